@@ -1,0 +1,41 @@
+"""The exceptions that mtbench raises at its edges.
+
+Each message is one line: what is wrong, where, the rule, what was found, what to do. The command
+line prints it and exits with code 2; a library user catches `MtbenchError`.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MtbenchError(Exception):
+    """Base of every error that the user, not the program, has to mend."""
+
+
+class UsageError(MtbenchError):
+    """An option, name or parameter that does not exist or has no such value."""
+
+
+class DataError(MtbenchError):
+    """Input data that is absent, broken, or not what its source promises."""
+
+
+class PluginError(MtbenchError):
+    """A method or task module that does not define exactly one plugin class."""
+
+
+class RunError(MtbenchError):
+    """A run directory that cannot be written, read, or belongs to another spec."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint naming the closest known name, else all of them.
+
+    >>> did_you_mean("cagard", ["cagrad", "ew"])
+    "did you mean 'cagrad'?"
+    >>> did_you_mean("xyz", ["ew", "cagrad"])
+    'known: cagrad, ew'
+    """
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"

@@ -1,0 +1,1 @@
+"""Thyroid ultrasound: nodule mask and TI-RADS category from one image."""
