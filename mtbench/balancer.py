@@ -1,0 +1,157 @@
+"""What a balancing method is: the class that turns one forward pass into gradients.
+
+A method picks the narrowest signature that it needs: losses (`Scalarizer`), the K x K Gramian
+(`Weighting`), the K x d Jacobian (`Aggregator`), or everything (`Balancer`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mtbench.step import Space, Step
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+    from mtbench.model import MultitaskModel
+
+LossesFn = Callable[[], Sequence[Tensor]]
+
+
+class Balancer(nn.Module, ABC):
+    """A balancing method.
+
+    All that step t+1 needs is a parameter, a buffer or extra state, so that `state_dict` carries
+    it; trainable parameters of a balancer never get the model's weight decay. Every method is
+    constructed as ``Method(num_objectives, seed, **its_own_keyword_parameters)``.
+
+    Args:
+        num_objectives: K.
+        seed: seeds `generator`, the only source of randomness a method may use.
+
+    Attributes:
+        paper: where the method is defined.
+        passes: what a step costs: F forward, H heads' backward, E encoder backward.
+    """
+
+    paper: ClassVar[str]
+    passes: ClassVar[str]
+
+    def __init__(self, num_objectives: int, seed: int = 0) -> None:
+        super().__init__()
+        if num_objectives < 1:
+            raise ValueError(f"num_objectives must be at least 1, found {num_objectives}")
+        self.num_objectives = num_objectives
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @abstractmethod
+    def backward(self, step: Step) -> Tensor | None:
+        """Write ``.grad``s for one forward pass.
+
+        Returns:
+            The effective weights (K,) of the objectives, for the record, where the method has any.
+        """
+
+    def after_step(self, losses_fn: LossesFn) -> None:
+        """Act after the optimizer's step; `losses_fn()` repeats the forward on the same batch."""
+
+    def after_epoch(self) -> None:
+        """Act after an epoch."""
+
+    def view(self, features: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
+        """Return the features as head k shall see them."""
+        return features
+
+    def wrap(self, model: "MultitaskModel") -> "MultitaskModel":
+        """Return the model that shall be trained in the place of `model`."""
+        return model
+
+    @classmethod
+    def suggest(cls, trial: "Trial") -> dict[str, Any]:
+        """Draw this method's own parameters from its search space."""
+        return {}
+
+    def get_extra_state(self) -> Tensor:
+        """Return the generator's state, so that a resumed run draws what it would have drawn."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore what `get_extra_state` returned."""
+        self.generator.set_state(state.cpu())
+
+
+class Scalarizer(Balancer):
+    """A method that minimises one scalar: every parameter, heads too, gets its gradient."""
+
+    passes = "F + H + E"
+
+    @abstractmethod
+    def objective(self, step: Step) -> tuple[Tensor, Tensor | None]:
+        """Return the scalar to minimise, and the effective weights (K,) for the record."""
+
+    def backward(self, step: Step) -> Tensor | None:
+        """Differentiate the scalar once."""
+        objective, weights = self.objective(step)
+        if objective.requires_grad:  # a batch may hold no label at all
+            objective.backward()  # type: ignore[no-untyped-call]
+        return None if weights is None else weights.detach()
+
+
+class Weighting(Balancer):
+    """A method that finds weights from the Gramian of the objectives' gradients.
+
+    The shared parameters get sum_k w_k dL_k, every head the unweighted gradient of its own loss.
+
+    An objective whose gradient is zero (no label in this batch, or solved) has nothing to say: it
+    is left out before the method is asked, and its recorded weight is 0.
+    """
+
+    passes = "F + H + K E"
+    space: Space = "shared"
+
+    @abstractmethod
+    def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        """Return the (K,) weights.
+
+        Args:
+            gramian: G = J J^T, (K, K), float64, every diagonal entry positive.
+            losses: the K loss values.
+        """
+
+    def backward(self, step: Step) -> Tensor:
+        """Find the weights and apply them."""
+        gramian = step.gramian(self.space).cpu()
+        active = (gramian.diagonal() > 0).nonzero().flatten()
+        weights = gramian.new_zeros(step.num_objectives)
+        if len(active):
+            found = self.weights(gramian[active][:, active], step.values.cpu().double()[active])
+            weights[active] = found.to(weights)
+        step.backward(weights, self.space)
+        return weights
+
+
+class Aggregator(Balancer):
+    """A method that finds a direction from the whole Jacobian; heads as in `Weighting`."""
+
+    passes = "F + H + K E"
+
+    @abstractmethod
+    def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
+        """Return the (d,) direction that takes the gradient's place.
+
+        Args:
+            jacobian: (K, d), every row nonzero.
+            losses: the K loss values.
+        """
+
+    def backward(self, step: Step) -> None:
+        """Find the direction and apply it; rows of zeros are left out as in `Weighting`."""
+        jacobian = step.jacobian()
+        active = jacobian.any(dim=1)
+        direction = jacobian.new_zeros(jacobian.shape[1])
+        if active.any():
+            direction = self.direction(jacobian[active], step.values.to(jacobian)[active])
+        step.assign(direction)
