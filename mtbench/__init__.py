@@ -1,3 +1,49 @@
-"""mtbench: a pluggable benchmark toolkit for multitask optimization."""
+"""mtbench: a pluggable benchmark toolkit for multitask optimization.
+
+The names below are loaded on first use, so that ``import mtbench`` does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtbench.balancer import Aggregator, Balancer, Scalarizer, Weighting
+    from mtbench.errors import MtbenchError
+    from mtbench.model import MultitaskModel
+    from mtbench.step import Step
+    from mtbench.task import Metric, Split, Splits, Task
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Aggregator": "balancer",
+    "Balancer": "balancer",
+    "Metric": "task",
+    "MtbenchError": "errors",
+    "MultitaskModel": "model",
+    "Scalarizer": "balancer",
+    "Split": "task",
+    "Splits": "task",
+    "Step": "step",
+    "Task": "task",
+    "Weighting": "balancer",
+}
+__all__ = [  # noqa: RUF022 - the reading order
+    "Step",
+    "Balancer",
+    "Scalarizer",
+    "Weighting",
+    "Aggregator",
+    "MultitaskModel",
+    "Task",
+    "Split",
+    "Splits",
+    "Metric",
+    "MtbenchError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mtbench' has no attribute {name!r}")
+    return getattr(import_module(f"mtbench.{_HOMES[name]}"), name)

@@ -136,7 +136,9 @@ class Step:
         """Return sum_k w_k L_k on the graph; the plain sum by default."""
         if weights is None:
             return sum(self.losses[1:], start=self.losses[0])
-        terms = [weight * loss for weight, loss in zip(weights, self.losses, strict=True)]
+        terms: list[Tensor] = [
+            weight * loss for weight, loss in zip(weights, self.losses, strict=True)
+        ]
         return sum(terms[1:], start=terms[0])
 
     @cached_property

@@ -1,0 +1,131 @@
+"""Parameters of plugins: what a constructor's signature declares, and text turned into values.
+
+A method's and a task's own parameters are the keyword-only arguments of its ``__init__``, with
+annotations among int, float, bool, str, Path, Literal, tuple[X, ...] and unions of these.
+"""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from mtbench.errors import UsageError, did_you_mean
+
+
+def declared(cls: type) -> dict[str, inspect.Parameter]:
+    """Return the keyword-only parameters of a class, annotations resolved."""
+    hints = get_type_hints(inspect.unwrap(vars(cls).get("__init__", cls)))
+    return {
+        name: parameter.replace(annotation=hints.get(name, str))
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def resolve(cls: type, given: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """Return the parameters of a class, those given over the defaults.
+
+    Args:
+        cls: the plugin's class.
+        given: values; strings are parsed by the annotation.
+        owner: how the plugin is called in messages.
+
+    Raises:
+        UsageError: an unknown name, a value of the wrong type, or a required one missing.
+    """
+    known = declared(cls)
+    for name in given:
+        if name not in known:
+            raise UsageError(f"{owner} has no parameter {name!r}: {did_you_mean(name, known)}")
+    values = {}
+    for name, parameter in known.items():
+        if name in given:
+            values[name] = convert(given[name], parameter.annotation, f"{owner}.{name}")
+        elif parameter.default is inspect.Parameter.empty:
+            raise UsageError(f"{owner} needs {name}={describe(parameter.annotation)}")
+        else:
+            values[name] = parameter.default
+    return values
+
+
+def convert(value: Any, annotation: Any, where: str) -> Any:
+    """Return `value` as the annotation's type.
+
+    >>> convert("1,2.5", tuple[float, ...], "ls.weights")
+    (1.0, 2.5)
+    >>> convert("none", float | None, "x")
+
+    Raises:
+        UsageError: the value has no reading of that type.
+    """
+    for option in _options(annotation):
+        try:
+            return _read(value, option)
+        except (ValueError, TypeError):
+            continue
+    raise UsageError(f"{where} must be {describe(annotation)}, found {value!r}")
+
+
+def describe(annotation: Any) -> str:
+    """Return an annotation in words.
+
+    >>> describe(float | None), describe(Literal["a", "b"]), describe(tuple[int, ...])
+    ('float or none', "'a' or 'b'", 'int,int,...')
+    """
+    return " or ".join(_name(option) for option in _options(annotation))
+
+
+def _name(option: Any) -> str:
+    if get_origin(option) is Literal:
+        return " or ".join(map(repr, get_args(option)))
+    if get_origin(option) is tuple:
+        inner = describe(get_args(option)[0])
+        return f"{inner},{inner},..."
+    return "none" if option is type(None) else str(option.__name__).lower()
+
+
+def _options(annotation: Any) -> Iterable[Any]:
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def _read(value: Any, option: Any) -> Any:
+    if option is type(None):
+        if value is None or str(value).lower() in ("none", ""):
+            return None
+    elif get_origin(option) is Literal:
+        for choice in get_args(option):
+            if str(value) == str(choice):
+                return choice
+    elif get_origin(option) is tuple:
+        inner = get_args(option)[0]
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(
+            _read(item.strip() if isinstance(item, str) else item, inner) for item in items
+        )
+    elif option is bool:
+        if str(value).lower() in ("true", "yes", "1", "on"):
+            return True
+        if str(value).lower() in ("false", "no", "0", "off"):
+            return False
+    elif option is int:
+        if not isinstance(value, bool) and float(value) == int(float(value)):
+            return int(float(value))
+    elif option is float:
+        if not isinstance(value, bool):
+            return float(value)
+    elif option in (str, Path):
+        return option(value)
+    raise ValueError(value)
+
+
+def own_keys(parameters: Mapping[str, Any]) -> str:
+    """Return parameters as `key=value` text for one line.
+
+    >>> own_keys({"c": 0.5, "w": (1, 2)})
+    'c=0.5 w=1,2'
+    """
+    return " ".join(
+        f"{k}={','.join(map(str, v)) if isinstance(v, tuple | list) else v}"
+        for k, v in parameters.items()
+    )

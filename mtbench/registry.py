@@ -1,0 +1,137 @@
+"""Finding methods and tasks: a plugin's name is its module's name.
+
+Packages announce themselves by an entry point in the group ``mtbench.methods`` or
+``mtbench.tasks`` that names the package; each of its public modules is one plugin. Single files
+join with ``--plugin``. Listing reads directory listings and imports nothing.
+"""
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from mtbench.errors import PluginError, UsageError, did_you_mean
+
+Kind = Literal["method", "task"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One plugin: its name, the file it lives in, and the module to import (None for a file)."""
+
+    name: str
+    path: Path
+    module: str | None
+
+    def load(self, base: type) -> type:
+        """Import the plugin and return the one subclass of `base` that it defines.
+
+        Raises:
+            PluginError: the module does not import, or defines none or several.
+        """
+        module = self._import()
+        own = [
+            item
+            for item in vars(module).values()
+            if inspect.isclass(item)
+            and issubclass(item, base)
+            and item.__module__ == module.__name__
+            and not item.__name__.startswith("_")
+            and not inspect.isabstract(item)
+        ]
+        if len(own) != 1:
+            found = ", ".join(sorted(item.__name__ for item in own)) or "none"
+            raise PluginError(
+                f"{self.path}: a plugin file defines exactly one concrete, public subclass of "
+                f"mtbench.{base.__name__}, found {found}"
+            )
+        return own[0]
+
+    def digest(self) -> str | None:
+        """Return the sha256 of a plugin file, None for a module of an installed package."""
+        if self.module is not None:
+            return None
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def _import(self) -> ModuleType:
+        try:
+            if self.module is not None:
+                return import_module(self.module)
+            return _import_file(self.path)
+        except Exception as error:
+            where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            raise PluginError(
+                f"{self.path}{where}: does not import: {type(error).__name__}: {error}"
+            ) from error
+
+
+@cache
+def _import_file(path: Path) -> ModuleType:
+    spec = spec_from_file_location(f"mtbench_plugin_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise PluginError(f"{path}: a plugin is a Python file (.py)")
+    module = module_from_spec(spec)
+    sys.modules[module.__name__] = module  # so that classes defined there can be looked up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
+    return module
+
+
+def entries(kind: Kind, plugins: Iterable[Path] = ()) -> dict[str, Entry]:
+    """Return all plugins of a kind by name, sorted; plugin files count as both kinds.
+
+    Raises:
+        PluginError: two plugins share a name, or a plugin file does not exist.
+    """
+    found: dict[str, Entry] = {}
+    for entry in [*_installed(kind), *map(_from_file, plugins)]:
+        if entry.name in found and found[entry.name].path != entry.path:
+            raise PluginError(
+                f"two {kind}s are called {entry.name!r}: {found[entry.name].path} and "
+                f"{entry.path}; rename one file"
+            )
+        found[entry.name] = entry
+    return dict(sorted(found.items()))
+
+
+def find(kind: Kind, name: str, plugins: Iterable[Path] = ()) -> Entry:
+    """Return one plugin.
+
+    Raises:
+        UsageError: no such name; the message suggests one.
+    """
+    known = entries(kind, plugins)
+    if name not in known:
+        raise UsageError(f"unknown {kind} {name!r}: {did_you_mean(name, known)}")
+    return known[name]
+
+
+def _installed(kind: Kind) -> list[Entry]:
+    found = []
+    for point in entry_points(group=f"mtbench.{kind}s"):
+        spec = find_spec(point.value)
+        for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
+            for path in sorted(folder.iterdir()):
+                is_package = (path / "__init__.py").is_file()
+                if not path.name.startswith(("_", ".")) and (is_package or path.suffix == ".py"):
+                    file = path / "__init__.py" if is_package else path
+                    found.append(Entry(path.stem, file, f"{point.value}.{path.stem}"))
+    return found
+
+
+def _from_file(path: Path) -> Entry:
+    path = path.resolve()
+    if path.suffix != ".py" or not path.is_file():
+        raise PluginError(f"--plugin {path}: a plugin is an existing Python file (.py)")
+    return Entry(path.stem, path, None)

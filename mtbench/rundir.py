@@ -1,0 +1,173 @@
+"""The run directory: the record of one cell.
+
+``spec.json`` (what), ``epochs.jsonl`` and ``steps.csv`` (how it went), ``checkpoint.pt`` (where to
+go on), ``best.pt`` (the selected weights), ``result.json`` (written last: with it a cell is
+finished). Every file is replaced atomically.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mtbench.errors import RunError
+
+
+class Spec(BaseModel):
+    """All that determines a cell; equal specs are the same cell.
+
+    Attributes:
+        version: of this format.
+        task: its name, and `task_params` with every default filled in.
+        method: its name, and `method_params` likewise.
+        plugins: sha256 of each plugin file involved, by name.
+        data: the data's fingerprint.
+        recipe: the optimisation, defaults filled in.
+        seed: of everything random.
+        precision: ``fp32``, or ``bf16`` autocast.
+        device: the device's type.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    task: str
+    task_params: dict[str, Any]
+    method: str
+    method_params: dict[str, Any]
+    plugins: dict[str, str] = {}
+    data: str
+    recipe: dict[str, Any]
+    seed: int
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = "cpu"
+
+    def canonical(self) -> str:
+        """Return the JSON text that is hashed: sorted keys, no white space."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def hash(self) -> str:
+        """The first 12 hexadecimal digits of the sha256 of `canonical`."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()[:12]
+
+
+class RunDirectory:
+    """Reads and writes the files of one cell.
+
+    Args:
+        path: the folder; `at` finds the one of a spec.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def at(cls, out: Path, spec: Spec) -> "RunDirectory":
+        """Return the directory of a cell below `out`, made and marked with its spec.
+
+        Raises:
+            RunError: it cannot be written, or holds another spec.
+        """
+        run = cls(out / spec.task / spec.method / f"seed{spec.seed}-{spec.hash}")
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            if not (run.path / "spec.json").exists():
+                run.write_text("spec.json", json.dumps(spec.model_dump(mode="json"), indent=2))
+        except OSError as error:
+            raise RunError(
+                f"{run.path}: cannot be written ({error.strerror}); choose another --out"
+            ) from error
+        if run.spec().canonical() != spec.canonical():
+            raise RunError(
+                f"{run.path}: spec.json is of another cell ({run.spec().hash}, wanted "
+                f"{spec.hash}); it was edited or moved: remove the folder or choose another --out"
+            )
+        return run
+
+    def spec(self) -> Spec:
+        """Return the spec.
+
+        Raises:
+            RunError: this is no run directory, or its spec does not parse.
+        """
+        file = self.path / "spec.json"
+        try:
+            return Spec.model_validate_json(file.read_bytes())
+        except FileNotFoundError:
+            raise RunError(f"{self.path}: no run directory (it has no spec.json)") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "file"
+            raise RunError(f"{file}: not a spec of version 1: {where}: {first['msg']}") from error
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result, None while the cell is unfinished.
+
+        Raises:
+            RunError: it does not parse.
+        """
+        file = self.path / "result.json"
+        if not file.exists():
+            return None
+        try:
+            result: dict[str, Any] = json.loads(file.read_text())
+        except ValueError as error:
+            raise RunError(
+                f"{file}: does not parse ({error}); delete it to finish the cell again"
+            ) from error
+        return result
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replace a text file atomically."""
+        temporary = self.path / f".{name}.tmp"
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(self.path / name)
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Replace a tensor file atomically."""
+        temporary = self.path / f".{name}.tmp"
+        with temporary.open("wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(self.path / name)
+
+    def load(self, name: str, device: str = "cpu") -> dict[str, Any] | None:
+        """Return a tensor file, None where there is none.
+
+        Raises:
+            RunError: it is corrupt.
+        """
+        file = self.path / name
+        if not file.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a broken file
+            raise RunError(
+                f"{file}: corrupt, does not load ({type(error).__name__}); delete it to train "
+                "this cell from its start"
+            ) from error
+        return state
+
+
+def find_runs(roots: list[Path]) -> Iterator[RunDirectory]:
+    """Yield every run directory at or below the roots, in a stable order.
+
+    Raises:
+        RunError: a root does not exist.
+    """
+    for root in roots:
+        if not root.is_dir():
+            raise RunError(f"{root}: no such folder; give the --out of earlier runs")
+        for file in sorted(root.rglob("spec.json")):
+            yield RunDirectory(file.parent)

@@ -1,0 +1,456 @@
+"""The common trainer: one cell from its spec to its result. It names no method and no task."""
+
+import csv
+import io
+import json
+import math
+import platform
+import statistics
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+import mtbench
+from mtbench import numerics, params, seeding
+from mtbench.balancer import Balancer
+from mtbench.errors import RunError, UsageError
+from mtbench.model import MultitaskModel
+from mtbench.rundir import RunDirectory, Spec
+from mtbench.step import Step
+from mtbench.task import Batch, Metric, Recipe, Split, Splits, Task
+
+SELECTION = "mean-primary"
+"""The rule that selects an epoch: the largest mean of the primary validation metrics, those that
+are better when lower counted negative, undefined ones left out; of equals, the first."""
+
+CHECKPOINT_SECONDS = 30.0
+
+
+class Observer(Protocol):
+    """Is told how a cell goes."""
+
+    def started(self, spec: Spec, epochs: int, steps: int, done: int) -> None:
+        """A cell begins, or goes on after `done` of its epochs x steps."""
+
+    def stepped(self, epoch: int, losses: dict[str, float]) -> None:
+        """One step was made."""
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """An epoch ended with this record."""
+
+    def finished(self, result: dict[str, Any]) -> None:
+        """The cell ended."""
+
+
+class Diverged(Exception):  # noqa: N818 - an outcome, not an error
+    """A loss or a gradient became infinite or NaN."""
+
+
+@dataclass
+class Progress:
+    """Where a cell stands: all that is kept beside weights and generators."""
+
+    epoch: int = 0
+    position: int = 0
+    sums: list[float] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_score: float = -math.inf
+    seconds: float = 0.0
+    threads: int = 0
+    peak_mib: float = 0.0
+
+
+def build(spec: Spec, task: Task, method: type[Balancer]) -> tuple[MultitaskModel, Balancer]:
+    """Return the initial model, equal for every method at one seed, and the balancer."""
+    own = params.resolve(method, spec.method_params, spec.method)
+    seeding.seed_everything(seeding.derive(spec.seed, "model"))
+    model = task.model()
+    balancer = method(len(task.objectives), seeding.derive(spec.seed, "balancer"), **own)
+    return balancer.wrap(model).to(spec.device), balancer.to(spec.device)
+
+
+def autocast(spec: Spec) -> AbstractContextManager[Any]:
+    """Return the context in which a forward pass runs at the spec's precision."""
+    if spec.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(spec.device).type, torch.bfloat16)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch with its tensors on the device."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+class Predict:
+    """A trained model as a function from inputs to the heads' outputs."""
+
+    def __init__(self, spec: Spec, model: MultitaskModel, balancer: Balancer) -> None:
+        self.spec, self.model, self.balancer = spec, model, balancer
+
+    @torch.no_grad()
+    def __call__(self, inputs: Any) -> list[Any]:
+        """Return the K outputs."""
+        self.model.eval()
+        if isinstance(inputs, Tensor):
+            inputs = inputs.to(self.spec.device)
+        with autocast(self.spec):
+            return self.model.decode(self.model.encode(inputs), self.balancer.view)
+
+
+def load_trained(run: RunDirectory, task: Task, method: type[Balancer]) -> Predict:
+    """Return the selected model of a finished cell.
+
+    Raises:
+        RunError: the cell has no selected weights, or the file is corrupt.
+    """
+    spec = run.spec().model_copy(update={"device": "cpu"})
+    state = run.load("best.pt")
+    if state is None:
+        raise RunError(f"{run.path}: has no trained weights (best.pt) yet; finish the run first")
+    with seeding.preserved():
+        model, balancer = build(spec, task, method)
+    model.load_state_dict(state["model"])
+    balancer.load_state_dict(state["balancer"])
+    return Predict(spec, model, balancer)
+
+
+class Trainer:
+    """Trains one cell, resuming where its run directory left off.
+
+    Args:
+        spec: the cell.
+        task: an instance with the spec's parameters.
+        splits: what `task.setup` returned for the spec's seed.
+        method: the balancer's class.
+        run: the cell's directory.
+        observer: is told how it goes.
+        threads: of torch on the CPU; by default measured at the start.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        task: Task,
+        splits: Splits,
+        method: type[Balancer],
+        run: RunDirectory,
+        observer: Observer,
+        threads: int | None = None,
+    ) -> None:
+        if len(splits.train) == 0:
+            raise UsageError(f"task {spec.task}: the training split is empty")
+        self.spec, self.task, self.splits, self.run_directory = spec, task, splits, run
+        self.observer, self.method, self.threads = observer, method, threads
+        self.device = torch.device(spec.device)
+        self.recipe = Recipe(**spec.recipe)
+        self.steps = math.ceil(len(splits.train) / self.recipe.batch_size)
+        self.total_steps = self.steps * self.recipe.epochs
+        self.log_every = max(1, self.total_steps // 500)
+        self.rows: list[list[Any]] = []
+        self.order, self.order_epoch = torch.empty(0), -1
+        self.step_seconds: deque[float] = deque(maxlen=1000)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end and return the result, which is also written to the run directory."""
+        with seeding.preserved(), numerics.deterministic():
+            numerics.reset_peak_memory(self.device)
+            self._build()
+            self._restore()
+            self.observer.started(
+                self.spec,
+                self.recipe.epochs,
+                self.steps,
+                self.at.epoch * self.steps + self.at.position,
+            )
+            outcome = {"status": "finished"}
+            try:
+                while self.at.epoch < self.recipe.epochs:
+                    self._epoch()
+            except Diverged as event:
+                outcome = {"status": "diverged", "reason": str(event)}
+            result = self._result(outcome)
+            self.run_directory.write_text("result.json", json.dumps(result, indent=2))
+            self.observer.finished(result)
+            return result
+
+    def _build(self) -> None:
+        self.model, self.balancer = build(self.spec, self.task, self.method)
+        groups: list[dict[str, Any]] = [{"params": list(self.model.parameters())}]
+        if own := list(self.balancer.parameters()):
+            groups.append({"params": own, "weight_decay": 0.0})
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=self.recipe.lr, weight_decay=self.recipe.weight_decay, fused=True
+        )
+        seeding.seed_everything(seeding.derive(self.spec.seed, "training"))
+        self.at = Progress(sums=[0.0] * len(self.task.objectives))
+
+    def _restore(self) -> None:
+        state = self.run_directory.load("checkpoint.pt", self.spec.device)
+        if state is None:
+            self.at.threads = self._choose_threads()
+            return
+        self.model.load_state_dict(state["model"])
+        self.balancer.load_state_dict(state["balancer"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.at = Progress(**state["progress"])
+        seeding.set_global_state({k: _cpu(v) for k, v in state["rng"].items()})
+        self.step_seconds.extend(state["step_seconds"])
+        self.rows = state["rows"]
+        # Another number of threads could add in another order: a resumed cell keeps its own.
+        torch.set_num_threads(self.at.threads)
+
+    def _choose_threads(self) -> int:
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        elif self.device.type == "cpu":
+            batch = self._batch(0, 0)
+
+            def work() -> None:
+                self._forward(batch).total().backward()  # type: ignore[no-untyped-call]
+                self.optimizer.zero_grad()
+
+            with seeding.preserved():
+                numerics.fastest_threads(work)
+        return torch.get_num_threads()
+
+    def _batch(self, epoch: int, position: int) -> Batch:
+        """Return a batch that depends on the seed, the epoch and the position alone."""
+        if epoch != self.order_epoch:
+            shuffle = seeding.generator(self.spec.seed, "order", epoch)
+            self.order = torch.randperm(len(self.splits.train), generator=shuffle)
+            self.order_epoch = epoch
+        size = self.recipe.batch_size
+        indices = self.order[position * size : (position + 1) * size]
+        augmentation = seeding.generator(self.spec.seed, "augmentation", epoch, position)
+        return to_device(self.splits.train.batch(indices, augmentation), self.device)
+
+    def _losses(self, features: tuple[Tensor, ...], batch: Batch) -> Sequence[Tensor]:
+        return self.task.losses(self.model.decode(features, self.balancer.view), batch)
+
+    def _forward(self, batch: Batch) -> Step:
+        with autocast(self.spec):
+            features = self.model.encode(batch["inputs"])
+            losses = self._losses(features, batch)
+        return Step(
+            losses,
+            features=features,
+            shared=self.model.encoder.parameters(),
+            heads=[head.parameters() for head in self.model.heads],
+            latent=self.model.latent,
+        )
+
+    def _repeat(self, batch: Batch) -> Sequence[Tensor]:
+        with autocast(self.spec):
+            return self._losses(self.model.encode(batch["inputs"]), batch)
+
+    def _epoch(self) -> None:
+        self.model.train()
+        begin = saved = time.perf_counter()
+        while self.at.position < self.steps:
+            self._step(self._batch(self.at.epoch, self.at.position))
+            self.at.position += 1
+            if time.perf_counter() - saved > CHECKPOINT_SECONDS and self.at.position < self.steps:
+                self.at.seconds += time.perf_counter() - begin
+                self._checkpoint()
+                begin = saved = time.perf_counter()
+        self.balancer.after_epoch()
+        self.at.seconds += time.perf_counter() - begin
+        self._end_epoch()
+
+    def _step(self, batch: Batch) -> None:
+        begin = time.perf_counter()
+        index = self.at.epoch * self.steps + self.at.position
+        lr = self.recipe.lr * self._schedule(index)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        step = self._forward(batch)
+        losses = step.values.tolist()
+        self._must_be_finite(losses, "loss")
+        weights = self.balancer.backward(step)
+        del step  # frees the graph before the optimizer allocates
+        limit = math.inf if self.recipe.clip is None else self.recipe.clip
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        self._must_be_finite([norm], "gradient")
+        self.optimizer.step()
+        self.balancer.after_step(lambda: self._repeat(batch))
+        self.optimizer.zero_grad()
+        self.step_seconds.append(time.perf_counter() - begin)
+        self.at.sums = [a + b for a, b in zip(self.at.sums, losses, strict=True)]
+        named = dict(zip(self.task.objectives, losses, strict=True))
+        if index % self.log_every == 0:
+            shown = [math.nan] * len(losses) if weights is None else weights.tolist()
+            self.rows.append([index, self.at.epoch, lr, norm, *losses, *shown])
+        self.observer.stepped(self.at.epoch, named)
+
+    def _schedule(self, index: int) -> float:
+        if self.recipe.schedule == "constant":
+            return 1.0
+        warmup = max(1, round(0.05 * self.total_steps))
+        if index < warmup:
+            return (index + 1) / warmup
+        done = (index - warmup) / max(1, self.total_steps - warmup)
+        return 0.5 * (1 + math.cos(math.pi * done))
+
+    def _must_be_finite(self, values: Sequence[float], what: str) -> None:
+        if not all(map(math.isfinite, values)):
+            shown = ", ".join(f"{value:g}" for value in values)
+            raise Diverged(
+                f"non-finite {what} ({shown}) in epoch {self.at.epoch}, step {self.at.position}"
+            )
+
+    def _end_epoch(self) -> None:
+        objectives = self.task.objectives
+        losses, metrics = self._evaluate(self.splits.val)
+        score = selection_score(metrics, self.task)
+        record = {
+            "epoch": self.at.epoch,
+            "train_loss": dict(
+                zip(objectives, [total / self.steps for total in self.at.sums], strict=True)
+            ),
+            "val_loss": losses,
+            "val": metrics,
+            "score": score,
+        }
+        if score > self.at.best_score or not self.at.history:
+            self.at.best_score = score
+            self.run_directory.save(
+                "best.pt",
+                {
+                    "model": self.model.state_dict(),
+                    "balancer": self.balancer.state_dict(),
+                    "epoch": self.at.epoch,
+                },
+            )
+        self.at.history.append(record)
+        self.at.epoch, self.at.position = self.at.epoch + 1, 0
+        self.at.sums = [0.0] * len(objectives)
+        self._checkpoint()
+        self.observer.evaluated(record)
+
+    @torch.no_grad()
+    def _evaluate(self, split: Split) -> tuple[dict[str, float], dict[str, float]]:
+        """Return the mean losses and the metrics of a split."""
+        self.model.eval()
+        meter = self.task.meter()
+        sums = torch.zeros(len(self.task.objectives), dtype=torch.float64)
+        for indices in torch.split(torch.arange(len(split)), 2 * self.recipe.batch_size):
+            batch = to_device(split.batch(indices), self.device)
+            with autocast(self.spec):
+                outputs = self.model.decode(self.model.encode(batch["inputs"]), self.balancer.view)
+                losses = self.task.losses(outputs, batch)
+            sums += len(indices) * torch.stack([x.detach().double().cpu() for x in losses])
+            meter.update(outputs, batch)
+        means = (sums / max(1, len(split))).tolist()
+        return dict(zip(self.task.objectives, means, strict=True)), meter.compute()
+
+    def _checkpoint(self) -> None:
+        self.at.peak_mib = max(self.at.peak_mib, numerics.peak_memory(self.device))
+        self.run_directory.save(
+            "checkpoint.pt",
+            {
+                "model": self.model.state_dict(),
+                "balancer": self.balancer.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "progress": vars(self.at),
+                "rng": seeding.global_state(),
+                "rows": self.rows,
+                "step_seconds": list(self.step_seconds),
+            },
+        )
+        lines = [json.dumps(record) + "\n" for record in self.at.history]
+        self.run_directory.write_text("epochs.jsonl", "".join(lines))
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        names = self.task.objectives
+        losses, weights = [f"loss_{n}" for n in names], [f"weight_{n}" for n in names]
+        writer.writerow(["step", "epoch", "lr", "grad_norm", *losses, *weights])
+        writer.writerows(self.rows)
+        self.run_directory.write_text("steps.csv", table.getvalue())
+
+    def _result(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        result: dict[str, Any] = {
+            "version": 1,
+            **outcome,
+            "task": self.spec.task,
+            "method": self.spec.method,
+            "seed": self.spec.seed,
+            "hash": self.spec.hash,
+            "selection": SELECTION,
+            "epochs": len(self.at.history),
+            "metrics": {name: vars(metric) for name, metric in self.task.metrics.items()},
+            "notes": dict(self.splits.notes),
+        }
+        best = self.run_directory.load("best.pt", self.spec.device)
+        if outcome["status"] == "finished" and best is not None:
+            self.model.load_state_dict(best["model"])
+            self.balancer.load_state_dict(best["balancer"])
+            result["best_epoch"] = best["epoch"]
+            result["val"] = self.at.history[best["epoch"]]["val"]
+            result["test_loss"], result["test"] = self._evaluate(self.splits.test)
+        self.at.peak_mib = max(self.at.peak_mib, numerics.peak_memory(self.device))
+        seconds = statistics.median(self.step_seconds) if self.step_seconds else math.nan
+        result["cost"] = {
+            "seconds_per_step": seconds,
+            "train_seconds": self.at.seconds,
+            "peak_mib": self.at.peak_mib,
+            "passes": self.method.passes,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+        }
+        result["environment"] = {
+            "mtbench": mtbench.__version__,
+            "python": platform.python_version(),
+            "torch": version("torch"),
+            "platform": platform.platform(),
+            "threads": self.at.threads,
+        }
+        return result
+
+
+def selection_score(metrics: dict[str, float], task: Task) -> float:
+    """Return the score of the `SELECTION` rule."""
+    signed = [
+        metrics[name] if metric.higher_is_better else -metrics[name]
+        for name, metric in task.metrics.items()
+        if metric.primary and not math.isnan(metrics[name])
+    ]
+    return statistics.fmean(signed) if signed else -math.inf
+
+
+def _cpu(value: Any) -> Any:
+    """Return generator states on the CPU, where torch wants them whatever the device."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, list | tuple):
+        return type(value)(_cpu(item) for item in value)
+    return value
+
+
+def resolve_device(name: str) -> str:
+    """Return the device's type to train on.
+
+    Raises:
+        UsageError: torch knows no such device, or this machine has none.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UsageError(
+            f"--device {name}: not available here ({reason}); use --device cpu"
+        ) from error
+    return str(device)
+
+
+def primary_metrics(metrics: dict[str, Metric]) -> list[str]:
+    """Return the names of the metrics that are compared."""
+    return [name for name, metric in metrics.items() if metric.primary]
