@@ -35,10 +35,16 @@ class Balancer(nn.Module, ABC):
     Attributes:
         paper: where the method is defined.
         passes: what a step costs: F forward, H heads' backward, E encoder backward.
+        reference: whether its row is the one that delta-m is measured against.
+        needs_features: whether the method cannot do with losses and parameters alone.
+        finds_front: whether it ends near the Pareto set where the objectives are convex.
     """
 
     paper: ClassVar[str]
     passes: ClassVar[str]
+    reference: ClassVar[bool] = False
+    needs_features: ClassVar[bool] = False
+    finds_front: ClassVar[bool] = True
 
     def __init__(self, num_objectives: int, seed: int = 0) -> None:
         super().__init__()
@@ -70,8 +76,8 @@ class Balancer(nn.Module, ABC):
         return model
 
     @classmethod
-    def suggest(cls, trial: "Trial") -> dict[str, Any]:
-        """Draw this method's own parameters from its search space."""
+    def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
+        """Draw this method's own parameters from its search space, for K objectives."""
         return {}
 
     def get_extra_state(self) -> Tensor:

@@ -5,7 +5,7 @@ annotations among int, float, bool, str, Path, Literal, tuple[X, ...] and unions
 """
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,12 +13,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from mtbench.errors import UsageError, did_you_mean
 
 
-def declared(cls: type) -> dict[str, inspect.Parameter]:
-    """Return the keyword-only parameters of a class, annotations resolved."""
-    hints = get_type_hints(inspect.unwrap(vars(cls).get("__init__", cls)))
+def declared(callee: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return the keyword-only parameters of a class or function, annotations resolved."""
+    is_class = isinstance(callee, type)
+    hints = get_type_hints(inspect.getattr_static(callee, "__init__") if is_class else callee)
     return {
         name: parameter.replace(annotation=hints.get(name, str))
-        for name, parameter in inspect.signature(cls).parameters.items()
+        for name, parameter in inspect.signature(callee).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
 

@@ -16,11 +16,12 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Literal, TypeVar
 
 from mtbench.errors import PluginError, UsageError, did_you_mean
 
 Kind = Literal["method", "task"]
+Plugin = TypeVar("Plugin")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Entry:
     path: Path
     module: str | None
 
-    def load(self, base: type) -> type:
+    def load(self, base: type[Plugin]) -> type[Plugin]:
         """Import the plugin and return the one subclass of `base` that it defines.
 
         Raises:

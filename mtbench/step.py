@@ -10,6 +10,8 @@ from torch import Tensor
 
 Space = Literal["shared", "features"]
 
+_BLOCK = 1 << 16  # columns of the Jacobian that are multiplied at a time
+
 
 def _leaves(roots: Iterable[Tensor], stop: Iterable[Tensor] = ()) -> list[Tensor]:
     """Return the leaf tensors that autograd reaches from `roots` without crossing `stop`."""
@@ -229,19 +231,20 @@ class Step:
             space: ``"shared"`` parameters, or ``"features"`` (no encoder backward is paid).
         """
         if space == "shared":
-            jacobian = self.jacobian()
+            blocks = [self.jacobian()]
         else:
             self._need_features("gramian")
-            jacobian = torch.stack(
-                [torch.cat([g.flatten() for g in grads]) for grads in self.feature_grads()]
+            rows = zip(
+                *([g.flatten() for g in grads] for grads in self.feature_grads()), strict=True
             )
-        gramian = (jacobian @ jacobian.T).double()
-        squares = gramian.diagonal()
-        if not ((squares > 1e-24) & (squares < 1e24)).all():
-            # Squares of tiny or huge entries leave float32's range: take the scale out of each row.
-            scale = jacobian.abs().amax(1, keepdim=True)
-            unit = jacobian / scale.masked_fill(scale == 0, 1)
-            gramian = (unit @ unit.T).double() * (scale.double() @ scale.double().T)
+            blocks = [torch.stack(grads) for grads in rows]
+        # In float64, a cache's worth at a time: float32 squares lose angles below 3e-4 and, at
+        # 1e-20 or 1e20, everything; autocast leaves float64 alone.
+        gramian = self.values.new_zeros(self.num_objectives, self.num_objectives).double()
+        for block in blocks:
+            for part in torch.split(block, _BLOCK, dim=1):
+                part = part.double()
+                gramian += part @ part.T
         return gramian
 
     def assign(self, direction: Tensor, head_weights: Tensor | None = None) -> None:
@@ -267,7 +270,9 @@ class Step:
         """
         if space == "shared":
             jacobian = self.jacobian()
-            self.assign(weights.to(jacobian) @ jacobian, head_weights)
+            with torch.autocast(jacobian.device.type, enabled=False):
+                direction = weights.to(jacobian) @ jacobian
+            self.assign(direction, head_weights)
             return
         self._need_features("backward")
         mixed = [
@@ -288,4 +293,4 @@ class Step:
 
     def _need_features(self, what: str) -> None:
         if not self.features:
-            raise ValueError(f"Step.{what}: space='features' needs Step(features=...), found none")
+            raise ValueError(f"Step.{what}: this needs Step(features=...), found no features")

@@ -380,6 +380,7 @@ class Trainer:
             **outcome,
             "task": self.spec.task,
             "method": self.spec.method,
+            "reference": self.method.reference,
             "seed": self.spec.seed,
             "hash": self.spec.hash,
             "selection": SELECTION,

@@ -1,0 +1,135 @@
+"""From what a user asks for to cells that can be run."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtbench import overrides, params
+from mtbench.balancer import Balancer
+from mtbench.errors import UsageError
+from mtbench.registry import Entry, find
+from mtbench.rundir import RunDirectory, Spec
+from mtbench.task import Recipe, Splits, Task
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method with its parameters.
+
+    Attributes:
+        entry: where it comes from.
+        method: its class.
+        params: every own parameter.
+    """
+
+    entry: Entry
+    method: type[Balancer]
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A task, the methods to run on it, and the recipe, checked and with defaults filled in.
+
+    Attributes:
+        entry: where the task comes from.
+        task: an instance.
+        task_params: its every own parameter.
+        choices: the methods.
+        recipe: the optimisation.
+    """
+
+    entry: Entry
+    task: Task
+    task_params: dict[str, Any]
+    choices: list[Choice]
+    recipe: Recipe
+
+    @classmethod
+    def of(
+        cls,
+        task: str,
+        methods: Sequence[str],
+        given: dict[str, str],
+        plugins: Sequence[Path] = (),
+        options: Sequence[str] = (),
+    ) -> "Request":
+        """Return the request of a command line.
+
+        Args:
+            task: the task's name.
+            methods: the methods' names.
+            given: overrides of parameters, as text.
+            plugins: plugin files.
+            options: the command's own options, for hints.
+
+        Raises:
+            UsageError: an unknown name or parameter, or a value that does not fit.
+            PluginError: a plugin that does not load.
+        """
+        task_entry = find("task", task, plugins)
+        entries = [find("method", name, plugins) for name in dict.fromkeys(methods)]
+        task_class = task_entry.load(Task)
+        classes = [entry.load(Balancer) for entry in entries]
+        share = overrides.route(
+            given,
+            {
+                "task": {task: list(params.declared(task_class))},
+                "recipe": {"recipe": list(params.declared(Recipe))},
+                "method": {
+                    e.name: list(params.declared(c)) for e, c in zip(entries, classes, strict=True)
+                },
+            },
+            options,
+        )
+        task_params = params.resolve(task_class, share[task], task)
+        instance = task_class(**task_params)
+        known = params.declared(Recipe)
+        changed = {
+            key: params.convert(value, known[key].annotation, f"recipe.{key}")
+            for key, value in share["recipe"].items()
+        }
+        choices = []
+        for entry, method in zip(entries, classes, strict=True):
+            own = params.resolve(method, share[entry.name], entry.name)
+            method(len(instance.objectives), 0, **own)  # a bad value is told before data is loaded
+            choices.append(Choice(entry, method, own))
+        recipe = dataclasses.replace(instance.recipe, **changed)
+        return cls(task_entry, instance, task_params, choices, recipe)
+
+    def spec(self, choice: Choice, splits: Splits, seed: int, precision: str, device: str) -> Spec:
+        """Return the spec of one cell. Locations of data are no part of it, their content is."""
+        involved = {entry.name: entry.digest() for entry in (self.entry, choice.entry)}
+        return Spec(
+            task=self.entry.name,
+            task_params={k: v for k, v in self.task_params.items() if not isinstance(v, Path)}
+            | {k: None for k, v in self.task_params.items() if isinstance(v, Path)},
+            method=choice.entry.name,
+            method_params=choice.params,
+            plugins={name: digest for name, digest in involved.items() if digest},
+            data=splits.fingerprint,
+            recipe=dataclasses.asdict(self.recipe),
+            seed=seed,
+            precision=precision,  # type: ignore[arg-type]  # pydantic checks it
+            device=device,
+        )
+
+
+def reload(run: RunDirectory, plugins: Sequence[Path] = ()) -> tuple[Spec, Task, type[Balancer]]:
+    """Return the spec, task and method of an existing run directory.
+
+    Raises:
+        UsageError: the plugin files that it was made with are not given, or have changed.
+    """
+    spec = run.spec()
+    entries = find("task", spec.task, plugins), find("method", spec.method, plugins)
+    for entry in entries:
+        if spec.plugins.get(entry.name) != entry.digest():
+            raise UsageError(
+                f"{run.path}: was made with another version of {entry.name!r} than "
+                f"{entry.path}; give the plugin file that it was made with"
+            )
+    task_class, method = entries[0].load(Task), entries[1].load(Balancer)
+    return spec, task_class(**params.resolve(task_class, spec.task_params, spec.task)), method

@@ -1,0 +1,67 @@
+"""The command line. Commands import what they need when they run: help must be instant."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from mtbench.cli import data, listing, new, predict, run, show
+from mtbench.errors import MtbenchError
+
+# typer brings its own click: its base exception is reached through the class that typer exports.
+ClickException: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="mtbench",
+    help="Compare multitask-optimization methods, honestly and cheaply.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(context_settings=EXTRA)(run.run)
+app.command("list")(listing.list_)
+app.command()(listing.info)
+app.command()(show.leaderboard)
+app.command(context_settings=EXTRA)(predict.predict)
+app.add_typer(data.app, name="data")
+app.add_typer(new.app, name="new")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from mtbench import __version__
+
+        typer.echo(f"mtbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Compare multitask-optimization methods, honestly and cheaply."""
+
+
+def main() -> None:
+    """Run the command line: bad input is one line and exit code 2, never a traceback."""
+    error = Console(stderr=True)
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except MtbenchError as problem:
+        error.print(f"[red]error:[/] {_plain(str(problem))}", soft_wrap=True, highlight=False)
+    except (KeyboardInterrupt, typer.Abort):
+        error.print("stopped; the same command goes on from the last checkpoint")
+        sys.exit(130)
+    except ClickException as problem:
+        text = getattr(problem, "format_message", problem.__str__)()
+        error.print(f"[red]error:[/] {_plain(text)}", soft_wrap=True, highlight=False)
+    sys.exit(2)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).replace("[", "\\[")

@@ -1,0 +1,63 @@
+"""``mtbench list`` and ``mtbench info``."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from mtbench.cli.options import Plugins
+
+
+class Kinds(StrEnum):
+    """What can be listed."""
+
+    methods = "methods"
+    tasks = "tasks"
+
+
+def list_(kind: Annotated[Kinds, typer.Argument()], plugin: Plugins = None) -> None:
+    """List the methods or the tasks that are there."""
+    from mtbench.registry import entries
+
+    for name in entries("method" if kind is Kinds.methods else "task", plugin or []):
+        typer.echo(name)
+
+
+def info(name: str, plugin: Plugins = None) -> None:
+    """Tell what a method or task is: definition, parameters, search space, paper."""
+    import inspect
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from mtbench import params
+    from mtbench.balancer import Balancer
+    from mtbench.errors import UsageError, did_you_mean
+    from mtbench.registry import entries
+    from mtbench.search import search_space
+    from mtbench.task import Task
+
+    methods, tasks = entries("method", plugin or []), entries("task", plugin or [])
+    if name not in methods and name not in tasks:
+        raise UsageError(f"no method or task {name!r}: {did_you_mean(name, {*methods, *tasks})}")
+    console = Console()
+    space: dict[str, str] = {}
+    cls: type[Balancer] | type[Task]
+    if name in methods:
+        cls = method = methods[name].load(Balancer)
+        facts = {"paper": method.paper, "cost of a step": method.passes}
+        space = search_space(method)
+    else:
+        cls = task = tasks[name].load(Task)
+        facts = {"objectives": ", ".join(task.objectives)}
+    console.print(f"[bold]{name}[/]  {(methods.get(name) or tasks[name]).path}", highlight=False)
+    console.print(Text(inspect.getdoc(cls) or ""))
+    for fact, value in facts.items():
+        console.print(Text(f"{fact}: {value}"), soft_wrap=True)
+    table = Table("parameter", "type", "default", "search space")
+    for key, parameter in params.declared(cls).items():
+        default = "required" if parameter.default is parameter.empty else str(parameter.default)
+        table.add_row(key, params.describe(parameter.annotation), default, space.get(key, ""))
+    if table.row_count:
+        console.print(table)

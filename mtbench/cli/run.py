@@ -1,0 +1,74 @@
+"""``mtbench run``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtbench.cli.options import Plugins
+
+OPTIONS = (
+    "method", "task", "data", "seed", "seeds", "epochs", "device", "precision", "set", "out",
+    "resume", "threads", "plugin",
+)  # fmt: skip
+
+
+def run(
+    context: typer.Context,
+    method: Annotated[
+        list[str], typer.Option("--method", "-m", help="A balancing method; repeatable.")
+    ],
+    task: Annotated[str, typer.Option("--task", "-t", help="The benchmark task.")] = "thyroid",
+    data: Annotated[
+        Path | None, typer.Option(help="Where the task's data lies, if it needs any.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    seeds: Annotated[int, typer.Option(help="How many seeds, counted up from --seed.")] = 1,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training split; the task has a default.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 autocast.")] = "fp32",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A parameter of method, task or recipe."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for run directories and report.")] = Path(
+        "runs"
+    ),
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with what is there, or start anew.")
+    ] = True,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; measured at the start by default.")
+    ] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Train methods on a task, then compare them.
+
+    Parameters of the task, the methods and the recipe are set by [bold]--set key=value[/] or
+    directly, as in [bold]--source ddti[/]; `mtbench info NAME` lists them. Finished cells are
+    skipped and interrupted ones resumed.
+    """
+    from mtbench.cli.running import run_cells
+    from mtbench.errors import UsageError
+    from mtbench.overrides import parse
+
+    given = parse(settings or [], context.args)
+    for key, value in (("data", data), ("epochs", epochs)):
+        if value is not None:
+            if key in given:
+                raise UsageError(f"parameter {key!r} is given twice: {value} and {given[key]}")
+            given[key] = str(value)
+    if seeds < 1:
+        raise UsageError(f"--seeds must be at least 1, found {seeds}")
+    if seed < 0:
+        raise UsageError(f"--seed must not be negative, found {seed}")
+    if precision not in ("fp32", "bf16"):
+        raise UsageError(f"--precision must be fp32 or bf16, found {precision!r}")
+    if threads is not None and threads < 1:
+        raise UsageError(f"--threads must be at least 1, found {threads}")
+    run_cells(
+        task, method, given, range(seed, seed + seeds), device, precision, out,
+        fresh=not resume, threads=threads, plugins=plugin or [], options=OPTIONS,
+    )  # fmt: skip

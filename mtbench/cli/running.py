@@ -1,0 +1,102 @@
+"""Running cells one after another and reporting on them."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from mtbench import figures, leaderboard
+from mtbench.cell import Request
+from mtbench.cli.tables import print_board
+from mtbench.errors import RunError
+from mtbench.progress import Display
+from mtbench.rundir import RunDirectory
+from mtbench.task import Splits
+from mtbench.trainer import Trainer, load_trained, primary_metrics, resolve_device
+
+
+def run_cells(
+    task: str,
+    methods: Sequence[str],
+    given: dict[str, str],
+    seeds: Sequence[int],
+    device: str,
+    precision: str,
+    out: Path,
+    *,
+    fresh: bool,
+    threads: int | None,
+    plugins: Sequence[Path],
+    options: Sequence[str],
+) -> None:
+    """Run every method at every seed, then print the table and write the report."""
+    console = Console()
+    request = Request.of(task, methods, given, plugins, options)
+    where = resolve_device(device)
+    _must_be_writable(out)
+    primary = primary_metrics(dict(request.task.metrics))
+    runs: list[RunDirectory] = []
+    pictures: list[Path] = []
+    with Display(console, primary) as display:
+        for seed in seeds:
+            splits = request.task.setup(seed, display.prepare)
+            notes = ", ".join(f"{k} {v}" for k, v in splits.notes.items())
+            console.print(f"{task} seed {seed}: {notes}", highlight=False)
+            for choice in request.choices:
+                spec = request.spec(choice, splits, seed, precision, where)
+                if fresh:
+                    shutil.rmtree(RunDirectory.at(out, spec).path)
+                run = RunDirectory.at(out, spec)
+                runs.append(run)
+                if run.result() is None:
+                    Trainer(spec, request.task, splits, choice.method, run, display, threads).run()
+                    pictures += _draw(run, request, splits, choice.method)
+                else:
+                    console.print(f"{choice.entry.name} seed {seed}: already finished, not run")
+                    pictures += sorted(run.path.glob("*.png"))
+    _report(console, runs, pictures, primary, out / task)
+
+
+def _must_be_writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunError(
+            f"--out {out}: cannot be written ({error.strerror}); choose another folder"
+        ) from error
+
+
+def _draw(run: RunDirectory, request: Request, splits: Splits, method: type) -> list[Path]:
+    if not (run.path / "best.pt").exists():
+        return []
+    predictor = load_trained(run, request.task, method)
+    return list(request.task.figures(predictor, splits, run.path))
+
+
+def _report(
+    console: Console,
+    runs: Sequence[RunDirectory],
+    pictures: Sequence[Path],
+    primary: Sequence[str],
+    folder: Path,
+) -> None:
+    """Print the table; write report.md with the table and every picture."""
+    boards = leaderboard.boards(runs)
+    curves = figures.curves(runs, primary, folder / "curves.png")
+    text = ["# mtbench report", ""]
+    for board in boards:
+        print_board(console, board)
+        text.append(leaderboard.to_markdown(board))
+    for picture in [*([curves] if curves else []), *pictures]:
+        name = picture.relative_to(folder)
+        text += [f"![{name}]({name})", "", f"*{name}*", ""]
+    (folder / "report.md").write_text("\n".join(text), encoding="utf-8")
+    console.print(f"report: {folder / 'report.md'}", soft_wrap=True, highlight=False)
+    for run in runs:
+        console.print(f"run:    {run.path}", soft_wrap=True, highlight=False)
+    for picture in [*([curves] if curves else []), *pictures]:
+        console.print(f"figure: {picture}", soft_wrap=True, highlight=False)

@@ -1,0 +1,123 @@
+"""The multitask network: a U-Net whose deepest features also give the risk category."""
+
+from typing import Any, NamedTuple
+
+import torch
+from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock, UnetUpBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtbench.model import MultitaskModel
+
+
+class Risk(NamedTuple):
+    """What the risk head says of a batch.
+
+    Attributes:
+        logits: (B, G), one per grade.
+        guided: (B, R), e_r, the estimate of the standardised radiomics target.
+    """
+
+    logits: Tensor
+    guided: Tensor
+
+
+class Encoder(nn.Module):
+    """The contracting path.
+
+    The stem halves the resolution at once: convolutions at full resolution would cost more than
+    all others together. Every block normalises per sample, so samples do not mix.
+
+    Args:
+        widths: channels of the levels, the first at half resolution.
+        norm: MONAI's name of the normalisation.
+    """
+
+    def __init__(self, widths: tuple[int, ...], norm: Any) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            UnetBasicBlock(2, before, after, kernel_size=3, stride=2, norm_name=norm)
+            for before, after in zip((1, *widths), widths, strict=False)
+        )
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return the feature maps from the finest to the deepest, z."""
+        features = []
+        for level in self.levels:
+            image = level(image)
+            features.append(image)
+        return tuple(features)
+
+
+class SegmentationHead(nn.Module):
+    """The expanding path: all features to the nodule mask's logits, (B, 1, H, W)."""
+
+    def __init__(self, widths: tuple[int, ...], norm: Any) -> None:
+        super().__init__()
+        pairs = list(zip(widths[1:], widths, strict=False))[::-1]
+        self.levels = nn.ModuleList(
+            UnetUpBlock(
+                2, deep, fine, kernel_size=3, stride=1, upsample_kernel_size=2, norm_name=norm
+            )
+            for deep, fine in pairs
+        )
+        self.out = UnetOutBlock(2, widths[0], 1)
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        """Return the logits at the image's resolution."""
+        deep = features[-1]
+        for level, skip in zip(self.levels, features[-2::-1], strict=True):
+            deep = level(deep, skip)
+        return F.interpolate(self.out(deep), scale_factor=2.0, mode="bilinear")
+
+
+class RiskHead(nn.Module):
+    r"""Pool z to an embedding :math:`e = [e_r | e_d]` and read the category from both.
+
+    A learnt attention map pools z, so that the embedding is of the nodule, not of the neck.
+    :math:`e_r` is pulled to the radiomics target in training; :math:`e_d` is free.
+
+    Args:
+        width: channels of z.
+        guided: R, the size of the radiomics target.
+        free: the size of :math:`e_d`.
+        grades: G, the number of categories.
+    """
+
+    def __init__(self, width: int, guided: int, free: int, grades: int) -> None:
+        super().__init__()
+        self.attention = nn.Conv2d(width, 1, 1)
+        self.hidden = nn.Linear(2 * width, width)
+        self.guided = nn.Linear(width, guided)
+        self.free = nn.Linear(width, free)
+        self.grade = nn.Linear(guided + free, grades)
+
+    def forward(self, features: tuple[Tensor, ...]) -> Risk:
+        """Return logits and e_r."""
+        z = features[-1]
+        attention = self.attention(z).flatten(2).softmax(-1)
+        focused = (attention * z.flatten(2)).sum(-1)
+        pooled = F.leaky_relu(self.hidden(torch.cat([focused, z.amax((2, 3))], 1)))
+        guided, free = self.guided(pooled), F.leaky_relu(self.free(pooled))
+        return Risk(self.grade(torch.cat([guided, free], 1)), guided)
+
+
+def build(
+    grades: int, guided: int, *, width: int = 16, depth: int = 4, free: int = 32,
+    norm: Any = "instance",
+) -> MultitaskModel:  # fmt: skip
+    """Return the network.
+
+    Args:
+        grades: G, the number of categories.
+        guided: R, the size of the radiomics target.
+        width: channels of the first level; each further one doubles them.
+        depth: number of levels; the image's sides must divide by 2^depth.
+        free: the size of e_d.
+        norm: MONAI's name of the normalisation.
+    """
+    widths = tuple(width * 2**level for level in range(depth))
+    return MultitaskModel(
+        Encoder(widths, norm),
+        [SegmentationHead(widths, norm), RiskHead(widths[-1], guided, free, grades)],
+    )
