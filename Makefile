@@ -1,0 +1,36 @@
+# Needs Python 3.11-3.13, pip and make; everything else is set up in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export OMP_NUM_THREADS ?= 1
+.PHONY: run test lint clean
+
+# The main job: RLAR on the embedded thyroid phantom, to a table and a report.
+run: $(VENV)/installed
+	env -u OMP_NUM_THREADS $(BIN)/mtbench run --method rlar --out runs
+
+test: $(VENV)/tested lint
+	$(BIN)/pytest --cov --cov-report=term:skip-covered -n 2 --durations=10
+
+lint: $(VENV)/tested
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# pyradiomics 3.0.1 has no wheel and its setup.py imports numpy: hence the order, and no isolation.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet torch numpy setuptools wheel hatchling editables
+	$(BIN)/pip install --quiet --no-build-isolation pyradiomics==3.0.1
+	$(BIN)/pip install --quiet --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(BIN)/pip install --quiet --group dev
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,349 @@
+"""DDTI, the Digital Database of Thyroid Images, as published (doi 10.1117/12.2073532).
+
+A folder (or zip) of `N.xml`, one a patient, and `N_M.jpg`, screen shots of an ultrasound scanner.
+The XML holds the TI-RADS category of the case, descriptors, and contours as JSON in `<svg>`. The
+category is not one of ACR's TR1-TR5: it is 2, 3, 4a, 4b, 4c or 5.
+
+The screens carry text, among it captions such as "TIRADS 5 (4C)", which give the label away: every
+image is cropped to what was scanned, and a split screen is cut into its two views. Both are found
+in the image alone, so that `split_views` does the same to an image that is to be predicted.
+"""
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from xml.etree.ElementTree import Element, ParseError
+
+import numpy as np
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+from numpy.typing import NDArray
+from PIL import Image as Pillow
+from PIL import ImageDraw
+
+from mtbench.errors import DataError
+from mtbench_tasks.thyroid.cases import Case, Collection, Image, Reading
+
+GRADES = ("2", "3", "4a", "4b", "4c", "5")
+VERSION = 1  # part of the fingerprint: raise it when the same files give other cases
+
+View = tuple[slice, slice]
+Contour = list[tuple[float, float]]
+
+# Grey values up to BLACK are background, JPEG noise included. Rows and columns of the sector are
+# lit over more than LIT of their length, those of text hardly ever. A black strip of up to
+# GAP_COLUMNS may part two views; a caption may begin three rows below the sector.
+BLACK, LIT, GAP_COLUMNS, GAP_ROWS = 6, 0.2, 12, 2
+# The step across a seam, in medians of the step between any two columns. Over the 480 images of
+# DDTI: at most 2.2 without a seam (300 images), at least 3.1 with one (180).
+SEAM = 2.6
+HELD = 0.1  # a contour belongs to each view that holds more than this share of it
+
+_DESCRIPTORS = ("composition", "echogenicity", "margins", "calcifications")
+_SPELLING = {"ill- defined": "ill defined", "non": "none"} | {
+    f"{size}calcifications": f"{size}calcification" for size in ("micro", "macro")
+}
+
+# Every line of the report: what is counted, and why.
+_WHY = {
+    "cases found": "N.xml",
+    "images found": "N_M.jpg",
+    "contours found": "freehand regions, those recovered included",
+    "cases without a category": "kept for their masks",
+    "categories outside the scale": f"taken as missing: not one of {', '.join(GRADES)}",
+    "descriptors respelled": "variants of one word, such as 'ill- defined'",
+    "marks truncated": "recovered: JSON cut off at 2,500 characters, its last contour closed",
+    "marks unreadable": "dropped: their JSON could not be recovered",
+    "marks without a contour": "the XML names the image but draws nothing on it",
+    "marks without an image": "dropped: the XML names an N_M.jpg that is not there",
+    "arrows and lines": "dropped: regions of type arrow or of fewer than three points",
+    "images without a case": "dropped: there is no N.xml for them",
+    "copies of an image": "dropped: byte-equal to another; the labelled one is kept",
+    "cases joined into another patient": "they share a byte-equal image: no split may divide them",
+    "images cropped": "to the scanned sector: captions outside give the label away",
+    "images of two views": "cut at the seam of the split screen, one case a view",
+    "images with several contours": "united within each view",
+    "contours out of bounds": "clipped to the image",
+    "contours outside the sector": "dropped: not drawn on what was scanned",
+    "contours across a seam": "each view keeps its part",
+    "views without a contour": "dropped: the nodule is outlined in another view of the case",
+    "views without contour and category": "dropped: nothing to learn from",
+    "images used": "at least one view of them",
+    "contours used": "at least a part of them",
+    "views used": "the cases of this collection",
+    "views with a mask": "",
+    "views with a category": "",
+}
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What one XML says of its case; `contours` is by the M of N_M.jpg."""
+
+    category: int | None
+    descriptors: dict[str, str]
+    contours: dict[str, list[Contour]]
+
+
+def load(path: Path) -> Collection:
+    """Read DDTI from its folder (flat, or one folder down) or its zip.
+
+    Returns:
+        One case a view: "N_M", or "N_Ma" and "N_Mb" of a split screen. The patient is N.
+
+    Raises:
+        DataError: nothing there, no DDTI files, a broken zip, or an XML or image that cannot be
+            read; the message names the file.
+    """
+    files = _read(path)
+    digest = hashlib.sha256(f"ddti {VERSION}".encode())
+    for name, data in sorted(files.items()):
+        digest.update(f"\0{name}\0{len(data)}\0".encode() + data)
+
+    count: Counter[str] = Counter()
+    records = {Path(n).stem: _parse(path, n, d, count) for n, d in files.items() if n[-3:] == "xml"}
+    images = {Path(n).stem: d for n, d in files.items() if n[-3:] == "jpg"}
+    named = {f"{n}_{m}" for n, record in records.items() for m in record.contours}
+    count["marks without an image"] = len(named - images.keys())
+
+    def drawn(name: str) -> list[Contour]:
+        return records[_case(name)].contours.get(name.split("_")[1], [])
+
+    copies: dict[bytes, list[str]] = {}
+    for name, data in images.items():
+        if _case(name) in records:
+            copies.setdefault(data, []).append(name)
+    patients = _patients(copies.values())
+    cases: list[Case] = []
+    for data, names in copies.items():
+        # Of byte-equal images keep the labelled one; a contour may come from another.
+        names.sort(key=lambda n: (records[_case(n)].category is None, not drawn(n)))
+        contours = next((c for n in names if (c := drawn(n))), [])
+        record, image = records[_case(names[0])], _decode(path, names[0] + ".jpg", data)
+        views = _cut(names[0], patients[_case(names[0])], image, record, contours, count)
+        count["images used"] += bool(views)
+        cases += views
+
+    count["images found"] = len(images)
+    count["images without a case"] = len(images) - sum(map(len, copies.values()))
+    count["copies of an image"] = sum(len(names) - 1 for names in copies.values())
+    count["cases joined into another patient"] = sum(n != p for n, p in patients.items())
+    count["views used"] = len(cases)
+    count["views with a mask"] = sum(c.readings[0].mask is not None for c in cases)
+    count["views with a category"] = sum(c.readings[0].category is not None for c in cases)
+    report = tuple((count[what], what, why) for what, why in _WHY.items())
+    return Collection(tuple(cases), GRADES, digest.hexdigest(), report)
+
+
+def crop_sector(image: Image) -> View:
+    """Find the scanned sector of a scanner's screen, from the image alone.
+
+    The sector is the longest run of columns, then of rows, that are lit over more than a fifth of
+    their length; text, scale and grey bar are not. An image without black bands above and below is
+    no screen: it is returned whole, as is one with less than a sixteenth of it lit.
+
+    Returns:
+        The rows and the columns of `image` (H, W) to keep.
+    """
+    rows, columns = _lit_box(image)
+    height, width = image.shape
+    is_screen = rows.start > 0 and rows.stop < height
+    area = (rows.stop - rows.start) * (columns.stop - columns.start)
+    if not is_screen or 16 * area < height * width:
+        return slice(0, height), slice(0, width)
+    return rows, columns
+
+
+def split_views(image: Image) -> list[View]:
+    """Crop a screen to its sector and cut it at the seam, if it shows two views.
+
+    The step between columns x and x+1 is s(x) = mean over rows of |log(1+I(x+1)) - log(1+I(x))|.
+    Speckle varies smoothly along a row, so within one view s is nearly constant; an image has a
+    seam where s exceeds `SEAM` times its median in the middle tenth of the sector.
+
+    Returns:
+        One or two (rows, columns) of `image` (H, W), left view first, without black bands.
+    """
+    rows, columns = crop_sector(image)
+    sector = image[rows, columns]
+    width = sector.shape[1]
+    step = np.abs(np.diff(np.log1p(sector.astype(np.float32)), axis=1)).mean(axis=0)
+    low, high = int(0.46 * width), int(0.56 * width)
+    # 0.05: where hardly anything varies from column to column, the ratio means nothing.
+    if width < 64 or step[low:high].max() < SEAM * max(float(np.median(step)), 0.05):
+        return [(rows, columns)]
+    seam = low + int(step[low:high].argmax()) + 1
+    views = []
+    for left, right in ((0, seam), (seam, width)):
+        r, c = _lit_box(sector[:, left:right])
+        y, x = rows.start, columns.start + left
+        views.append((slice(y + r.start, y + r.stop), slice(x + c.start, x + c.stop)))
+    return views
+
+
+def _lit_box(image: Image) -> View:
+    """The rows and columns of the largest lit rectangle."""
+    lit = image > BLACK
+    columns = _span(lit.mean(axis=0), GAP_COLUMNS)
+    rows = _span(lit[:, columns].mean(axis=1), GAP_ROWS)
+    return rows, _span(lit[rows].mean(axis=0), GAP_COLUMNS)
+
+
+def _span(share: NDArray[np.float64], gap: int) -> slice:
+    """The longest run with share > LIT, bridging gaps; everything where there is none."""
+    edges = np.flatnonzero(np.diff(np.r_[0, (share > LIT).astype(int), 0]))
+    if not len(edges):
+        return slice(0, len(share))
+    starts, stops = edges[::2], edges[1::2]
+    apart = starts[1:] - stops[:-1] > gap
+    starts, stops = starts[np.r_[True, apart]], stops[np.r_[apart, True]]
+    longest = int((stops - starts).argmax())
+    return slice(int(starts[longest]), int(stops[longest]))
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    """All N.xml and N_M.jpg, by name, in the order of N and M."""
+    if not path.exists():
+        raise DataError(f"no DDTI at {path}: no such file or folder; check --data")
+    try:
+        if path.is_dir():
+            found = [p for p in (*path.glob("*/*"), *path.iterdir()) if _is_ddti(p.name)]
+            files = {p.name: p.read_bytes() for p in found}
+        else:
+            with zipfile.ZipFile(path) as archive:
+                names = [n for n in archive.namelist() if _is_ddti(PurePosixPath(n).name)]
+                files = {PurePosixPath(n).name: archive.read(n) for n in names}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise DataError(
+            f"{path} is no readable folder or zip ({error}); give DDTI as published"
+        ) from error
+    suffixes = {Path(name).suffix for name in files}
+    if suffixes != {".xml", ".jpg"}:
+        raise DataError(
+            f"{path} is no DDTI folder: it must hold N.xml and N_M.jpg (found: "
+            f"{' and '.join(sorted(suffixes)) or 'neither'}); give DDTI as published"
+        )
+    return dict(sorted(files.items(), key=lambda f: [int(n) for n in re.findall(r"\d+", f[0])]))
+
+
+def _case(name: str) -> str:
+    return name.split("_")[0]
+
+
+def _is_ddti(name: str) -> bool:
+    return re.fullmatch(r"\d+\.xml|\d+_\d+\.jpg", name) is not None
+
+
+def _parse(path: Path, name: str, data: bytes, count: Counter[str]) -> _Record:
+    """Read one case."""
+    try:
+        case: Element = fromstring(data)
+    except (ParseError, DefusedXmlException, ValueError) as error:
+        raise DataError(
+            f"{path}: {name} is no well-formed XML ({error}); restore it from the published archive"
+        ) from error
+    count["cases found"] += 1
+    grade = (case.findtext("tirads") or "").strip().lower()
+    count["cases without a category"] += not grade
+    count["categories outside the scale"] += grade not in ("", *GRADES)
+    descriptors = {}
+    for key in _DESCRIPTORS:
+        if word := " ".join((case.findtext(key) or "").lower().split()):
+            count["descriptors respelled"] += word in _SPELLING
+            descriptors[key] = _SPELLING.get(word, word)
+    contours: defaultdict[str, list[Contour]] = defaultdict(list)
+    for mark in case.iter("mark"):
+        index = (mark.findtext("image") or "").strip()
+        contours[index] += _read_contours((mark.findtext("svg") or "").strip(), count)
+    return _Record(GRADES.index(grade) if grade in GRADES else None, descriptors, dict(contours))
+
+
+def _read_contours(svg: str, count: Counter[str]) -> list[Contour]:
+    """The freehand contours of one mark; a text that breaks off is closed after its last point."""
+    if not svg:
+        count["marks without a contour"] += 1
+        return []
+    whole = svg[: svg.rfind("}") + 1]
+    for attempt in (svg, whole + "]}]", whole + "}]"):
+        try:
+            regions = json.loads(attempt)
+            contours = [[(float(p["x"]), float(p["y"])) for p in r["points"]] for r in regions]
+            arrows = [r.get("regionType") == "arrow" for r in regions]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+        count["marks truncated"] += attempt is not svg
+        kept = [c for c, arrow in zip(contours, arrows, strict=True) if not arrow and len(c) > 2]
+        count["arrows and lines"] += len(contours) - len(kept)
+        count["contours found"] += len(kept)
+        return kept
+    count["marks unreadable"] += 1
+    return []
+
+
+def _patients(copies: Iterable[list[str]]) -> dict[str, str]:
+    """The patient of each case number: cases that share an image are one."""
+    patient: dict[str, str] = {}
+    for names in copies:
+        joined = {patient.setdefault(n, n) for n in map(_case, names)}
+        first = min(joined, key=int)
+        if len(joined) > 1:
+            patient |= {n: first for n, p in patient.items() if p in joined}
+    return patient
+
+
+def _decode(path: Path, name: str, data: bytes) -> Image:
+    try:
+        with Pillow.open(io.BytesIO(data)) as picture:
+            return np.asarray(picture.convert("L"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(
+            f"{path}: {name} is no readable image; restore it from the published archive"
+        ) from error
+
+
+def _cut(
+    name: str,
+    patient: str,
+    image: Image,
+    record: _Record,
+    contours: list[Contour],
+    count: Counter[str],
+) -> list[Case]:
+    """Cut one image into its views, and its contours with it."""
+    height, width = image.shape
+    views = split_views(image)
+    count["images cropped"] += crop_sector(image) != (slice(0, height), slice(0, width))
+    count["images of two views"] += len(views) > 1
+    count["images with several contours"] += len(contours) > 1
+    masks = [np.zeros_like(image[view], dtype=bool) for view in views]
+    for contour in contours:
+        points = np.asarray(contour)
+        count["contours out of bounds"] += bool(((points < 0) | (points >= [width, height])).any())
+        canvas = Pillow.new("1", (width, height))
+        ImageDraw.Draw(canvas).polygon(contour, fill=1, outline=1)
+        filled = np.array(canvas, dtype=bool)
+        holding = [i for i, v in enumerate(views) if filled[v].sum() > HELD * filled.sum()]
+        for i in holding:
+            masks[i] |= filled[views[i]]
+        count["contours used"] += bool(holding)
+        count["contours outside the sector"] += not holding
+        count["contours across a seam"] += len(holding) > 1
+    cases = []
+    for suffix, view, mask in zip("ab" if len(views) > 1 else [""], views, masks, strict=True):
+        if not mask.any() and any(record.contours.values()):
+            count["views without a contour"] += 1
+        elif not mask.any() and record.category is None:
+            count["views without contour and category"] += 1
+        else:
+            reading = Reading("ddti", mask if mask.any() else None, record.category)
+            pixels = np.ascontiguousarray(image[view])
+            words = record.descriptors
+            cases.append(Case(name + suffix, patient, pixels, (reading,), descriptors=words))
+    return cases

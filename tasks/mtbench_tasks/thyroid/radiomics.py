@@ -1,0 +1,248 @@
+"""The radiomics target: what a nodule looks like, in numbers, by ACR TI-RADS descriptor.
+
+Thirteen features of one image inside one mask, 2-D, most of them PyRadiomics 3.0.1's. Lengths are
+in pixels and intensities in grey levels of the 8-bit image. A B-mode image is log-compressed, so a
+difference of grey levels is a ratio of echo amplitudes, whatever the gain: contrasts are
+differences here, not quotients. Textures are computed on grey levels binned by `BIN_WIDTH`.
+"""
+
+import hashlib
+import itertools
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import numpy as np
+from joblib import Parallel, cpu_count, delayed, parallel_config
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from mtbench.errors import DataError
+from mtbench_tasks.thyroid.cases import Image, Mask, Progress
+
+Vector = NDArray[np.float64]
+
+VERSION = 1  # part of every cache key: raise it when the same input gives other numbers
+BIN_WIDTH = 8  # grey levels: 32 bins over the 8-bit range, the same for every image
+RING = 8  # pixels: how far the surrounding tissue reaches from the mask
+EDGE = 3  # pixels: how far to each side of the contour the edge is looked at
+SMALLEST = 32  # pixels: a smaller mask has no texture to speak of
+WORTH = 256  # images that repay starting a worker, which takes seconds
+
+
+class Feature(NamedTuple):
+    """One number, the ACR descriptor it stands for, and its PyRadiomics name, if it has one."""
+
+    name: str
+    descriptor: str
+    pyradiomics: str | None = None
+
+
+FEATURES = (
+    Feature("entropy", "composition", "Entropy"),
+    Feature("percentile_10", "composition", "10Percentile"),
+    # Normalised by the squared number of runs: the plain one mostly counts pixels, i.e. size.
+    Feature("run_length_nonuniformity", "composition", "RunLengthNonUniformityNormalized"),
+    Feature("mean_contrast", "echogenicity"),
+    Feature("median_contrast", "echogenicity"),
+    Feature("elongation", "shape", "Elongation"),
+    Feature("taller_than_wide", "shape"),
+    Feature("sphericity", "margin", "Sphericity"),
+    Feature("perimeter_surface_ratio", "margin", "PerimeterSurfaceRatio"),
+    Feature("edge_sharpness", "margin"),
+    Feature("percentile_90", "echogenic foci", "90Percentile"),
+    Feature("kurtosis", "echogenic foci", "Kurtosis"),
+    Feature("small_area_high_grey", "echogenic foci", "SmallAreaHighGrayLevelEmphasis"),
+)
+
+
+def extract(image: Image, mask: Mask) -> Vector:
+    """Compute the radiomics of one mask.
+
+    With A the pixels of the mask and R its ring (pixels at most `RING` px from the mask, Euclidean,
+    not in it, inside the image), besides PyRadiomics' own definitions:
+
+    - mean_contrast = mean(A) - mean(R), median_contrast likewise (grey levels);
+    - elongation = sqrt(lambda_minor / lambda_major): 1 for a disk, towards 0 for a line;
+    - taller_than_wide = height / width of the mask's bounding box in image axes;
+    - sphericity = 2 sqrt(pi area) / perimeter; perimeter_surface_ratio = perimeter / area (1/px);
+    - edge_sharpness = mean over contour pixels p, with outward unit normal n, of
+      |mean_{t=1..3} I(p + t n) - mean_{t=0..2} I(p - t n)| (grey levels).
+
+    Returns:
+        (len(FEATURES),); all NaN for a mask of fewer than `SMALLEST` pixels, less than three wide
+        or high, or without surroundings.
+    """
+    nothing = np.full(len(FEATURES), np.nan)
+    if np.count_nonzero(mask) < SMALLEST:
+        return nothing
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    height, width = int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
+    if min(height, width) < 3:
+        return nothing
+    crop = [slice(max(int(at[0]) - RING - 1, 0), int(at[-1]) + RING + 2) for at in (rows, columns)]
+    grey, mask = image[*crop].astype(np.float64), mask[*crop].astype(bool)
+    distance = ndimage.distance_transform_edt(~mask)
+    inside, ring = grey[mask], grey[(distance > 0) & (distance <= RING)]
+    if not ring.size:
+        return nothing
+    found = _pyradiomics(grey, mask) | {
+        "mean_contrast": inside.mean() - ring.mean(),
+        "median_contrast": np.median(inside) - np.median(ring),
+        "taller_than_wide": height / width,
+        "edge_sharpness": _edge_sharpness(grey, mask),
+    }
+    vector = np.array([found[feature.pyradiomics or feature.name] for feature in FEATURES])
+    return vector if np.isfinite(vector).all() else nothing
+
+
+def extract_all(
+    images: Sequence[Image],
+    masks: Sequence[Mask],
+    *,
+    cache: Path | None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Vector:
+    """Compute the radiomics of N masks, (N, len(FEATURES)), in parallel and once for all.
+
+    Args:
+        images: (H, W) each, of any sizes.
+        masks: of their images' shapes.
+        cache: folder of `radiomics.sqlite`, keyed by content; None computes everything.
+        workers: processes; None is one a core.
+        progress: called with (done, N) at the start and after each.
+
+    Raises:
+        DataError: the cache folder cannot be written.
+    """
+    keys = [_key(image, mask) for image, mask in zip(images, masks, strict=True)]
+    with closing(_open(cache)) as store:
+        select = "SELECT key, vector FROM features WHERE key = ? AND length(vector) = ?"
+        rows = (store.execute(select, (key, 8 * len(FEATURES))).fetchone() for key in keys)
+        known = {row[0]: np.frombuffer(row[1]) for row in rows if row}
+        missing = list({k: i for i, k in enumerate(keys) if k not in known}.values())
+        report = progress or (lambda done, total: None)
+        report(done := len(keys) - len(missing), len(keys))
+        fresh = _in_any_order(images, masks, missing, workers)
+        for count, (i, vector) in enumerate(fresh, done + 1):
+            known[keys[i]] = vector
+            store.execute("INSERT OR REPLACE INTO features VALUES (?, ?)", (keys[i], vector.data))
+            store.commit()
+            report(count, len(keys))
+    return np.array([known[key] for key in keys]).reshape(len(keys), len(FEATURES))
+
+
+@dataclass(frozen=True)
+class Standardiser:
+    """Scales each feature to mean 0 and deviation 1 of the training rows, clipped at +-4."""
+
+    mean: Vector  # (F,)
+    scale: Vector  # (F,); 1 for a feature that does not vary
+
+    @classmethod
+    def fit(cls, features: Vector) -> Self:
+        """Fit on the training rows (N, F); rows with a NaN do not count."""
+        rows = features[~np.isnan(features).any(axis=1)]
+        if not len(rows):
+            return cls(np.zeros(features.shape[1]), np.ones(features.shape[1]))
+        mean, deviation = rows.mean(axis=0), rows.std(axis=0)
+        # Rounding leaves a constant column a deviation of some 1e-16 of its size.
+        varies = deviation > 1e-9 * np.maximum(np.abs(mean), 1e-12)
+        return cls(mean, np.where(varies, deviation, 1.0))
+
+    def __call__(self, features: Vector) -> Vector:
+        """Standardise (..., F); NaN stays NaN."""
+        return np.clip((features - self.mean) / self.scale, -4.0, 4.0)
+
+
+def _pyradiomics(image: Vector, mask: Mask) -> dict[str, float]:
+    """Run PyRadiomics' feature classes, without the checks and logging of its extractor."""
+    import SimpleITK as sitk  # noqa: N813
+    from radiomics import firstorder, glrlm, glszm, shape2D
+
+    volume = sitk.GetImageFromArray(image[None])  # one slice, which is what `force2D` wants
+    region = sitk.GetImageFromArray(mask[None].astype(np.uint8))
+    found: dict[str, float] = {}
+    families = firstorder.RadiomicsFirstOrder, shape2D.RadiomicsShape2D
+    for family in (*families, glrlm.RadiomicsGLRLM, glszm.RadiomicsGLSZM):
+        calculator = family(volume, region, binWidth=BIN_WIDTH, force2D=True, force2Ddimension=0)
+        for feature in FEATURES:
+            if feature.pyradiomics in calculator.featureNames:
+                calculator.enableFeatureByName(feature.pyradiomics)
+        found |= {name: float(value) for name, value in calculator.execute().items()}
+    return found
+
+
+def _edge_sharpness(image: Vector, mask: Mask) -> float:
+    # border_value: the edge of the image is no edge of the nodule.
+    contour = np.argwhere(mask & ~ndimage.binary_erosion(mask, border_value=1)).T
+    # The gradient of the smoothed mask points inwards.
+    smooth = ndimage.gaussian_filter(mask.astype(np.float64), 2.0, mode="nearest")
+    normal = -np.stack(np.gradient(smooth))[:, contour[0], contour[1]]
+    normal /= np.maximum(np.hypot(*normal), 1e-12)
+
+    def mean_at(steps: range) -> Vector:
+        points = contour[:, None] + np.array(steps)[:, None] * normal[:, None]
+        profiles = ndimage.map_coordinates(image, points, order=1, mode="nearest")
+        return np.asarray(profiles.mean(axis=0))
+
+    edge = mean_at(range(1, EDGE + 1)) - mean_at(range(0, -EDGE, -1))
+    return float(np.abs(edge).mean())
+
+
+def _in_any_order(
+    images: Sequence[Image], masks: Sequence[Mask], wanted: list[int], workers: int | None
+) -> Iterator[tuple[int, Vector]]:
+    """Extract the wanted ones, in this process or in several."""
+    jobs = ((i, images[i], masks[i]) for i in wanted)
+    workers = min(workers or cpu_count(), len(wanted) // WORTH)
+    if workers < 2:
+        yield from itertools.starmap(_numbered, jobs)
+        return
+    with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+        run = Parallel(return_as="generator_unordered", batch_size=8)
+        yield from run(itertools.starmap(delayed(_numbered), jobs))
+
+
+def _numbered(i: int, image: Image, mask: Mask) -> tuple[int, Vector]:
+    return i, extract(image, mask)
+
+
+def _key(image: Image, mask: Mask) -> str:
+    head = f"{VERSION} {image.dtype} {image.shape} {mask.shape} ".encode()
+    return hashlib.sha256(head + image.tobytes() + mask.tobytes()).hexdigest()
+
+
+def _open(folder: Path | None) -> sqlite3.Connection:
+    """Open the store, which processes may share; a broken one is made anew."""
+    if folder is None:
+        return _connect(":memory:")
+    path = folder / "radiomics.sqlite"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _connect(str(path))
+    except (OSError, sqlite3.OperationalError) as error:  # locked, full, not writable
+        raise DataError(
+            f"the radiomics cache {path} cannot be written ({error}); make room or access for it"
+        ) from error
+    except sqlite3.DatabaseError:
+        path.unlink(missing_ok=True)
+        return _connect(str(path))
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    store = sqlite3.connect(path, timeout=60)  # seconds, while another process writes
+    try:
+        store.execute("CREATE TABLE IF NOT EXISTS features (key TEXT PRIMARY KEY, vector BLOB)")
+        store.execute(f"PRAGMA user_version = {VERSION}")  # shows whether it can be written
+        store.execute("PRAGMA synchronous = OFF")  # a cache need not outlive a power cut
+        if store.execute("PRAGMA quick_check").fetchone() != ("ok",):
+            raise sqlite3.DatabaseError("damaged")
+    except sqlite3.Error:
+        store.close()
+        raise
+    return store

@@ -1,0 +1,43 @@
+"""Fixtures that several test modules share."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mtbench import cli
+
+TINY = Path(__file__).parent / "plugins" / "tiny.py"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tests out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+Mtbench = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def mtbench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Mtbench:
+    """Run the command line in this process; return exit code, stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mtbench", *map(str, words)])
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(leaving.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def tiny() -> Path:
+    """The plugin file of the tiny task."""
+    return TINY

@@ -1,0 +1,247 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtbench.cell import Request
+from mtbench.errors import RunError
+from mtbench.rundir import RunDirectory
+from mtbench.trainer import Trainer, load_trained
+
+
+class Silent:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.done = -1
+        self.losses: list[dict[str, float]] = []
+
+    def started(self, spec: Any, epochs: int, steps: int, done: int) -> None:
+        self.done = done
+
+    def stepped(self, epoch: int, losses: dict[str, float]) -> None:
+        self.losses.append(losses)
+
+    def evaluated(self, record: dict[str, Any]) -> None: ...
+
+    def finished(self, result: dict[str, Any]) -> None: ...
+
+
+def train(
+    tiny: Path, out: Path, method: str = "ew", seed: int = 0, stop_after: int | None = None,
+    precision: str = "fp32", **given: str,
+) -> tuple[RunDirectory, Silent]:  # fmt: skip
+    """Run a cell of the tiny task, or break off after some steps."""
+    request = Request.of("tiny", [method], given, [tiny])
+    splits = request.task.setup(seed, lambda *_: None)
+    spec = request.spec(request.choices[0], splits, seed, precision, "cpu")
+    run = RunDirectory.at(out, spec)
+    observer = Silent()
+    trainer = Trainer(spec, request.task, splits, request.choices[0].method, run, observer, 1)
+    if stop_after is not None:
+
+        def stepped(epoch: int, losses: dict[str, float]) -> None:
+            observer.losses.append(losses)
+            if len(observer.losses) == stop_after:
+                raise KeyboardInterrupt
+
+        observer.stepped = stepped  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    else:
+        trainer.run()
+    return run, observer
+
+
+def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
+    state = run.load("checkpoint.pt")
+    assert state is not None
+    return {f"{part}.{k}": v for part in ("model", "balancer") for k, v in state[part].items()}
+
+
+def same(a: RunDirectory, b: RunDirectory) -> bool:
+    left, right = weights(a), weights(b)
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def outcome(run: RunDirectory) -> dict[str, Any]:
+    """Everything of a result that must not depend on the clock."""
+    result = run.result()
+    assert result is not None
+    del result["cost"]
+    return result
+
+
+def test_a_cell_learns_and_leaves_its_record(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path, epochs="30")
+    result = run.result()
+    assert result is not None
+    assert result["status"] == "finished"
+    history = [json.loads(line) for line in (run.path / "epochs.jsonl").read_text().splitlines()]
+    assert len(history) == 30
+    assert history[-1]["val_loss"]["sum"] < 0.3 * history[0]["val_loss"]["sum"]
+    best = max(range(30), key=lambda i: history[i]["score"])
+    assert result["best_epoch"] == best
+    assert result["val"] == history[best]["val"]
+    assert set(result["test"]) == {"mae_sum", "within", "mae_difference"}
+    assert result["cost"]["seconds_per_step"] > 0
+    header, *rows = (run.path / "steps.csv").read_text().splitlines()
+    assert header == "step,epoch,lr,grad_norm,loss_sum,loss_difference,weight_sum,weight_difference"
+    assert len(rows) == 30 * 6
+
+
+@pytest.mark.parametrize("method", ["ew", "uw", "gradnorm", "pcgrad", "rlar", "stl"])
+def test_resuming_after_a_break_ends_bit_identical(
+    tiny: Path, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _ = train(tiny, tmp_path / "whole", method)
+    monkeypatch.setattr("mtbench.trainer.CHECKPOINT_SECONDS", 0.0)  # after every step
+    train(tiny, tmp_path / "broken", method, stop_after=9)
+    again, observer = train(tiny, tmp_path / "broken", method)
+    assert observer.done == 8  # the step that was broken off is lost, no other
+    assert same(whole, again)
+    assert outcome(whole) == outcome(again)
+    for name in ("epochs.jsonl", "steps.csv"):
+        assert (whole.path / name).read_text() == (again.path / name).read_text()
+
+
+def test_resuming_after_sigkill_mid_epoch_ends_bit_identical(tiny: Path, tmp_path: Path) -> None:
+    whole, _ = train(tiny, tmp_path / "whole", "rlar", epochs="6")
+    words = [
+        sys.executable, "-c", "from mtbench.cli import main; main()", "run", "--plugin", str(tiny),
+        "--task", "tiny", "--method", "rlar", "--epochs", "6", "--threads", "1",
+        "--out", str(tmp_path / "killed"),
+    ]  # fmt: skip
+    process = subprocess.Popen([*words, "--sleep", "0.05"], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    log: list[Path] = []
+    while not log and time.monotonic() < deadline:
+        time.sleep(0.01)
+        log = list((tmp_path / "killed").rglob("epochs.jsonl"))
+    time.sleep(0.12)  # into the middle of an epoch: one takes 0.3 s
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = log[0].parent
+    assert not (killed / "result.json").exists()
+    assert 0 < len(log[0].read_text().splitlines()) < 6
+    subprocess.run([*words, "--sleep", "0.05"], check=True, stdout=subprocess.DEVNULL)
+    again = RunDirectory(killed)
+    assert same(whole, again)
+    assert outcome(whole)["test"] == outcome(again)["test"]
+
+
+def test_methods_are_paired_at_a_seed(tiny: Path, tmp_path: Path) -> None:
+    _, one = train(tiny, tmp_path, "ew")
+    _, two = train(tiny, tmp_path, "pcgrad")
+    _, other = train(tiny, tmp_path, "ew", seed=1)
+    assert one.losses[0] == two.losses[0]  # same weights, same batch, same dropout
+    assert one.losses[-1] != two.losses[-1]
+    assert one.losses[0] != other.losses[0]
+
+
+def test_the_callers_generators_and_settings_are_left_alone(tiny: Path, tmp_path: Path) -> None:
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    train(tiny, tmp_path)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.get_num_threads() == threads
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_divergence_is_recorded(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path, explode="true")
+    result = run.result()
+    assert result is not None
+    assert result["status"] == "diverged"
+    assert "non-finite loss (nan" in result["reason"]
+    assert "test" not in result
+
+
+@pytest.mark.parametrize(
+    "method", ["ew", "uw", "gradnorm", "pcgrad", "cagrad", "mgda", "rlar", "stl"]
+)
+def test_missing_labels_train_the_other_objective(tiny: Path, tmp_path: Path, method: str) -> None:
+    run, observer = train(tiny, tmp_path, method, missing="true", batch_size="2", epochs="12")
+    assert any(losses["difference"] == 0 for losses in observer.losses)
+    history = [json.loads(line) for line in (run.path / "epochs.jsonl").read_text().splitlines()]
+    for objective in ("sum", "difference"):
+        assert history[-1]["val_loss"][objective] < 0.7 * history[0]["val_loss"][objective]
+
+
+def test_single_task_models_do_not_touch_each_other(tiny: Path, tmp_path: Path) -> None:
+    """Without the second objective's labels, the first one's curve must stay what it was."""
+    both, _ = train(tiny, tmp_path, "stl")
+    half, _ = train(tiny, tmp_path, "stl", missing="true")
+    first, second = weights(both), weights(half)
+    own = [k for k in first if "encoders.0" in k or "heads.0" in k]
+    other = [k for k in first if "encoders.1" in k]
+    assert own
+    assert all(torch.equal(first[k], second[k]) for k in own)
+    assert not any(torch.equal(first[k], second[k]) for k in other)
+
+
+def test_a_balancers_parameters_do_not_decay(tiny: Path, tmp_path: Path) -> None:
+    request = Request.of("tiny", ["uw"], {"weight_decay": "0.5"}, [tiny])
+    splits = request.task.setup(0, lambda *_: None)
+    choice = request.choices[0]
+    spec = request.spec(choice, splits, 0, "fp32", "cpu")
+    trainer = Trainer(
+        spec, request.task, splits, choice.method, RunDirectory(tmp_path), Silent(), 1
+    )
+    trainer._build()
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.5, 0.0]
+
+
+def test_bf16_autocast_trains(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path, "rlar", precision="bf16", epochs="20")
+    result = run.result()
+    assert result is not None
+    assert result["test"]["mae_sum"] < 1.0
+
+
+def test_the_trained_model_is_read_back(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path, "stl", epochs="20")
+    request = Request.of("tiny", ["stl"], {}, [tiny])
+    predict = load_trained(run, request.task, request.choices[0].method)
+    splits = request.task.setup(0, lambda *_: None)
+    batch = splits.test.batch(torch.arange(48))
+    meter = request.task.meter()
+    meter.update(predict(batch["inputs"]), batch)
+    result = run.result()
+    assert result is not None
+    assert meter.compute() == pytest.approx(result["test"], abs=1e-6)
+
+
+def test_a_corrupt_checkpoint_is_explained(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path, stop_after=9)
+    (run.path / "checkpoint.pt").write_bytes(b"broken")
+    with pytest.raises(RunError, match=r"checkpoint\.pt: corrupt.* delete it"):
+        train(tiny, tmp_path)
+
+
+def test_a_changed_spec_is_refused(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path)
+    file = run.path / "spec.json"
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": 7'))
+    with pytest.raises(RunError, match=r"is of another cell"):
+        train(tiny, tmp_path)
+    file.write_text("{}")
+    with pytest.raises(RunError, match=r"not a spec of version 1"):
+        train(tiny, tmp_path)
+
+
+def test_specs_are_canonical(tiny: Path) -> None:
+    def spec(**given: str) -> Any:
+        request = Request.of("tiny", ["cagrad"], given, [tiny])
+        splits = request.task.setup(0, lambda *_: None)
+        return request.spec(request.choices[0], splits, 0, "fp32", "cpu")
+
+    assert spec().hash == spec(c="0.5").hash == spec(data="/somewhere").hash
+    assert spec().hash != spec(c="0.4").hash
+    assert spec().hash != spec(lr="0.1").hash
+    assert spec().plugins.keys() == {"tiny"}
