@@ -42,17 +42,18 @@ def _uniform(gramian: Tensor) -> Tensor:
 
 
 def _norms(G: Sequence[Row]) -> list[float]:
-    """Return the rows' norms; 1 for a row of zeros, so that they can be divided by."""
-    return [sqrt(row[i]) if row[i] > 0 else 1.0 for i, row in enumerate(G)]
+    """Return the rows' norms; the least positive one for zeros, so that they can be divided by."""
+    squares = [row[i] for i, row in enumerate(G)]
+    least = min(square for square in squares if square > 0)
+    return [sqrt(max(square, least)) for square in squares]
 
 
 def _solve(face: Sequence[int], G: Sequence[Row], a: Row, *sides: Row) -> list[list[float]]:
     """Solve ``(G + t 1 1^T) x = side`` on a face, for every side, by Cholesky.
 
     Solved for ``u = x / a``, a = 1 / norms: the cosines are well scaled whatever the norms are. The
-    ridge chooses among the many solutions on dependent rows, and is no larger than rounding. The
     multiple of 1 1^T changes nothing where sum x is fixed, and makes affinely independent points,
-    0 among them, a definite system.
+    0 among them, a definite system. A row that depends on those before it gets 0 (pivot infinity).
     """
     t = 1 / sum(a[i] * a[i] for i in face)
     L: list[list[float]] = []
@@ -61,7 +62,7 @@ def _solve(face: Sequence[int], G: Sequence[Row], a: Row, *sides: Row) -> list[l
         for j, lower in zip(face, L, strict=False):
             row.append(((G[i][j] + t) * a[i] * a[j] - _dot(row, lower)) / lower[-1])
         pivot = (G[i][i] + t) * a[i] * a[i] - _dot(row, row)
-        row.append(sqrt(max(pivot, 0.0) + _EPS))
+        row.append(sqrt(pivot) if pivot > _EPS else inf)
         L.append(row)
     solutions = []
     for side in sides:
@@ -116,6 +117,8 @@ def _minimise(
         w_s = [w[i] for i in face]
         x, *rest = _solve(face, G, a, ones, *([] if b is None else [b]))
         mass = sum(x)
+        if not 0 < mass < inf:  # a Gramian that is not positive semidefinite
+            break
         target = [value / mass for value in x]
         bounded = True
         if b is not None:
@@ -164,8 +167,8 @@ def _minimise(
         size = _dot(w, norms)
         noise = 1e-12 * (size + mu * reach0)
         gaps = [
-            inf if value > 0 else (slope[i] - level + noise * (norms[i] + size)) * a[i]
-            for i, value in enumerate(w)
+            inf if i in face else (slope[i] - level + noise * (norms[i] + size)) * a[i]
+            for i in range(K)
         ]
         entered = min(range(K), key=gaps.__getitem__)
         if gaps[entered] >= 0:
@@ -213,7 +216,7 @@ def cagrad(gramian: Tensor, c: float) -> Tensor:
     formula picks one by rounding noise. Below ``||g_w|| = f = 1e-4 sum_k w_k ||g_k||``, where
     float32 gradients cancel to noise, ``||g_w||`` is replaced by the parabola that continues it
     smoothly at f; then :math:`d = g_0 + c\|g_0\|\, g_w / f`, which tends to the optimal d nearest
-    to g_0.
+    to g_0. (In f a zero gradient counts as the shortest other one.)
 
     Args:
         gramian: G, (K, K).

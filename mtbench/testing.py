@@ -12,6 +12,7 @@ import copy
 import io
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -63,12 +64,8 @@ class _Problem:
     """
 
     def __init__(self, balancer: Balancer, dtype: torch.dtype, change: Change) -> None:
-        self.K, self.balancer, self.change, self.dtype = (
-            balancer.num_objectives,
-            balancer,
-            change,
-            dtype,
-        )
+        self.K, self.balancer = balancer.num_objectives, balancer
+        self.dtype, self.change = dtype, change
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = MultitaskModel(_Encoder(), [_Head() for _ in range(self.K)])
@@ -91,6 +88,9 @@ class _Problem:
         if with_features:
             return Step(losses, features=features)
         return Step(losses, shared=self.model.encoder.parameters())
+
+    def _losses_again(self, batch: int) -> Sequence[Tensor]:
+        return self.step(batch).losses
 
     def backward(self, batch: int = 0, with_features: bool = True) -> list[Tensor | None]:
         """Apply the method to one batch; return copies of all ``.grad``s."""
@@ -117,7 +117,7 @@ class _Problem:
             optimizer.zero_grad()
             self.balancer.backward(self.step(batch))
             optimizer.step()
-            self.balancer.after_step(lambda batch=batch: self.step(batch).losses)
+            self.balancer.after_step(partial(self._losses_again, batch))
             if batch % 2:
                 self.balancer.after_epoch()
         self.zero_grad()
@@ -308,7 +308,7 @@ class BalancerContract:
                 torch.testing.assert_close(grad, total)
 
     def test_ends_near_the_pareto_set(self, make: Make) -> None:
-        r"""Two convex quadratics :math:`(x-u_i)^\top A_i (x-u_i)`: x ends on their front.
+        r"""Two convex quadratics :math:`1 + (x-u_i)^\top A_i (x-u_i)`: x ends on their front.
 
         The front is :math:`x(w) = (\sum_i w_i A_i)^{-1} \sum_i w_i A_i u_i`.
         """
@@ -321,10 +321,8 @@ class BalancerContract:
         optimizer = torch.optim.SGD([x, *balancer.parameters()], lr=0.05)
 
         def losses(features: Tensor) -> list[Tensor]:
-            return [
-                ((features - u[i]) @ A[i] * (features - u[i])).sum()
-                for i, features in enumerate(balancer.view((features,), k)[0] for k in range(2))
-            ]
+            seen = [balancer.view((features,), k)[0] - u[k] for k in range(2)]
+            return [1 + (offset @ A[k] * offset).sum() for k, offset in enumerate(seen)]
 
         for _ in range(800):
             optimizer.zero_grad()

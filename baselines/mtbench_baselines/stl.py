@@ -45,6 +45,7 @@ class SingleTask(Scalarizer):
 
     paper = "the reference of delta-m; Maninis et al., CVPR 2019, eq. 4"
     passes = "K (F + H + E)"
+    reference = True
 
     def objective(self, step: Step) -> tuple[Tensor, Tensor]:
         """Return the sum, and weights of one."""

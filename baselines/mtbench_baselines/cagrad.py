@@ -1,0 +1,56 @@
+"""CAGrad: the best worst-case improvement near the average gradient."""
+
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from mtbench import solvers
+from mtbench.balancer import Weighting
+from mtbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+
+class CAGrad(Weighting):
+    r"""Follow the direction d that improves the worst objective most, in a ball around the mean.
+
+    .. math:: \max_d \min_k \langle g_k, d\rangle \quad \text{s.t.}\quad \|d - g_0\| \le c\|g_0\|,
+        \qquad g_0 = \tfrac1K \textstyle\sum_k g_k
+
+    (paper, eq. 2), solved exactly by `mtbench.solvers.cagrad`. c = 0 is ``ew``; for c < 1 the fixed
+    points are those of the mean loss.
+
+    Scale: the step is :math:`K d / (1 + c^2)`, as in the authors' code (``rescale=1``, then times K
+    to match a sum of losses), so that c = 0 is the plain sum and not only parallel to it.
+
+    Args:
+        num_objectives: K.
+        seed: unused.
+        c: radius of the ball, in units of the mean's norm; at least 0.
+
+    Example:
+        Two orthogonal unit gradients: d = 3/2 g_0, times 2 / 1.25.
+
+        >>> import torch
+        >>> CAGrad(2).weights(torch.eye(2), torch.ones(2))
+        tensor([1.2000, 1.2000], dtype=torch.float64)
+    """
+
+    paper = "Liu et al., NeurIPS 2021, arXiv 2110.14048, eq. 2 and Algorithm 1"
+
+    def __init__(self, num_objectives: int, seed: int = 0, *, c: float = 0.5) -> None:
+        super().__init__(num_objectives, seed)
+        if not 0 <= c < inf:
+            raise UsageError(f"cagrad: c must be finite and at least 0, found {c}")
+        self.c = c
+
+    @classmethod
+    def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
+        """Draw c from [0.1, 0.9]."""
+        return {"c": trial.suggest_float("c", 0.1, 0.9)}
+
+    def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        """Return the weights of d, times K / (1 + c^2)."""
+        return solvers.cagrad(gramian, self.c) * (len(gramian) / (1 + self.c**2))

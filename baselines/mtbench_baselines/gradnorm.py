@@ -1,0 +1,131 @@
+"""GradNorm: loss weights that make objectives train at one rate."""
+
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from mtbench.balancer import Balancer
+from mtbench.errors import UsageError
+from mtbench.step import Step
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+_LEAST = 1e-3
+_BETAS = (0.9, 0.999)
+
+
+class GradNorm(Balancer):
+    r"""Minimise a weighted sum whose weights make all objectives train at one rate.
+
+    A step descends :math:`\sum_k w_k L_k`; then w descends
+
+    .. math:: L_\mathrm{grad} = \sum_k \bigl| G_k - \bar G\, r_k^\alpha \bigr|, \qquad
+        G_k = \|\nabla_W w_k L_k\|, \qquad
+        r_k = \frac{L_k / L_k(0)}{\tfrac1K \sum_j L_j / L_j(0)}
+
+    with :math:`\bar G` the mean of G and :math:`\bar G\, r_k^\alpha` held constant, and is scaled
+    to the sum K. As :math:`\|\nabla_W w_k L_k\| = w_k \|\nabla_W L_k\|`, the gradient is
+    :math:`\mathrm{sign}(G_k - \bar G\, r_k^\alpha)\, \|\nabla_W L_k\|` and needs no second
+    differentiation. Heads get the w_k-weighted gradient, as in the paper (Algorithm 1).
+
+    Deviations:
+        - W is all shared parameters; the paper takes a subset, usually the last shared layer.
+          ``space="features"`` takes the norms at the features instead: K encoder backwards less.
+        - w is moved by Adam, kept in the state, on the gradient in units of the mean norm, so that
+          the scale of the losses does not matter; w_k stays above 0.001.
+        - L_k(0) is the loss of the first step in which objective k has a label (a loss and a
+          gradient that are not 0); objectives without one in this step are left out of all means.
+
+    Args:
+        num_objectives: K.
+        seed: unused.
+        alpha: strength of the pull towards one training rate; at least 0.
+        lr: Adam's learning rate for w.
+        space: where gradient norms are taken.
+
+    Example:
+        At the first step every r_k is 1; the objective of the larger gradient loses weight.
+
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> method = GradNorm(2)
+        >>> method.backward(Step([x[0] ** 2, 3 * x[1]], shared=[x]))
+        tensor([1., 1.], dtype=torch.float64)
+        >>> method.loss_weights
+        tensor([1.0250, 0.9750], dtype=torch.float64)
+    """
+
+    paper = "Chen et al., ICML 2018, arXiv 1711.02257, eq. 1-2 and Algorithm 1"
+    passes = "F + H + K E"
+
+    loss_weights: Tensor
+    initial: Tensor
+    first_moment: Tensor
+    second_moment: Tensor
+    count: Tensor
+
+    def __init__(
+        self,
+        num_objectives: int,
+        seed: int = 0,
+        *,
+        alpha: float = 1.5,
+        lr: float = 0.025,
+        space: Literal["shared", "features"] = "shared",
+    ) -> None:
+        super().__init__(num_objectives, seed)
+        if not 0 <= alpha < inf:
+            raise UsageError(f"gradnorm: alpha must be finite and at least 0, found {alpha}")
+        if not 0 < lr < inf:
+            raise UsageError(f"gradnorm: lr must be finite and above 0, found {lr}")
+        if space not in ("shared", "features"):
+            raise UsageError(f"gradnorm: space must be 'shared' or 'features', found {space!r}")
+        self.alpha, self.lr = alpha, lr
+        self.space: Literal["shared", "features"] = space
+        zeros = torch.zeros(num_objectives, dtype=torch.float64)
+        self.register_buffer("loss_weights", zeros + 1)
+        self.register_buffer("initial", zeros.clone())  # 0: no label seen yet
+        self.register_buffer("first_moment", zeros.clone())
+        self.register_buffer("second_moment", zeros.clone())
+        self.register_buffer("count", zeros.clone())
+
+    @classmethod
+    def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
+        """Draw alpha from [0, 3]."""
+        return {"alpha": trial.suggest_float("alpha", 0.0, 3.0)}
+
+    def backward(self, step: Step) -> Tensor:
+        """Apply the weights, then move them."""
+        weights = self.loss_weights.clone()
+        step.backward(weights, self.space, head_weights=weights)
+        norms = step.gramian(self.space).diagonal().sqrt().to(weights)
+        self._move(norms, step.values.to(weights))
+        return weights
+
+    def _move(self, norms: Tensor, losses: Tensor) -> None:
+        active = (norms > 0) & (losses != 0)
+        count = active.sum().clamp(min=1)
+
+        def mean(values: Tensor) -> Tensor:
+            return torch.where(active, values, 0).sum() / count
+
+        self.initial.copy_(torch.where(active & (self.initial == 0), losses, self.initial))
+        progress = (losses / self.initial.masked_fill(self.initial == 0, 1)).clamp(min=0)
+        rate = progress / mean(progress).clamp(min=1e-300)
+        weighted = self.loss_weights * norms
+        target = mean(weighted) * rate**self.alpha
+        grad = (weighted - target).sign() * norms / mean(norms).clamp(min=1e-300)
+
+        fast, slow = _BETAS
+        count_after = self.count + active
+        first = fast * self.first_moment + (1 - fast) * grad
+        second = slow * self.second_moment + (1 - slow) * grad.square()
+        self.count.copy_(count_after)
+        self.first_moment.copy_(torch.where(active, first, self.first_moment))
+        self.second_moment.copy_(torch.where(active, second, self.second_moment))
+        correction = (1 - slow**count_after).sqrt() / (1 - fast**count_after)
+        moved = self.loss_weights - self.lr * correction * first / (second.sqrt() + 1e-12)
+        weights = torch.where(active, moved, self.loss_weights).clamp(min=_LEAST)
+        self.loss_weights.copy_(weights * self.num_objectives / weights.sum())

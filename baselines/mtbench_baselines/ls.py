@@ -1,0 +1,61 @@
+"""Fixed weights: the linear scalarization that every method has to beat, tuned."""
+
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from mtbench.balancer import Scalarizer
+from mtbench.errors import UsageError
+from mtbench.step import Step
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+
+class LinearScalarization(Scalarizer):
+    r"""Minimise :math:`\sum_k w_k L_k` with constant weights.
+
+    Args:
+        num_objectives: K.
+        seed: unused.
+        weights: w, K numbers, at least 0, not all 0, taken as they are; by default all 1.
+
+    Example:
+        >>> import torch
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> method = LinearScalarization(2, weights=(0.5, 2.0))
+        >>> method.backward(Step([x[0] ** 2, 3 * x[1]], shared=[x]))
+        tensor([0.5000, 2.0000])
+        >>> x.grad
+        tensor([1., 6.])
+    """
+
+    paper = "the common baseline; its tuning: Xin et al., NeurIPS 2022, arXiv 2209.11379"
+
+    def __init__(
+        self, num_objectives: int, seed: int = 0, *, weights: tuple[float, ...] | None = None
+    ) -> None:
+        super().__init__(num_objectives, seed)
+        values = (1.0,) * num_objectives if weights is None else tuple(weights)
+        if len(values) != num_objectives:
+            raise UsageError(
+                f"ls: weights must hold one number per objective ({num_objectives}), found {values}"
+            )
+        if not all(isfinite(w) and w >= 0 for w in values) or not any(values):
+            raise UsageError(
+                f"ls: weights must be finite, at least 0 and not all 0, found {values}"
+            )
+        self.fixed = values
+
+    @classmethod
+    def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
+        """Draw each weight log-uniformly from [0.1, 10]; scaled to the sum K, as with ``ew``."""
+        drawn = [
+            trial.suggest_float(f"weight_{k}", 0.1, 10.0, log=True) for k in range(num_objectives)
+        ]
+        return {"weights": tuple(w * num_objectives / sum(drawn) for w in drawn)}
+
+    def objective(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Return the weighted sum, and the weights."""
+        return step.total(self.fixed), step.values.new_tensor(self.fixed)

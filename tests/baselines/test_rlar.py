@@ -1,0 +1,236 @@
+"""RLAR: the penalty reaches the encoder, has the right gradient, and does what it is for."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from mtbench.errors import UsageError
+from mtbench.step import Step
+from mtbench_baselines.rlar import RLAR
+
+
+class Net(nn.Module):
+    def __init__(self, K=2, dtype=torch.float64, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.encoder = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4))
+        self.heads = nn.ModuleList(
+            [nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1)) for _ in range(K)]
+        )
+        self.to(dtype)
+
+    def step(self, shape=None, labelled=None, scale=1.0):
+        """One pass on 8 samples; `labelled` (8, K) says whose label is there."""
+        generator = torch.Generator().manual_seed(1)
+        dtype = self.heads[0][0].weight.dtype
+        x = torch.randn(8, 3, generator=generator, dtype=torch.float64).to(dtype)
+        y = torch.randn(8, len(self.heads), generator=generator, dtype=torch.float64).to(dtype)
+        z = self.encoder(x)
+        z = z if shape is None else z.reshape(8, *shape)
+        mask = torch.ones_like(y) if labelled is None else labelled.to(dtype)
+        losses = [
+            scale * ((head(z.reshape(8, 4))[:, 0] - y[:, k]).square() * mask[:, k]).mean()
+            for k, head in enumerate(self.heads)
+        ]
+        return Step(losses, features=z)
+
+
+def alignments(step):
+    """(B, pairs) cosines of dL_j/dz and dL_k/dz, by the plain formula."""
+    g = [grads[-1].flatten(1) for grads in step.feature_grads()]
+    K = len(g)
+    return torch.stack(
+        [torch.cosine_similarity(g[j], g[k]) for j in range(K) for k in range(j + 1, K)], 1
+    )
+
+
+@pytest.mark.parametrize("mode", ["positive", "absolute"])
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+@pytest.mark.parametrize("K", [2, 3])
+def test_value(mode, margin, K):
+    net = Net(K)
+    method = RLAR(K, mode=mode, margin=margin)
+    c = alignments(net.step())
+    assert (c > margin).any()
+    assert (c < -margin).any()
+    expected = (c.abs() if mode == "absolute" else c).sub(margin).relu().square().mean()
+    torch.testing.assert_close(method.penalty(net.step().sensitivities), expected)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2), (1, 2, 2), (2, 2, 1, 1)])
+def test_any_latent_shape(shape):
+    net = Net()
+    flat = RLAR(2).penalty(net.step().sensitivities)
+    torch.testing.assert_close(RLAR(2).penalty(net.step(shape).sensitivities), flat)
+
+
+def encoder_grad(net, penalty):
+    net.zero_grad()
+    if penalty.requires_grad:
+        penalty.backward()
+    return [p.grad for p in net.encoder.parameters()]
+
+
+def test_the_penalty_alone_moves_the_encoder():
+    net = Net()
+    method = RLAR(2)
+    assert all(g.any() for g in encoder_grad(net, method.penalty(net.step().sensitivities))[:-1])
+    constant = tuple(g.detach() for g in net.step().sensitivities)
+    assert all(g is None for g in encoder_grad(net, method.penalty(constant)))
+
+
+@pytest.mark.parametrize("mode", ["positive", "absolute"])
+def test_gradient_by_finite_differences(mode):
+    net = Net(3)
+    method = RLAR(3, mode=mode, margin=0.1)
+    labelled = torch.ones(8, 3)
+    labelled[0, 0] = labelled[3, 2] = 0  # masked samples are no trap for the double backward
+
+    def penalty():
+        return method.penalty(net.step(labelled=labelled).sensitivities)
+
+    net.zero_grad()
+    penalty().backward()
+    h = 1e-6
+    for parameter in (net.encoder[0].weight, net.encoder[2].weight, net.heads[0][0].weight):
+        found = parameter.grad.clone().flatten()
+        flat = parameter.data.view(-1)
+        for i in range(0, len(flat), 3):
+            values = []
+            for sign in (1, -1):
+                flat[i] += sign * h
+                values.append(penalty().item())
+                flat[i] -= sign * h
+            numeric = (values[0] - values[1]) / (2 * h)
+            assert found[i].item() == pytest.approx(numeric, rel=1e-4, abs=1e-7)
+
+
+def test_objective_is_the_sum_plus_lambda_r():
+    net = Net()
+    method = RLAR(2, weight=0.7, warmup=0)
+    step = net.step()
+    objective, weights = method.objective(step)
+    expected = step.total() + 0.7 * method.penalty(step.sensitivities)
+    torch.testing.assert_close(objective, expected)
+    assert weights.tolist() == [1, 1]
+
+
+def test_pairs_without_a_label_are_left_out():
+    net = Net(3)
+    labelled = torch.ones(8, 3)
+    labelled[:3, 0] = labelled[5, 1] = labelled[5, 2] = 0
+    c = alignments(net.step())  # pairs 01, 02, 12
+    both = torch.stack([labelled[:, j] * labelled[:, k] for j, k in ((0, 1), (0, 2), (1, 2))], 1)
+    expected = (c.relu().square() * both).sum() / both.sum()
+    penalty = RLAR(3).penalty(net.step(labelled=labelled).sensitivities)
+    torch.testing.assert_close(penalty, expected)
+
+
+def test_no_pair_left_is_zero_and_finite():
+    net = Net()
+    labelled = torch.ones(8, 2)
+    labelled[:4, 0] = labelled[4:, 1] = 0
+    method = RLAR(2, warmup=0)
+    step = net.step(labelled=labelled)
+    assert method.penalty(step.sensitivities) == 0
+    method.backward(step)
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_a_solved_sample_is_left_out_at_any_batch_size_and_scale():
+    """Vanishing is relative to the objective's largest sample gradient: 1/B and units cancel."""
+    rows = torch.tensor([[1.0, 0.0], [1e-5, 0.0], [0.0, 1.0], [0.02, 0.02]])
+    other = torch.tensor([[1.0, 0.0]]).expand(4, 2)
+    for scale in (1e-25, 1.0, 1e25):
+        found = RLAR(2).penalty((rows * scale, other))
+        torch.testing.assert_close(found, torch.tensor((1 + 0 + 0.5) / 3))
+
+
+def test_scale_of_the_losses_does_not_matter():
+    reference = encoder_grad(net := Net(), RLAR(2).penalty(net.step().sensitivities))
+    for scale in (1e-12, 1e12):
+        net = Net(dtype=torch.float32)
+        found = encoder_grad(net, RLAR(2).penalty(net.step(scale=scale).sensitivities))
+        for a, b in zip(found, reference, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-5)
+
+
+def test_bf16_autocast():
+    """R is computed in float32 from the bf16 sensitivities, and double backward goes through."""
+    net = Net(dtype=torch.float32)
+    method = RLAR(2, warmup=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        step = net.step()
+        assert step.sensitivities[0].dtype == torch.bfloat16
+        penalty = method.penalty(step.sensitivities)
+        exact = method.penalty(tuple(g.detach().double() for g in step.sensitivities))
+        assert penalty.dtype == torch.float32
+        torch.testing.assert_close(penalty.double(), exact, rtol=1e-6, atol=0)
+    method.backward(step)
+    assert all(p.grad.dtype == torch.float32 for p in net.parameters())
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def train(weight, mode="positive", steps=200):
+    net = Net(seed=3)
+    method = RLAR(2, weight=weight, warmup=0, mode=mode)
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        step = net.step()
+        method.backward(step)
+        optimizer.step()
+    return net.step(), sum(step.values).item()
+
+
+@pytest.mark.parametrize("mode", ["positive", "absolute"])
+def test_lowers_the_alignment_that_it_penalises(mode):
+    def penalty(step):
+        return RLAR(2, mode=mode).penalty(step.sensitivities).item()
+
+    start = sum(Net(seed=3).step().values)
+    (plain, _), (ours, our_loss) = train(0.0, mode), train(1.0, mode)
+    assert penalty(ours) < 0.2 * penalty(plain)
+    assert our_loss < 0.2 * start  # and the objectives are still learnt
+
+
+def test_absolute_penalises_opposition_too():
+    a = torch.tensor([[1.0, 0.0]])
+    assert RLAR(2).penalty((a, -a)) == 0
+    assert RLAR(2, mode="absolute").penalty((a, -a)) == 1
+
+
+def test_warm_up_ramp():
+    method = RLAR(2, weight=1.0, warmup=3)
+    net = Net()
+    shares = []
+    for _ in range(6):
+        step = net.step()
+        added = method.objective(step)[0] - step.total()
+        shares.append((added / method.penalty(step.sensitivities)).item())
+        method.after_epoch()
+    assert shares == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1, 1, 1])
+
+
+def test_weight_zero_is_equal_weights_and_costs_nothing():
+    step = Net().step()
+    objective, _ = RLAR(2, weight=0.0).objective(step)
+    assert objective.equal(step.total())
+    assert "sensitivities" not in vars(step)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"weight": -1.0}, "weight must be finite and at least 0, found -1.0"),
+        ({"weight": math.nan}, "weight must be finite"),
+        ({"margin": 1.0}, "margin must be at least 0 and below 1, found 1.0"),
+        ({"warmup": -1}, "warmup must be at least 0 epochs, found -1"),
+        ({"mode": "negative"}, "mode must be 'positive' or 'absolute', found 'negative'"),
+    ],
+)
+def test_refuses(parameters, words):
+    with pytest.raises(UsageError, match=f"rlar: {words}"):
+        RLAR(2, **parameters)
