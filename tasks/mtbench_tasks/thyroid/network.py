@@ -1,6 +1,6 @@
 """The multitask network: a U-Net whose deepest features also give the risk category."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock, UnetUpBlock
@@ -8,6 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtbench.model import MultitaskModel
+
+SLOPE = 0.1
+"""Of the risk head's leaky rectifiers."""
+
+NORM = "instance"
+"""Normalisation of the U-Net's blocks: per sample and channel, so that samples do not mix."""
 
 
 class Risk(NamedTuple):
@@ -26,17 +32,16 @@ class Encoder(nn.Module):
     """The contracting path.
 
     The stem halves the resolution at once: convolutions at full resolution would cost more than
-    all others together. Every block normalises per sample, so samples do not mix.
+    all others together.
 
     Args:
         widths: channels of the levels, the first at half resolution.
-        norm: MONAI's name of the normalisation.
     """
 
-    def __init__(self, widths: tuple[int, ...], norm: Any) -> None:
+    def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
         self.levels = nn.ModuleList(
-            UnetBasicBlock(2, before, after, kernel_size=3, stride=2, norm_name=norm)
+            UnetBasicBlock(2, before, after, kernel_size=3, stride=2, norm_name=NORM)
             for before, after in zip((1, *widths), widths, strict=False)
         )
 
@@ -52,12 +57,12 @@ class Encoder(nn.Module):
 class SegmentationHead(nn.Module):
     """The expanding path: all features to the nodule mask's logits, (B, 1, H, W)."""
 
-    def __init__(self, widths: tuple[int, ...], norm: Any) -> None:
+    def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
         pairs = list(zip(widths[1:], widths, strict=False))[::-1]
         self.levels = nn.ModuleList(
             UnetUpBlock(
-                2, deep, fine, kernel_size=3, stride=1, upsample_kernel_size=2, norm_name=norm
+                2, deep, fine, kernel_size=3, stride=1, upsample_kernel_size=2, norm_name=NORM
             )
             for deep, fine in pairs
         )
@@ -74,8 +79,10 @@ class SegmentationHead(nn.Module):
 class RiskHead(nn.Module):
     r"""Pool z to an embedding :math:`e = [e_r | e_d]` and read the category from both.
 
-    A learnt attention map pools z, so that the embedding is of the nodule, not of the neck.
-    :math:`e_r` is pulled to the radiomics target in training; :math:`e_d` is free.
+    A learnt attention map pools z, so that the embedding is of the nodule, not of the neck; the
+    maximum beside it sees small foci. :math:`e_r` is pulled to the radiomics target in training;
+    :math:`e_d` is free. The convolution comes first because z is normalised per channel: its plain
+    average would be a constant.
 
     Args:
         width: channels of z.
@@ -86,6 +93,7 @@ class RiskHead(nn.Module):
 
     def __init__(self, width: int, guided: int, free: int, grades: int) -> None:
         super().__init__()
+        self.mix = nn.Conv2d(width, width, 3, padding=1)
         self.attention = nn.Conv2d(width, 1, 1)
         self.hidden = nn.Linear(2 * width, width)
         self.guided = nn.Linear(width, guided)
@@ -94,18 +102,18 @@ class RiskHead(nn.Module):
 
     def forward(self, features: tuple[Tensor, ...]) -> Risk:
         """Return logits and e_r."""
-        z = features[-1]
-        attention = self.attention(z).flatten(2).softmax(-1)
-        focused = (attention * z.flatten(2)).sum(-1)
-        pooled = F.leaky_relu(self.hidden(torch.cat([focused, z.amax((2, 3))], 1)))
-        guided, free = self.guided(pooled), F.leaky_relu(self.free(pooled))
+        mixed = F.leaky_relu(self.mix(features[-1]), SLOPE)
+        attention = self.attention(mixed).flatten(2).softmax(-1)
+        focused = (attention * mixed.flatten(2)).sum(-1)
+        pooled = self.hidden(torch.cat([focused, mixed.amax((2, 3))], 1))
+        pooled = F.leaky_relu(pooled, SLOPE)
+        guided, free = self.guided(pooled), F.leaky_relu(self.free(pooled), SLOPE)
         return Risk(self.grade(torch.cat([guided, free], 1)), guided)
 
 
 def build(
-    grades: int, guided: int, *, width: int = 16, depth: int = 4, free: int = 32,
-    norm: Any = "instance",
-) -> MultitaskModel:  # fmt: skip
+    grades: int, guided: int, *, width: int = 16, depth: int = 4, free: int = 32
+) -> MultitaskModel:
     """Return the network.
 
     Args:
@@ -114,10 +122,9 @@ def build(
         width: channels of the first level; each further one doubles them.
         depth: number of levels; the image's sides must divide by 2^depth.
         free: the size of e_d.
-        norm: MONAI's name of the normalisation.
     """
     widths = tuple(width * 2**level for level in range(depth))
     return MultitaskModel(
-        Encoder(widths, norm),
-        [SegmentationHead(widths, norm), RiskHead(widths[-1], guided, free, grades)],
+        Encoder(widths),
+        [SegmentationHead(widths), RiskHead(widths[-1], guided, free, grades)],
     )

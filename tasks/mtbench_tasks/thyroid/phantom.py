@@ -537,9 +537,9 @@ def style(seed: int, reader: int) -> Style:
         bias=rng.uniform(0.4, 0.8) * (1, -1, 0.3)[reader % 3],
         smooth=rng.uniform(0.4, 1.2),
         wobble=rng.uniform(0.4, 0.6),
-        shift=rng.uniform(0.3, 0.8) * (-1, 1, 0)[reader % 3],
-        spread=rng.uniform(0.65, 1.1),
-        confusion=rng.uniform(0.06, 0.13),
+        shift=rng.uniform(0.2, 0.5) * (-1, 1, 0)[reader % 3],
+        spread=rng.uniform(0.4, 0.75),
+        confusion=rng.uniform(0.03, 0.08),
     )
 
 

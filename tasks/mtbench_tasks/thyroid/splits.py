@@ -80,7 +80,7 @@ class Placement:
 def to_input(image: Image, size: int) -> Tensor:
     """Return an image as the network takes it, (1, size, size), 0 to 1."""
     shape = (image.shape[0], image.shape[1])
-    return Placement(shape, size).to_grid(image.astype(np.float32) / 255)[None]
+    return Placement(shape, size).to_grid((image / 255).astype(np.float32))[None]
 
 
 class CaseSplit(Split):
@@ -95,6 +95,7 @@ class CaseSplit(Split):
         radiomics: (N, R) standardised targets.
         size: side of the grid.
         high: for low/high: the grade index from which a category counts as high; None for grades.
+        strength: of the augmentation.
     """
 
     def __init__(
@@ -104,7 +105,9 @@ class CaseSplit(Split):
         radiomics: NDArray[np.float64],
         size: int,
         high: int | None,
+        strength: float,
     ) -> None:
+        self.strength = strength
         self.cases, self.readings = tuple(cases), tuple(readings)
         self.inputs = torch.stack([to_input(case.image, size) for case in cases])
         self.has_mask = torch.tensor([r.mask is not None for r in readings])
@@ -119,7 +122,7 @@ class CaseSplit(Split):
         """Return the cases at `indices`, augmented if a generator is given."""
         images, masks = self.inputs[indices], self.masks[indices]
         if generator is not None:
-            images, masks = augment(images, masks, generator)
+            images, masks = augment(images, masks, self.strength, generator)
         return {
             "inputs": images,
             "mask": masks,
