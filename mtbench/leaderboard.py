@@ -38,7 +38,12 @@ def boards(runs: Sequence[RunDirectory]) -> list[Board]:
     """
     groups: dict[str, list[tuple[RunDirectory, dict[str, Any] | None]]] = {}
     titles: dict[str, str] = {}
-    for run in runs:
+    seen: dict[str, RunDirectory] = {}
+    for run in runs:  # a cell counts once, however many folders hold it
+        known = seen.setdefault(run.spec().hash, run)
+        if known.result() is None and run.result() is not None:
+            seen[run.spec().hash] = run
+    for run in seen.values():
         spec = run.spec()
         recipe = {k: spec.recipe[k] for k in ("epochs", "batch_size")}
         common = [spec.task, spec.task_params, spec.data, recipe, spec.precision]
@@ -59,21 +64,17 @@ def _board(title: str, cells: list[tuple[RunDirectory, dict[str, Any] | None]]) 
     for run, result in cells:
         if result is None:
             continue
-        for name, metric in result["metrics"].items():
-            directions[name] = metric["higher_is_better"]
-            if metric["primary"]:
-                primary[name] = metric["higher_is_better"]
-        records.append(
-            {
-                "method": labels[run.path],
-                "reference": result["reference"],
-                "seed": result["seed"],
-                "diverged": result["status"] == "diverged",
-                **result.get("test", {}),
-                "seconds_per_step": result["cost"]["seconds_per_step"],
-                "peak_mib": result["cost"]["peak_mib"],
-            }
-        )
+        try:
+            for name, metric in result["metrics"].items():
+                directions[name] = metric["higher_is_better"]
+                if metric["primary"]:
+                    primary[name] = metric["higher_is_better"]
+            records.append(_record(labels[run.path], result))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"{run.path / 'result.json'}: is no result of version 1 ({error}); delete it to "
+                "finish the cell again"
+            ) from error
     if not records:
         return Board(title, primary, pd.DataFrame(), pending)
     table = pd.DataFrame(records)
@@ -82,6 +83,19 @@ def _board(title: str, cells: list[tuple[RunDirectory, dict[str, Any] | None]]) 
             table[name] = math.nan
     rows = _summarise(table, list(directions), primary)
     return Board(title, primary, rows, pending)
+
+
+def _record(label: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Return a cell's line of the table."""
+    return {
+        "method": label,
+        "reference": result["reference"],
+        "seed": result["seed"],
+        "diverged": result["status"] == "diverged",
+        **result.get("test", {}),
+        "seconds_per_step": result["cost"]["seconds_per_step"],
+        "peak_mib": result["cost"]["peak_mib"],
+    }
 
 
 def _labels(runs: Sequence[RunDirectory]) -> dict[Any, str]:

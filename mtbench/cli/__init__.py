@@ -9,7 +9,9 @@ from mtbench.cli import data, listing, new, predict, run, show
 from mtbench.errors import MtbenchError
 
 # typer brings its own click: its base exception is reached through the class that typer exports.
-ClickException: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+ClickException: type[Exception] = next(
+    c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
+)
 
 app = typer.Typer(
     name="mtbench",
@@ -19,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+INTERRUPTED = 130
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=EXTRA)(run.run)
 app.command("list")(listing.list_)
@@ -51,15 +54,18 @@ def main() -> None:
     error = Console(stderr=True)
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer's own handling, which says nothing
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except MtbenchError as problem:
         error.print(f"[red]error:[/] {_plain(str(problem))}", soft_wrap=True, highlight=False)
     except (KeyboardInterrupt, typer.Abort):
         error.print("stopped; the same command goes on from the last checkpoint")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except ClickException as problem:
         text = getattr(problem, "format_message", problem.__str__)()
-        error.print(f"[red]error:[/] {_plain(text)}", soft_wrap=True, highlight=False)
+        if text:  # without any argument the help was shown, and there is nothing to add
+            error.print(f"[red]error:[/] {_plain(text)}", soft_wrap=True, highlight=False)
     sys.exit(2)
 
 

@@ -33,7 +33,7 @@ def info(name: str, plugin: Plugins = None) -> None:
 
     from mtbench import params
     from mtbench.balancer import Balancer
-    from mtbench.errors import UsageError, did_you_mean
+    from mtbench.errors import PluginError, UsageError, did_you_mean
     from mtbench.registry import entries
     from mtbench.search import search_space
     from mtbench.task import Task
@@ -44,7 +44,11 @@ def info(name: str, plugin: Plugins = None) -> None:
     console = Console()
     space: dict[str, str] = {}
     cls: type[Balancer] | type[Task]
-    if name in methods:
+    try:
+        is_method = name in methods and bool(methods[name].load(Balancer))
+    except PluginError:  # a plugin file is listed as both kinds
+        is_method = name not in tasks
+    if is_method:
         cls = method = methods[name].load(Balancer)
         facts = {"paper": method.paper, "cost of a step": method.passes}
         space = search_space(method)

@@ -41,7 +41,8 @@ from mtbench.testing import BalancerContract
 class TestCLASS(BalancerContract):
     @pytest.fixture
     def make(self):
-        return find("method", "NAME", [Path(__file__).with_name("NAME.py")]).load(Balancer)
+        plugin = Path(__file__).with_name("NAME.py")
+        return find("method", "NAME", [plugin]).load(Balancer)
 '''
 
 
@@ -69,8 +70,10 @@ def method(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, template in files.items():
-            file.write_text(template.format(name=name, cls=title, title=name).replace("\\\\", "\\"))
+            text = template.replace("NAME", name).replace("CLASS", title)
+            file.write_text(text, encoding="utf-8")
             typer.echo(f"written: {file}")
     except OSError as error:
         raise PluginError(f"{folder}: cannot be written ({error.strerror})") from error
+    typer.echo(f"test it: pytest {folder / f'test_{name}.py'}")
     typer.echo(f"run it:  mtbench run --plugin {folder / name}.py --method {name} --method ew")

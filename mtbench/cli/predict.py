@@ -32,6 +32,10 @@ def predict(
     files, extra = _sort(images)
     directory = RunDirectory(run)
     _, task, method = reload(directory, plugin or [])
+    if not files:
+        raise UsageError("no file to predict on: give images after the run directory")
+    if directory.result() is None:
+        raise RunError(f"{run}: is not finished (no result.json); `mtbench run` goes on with it")
     given = parse([], extra)
     known = params.declared(task.predict)
     for key in given:
