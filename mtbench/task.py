@@ -44,6 +44,8 @@ class Recipe:
         lr: the peak learning rate.
         weight_decay: of the model's parameters; a balancer's own get none.
         schedule: ``cosine`` rises linearly over the first 5 % of the steps and falls to zero.
+        select: which epoch's weights are tested: ``last``, or ``best`` by the trainer's rule on the
+            validation split, which small validation splits make a lottery.
         clip: the largest norm of the whole gradient, or none.
     """
 
@@ -52,6 +54,7 @@ class Recipe:
     lr: float = 1e-3
     weight_decay: float = 1e-4
     schedule: Literal["cosine", "constant"] = "cosine"
+    select: Literal["best", "last"] = "best"
     clip: float | None = None
 
     def __post_init__(self) -> None:

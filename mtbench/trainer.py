@@ -27,8 +27,8 @@ from mtbench.step import Step
 from mtbench.task import Batch, Metric, Recipe, Split, Splits, Task
 
 SELECTION = "mean-primary"
-"""The rule that selects an epoch: the largest mean of the primary validation metrics, those that
-are better when lower counted negative, undefined ones left out; of equals, the first."""
+"""The rule of ``select="best"``: the epoch with the largest mean of the primary validation metrics,
+those that are better when lower counted negative, undefined ones left out; of equals, the first."""
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -318,7 +318,8 @@ class Trainer:
             "val": metrics,
             "score": score,
         }
-        if score > self.at.best_score or not self.at.history:
+        last = self.recipe.select == "last"
+        if last or score > self.at.best_score or not self.at.history:
             self.at.best_score = score
             self.run_directory.save(
                 "best.pt",
@@ -383,7 +384,7 @@ class Trainer:
             "reference": self.method.reference,
             "seed": self.spec.seed,
             "hash": self.spec.hash,
-            "selection": SELECTION,
+            "selection": SELECTION if self.recipe.select == "best" else "last",
             "epochs": len(self.at.history),
             "metrics": {name: vars(metric) for name, metric in self.task.metrics.items()},
             "notes": dict(self.splits.notes),

@@ -34,6 +34,10 @@ def predict(
     _, task, method = reload(directory, plugin or [])
     if not files:
         raise UsageError("no file to predict on: give images after the run directory")
+    by_name: dict[str, Path] = {}
+    for file in files:  # what is written is named after the file
+        if (other := by_name.setdefault(file.stem, file)) != file:
+            raise UsageError(f"{other} and {file} would be written to the same files: rename one")
     if directory.result() is None:
         raise RunError(f"{run}: is not finished (no result.json); `mtbench run` goes on with it")
     given = parse([], extra)

@@ -41,6 +41,7 @@ class Thyroid(Task):
         image_size: side of the network's grid, divisible by 16.
         width: channels of the first level.
         augmentation: its strength, 0 (mirroring only) to 1; see `augment`.
+        dropout: of the risk head's pooled features; where few cases are graded, it wants some.
         guide: weight of the radiomics guidance within the risk loss.
         risk_loss: ``ce``, or ``emd``: the squared earth mover's distance (Hou et al. 2016).
         cases: number of phantom cases.
@@ -60,6 +61,7 @@ class Thyroid(Task):
         image_size: int = 96,
         width: int = 16,
         augmentation: float = 0.3,
+        dropout: float = 0.0,
         guide: float = 1.0,
         risk_loss: Literal["ce", "emd"] = "ce",
         cases: int = 1000,
@@ -73,18 +75,21 @@ class Thyroid(Task):
             raise UsageError(f"augmentation must be between 0 and 1, found {augmentation}")
         if width < 1:
             raise UsageError(f"width must be at least 1, found {width}")
+        if not 0 <= dropout < 1:
+            raise UsageError(f"dropout must be at least 0 and below 1, found {dropout}")
         if not 0 <= guide < float("inf"):
             raise UsageError(f"guide must not be negative, found {guide}")
         if source == "phantom" and cases < 20:
             raise UsageError(f"cases must be at least 20 to be split, found {cases}")
         self.source, self.data, self.target = source, data, target
         self.image_size, self.width, self.augmentation = image_size, width, augmentation
+        self.dropout = dropout
         self.guide, self.risk_loss = guide, risk_loss
         self.phantom = {
             "size": cases, "readers": readers, "reader_noise": reader_noise, "seed": phantom_seed
         }  # fmt: skip
         epochs = 10 if source == "phantom" else 40  # DDTI has fewer cases, and harder ones
-        self.recipe = Recipe(epochs=epochs, batch_size=8, lr=4e-3)
+        self.recipe = Recipe(epochs=epochs, batch_size=8, lr=4e-3, select="last")
         grades = phantom.GRADES if source == "phantom" else ddti.GRADES
         self.grades = ("low", "high") if target == "low-high" else grades
         self.high = 1 if target == "low-high" else HIGH
@@ -137,7 +142,9 @@ class Thyroid(Task):
         """Return the U-Net with its guided risk head."""
         from mtbench_tasks.thyroid import network
 
-        return network.build(len(self.grades), len(radiomics.FEATURES), width=self.width)
+        return network.build(
+            len(self.grades), len(radiomics.FEATURES), width=self.width, dropout=self.dropout
+        )
 
     def losses(self, outputs: Sequence[Any], batch: Batch) -> list[Tensor]:
         """Return the segmentation and the risk loss."""

@@ -89,12 +89,14 @@ class RiskHead(nn.Module):
         guided: R, the size of the radiomics target.
         free: the size of :math:`e_d`.
         grades: G, the number of categories.
+        dropout: of the pooled features.
     """
 
-    def __init__(self, width: int, guided: int, free: int, grades: int) -> None:
+    def __init__(self, width: int, guided: int, free: int, grades: int, dropout: float) -> None:
         super().__init__()
         self.mix = nn.Conv2d(width, width, 3, padding=1)
         self.attention = nn.Conv2d(width, 1, 1)
+        self.dropout = nn.Dropout(dropout)
         self.hidden = nn.Linear(2 * width, width)
         self.guided = nn.Linear(width, guided)
         self.free = nn.Linear(width, free)
@@ -105,14 +107,20 @@ class RiskHead(nn.Module):
         mixed = F.leaky_relu(self.mix(features[-1]), SLOPE)
         attention = self.attention(mixed).flatten(2).softmax(-1)
         focused = (attention * mixed.flatten(2)).sum(-1)
-        pooled = self.hidden(torch.cat([focused, mixed.amax((2, 3))], 1))
+        pooled = self.hidden(self.dropout(torch.cat([focused, mixed.amax((2, 3))], 1)))
         pooled = F.leaky_relu(pooled, SLOPE)
         guided, free = self.guided(pooled), F.leaky_relu(self.free(pooled), SLOPE)
         return Risk(self.grade(torch.cat([guided, free], 1)), guided)
 
 
 def build(
-    grades: int, guided: int, *, width: int = 16, depth: int = 4, free: int = 32
+    grades: int,
+    guided: int,
+    *,
+    width: int = 16,
+    depth: int = 4,
+    free: int = 32,
+    dropout: float = 0.0,
 ) -> MultitaskModel:
     """Return the network.
 
@@ -122,9 +130,10 @@ def build(
         width: channels of the first level; each further one doubles them.
         depth: number of levels; the image's sides must divide by 2^depth.
         free: the size of e_d.
+        dropout: of the risk head's pooled features.
     """
     widths = tuple(width * 2**level for level in range(depth))
     return MultitaskModel(
         Encoder(widths),
-        [SegmentationHead(widths), RiskHead(widths[-1], guided, free, grades)],
+        [SegmentationHead(widths), RiskHead(widths[-1], guided, free, grades, dropout)],
     )

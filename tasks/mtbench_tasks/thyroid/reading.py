@@ -25,10 +25,14 @@ def load_image(path: Path) -> Image:
     """Return a file's grey values.
 
     Raises:
-        DataError: there is no such file, or it does not decode.
+        DataError: there is no such file, it does not decode, or it has more than 8 bits.
     """
     try:
         with Pil.open(path) as picture:
+            if picture.mode[0] in "IF":  # PIL would clip them to white
+                raise DataError(
+                    f"{path}: has {picture.mode} pixels of unknown range; save it with 8 bits"
+                )
             return np.asarray(picture.convert("L"))
     except FileNotFoundError:
         raise DataError(f"{path}: no such image") from None
