@@ -1,17 +1,21 @@
 """From what a user asks for to cells that can be run."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtbench import overrides, params
+from torch import Tensor
+
+from mtbench import overrides, params, seeding
 from mtbench.balancer import Balancer
-from mtbench.errors import UsageError
+from mtbench.errors import RunError, UsageError
 from mtbench.registry import Entry, find
 from mtbench.rundir import RunDirectory, Spec
 from mtbench.task import Recipe, Splits, Task
+from mtbench.trainer import fitting
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,15 @@ class Request:
         recipe = dataclasses.replace(instance.recipe, **changed)
         return cls(task_entry, instance, task_params, choices, recipe)
 
-    def spec(self, choice: Choice, splits: Splits, seed: int, precision: str, device: str) -> Spec:
+    def spec(
+        self,
+        choice: Choice,
+        splits: Splits,
+        seed: int,
+        precision: str,
+        device: str,
+        init: str | None = None,
+    ) -> Spec:
         """Return the spec of one cell. Locations of data are no part of it, their content is."""
         involved = {entry.name: entry.digest() for entry in (self.entry, choice.entry)}
         return Spec(
@@ -110,11 +122,32 @@ class Request:
             method_params=choice.params,
             plugins={name: digest for name, digest in involved.items() if digest},
             data=splits.fingerprint,
+            init=init,
             recipe=dataclasses.asdict(self.recipe),
             seed=seed,
             precision=precision,  # type: ignore[arg-type]  # pydantic checks it
             device=device,
         )
+
+
+def initial_weights(run: RunDirectory, task: Task) -> tuple[str, dict[str, Tensor]]:
+    """Return the digest and the tensors of another run's trained model that a task's model can use.
+
+    Raises:
+        RunError: the run has no trained weights, or none of them fits.
+    """
+    run.spec()
+    state = run.load("best.pt")
+    if state is None:
+        raise RunError(
+            f"--init {run.path}: has no trained weights (best.pt); finish that run first"
+        )
+    with seeding.preserved():
+        weights = fitting(task.model(), state["model"])
+    if not weights:
+        raise RunError(f"--init {run.path}: none of its weights fits this task's model")
+    digest = hashlib.sha256((run.path / "best.pt").read_bytes()).hexdigest()
+    return digest, weights
 
 
 def reload(run: RunDirectory, plugins: Sequence[Path] = ()) -> tuple[Spec, Task, type[Balancer]]:

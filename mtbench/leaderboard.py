@@ -106,6 +106,7 @@ def _labels(runs: Sequence[RunDirectory]) -> dict[Any, str]:
             **spec.method_params,
             **{k: v for k, v in spec.recipe.items() if k not in ("epochs", "batch_size")},
             "device": spec.device,
+            "init": spec.init and spec.init[:8],
             **spec.plugins,
         }
         for path, spec in specs.items()

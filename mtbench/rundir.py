@@ -27,6 +27,7 @@ class Spec(BaseModel):
         method: its name, and `method_params` likewise.
         plugins: sha256 of each plugin file involved, by name.
         data: the data's fingerprint.
+        init: sha256 of the weights that training started from, None for fresh ones.
         recipe: the optimisation, defaults filled in.
         seed: of everything random.
         precision: ``fp32``, or ``bf16`` autocast.
@@ -42,6 +43,7 @@ class Spec(BaseModel):
     method_params: dict[str, Any]
     plugins: dict[str, str] = {}
     data: str
+    init: str | None = None
     recipe: dict[str, Any]
     seed: int
     precision: Literal["fp32", "bf16"] = "fp32"

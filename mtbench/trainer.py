@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -67,13 +67,30 @@ class Progress:
     peak_mib: float = 0.0
 
 
-def build(spec: Spec, task: Task, method: type[Balancer]) -> tuple[MultitaskModel, Balancer]:
-    """Return the initial model, equal for every method at one seed, and the balancer."""
+def build(
+    spec: Spec, task: Task, method: type[Balancer], init: Mapping[str, Tensor] | None = None
+) -> tuple[MultitaskModel, Balancer]:
+    """Return the initial model, equal for every method at one seed, and the balancer.
+
+    Args:
+        spec: the cell.
+        task: an instance with the spec's parameters.
+        method: the balancer's class.
+        init: weights to start from, taken where name and shape agree.
+    """
     own = params.resolve(method, spec.method_params, spec.method)
     seeding.seed_everything(seeding.derive(spec.seed, "model"))
     model = task.model()
+    if init is not None:
+        model.load_state_dict(fitting(model, init), strict=False)
     balancer = method(len(task.objectives), seeding.derive(spec.seed, "balancer"), **own)
     return balancer.wrap(model).to(spec.device), balancer.to(spec.device)
+
+
+def fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those weights whose name and shape the model has."""
+    own = model.state_dict()
+    return {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
 
 
 def autocast(spec: Spec) -> AbstractContextManager[Any]:
@@ -132,6 +149,7 @@ class Trainer:
         run: the cell's directory.
         observer: is told how it goes.
         threads: of torch on the CPU; by default measured at the start.
+        init: weights to start from; `build` says how.
     """
 
     def __init__(
@@ -143,11 +161,13 @@ class Trainer:
         run: RunDirectory,
         observer: Observer,
         threads: int | None = None,
+        init: Mapping[str, Tensor] | None = None,
     ) -> None:
         if len(splits.train) == 0:
             raise UsageError(f"task {spec.task}: the training split is empty")
         self.spec, self.task, self.splits, self.run_directory = spec, task, splits, run
         self.observer, self.method, self.threads = observer, method, threads
+        self.init = init
         self.device = torch.device(spec.device)
         self.recipe = Recipe(**spec.recipe)
         self.steps = math.ceil(len(splits.train) / self.recipe.batch_size)
@@ -181,7 +201,7 @@ class Trainer:
             return result
 
     def _build(self) -> None:
-        self.model, self.balancer = build(self.spec, self.task, self.method)
+        self.model, self.balancer = build(self.spec, self.task, self.method, self.init)
         groups: list[dict[str, Any]] = [{"params": list(self.model.parameters())}]
         if own := list(self.balancer.parameters()):
             groups.append({"params": own, "weight_decay": 0.0})

@@ -9,7 +9,7 @@ from mtbench.cli.options import Plugins
 
 OPTIONS = (
     "method", "task", "data", "seed", "seeds", "epochs", "device", "precision", "set", "out",
-    "resume", "threads", "plugin",
+    "resume", "threads", "init", "plugin",
 )  # fmt: skip
 
 
@@ -42,6 +42,10 @@ def run(
     threads: Annotated[
         int | None, typer.Option(help="CPU threads; measured at the start by default.")
     ] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Start from another run's weights, where they fit."),
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Train methods on a task, then compare them.
@@ -70,5 +74,5 @@ def run(
         raise UsageError(f"--threads must be at least 1, found {threads}")
     run_cells(
         task, method, given, range(seed, seed + seeds), device, precision, out,
-        fresh=not resume, threads=threads, plugins=plugin or [], options=OPTIONS,
+        fresh=not resume, threads=threads, init=init, plugins=plugin or [], options=OPTIONS,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mtbench import figures, leaderboard
-from mtbench.cell import Request
+from mtbench.cell import Request, initial_weights
 from mtbench.cli.tables import print_board
 from mtbench.errors import RunError
 from mtbench.progress import Display
@@ -27,6 +27,7 @@ def run_cells(
     *,
     fresh: bool,
     threads: int | None,
+    init: Path | None,
     plugins: Sequence[Path],
     options: Sequence[str],
 ) -> None:
@@ -35,6 +36,10 @@ def run_cells(
     request = Request.of(task, methods, given, plugins, options)
     where = resolve_device(device)
     _must_be_writable(out)
+    digest, weights = None, None
+    if init is not None:
+        digest, weights = initial_weights(RunDirectory(init), request.task)
+        console.print(f"start: {len(weights)} tensors of {init}", highlight=False)
     primary = primary_metrics(dict(request.task.metrics))
     runs: list[RunDirectory] = []
     pictures: list[Path] = []
@@ -44,7 +49,7 @@ def run_cells(
             notes = ", ".join(f"{k} {v}" for k, v in splits.notes.items())
             console.print(f"{task} seed {seed}: {notes}", highlight=False)
             for choice in request.choices:
-                spec = request.spec(choice, splits, seed, precision, where)
+                spec = request.spec(choice, splits, seed, precision, where, digest)
                 if fresh:
                     shutil.rmtree(RunDirectory.at(out, spec).path)
                 run = RunDirectory.at(out, spec)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtbench.cell import Request
+from mtbench.cell import Request, initial_weights
 from mtbench.errors import RunError
 from mtbench.rundir import RunDirectory
 from mtbench.trainer import Trainer, load_trained
@@ -245,3 +245,26 @@ def test_specs_are_canonical(tiny: Path) -> None:
     assert spec().hash != spec(c="0.4").hash
     assert spec().hash != spec(lr="0.1").hash
     assert spec().plugins.keys() == {"tiny"}
+
+
+def test_training_starts_from_another_runs_weights(tiny: Path, tmp_path: Path) -> None:
+    first, fresh = train(tiny, tmp_path, epochs="30")
+    request = Request.of("tiny", ["stl"], {}, [tiny])
+    digest, given = initial_weights(first, request.task)
+    splits = request.task.setup(0, lambda *_: None)
+    spec = request.spec(request.choices[0], splits, 0, "fp32", "cpu", digest)
+    assert spec.hash != request.spec(request.choices[0], splits, 0, "fp32", "cpu").hash
+    observer = Silent()
+    run = RunDirectory.at(tmp_path, spec)
+    Trainer(spec, request.task, splits, request.choices[0].method, run, observer, 1, given).run()
+    assert observer.losses[0]["sum"] < 0.5 * fresh.losses[0]["sum"]
+
+
+def test_weights_that_do_not_fit_are_refused(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path, "stl")  # its names are those of the wrapped model
+    request = Request.of("tiny", ["ew"], {}, [tiny])
+    with pytest.raises(RunError, match="none of its weights fits"):
+        initial_weights(run, request.task)
+    (run.path / "best.pt").unlink()
+    with pytest.raises(RunError, match="has no trained weights"):
+        initial_weights(run, request.task)
