@@ -16,7 +16,7 @@ def augment(
     """Return transformed images and masks.
 
     Mirrors left-right (p = 1/2). At strength 1, and in proportion below: turns up to 10 degrees,
-    scales by 0.8-1.2, shifts up to 8 %; gain 0.8-1.2, gamma 0.75-1.35, a gain that changes with
+    scales by 0.8-1.2, shifts up to 8 %; gain 0.8-1.2, gamma 0.7-1.3, a gain that changes with
     depth by up to 30 %, offset up to 6 %, multiplicative noise of 15 % (speckle's kind), and an
     acoustic shadow (p = 1/4).
 
@@ -47,7 +47,7 @@ def augment(
 
     inside = images > 0  # what lies outside the sector stays black
     depth = torch.linspace(-0.5, 0.5, height).view(1, 1, -1, 1)
-    images = images.clamp(0, 1) ** around(1.05, 0.3, 1, 1, 1)
+    images = images.clamp(0, 1) ** around(1, 0.3, 1, 1, 1)
     images = images * (around(1, 0.2, 1, 1, 1) + around(0, 0.3, 1, 1, 1) * depth)
     images = images + around(0, 0.06, 1, 1, 1)
     images = images * around(1, 0.075, 1, height, width)

@@ -1,0 +1,290 @@
+"""The leaderboard, on records written by hand: every number can be checked on paper."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from mtbench import leaderboard
+from mtbench.errors import RunError
+from mtbench.leaderboard import Board
+from mtbench.rundir import RunDirectory, Spec, find_runs
+
+METRICS = {
+    "dice": {"objective": "mask", "higher_is_better": True, "primary": True},
+    "error": {"objective": "grade", "higher_is_better": False, "primary": True},
+    "extra": {"objective": "grade", "higher_is_better": True, "primary": False},
+}
+
+
+def cell(
+    out: Path, method: str, seed: int, dice: float = 0.5, error: float = 1.0, *,
+    status: str = "finished", seconds: float = 0.25, peak: float = 100.0, **spec: Any,
+) -> RunDirectory:  # fmt: skip
+    """Write one cell; `stl` is the reference."""
+    fields: dict[str, Any] = {
+        "task": "made_up", "task_params": {"size": 8}, "method": method, "method_params": {},
+        "data": "d", "recipe": {"epochs": 2, "batch_size": 4, "lr": 0.1}, "seed": seed,
+    }  # fmt: skip
+    run = RunDirectory.at(out, Spec(**fields | spec))
+    if status == "unfinished":
+        return run
+    result: dict[str, Any] = {
+        "status": status, "reference": method == "stl", "seed": seed, "metrics": METRICS,
+        "cost": {"seconds_per_step": seconds, "peak_mib": peak},
+    }  # fmt: skip
+    if status == "finished":
+        result["test"] = {"dice": dice, "error": error, "extra": 7.0}
+    run.write_text("result.json", json.dumps(result))
+    return run
+
+
+def board(out: Path) -> Board:
+    [only] = leaderboard.boards(list(find_runs([out])))
+    return only
+
+
+def rows(found: Board) -> dict[str, pd.Series]:
+    return {row["method"]: row for _, row in found.rows.iterrows()}
+
+
+def test_delta_m_by_hand(tmp_path: Path) -> None:
+    cell(tmp_path, "stl", 0, dice=0.5, error=2.0)
+    cell(tmp_path, "stl", 1, dice=0.8, error=1.0)
+    cell(tmp_path, "ew", 0, dice=0.6, error=1.0)  # -20 % and -50 %: better is negative
+    cell(tmp_path, "ew", 1, dice=0.4, error=1.5)  # +50 % and +50 %
+    found = rows(board(tmp_path))
+    # Paired by seed: (-35 + 50) / 2. Of the means it would be (3 / 13 - 1 / 6) / 2 = 3.2 %.
+    assert found["ew"]["delta_m"] == pytest.approx(7.5)
+    assert found["ew"]["delta_m_sd"] == pytest.approx(85 / math.sqrt(2))
+    assert found["stl"]["delta_m"] == 0
+    assert found["ew"]["dice"] == pytest.approx(0.5)
+    assert found["ew"]["dice_sd"] == pytest.approx(0.2 / math.sqrt(2))
+    assert found["ew"]["extra"] == 7
+
+
+def test_delta_m_uses_the_seeds_that_both_have(tmp_path: Path) -> None:
+    cell(tmp_path, "stl", 1, dice=0.5, error=2.0)
+    cell(tmp_path, "ew", 0, dice=0.1, error=9.0)
+    cell(tmp_path, "ew", 1, dice=0.6, error=1.0)
+    cell(tmp_path, "uw", 0)
+    found = rows(board(tmp_path))
+    assert found["ew"]["delta_m"] == pytest.approx(-35)
+    assert math.isnan(found["uw"]["delta_m"])
+
+
+def test_mean_rank_by_hand(tmp_path: Path) -> None:
+    cell(tmp_path, "a", 0, dice=0.9, error=3.0)  # ranks 1, 3
+    cell(tmp_path, "b", 0, dice=0.8, error=1.0)  # 2.5, 1
+    cell(tmp_path, "c", 0, dice=0.8, error=2.0)  # 2.5, 2
+    found = board(tmp_path)
+    assert list(found.rows["method"]) == ["b", "a", "c"]  # best first
+    assert list(found.rows["mean_rank"]) == [1.75, 2.0, 2.25]
+
+
+def test_cost_is_the_median_step_and_the_highest_peak(tmp_path: Path) -> None:
+    for seed, (seconds, peak) in enumerate([(0.1, 10.0), (0.2, 30.0), (0.9, 20.0)]):
+        cell(tmp_path, "ew", seed, seconds=seconds, peak=peak)
+    row = rows(board(tmp_path))["ew"]
+    assert (row["seconds_per_step"], row["peak_mib"]) == (0.2, 30.0)
+
+
+def test_an_incomplete_row_is_shown_not_ranked(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        cell(tmp_path, "ew", seed, dice=0.5)
+        cell(tmp_path, "uw", seed, dice=0.6)
+    cell(tmp_path, "rlar", 0, dice=0.99, error=0.01)  # the best, at the one seed that it has
+    cell(tmp_path, "rlar", 1, status="unfinished")
+    found = board(tmp_path)
+    assert list(found.rows["method"]) == ["uw", "ew", "rlar"]  # the best of all is last
+    assert list(found.rows["complete"]) == [True, True, False]
+    assert found.rows["mean_rank"].tolist()[:2] == [1.25, 1.75]  # as if it were not there
+    assert math.isnan(found.rows["mean_rank"].iloc[2])
+    shown = leaderboard.readable(found).iloc[2]
+    assert shown["mean rank ↓"] == "-"
+    assert shown["dice ↑"] == "0.990"
+    said = "\n".join(leaderboard.notes(found))
+    assert "shown, not ranked" in said
+    assert "unfinished, not in the table: rlar seed1-" in said
+
+
+def test_a_diverged_cell_counts_against_its_row(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        cell(tmp_path, "stl", seed, dice=0.5, error=2.0)
+        cell(tmp_path, "ls", seed, status="diverged")
+    cell(tmp_path, "ew", 0, dice=0.6, error=1.0)
+    cell(tmp_path, "ew", 1, status="diverged")
+    found = board(tmp_path)
+    by_name = rows(found)
+    assert (by_name["ew"]["seeds"], by_name["ew"]["diverged"]) == (1, 1)
+    assert by_name["ew"]["delta_m"] == pytest.approx(-35)
+    assert by_name["stl"]["mean_rank"] == 1
+    for name in ("ew", "ls"):
+        assert not by_name[name]["complete"]
+        assert math.isnan(by_name[name]["mean_rank"])
+    shown = leaderboard.readable(found).set_index("method")
+    assert shown["seeds"].to_dict() == {
+        "stl": "2",
+        "ew": "1 (+1 diverged)",
+        "ls": "0 (+2 diverged)",
+    }
+    assert shown.loc["ls", "dice ↑"] == "-"
+
+
+def test_all_diverged_is_a_table_all_the_same(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, status="diverged")
+    found = board(tmp_path)
+    assert leaderboard.readable(found)["seeds"].tolist() == ["0 (+1 diverged)"]
+    assert "0 (+1 diverged)" in leaderboard.to_markdown(found)
+
+
+def test_no_reference_no_delta_m(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0)
+    found = board(tmp_path)
+    assert leaderboard.readable(found)["Δm % ↓"].tolist() == ["-"]
+    said = leaderboard.notes(found)
+    assert any("no Δm" in note and "single-task" in note for note in said)
+    assert any("one seed" in note for note in said)
+    for seed in (0, 1):
+        cell(tmp_path, "stl", seed)
+        cell(tmp_path, "ew", seed)
+    said = leaderboard.notes(board(tmp_path))
+    assert said == []
+
+
+def test_two_references_are_none(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0)
+    cell(tmp_path, "stl", 0, recipe={"epochs": 2, "batch_size": 4, "lr": 0.1})
+    cell(tmp_path, "stl", 0, recipe={"epochs": 2, "batch_size": 4, "lr": 0.2})
+    found = board(tmp_path)
+    assert found.rows["delta_m"].isna().all()
+    assert any("exactly one" in note for note in leaderboard.notes(found))
+
+
+def test_an_undefined_metric_of_the_reference_is_not_zero(tmp_path: Path) -> None:
+    cell(tmp_path, "stl", 0, dice=math.nan)
+    cell(tmp_path, "ew", 0, dice=0.6)
+    assert math.isnan(rows(board(tmp_path))["ew"]["delta_m"])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"recipe": {"epochs": 3, "batch_size": 4, "lr": 0.1}},
+        {"recipe": {"epochs": 2, "batch_size": 8, "lr": 0.1}},
+        {"task_params": {"size": 16}},
+        {"data": "e"},
+        {"precision": "bf16"},
+        {"task": "another"},
+    ],
+    ids=lambda changed: "-".join(changed),
+)
+def test_what_may_not_be_compared_is_apart(tmp_path: Path, changed: dict[str, Any]) -> None:
+    cell(tmp_path, "ew", 0)
+    cell(tmp_path, "uw", 0)
+    cell(tmp_path, "ew", 0, **changed)
+    found = leaderboard.boards(list(find_runs([tmp_path])))
+    assert sorted(len(one.rows) for one in found) == [1, 2]
+
+
+def test_one_method_with_two_settings_has_two_labelled_rows(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        cell(tmp_path, "cagrad", seed, dice=0.6, method_params={"c": 0.4, "rescale": True})
+        cell(tmp_path, "cagrad", seed, dice=0.7, method_params={"c": 0.8, "rescale": True})
+        cell(tmp_path, "ew", seed, recipe={"epochs": 2, "batch_size": 4, "lr": 0.2})
+    found = board(tmp_path)
+    assert set(found.rows["method"]) == {"cagrad c=0.4", "cagrad c=0.8", "ew"}
+    assert set(found.rows["seeds"]) == {2}
+    assert rows(found)["cagrad c=0.8"]["dice"] == pytest.approx(0.7)
+
+
+def test_settings_of_the_recipe_and_the_device_tell_rows_apart(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0)
+    cell(tmp_path, "ew", 0, recipe={"epochs": 2, "batch_size": 4, "lr": 0.2})
+    cell(tmp_path, "uw", 0)
+    cell(tmp_path, "uw", 0, device="cuda")
+    names = set(board(tmp_path).rows["method"])
+    assert names == {"ew lr=0.1", "ew lr=0.2", "uw device=cpu", "uw device=cuda"}
+
+
+def test_a_cell_in_two_folders_counts_once(tmp_path: Path) -> None:
+    cell(tmp_path / "a", "ew", 0, status="unfinished")
+    cell(tmp_path / "b", "ew", 0, dice=0.7)
+    cell(tmp_path / "c", "ew", 0, status="unfinished")
+    cell(tmp_path / "c", "stl", 0)
+    found = board(tmp_path)
+    assert found.pending == []
+    assert rows(found)["ew"]["seeds"] == 1
+    assert rows(found)["ew"]["dice"] == pytest.approx(0.7)
+    assert rows(found)["ew"]["delta_m"] == pytest.approx(-20)
+
+
+def test_markdown_is_one_table_whatever_a_label_holds(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, method_params={"mode": "a|b"})
+    cell(tmp_path, "ew", 0, method_params={"mode": "c"})
+    text = leaderboard.to_markdown(board(tmp_path))
+    assert "ew mode=a\\|b" in text
+    lines = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_numbers_as_shown(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        cell(tmp_path, "stl", seed, dice=0.5, error=1.0)
+        cell(tmp_path, "ew", seed, dice=0.5 + 0.1 * seed, error=1.0, seconds=0.25, peak=99.6)
+    shown = leaderboard.readable(board(tmp_path)).set_index("method").loc["ew"]
+    assert shown["dice ↑"] == "0.550 ± 0.071"
+    assert shown["error ↓"] == "1.000 ± 0.000"
+    assert shown["Δm % ↓"] == "-5.00 ± 7.07"
+    assert shown["s/step"] == "0.250"
+    assert shown["peak MiB"] == "100"
+    assert "extra" not in " ".join(shown.index)  # no primary metric
+
+
+def test_csv_and_json_hold_every_number(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, dice=0.125)
+    cell(tmp_path, "uw", 0, status="diverged")
+    cell(tmp_path, "ew", 0, data="e", dice=0.25)
+    found = leaderboard.boards(list(find_runs([tmp_path])))
+
+    def refuse(word: str) -> float:
+        raise AssertionError(f"{word} is no JSON")
+
+    boards = json.loads(leaderboard.to_json(found), parse_constant=refuse)
+    assert len(boards) == 2
+    every = {(row["method"], row["dice"]) for one in boards for row in one["rows"]}
+    assert every == {("ew", 0.125), ("uw", None), ("ew", 0.25)}
+    assert all(one["primary"] == {"dice": True, "error": False} for one in boards)
+    table = list(csv.DictReader(io.StringIO(leaderboard.to_csv(found))))
+    assert {(row["method"], row["dice"]) for row in table} == {
+        ("ew", "0.125"), ("uw", ""), ("ew", "0.25")
+    }  # fmt: skip
+    assert all(row["extra"] in ("7.0", "") and row["board"] for row in table)
+
+
+def test_nothing_finished_yet(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, status="unfinished")
+    found = board(tmp_path)
+    assert found.rows.empty
+    assert leaderboard.to_csv([found]) == ""
+    assert json.loads(leaderboard.to_json([found]))[0]["rows"] == []
+    assert "unfinished, not in the table: ew seed0-" in leaderboard.to_markdown(found)
+
+
+def test_no_runs_at_all() -> None:
+    with pytest.raises(RunError, match="no runs found"):
+        leaderboard.boards([])
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"status": "finished", "metrics": {}}'])
+def test_a_result_that_is_none_is_explained(tmp_path: Path, text: str) -> None:
+    run = cell(tmp_path, "ew", 0)
+    (run.path / "result.json").write_text(text)
+    with pytest.raises(RunError, match=r"result\.json: .* delete it"):
+        board(tmp_path)
