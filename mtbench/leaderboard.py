@@ -152,7 +152,7 @@ def _summarise(table: pd.DataFrame, metrics: list[str], primary: dict[str, bool]
             for name, higher in primary.items()
         }
     )
-    summary["mean_rank"] = ranks.mean(axis=1)
+    summary["mean_rank"] = ranks.mean(axis=1, skipna=False)
     return summary.sort_values(["mean_rank", "method"], na_position="last", ignore_index=True)
 
 

@@ -163,18 +163,18 @@ class Task(ABC):
         Returns:
             One JSON-able record per input; pictures go to `folder`.
         """
-        raise UsageError(f"task {_name(self)} does not predict on files")
+        raise UsageError(f"task {_name(type(self))} does not predict on files")
 
     @classmethod
     def inspect(cls, source: str, data: Path | None) -> list[tuple[str, str, str]]:
         """Return (count, what, why) rows: what of a data source is used, repaired and dropped."""
-        raise UsageError(f"task {cls.__module__.rpartition('.')[2]} has no data to inspect")
+        raise UsageError(f"task {_name(cls)} has no data to inspect")
 
     @classmethod
     def preview(cls, source: str, data: Path | None, picture: Path) -> None:
         """Draw a few cases of a data source with their labels."""
-        raise UsageError(f"task {cls.__module__.rpartition('.')[2]} has no data to preview")
+        raise UsageError(f"task {_name(cls)} has no data to preview")
 
 
-def _name(task: Task) -> str:
-    return type(task).__module__.rpartition(".")[2]
+def _name(task: type[Task]) -> str:
+    return task.__module__.rpartition(".")[2].removeprefix("mtbench_plugin_")

@@ -8,8 +8,8 @@ import platform
 import statistics
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -105,6 +105,18 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
+@contextmanager
+def _fits(run: RunDirectory, name: str) -> Iterator[None]:
+    """Explain a tensor file that loads, but is of another model or program."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"{run.path / name}: is not of this model ({type(error).__name__}); mtbench or a "
+            "plugin has changed since: delete the file to train this cell from its start"
+        ) from error
+
+
 class Predict:
     """A trained model as a function from inputs to the heads' outputs."""
 
@@ -133,8 +145,9 @@ def load_trained(run: RunDirectory, task: Task, method: type[Balancer]) -> Predi
         raise RunError(f"{run.path}: has no trained weights (best.pt) yet; finish the run first")
     with seeding.preserved():
         model, balancer = build(spec, task, method)
-    model.load_state_dict(state["model"])
-    balancer.load_state_dict(state["balancer"])
+    with _fits(run, "best.pt"):
+        model.load_state_dict(state["model"])
+        balancer.load_state_dict(state["balancer"])
     return Predict(spec, model, balancer)
 
 
@@ -216,13 +229,14 @@ class Trainer:
         if state is None:
             self.at.threads = self._choose_threads()
             return
-        self.model.load_state_dict(state["model"])
-        self.balancer.load_state_dict(state["balancer"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.at = Progress(**state["progress"])
-        seeding.set_global_state({k: _cpu(v) for k, v in state["rng"].items()})
-        self.step_seconds.extend(state["step_seconds"])
-        self.rows = state["rows"]
+        with _fits(self.run_directory, "checkpoint.pt"):
+            self.model.load_state_dict(state["model"])
+            self.balancer.load_state_dict(state["balancer"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.at = Progress(**state["progress"])
+            seeding.set_global_state({k: _cpu(v) for k, v in state["rng"].items()})
+            self.step_seconds.extend(state["step_seconds"])
+            self.rows = state["rows"]
         # Another number of threads could add in another order: a resumed cell keeps its own.
         torch.set_num_threads(self.at.threads)
 
@@ -464,6 +478,8 @@ def resolve_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("mtbench trains on cpu, cuda and mps")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")

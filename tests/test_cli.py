@@ -449,6 +449,7 @@ def test_a_new_method_where_nothing_can_be_written(mtbench: Mtbench, tmp_path: P
         (["--precision", "fp8"], ["--precision", "fp32", "'fp8'"]),
         (["--threads", "0"], ["--threads must be at least 1"]),
         (["--device", "abacus"], ["--device abacus", "--device cpu"]),
+        (["--device", "meta"], ["--device meta", "--device cpu"]),
         (["--plugin", "absent.py"], ["absent.py", "existing Python file"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

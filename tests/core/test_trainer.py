@@ -224,6 +224,17 @@ def test_a_corrupt_checkpoint_is_explained(tiny: Path, tmp_path: Path) -> None:
         train(tiny, tmp_path)
 
 
+def test_a_checkpoint_of_something_else_is_explained(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path, stop_after=9)
+    run.save("checkpoint.pt", {})
+    with pytest.raises(RunError, match=r"checkpoint\.pt: is not of this model \(KeyError\)"):
+        train(tiny, tmp_path)
+    run.save("best.pt", {"model": {"x": torch.zeros(1)}, "balancer": {}})
+    request = Request.of("tiny", ["ew"], {}, [tiny])
+    with pytest.raises(RunError, match=r"best\.pt: is not of this model \(RuntimeError\)"):
+        load_trained(run, request.task, request.choices[0].method)
+
+
 def test_a_changed_spec_is_refused(tiny: Path, tmp_path: Path) -> None:
     run, _ = train(tiny, tmp_path)
     file = run.path / "spec.json"

@@ -227,7 +227,7 @@ def test_no_strength_only_mirrors() -> None:
         mirrored = not torch.equal(moved[i], masks[i])
         wanted = [x.flip(-1) if mirrored else x for x in (images[i], masks[i])]
         assert torch.equal(moved[i], wanted[1])
-        assert torch.allclose(found[i], wanted[0], atol=0.03)
+        assert torch.allclose(found[i], wanted[0], atol=1e-5)
 
 
 def test_what_is_black_outside_the_sector_stays_black() -> None:
