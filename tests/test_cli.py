@@ -714,3 +714,16 @@ def test_data_is_inspected(mtbench: Mtbench, tmp_path: Path) -> None:
     assert counts["cases found"] == "1"
     assert counts["views with a mask"] == "1"
     assert counts["images without a case"] == "0"
+
+
+def test_init_starts_from_another_run(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
+    def first_loss(out: str, *more: object) -> float:
+        code, text, _ = mtbench(*words(tiny, tmp_path / out, *more))
+        assert code == 0, text
+        file = next((tmp_path / out).rglob("steps.csv"))
+        return float(file.read_text().splitlines()[1].split(",")[4])
+
+    fresh = first_loss("fresh", "--epochs", "30")
+    trained = next((tmp_path / "fresh").rglob("best.pt")).parent
+    assert first_loss("again", "--init", trained) < 0.5 * fresh
+    refused(mtbench(*words(tiny, tmp_path / "no", "--init", tmp_path)), str(tmp_path))

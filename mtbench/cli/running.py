@@ -55,11 +55,13 @@ def run_cells(
                 run = RunDirectory.at(out, spec)
                 runs.append(run)
                 if run.result() is None:
-                    Trainer(spec, request.task, splits, choice.method, run, display, threads).run()
-                    pictures += _draw(run, request, splits, choice.method)
+                    Trainer(
+                        spec, request.task, splits, choice.method, run, display, threads, weights
+                    ).run()
                 else:
                     console.print(f"{choice.entry.name} seed {seed}: already finished, not run")
-                    pictures += sorted(run.path.glob("*.png"))
+                drawn = sorted(run.path.glob("*.png"))  # a cell killed before its figures has none
+                pictures += drawn or _draw(run, request, splits, choice.method)
     _report(console, runs, pictures, primary, out / task)
 
 
