@@ -65,7 +65,7 @@ class RLAR(Scalarizer):
         3.05
     """
 
-    paper = "the RLAR paper's abstract, in our reading; its equations could not be read"
+    paper = "arXiv 2603.21095, the abstract, in our reading; its equations could not be read"
     passes = "F + 2 H + E"
     needs_features = True
 

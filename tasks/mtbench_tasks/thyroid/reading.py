@@ -49,7 +49,7 @@ def axes(mask: Mask) -> tuple[float, float]:
     extent perpendicular to it; each pixel counts with its full side.
 
     >>> axes(np.ones((3, 7), dtype=bool))
-    (7.6, 4.1)
+    (7.6, 5.5)
     """
     rows, columns = np.nonzero(mask)
     corners = np.concatenate([np.stack([rows + i, columns + j], 1) for i in (0, 1) for j in (0, 1)])
