@@ -90,6 +90,7 @@ class Request:
         )
         task_params = params.resolve(task_class, share[task], task)
         instance = task_class(**task_params)
+        task_params |= instance.dependent
         known = params.declared(Recipe)
         changed = {
             key: params.convert(value, known[key].annotation, f"recipe.{key}")

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -127,11 +128,14 @@ class Task(ABC):
         objectives: the names of the K objectives, in the order of heads and losses.
         metrics: by name; at least one primary metric for each objective.
         recipe: the default recipe, possibly set by ``__init__``.
+        dependent: the parameters whose default depends on other parameters, with the values in
+            use; a spec records these.
     """
 
     objectives: ClassVar[tuple[str, ...]]
     metrics: Mapping[str, Metric]
     recipe: Recipe = Recipe()
+    dependent: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def setup(self, seed: int, progress: Progress) -> Splits:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import mtbench_tasks.thyroid as thyroid
 from mtbench import Splits
+from mtbench.cell import Request
 from mtbench.errors import DataError
 from mtbench_tasks.thyroid import ddti, phantom
 from mtbench_tasks.thyroid.augment import augment
@@ -800,3 +801,12 @@ def test_a_ddti_folder_from_start_to_end(mtbench: Mtbench, tmp_path: Path, targe
     [record] = json.loads(out)
     grades = ["low", "high"] if target == "low-high" else list(ddti.GRADES)
     assert list(record["views"][0]["probabilities"]) == grades
+
+
+def test_a_default_that_depends_on_the_source_is_recorded_as_the_value_in_use() -> None:
+    def spec_params(**given: str) -> dict[str, object]:
+        return Request.of("thyroid", ["ew"], given).task_params
+
+    assert spec_params(source="ddti") == spec_params(source="ddti", guide="2")
+    assert spec_params(source="ddti")["guide"] != spec_params(source="phantom")["guide"]
+    assert spec_params(source="ddti", guide="0.5")["guide"] == 0.5

@@ -22,6 +22,17 @@ HIGH = 3
 
 SOURCES = ("phantom", "ddti")
 
+PRESETS = {
+    "phantom": {"augmentation": 0.3, "dropout": 0.0, "guide": 1.0},
+    "ddti": {"augmentation": 1.0, "dropout": 0.5, "guide": 2.0},
+}
+"""Defaults by source: DDTI has few graded cases and is learnt longer, so it wants holding back."""
+
+RECIPES = {
+    "phantom": Recipe(epochs=10, batch_size=8, lr=4e-3, select="last"),
+    "ddti": Recipe(epochs=24, batch_size=8, lr=2e-3, weight_decay=0.05, select="last"),
+}
+
 
 class Thyroid(Task):
     """Nodule mask and TI-RADS category, learnt from readers who differ.
@@ -40,9 +51,9 @@ class Thyroid(Task):
             TR4-5).
         image_size: side of the network's grid, divisible by 16.
         width: channels of the first level.
-        augmentation: its strength, 0 (mirroring only) to 1; see `augment`.
-        dropout: of the risk head's pooled features; where few cases are graded, it wants some.
-        guide: weight of the radiomics guidance within the risk loss.
+        augmentation: its strength, 0 (mirroring only) to 1; by default 0.3, for DDTI 1.
+        dropout: of the risk head's pooled features; by default none, for DDTI 0.5.
+        guide: weight of the radiomics guidance within the risk loss; by default 1, for DDTI 2.
         risk_loss: ``ce``, or ``emd``: the squared earth mover's distance (Hou et al. 2016).
         cases: number of phantom cases.
         readers: number of simulated readers.
@@ -60,36 +71,36 @@ class Thyroid(Task):
         target: Literal["grades", "low-high"] = "grades",
         image_size: int = 96,
         width: int = 16,
-        augmentation: float = 0.3,
-        dropout: float = 0.0,
-        guide: float = 1.0,
+        augmentation: float | None = None,
+        dropout: float | None = None,
+        guide: float | None = None,
         risk_loss: Literal["ce", "emd"] = "ce",
         cases: int = 1000,
         readers: int = 3,
         reader_noise: float = 1.0,
         phantom_seed: int = 0,
     ) -> None:
+        given = {"augmentation": augmentation, "dropout": dropout, "guide": guide}
+        self.dependent = PRESETS[source] | {k: v for k, v in given.items() if v is not None}
+        self.augmentation, self.dropout, self.guide = self.dependent.values()
         if image_size < 32 or image_size % 16:
             raise UsageError(f"image_size must be a multiple of 16 from 32 on, found {image_size}")
-        if not 0 <= augmentation <= 1:
+        if not 0 <= self.augmentation <= 1:
             raise UsageError(f"augmentation must be between 0 and 1, found {augmentation}")
         if width < 1:
             raise UsageError(f"width must be at least 1, found {width}")
-        if not 0 <= dropout < 1:
+        if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be at least 0 and below 1, found {dropout}")
-        if not 0 <= guide < float("inf"):
+        if not 0 <= self.guide < float("inf"):
             raise UsageError(f"guide must not be negative, found {guide}")
         if source == "phantom" and cases < 20:
             raise UsageError(f"cases must be at least 20 to be split, found {cases}")
         self.source, self.data, self.target = source, data, target
-        self.image_size, self.width, self.augmentation = image_size, width, augmentation
-        self.dropout = dropout
-        self.guide, self.risk_loss = guide, risk_loss
+        self.image_size, self.width, self.risk_loss = image_size, width, risk_loss
         self.phantom = {
             "size": cases, "readers": readers, "reader_noise": reader_noise, "seed": phantom_seed
         }  # fmt: skip
-        epochs = 10 if source == "phantom" else 40  # DDTI has fewer cases, and harder ones
-        self.recipe = Recipe(epochs=epochs, batch_size=8, lr=4e-3, select="last")
+        self.recipe = RECIPES[source]
         grades = phantom.GRADES if source == "phantom" else ddti.GRADES
         self.grades = ("low", "high") if target == "low-high" else grades
         self.high = 1 if target == "low-high" else HIGH
