@@ -30,7 +30,7 @@ PRESETS = {
 
 RECIPES = {
     "phantom": Recipe(epochs=10, batch_size=8, lr=4e-3, select="last"),
-    "ddti": Recipe(epochs=24, batch_size=8, lr=2e-3, weight_decay=0.05, select="last"),
+    "ddti": Recipe(epochs=36, batch_size=8, lr=2e-3, weight_decay=0.05, select="last"),
 }
 
 
