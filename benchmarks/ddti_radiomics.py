@@ -1,0 +1,45 @@
+"""How much of DDTI's low/high category the radiomics of the readers' own contours hold.
+
+A ridge-penalised logistic regression on the training split's standardised radiomics, test AUROC.
+Usage: python benchmarks/ddti_radiomics.py PATH
+"""
+
+import sys
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchmetrics.functional.classification import binary_auroc
+
+from mtbench.cache import cache_dir
+from mtbench.cell import Request
+from mtbench_tasks.thyroid.radiomics import Standardiser, extract_all
+
+
+def features(split):
+    masks = [reading.mask for reading in split.readings]
+    return extract_all([case.image for case in split.cases], masks, cache=cache_dir())
+
+
+given = {"source": "ddti", "data": sys.argv[1], "target": "low-high"}
+for seed in range(3):
+    splits = Request.of("thyroid", ["ew"], given).task.setup(seed, lambda *_: None)
+    standardise = Standardiser.fit(features(splits.train))
+    rows = {}
+    for name in ("train", "test"):
+        split = getattr(splits, name)
+        x = torch.from_numpy(standardise(features(split))).float()
+        known = (split.category >= 0) & ~x.isnan().any(1)
+        rows[name] = x[known], split.category[known].float()
+    w = torch.zeros(x.shape[1] + 1, requires_grad=True)
+    optimizer = torch.optim.LBFGS([w], max_iter=100)
+    x, y = rows["train"]
+
+    def closure(x=x, y=y, w=w, optimizer=optimizer):
+        optimizer.zero_grad()
+        loss = binary_cross_entropy_with_logits(x @ w[1:] + w[0], y) + 0.02 * w[1:].square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    x, y = rows["test"]
+    print(f"seed {seed}: AUROC {binary_auroc((x @ w[1:]).detach(), y.long()):.3f}, {len(y)} views")
