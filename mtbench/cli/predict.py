@@ -18,7 +18,7 @@ def predict(
 ) -> None:
     """Apply a trained model to files; JSON goes to the terminal and to OUT/predictions.json.
 
-    The thyroid task also takes [bold]--spacing[/] (millimetres per pixel).
+    Options of the task's own are given like [bold]--spacing 0.1[/].
     """
     import json
 
