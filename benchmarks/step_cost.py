@@ -16,7 +16,7 @@ torch.set_flush_denormal(True)
 torch.set_num_threads(1)
 request = Request.of("thyroid", sys.argv[1:] or ["ew", "rlar", "pcgrad", "mgda"], {})
 task, model = request.task, request.task.model()
-balancers = {c.entry.name: c.method(2, 0, **c.params) for c in request.choices}
+balancers = {c.method.name: c.method(2, 0, **c.params) for c in request.choices}
 batch = {
     "inputs": torch.rand(8, 1, 96, 96),
     "mask": (torch.rand(8, 1, 96, 96) > 0.5).float(),

@@ -7,8 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtbench.balancer import Aggregator, Balancer, Scalarizer, Weighting
+    from mtbench.balancer import (
+        Aggregator,
+        Balancer,
+        Scalarizer,
+        Weighting,
+        WeightingWrapper,
+        Wrapper,
+    )
     from mtbench.errors import MtbenchError
+    from mtbench.method import Method, combine
     from mtbench.model import MultitaskModel
     from mtbench.step import Step
     from mtbench.task import Metric, Split, Splits, Task
@@ -18,6 +26,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Aggregator": "balancer",
     "Balancer": "balancer",
+    "Method": "method",
     "Metric": "task",
     "MtbenchError": "errors",
     "MultitaskModel": "model",
@@ -27,6 +36,9 @@ _HOMES = {
     "Step": "step",
     "Task": "task",
     "Weighting": "balancer",
+    "WeightingWrapper": "balancer",
+    "Wrapper": "balancer",
+    "combine": "method",
 }
 __all__ = [  # noqa: RUF022 - the reading order
     "Step",
@@ -34,6 +46,10 @@ __all__ = [  # noqa: RUF022 - the reading order
     "Scalarizer",
     "Weighting",
     "Aggregator",
+    "Wrapper",
+    "WeightingWrapper",
+    "Method",
+    "combine",
     "MultitaskModel",
     "Task",
     "Split",

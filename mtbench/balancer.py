@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mtbench.errors import UsageError
 from mtbench.step import Space, Step
 
 if TYPE_CHECKING:
@@ -35,16 +36,20 @@ class Balancer(nn.Module, ABC):
     Attributes:
         paper: where the method is defined.
         passes: what a step costs: F forward, H heads' backward, E encoder backward.
+        checked_against: the independent implementations that the tests compare it with.
         reference: whether its row is the one that delta-m is measured against.
         needs_features: whether the method cannot do with losses and parameters alone.
+        needs_again: whether it repeats the forward pass at other parameters.
         finds_front: whether it ends near the Pareto set where the objectives are convex.
     """
 
     paper: ClassVar[str]
     passes: ClassVar[str]
+    checked_against: ClassVar[str] = ""
     reference: ClassVar[bool] = False
-    needs_features: ClassVar[bool] = False
-    finds_front: ClassVar[bool] = True
+    needs_features: bool = False
+    needs_again: bool = False
+    finds_front: bool = True
 
     def __init__(self, num_objectives: int, seed: int = 0) -> None:
         super().__init__()
@@ -113,10 +118,16 @@ class Weighting(Balancer):
 
     An objective whose gradient is zero (no label in this batch, or solved) has nothing to say: it
     is left out before the method is asked, and its recorded weight is 0.
+
+    Attributes:
+        space: where the gradients are taken.
+        sees_zero_rows: whether `weights` is asked with all K objectives all the same, for the sake
+            of what it keeps per objective.
     """
 
     passes = "F + H + K E"
     space: Space = "shared"
+    sees_zero_rows: bool = False
 
     @abstractmethod
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
@@ -124,25 +135,35 @@ class Weighting(Balancer):
 
         Args:
             gramian: G = J J^T, (K, K), float64, every diagonal entry positive.
-            losses: the K loss values.
+            losses: the K loss values, float64.
         """
+
+    def weigh(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        """Return the weights of all K objectives, those without a gradient left out."""
+        if self.sees_zero_rows:
+            return self.weights(gramian, losses)
+        active = gramian.diagonal() > 0
+        if active.all():
+            return self.weights(gramian, losses)
+        weights = torch.zeros_like(losses)
+        if active.any():
+            found = self.weights(gramian[active][:, active], losses[active])
+            weights[active] = found.to(weights)
+        return weights
 
     def backward(self, step: Step) -> Tensor:
         """Find the weights and apply them."""
         gramian = step.gramian(self.space).cpu()
-        active = (gramian.diagonal() > 0).nonzero().flatten()
-        weights = gramian.new_zeros(step.num_objectives)
-        if len(active):
-            found = self.weights(gramian[active][:, active], step.values.cpu().double()[active])
-            weights[active] = found.to(weights)
+        weights = self.weigh(gramian, step.values.cpu().double())
         step.backward(weights, self.space)
         return weights
 
 
 class Aggregator(Balancer):
-    """A method that finds a direction from the whole Jacobian; heads as in `Weighting`."""
+    """A method that finds a direction from the whole Jacobian; all else as in `Weighting`."""
 
     passes = "F + H + K E"
+    sees_zero_rows: bool = False
 
     @abstractmethod
     def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
@@ -153,11 +174,68 @@ class Aggregator(Balancer):
             losses: the K loss values.
         """
 
-    def backward(self, step: Step) -> None:
-        """Find the direction and apply it; rows of zeros are left out as in `Weighting`."""
-        jacobian = step.jacobian()
+    def direct(self, jacobian: Tensor, losses: Tensor) -> Tensor:
+        """Return the direction, objectives without a gradient left out."""
+        if self.sees_zero_rows:
+            return self.direction(jacobian, losses)
         active = jacobian.any(dim=1)
-        direction = jacobian.new_zeros(jacobian.shape[1])
-        if active.any():
-            direction = self.direction(jacobian[active], step.values.to(jacobian)[active])
-        step.assign(direction)
+        if active.all():
+            return self.direction(jacobian, losses)
+        if not active.any():
+            return jacobian.new_zeros(jacobian.shape[1])
+        return self.direction(jacobian[active], losses[active])
+
+    def backward(self, step: Step) -> None:
+        """Find the direction and apply it."""
+        jacobian = step.jacobian()
+        step.assign(self.direct(jacobian, step.values.to(jacobian)))
+
+
+class Wrapper(Balancer):
+    """A method around another one, ``--method wrapper+base``; what it leaves alone is the base's.
+
+    Args:
+        base: the method inside.
+        seed: seeds `generator`.
+    """
+
+    def __init__(self, base: Balancer, seed: int = 0) -> None:
+        super().__init__(base.num_objectives, seed)
+        self.base = base
+        self.needs_features, self.needs_again = base.needs_features, base.needs_again
+        self.finds_front = base.finds_front
+
+    def after_step(self, losses_fn: LossesFn) -> None:
+        """Ask the base."""
+        self.base.after_step(losses_fn)
+
+    def after_epoch(self) -> None:
+        """Ask the base."""
+        self.base.after_epoch()
+
+    def view(self, features: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
+        """Ask the base."""
+        return self.base.view(features, k)
+
+    def wrap(self, model: "MultitaskModel") -> "MultitaskModel":
+        """Ask the base."""
+        return self.base.wrap(model)
+
+
+class WeightingWrapper(Wrapper, Weighting):
+    """A wrapper that changes what a `Weighting` is asked, or what it answers.
+
+    Raises:
+        UsageError: the base is of another family.
+    """
+
+    base: Weighting
+    sees_zero_rows = True
+
+    def __init__(self, base: Balancer, seed: int = 0) -> None:
+        super().__init__(base, seed)
+        if not isinstance(base, Weighting):
+            raise UsageError(
+                f"{type(self).__name__} wraps methods on the Gramian, found {type(base).__name__}"
+            )
+        self.space = base.space

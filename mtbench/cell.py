@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from mtbench import overrides, params, seeding
-from mtbench.balancer import Balancer
 from mtbench.errors import RunError, UsageError
+from mtbench.method import Method
 from mtbench.registry import Entry, find
 from mtbench.rundir import RunDirectory, Spec
 from mtbench.task import Recipe, Splits, Task
@@ -23,13 +23,11 @@ class Choice:
     """A method with its parameters.
 
     Attributes:
-        entry: where it comes from.
-        method: its class.
+        method: what can be constructed.
         params: every own parameter.
     """
 
-    entry: Entry
-    method: type[Balancer]
+    method: Method
     params: dict[str, Any]
 
 
@@ -74,16 +72,15 @@ class Request:
             PluginError: a plugin that does not load.
         """
         task_entry = find("task", task, plugins)
-        entries = [find("method", name, plugins) for name in dict.fromkeys(methods)]
+        found = [Method.find(name, plugins) for name in dict.fromkeys(methods)]
         task_class = task_entry.load(Task)
-        classes = [entry.load(Balancer) for entry in entries]
         share = overrides.route(
             given,
             {
                 "task": {task: list(params.declared(task_class))},
                 "recipe": {"recipe": list(params.declared(Recipe))},
                 "method": {
-                    e.name: list(params.declared(c)) for e, c in zip(entries, classes, strict=True)
+                    part: list(known) for method in found for part, known in method.declared.items()
                 },
             },
             options,
@@ -97,10 +94,16 @@ class Request:
             for key, value in share["recipe"].items()
         }
         choices = []
-        for entry, method in zip(entries, classes, strict=True):
-            own = params.resolve(method, share[entry.name], entry.name)
+        for method in found:
+            own = method.resolve(
+                {
+                    method.key(part, parameter): value
+                    for part in method.declared
+                    for parameter, value in share[part].items()
+                }
+            )
             method(len(instance.objectives), 0, **own)  # a bad value is told before data is loaded
-            choices.append(Choice(entry, method, own))
+            choices.append(Choice(method, own))
         recipe = dataclasses.replace(instance.recipe, **changed)
         return cls(task_entry, instance, task_params, choices, recipe)
 
@@ -114,14 +117,14 @@ class Request:
         init: str | None = None,
     ) -> Spec:
         """Return the spec of one cell. Locations of data are no part of it, their content is."""
-        involved = {entry.name: entry.digest() for entry in (self.entry, choice.entry)}
+        digest = self.entry.digest()
         return Spec(
             task=self.entry.name,
             task_params={k: v for k, v in self.task_params.items() if not isinstance(v, Path)}
             | {k: None for k, v in self.task_params.items() if isinstance(v, Path)},
-            method=choice.entry.name,
+            method=choice.method.name,
             method_params=choice.params,
-            plugins={name: digest for name, digest in involved.items() if digest},
+            plugins=choice.method.digests | ({self.entry.name: digest} if digest else {}),
             data=splits.fingerprint,
             init=init,
             recipe=dataclasses.asdict(self.recipe),
@@ -151,19 +154,19 @@ def initial_weights(run: RunDirectory, task: Task) -> tuple[str, dict[str, Tenso
     return digest, weights
 
 
-def reload(run: RunDirectory, plugins: Sequence[Path] = ()) -> tuple[Spec, Task, type[Balancer]]:
+def reload(run: RunDirectory, plugins: Sequence[Path] = ()) -> tuple[Spec, Task, Method]:
     """Return the spec, task and method of an existing run directory.
 
     Raises:
         UsageError: the plugin files that it was made with are not given, or have changed.
     """
     spec = run.spec()
-    entries = find("task", spec.task, plugins), find("method", spec.method, plugins)
-    for entry in entries:
+    task, method = find("task", spec.task, plugins), Method.find(spec.method, plugins)
+    for entry in (task, *method.entries):
         if spec.plugins.get(entry.name) != entry.digest():
             raise UsageError(
                 f"{run.path}: was made with another version of {entry.name!r} than "
                 f"{entry.path}; give the plugin file that it was made with"
             )
-    task_class, method = entries[0].load(Task), entries[1].load(Balancer)
+    task_class = task.load(Task)
     return spec, task_class(**params.resolve(task_class, spec.task_params, spec.task)), method

@@ -1,6 +1,6 @@
 """One forward pass of a multitask model, and every derivative a balancing method may ask of it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Literal
@@ -76,6 +76,8 @@ class Step:
         heads: per objective, the parameters of its head; by default those that its loss reaches
             beside the encoder.
         latent: which of the features is the latent representation z.
+        again: repeats the forward pass on the same batch with the parameters as they are then, for
+            methods that look at other points (``needs_again``).
 
     Raises:
         ValueError: no loss, a loss that is not a scalar, or neither features nor shared parameters.
@@ -99,6 +101,7 @@ class Step:
         shared: Iterable[Tensor] | None = None,
         heads: Sequence[Iterable[Tensor]] | None = None,
         latent: int = -1,
+        again: "Callable[[], Step] | None" = None,
     ) -> None:
         self.losses = tuple(losses)
         self.features = (features,) if isinstance(features, Tensor) else tuple(features)
@@ -115,6 +118,7 @@ class Step:
             shared = _leaves(self.features)
         self.shared = tuple(p for p in shared if p.requires_grad)
         self._given_heads = heads
+        self._again = again
         self._feature_grads: tuple[tuple[Tensor, ...], ...] | None = None
         self._head_grads: tuple[tuple[Tensor | None, ...], ...] = ()
         self._jacobian: Tensor | None = None
@@ -123,6 +127,16 @@ class Step:
     def num_objectives(self) -> int:
         """K, the number of losses."""
         return len(self.losses)
+
+    def again(self) -> "Step":
+        """Return a new step of the same batch at the parameters as they are now.
+
+        Raises:
+            ValueError: it was not said how.
+        """
+        if self._again is None:
+            raise ValueError("Step.again: this method needs Step(again=...), found none")
+        return self._again()
 
     @property
     def z(self) -> Tensor:

@@ -85,9 +85,10 @@ class _Problem:
         inputs = torch.randn(5, 3, generator=generator).to(self.dtype)
         features = self.model.encode(inputs)
         losses = self.losses(features, batch)
+        again = partial(self.step, batch, with_features)
         if with_features:
-            return Step(losses, features=features)
-        return Step(losses, shared=self.model.encoder.parameters())
+            return Step(losses, features=features, again=again)
+        return Step(losses, shared=self.model.encoder.parameters(), again=again)
 
     def _losses_again(self, batch: int) -> Sequence[Tensor]:
         return self.step(batch).losses
@@ -227,7 +228,12 @@ class BalancerContract:
         weight = nn.Parameter(torch.tensor([[0.3, -0.4]]))
         features = torch.tensor([[1.0], [-2.0]]) @ weight
         loss = (features.view_as(features) - 1).square().mean()
-        balancer.backward(Step([loss, loss * 1, loss * 2], features=features, shared=[weight]))
+        losses = [loss, loss * 1, loss * 2]
+
+        def again() -> Step:
+            return Step(losses, features=features, shared=[weight])
+
+        balancer.backward(Step(losses, features=features, shared=[weight], again=again))
         assert weight.grad is not None
         assert weight.grad.isfinite().all()
         assert weight.grad.any()
@@ -324,10 +330,13 @@ class BalancerContract:
             seen = [balancer.view((features,), k)[0] - u[k] for k in range(2)]
             return [1 + (offset @ A[k] * offset).sum() for k, offset in enumerate(seen)]
 
+        def step() -> Step:
+            features = x * 1.0
+            return Step(losses(features), features=features, shared=[x], again=step)
+
         for _ in range(800):
             optimizer.zero_grad()
-            features = x * 1.0
-            balancer.backward(Step(losses(features), features=features, shared=[x]))
+            balancer.backward(step())
             optimizer.step()
             balancer.after_step(lambda: losses(x * 1.0))
         w = torch.linspace(0, 1, 1001)[:, None, None]

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 import mtbench
-from mtbench import numerics, params, seeding
+from mtbench import numerics, seeding
 from mtbench.balancer import Balancer
 from mtbench.errors import RunError, UsageError
+from mtbench.method import Method
 from mtbench.model import MultitaskModel
 from mtbench.rundir import RunDirectory, Spec
 from mtbench.step import Step
@@ -68,22 +69,23 @@ class Progress:
 
 
 def build(
-    spec: Spec, task: Task, method: type[Balancer], init: Mapping[str, Tensor] | None = None
+    spec: Spec, task: Task, method: Method, init: Mapping[str, Tensor] | None = None
 ) -> tuple[MultitaskModel, Balancer]:
     """Return the initial model, equal for every method at one seed, and the balancer.
 
     Args:
         spec: the cell.
         task: an instance with the spec's parameters.
-        method: the balancer's class.
+        method: what constructs the balancer.
         init: weights to start from, taken where name and shape agree.
     """
-    own = params.resolve(method, spec.method_params, spec.method)
     seeding.seed_everything(seeding.derive(spec.seed, "model"))
     model = task.model()
     if init is not None:
         model.load_state_dict(fitting(model, init), strict=False)
-    balancer = method(len(task.objectives), seeding.derive(spec.seed, "balancer"), **own)
+    balancer = method(
+        len(task.objectives), seeding.derive(spec.seed, "balancer"), **spec.method_params
+    )
     return balancer.wrap(model).to(spec.device), balancer.to(spec.device)
 
 
@@ -133,7 +135,7 @@ class Predict:
             return self.model.decode(self.model.encode(inputs), self.balancer.view)
 
 
-def load_trained(run: RunDirectory, task: Task, method: type[Balancer]) -> Predict:
+def load_trained(run: RunDirectory, task: Task, method: Method) -> Predict:
     """Return the selected model of a finished cell.
 
     Raises:
@@ -158,7 +160,7 @@ class Trainer:
         spec: the cell.
         task: an instance with the spec's parameters.
         splits: what `task.setup` returned for the spec's seed.
-        method: the balancer's class.
+        method: what constructs the balancer.
         run: the cell's directory.
         observer: is told how it goes.
         threads: of torch on the CPU; by default measured at the start.
@@ -170,7 +172,7 @@ class Trainer:
         spec: Spec,
         task: Task,
         splits: Splits,
-        method: type[Balancer],
+        method: Method,
         run: RunDirectory,
         observer: Observer,
         threads: int | None = None,
@@ -278,11 +280,8 @@ class Trainer:
             shared=self.model.encoder.parameters(),
             heads=[head.parameters() for head in self.model.heads],
             latent=self.model.latent,
+            again=lambda: self._forward(batch),
         )
-
-    def _repeat(self, batch: Batch) -> Sequence[Tensor]:
-        with autocast(self.spec):
-            return self._losses(self.model.encode(batch["inputs"]), batch)
 
     def _epoch(self) -> None:
         self.model.train()
@@ -313,7 +312,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
         self._must_be_finite([norm], "gradient")
         self.optimizer.step()
-        self.balancer.after_step(lambda: self._repeat(batch))
+        self.balancer.after_step(lambda: self._forward(batch).losses)
         self.optimizer.zero_grad()
         self.step_seconds.append(time.perf_counter() - begin)
         self.at.sums = [a + b for a, b in zip(self.at.sums, losses, strict=True)]

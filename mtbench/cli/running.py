@@ -10,6 +10,7 @@ from mtbench import figures, leaderboard
 from mtbench.cell import Request, initial_weights
 from mtbench.cli.tables import print_board
 from mtbench.errors import RunError
+from mtbench.method import Method
 from mtbench.progress import Display
 from mtbench.rundir import RunDirectory
 from mtbench.task import Splits
@@ -59,7 +60,7 @@ def run_cells(
                         spec, request.task, splits, choice.method, run, display, threads, weights
                     ).run()
                 else:
-                    console.print(f"{choice.entry.name} seed {seed}: already finished, not run")
+                    console.print(f"{choice.method.name} seed {seed}: already finished, not run")
                 drawn = sorted(run.path.glob("*.png"))  # a cell killed before its figures has none
                 pictures += drawn or _draw(run, request, splits, choice.method)
     _report(console, runs, pictures, primary, out / task)
@@ -77,7 +78,7 @@ def _must_be_writable(out: Path) -> None:
         ) from error
 
 
-def _draw(run: RunDirectory, request: Request, splits: Splits, method: type) -> list[Path]:
+def _draw(run: RunDirectory, request: Request, splits: Splits, method: Method) -> list[Path]:
     if not (run.path / "best.pt").exists():
         return []
     predictor = load_trained(run, request.task, method)

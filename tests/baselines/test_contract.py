@@ -1,39 +1,34 @@
 """Every method in the tree keeps to the contract."""
 
 import inspect
-from importlib import import_module
-from pathlib import Path
 
 import optuna
 import pytest
 
-import mtbench_baselines
-from mtbench.balancer import Balancer
+from mtbench.balancer import Balancer, WeightingWrapper, Wrapper
+from mtbench.method import Method
+from mtbench.registry import entries, find
 from mtbench.testing import BalancerContract
 
-NAMES = sorted(
-    path.stem
-    for path in Path(mtbench_baselines.__path__[0]).glob("*.py")
-    if not path.stem.startswith("_")
-)
+NAMES = list(entries("method"))
 
 
 def method_of(name):
-    module = import_module(f"mtbench_baselines.{name}")
-    (method,) = (
-        value
-        for value in vars(module).values()
-        if inspect.isclass(value)
-        and issubclass(value, Balancer)
-        and value.__module__ == module.__name__
-    )
-    return method
+    return find("method", name).load(Balancer)
+
+
+def runnable(name):
+    """A wrapper is tried around a method on losses and one on gradients."""
+    cls = method_of(name)
+    if not issubclass(cls, Wrapper):
+        return [name]
+    return [f"{name}+mgda"] + [f"{name}+ew"] * (not issubclass(cls, WeightingWrapper))
 
 
 class TestContract(BalancerContract):
-    @pytest.fixture(params=NAMES)
+    @pytest.fixture(params=[method for name in NAMES for method in runnable(name)])
     def make(self, request):
-        return method_of(request.param)
+        return Method.find(request.param)
 
 
 @pytest.mark.parametrize("K", [2, 3])
@@ -43,7 +38,8 @@ def test_every_drawn_parameter_constructs(name, K):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(10):
         parameters = method.suggest(study.ask(), K)
-        method(K, **parameters)
+        composed = Method.find(runnable(name)[0])
+        composed(K, **{composed.key(name, key): value for key, value in parameters.items()})
         assert set(parameters) <= set(inspect.signature(method).parameters)
 
 
