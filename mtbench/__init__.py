@@ -15,7 +15,8 @@ if TYPE_CHECKING:
         WeightingWrapper,
         Wrapper,
     )
-    from mtbench.errors import MtbenchError
+    from mtbench.engine import Engine
+    from mtbench.errors import MtbenchError, UsageError
     from mtbench.method import Method, combine
     from mtbench.model import MultitaskModel
     from mtbench.step import Step
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Aggregator": "balancer",
     "Balancer": "balancer",
+    "Engine": "engine",
     "Method": "method",
     "Metric": "task",
     "MtbenchError": "errors",
@@ -35,6 +37,7 @@ _HOMES = {
     "Splits": "task",
     "Step": "step",
     "Task": "task",
+    "UsageError": "errors",
     "Weighting": "balancer",
     "WeightingWrapper": "balancer",
     "Wrapper": "balancer",
@@ -42,6 +45,7 @@ _HOMES = {
 }
 __all__ = [  # noqa: RUF022 - the reading order
     "Step",
+    "Engine",
     "Balancer",
     "Scalarizer",
     "Weighting",
@@ -56,6 +60,7 @@ __all__ = [  # noqa: RUF022 - the reading order
     "Splits",
     "Metric",
     "MtbenchError",
+    "UsageError",
 ]
 
 

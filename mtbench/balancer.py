@@ -106,8 +106,7 @@ class Scalarizer(Balancer):
     def backward(self, step: Step) -> Tensor | None:
         """Differentiate the scalar once."""
         objective, weights = self.objective(step)
-        if objective.requires_grad:  # a batch may hold no label at all
-            objective.backward()  # type: ignore[no-untyped-call]
+        step.descend(objective)
         return None if weights is None else weights.detach()
 
 
@@ -153,7 +152,7 @@ class Weighting(Balancer):
 
     def backward(self, step: Step) -> Tensor:
         """Find the weights and apply them."""
-        gramian = step.gramian(self.space).cpu()
+        gramian = step.gramian(self.space)
         weights = self.weigh(gramian, step.values.cpu().double())
         step.backward(weights, self.space)
         return weights

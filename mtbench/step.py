@@ -2,15 +2,15 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Space = Literal["shared", "features"]
+from mtbench.engine import Engine, grad, gramian
 
-_BLOCK = 1 << 16  # columns of the Jacobian that are multiplied at a time
+Space = Literal["shared", "features"]
 
 
 def _leaves(roots: Iterable[Tensor], stop: Iterable[Tensor] = ()) -> list[Tensor]:
@@ -30,32 +30,8 @@ def _leaves(roots: Iterable[Tensor], stop: Iterable[Tensor] = ()) -> list[Tensor
     return list(found.values())
 
 
-def _grad(
-    outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    seeds: Sequence[Tensor] | None = None,
-    create_graph: bool = False,
-) -> tuple[Tensor | None, ...]:
-    """`torch.autograd.grad`, answering None where nothing depends on an input, never raising."""
-    live = [i for i, output in enumerate(outputs) if output.requires_grad]
-    wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    if not live or not wanted:
-        return (None,) * len(inputs)
-    grads = iter(
-        torch.autograd.grad(
-            [outputs[i] for i in live],
-            wanted,
-            grad_outputs=None if seeds is None else [seeds[i] for i in live],
-            retain_graph=True,
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-    )
-    return tuple(next(grads) if tensor.requires_grad else None for tensor in inputs)
-
-
-def _accumulate(parameter: Tensor, grad: Tensor) -> None:
-    parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+def _accumulate(parameter: Tensor, value: Tensor) -> None:
+    parameter.grad = value if parameter.grad is None else parameter.grad.add_(value)
 
 
 class Step:
@@ -78,6 +54,11 @@ class Step:
         latent: which of the features is the latent representation z.
         again: repeats the forward pass on the same batch with the parameters as they are then, for
             methods that look at other points (``needs_again``).
+        engine: how the Jacobian is computed and where it lies; one for all steps of a loop saves
+            allocations, and only the last step's Jacobian is valid then.
+        loss_scale: S, of a `torch.amp.GradScaler`: hand over the losses as they are. Gradients are
+            computed S times as large, so that float16 holds them, and so they reach ``.grad``;
+            what methods see of them is divided by S.
 
     Raises:
         ValueError: no loss, a loss that is not a scalar, or neither features nor shared parameters.
@@ -102,6 +83,8 @@ class Step:
         heads: Sequence[Iterable[Tensor]] | None = None,
         latent: int = -1,
         again: "Callable[[], Step] | None" = None,
+        engine: Engine | None = None,
+        loss_scale: float = 1.0,
     ) -> None:
         self.losses = tuple(losses)
         self.features = (features,) if isinstance(features, Tensor) else tuple(features)
@@ -119,9 +102,10 @@ class Step:
         self.shared = tuple(p for p in shared if p.requires_grad)
         self._given_heads = heads
         self._again = again
-        self._feature_grads: tuple[tuple[Tensor, ...], ...] | None = None
-        self._head_grads: tuple[tuple[Tensor | None, ...], ...] = ()
-        self._jacobian: Tensor | None = None
+        self.engine = Engine(batched=False) if engine is None else engine
+        self.loss_scale = loss_scale
+        self._head_grads: list[tuple[Tensor | None, ...]] = []
+        self._gramians: dict[Space, Tensor] = {}
 
     @property
     def num_objectives(self) -> int:
@@ -130,6 +114,8 @@ class Step:
 
     def again(self) -> "Step":
         """Return a new step of the same batch at the parameters as they are now.
+
+        This step's Jacobian may be overwritten by the other's.
 
         Raises:
             ValueError: it was not said how.
@@ -169,31 +155,41 @@ class Step:
     @cached_property
     def offsets(self) -> list[int]:
         """Where each shared parameter begins in the flat vector; the last entry is d."""
-        offsets = [0]
-        for parameter in self.shared:
-            offsets.append(offsets[-1] + parameter.numel())
-        return offsets
+        return list(accumulate((p.numel() for p in self.shared), initial=0))
+
+    @cached_property
+    def _seeds(self) -> list[Tensor]:
+        """Per loss, what its backward begins with."""
+        return [torch.full_like(loss, self.loss_scale) for loss in self.losses]
+
+    @cached_property
+    def _feature_grads(self) -> tuple[tuple[Tensor, ...], ...]:
+        """Per objective dL_k/dfeatures, times the loss scale; the heads' own on the way."""
+        split = len(self.features)
+        rows = []
+        self._head_grads = []
+        for loss, seed, head in zip(self.losses, self._seeds, self.heads, strict=True):
+            row = grad([loss], (*self.features, *head), [seed])
+            self._head_grads.append(row[split:])
+            rows.append(
+                tuple(
+                    torch.zeros_like(feature) if value is None else value
+                    for feature, value in zip(self.features, row[:split], strict=True)
+                )
+            )
+        return tuple(rows)
 
     def feature_grads(self) -> tuple[tuple[Tensor, ...], ...]:
         """Return per objective dL_k/dfeatures, detached, a tuple with the features' shapes.
 
         Costs one backward of each head. A feature that an objective does not use gets zeros.
         """
-        if self._feature_grads is None:
-            split = len(self.features)
-            grads = [
-                _grad([loss], (*self.features, *head))
-                for loss, head in zip(self.losses, self.heads, strict=True)
-            ]
-            self._head_grads = tuple(row[split:] for row in grads)
-            self._feature_grads = tuple(self._or_zeros(row[:split]) for row in grads)
-        return self._feature_grads
+        return tuple(tuple(map(self._unscaled, row)) for row in self._feature_grads)
 
-    def _or_zeros(self, grads: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        return tuple(
-            torch.zeros_like(feature) if grad is None else grad
-            for feature, grad in zip(self.features, grads, strict=True)
-        )
+    def _unscaled(self, value: Tensor) -> Tensor:
+        if self.loss_scale == 1:
+            return value
+        return value.to(torch.promote_types(value.dtype, torch.float32)) / self.loss_scale
 
     @cached_property
     def sensitivities(self) -> tuple[Tensor, ...]:
@@ -202,64 +198,101 @@ class Step:
         Costs one backward of each head, and another where the result is differentiated.
         """
         self._need_features("sensitivities")
-        grads = [_grad([loss], [self.z], create_graph=True)[0] for loss in self.losses]
-        return tuple(torch.zeros_like(self.z) if grad is None else grad for grad in grads)
+        found = [
+            grad([loss], [self.z], [seed], create_graph=True)[0]
+            for loss, seed in zip(self.losses, self._seeds, strict=True)
+        ]
+        return tuple(
+            torch.zeros_like(self.z) if value is None else self._unscaled(value) for value in found
+        )
 
     def jacobian(self) -> Tensor:
-        """Return the (K, d) matrix of dL_k/dshared, in one buffer.
+        """Return the (K, d) matrix of dL_k/dshared.
 
         Costs the heads' backward once and K encoder backwards; without features, K backwards.
         """
-        if self._jacobian is None:
-            like = self.shared[0] if self.shared else self.losses[0]
-            jacobian = like.new_zeros(self.num_objectives, self.offsets[-1])
-            for row, grads in zip(jacobian, self._rows(), strict=True):
-                for grad, (start, end) in zip(grads, pairwise(self.offsets), strict=True):
-                    if grad is not None:
-                        row[start:end].copy_(grad.reshape(-1))
-            self._jacobian = jacobian
-        return self._jacobian
+        blocks = self._blocks
+        return self._unscaled(blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1))
 
-    def _rows(self) -> Iterator[tuple[Tensor | None, ...]]:
-        """Yield dL_k/dshared, objective by objective."""
+    @cached_property
+    def _blocks(self) -> list[Tensor]:
+        """The Jacobian times the loss scale, side by side in blocks (K, n)."""
+        return self._pull_back_all(self.shared)
+
+    def _pull_back_all(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Return all objectives' gradients of some shared parameters, in blocks (K, n)."""
+        if not self.features or not parameters:
+            return self._looped(parameters)
+        _ = self._feature_grads  # so that the encoder alone is measured
+        shapes = [tuple(x.shape) for x in (*self.features, *parameters)]
+        pulls = {False: self._looped, True: self._vmapped}
+        batched = self.engine.choose(
+            lambda batched: pulls[batched](parameters),
+            f"{self.num_objectives} {shapes} {self.features[0].device}",
+        )
+        return pulls[batched](parameters)
+
+    def _vmapped(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        K = self.num_objectives
+        seeds = [torch.stack(grads) for grads in zip(*self._feature_grads, strict=True)]
+        return [
+            parameter.new_zeros(K, parameter.numel()) if value is None else value.reshape(K, -1)
+            for parameter, value in zip(
+                parameters, grad(self.features, parameters, seeds, batched=True), strict=True
+            )
+        ]
+
+    def _looped(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        like = parameters[0] if parameters else self.losses[0]
+        columns = sum(p.numel() for p in parameters)
+        block = self.engine.buffer(self.num_objectives, columns, like)
+        for row, values in zip(block, self._rows(parameters), strict=True):
+            end = 0
+            for parameter, value in zip(parameters, values, strict=True):
+                start, end = end, end + parameter.numel()
+                if value is None:
+                    row[start:end].zero_()
+                else:
+                    row[start:end].copy_(value.reshape(-1))
+        return [block]
+
+    def _rows(self, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor | None, ...]]:
+        """Yield dL_k/dparameters, objective by objective."""
         if self.features:
-            for feature_grads in self.feature_grads():
-                yield self._pull_back(feature_grads)
+            for feature_grads in self._feature_grads:
+                yield grad(self.features, parameters, feature_grads)
             return
-        split = len(self.shared)
-        head_grads = []
-        for loss, head in zip(self.losses, self.heads, strict=True):
-            grads = _grad([loss], (*self.shared, *head))
-            head_grads.append(grads[split:])
-            yield grads[:split]
-        self._head_grads = tuple(head_grads)
-
-    def _pull_back(self, feature_grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-        """Carry a gradient at the features back to the shared parameters."""
-        return _grad(self.features, self.shared, seeds=feature_grads)
+        split = len(parameters)
+        self._head_grads = []
+        for loss, seed, head in zip(self.losses, self._seeds, self.heads, strict=True):
+            values = grad([loss], (*parameters, *head), [seed])
+            self._head_grads.append(values[split:])
+            yield values[:split]
 
     def gramian(self, space: Space = "shared") -> Tensor:
-        """Return G = J J^T, (K, K), of the gradients in a space.
+        """Return G = J J^T, (K, K), float64, on the CPU, of the gradients in a space.
 
         Args:
             space: ``"shared"`` parameters, or ``"features"`` (no encoder backward is paid).
         """
-        if space == "shared":
-            blocks = [self.jacobian()]
-        else:
-            self._need_features("gramian")
-            rows = zip(
-                *([g.flatten() for g in grads] for grads in self.feature_grads()), strict=True
-            )
-            blocks = [torch.stack(grads) for grads in rows]
-        # In float64, a cache's worth at a time: float32 squares lose angles below 3e-4 and, at
-        # 1e-20 or 1e20, everything; autocast leaves float64 alone.
-        gramian = self.values.new_zeros(self.num_objectives, self.num_objectives).double()
-        for block in blocks:
-            for part in torch.split(block, _BLOCK, dim=1):
-                part = part.double()
-                gramian += part @ part.T
-        return gramian
+        if space not in self._gramians:
+            if space == "features":
+                self._need_features("gramian")
+                found = gramian(
+                    [
+                        torch.stack([value.flatten() for value in grads])
+                        for grads in zip(*self._feature_grads, strict=True)
+                    ]
+                )
+            elif self.engine.parts == 1:
+                found = gramian(self._blocks)
+            else:
+                groups = self.engine.groups(self.shared)
+                found = torch.stack([gramian(self._pull_back_all(group)) for group in groups]).sum(
+                    0
+                )
+            self._gramians[space] = found / self.loss_scale**2
+        return self._gramians[space]
 
     def assign(self, direction: Tensor, head_weights: Tensor | None = None) -> None:
         """Write a (d,) direction into the shared parameters' ``.grad``, and the heads' gradients.
@@ -267,7 +300,10 @@ class Step:
         The ``.grad``s are views of the direction. Existing ones are added to (gradient
         accumulation). Head k gets the gradient of its own loss, times ``head_weights[k]`` if given.
         """
+        self._write(direction if self.loss_scale == 1 else direction * self.loss_scale)
         self._assign_heads(head_weights)
+
+    def _write(self, direction: Tensor) -> None:
         for parameter, (start, end) in zip(self.shared, pairwise(self.offsets), strict=True):
             _accumulate(parameter, direction[start:end].view_as(parameter))
 
@@ -279,31 +315,56 @@ class Step:
         Args:
             weights: (K,), constants.
             space: where the weights were found: with ``"shared"`` the Jacobian is at hand and one
-                product suffices; with ``"features"`` one encoder backward is paid.
+                product suffices; with ``"features"``, or an engine that has dropped the Jacobian,
+                one encoder backward is paid.
             head_weights: as in `assign`.
         """
-        if space == "shared":
-            jacobian = self.jacobian()
-            with torch.autocast(jacobian.device.type, enabled=False):
-                direction = weights.to(jacobian) @ jacobian
-            self.assign(direction, head_weights)
-            return
-        self._need_features("backward")
+        if space == "features":
+            self._need_features("backward")
+        if space == "shared" and self.engine.parts == 1:
+            blocks = self._blocks
+            direction = blocks[0].new_empty(self.offsets[-1])
+            w, end = weights.to(direction), 0
+            with torch.autocast(direction.device.type, enabled=False):
+                for block in blocks:
+                    start, end = end, end + block.shape[1]
+                    torch.mv(block.T, w, out=direction[start:end])
+            self._write(direction)
+        else:
+            for parameter, value in zip(self.shared, self._mixed(weights), strict=True):
+                if value is not None:
+                    _accumulate(parameter, value)
+        self._assign_heads(head_weights)
+
+    def _mixed(self, weights: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of sum_k w_k L_k by one backward from the features, or the losses."""
+        if not self.features:
+            seeds = [w * seed for w, seed in zip(weights.tolist(), self._seeds, strict=True)]
+            return grad(self.losses, self.shared, seeds)
         mixed = [
             torch.stack([w * g for w, g in zip(weights.to(grads[0]), grads, strict=True)]).sum(0)
-            for grads in zip(*self.feature_grads(), strict=True)
+            for grads in zip(*self._feature_grads, strict=True)
         ]
-        self._assign_heads(head_weights)
-        for parameter, grad in zip(self.shared, self._pull_back(mixed), strict=True):
-            if grad is not None:
-                _accumulate(parameter, grad)
+        return grad(self.features, self.shared, mixed)
+
+    def descend(self, objective: Tensor) -> None:
+        """Write the gradient of a scalar on the graph into every ``.grad`` that it reaches."""
+        if objective.requires_grad:  # a batch may hold no label at all
+            objective.backward(torch.full_like(objective, self.loss_scale))  # type: ignore[no-untyped-call]
 
     def _assign_heads(self, head_weights: Tensor | None) -> None:
+        if self.features:
+            _ = self._feature_grads  # computes the heads' own on the way
+        elif not self._head_grads:
+            self._head_grads = [
+                grad([loss], head, [seed])
+                for loss, seed, head in zip(self.losses, self._seeds, self.heads, strict=True)
+            ]
         scales = [1.0] * self.num_objectives if head_weights is None else head_weights.tolist()
         for head, grads, scale in zip(self.heads, self._head_grads, scales, strict=True):
-            for parameter, grad in zip(head, grads, strict=True):
-                if grad is not None:
-                    _accumulate(parameter, grad.mul(scale))
+            for parameter, value in zip(head, grads, strict=True):
+                if value is not None:
+                    _accumulate(parameter, value.mul(scale))
 
     def _need_features(self, what: str) -> None:
         if not self.features:

@@ -121,6 +121,21 @@ Predictor = Callable[[Any], list[Any]]
 """Maps ``batch["inputs"]`` to the K heads' outputs of a trained model, without gradients."""
 
 
+@dataclass(frozen=True)
+class History:
+    """How one cell went.
+
+    Attributes:
+        method: its name.
+        seed: its seed.
+        epochs: the records of ``epochs.jsonl``: ``epoch``, ``train_loss``, ``val_loss``, ``val``.
+    """
+
+    method: str
+    seed: int
+    epochs: Sequence[Mapping[str, Any]]
+
+
 class Task(ABC):
     """A benchmark task; its own parameters are the keyword-only arguments of ``__init__``.
 
@@ -159,6 +174,10 @@ class Task(ABC):
 
     def figures(self, predictor: Predictor, splits: Splits, folder: Path) -> list[Path]:
         """Draw what a person wants to see of a trained model; return the files written."""
+        return []
+
+    def overview(self, cells: Sequence[History], folder: Path) -> list[Path]:
+        """Draw what a person wants to see of all cells side by side; return the files written."""
         return []
 
     def predict(self, predictor: Predictor, inputs: Sequence[Path], folder: Path) -> list[Any]:

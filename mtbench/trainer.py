@@ -20,6 +20,8 @@ from torch import Tensor, nn
 import mtbench
 from mtbench import numerics, seeding
 from mtbench.balancer import Balancer
+from mtbench.cache import cache_dir
+from mtbench.engine import Engine
 from mtbench.errors import RunError, UsageError
 from mtbench.method import Method
 from mtbench.model import MultitaskModel
@@ -65,6 +67,7 @@ class Progress:
     best_score: float = -math.inf
     seconds: float = 0.0
     threads: int = 0
+    batched: bool | None = None
     peak_mib: float = 0.0
 
 
@@ -165,6 +168,7 @@ class Trainer:
         observer: is told how it goes.
         threads: of torch on the CPU; by default measured at the start.
         init: weights to start from; `build` says how.
+        engine: how Jacobians are computed; by default what this machine was measured to do best.
     """
 
     def __init__(
@@ -177,12 +181,14 @@ class Trainer:
         observer: Observer,
         threads: int | None = None,
         init: Mapping[str, Tensor] | None = None,
+        engine: Engine | None = None,
     ) -> None:
         if len(splits.train) == 0:
             raise UsageError(f"task {spec.task}: the training split is empty")
         self.spec, self.task, self.splits, self.run_directory = spec, task, splits, run
         self.observer, self.method, self.threads = observer, method, threads
         self.init = init
+        self.engine = Engine(notebook=cache_dir()) if engine is None else engine
         self.device = torch.device(spec.device)
         self.recipe = Recipe(**spec.recipe)
         self.steps = math.ceil(len(splits.train) / self.recipe.batch_size)
@@ -241,6 +247,7 @@ class Trainer:
             self.rows = state["rows"]
         # Another number of threads could add in another order: a resumed cell keeps its own.
         torch.set_num_threads(self.at.threads)
+        self.engine.batched = self.at.batched
 
     def _choose_threads(self) -> int:
         if self.threads is not None:
@@ -281,6 +288,7 @@ class Trainer:
             heads=[head.parameters() for head in self.model.heads],
             latent=self.model.latent,
             again=lambda: self._forward(batch),
+            engine=self.engine,
         )
 
     def _epoch(self) -> None:
@@ -386,6 +394,7 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         self.at.peak_mib = max(self.at.peak_mib, numerics.peak_memory(self.device))
+        self.at.batched = self.engine.batched
         self.run_directory.save(
             "checkpoint.pt",
             {
@@ -444,6 +453,7 @@ class Trainer:
             "torch": version("torch"),
             "platform": platform.platform(),
             "threads": self.at.threads,
+            "jacobian": {None: "none", False: "loop", True: "batched"}[self.engine.batched],
         }
         return result
 

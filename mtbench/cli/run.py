@@ -1,5 +1,6 @@
 """``mtbench run``."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,16 @@ from mtbench.cli.options import Plugins
 
 OPTIONS = (
     "method", "task", "data", "seed", "seeds", "epochs", "device", "precision", "set", "out",
-    "resume", "threads", "init", "plugin",
+    "resume", "threads", "jacobian", "jacobian-parts", "init", "plugin",
 )  # fmt: skip
+
+
+class Jacobian(StrEnum):
+    """How the K gradients of the shared parameters are computed."""
+
+    auto = "auto"
+    loop = "loop"
+    batched = "batched"
 
 
 def run(
@@ -42,6 +51,14 @@ def run(
     threads: Annotated[
         int | None, typer.Option(help="CPU threads; measured at the start by default.")
     ] = None,
+    jacobian: Annotated[
+        Jacobian,
+        typer.Option(help="A backward per objective, or all in one: measured by default."),
+    ] = Jacobian.auto,
+    jacobian_parts: Annotated[
+        int,
+        typer.Option(help="Compute it in so many parts: less memory, more time (Gramian only)."),
+    ] = 1,
     init: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Start from another run's weights, where they fit."),
@@ -54,7 +71,11 @@ def run(
     directly, as in [bold]--source ddti[/]; `mtbench info NAME` lists them. Finished cells are
     skipped and interrupted ones resumed.
     """
+    from functools import partial
+
+    from mtbench.cache import cache_dir
     from mtbench.cli.running import run_cells
+    from mtbench.engine import Engine
     from mtbench.errors import UsageError
     from mtbench.overrides import parse
 
@@ -72,7 +93,12 @@ def run(
         raise UsageError(f"--precision must be fp32 or bf16, found {precision!r}")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be at least 1, found {threads}")
+    if jacobian_parts < 1:
+        raise UsageError(f"--jacobian-parts must be at least 1, found {jacobian_parts}")
+    batched = {Jacobian.auto: None, Jacobian.loop: False, Jacobian.batched: True}[jacobian]
+    engine = partial(Engine, batched=batched, parts=jacobian_parts, notebook=cache_dir())
     run_cells(
         task, method, given, range(seed, seed + seeds), device, precision, out,
-        fresh=not resume, threads=threads, init=init, plugins=plugin or [], options=OPTIONS,
+        fresh=not resume, threads=threads, engine=engine, init=init, plugins=plugin or [],
+        options=OPTIONS,
     )  # fmt: skip

@@ -1,7 +1,8 @@
 """Running cells one after another and reporting on them."""
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -9,11 +10,12 @@ from rich.console import Console
 from mtbench import figures, leaderboard
 from mtbench.cell import Request, initial_weights
 from mtbench.cli.tables import print_board
+from mtbench.engine import Engine
 from mtbench.errors import RunError
 from mtbench.method import Method
 from mtbench.progress import Display
 from mtbench.rundir import RunDirectory
-from mtbench.task import Splits
+from mtbench.task import History, Splits
 from mtbench.trainer import Trainer, load_trained, primary_metrics, resolve_device
 
 
@@ -28,6 +30,7 @@ def run_cells(
     *,
     fresh: bool,
     threads: int | None,
+    engine: Callable[[], Engine],
     init: Path | None,
     plugins: Sequence[Path],
     options: Sequence[str],
@@ -57,12 +60,15 @@ def run_cells(
                 runs.append(run)
                 if run.result() is None:
                     Trainer(
-                        spec, request.task, splits, choice.method, run, display, threads, weights
-                    ).run()
+                        spec, request.task, splits, choice.method, run, display, threads,
+                        weights, engine(),
+                    ).run()  # fmt: skip
                 else:
                     console.print(f"{choice.method.name} seed {seed}: already finished, not run")
                 drawn = sorted(run.path.glob("*.png"))  # a cell killed before its figures has none
                 pictures += drawn or _draw(run, request, splits, choice.method)
+    overview = request.task.overview([_history(run) for run in runs], out / task)
+    pictures = [*overview, *pictures]
     _report(console, runs, pictures, primary, out / task)
 
 
@@ -83,6 +89,12 @@ def _draw(run: RunDirectory, request: Request, splits: Splits, method: Method) -
         return []
     predictor = load_trained(run, request.task, method)
     return list(request.task.figures(predictor, splits, run.path))
+
+
+def _history(run: RunDirectory) -> History:
+    spec, file = run.spec(), run.path / "epochs.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return History(spec.method, spec.seed, [json.loads(line) for line in lines])
 
 
 def _report(

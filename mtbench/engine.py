@@ -1,0 +1,189 @@
+"""How the K gradients of the shared parameters are computed, held and multiplied.
+
+The numbers do not depend on it, but for rounding; time and memory do.
+"""
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import accumulate, groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_COLUMNS = 1024  # whose float32 products are summed before float64 takes over
+_LEAST = 1e-3  # eigenvalue of the cosines above which float32 products suffice
+_RANGE = (1e-30, 1e35)  # squared norms that float32 sums without loss
+
+
+def grad(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    seeds: Sequence[Tensor] | None = None,
+    *,
+    create_graph: bool = False,
+    batched: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """`torch.autograd.grad`, answering None where nothing depends on an input, never raising."""
+    live = [i for i, output in enumerate(outputs) if output.requires_grad]
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    if not live or not wanted:
+        return (None,) * len(inputs)
+    grads = iter(
+        torch.autograd.grad(
+            [outputs[i] for i in live],
+            wanted,
+            grad_outputs=None if seeds is None else [seeds[i] for i in live],
+            retain_graph=True,
+            create_graph=create_graph,
+            is_grads_batched=batched,
+            allow_unused=True,
+        )
+    )
+    return tuple(next(grads) if tensor.requires_grad else None for tensor in inputs)
+
+
+class Engine:
+    """One is made per training loop and given to every `Step`, which then reuses its memory.
+
+    Args:
+        batched: whether all objectives go back through the encoder in one vmapped backward. It
+            wins for small matrices and on a GPU, and costs a CPU's convolutions twice the time.
+            None measures both at the first Jacobian and takes the loop unless the other wins by
+            15 %, or cannot run (norms under autocast, compiled encoders).
+        parts: 1 holds the whole (K, d) Jacobian. With P > 1 the shared parameters are
+            visited in P groups, whose gradients are dropped once they are multiplied: memory falls
+            to K d / P, and a step costs one encoder backward more, and for each objective up to P
+            times the part of an encoder backward that leads to the parameters. Only for methods on
+            the Gramian; those that need the Jacobian get it whole.
+        notebook: a folder where choices are kept, so that the next loop of the same sizes on this
+            machine makes the same one.
+
+    Raises:
+        ValueError: parts is below 1.
+    """
+
+    def __init__(
+        self, *, batched: bool | None = None, parts: int = 1, notebook: Path | None = None
+    ) -> None:
+        if parts < 1:
+            raise ValueError(f"Engine: parts must be at least 1, found {parts}")
+        self.batched, self.parts, self.notebook = batched, parts, notebook
+        self._buffer = torch.empty(0)
+
+    def choose(self, pull: Callable[[bool], object], sizes: str) -> bool:
+        """Return `batched`, measured now if it is not settled.
+
+        Args:
+            pull: computes the Jacobian, vmapped or not.
+            sizes: what the choice depends on, in words.
+        """
+        if self.batched is None:
+            key = f"{sizes} {torch.get_num_threads()} {torch.__version__} {platform.processor()}"
+            digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+            notes = {
+                choice: self.notebook and self.notebook / f"jacobian-{digest}-{word}"
+                for choice, word in ((False, "loop"), (True, "batched"))
+            }
+            for choice, note in notes.items():
+                if note is not None and note.exists():
+                    self.batched = choice
+                    return choice
+            self.batched = _batched_is_faster(pull)
+            note = notes[self.batched]
+            if note is not None:
+                with suppress(OSError):  # a choice that cannot be kept is made again
+                    note.touch()
+        return self.batched
+
+    def buffer(self, rows: int, columns: int, like: Tensor) -> Tensor:
+        """Return a (rows, columns) tensor of any content, the memory of the last one if it fits.
+
+        What the last step's Jacobian was is lost thereby. (Fresh memory costs a CPU more time than
+        a copy into it: 60 ms against 7 for 40 x 1e6.)
+        """
+        flat, size = self._buffer, rows * columns
+        if flat.dtype != like.dtype or flat.device != like.device or flat.numel() < size:
+            self._buffer = flat = torch.empty(0)  # frees the old one first
+            self._buffer = flat = like.new_empty(size)
+        return flat[:size].view(rows, columns)
+
+    def groups(self, parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Yield the parameters in at most `parts` runs of about equal size."""
+        total = sum(p.numel() for p in parameters) or 1
+        starts = accumulate((p.numel() for p in parameters), initial=0)
+        placed = zip(starts, parameters, strict=False)
+        for _, group in groupby(placed, key=lambda pair: self.parts * pair[0] // total):
+            yield [parameter for _, parameter in group]
+
+
+def _batched_is_faster(pull: Callable[[bool], object]) -> bool:
+    times: dict[bool, list[float]] = {False: [], True: []}
+    for repeat in range(4):
+        for batched in times:
+            begin = _now()
+            try:
+                pull(batched)
+            except RuntimeError:
+                if not batched:
+                    raise
+                return False
+            if repeat:  # the first one pays for what is set up once
+                times[batched].append(_now() - begin)
+    return min(times[True]) < 0.85 * min(times[False])
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def gramian(blocks: Sequence[Tensor]) -> Tensor:
+    """Return the sum over blocks (K, n) of B B^T, float64, on the CPU.
+
+    Float32 products, summed in float64 every 1,024 columns, err by about 1e-7 of the norms. Where
+    that could show (objectives nearly dependent, or of an extreme scale) float64 multiplies.
+    """
+    with torch.autocast(blocks[0].device.type, enabled=False):
+        fast: Tensor = sum((_product(block) for block in blocks[1:]), start=_product(blocks[0]))
+        fast = fast.cpu()
+        if _suffices(fast, blocks):
+            return fast
+        exact: Tensor = sum((_exact(block) for block in blocks[1:]), start=_exact(blocks[0]))
+        return exact.cpu()
+
+
+def _product(block: Tensor) -> Tensor:
+    K, n = block.shape
+    whole = n - n % _COLUMNS if block.dtype == torch.float32 else 0
+    product = _exact(block[:, whole:])
+    if whole:
+        parts = block[:, :whole].view(K, -1, _COLUMNS).transpose(0, 1)
+        product += torch.bmm(parts, parts.mT).sum(0, dtype=torch.float64)
+    return product
+
+
+def _exact(block: Tensor) -> Tensor:
+    product = block.new_zeros(len(block), len(block), dtype=torch.float64)
+    for part in torch.split(block, 64 * _COLUMNS, dim=1):
+        part = part.double()
+        product += part @ part.T
+    return product
+
+
+def _suffices(fast: Tensor, blocks: Sequence[Tensor]) -> bool:
+    if all(block.dtype != torch.float32 or block.shape[1] < _COLUMNS for block in blocks):
+        return True
+    squares = fast.diagonal()
+    low, high = _RANGE
+    for k, square in enumerate(squares.tolist()):
+        if not low < square < high and any(block[k].any() for block in blocks):
+            return False
+    norms = torch.where(squares > 0, squares, 1).sqrt()
+    cosines = fast / torch.outer(norms, norms)
+    cosines.diagonal().fill_(1 - _LEAST)
+    return int(torch.linalg.cholesky_ex(cosines).info) == 0
