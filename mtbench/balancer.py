@@ -138,7 +138,13 @@ class Weighting(Balancer):
         """
 
     def weigh(self, gramian: Tensor, losses: Tensor) -> Tensor:
-        """Return the weights of all K objectives, those without a gradient left out."""
+        """Return the weights of all K objectives, those without a gradient left out.
+
+        Where a gradient is not finite the answer is 1 each, so that ``.grad`` shows it to whoever
+        skips such steps (`torch.amp.GradScaler`), and what the method keeps does not see it.
+        """
+        if not gramian.sum().isfinite():
+            return torch.ones_like(losses)
         if self.sees_zero_rows:
             return self.weights(gramian, losses)
         active = gramian.diagonal() > 0

@@ -144,13 +144,27 @@ class Step:
         return sum(terms[1:], start=terms[0])
 
     @cached_property
+    def _read_directly(self) -> list[list[Tensor]]:
+        """Per objective, the trainable parameters that its loss reaches beside the features."""
+        if self._given_heads is None:
+            return [_leaves([loss], stop=self.features) for loss in self.losses]
+        return [[p for p in head if p.requires_grad] for head in self._given_heads]
+
+    @cached_property
     def heads(self) -> tuple[tuple[Tensor, ...], ...]:
         """Per objective, the trainable parameters that are not shared."""
-        if self._given_heads is None:
-            shared = {id(p) for p in self.shared}
-            reached = [_leaves([loss], stop=self.features) for loss in self.losses]
-            return tuple(tuple(p for p in leaves if id(p) not in shared) for leaves in reached)
-        return tuple(tuple(p for p in head if p.requires_grad) for head in self._given_heads)
+        shared = {id(p) for p in self.shared}
+        return tuple(tuple(p for p in head if id(p) not in shared) for head in self._read_directly)
+
+    @cached_property
+    def _splits(self) -> bool:
+        """Whether all that the shared parameters do to the losses goes through the features.
+
+        It does not where a head reads one of them too (tied weights): then every objective goes
+        back from its loss, in one piece.
+        """
+        direct = {id(p) for head in self._read_directly for p in head}
+        return bool(self.features) and not any(id(p) in direct for p in self.shared)
 
     @cached_property
     def offsets(self) -> list[int]:
@@ -221,7 +235,7 @@ class Step:
 
     def _pull_back_all(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Return all objectives' gradients of some shared parameters, in blocks (K, n)."""
-        if not self.features or not parameters:
+        if not self._splits or not parameters:
             return self._looped(parameters)
         _ = self._feature_grads  # so that the encoder alone is measured
         shapes = [tuple(x.shape) for x in (*self.features, *parameters)]
@@ -258,7 +272,7 @@ class Step:
 
     def _rows(self, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor | None, ...]]:
         """Yield dL_k/dparameters, objective by objective."""
-        if self.features:
+        if self._splits:
             for feature_grads in self._feature_grads:
                 yield grad(self.features, parameters, feature_grads)
             return
@@ -338,7 +352,7 @@ class Step:
 
     def _mixed(self, weights: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of sum_k w_k L_k by one backward from the features, or the losses."""
-        if not self.features:
+        if not self._splits:
             seeds = [w * seed for w, seed in zip(weights.tolist(), self._seeds, strict=True)]
             return grad(self.losses, self.shared, seeds)
         mixed = [
@@ -353,7 +367,7 @@ class Step:
             objective.backward(torch.full_like(objective, self.loss_scale))  # type: ignore[no-untyped-call]
 
     def _assign_heads(self, head_weights: Tensor | None) -> None:
-        if self.features:
+        if self._splits:
             _ = self._feature_grads  # computes the heads' own on the way
         elif not self._head_grads:
             self._head_grads = [

@@ -59,6 +59,7 @@ class GradNorm(Balancer):
 
     paper = "Chen et al., ICML 2018, arXiv 1711.02257, eq. 1-2 and Algorithm 1"
     passes = "F + H + K E"
+    checked_against = "its definition by double backward; LibMTL 1.1.5"
 
     loss_weights: Tensor
     initial: Tensor
@@ -101,7 +102,8 @@ class GradNorm(Balancer):
         weights = self.loss_weights.clone()
         step.backward(weights, self.space, head_weights=weights)
         norms = step.gramian(self.space).diagonal().sqrt().to(weights)
-        self._move(norms, step.values.to(weights))
+        if norms.isfinite().all():  # not an overflow that a gradient scaler will skip
+            self._move(norms, step.values.to(weights))
         return weights
 
     def _move(self, norms: Tensor, losses: Tensor) -> None:
