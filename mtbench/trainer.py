@@ -21,7 +21,7 @@ import mtbench
 from mtbench import numerics, seeding
 from mtbench.balancer import Balancer
 from mtbench.cache import cache_dir
-from mtbench.engine import Engine
+from mtbench.engine import Engine, grad
 from mtbench.errors import RunError, UsageError
 from mtbench.method import Method
 from mtbench.model import MultitaskModel
@@ -68,6 +68,7 @@ class Progress:
     seconds: float = 0.0
     threads: int = 0
     batched: bool | None = None
+    update: dict[str, float] = field(default_factory=dict)
     peak_mib: float = 0.0
 
 
@@ -314,8 +315,11 @@ class Trainer:
         step = self._forward(batch)
         losses = step.values.tolist()
         self._must_be_finite(losses, "loss")
+        plain = _plain_gradient(step) if self.at.position == 0 else None
         weights = self.balancer.backward(step)
-        del step  # frees the graph before the optimizer allocates
+        if plain is not None:
+            self.at.update = _compare(_flat([p.grad for p in step.shared], step.shared), plain)
+        del step, plain  # frees the graph before the optimizer allocates
         limit = math.inf if self.recipe.clip is None else self.recipe.clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
         self._must_be_finite([norm], "gradient")
@@ -358,6 +362,7 @@ class Trainer:
             "val_loss": losses,
             "val": metrics,
             "score": score,
+            "update": self.at.update,
         }
         last = self.recipe.select == "last"
         if last or score > self.at.best_score or not self.at.history:
@@ -456,6 +461,30 @@ class Trainer:
             "jacobian": {None: "none", False: "loop", True: "batched"}[self.engine.batched],
         }
         return result
+
+
+def _plain_gradient(step: Step) -> Tensor:
+    """Return the gradient of the plain sum of losses in the shared parameters, (d,)."""
+    return _flat(grad([step.total()], step.shared), step.shared)
+
+
+def _flat(values: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
+    zeros = (torch.zeros_like(p) if v is None else v for v, p in zip(values, like, strict=True))
+    return torch.cat([value.flatten() for value in zeros] or [torch.zeros(0)])
+
+
+def _compare(update: Tensor, plain: Tensor) -> dict[str, float]:
+    """Return the update's length relative to the plain sum's gradient, and their cosine.
+
+    Methods differ in it by a factor of a hundred, which is one of the learning rate.
+    """
+    lengths = update.norm().item(), plain.norm().item()
+    if 0 in lengths:
+        return {"length": math.nan, "cosine": math.nan}
+    return {
+        "length": lengths[0] / lengths[1],
+        "cosine": (update @ plain).item() / (lengths[0] * lengths[1]),
+    }
 
 
 def selection_score(metrics: dict[str, float], task: Task) -> float:

@@ -279,3 +279,19 @@ def test_weights_that_do_not_fit_are_refused(tiny: Path, tmp_path: Path) -> None
     (run.path / "best.pt").unlink()
     with pytest.raises(RunError, match="has no trained weights"):
         initial_weights(run, request.task)
+
+
+def test_the_updates_length_is_recorded(tiny: Path, tmp_path: Path) -> None:
+    """Relative to the plain sum: 1 for ew, weights / 1 for ls, shorter for mgda."""
+    found = {}
+    for method, given in (("ew", {}), ("ls", {"weights": "3,3"}), ("mgda", {})):
+        run, _ = train(tiny, tmp_path, method, epochs="2", **given)
+        lines = (run.path / "epochs.jsonl").read_text().splitlines()
+        found[method] = [json.loads(line)["update"] for line in lines]
+    for update in found["ew"]:
+        assert update == {"length": pytest.approx(1), "cosine": pytest.approx(1)}
+    for update in found["ls"]:
+        assert update == {"length": pytest.approx(3), "cosine": pytest.approx(1)}
+    for update in found["mgda"]:
+        assert 0 < update["length"] < 0.51
+        assert 0 < update["cosine"] < 1
