@@ -39,7 +39,8 @@ class Balancer(nn.Module, ABC):
         checked_against: the independent implementations that the tests compare it with.
         reference: whether its row is the one that delta-m is measured against.
         needs_features: whether the method cannot do with losses and parameters alone.
-        needs_again: whether it repeats the forward pass at other parameters.
+        needs_again: whether it takes gradients at other parameters, for which it repeats the forward
+            pass.
         finds_front: whether it ends near the Pareto set where the objectives are convex.
     """
 
@@ -204,11 +205,14 @@ class Wrapper(Balancer):
         seed: seeds `generator`.
     """
 
+    passes = "the base's"
+
     def __init__(self, base: Balancer, seed: int = 0) -> None:
         super().__init__(base.num_objectives, seed)
         self.base = base
-        self.needs_features, self.needs_again = base.needs_features, base.needs_again
-        self.finds_front = base.finds_front
+        self.needs_features = self.needs_features or base.needs_features
+        self.needs_again = self.needs_again or base.needs_again
+        self.finds_front = self.finds_front and base.finds_front
 
     def after_step(self, losses_fn: LossesFn) -> None:
         """Ask the base."""

@@ -112,7 +112,9 @@ class Method:
     @property
     def passes(self) -> str:
         """What a step costs."""
-        return ", around ".join(part.passes for part in self.classes)
+        *outer, base = self.classes
+        own = [part.passes for part in outer if part.passes != Wrapper.passes]
+        return ", around ".join([*own, base.passes])
 
     @property
     def reference(self) -> bool:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mtbench.balancer import Balancer
+from mtbench.engine import Engine
 from mtbench.model import MultitaskModel
 from mtbench.step import Step
 
@@ -70,6 +71,7 @@ class _Problem:
             torch.manual_seed(0)
             model = MultitaskModel(_Encoder(), [_Head() for _ in range(self.K)])
         self.model = balancer.wrap(model.to(dtype))
+        self.engine = Engine(batched=False)
 
     def losses(self, features: tuple[Tensor, ...], batch: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(1000 + batch)
@@ -86,9 +88,11 @@ class _Problem:
         features = self.model.encode(inputs)
         losses = self.losses(features, batch)
         again = partial(self.step, batch, with_features)
+        # As in a trainer, the next step's Jacobian takes the place of this one's.
         if with_features:
-            return Step(losses, features=features, again=again)
-        return Step(losses, shared=self.model.encoder.parameters(), again=again)
+            return Step(losses, features=features, again=again, engine=self.engine)
+        shared = self.model.encoder.parameters()
+        return Step(losses, shared=shared, again=again, engine=self.engine)
 
     def _losses_again(self, batch: int) -> Sequence[Tensor]:
         return self.step(batch).losses
@@ -205,6 +209,8 @@ class BalancerContract:
     def test_one_objective_is_plain_descent(self, make: Make) -> None:
         """With K = 1 the encoder's gradient is a positive multiple of the loss's own."""
         problem = _problem(make(1), torch.float64)
+        if problem.balancer.needs_again:
+            pytest.skip("its gradients are those of other parameters")
         problem.balancer.backward(problem.step())
         found = problem.encoder_grad()
         problem.zero_grad()
@@ -314,9 +320,10 @@ class BalancerContract:
                 torch.testing.assert_close(grad, total)
 
     def test_ends_near_the_pareto_set(self, make: Make) -> None:
-        r"""Two convex quadratics :math:`1 + (x-u_i)^\top A_i (x-u_i)`: x ends on their front.
+        r"""On two convex quadratics x ends on their front, unless declared otherwise.
 
-        The front is :math:`x(w) = (\sum_i w_i A_i)^{-1} \sum_i w_i A_i u_i`.
+        They are :math:`1 + (x-u_i)^\top A_i (x-u_i)`, and the front is
+        :math:`x(w) = (\sum_i w_i A_i)^{-1} \sum_i w_i A_i u_i`.
         """
         balancer = make(2)
         if not balancer.finds_front:

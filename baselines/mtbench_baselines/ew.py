@@ -19,6 +19,7 @@ class EqualWeights(Scalarizer):
     """
 
     paper = "the common baseline; stated e.g. in Caruana, Machine Learning 28, 1997"
+    checked_against = "torchjd 0.18"
 
     def objective(self, step: Step) -> tuple[Tensor, Tensor]:
         """Return the sum, and weights of one."""

@@ -32,6 +32,7 @@ class LinearScalarization(Scalarizer):
     """
 
     paper = "the common baseline; its tuning: Xin et al., NeurIPS 2022, arXiv 2209.11379"
+    checked_against = "torchjd 0.18"
 
     def __init__(
         self, num_objectives: int, seed: int = 0, *, weights: tuple[float, ...] | None = None

@@ -67,6 +67,7 @@ class RLAR(Scalarizer):
 
     paper = "arXiv 2603.21095, the abstract, in our reading; its equations could not be read"
     passes = "F + 2 H + E"
+    checked_against = "its formula by plain autograd; finite differences"
     needs_features = True
 
     epoch: Tensor

@@ -44,6 +44,7 @@ class SingleTask(Scalarizer):
     """
 
     paper = "the reference of delta-m; Maninis et al., CVPR 2019, eq. 4"
+    checked_against = "K models trained one by one"
     passes = "K (F + H + E)"
     reference = True
 

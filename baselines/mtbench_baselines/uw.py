@@ -32,6 +32,7 @@ class UncertaintyWeighting(Scalarizer):
     """
 
     paper = "Kendall et al., CVPR 2018, arXiv 1705.07115, eq. 10"
+    checked_against = "torchjd 0.18; LibMTL 1.1.5 (both with half the loss)"
 
     def __init__(self, num_objectives: int, seed: int = 0) -> None:
         super().__init__(num_objectives, seed)

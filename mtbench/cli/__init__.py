@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from mtbench.cli import data, listing, new, predict, run, show
+from mtbench.cli import bench, check, data, listing, new, predict, run, show
 from mtbench.errors import MtbenchError
 
 # typer brings its own click: its base exception is reached through the class that typer exports.
@@ -26,8 +26,10 @@ EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=EXTRA)(run.run)
 app.command("list")(listing.list_)
 app.command()(listing.info)
+app.command()(check.check)
 app.command()(show.leaderboard)
 app.command(context_settings=EXTRA)(predict.predict)
+app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(new.app, name="new")
 

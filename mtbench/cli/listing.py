@@ -15,12 +15,27 @@ class Kinds(StrEnum):
     tasks = "tasks"
 
 
-def list_(kind: Annotated[Kinds, typer.Argument()], plugin: Plugins = None) -> None:
+def list_(
+    kind: Annotated[Kinds, typer.Argument()],
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Methods only: as a table of all that is known.")
+    ] = False,
+    plugin: Plugins = None,
+) -> None:
     """List the methods or the tasks that are there."""
+    from mtbench.errors import UsageError
     from mtbench.registry import entries
 
-    for name in entries("method" if kind is Kinds.methods else "task", plugin or []):
-        typer.echo(name)
+    found = entries("method" if kind is Kinds.methods else "task", plugin or [])
+    if not markdown:
+        for name in found:
+            typer.echo(name)
+        return
+    if kind is not Kinds.methods:
+        raise UsageError("--markdown is for methods; `mtbench info NAME` tells of a task")
+    from mtbench import catalogue
+
+    typer.echo(catalogue.markdown(found), nl=False)
 
 
 def info(name: str, plugin: Plugins = None) -> None:
@@ -33,6 +48,7 @@ def info(name: str, plugin: Plugins = None) -> None:
 
     from mtbench import params
     from mtbench.balancer import Balancer
+    from mtbench.catalogue import family
     from mtbench.errors import PluginError, UsageError, did_you_mean
     from mtbench.registry import entries
     from mtbench.search import search_space
@@ -50,7 +66,12 @@ def info(name: str, plugin: Plugins = None) -> None:
         is_method = name not in tasks
     if is_method:
         cls = method = methods[name].load(Balancer)
-        facts = {"paper": method.paper, "cost of a step": method.passes}
+        facts = {
+            "works on": family(method),
+            "cost of a step": method.passes,
+            "paper": method.paper,
+            "checked against": method.checked_against,
+        }
         space = search_space(method)
     else:
         cls = task = tasks[name].load(Task)
@@ -58,6 +79,8 @@ def info(name: str, plugin: Plugins = None) -> None:
     console.print(f"[bold]{name}[/]  {(methods.get(name) or tasks[name]).path}", highlight=False)
     console.print(Text(inspect.getdoc(cls) or ""))
     for fact, value in facts.items():
+        if not value:
+            continue
         console.print(Text(f"{fact}: {value}"), soft_wrap=True)
     table = Table("parameter", "type", "default", "search space")
     for key, parameter in params.declared(cls).items():

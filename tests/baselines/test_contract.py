@@ -52,5 +52,10 @@ def test_own_parameters_are_keywords_with_types_and_defaults(name):
         assert parameter.default is not parameter.empty
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_says_what_it_was_checked_against(name):
+    assert method_of(name).checked_against
+
+
 def test_all_methods_are_found():
     assert {"ew", "ls", "stl", "uw", "gradnorm", "pcgrad", "cagrad", "mgda", "rlar"} <= set(NAMES)

@@ -12,7 +12,7 @@ WRAPPERS = {
 from mtbench import WeightingWrapper
 
 class Double(WeightingWrapper):
-    paper, passes = "none", "nothing"
+    paper = "none"
     def __init__(self, base, seed=0, *, factor: float = 2.0):
         super().__init__(base, seed)
         self.factor = factor
@@ -24,7 +24,7 @@ class Double(WeightingWrapper):
 from mtbench import Wrapper
 
 class Plain(Wrapper):
-    paper, passes = "none", "nothing"
+    paper, passes = "none", "one look"
     def backward(self, step):
         return self.base.backward(step)
 ''',
@@ -57,7 +57,8 @@ def test_wrappers_around_a_base(plugins):
     assert method.resolve({"double.factor": "3"}) == {
         "double.factor": 3.0, "mgda.normalise": "none", "mgda.space": "shared",
     }  # fmt: skip
-    assert method.passes == "nothing, around F + H + K E"
+    assert method.passes == "F + H + K E"
+    assert Method.find("plain+double+mgda", plugins).passes == "one look, around F + H + K E"
     assert set(method.digests) == {"double"}
     balancer = method(2, **{"double.factor": 3, "mgda.normalise": "l2"})
     gramian = ORTHOGONAL.double() @ ORTHOGONAL.double().T
