@@ -30,6 +30,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/tested: $(VENV)/installed
 	$(BIN)/pip install --quiet --group dev
+	$(BIN)/pip install --quiet --no-deps LibMTL==1.1.5  # a peer to compare with; it asks for torchvision
 	touch $@
 
 clean:

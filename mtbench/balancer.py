@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mtbench.engine import largest
 from mtbench.errors import UsageError
 from mtbench.step import Space, Step
 
@@ -39,8 +40,7 @@ class Balancer(nn.Module, ABC):
         checked_against: the independent implementations that the tests compare it with.
         reference: whether its row is the one that delta-m is measured against.
         needs_features: whether the method cannot do with losses and parameters alone.
-        needs_again: whether it takes gradients at other parameters, for which it repeats the forward
-            pass.
+        needs_again: whether it repeats the forward pass, to take gradients at other parameters.
         finds_front: whether it ends near the Pareto set where the objectives are convex.
     """
 
@@ -181,11 +181,15 @@ class Aggregator(Balancer):
         """
 
     def direct(self, jacobian: Tensor, losses: Tensor) -> Tensor:
-        """Return the direction, objectives without a gradient left out."""
-        if self.sees_zero_rows:
-            return self.direction(jacobian, losses)
-        active = jacobian.any(dim=1)
-        if active.all():
+        """Return the direction, objectives without a gradient left out.
+
+        Where a gradient is not finite it is the plain sum, as in `Weighting.weigh`.
+        """
+        sizes = largest(jacobian)
+        active = sizes > 0
+        if not sizes.isfinite().all():
+            return jacobian.sum(0)
+        if self.sees_zero_rows or active.all():
             return self.direction(jacobian, losses)
         if not active.any():
             return jacobian.new_zeros(jacobian.shape[1])

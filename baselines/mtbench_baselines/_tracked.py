@@ -1,0 +1,48 @@
+"""What methods that remember gradients share: K x d state, and weights that move on the simplex."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtbench.balancer import Aggregator
+
+
+class Tracking(Aggregator):
+    """An aggregator with one remembered gradient per objective.
+
+    Attributes:
+        tracked: (K, d), zero rows for objectives without a gradient so far; (K, 0) before the first
+            step, as d is not known at construction.
+    """
+
+    sees_zero_rows = True
+
+    tracked: Tensor
+
+    def __init__(self, num_objectives: int, seed: int = 0) -> None:
+        super().__init__(num_objectives, seed)
+        self.register_buffer("tracked", torch.zeros(num_objectives, 0))
+
+    def memory(self, like: Tensor) -> Tensor:
+        """Return the remembered gradients, to be changed in place, where and as `like` is."""
+        fits = self.tracked.shape == like.shape
+        self.tracked = self.tracked.to(like) if fits else torch.zeros_like(like)
+        return self.tracked
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        saved = state_dict.get(f"{prefix}tracked")
+        if saved is not None:
+            self.tracked = self.tracked.new_empty(saved.shape, dtype=saved.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def project(w: Tensor) -> Tensor:
+    """Return the point of the probability simplex that is closest to w, (K,)."""
+    w = w - w.max()  # changes nothing, and keeps the 1 from drowning in large numbers
+    descending = w.sort(descending=True).values
+    levels = (descending.cumsum(0) - 1) / torch.arange(1, len(w) + 1, device=w.device)
+    return (w - levels[descending > levels][-1]).clamp(min=0)

@@ -1,0 +1,73 @@
+"""GradDrop: pick a sign for every coordinate, at random, and keep the gradients that have it."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mtbench.balancer import Aggregator
+from mtbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+_BLOCK = 1 << 16  # columns at a time
+
+
+class GradDrop(Aggregator):
+    r"""Sum, in each coordinate, the gradients of one sign, drawn by how much pulls that way.
+
+    With the positive sign purity of coordinate n and a uniform random number,
+
+    .. math:: P_n = \frac12 \Bigl( 1 + \frac{\sum_k g_{kn}}{\sum_k |g_{kn}|} \Bigr), \qquad
+        U_n \sim \mathcal{U}[0, 1)
+
+    the sum is over :math:`\{k : g_{kn} > 0\}` if :math:`P_n > U_n`, over
+    :math:`\{k : g_{kn} < 0\}` otherwise; of the other gradients the share ``leak`` passes. In
+    expectation, the direction is that of ``ew``.
+
+    Deviation: the gradients are those of the shared parameters; the paper puts the layer at
+    activations, where samples are merged after multiplication with the activation's sign. One leak
+    serves all objectives.
+
+    Args:
+        num_objectives: K.
+        seed: seeds the signs.
+        leak: share of the dropped gradients that passes; in [0, 1], and 1 is ``ew``.
+
+    Example:
+        Only the first coordinate is in conflict: its purity is (1 + 2/4) / 2.
+
+        >>> J = torch.tensor([[3.0, 1.0], [-1.0, 2.0]])
+        >>> draws = torch.stack([GradDrop(2, seed=s).direction(J, torch.ones(2)) for s in range(9)])
+        >>> draws.unique(dim=0)
+        tensor([[-1.,  3.],
+                [ 3.,  3.]])
+    """
+
+    paper = "Chen et al., NeurIPS 2020, arXiv 2010.06808, Algorithm 1"
+    checked_against = "torchjd 0.18 and LibMTL 1.1.5, from the same random numbers"
+
+    def __init__(self, num_objectives: int, seed: int = 0, *, leak: float = 0.0) -> None:
+        super().__init__(num_objectives, seed)
+        if not 0 <= leak <= 1:
+            raise UsageError(f"graddrop: leak must be in [0, 1], found {leak}")
+        self.leak = leak
+
+    @classmethod
+    def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
+        """Draw the leak from [0, 1]."""
+        return {"leak": trial.suggest_float("leak", 0.0, 1.0)}
+
+    def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
+        """Return the sum of the gradients that were kept."""
+        direction = torch.empty_like(jacobian[0])
+        threshold = torch.rand(direction.shape, generator=self.generator, dtype=direction.dtype)
+        threshold = threshold.to(direction.device)
+        parts = (torch.split(tensor, _BLOCK, dim=-1) for tensor in (jacobian, threshold, direction))
+        for block, limit, out in zip(*parts, strict=True):
+            up, down = block.clamp(min=0).sum(0), block.clamp(max=0).sum(0)
+            # P > U, as P = up / (up - down); where all are zero either sum is right.
+            kept = torch.where(up > limit * (up - down), up, down)
+            torch.lerp(kept, up + down, self.leak, out=out)
+        return direction

@@ -1,0 +1,63 @@
+"""norm_matched: the base's direction, at the length of the plain sum's gradient."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from mtbench.balancer import Aggregator, Weighting, Wrapper
+from mtbench.engine import grad
+from mtbench.step import Step
+
+
+class NormMatched(Wrapper):
+    r"""Rescale the base's update of the shared parameters to the length of that of ``ew``.
+
+    .. math:: d \leftarrow d\, \frac{\bigl\| \sum_k g_k \bigr\|}{\|d\|}
+
+    An ablation: methods' updates differ in length by orders of magnitude, which acts as another
+    learning rate. What is left of a difference to ``ew`` under this wrapper is the direction's. An
+    update of 0 stays 0. The heads' gradients, and a balancer's own parameters', are the base's.
+
+    Example:
+        MGDA finds (0.8, 0.4) for the gradients (1, 0) and (0, 2); their sum is (1, 2).
+
+        >>> import torch
+        >>> from mtbench_baselines.mgda import MGDA
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> _ = NormMatched(MGDA(2)).backward(Step([x[0], 2 * x[1]], shared=[x]))
+        >>> x.grad
+        tensor([2.0000, 1.0000])
+    """
+
+    paper = "ours; an ablation"
+    passes = "+ H + E, unless around a Weighting or Aggregator on the shared parameters"
+    checked_against = "the definition"
+
+    def backward(self, step: Step) -> Tensor | None:
+        """Let the base act, and rescale what it added to the shared ``.grad``s."""
+        plain = self._plain(step) * step.loss_scale
+        before = [parameter.grad for parameter in step.shared]
+        for parameter in step.shared:
+            parameter.grad = None
+        weights = self.base.backward(step)
+        length = _length([parameter.grad for parameter in step.shared])
+        for parameter, old in zip(step.shared, before, strict=True):
+            new = parameter.grad
+            if new is not None and length > 0:
+                new.div_(length).mul_(plain)  # their ratio may be out of range
+            if old is not None:
+                parameter.grad = old if new is None else old.add_(new)
+        return None if weights is None or not length else weights.double() * (plain / length)
+
+    def _plain(self, step: Step) -> float:
+        """Return the length of the plain sum's gradient, from what the base asks for too."""
+        if isinstance(self.base, Weighting) and self.base.space == "shared":
+            return step.gramian().sum().clamp(min=0).sqrt().item()
+        if isinstance(self.base, Aggregator):
+            return _length([step.jacobian().sum(0)])
+        return _length(grad([step.total()], step.shared))
+
+
+def _length(gradients: Sequence[Tensor | None]) -> float:
+    squares = [g.double().square().sum().item() for g in gradients if g is not None]
+    return float(sum(squares) ** 0.5)

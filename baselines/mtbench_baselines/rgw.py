@@ -1,0 +1,31 @@
+"""RGW: random weights on the gradients."""
+
+import torch
+from torch import Tensor
+
+from mtbench.balancer import Weighting
+
+
+class RandomGradientWeighting(Weighting):
+    r"""Follow :math:`\sum_k w_k g_k` with weights drawn anew in every step.
+
+    .. math:: w = \mathrm{softmax}(s), \qquad s \sim \mathcal{N}(0, I_K)
+
+    In expectation all objectives weigh the same. Unlike with random weights on the losses (``rlw``)
+    the heads get the unweighted gradients.
+
+    Deviation: of the paper's distributions only the normal one.
+
+    Example:
+        >>> weights = RandomGradientWeighting(3).weights(torch.eye(3), torch.ones(3))
+        >>> round(weights.sum().item(), 6)
+        1.0
+    """
+
+    paper = "Lin et al., TMLR 2022, arXiv 2111.10603, Algorithm 2"
+    checked_against = "torchjd 0.18, from the same generator"
+
+    def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        """Return the drawn weights."""
+        drawn = torch.randn(len(gramian), generator=self.generator, dtype=torch.float64)
+        return drawn.softmax(0)
