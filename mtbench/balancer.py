@@ -5,7 +5,7 @@ A method picks the narrowest signature that it needs: losses (`Scalarizer`), the
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -42,6 +42,8 @@ class Balancer(nn.Module, ABC):
         needs_features: whether the method cannot do with losses and parameters alone.
         needs_again: whether it repeats the forward pass, to take gradients at other parameters.
         finds_front: whether it ends near the Pareto set where the objectives are convex.
+        sized_later: buffers whose shape is not known before the first step; a state is loaded
+            whatever their shape in it.
     """
 
     paper: ClassVar[str]
@@ -51,6 +53,7 @@ class Balancer(nn.Module, ABC):
     needs_features: bool = False
     needs_again: bool = False
     finds_front: bool = True
+    sized_later: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, num_objectives: int, seed: int = 0) -> None:
         super().__init__()
@@ -93,6 +96,16 @@ class Balancer(nn.Module, ABC):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what `get_extra_state` returned."""
         self.generator.set_state(state.cpu())
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name in self.sized_later:
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                own: Tensor = getattr(self, name)
+                setattr(self, name, own.new_empty(saved.shape, dtype=saved.dtype))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class Scalarizer(Balancer):

@@ -198,6 +198,7 @@ class Step:
 
         Costs one backward of each head. A feature that an objective does not use gets zeros.
         """
+        self._need_features("feature_grads")
         return tuple(tuple(map(self._unscaled, row)) for row in self._feature_grads)
 
     def _unscaled(self, value: Tensor) -> Tensor:

@@ -1,8 +1,5 @@
 """What methods that remember gradients share: K x d state, and weights that move on the simplex."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -18,6 +15,7 @@ class Tracking(Aggregator):
     """
 
     sees_zero_rows = True
+    sized_later = ("tracked",)
 
     tracked: Tensor
 
@@ -30,14 +28,6 @@ class Tracking(Aggregator):
         fits = self.tracked.shape == like.shape
         self.tracked = self.tracked.to(like) if fits else torch.zeros_like(like)
         return self.tracked
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        saved = state_dict.get(f"{prefix}tracked")
-        if saved is not None:
-            self.tracked = self.tracked.new_empty(saved.shape, dtype=saved.dtype)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def project(w: Tensor) -> Tensor:

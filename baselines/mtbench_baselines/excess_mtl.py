@@ -1,6 +1,5 @@
 """ExcessMTL: weights from how far each objective still is from its own optimum."""
 
-from collections.abc import Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +56,7 @@ class ExcessMTL(Balancer):
 
     paper = "He et al., ICML 2024, arXiv 2402.02009, and the authors' code"
     passes = "F + H + K E"
+    sized_later = ("roots",)
     checked_against = "textbook twin; torchjd 0.18, from its second step on"
 
     log_weights: Tensor
@@ -99,11 +99,3 @@ class ExcessMTL(Balancer):
         weights = self.num_objectives * self.log_weights.softmax(dim=0)
         step.backward(weights, head_weights=weights)
         return weights
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        saved = state_dict.get(f"{prefix}roots")
-        if saved is not None:
-            self.roots = self.roots.new_empty(saved.shape, dtype=saved.dtype)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

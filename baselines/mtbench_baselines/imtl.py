@@ -48,6 +48,7 @@ class IMTL(Weighting):
     """
 
     paper = "Liu et al., ICLR 2021 (openreview IMPnRXEWpvr), Algorithm 1"
+    passes = "F + H + K E; with space=features, F + H + E"
     checked_against = "torchjd 0.18 (IMTL-G on scaled gradients); LibMTL 1.1.5"
     sees_zero_rows = True
 

@@ -45,6 +45,7 @@ class MGDA(Weighting):
     """
 
     paper = "Désidéri, C. R. Math. 350, 2012; Sener and Koltun, NeurIPS 2018, arXiv 1810.04650"
+    passes = "F + H + K E; with space=features, F + H + E"
     checked_against = "closed form at K = 2; torchjd 0.18 at scale 1; LibMTL 1.1.5, K = 2"
 
     def __init__(

@@ -1,0 +1,86 @@
+"""Chebyshev scalarization: descend the worst weighted loss."""
+
+from math import inf, isfinite
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mtbench.balancer import Balancer
+from mtbench.errors import UsageError
+from mtbench.step import Step
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+
+class Chebyshev(Balancer):
+    r"""Minimise :math:`\max_k w_k (L_k - z_k)` over the shared parameters.
+
+    w, (K,), are the preferences and z, (K,), the ideal losses. Every Pareto-optimal point minimises
+    this for some w, which no weighted sum can say; ``stch`` is the smooth form, and the tie that
+    makes this one jump from objective to objective is where the two differ.
+
+    The shared parameters get :math:`w_m \nabla L_m` of the worst objective m; all heads get the
+    gradient of their own loss, or those of the others would stand still. A loss of exactly 0 (no
+    label in this batch) is never the worst, unless all are.
+
+    Args:
+        num_objectives: K.
+        seed: unused.
+        weights: w, K numbers above 0; by default all 1.
+        ideal: z, K numbers; by default all 0.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> Chebyshev(2).backward(Step([x[0] ** 2, 3 * x[1]], shared=[x]))
+        tensor([0., 1.])
+        >>> x.grad
+        tensor([0., 3.])
+    """
+
+    paper = "Bowman, 1976; Steuer and Choo, Math. Programming 26, 1983"
+    passes = "F + H + E"
+    checked_against = "a twin that differentiates torch.max of the losses"
+
+    def __init__(
+        self,
+        num_objectives: int,
+        seed: int = 0,
+        *,
+        weights: tuple[float, ...] | None = None,
+        ideal: tuple[float, ...] | None = None,
+    ) -> None:
+        super().__init__(num_objectives, seed)
+        self.preferences = (1.0,) * num_objectives if weights is None else tuple(weights)
+        self.ideal = (0.0,) * num_objectives if ideal is None else tuple(ideal)
+        for name, values in (("weights", self.preferences), ("ideal", self.ideal)):
+            if len(values) != num_objectives:
+                raise UsageError(
+                    f"chebyshev: {name} must hold one number per objective ({num_objectives}), "
+                    f"found {values}"
+                )
+        if not all(0 < w < inf for w in self.preferences):
+            raise UsageError(
+                f"chebyshev: weights must be finite and above 0, found {self.preferences}"
+            )
+        if not all(map(isfinite, self.ideal)):
+            raise UsageError(f"chebyshev: ideal must be finite, found {self.ideal}")
+
+    @classmethod
+    def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
+        """Draw each weight log-uniformly from [0.1, 10]; scaled to the sum K, as with ``ls``."""
+        drawn = [
+            trial.suggest_float(f"weight_{k}", 0.1, 10.0, log=True) for k in range(num_objectives)
+        ]
+        return {"weights": tuple(w * num_objectives / sum(drawn) for w in drawn)}
+
+    def backward(self, step: Step) -> Tensor:
+        """Apply the weight of the worst objective, and 0 for the others."""
+        preferences, ideal = step.values.new_tensor([self.preferences, self.ideal])
+        distances = preferences * (step.values - ideal)
+        worst = distances.masked_fill(step.values == 0, -inf).argmax()
+        weights = torch.zeros_like(preferences)
+        weights[worst] = preferences[worst]
+        step.backward(weights, "features" if step.features else "shared")
+        return weights

@@ -1,0 +1,112 @@
+"""MetaBalance: bring every gradient near the norm of the main objective's, layer by layer."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mtbench.balancer import Balancer
+from mtbench.errors import UsageError
+from mtbench.step import Step
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+
+class MetaBalance(Balancer):
+    r"""Sum gradients that are rescaled, per parameter tensor, to the main objective's norm.
+
+    With objective k's gradient :math:`g_{k,p}` for parameter tensor p, a moving average of its
+    norm, and the main objective m,
+
+    .. math:: n_{k,p} \leftarrow \beta n_{k,p} + (1 - \beta) \|g_{k,p}\|, \qquad
+        d_p = \sum_k \Bigl(r \frac{n_{m,p}}{n_{k,p}} + 1 - r\Bigr) g_{k,p}
+
+    r = 1 makes all norms those of the main objective, on average; r = 0 is ``ew``. Gradients are
+    both enlarged and reduced, as in the authors' code. Heads get the gradient of their own loss.
+
+    Deviations:
+        - An objective without a gradient keeps its averages; where the main one has none yet, and
+          where n is 0, nothing is rescaled.
+
+    Args:
+        num_objectives: K.
+        seed: unused.
+        main: m, from 0; the others are auxiliary to it.
+        relax: r, in [0, 1].
+        beta: decay of the averages, in [0, 1).
+
+    Example:
+        Norms 1 and 4: the second gradient is multiplied by 0.7 / 4 + 0.3.
+
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> MetaBalance(2).backward(Step([x[0], 4 * x[1]], shared=[x]))
+        >>> x.grad
+        tensor([1.0000, 1.9000])
+    """
+
+    paper = "He et al., WWW 2022, arXiv 2203.06801"
+    passes = "F + H + K E"
+    checked_against = "a plain twin, tensor by tensor"
+
+    norms: Tensor
+
+    def __init__(
+        self,
+        num_objectives: int,
+        seed: int = 0,
+        *,
+        main: int = 0,
+        relax: float = 0.7,
+        beta: float = 0.9,
+    ) -> None:
+        super().__init__(num_objectives, seed)
+        if not 0 <= main < num_objectives:
+            raise UsageError(
+                f"metabalance: main must be at least 0 and below {num_objectives}, found {main}"
+            )
+        if not 0 <= relax <= 1:
+            raise UsageError(f"metabalance: relax must be at least 0 and at most 1, found {relax}")
+        if not 0 <= beta < 1:
+            raise UsageError(f"metabalance: beta must be at least 0 and below 1, found {beta}")
+        self.main, self.relax, self.beta = main, relax, beta
+        # n, (K, tensors); how many there are is known at the first step.
+        self.register_buffer("norms", torch.zeros(num_objectives, 0, dtype=torch.float64))
+
+    @classmethod
+    def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
+        """Draw r from [0, 1]."""
+        return {"relax": trial.suggest_float("relax", 0.0, 1.0)}
+
+    def backward(self, step: Step) -> None:
+        """Move the averages and write the rescaled sum."""
+        jacobian = step.jacobian()
+        spans = list(pairwise(step.offsets))
+        scales = self._scales([jacobian[:, start:end] for start, end in spans])
+        direction = torch.empty_like(jacobian[0])
+        for column, (start, end) in zip(scales.to(jacobian).T, spans, strict=True):
+            torch.mv(jacobian[:, start:end].T, column, out=direction[start:end])
+        step.assign(direction)
+
+    def _scales(self, blocks: list[Tensor]) -> Tensor:
+        """Return the factors, (K, tensors)."""
+        if not self.norms.numel():
+            self.norms = self.norms.new_zeros(self.num_objectives, len(blocks))
+        found = [torch.linalg.vector_norm(block, dim=1, dtype=torch.float64) for block in blocks]
+        norms = torch.stack(found, dim=1).to(self.norms) if found else self.norms
+        active = norms.any(dim=1, keepdim=True) & norms.isfinite()  # an overflow leaves no trace
+        moved = self.beta * self.norms + (1 - self.beta) * norms
+        self.norms.copy_(torch.where(active, moved, self.norms))
+        main = self.norms[self.main]
+        ratios = torch.where((main > 0) & (self.norms > 0), main / self.norms, 1)
+        return self.relax * ratios + 1 - self.relax
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        saved = state_dict.get(f"{prefix}norms")
+        if saved is not None:
+            self.norms = self.norms.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

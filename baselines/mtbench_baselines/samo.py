@@ -1,0 +1,195 @@
+"""SAMO: give any method the gradients of flatter losses, sharpness-aware and cheap."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mtbench.balancer import Balancer, Wrapper
+from mtbench.engine import grad
+from mtbench.errors import UsageError
+from mtbench.step import Step
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+
+class SAMO(Wrapper):
+    r"""Hand the base, per objective, the gradient at a point where that loss is higher.
+
+    Objective k's shared gradient :math:`\nabla L_k(\theta)` is replaced by
+    :math:`\nabla L_k(\theta + \epsilon_k)`,
+
+    .. math:: \epsilon_k = \rho \frac{v_k}{\|v_k\|}, \qquad
+        v_k = \alpha\, g_0 + (1 - \alpha)\, \hat g_k, \qquad
+        g_0 = \nabla \tfrac1K \textstyle\sum_j L_j(\theta)
+
+    g_0 is the global gradient. The local one is estimated by two forward passes,
+
+    .. math:: \hat g_k = \frac{L_k(\theta + \mu z_k) - L_k(\theta - \mu z_k)}{2\mu}\, z_k, \qquad
+        z_k \sim N(0, I)
+
+    and scaled, layer by layer (one parameter tensor each), to the norm of g_0 there; so of the
+    difference only its sign counts. Head k's parameters are moved by rho along their own gradient
+    meanwhile. All parameters are put back bit for bit. ``alpha=1`` is sharpness-aware minimisation
+    with the global gradient (G-SAM in the paper), and needs no estimate.
+
+    The base sees the losses at theta, with these gradients, and no features: a method that needs
+    features, or works at them, cannot be the base.
+
+    Deviations:
+        - Every forward pass is a whole one (`Step.again` gives all losses).
+        - Layers that draw (dropout) or count (batch norm's running statistics) see every pass; the
+          authors' code puts them to rest.
+        - A gradient that is 0 moves nothing.
+
+    Args:
+        base: the method inside.
+        seed: seeds z.
+        rho: how far theta is moved; above 0. The default is that of the authors' code.
+        alpha: the share of the global gradient, in [0, 1]. The paper tries 0.3, 0.5 and 0.7.
+        mu: the step of the estimate; above 0.
+
+    Example:
+        L = x^2 at x = 1, moved by 0.1: the gradient is 2.2.
+
+        >>> from mtbench_baselines.ew import EqualWeights
+        >>> x = torch.ones(1, requires_grad=True)
+        >>> def step():
+        ...     return Step([(x**2).sum()], shared=[x], again=step)
+        >>> SAMO(EqualWeights(1), rho=0.1).backward(step())
+        tensor([1.])
+        >>> x.grad, x.detach()
+        (tensor([2.2000]), tensor([1.]))
+    """
+
+    paper = "Ban, Subramani and Ji, ICCV 2025, arXiv 2507.07883"
+    passes = "(1 + 3 K) F + 2 H + (1 + K) E"
+    needs_again = True
+    checked_against = "a twin on copies of the model, one per objective"
+
+    def __init__(
+        self,
+        base: Balancer,
+        seed: int = 0,
+        *,
+        rho: float = 0.001,
+        alpha: float = 0.5,
+        mu: float = 0.01,
+    ) -> None:
+        super().__init__(base, seed)
+        if not 0 < rho < inf:
+            raise UsageError(f"samo: rho must be finite and above 0, found {rho}")
+        if not 0 <= alpha <= 1:
+            raise UsageError(f"samo: alpha must be at least 0 and at most 1, found {alpha}")
+        if not 0 < mu < inf:
+            raise UsageError(f"samo: mu must be finite and above 0, found {mu}")
+        self.rho, self.alpha, self.mu = rho, alpha, mu
+
+    @classmethod
+    def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
+        """Draw rho log-uniformly from [0.0001, 0.1], alpha from [0, 1]."""
+        return {
+            "rho": trial.suggest_float("rho", 1e-4, 1e-1, log=True),
+            "alpha": trial.suggest_float("alpha", 0.0, 1.0),
+        }
+
+    def backward(self, step: Step) -> Tensor | None:
+        """Collect the gradients at the moved points, and let the base balance them."""
+        mean = step.total() / step.num_objectives
+        shared = step.shared
+        global_grads = _grads(mean, shared, step.loss_scale)
+        head_grads = [_grads(mean, head, step.loss_scale) for head in step.heads]
+        losses = []
+        for k, head in enumerate(step.heads):
+            # The original graph is of no use from here on: its parameters get moved.
+            moves = self._towards(self._direction(step, k, global_grads))
+            with _moved((*shared, *head), (*moves, *self._towards(head_grads[k]))):
+                grads = _grads(step.again().losses[k], (*shared, *head), step.loss_scale)
+            losses.append(_tangent(step.losses[k], (*shared, *head), grads))
+        return self.base.backward(
+            Step(
+                losses,
+                shared=shared,
+                heads=step.heads,
+                again=step.again,
+                engine=step.engine,
+                loss_scale=step.loss_scale,
+            )
+        )
+
+    def _direction(
+        self, step: Step, k: int, global_grads: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """Return v_k, tensor by tensor."""
+        if self.alpha == 1:
+            return list(global_grads)
+        seed = int(torch.randint(2**62, (), generator=self.generator))
+        noise = [
+            torch.randn(p.shape, generator=_on(p, seed + i), dtype=p.dtype, device=p.device)
+            for i, p in enumerate(step.shared)
+        ]
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad(), _moved(step.shared, [sign * self.mu * z for z in noise]):
+                ends.append(step.again().losses[k].detach().double())
+        slope = (ends[0] - ends[1]).sign()
+        return [
+            None
+            if g is None
+            else self.alpha * g
+            + (1 - self.alpha) * slope.to(z) * z * (_norm([g]) / _norm([z])).to(z)
+            for g, z in zip(global_grads, noise, strict=True)
+        ]
+
+    def _towards(self, direction: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return a direction at the length rho, or 0."""
+        norm = _norm([part for part in direction if part is not None])
+        scale = torch.where(norm > 0, self.rho / norm, 0)
+        return [None if part is None else part * scale.to(part) for part in direction]
+
+
+def _on(parameter: Tensor, seed: int) -> torch.Generator:
+    return torch.Generator(parameter.device).manual_seed(seed)
+
+
+def _grads(loss: Tensor, parameters: Sequence[Tensor], scale: float) -> list[Tensor | None]:
+    """Return dloss/dparameters, None where there is no dependence; float16 needs the scale."""
+    found = grad([loss], parameters, [torch.full_like(loss, scale)])
+    return [None if value is None else value / scale for value in found]
+
+
+def _norm(parts: Sequence[Tensor]) -> Tensor:
+    """Return the norm of all parts together; squares of 1e-30 or 1e30 do not fit in float32."""
+    if not parts:
+        return torch.zeros((), dtype=torch.float64)
+    return torch.stack([part.double().square().sum() for part in parts]).sum().sqrt()
+
+
+def _tangent(loss: Tensor, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
+    """Return a scalar of the loss's value whose gradients are those given."""
+    terms = [
+        (value * (parameter - parameter.detach())).sum()
+        for parameter, value in zip(parameters, grads, strict=True)
+        if value is not None
+    ]
+    return sum(terms, start=loss.detach())
+
+
+@contextmanager
+def _moved(parameters: Sequence[Tensor], offsets: Sequence[Tensor | None]) -> Iterator[None]:
+    """Move parameters, and put them back exactly."""
+    saved = [parameter.detach().clone() for parameter in parameters]
+    try:
+        with torch.no_grad():
+            for parameter, offset in zip(parameters, offsets, strict=True):
+                if offset is not None:
+                    parameter.add_(offset)
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, saved, strict=True):
+                parameter.copy_(value)
