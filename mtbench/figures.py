@@ -1,6 +1,5 @@
 """Figures of training that make sense for any task."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,13 +46,9 @@ def curves(runs: Sequence[RunDirectory], primary: Sequence[str], file: Path) -> 
 
 
 def _rows(run: RunDirectory, primary: Sequence[str]) -> list[dict[str, Any]]:
-    file = run.path / "epochs.jsonl"
-    if not file.exists():
-        return []
     method = run.spec().method
     found = []
-    for line in file.read_text().splitlines():
-        record = json.loads(line)
+    for record in run.history():
         values = [
             *((f"loss: {k}", "train", v) for k, v in record["train_loss"].items()),
             *((f"loss: {k}", "validation", v) for k, v in record["val_loss"].items()),

@@ -167,7 +167,7 @@ def _delta_m(cells: pd.DataFrame, reference: pd.DataFrame, primary: dict[str, bo
     common = cells.index.intersection(reference.index)
     ours, theirs = cells.loc[common, names], reference.loc[common, names]
     signs = pd.Series({name: -1.0 if higher else 1.0 for name, higher in primary.items()})
-    return (100 * signs * (ours - theirs) / theirs).mean(axis=1, skipna=False).tolist()
+    return (100 * signs * (ours - theirs) / theirs.abs()).mean(axis=1, skipna=False).tolist()
 
 
 def readable(board: Board) -> pd.DataFrame:

@@ -125,6 +125,12 @@ class RunDirectory:
             ) from error
         return result
 
+    def history(self) -> list[dict[str, Any]]:
+        """Return the records of the epochs that have ended."""
+        file = self.path / "epochs.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        return [json.loads(line) for line in lines]
+
     def write_text(self, name: str, text: str) -> None:
         """Replace a text file atomically."""
         temporary = self.path / f".{name}.tmp"

@@ -1,6 +1,5 @@
 """Running cells one after another and reporting on them."""
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,7 +66,8 @@ def run_cells(
                     console.print(f"{choice.method.name} seed {seed}: already finished, not run")
                 drawn = sorted(run.path.glob("*.png"))  # a cell killed before its figures has none
                 pictures += drawn or _draw(run, request, splits, choice.method)
-    overview = request.task.overview([_history(run) for run in runs], out / task)
+    cells = [History(run.spec().method, run.spec().seed, run.history()) for run in runs]
+    overview = request.task.overview(cells, out / task)
     pictures = [*overview, *pictures]
     _report(console, runs, pictures, primary, out / task)
 
@@ -89,12 +89,6 @@ def _draw(run: RunDirectory, request: Request, splits: Splits, method: Method) -
         return []
     predictor = load_trained(run, request.task, method)
     return list(request.task.figures(predictor, splits, run.path))
-
-
-def _history(run: RunDirectory) -> History:
-    spec, file = run.spec(), run.path / "epochs.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return History(spec.method, spec.seed, [json.loads(line) for line in lines])
 
 
 def _report(

@@ -68,6 +68,13 @@ def test_delta_m_by_hand(tmp_path: Path) -> None:
     assert found["ew"]["extra"] == 7
 
 
+def test_delta_m_of_a_negative_reference(tmp_path: Path) -> None:
+    """Losses of analytic tasks are negative: lower is better there too."""
+    cell(tmp_path, "stl", 0, dice=-0.5, error=-2.0)
+    cell(tmp_path, "ew", 0, dice=-0.4, error=-3.0)  # -20 % and -50 %: both better
+    assert rows(board(tmp_path))["ew"]["delta_m"] == pytest.approx(-35)
+
+
 def test_delta_m_uses_the_seeds_that_both_have(tmp_path: Path) -> None:
     cell(tmp_path, "stl", 1, dice=0.5, error=2.0)
     cell(tmp_path, "ew", 0, dice=0.1, error=9.0)
