@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from scipy.optimize import least_squares, minimize, nnls
 
-from mtbench.solvers import cagrad, min_norm
+from mtbench.solvers import cagrad, cone_projections, equal_projections, fair_shares, min_norm
 
 C = 0.5
 
@@ -190,3 +190,250 @@ def test_float32_gramians_that_are_not_quite_semidefinite():
         gramian = torch.from_numpy((J @ J.T).astype(np.float32))
         assert min_norm(gramian).isfinite().all()
         assert cagrad(gramian, C).isfinite().all()
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(jacobians(), st.integers(0, 2**32 - 1))
+def test_cone_projections_kkt(J, seed):
+    """Projections of the gradients and of one random combination, each in its own unit."""
+    K, norms = len(J), lengths(J)
+    if not J.any():
+        return
+    combination = np.random.default_rng(seed).normal(size=K) / norms
+    U = np.vstack([np.eye(K), combination])
+    W = solve(cone_projections, J, torch.from_numpy(U))
+    V = W - U
+    # Rounding in v, which W's own cannot be told from where u is much larger than v.
+    assert (-1e-12 * np.abs(W) <= V).all()
+    X, D = U @ J, W @ J
+    size = np.abs(W) @ norms + np.linalg.norm(X, axis=1)
+    inner = D @ J.T / norms / size[:, None]
+    assert (inner >= -1e-9).all()  # harms nobody
+    # Moved only along those that are in the way: <d, d - x> = 0.
+    assert (np.abs(np.sum(D * (D - X), axis=1)) <= 1e-9 * size**2).all()
+
+
+@pytest.mark.parametrize("K", [2, 3, 5, 8, 40])
+@pytest.mark.parametrize("d", [4, 60])
+def test_cone_projections_against_scipy(K, d):
+    """scipy's NNLS in gradient space: min ||x + J^T v||, v >= 0."""
+    rng = np.random.default_rng(K)
+    for _ in range(3):
+        J = rng.normal(size=(K, d)) * np.exp(rng.normal(size=(K, 1)))
+        D = solve(cone_projections, J, torch.eye(K)) @ J
+        for x, found in zip(J, D, strict=True):
+            v, _ = nnls(J.T, -x)
+            np.testing.assert_allclose(found, x + v @ J, atol=1e-8 * np.linalg.norm(x))
+
+
+def test_many_objectives_settle_under_single_pivoting():
+    """The path that ends for every definite matrix gives what the block path gives."""
+    import mtbench.solvers._cone as cone
+
+    rng = np.random.default_rng(0)
+    J = rng.normal(size=(20, 6))
+    M = J @ J.T + 1e-6 * np.eye(20)
+    sides = rng.normal(size=(5, 20))
+    expected = cone.nonnegative(M, sides, sides > 0)
+    blocks, cone._BLOCKS = cone._BLOCKS, 0
+    try:
+        found = cone.nonnegative(M, sides, sides > 0)
+    finally:
+        cone._BLOCKS = blocks
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    slack = found @ M - sides
+    assert (slack >= -1e-6).all()
+    np.testing.assert_allclose(found * slack, 0, atol=1e-4)
+
+
+def test_cagrad_by_brackets_agrees(monkeypatch):
+    """Where the support and lambda do not settle together, lambda is bracketed."""
+    import mtbench.solvers._ball as ball
+
+    rng = np.random.default_rng(0)
+    for K in (2, 3, 8):
+        J = rng.normal(size=(K, 20))
+        expected = solve(cagrad, J, C)
+        with monkeypatch.context() as patch:
+            patch.setattr(ball, "_ROUNDS", 0)
+            np.testing.assert_allclose(solve(cagrad, J, C), expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("K", [2, 3, 5, 8, 40])
+def test_cagrad_does_not_depend_on_the_scale(K):
+    """SLSQP with absolute tolerances is off by 5 % in most draws at 1e-4 and 1e2."""
+    rng = np.random.default_rng(K)
+    for _ in range(8):
+        J = rng.normal(size=(K, 50)) * np.exp(rng.normal(size=(K, 1)))
+        w = solve(cagrad, J, C)
+        for scale in (1e-12, 1e-6, 1e-4, 1e-2, 1e2, 1e4, 1e6, 1e12):
+            np.testing.assert_allclose(solve(cagrad, J * scale, C), w, rtol=1e-8, atol=1e-12)
+
+
+def test_fair_shares_never_misses():
+    """1,440 draws; a conic solver's residual exceeds 5 % in 305 of them."""
+    for K in (2, 3, 5, 8):
+        for scale in (1e-12, 1e-6, 1e-3, 1.0, 1e3, 1e6):
+            rng = np.random.default_rng(K)
+            for draw in range(60):
+                J = rng.normal(size=(K, 100)) * np.exp((draw % 3) * rng.normal(size=(K, 1)))
+                w = solve(fair_shares, J * scale)
+                assert w.min() > 0
+                np.testing.assert_allclose(w * (J @ (w @ J)) * scale**2, 1, rtol=1e-10)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(jacobians(), st.sampled_from([1.0, 0.5, 2.0, 1 / 3]))
+def test_fair_shares_kkt(J, power):
+    """The equation, where no weight nears the bound."""
+    w = solve(fair_shares, J, power)
+    assert w.min() > 0
+    if not J.any():
+        return
+    norms = lengths(J)
+    orthogonal = norms ** (-2 / (1 + power))
+    bound = min(1e4, 1e10 ** (1 / (1 + power)))
+    if power == 1:
+        assert (w <= 1.01 * len(J) ** (1 / 9) * bound * orthogonal).all()
+    if (w <= bound / 30 * orthogonal).all() and J.any(axis=1).all():
+        rounding = 1e-14 * norms * (w @ norms)
+        assert (np.abs(J @ (w @ J) - w**-power) <= 1e-9 * w**-power + rounding).all()
+
+
+@pytest.mark.parametrize("power", [1.0, 0.5, 2.0])
+@pytest.mark.parametrize("K", [2, 3, 5])
+def test_fair_shares_against_scipy(K, power):
+    rng = np.random.default_rng(K)
+    for _ in range(5):
+        J = rng.normal(size=(K, 20))
+        J /= np.linalg.norm(J)
+        c = rng.uniform(0.5, 2, size=K)
+        found = least_squares(
+            lambda w, J=J, c=c: J @ (w @ J) - c * w**-power,
+            np.full(K, 1.0),
+            bounds=(1e-9, np.inf),
+            xtol=1e-15,
+            ftol=1e-15,
+            gtol=1e-15,
+        ).x
+        w = solve(fair_shares, J, power, torch.from_numpy(c))
+        np.testing.assert_allclose(w, found, rtol=1e-6)
+
+
+@pytest.mark.parametrize("K", [2, 3, 8])
+@pytest.mark.parametrize("power", [1.0, 0.5])
+def test_fair_shares_of_cancelling_gradients_stay_finite(K, power):
+    """At most about 1e4 times those of orthogonal gradients, so that float32 can apply them."""
+    rng = np.random.default_rng(K)
+    for dimension in (1, 2):
+        J = rng.normal(size=(K, dimension))
+        J[-1] = -J[0]
+        for scale in (1e-12, 1.0, 1e12):
+            w = solve(fair_shares, J * scale, power)
+            np.testing.assert_allclose(
+                w * scale ** (2 / (1 + power)), solve(fair_shares, J, power), rtol=1e-3
+            )
+            orthogonal = np.linalg.norm(J * scale, axis=1) ** (-2 / (1 + power))
+            assert (w <= 2e4 * orthogonal).all()
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(jacobians())
+def test_equal_projections_are_equal(J):
+    w = solve(equal_projections, J)
+    assert np.abs(w).sum() <= 10 * (1 + 1e-9)
+    live = J.any(axis=1)
+    if live.any():
+        assert w.sum() <= 1 + 1e-9
+        assert (w[~live] == 0).all()
+        projections = (J @ (w @ J))[live] / lengths(J)[live]
+        # A ridge of 1e-12, and u of at most 1e6 in front of it.
+        size = np.abs(w) @ lengths(J)
+        assert np.ptp(projections) <= 1e-6 * size
+        assert projections.min() >= -1e-6 * size
+
+
+@pytest.mark.parametrize("K", [2, 3, 5, 8, 40])
+def test_equal_projections_are_those_of_the_closed_form(K):
+    """The paper's: w_2.. = g_1 U^T (D U^T)^-1 with D = g_1 - g_k, U = u_1 - u_k."""
+    rng = np.random.default_rng(K)
+    for _ in range(10):
+        J = rng.normal(size=(K, 60)) + 0.5
+        units = J / np.linalg.norm(J, axis=1, keepdims=True)
+        U = units[0] - units[1:]
+        rest = J[0] @ U.T @ np.linalg.inv((J[0] - J[1:]) @ U.T)
+        paper = np.concatenate([[1 - rest.sum()], rest])
+        if np.abs(paper).sum() < 10:
+            np.testing.assert_allclose(solve(equal_projections, J), paper, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([[2.0, 0.0]], [1.0]),
+        ([[1.0, 0.0], [1.0, 0.0], [2.0, 0.0]], [0.4, 0.4, 0.2]),  # dependent: as 1 / length
+        ([[1.0, 0.0], [-2.0, 0.0]], [2 / 3, 1 / 3]),  # opposite: d = 0
+        ([[1.0, 0.0], [0.0, 0.0], [0.0, 2.0]], [2 / 3, 0.0, 1 / 3]),  # a zero gradient
+    ],
+)
+def test_equal_projections_in_degenerate_cases(rows, expected):
+    for scale in (1e-12, 1.0, 1e12):
+        w = solve(equal_projections, np.array(rows) * scale)
+        np.testing.assert_allclose(w, expected, atol=1e-3)  # 1e-16 of rounding over the ridge
+
+
+def test_equal_projections_never_climb():
+    """Where the paper's sum of weights is negative, its direction makes every objective worse."""
+    rng = np.random.default_rng(0)
+    climbing = 0
+    for _ in range(300):
+        J = rng.normal(size=(4, 4)) * np.exp(rng.normal(size=(4, 1)))
+        units = J / np.linalg.norm(J, axis=1, keepdims=True)
+        paper = np.linalg.solve(units @ J.T, np.ones(4))
+        climbing += paper.sum() < 0
+        w = solve(equal_projections, J)
+        assert (J @ (w @ J) > -1e-9).all()
+        np.testing.assert_allclose(w / np.abs(w).sum(), paper / np.abs(paper).sum(), atol=1e-6)
+    assert climbing > 10
+
+
+@pytest.mark.parametrize("K", [2, 3, 8])
+def test_new_solvers_are_scale_and_permutation_equivariant(K):
+    rng = np.random.default_rng(K)
+    J = rng.normal(size=(K, 20)) + 0.2
+    eye = torch.eye(K)
+    cases = (
+        (equal_projections, (), 0),
+        (lambda G: cone_projections(G, eye).mean(0), (), 0),
+        (fair_shares, (1.0,), -1.0),
+        (fair_shares, (0.5,), -2 / 1.5),
+    )
+    order = rng.permutation(K)
+    for solver, args, exponent in cases:
+        w = solve(solver, J, *args)
+        for scale in (1e-12, 1e-4, 1e2, 1e12):
+            scaled = solve(solver, J * scale, *args) / scale**exponent
+            np.testing.assert_allclose(scaled, w, rtol=1e-7, atol=1e-12)
+        np.testing.assert_allclose(solve(solver, J[order], *args), w[order], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("K", [1, 2, 8])
+@pytest.mark.parametrize("fill", [0.0, np.nan, np.inf])
+def test_nothing_to_solve_in_the_new_solvers(K, fill):
+    gramian = torch.full((K, K), fill, dtype=torch.float64)
+    expected = torch.full((K,), 1 / K, dtype=torch.float64)
+    torch.testing.assert_close(fair_shares(gramian), expected)
+    torch.testing.assert_close(equal_projections(gramian), expected)
+    U = torch.eye(K, dtype=torch.float64)
+    torch.testing.assert_close(cone_projections(gramian, U), U)
+
+
+def test_new_solvers_of_float32_gramians_that_are_not_quite_semidefinite():
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        J = np.repeat(rng.normal(size=(2, 50)), 4, axis=0) + 1e-7 * rng.normal(size=(8, 50))
+        gramian = torch.from_numpy((J @ J.T).astype(np.float32))
+        for solver in (equal_projections, fair_shares, lambda G: cone_projections(G, torch.eye(8))):
+            assert solver(gramian).isfinite().all()
+        weights = cone_projections(gramian, torch.eye(8)).numpy()
+        assert (weights @ J @ J.T >= -1e-5 * np.abs(weights).sum(1, keepdims=True) * 50).all()

@@ -1,0 +1,89 @@
+"""Nash-MTL: the objectives bargain for the direction."""
+
+from math import inf
+
+import torch
+from torch import Tensor
+
+from mtbench.balancer import Weighting
+from mtbench.errors import UsageError
+from mtbench.solvers import fair_shares, shorten
+from mtbench.step import Step
+
+
+class NashMTL(Weighting):
+    r"""Follow the Nash bargaining solution: the largest product of all improvements.
+
+    .. math:: \max_{\|d\| \le \epsilon} \sum_k \log \langle g_k, d\rangle
+        \quad\Rightarrow\quad d = \textstyle\sum_k w_k g_k, \qquad G w = 1 / w, \quad w > 0
+
+    with :math:`G = J J^\top` and 1/w by element. The direction is invariant to
+    the scale of every single objective. The equation is solved to rounding at every scale by
+    `mtbench.solvers.fair_shares`, which says how w stays bounded where gradients cancel; the
+    paper's iteration of convex programs is approximate, and misses it often.
+
+    Scale: :math:`\|d\| = \sqrt K`, whatever the gradients are; then, as in the authors' code, d is
+    cut to the length max_norm. Where that is 1 every step has the length 1, and the learning rate
+    alone says how far a step goes.
+
+    Deviations: between solutions, weights are applied as they are, whereas the authors cut every
+    step anew. An objective without a gradient at a solution keeps its last weight, 1 at first.
+
+    Args:
+        num_objectives: K.
+        seed: unused.
+        max_norm: the longest step; 0 for no limit.
+        update_weights_every: at how many steps the weights are solved for once; the others
+            cost one encoder backward, given features.
+
+    Example:
+        Orthogonal gradients of lengths 1 and 2 both count with length 1.
+
+        >>> method = NashMTL(2, max_norm=0.0)
+        >>> method.weights(torch.tensor([[1.0, 0.0], [0.0, 4.0]]), torch.ones(2))
+        tensor([1.0000, 0.5000], dtype=torch.float64)
+    """
+
+    paper = "Navon et al., ICML 2022, arXiv 2202.01017, Algorithm 1"
+    checked_against = "scipy's SLSQP on the log product; torchjd 0.18 where it converges"
+    sees_zero_rows = True
+
+    last: Tensor
+    count: Tensor
+
+    def __init__(
+        self,
+        num_objectives: int,
+        seed: int = 0,
+        *,
+        max_norm: float = 1.0,
+        update_weights_every: int = 1,
+    ) -> None:
+        super().__init__(num_objectives, seed)
+        if not 0 <= max_norm < inf:
+            raise UsageError(f"nash_mtl: max_norm must be finite and at least 0, found {max_norm}")
+        if update_weights_every < 1:
+            raise UsageError(
+                f"nash_mtl: update_weights_every must be at least 1, found {update_weights_every}"
+            )
+        self.max_norm, self.update_weights_every = max_norm, update_weights_every
+        self.register_buffer("last", torch.ones(num_objectives, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def backward(self, step: Step) -> Tensor:
+        """Find the weights, or take the last ones, and apply them."""
+        due = self.count.item() % self.update_weights_every == 0
+        self.count += 1
+        if due:
+            return super().backward(step)
+        step.backward(self.last, "features" if step.features else "shared")
+        return self.last.clone()
+
+    def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        """Return the solution, cut to the longest step."""
+        active = gramian.diagonal() > 0
+        if active.any():
+            gramian = gramian[active][:, active]
+            weights = shorten(gramian, fair_shares(gramian), self.max_norm)
+            self.last[active] = weights.to(self.last)
+        return self.last.clone()

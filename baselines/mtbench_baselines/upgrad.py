@@ -1,0 +1,35 @@
+"""UPGrad: the mean of the gradients, each projected to where it harms no objective."""
+
+import torch
+from torch import Tensor
+
+from mtbench.balancer import Weighting
+from mtbench.solvers import cone_projections
+
+
+class UPGrad(Weighting):
+    r"""Follow the mean of the projections of all gradients on their dual cone.
+
+    .. math:: d = \tfrac1K \textstyle\sum_k \pi(g_k), \qquad
+        \pi(x) = \arg\min_y \|y - x\| \quad\text{s.t.}\quad \langle g_j, y\rangle \ge 0
+        \text{ for all } j
+
+    d improves every objective or, to first order, leaves it as it is; without conflict it is the
+    mean. Every projection is exact, in units of its own gradient: a gradient 1e6 times shorter than
+    the others is not harmed either. `mtbench.solvers.cone_projections`.
+
+    Scale: the mean, as in the paper, 1/K of ``ew``'s step where nothing conflicts.
+
+    Example:
+        g_1 = (1, 0) and g_2 = (-1, 1) are projected to (1/2, 1/2) and (0, 1).
+
+        >>> UPGrad(2).weights(torch.tensor([[1.0, -1.0], [-1.0, 2.0]]), torch.ones(2))
+        tensor([1.0000, 0.7500], dtype=torch.float64)
+    """
+
+    paper = "Quinton and Rey, 2024, arXiv 2406.16232"
+    checked_against = "scipy's nnls in gradient space; torchjd 0.18 with its regularisation off"
+
+    def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        """Return the weights of the mean projection."""
+        return cone_projections(gramian, torch.eye(len(gramian))).mean(0)
