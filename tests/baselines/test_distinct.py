@@ -10,7 +10,10 @@ from mtbench import Balancer, Method, Step, Wrapper
 from mtbench.registry import entries, find
 
 K, EPOCHS, STEPS = 3, 7, 4
-SAME = [{"ew", "ls", "stl"}]  # ls by default; stl only differs by the model that it asks for
+SAME = [
+    {"ew", "ls", "stl"},  # ls by default; stl only differs by the model that it asks for
+    {"fairgrad", "pivrg"},  # pivrg without single-task references
+]
 
 
 def name_of(name):
@@ -26,7 +29,7 @@ def trajectory(name):
         heads = nn.ModuleList([nn.Linear(4, 1) for _ in range(K)])
     method = Method.find(name)(K)
     optimizer = torch.optim.SGD(
-        [*encoder.parameters(), *heads.parameters(), *method.parameters()], lr=0.02
+        [*encoder.parameters(), *heads.parameters(), *method.parameters()], lr=0.05
     )
     x = torch.randn(STEPS, 8, 3, generator=torch.Generator().manual_seed(1))
     targets = (x.sum(2), -2 * x.sum(2) + 1, (3 * x[..., 0]).sin())
@@ -47,7 +50,8 @@ def trajectory(name):
             method.backward(step(batch))
             optimizer.step()
             method.after_step(lambda batch=batch: step(batch).losses)
-            path.append(torch.cat([p.detach().flatten() for p in encoder.parameters()]))
+            every = (*encoder.parameters(), *heads.parameters())
+            path.append(torch.cat([p.detach().flatten() for p in every]))
         method.after_epoch()
     return torch.stack(path)
 
@@ -62,10 +66,9 @@ def same(a, b):
 
 
 def test_no_two_methods_give_the_same_run(paths):
-    found = [
-        {*pair} for pair in itertools.combinations(paths, 2) if same(*(paths[n] for n in pair))
-    ]
-    declared = [{*pair} for group in SAME for pair in itertools.combinations(sorted(group), 2)]
+    pairs = itertools.combinations(sorted(paths), 2)
+    found = {pair for pair in pairs if same(*(paths[name] for name in pair))}
+    declared = {p for group in SAME for p in itertools.combinations(sorted(group), 2)}
     assert found == declared
 
 

@@ -57,8 +57,8 @@ def test_wrappers_around_a_base(plugins):
     assert method.resolve({"double.factor": "3"}) == {
         "double.factor": 3.0, "mgda.normalise": "none", "mgda.space": "shared",
     }  # fmt: skip
-    assert method.passes == "F + H + K E"
-    assert Method.find("plain+double+mgda", plugins).passes == "one look, around F + H + K E"
+    assert method.passes == Method.find("mgda").passes
+    assert Method.find("plain+double+pcgrad", plugins).passes == "one look, around F + H + K E"
     assert set(method.digests) == {"double"}
     balancer = method(2, **{"double.factor": 3, "mgda.normalise": "l2"})
     gramian = ORTHOGONAL.double() @ ORTHOGONAL.double().T
