@@ -45,6 +45,8 @@ def boards(runs: Sequence[RunDirectory]) -> list[Board]:
             seen[run.spec().hash] = run
     for run in seen.values():
         spec = run.spec()
+        if spec.stage != "final":
+            continue
         recipe = {k: spec.recipe[k] for k in ("epochs", "batch_size")}
         common = [spec.task, spec.task_params, spec.data, recipe, spec.precision]
         key = json.dumps(common, sort_keys=True)
@@ -69,7 +71,7 @@ def _board(title: str, cells: list[tuple[RunDirectory, dict[str, Any] | None]]) 
                 directions[name] = metric["higher_is_better"]
                 if metric["primary"]:
                     primary[name] = metric["higher_is_better"]
-            records.append(_record(labels[run.path], result))
+            records.append(_record(labels[run.path], result, run.open_test()))
         except (KeyError, TypeError, AttributeError) as error:
             raise RunError(
                 f"{run.path / 'result.json'}: is no result of version 1 ({error}); delete it to "
@@ -85,14 +87,14 @@ def _board(title: str, cells: list[tuple[RunDirectory, dict[str, Any] | None]]) 
     return Board(title, primary, rows, pending)
 
 
-def _record(label: str, result: dict[str, Any]) -> dict[str, Any]:
+def _record(label: str, result: dict[str, Any], test: dict[str, float]) -> dict[str, Any]:
     """Return a cell's line of the table."""
     return {
         "method": label,
         "reference": result["reference"],
         "seed": result["seed"],
         "diverged": result["status"] == "diverged",
-        **result.get("test", {}),
+        **test,
         "seconds_per_step": result["cost"]["seconds_per_step"],
         "peak_mib": result["cost"]["peak_mib"],
     }

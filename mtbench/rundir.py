@@ -1,14 +1,15 @@
 """The run directory: the record of one cell.
 
 ``spec.json`` (what), ``epochs.jsonl`` and ``steps.csv`` (how it went), ``checkpoint.pt`` (where to
-go on), ``best.pt`` (the selected weights), ``result.json`` (written last: with it a cell is
-finished). Every file is replaced atomically.
+go on), ``best.pt`` (the selected weights), ``test.json`` (sealed: opened by those who compare),
+``result.json`` (written last: with it a cell is finished). Every file is replaced atomically.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,8 @@ class Spec(BaseModel):
         seed: of everything random.
         precision: ``fp32``, or ``bf16`` autocast.
         device: the device's type.
+        stage: a ``trial`` is there to choose parameters and never sees the test split; a ``final``
+            cell is tested.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +51,7 @@ class Spec(BaseModel):
     seed: int
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "cpu"
+    stage: Literal["trial", "final"] = "final"
 
     def canonical(self) -> str:
         """Return the JSON text that is hashed: sorted keys, no white space."""
@@ -124,6 +128,25 @@ class RunDirectory:
                 f"{file}: does not parse ({error}); delete it to finish the cell again"
             ) from error
         return result
+
+    def open_test(self) -> dict[str, float]:
+        """Return the test metrics, none where there are none; that it was opened stays on record.
+
+        Raises:
+            RunError: they do not parse.
+        """
+        file = self.path / "test.json"
+        if not file.exists():
+            return {}
+        with suppress(OSError):  # opened before, or in somebody else's read-only folder
+            (self.path / "test.opened").touch(exist_ok=False)
+        try:
+            metrics: dict[str, float] = json.loads(file.read_text())["metrics"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{file}: does not parse ({error}); delete the folder to run the cell again"
+            ) from error
+        return metrics
 
     def history(self) -> list[dict[str, Any]]:
         """Return the records of the epochs that have ended."""

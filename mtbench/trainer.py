@@ -442,7 +442,10 @@ class Trainer:
             self.balancer.load_state_dict(best["balancer"])
             result["best_epoch"] = best["epoch"]
             result["val"] = self.at.history[best["epoch"]]["val"]
-            result["test_loss"], result["test"] = self._evaluate(self.splits.test)
+            if self.spec.stage == "final":
+                loss, metrics = self._evaluate(self.splits.test)
+                sealed = json.dumps({"loss": loss, "metrics": metrics}, indent=2)
+                self.run_directory.write_text("test.json", sealed)
         self.at.peak_mib = max(self.at.peak_mib, numerics.peak_memory(self.device))
         seconds = statistics.median(self.step_seconds) if self.step_seconds else math.nan
         result["cost"] = {

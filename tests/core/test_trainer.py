@@ -89,7 +89,7 @@ def test_a_cell_learns_and_leaves_its_record(tiny: Path, tmp_path: Path) -> None
     best = max(range(30), key=lambda i: history[i]["score"])
     assert result["best_epoch"] == best
     assert result["val"] == history[best]["val"]
-    assert set(result["test"]) == {"mae_sum", "within", "mae_difference"}
+    assert set(run.open_test()) == {"mae_sum", "within", "mae_difference"}
     assert result["cost"]["seconds_per_step"] > 0
     header, *rows = (run.path / "steps.csv").read_text().splitlines()
     assert header == "step,epoch,lr,grad_norm,loss_sum,loss_difference,weight_sum,weight_difference"
@@ -133,7 +133,8 @@ def test_resuming_after_sigkill_mid_epoch_ends_bit_identical(tiny: Path, tmp_pat
     subprocess.run([*words, "--sleep", "0.05"], check=True, stdout=subprocess.DEVNULL)
     again = RunDirectory(killed)
     assert same(whole, again)
-    assert outcome(whole)["test"] == outcome(again)["test"]
+    assert whole.open_test() == again.open_test()
+    assert whole.open_test()
 
 
 def test_methods_are_paired_at_a_seed(tiny: Path, tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_divergence_is_recorded(tiny: Path, tmp_path: Path) -> None:
     assert result is not None
     assert result["status"] == "diverged"
     assert "non-finite loss (nan" in result["reason"]
-    assert "test" not in result
+    assert run.open_test() == {}
 
 
 @pytest.mark.parametrize(
@@ -199,9 +200,7 @@ def test_a_balancers_parameters_do_not_decay(tiny: Path, tmp_path: Path) -> None
 
 def test_bf16_autocast_trains(tiny: Path, tmp_path: Path) -> None:
     run, _ = train(tiny, tmp_path, "rlar", precision="bf16", epochs="20")
-    result = run.result()
-    assert result is not None
-    assert result["test"]["mae_sum"] < 1.0
+    assert run.open_test()["mae_sum"] < 1.0
 
 
 def test_the_trained_model_is_read_back(tiny: Path, tmp_path: Path) -> None:
@@ -212,9 +211,7 @@ def test_the_trained_model_is_read_back(tiny: Path, tmp_path: Path) -> None:
     batch = splits.test.batch(torch.arange(48))
     meter = request.task.meter()
     meter.update(predict(batch["inputs"]), batch)
-    result = run.result()
-    assert result is not None
-    assert meter.compute() == pytest.approx(result["test"], abs=1e-6)
+    assert meter.compute() == pytest.approx(run.open_test(), abs=1e-6)
 
 
 def test_a_corrupt_checkpoint_is_explained(tiny: Path, tmp_path: Path) -> None:
@@ -295,3 +292,38 @@ def test_the_updates_length_is_recorded(tiny: Path, tmp_path: Path) -> None:
     for update in found["mgda"]:
         assert 0 < update["length"] < 0.51
         assert 0 < update["cosine"] < 1
+
+
+def test_a_trial_never_sees_the_test_split(tiny: Path, tmp_path: Path) -> None:
+    request = Request.of("tiny", ["ew"], {"epochs": "2"}, [tiny])
+    splits = request.task.setup(0, lambda *_: None)
+    choice = request.choices[0]
+    final = request.spec(choice, splits, 0, "fp32", "cpu")
+    spec = final.model_copy(update={"stage": "trial"})
+    assert spec.hash != final.hash
+
+    class Forbidden(type(splits.test)):  # type: ignore[misc]
+        def batch(self, *_: Any) -> Any:
+            raise AssertionError("the test split was read")
+
+    splits.test.__class__ = Forbidden
+    run = RunDirectory.at(tmp_path, spec)
+    result = Trainer(spec, request.task, splits, choice.method, run, Silent(), 1).run()
+    assert result["status"] == "finished"
+    assert set(result["val"]) == {"mae_sum", "within", "mae_difference"}
+    assert not (run.path / "test.json").exists()
+    assert run.open_test() == {}
+
+
+def test_a_sealed_test_says_when_it_was_opened(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path, epochs="2")
+    assert not (run.path / "test.opened").exists()
+    assert "mae_sum" not in json.dumps({k: v for k, v in (run.result() or {}).items()
+                                        if k not in ("metrics", "val")})  # fmt: skip
+    run.open_test()
+    first = (run.path / "test.opened").stat().st_mtime_ns
+    run.open_test()
+    assert (run.path / "test.opened").stat().st_mtime_ns == first
+    (run.path / "test.json").write_text("{")
+    with pytest.raises(RunError, match=r"test\.json: does not parse"):
+        run.open_test()

@@ -673,8 +673,9 @@ def test_rlar_on_the_phantom_from_start_to_end(rlar_run: tuple[Path, str]) -> No
     run, printed = rlar_run
     result = json.loads((run / "result.json").read_text())
     assert result["status"] == "finished"
-    assert 0 <= result["test"]["dice"] <= 1
-    assert math.isfinite(result["test"]["hd95"])
+    test = json.loads((run / "test.json").read_text())["metrics"]
+    assert 0 <= test["dice"] <= 1
+    assert math.isfinite(test["hd95"])
     assert sum(result["notes"]["images"]) == 24
     assert "patients" in printed
     with Pil.open(run / "predictions.png") as picture:
@@ -783,10 +784,12 @@ def test_a_ddti_folder_from_start_to_end(mtbench: Mtbench, tmp_path: Path, targe
     assert (code, err) == (0, "")
     results = [json.loads(f.read_text()) for f in (tmp_path / "out").rglob("result.json")]
     assert {result["method"] for result in results} == {"ew", "stl"}
+    for file in (tmp_path / "out").rglob("test.json"):
+        test = json.loads(file.read_text())["metrics"]
+        assert math.isfinite(test["dice"])
+        assert math.isfinite(test["auroc"])
     for result in results:
         assert result["status"] == "finished"
-        assert math.isfinite(result["test"]["dice"])
-        assert math.isfinite(result["test"]["auroc"])
         notes = result["notes"]
         assert notes["images"] == notes["patients"]
         assert sum(notes["images"]) == 40
