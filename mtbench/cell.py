@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -115,6 +115,7 @@ class Request:
         precision: str,
         device: str,
         init: str | None = None,
+        stage: Literal["trial", "final"] = "final",
     ) -> Spec:
         """Return the spec of one cell. Locations of data are no part of it, their content is."""
         digest = self.entry.digest()
@@ -131,6 +132,7 @@ class Request:
             seed=seed,
             precision=precision,  # type: ignore[arg-type]  # pydantic checks it
             device=device,
+            stage=stage,
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from inspect import Parameter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from mtbench.balancer import Balancer, Wrapper
 from mtbench.errors import UsageError
 from mtbench.registry import Entry, find
 from mtbench.step import Step
+
+if TYPE_CHECKING:
+    from optuna import Trial
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,15 @@ class Method:
             balancer = wrapper(balancer, seeding.derive(seed, entry.name), **share)
         return balancer
 
+    def suggest(self, trial: "Trial", num_objectives: int) -> dict[str, Any]:
+        """Draw every part's parameters from its search space; the rest keeps its defaults."""
+        found: dict[str, Any] = {}
+        for entry, part in zip(self.entries, self.classes, strict=True):
+            asked: Any = trial if len(self.classes) == 1 else _Prefixed(trial, entry.name)
+            own = part.suggest(asked, num_objectives)
+            found |= {self.key(entry.name, name): value for name, value in own.items()}
+        return found
+
     @property
     def passes(self) -> str:
         """What a step costs."""
@@ -126,6 +138,18 @@ class Method:
         """The sha256 of each plugin file involved, by the part's name."""
         found = {entry.name: entry.digest() for entry in self.entries}
         return {name: digest for name, digest in found.items() if digest}
+
+
+class _Prefixed:
+    """A trial whose parameters are called after the part that asks for them."""
+
+    def __init__(self, trial: "Trial", part: str) -> None:
+        self._trial, self._part = trial, part
+
+    def __getattr__(self, ask: str) -> Any:
+        return lambda name, *args, **kwargs: getattr(self._trial, ask)(
+            f"{self._part}.{name}", *args, **kwargs
+        )
 
 
 def combine(

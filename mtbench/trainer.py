@@ -442,6 +442,7 @@ class Trainer:
             self.balancer.load_state_dict(best["balancer"])
             result["best_epoch"] = best["epoch"]
             result["val"] = self.at.history[best["epoch"]]["val"]
+            result["score"] = self.at.history[best["epoch"]]["score"]
             if self.spec.stage == "final":
                 loss, metrics = self._evaluate(self.splits.test)
                 sealed = json.dumps({"loss": loss, "metrics": metrics}, indent=2)

@@ -97,6 +97,17 @@ def test_parameters_that_do_not_exist(plugins):
         method.resolve({"double.facto": 3})
 
 
+def test_every_part_draws_its_own():
+    import optuna
+
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    method = Method.find("damped+mgda")
+    drawn = method.suggest(trial, 2)
+    assert set(drawn) == {"damped.damping", "mgda.normalise"} == set(trial.params)
+    assert method.resolve(drawn)["damped.damping"] == drawn["damped.damping"]
+    assert set(Method.find("mgda").suggest(trial, 2)) == {"normalise"}
+
+
 def test_the_command_line_names_parts(plugins, tiny):
     request = Request.of(
         "tiny", ["double+mgda", "mgda"], {"normalise": "l2", "factor": "4"}, [tiny, *plugins]
