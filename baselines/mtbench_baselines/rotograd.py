@@ -73,7 +73,7 @@ class RotoGrad(Balancer):
     """
 
     paper = "Javaloy and Valera, ICLR 2022, arXiv 2103.02631"
-    passes = "F + H + E"
+    passes = "F + H + E, and K exponentials of m x m matrices, m the channels of z"
     checked_against = "a twin with hooks at R_k z, torch.linalg.matrix_exp and torch.optim.Adam"
     needs_features = True
     sized_later = _SIZED

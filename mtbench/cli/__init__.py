@@ -1,5 +1,6 @@
 """The command line. Commands import what they need when they run: help must be instant."""
 
+import os
 import sys
 
 import typer
@@ -54,6 +55,9 @@ def options(
 def main() -> None:
     """Run the command line: bad input is one line and exit code 2, never a traceback."""
     error = Console(stderr=True)
+    # numpy's threads are for matrices larger than K x K: at K = 200 two of them on a busy machine
+    # took 400 ms where one takes 2.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # typer's own handling, which says nothing

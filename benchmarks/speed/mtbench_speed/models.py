@@ -1,0 +1,156 @@
+"""Models of three sizes, each with K light heads, and random data for them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtbench.model import MultitaskModel, View
+
+BATCHES = 4
+"""Batches that a problem turns through, so that no step sees the Gramian of the one before."""
+
+
+class _Encoder(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        return (self.body(inputs),)
+
+
+class _Head(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.body = nn.Linear(size, 1)
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        output: Tensor = self.body(features[0])[:, 0]
+        return output
+
+
+class _Block(nn.Module):
+    """Two convolutions beside a shortcut; group norm, which does not mix samples."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.GroupNorm(1, after), nn.ReLU(),
+            nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.GroupNorm(1, after),
+        )  # fmt: skip
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, after, 1, stride, bias=False), nn.GroupNorm(1, after)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def mlp(width: int) -> nn.Module:
+    """Return three square layers."""
+    return nn.Sequential(*(m for _ in range(3) for m in (nn.Linear(width, width), nn.ReLU())))
+
+
+def cnn(width: int) -> nn.Module:
+    """Return five convolutions, each but the last doubling the channels."""
+    sizes = [3, width, 2 * width, 4 * width, 8 * width, 8 * width]
+    layers: list[nn.Module] = []
+    for k in range(5):
+        layers += [nn.Conv2d(sizes[k], sizes[k + 1], 3, 2 if k % 2 else 1, 1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def resnet(width: int) -> nn.Module:
+    """Return the shape of ResNet-18."""
+    blocks: list[nn.Module] = []
+    for k in range(4):
+        size = width * 2**k
+        blocks += [
+            _Block(size if k == 0 else size // 2, size, 2 if k else 1),
+            _Block(size, size, 1),
+        ]
+    return nn.Sequential(
+        nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.GroupNorm(1, width), nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+
+
+class Kind(NamedTuple):
+    """How a model is made: of what width, for inputs of what shape, in batches of what size."""
+
+    encoder: Callable[[int], nn.Module]
+    width: int
+    shape: Callable[[int], tuple[int, ...]]
+    batch: int
+
+
+KINDS = {
+    "mlp": Kind(mlp, 576, lambda width: (width,), 128),
+    "cnn": Kind(cnn, 32, lambda _: (3, 32, 32), 16),
+    "resnet": Kind(resnet, 64, lambda _: (3, 64, 64), 8),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model with its data.
+
+    Attributes:
+        name: the model's.
+        model: encoder and K heads.
+        inputs: (batches, B, ...).
+        targets: (batches, K, B).
+    """
+
+    name: str
+    model: MultitaskModel
+    inputs: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(
+        cls, name: str, objectives: int, device: str, width: int | None, batch: int | None
+    ) -> "Problem":
+        """Return the problem of a model's name; None is the model's own width or batch size."""
+        kind = KINDS[name]
+        width, batch = width or kind.width, batch or kind.batch
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            inputs = torch.randn(BATCHES, batch, *kind.shape(width))
+            encoder = _Encoder(kind.encoder(width))
+            with torch.no_grad():
+                size = encoder(inputs[0])[0].shape[1]
+            model = MultitaskModel(encoder, [_Head(size) for _ in range(objectives)])
+            targets = torch.randn(BATCHES, objectives, batch)
+        return cls(name, model.to(device), inputs.to(device), targets.to(device))
+
+    @property
+    def objectives(self) -> int:
+        """K."""
+        return len(self.model.heads)
+
+    @property
+    def batch(self) -> int:
+        """Samples in a batch."""
+        return self.inputs.shape[1]
+
+    @property
+    def parameters(self) -> int:
+        """How many the encoder has."""
+        return sum(p.numel() for p in self.model.encoder.parameters())
+
+    def forward(
+        self, at: int, model: MultitaskModel | None = None, view: View | None = None
+    ) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        """Return features and losses of a batch, perhaps of a model in the place of this one."""
+        model = model or self.model
+        at %= BATCHES
+        features = model.encode(self.inputs[at])
+        outputs = model.decode(features, view)
+        losses = [(y - t).square().mean() for y, t in zip(outputs, self.targets[at], strict=True)]
+        return features, losses
