@@ -1,5 +1,6 @@
 """PCGrad: project conflicting gradients onto each other's normal plane."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,10 +40,13 @@ class PCGrad(Weighting):
 
 def project(gramian: Tensor, orders: Tensor) -> Tensor:
     """Return the weights (K,) for orders (K, K): row i is the order of i's projections."""
-    K = len(gramian)
-    rows = torch.arange(K)
-    coefficients = torch.eye(K, dtype=gramian.dtype)  # row i: g_i^PC in terms of the gradients
-    for others in orders.T:  # all i at once, each with the j that is its turn
-        inner = (coefficients * gramian[others]).sum(1).masked_fill(others == rows, 0)
-        coefficients[rows, others] -= inner.clamp(max=0) / gramian.diagonal()[others]
-    return coefficients.sum(0)
+    G, turns = gramian.numpy(), orders.numpy()
+    K = len(G)
+    rows = np.arange(K)
+    cosines = G / G.diagonal()[:, None]  # row j: <g_j, g_i> / |g_j|^2
+    coefficients = np.eye(K)  # row i: g_i^PC in terms of the gradients
+    for others in turns.T:  # all i at once, each with the j that is its turn
+        inner = (coefficients * cosines[others]).sum(1)
+        inner[others == rows] = 0
+        coefficients[rows, others] -= np.minimum(inner, 0)
+    return torch.from_numpy(coefficients.sum(0)).to(gramian)
