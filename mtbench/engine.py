@@ -156,29 +156,34 @@ def gramian(blocks: Sequence[Tensor]) -> Tensor:
     that could show (objectives nearly dependent, or of an extreme scale) float64 multiplies.
     """
     with torch.autocast(blocks[0].device.type, enabled=False):
-        fast: Tensor = sum((_product(block) for block in blocks[1:]), start=_product(blocks[0]))
+        fast: Tensor = sum(
+            (products(block, block) for block in blocks[1:]), start=products(blocks[0], blocks[0])
+        )
         fast = fast.cpu()
         if _suffices(fast, blocks):
             return fast
-        exact: Tensor = sum((_exact(block) for block in blocks[1:]), start=_exact(blocks[0]))
+        exact: Tensor = sum(
+            (_exact(block, block) for block in blocks[1:]), start=_exact(blocks[0], blocks[0])
+        )
         return exact.cpu()
 
 
-def _product(block: Tensor) -> Tensor:
-    K, n = block.shape
-    whole = n - n % _COLUMNS if block.dtype == torch.float32 else 0
-    product = _exact(block[:, whole:])
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """Return A B^T, float64, of A and B, (K, n): float32 products, summed in float64."""
+    K, n = a.shape
+    whole = n - n % _COLUMNS if a.dtype == b.dtype == torch.float32 else 0
+    product = _exact(a[:, whole:], b[:, whole:])
     if whole:
-        parts = block[:, :whole].view(K, -1, _COLUMNS).transpose(0, 1)
-        product += torch.bmm(parts, parts.mT).sum(0, dtype=torch.float64)
+        left, right = (x[:, :whole].view(K, -1, _COLUMNS).transpose(0, 1) for x in (a, b))
+        product += torch.bmm(left, right.mT).sum(0, dtype=torch.float64)
     return product
 
 
-def _exact(block: Tensor) -> Tensor:
-    product = block.new_zeros(len(block), len(block), dtype=torch.float64)
-    for part in torch.split(block, 64 * _COLUMNS, dim=1):
-        part = part.double()
-        product += part @ part.T
+def _exact(a: Tensor, b: Tensor) -> Tensor:
+    product = a.new_zeros(len(a), len(b), dtype=torch.float64)
+    size = 64 * _COLUMNS
+    for left, right in zip(torch.split(a, size, dim=1), torch.split(b, size, dim=1), strict=True):
+        product += left.double() @ right.double().T
     return product
 
 

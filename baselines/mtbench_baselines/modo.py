@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.engine import largest
+from mtbench.engine import largest, products
 from mtbench.errors import UsageError
 from mtbench_baselines._tracked import Tracking, project
 
 if TYPE_CHECKING:
     from optuna import Trial
-
-_BLOCK = 1 << 16  # columns at a time
 
 
 class MoDo(Tracking):
@@ -79,7 +77,7 @@ class MoDo(Tracking):
         before, live = self.memory(jacobian), largest(jacobian) > 0
         for k in (live & ~(largest(before) > 0)).nonzero():
             before[k] = jacobian[k]
-        product = _product(jacobian, before)
+        product = products(jacobian, before).cpu()
         for k in live.nonzero():
             before[k] = jacobian[k]
         live = live.cpu()
@@ -90,13 +88,3 @@ class MoDo(Tracking):
             weights[live] = project(old - self.gamma * (product @ old + self.rho * old))
             self.simplex[live] = weights[live].to(self.simplex)
         return weights.to(jacobian) @ jacobian
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``a b^T``, (K, K), float64, on the CPU, for a, b (K, d)."""
-    total = a.new_zeros(len(a), len(b), dtype=torch.float64)
-    for left, right in zip(
-        torch.split(a, _BLOCK, dim=1), torch.split(b, _BLOCK, dim=1), strict=True
-    ):
-        total += left.double() @ right.double().T
-    return total.cpu()

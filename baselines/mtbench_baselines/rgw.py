@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancer import Weighting
+from mtbench.step import Step
 
 
 class RandomGradientWeighting(Weighting):
@@ -23,9 +24,20 @@ class RandomGradientWeighting(Weighting):
     """
 
     paper = "Lin et al., TMLR 2022, arXiv 2111.10603, Algorithm 2"
+    passes = "F + H + E; without features, F + H + K E"
     checked_against = "torchjd 0.18, from the same generator"
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the drawn weights."""
         drawn = torch.randn(len(gramian), generator=self.generator, dtype=torch.float64)
         return drawn.softmax(0)
+
+    def backward(self, step: Step) -> Tensor:
+        """Draw the weights and apply them; no gradient need be known by itself.
+
+        An objective counts as being without one where its loss is exactly 0.
+        """
+        losses = step.values.cpu().double()
+        weights = self.weigh(torch.diag((losses != 0).double()), losses)
+        step.backward(weights, "features" if step.features else "shared")
+        return weights
