@@ -201,4 +201,6 @@ def find_runs(roots: list[Path]) -> Iterator[RunDirectory]:
         if not root.is_dir():
             raise RunError(f"{root}: no such folder; give the --out of earlier runs")
         for file in sorted(root.rglob("spec.json")):
-            yield RunDirectory(file.parent)
+            hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
+            if not hidden:  # cells that somebody is still bringing in
+                yield RunDirectory(file.parent)

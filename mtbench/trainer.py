@@ -400,6 +400,16 @@ class Trainer:
     def _checkpoint(self) -> None:
         self.at.peak_mib = max(self.at.peak_mib, numerics.peak_memory(self.device))
         self.at.batched = self.engine.batched
+        # The texts first: a checkpoint that says it is at the end must not lack its last lines.
+        lines = [json.dumps(record) + "\n" for record in self.at.history]
+        self.run_directory.write_text("epochs.jsonl", "".join(lines))
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        names = self.task.objectives
+        losses, weights = [f"loss_{n}" for n in names], [f"weight_{n}" for n in names]
+        writer.writerow(["step", "epoch", "lr", "grad_norm", *losses, *weights])
+        writer.writerows(self.rows)
+        self.run_directory.write_text("steps.csv", table.getvalue())
         self.run_directory.save(
             "checkpoint.pt",
             {
@@ -412,15 +422,6 @@ class Trainer:
                 "step_seconds": list(self.step_seconds),
             },
         )
-        lines = [json.dumps(record) + "\n" for record in self.at.history]
-        self.run_directory.write_text("epochs.jsonl", "".join(lines))
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        names = self.task.objectives
-        losses, weights = [f"loss_{n}" for n in names], [f"weight_{n}" for n in names]
-        writer.writerow(["step", "epoch", "lr", "grad_norm", *losses, *weights])
-        writer.writerows(self.rows)
-        self.run_directory.write_text("steps.csv", table.getvalue())
 
     def _result(self, outcome: dict[str, Any]) -> dict[str, Any]:
         result: dict[str, Any] = {

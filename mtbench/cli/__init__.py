@@ -6,7 +6,21 @@ import sys
 import typer
 from rich.console import Console
 
-from mtbench.cli import bench, check, data, listing, new, predict, run, show
+from mtbench.cli import (
+    bench,
+    check,
+    data,
+    exchange,
+    listing,
+    new,
+    plan,
+    predict,
+    run,
+    show,
+    status,
+    sweep,
+    tune,
+)
 from mtbench.errors import MtbenchError
 
 # typer brings its own click: its base exception is reached through the class that typer exports.
@@ -25,10 +39,17 @@ app = typer.Typer(
 INTERRUPTED = 130
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=EXTRA)(run.run)
+app.command(context_settings=EXTRA)(tune.tune)
+app.command()(plan.plan)
+app.command()(sweep.sweep)
+app.command()(status.status)
 app.command("list")(listing.list_)
 app.command()(listing.info)
 app.command()(check.check)
 app.command()(show.leaderboard)
+app.command()(exchange.export)
+app.command("import")(exchange.import_)
+app.command()(exchange.merge)
 app.command(context_settings=EXTRA)(predict.predict)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")

@@ -10,7 +10,7 @@ from mtbench.cli.options import Plugins
 
 OPTIONS = (
     "method", "task", "data", "seed", "seeds", "epochs", "device", "precision", "set", "out",
-    "resume", "threads", "jacobian", "jacobian-parts", "init", "plugin",
+    "resume", "threads", "jacobian", "jacobian-parts", "init", "config", "plugin",
 )  # fmt: skip
 
 
@@ -25,9 +25,11 @@ class Jacobian(StrEnum):
 def run(
     context: typer.Context,
     method: Annotated[
-        list[str], typer.Option("--method", "-m", help="A balancing method; repeatable.")
-    ],
-    task: Annotated[str, typer.Option("--task", "-t", help="The benchmark task.")] = "thyroid",
+        list[str] | None, typer.Option("--method", "-m", help="A balancing method; repeatable.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", "-t", help="The benchmark task; thyroid by default.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Where the task's data lies, if it needs any.")
     ] = None,
@@ -37,7 +39,9 @@ def run(
         int | None, typer.Option(help="Passes over the training split; the task has a default.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, or bf16 autocast.")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, the default, or bf16 autocast.")
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A parameter of method, task or recipe."),
@@ -63,6 +67,12 @@ def run(
         Path | None,
         typer.Option(metavar="RUN", help="Start from another run's weights, where they fit."),
     ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="What to run, as `mtbench tune` writes it; other options win."
+        ),
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Train methods on a task, then compare them.
@@ -75,6 +85,7 @@ def run(
 
     from mtbench.cache import cache_dir
     from mtbench.cli.running import run_cells
+    from mtbench.config import Config
     from mtbench.engine import Engine
     from mtbench.errors import UsageError
     from mtbench.overrides import parse
@@ -89,6 +100,15 @@ def run(
         raise UsageError(f"--seeds must be at least 1, found {seeds}")
     if seed < 0:
         raise UsageError(f"--seed must not be negative, found {seed}")
+    if config is not None:
+        read = Config.read(config)
+        read.check(config, range(seed, seed + seeds), plugin or [], OPTIONS)
+        task, method = task or read.task, method or [read.method]
+        precision = precision or read.precision
+        given = read.overrides(task, method) | given
+    task, precision = task or "thyroid", precision or "fp32"
+    if not method:
+        raise UsageError("say which method to run: --method NAME, or --config FILE")
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"--precision must be fp32 or bf16, found {precision!r}")
     if threads is not None and threads < 1:

@@ -1,0 +1,1 @@
+"""Suites that are shipped: `mtbench plan NAME`, `mtbench sweep NAME`."""

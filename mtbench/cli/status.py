@@ -1,0 +1,205 @@
+"""``mtbench status``, and the grid that ``mtbench sweep`` shows."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mtbench.cli.options import Plugins
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from mtbench.grid import Cell, Grid, State, Status
+
+
+def status(
+    out: Annotated[Path, typer.Argument(help="The folder of a sweep.")],
+    suite: Annotated[
+        str | None, typer.Argument(help="The suite; without one, what is there is counted.")
+    ] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Show how far a sweep is."""
+    from rich.console import Console
+
+    from mtbench.errors import RunError
+    from mtbench.grid import Grid, Order, Survey
+    from mtbench.suite import load
+
+    console = Console()
+    if not out.is_dir():
+        raise RunError(f"{out}: no such folder; give the --out of a sweep")
+    if suite is None:
+        console.print(_content(out))
+        return
+    grid = Grid(Order(load(suite), None, tuple(plugin or ())))
+    states = Survey(grid, out).look()
+    console.print(_grid(grid, states))
+    for cell, state in states.items():
+        if state.status == "failed":
+            console.print(f"failed: {cell}: {state.note}", markup=False, soft_wrap=True)
+    running = sum(state.status == "running" for state in states.values())
+    console.print(_summary(states, max(1, running)))
+
+
+class Watch:
+    """Shows a sweep: a live grid on a terminal, a line per closed cell in a log.
+
+    Args:
+        console: where to.
+        grid: the cells.
+        jobs: workers of this sweep.
+    """
+
+    def __init__(self, console: "Console", grid: "Grid", jobs: int) -> None:
+        from rich.live import Live
+
+        self.console, self.grid, self.jobs = console, grid, jobs
+        self.live = Live(console=console, auto_refresh=False, transient=True)
+        self.closed: set[Cell] | None = None
+        self.begun = time.monotonic()
+
+    def __enter__(self) -> "Watch":
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def __call__(self, states: "Mapping[Cell, State]") -> None:
+        """Show how far the cells are."""
+        from rich.console import Group
+
+        if self.console.is_terminal:
+            running = sum(state.status == "running" for state in states.values())
+            summary = _summary(states, max(self.jobs, running))
+            self.live.update(Group(summary, _grid(self.grid, states)), refresh=True)
+            return
+        closed = {cell for cell, state in states.items() if state.closed}
+        if self.closed is None:
+            if closed:
+                self.console.print(f"{len(closed)} of {len(states)} cells are closed already")
+        else:
+            elapsed = time.monotonic() - self.begun
+            number = len(self.closed)
+            for cell in states:
+                if cell in closed and cell not in self.closed:
+                    number += 1
+                    state = states[cell]
+                    took = "" if math.isnan(state.seconds) else f", {duration(state.seconds)}"
+                    self.console.print(
+                        f"[{number}/{len(states)} {duration(elapsed)}] {cell}: {state.status}, "
+                        f"{state.note}{took}",
+                        markup=False, highlight=False, soft_wrap=True,
+                    )  # fmt: skip
+        self.closed = closed
+
+
+def _grid(grid: "Grid", states: "Mapping[Cell, State]") -> "Table":
+    """Return methods x tasks: trials and seeds that are closed, of how many."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("method", title=Text(grid.suite.title), title_justify="left")
+    for task in grid.tasks:
+        table.add_column(Text(task))
+    found: dict[tuple[str, str], list[tuple[Cell, State]]] = {}
+    for cell, state in states.items():
+        key = (cell.entry.choice.method.name, cell.entry.task)
+        found.setdefault(key, []).append((cell, state))
+    for method in dict.fromkeys(entry.choice.method.name for entry in grid.entries):
+        table.add_row(Text(method), *(_square(found[method, task]) for task in grid.tasks))
+    return table
+
+
+def _square(cells: "list[tuple[Cell, State]]") -> "Text":
+    from rich.text import Text
+
+    text = Text()
+    for name, trial in (("trials", True), ("seeds", False)):
+        own = [state for cell, state in cells if (cell.trial is not None) == trial]
+        if own:
+            done = sum(state.closed for state in own)
+            style = "green" if done == len(own) else "" if done else "dim"
+            text.append(f"{name} {done}/{len(own)}  ", style)
+    counts = Counter(state.status for _, state in cells)
+    styles: dict[Status, str] = {"running": "cyan", "diverged": "yellow", "failed": "red"}
+    for status, style in styles.items():
+        if counts[status]:
+            text.append(f"{counts[status]} {status}  ", style)
+    text.rstrip()
+    return text
+
+
+def _summary(states: "Mapping[Cell, State]", jobs: int) -> "Text":
+    """Return a line: how much is closed, and how long the rest takes if it goes on like that."""
+    from rich.text import Text
+
+    counts = Counter(state.status for state in states.values())
+    done = sum(state.closed for state in states.values())
+    told: tuple[Status, ...] = ("running", "diverged", "failed")
+    words = [f"{counts[word]} {word}" for word in told if counts[word]]
+    line = ", ".join([f"{done} of {len(states)} cells are closed", *words])
+    left = _seconds_left(states) / jobs
+    if done < len(states) and not math.isnan(left):
+        line += f"; about {duration(left)} left"
+    return Text(line)
+
+
+def _seconds_left(states: "Mapping[Cell, State]") -> float:
+    """Return the training time of what is open, by the mean of its like; NaN if there is none."""
+    by_entry: dict[object, list[float]] = {}
+    by_task: dict[object, list[float]] = {}
+    for cell, state in states.items():
+        if state.status == "finished":
+            by_entry.setdefault(cell.entry, []).append(state.seconds)
+            by_task.setdefault(cell.entry.task, []).append(state.seconds)
+    total = 0.0
+    for cell, state in states.items():
+        if not state.closed:
+            like = by_entry.get(cell.entry) or by_task.get(cell.entry.task)
+            if like is None:
+                return math.nan
+            total += fmean(like)
+    return total
+
+
+def duration(seconds: float) -> str:
+    """Return a time for a person.
+
+    >>> duration(45), duration(600), duration(9000)
+    ('45 s', '10 min', '2.5 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.{0 if seconds >= 10 else 1}f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _content(out: Path) -> "Table":
+    """Return what a folder holds, by task and method."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from mtbench.grid import state_of
+    from mtbench.rundir import find_runs
+
+    counts: dict[tuple[str, str, str], Counter[Status]] = {}
+    for run in find_runs([out]):
+        spec = run.spec()
+        own = counts.setdefault((spec.task, spec.method, spec.stage), Counter())
+        own[state_of(run).status] += 1
+    names: tuple[Status, ...] = ("finished", "diverged", "failed", "open")
+    table = Table("task", "method", "stage", *names)
+    for key, own in sorted(counts.items()):
+        table.add_row(*map(Text, key), *(str(own[name]) if own[name] else "" for name in names))
+    return table
