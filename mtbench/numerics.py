@@ -70,3 +70,13 @@ def peak_memory(device: torch.device) -> float:
         return float(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
     scale = 2**20 if platform.system() == "Darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def hardware(device: torch.device) -> str:
+    """Return the name of the processor that a device is."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError, StopIteration):  # Linux; elsewhere the architecture
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    return platform.processor() or platform.machine()

@@ -462,6 +462,7 @@ class Trainer:
             "python": platform.python_version(),
             "torch": version("torch"),
             "platform": platform.platform(),
+            "hardware": numerics.hardware(self.device),
             "threads": self.at.threads,
             "jacobian": {None: "none", False: "loop", True: "batched"}[self.engine.batched],
         }

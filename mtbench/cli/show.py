@@ -14,14 +14,26 @@ class Format(StrEnum):
     markdown = "markdown"
     csv = "csv"
     json = "json"
+    latex = "latex"
 
 
 def leaderboard(
     runs: Annotated[list[Path], typer.Argument(help="Folders that hold run directories.")],
     form: Annotated[Format, typer.Option("--format", "-f", help="How to write it.")] = Format.table,
     to: Annotated[Path | None, typer.Option(help="Write there instead of to the terminal.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write a self-contained page: FOLDER/index.html."),
+    ] = None,
+    baseline: Annotated[
+        str, typer.Option(help="The row that the others are tested against.")
+    ] = "ls",
+    plain: Annotated[str, typer.Option(help="The row whose step is the unit of cost.")] = "ew",
+    cost: Annotated[
+        bool, typer.Option("--cost", help="CSV only: times and memory too, which no rerun repeats.")
+    ] = False,
 ) -> None:
-    """Compare finished runs: metrics over seeds, delta-m, rank, cost."""
+    """Compare finished runs: effect, uncertainty, rank, cost. Opens the sealed test metrics."""
     from rich.console import Console
 
     from mtbench import leaderboard as boards
@@ -29,17 +41,27 @@ def leaderboard(
     from mtbench.errors import RunError, UsageError
     from mtbench.rundir import find_runs
 
-    found = boards.boards(list(find_runs(runs)))
+    if form is Format.table and to is not None:
+        raise UsageError("--to needs --format markdown, csv, json or latex")
+    if cost and form is not Format.csv:
+        raise UsageError("--cost is for --format csv; the other formats have the cost anyway")
+    found = boards.boards(list(find_runs(runs)), baseline, plain)
+    if html is not None:
+        from mtbench import report
+
+        typer.echo(f"page: {report.write(found, html)}", err=True)
     if form is Format.table:
-        if to is not None:
-            raise UsageError("--to needs --format markdown, csv or json")
         for board in found:
             print_board(Console(), board)
         return
-    if form is Format.markdown:
-        text = "\n".join(boards.to_markdown(board) for board in found)
-    else:
-        text = boards.to_csv(found) if form is Format.csv else boards.to_json(found) + "\n"
+    together = boards.overall(found)
+    tail = [boards.overall_markdown(together)] if together else []
+    text = {
+        Format.markdown: lambda: "\n".join([*map(boards.to_markdown, found), *tail]),
+        Format.latex: lambda: "\n".join(boards.to_latex(board) for board in found),
+        Format.csv: lambda: boards.to_csv(found, cost=cost),
+        Format.json: lambda: boards.to_json(found) + "\n",
+    }[form]()
     if to is None:
         typer.echo(text, nl=False)
         return

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ METRICS = {
 
 def cell(
     out: Path, method: str, seed: int, dice: float = 0.5, error: float = 1.0, *,
-    status: str = "finished", seconds: float = 0.25, peak: float = 100.0, **spec: Any,
+    status: str = "finished", seconds: float = 0.25, peak: float = 100.0, score: float = 0.5,
+    **spec: Any,
 ) -> RunDirectory:  # fmt: skip
     """Write one cell; `stl` is the reference."""
     fields: dict[str, Any] = {
@@ -36,17 +39,22 @@ def cell(
         return run
     result: dict[str, Any] = {
         "status": status, "reference": method == "stl", "seed": seed, "metrics": METRICS,
-        "cost": {"seconds_per_step": seconds, "peak_mib": peak},
+        "cost": {
+            "seconds_per_step": seconds, "peak_mib": peak, "train_seconds": 1800.0,
+            "passes": "F + B",
+        },
     }  # fmt: skip
     if status == "finished":
         metrics = {"dice": dice, "error": error, "extra": 7.0}
-        run.write_text("test.json", json.dumps({"metrics": metrics}))
+        result |= {"val": metrics, "score": score}
+        if run.spec().stage == "final":
+            run.write_text("test.json", json.dumps({"metrics": metrics}))
     run.write_text("result.json", json.dumps(result))
     return run
 
 
-def board(out: Path) -> Board:
-    [only] = leaderboard.boards(list(find_runs([out])))
+def board(out: Path, baseline: str | None = None, plain: str | None = None) -> Board:
+    [only] = leaderboard.boards(list(find_runs([out])), baseline, plain)
     return only
 
 
@@ -60,10 +68,12 @@ def test_delta_m_by_hand(tmp_path: Path) -> None:
     cell(tmp_path, "ew", 0, dice=0.6, error=1.0)  # -20 % and -50 %: better is negative
     cell(tmp_path, "ew", 1, dice=0.4, error=1.5)  # +50 % and +50 %
     found = rows(board(tmp_path))
-    # Paired by seed: (-35 + 50) / 2. Of the means it would be (3 / 13 - 1 / 6) / 2 = 3.2 %.
-    assert found["ew"]["delta_m"] == pytest.approx(7.5)
-    assert found["ew"]["delta_m_sd"] == pytest.approx(85 / math.sqrt(2))
-    assert found["stl"]["delta_m"] == 0
+    # Of the means: dice 0.5 against 0.65, error 1.25 against 1.5.
+    assert found["ew"]["delta_m"] == pytest.approx(100 * (3 / 13 - 1 / 6) / 2)
+    # Both draws of one seed give the limits: (-20 - 50) / 2 and (50 + 50) / 2.
+    assert found["ew"]["delta_m_low"] == pytest.approx(-35)
+    assert found["ew"]["delta_m_high"] == pytest.approx(50)
+    assert found["stl"][["delta_m", "delta_m_low", "delta_m_high"]].tolist() == [0, 0, 0]
     assert found["ew"]["dice"] == pytest.approx(0.5)
     assert found["ew"]["dice_sd"] == pytest.approx(0.2 / math.sqrt(2))
     assert found["ew"]["extra"] == 7
@@ -161,8 +171,12 @@ def test_no_reference_no_delta_m(tmp_path: Path) -> None:
     for seed in (0, 1):
         cell(tmp_path, "stl", seed)
         cell(tmp_path, "ew", seed)
-    said = leaderboard.notes(board(tmp_path))
-    assert said == []
+    [said] = leaderboard.notes(board(tmp_path))
+    assert "2 seeds: a 95 % interval cannot cover" in said
+    for seed in range(2, 6):
+        cell(tmp_path, "stl", seed)
+        cell(tmp_path, "ew", seed)
+    assert leaderboard.notes(board(tmp_path)) == []
 
 
 def test_two_references_are_none(tmp_path: Path) -> None:
@@ -249,7 +263,7 @@ def test_numbers_as_shown(tmp_path: Path) -> None:
     shown = leaderboard.readable(board(tmp_path)).set_index("method").loc["ew"]
     assert shown["dice ↑"] == "0.550 ± 0.071"
     assert shown["error ↓"] == "1.000 ± 0.000"
-    assert shown["Δm % ↓"] == "-5.00 ± 7.07"
+    assert shown["Δm % ↓"] == "-5.00 [-10.00, 0.00]"
     assert shown["s/step"] == "0.250"
     assert shown["peak MiB"] == "100"
     assert "extra" not in " ".join(shown.index)  # no primary metric
@@ -296,3 +310,167 @@ def test_a_result_that_is_none_is_explained(tmp_path: Path, text: str) -> None:
     (run.path / "result.json").write_text(text)
     with pytest.raises(RunError, match=r"result\.json: .* delete it"):
         board(tmp_path)
+
+
+def test_a_row_of_fewer_trials_is_not_ranked(tmp_path: Path) -> None:
+    for method, count in (("ls", 3), ("ew", 3), ("uw", 2)):
+        for t in range(count):  # one diverged trial is a trial
+            cell(
+                tmp_path, method, 9, stage="trial", method_params={"w": t},
+                status="diverged" if t == 0 else "finished",
+            )  # fmt: skip
+        cell(tmp_path, method, 0, method_params={"w": 1}, dice=0.9 if method == "uw" else 0.5)
+    cell(tmp_path, "uw", 9, stage="trial", method_params={"w": 7}, status="unfinished")
+    found = board(tmp_path)
+    by_name = rows(found)
+    assert found.rows["method"].tolist() == ["ew", "ls", "uw"]  # no trial is a row
+    assert [by_name[m]["trials"] for m in ("ew", "ls", "uw")] == [3, 3, 2]
+    assert by_name["uw"]["reason"] == "2 of 3 trials"
+    assert math.isnan(by_name["uw"]["mean_rank"])
+    assert by_name["ew"]["mean_rank"] == 1.5
+    assert by_name["ew"]["tuning_hours"] == pytest.approx(1.5)
+    assert "shown, not ranked: uw: 2 of 3 trials" in leaderboard.notes(found)
+    assert leaderboard.readable(found)["trials"].tolist() == ["3", "3", "2"]
+
+
+def test_trials_after_a_test_was_opened_are_told(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 9, stage="trial")
+    cell(tmp_path, "uw", 9, stage="trial")
+    for method in ("ew", "uw"):
+        cell(tmp_path, method, 0)
+    assert not any("opened" in note for note in leaderboard.notes(board(tmp_path)))
+    late = cell(tmp_path, "uw", 9, stage="trial", method_params={"w": 1})
+    opened = max(file.stat().st_mtime for file in tmp_path.rglob("test.opened"))
+    os.utime(late.path / "result.json", (opened + 5, opened + 5))
+    [note] = [note for note in leaderboard.notes(board(tmp_path)) if "opened" in note]
+    assert note.endswith(": uw")
+
+
+def paired(out: Path, methods: dict[str, float], seeds: int) -> None:
+    """Cells whose dice differs between methods by the same at every seed."""
+    for seed in range(seeds):
+        for method, offset in methods.items():
+            cell(out, method, seed, dice=0.5 + 0.01 * seed + offset, error=1 - offset)
+
+
+def test_the_tests_against_the_baseline(tmp_path: Path) -> None:
+    paired(tmp_path, {"stl": 0, "ls": 0.1, "better": 0.2, "worse": -0.1, "same": 0.1}, 8)
+    found = board(tmp_path, "ls")
+    by_name = rows(found)
+    # All 8 differences have one sign: p = 2 / 2^8. Three of four are least, so Holm takes 4 times.
+    assert by_name["better"]["p"] == pytest.approx(2 / 2**8)
+    assert by_name["better"]["p_holm"] == pytest.approx(4 * 2 / 2**8)
+    assert by_name["same"]["p_holm"] == 1
+    assert math.isnan(by_name["ls"]["p"])
+    told = {name: row["told"] for name, row in by_name.items()}
+    assert told == {"better": "better", "worse": "worse", "stl": "worse", "same": "", "ls": ""}
+    improvement = {name: row["improvement"] for name, row in by_name.items()}
+    assert improvement["better"] == 1
+    assert improvement["worse"] == 0
+    assert improvement["same"] == 0.5
+    assert math.isnan(improvement["ls"])
+    assert 0 < by_name["better"]["improvement_low"] < 1
+    assert by_name["better"]["improvement_high"] == 1
+    assert found.verdict.startswith("Better than ls: better. Worse: stl, worse. Not told apart")
+    assert leaderboard.readable(found)["P(beats ls)"].iloc[0].startswith("1.00 [0.6")
+
+
+def test_where_significance_is_out_of_reach_it_is_said(tmp_path: Path) -> None:
+    paired(tmp_path, {"stl": 0, "ls": 0.1, "better": 0.2}, 2)
+    found = board(tmp_path, "ls")
+    assert found.verdict.startswith("Whether anything beats ls cannot be told. 2 seeds: Wilcoxon")
+    assert set(found.rows["told"]) == {""}
+    assert any("Friedman and Nemenyi take at least" in remark for remark in found.remarks)
+
+
+@pytest.mark.parametrize("baseline", ["absent", "rival", "cut"])
+def test_no_baseline_no_comparison(tmp_path: Path, baseline: str) -> None:
+    paired(tmp_path, {"stl": 0, "rival a": 0.1}, 6)
+    for w in (0, 1):
+        for seed in range(6):
+            cell(tmp_path, "rival", seed, method_params={"w": w})
+    cell(tmp_path, "cut", 0)
+    found = board(tmp_path, baseline)
+    assert found.verdict == ""
+    assert found.rows["p"].isna().all()
+    assert any(f"no comparison with {baseline}" in note for note in leaderboard.notes(found))
+    assert board(tmp_path, "rival w=1").baseline == "rival w=1"  # a row may be named
+
+
+def test_places_are_shares_and_follow_the_rows(tmp_path: Path) -> None:
+    paired(tmp_path, {"a": 0.0, "b": 0.2, "c": 0.1}, 4)
+    cell(tmp_path, "d", 0, dice=1)
+    found = board(tmp_path)
+    assert found.rows["method"].tolist() == ["b", "c", "a", "d"]
+    assert found.places.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert found.rows["first"].tolist()[:3] == [1, 0, 0]
+
+
+def test_critical_difference_follows_the_rows(tmp_path: Path) -> None:
+    offsets = {"stl": 0.0, "b": 0.2, "c": 0.1, "d": 0.3}
+    paired(tmp_path, offsets, 10)
+    found = board(tmp_path)
+    assert found.ranking is not None
+    assert found.rows["method"].tolist() == ["d", "b", "c", "stl"]
+    assert found.ranking.mean_ranks.tolist() == [1, 2, 3, 4]
+    assert found.ranking.cliques == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_cost_ratio_and_hypervolume_by_hand(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, seconds=0.2, dice=0.5, error=1.0)
+    cell(tmp_path, "uw", 0, seconds=0.3, dice=0.3, error=0.5)
+    cell(tmp_path, "mgda", 0, seconds=0.3, dice=0.4, error=0.75)
+    by_name = rows(board(tmp_path, plain="ew"))
+    assert by_name["uw"]["cost_ratio"] == pytest.approx(1.5)
+    # The box is [0.3, 0.5] x [0.5, 1]; a corner of it dominates nothing, its middle a quarter.
+    assert by_name["mgda"]["hypervolume"] == pytest.approx(0.25)
+    assert by_name["ew"]["hypervolume"] == by_name["uw"]["hypervolume"] == 0
+
+
+def test_csv_of_the_same_results_is_the_same_bytes(tmp_path: Path) -> None:
+    for name, seconds in (("a", 0.1), ("b", 0.7)):
+        for seed in range(4):
+            for method, dice in (("stl", 0.5), ("ls", 0.6), ("uw", 0.55)):
+                cell(tmp_path / name, method, seed, dice=dice + 0.01 * seed, seconds=seconds)
+    one, two = (leaderboard.boards(list(find_runs([tmp_path / name])), "ls", "ls") for name in "ab")
+    assert leaderboard.to_csv(one) == leaderboard.to_csv(two)
+    assert leaderboard.to_csv(one, cost=True) != leaderboard.to_csv(two, cost=True)
+    assert "seconds" not in leaderboard.to_csv(one)
+
+
+def test_latex_is_escaped_and_has_as_many_columns_as_it_says(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, method_params={"mode": "a_b&50%{\\"})
+    cell(tmp_path, "ew", 0, method_params={"mode": "c"})
+    text = leaderboard.to_latex(board(tmp_path))
+    assert r"ew mode=a\_b\&50\%\{\textbackslash{}" in text
+    [spec] = re.findall(r"\\begin\{tabular\}\{(lr+)\}", text)
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(body) == 3
+    assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in body} == {len(spec)}
+    for rule in ("toprule", "midrule", "bottomrule"):
+        assert text.count(f"\\{rule}") == 1
+
+
+def test_a_test_that_holds_no_numbers_is_explained(tmp_path: Path) -> None:
+    run = cell(tmp_path, "ew", 0)
+    run.write_text("test.json", json.dumps({"metrics": {"dice": "high"}}))
+    with pytest.raises(RunError, match=r"test\.json: 'high' is no number"):
+        board(tmp_path)
+
+
+def test_titles_tell_boards_apart(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0)
+    cell(tmp_path, "ew", 0, data="e")
+    titles = [one.title for one in leaderboard.boards(list(find_runs([tmp_path])))]
+    assert len(set(titles)) == 2
+    assert all("data=" in title for title in titles)
+
+
+def test_what_only_some_cells_have_tells_rows_apart(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, method_params={"a": 1})
+    cell(tmp_path, "ew", 0, method_params={"b": 1})
+    cell(tmp_path, "uw", 0, method_params={"a": 1})
+    cell(tmp_path, "uw", 0, method_params={"a": "1"})
+    names = board(tmp_path).rows["method"].tolist()
+    assert {"ew a=1", "ew b=1"} <= set(names)
+    assert len(set(names)) == 4

@@ -1,0 +1,408 @@
+"use strict";
+(() => {
+const boards = JSON.parse(document.getElementById("data").textContent);
+const SVG = "http://www.w3.org/2000/svg";
+const SLOTS = 8;
+let clips = 0;
+
+// Theme: the system's, until the button says otherwise.
+const root = document.documentElement;
+const system = matchMedia("(prefers-color-scheme: dark)");
+document.getElementById("theme").addEventListener("click", () => {
+  const now = root.dataset.theme || (system.matches ? "dark" : "light");
+  root.dataset.theme = now === "dark" ? "light" : "dark";
+});
+
+// One tooltip for everything that has data-tip.
+const tip = document.getElementById("tip");
+function showTip(target, x, y) {
+  tip.textContent = target.dataset.tip;
+  tip.hidden = false;
+  const box = tip.getBoundingClientRect();
+  tip.style.left = `${Math.max(4, Math.min(x + 14, innerWidth - box.width - 4))}px`;
+  tip.style.top = `${y + 18 + box.height > innerHeight ? y - box.height - 10 : y + 18}px`;
+}
+document.addEventListener("pointermove", event => {
+  const target = event.target instanceof Element && event.target.closest("[data-tip]");
+  if (target) showTip(target, event.clientX, event.clientY); else tip.hidden = true;
+});
+document.addEventListener("focusin", event => {
+  const target = event.target.closest("[data-tip]");
+  if (!target || !event.target.matches(":focus-visible")) { tip.hidden = true; return; }
+  const box = target.getBoundingClientRect();
+  showTip(target, box.left, box.bottom - 12);
+});
+document.addEventListener("keydown", event => { if (event.key === "Escape") tip.hidden = true; });
+
+// Table: sort and filter.
+function sortable(section) {
+  const body = section.querySelector("tbody");
+  const heads = [...section.querySelectorAll("thead th")];
+  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+    const way = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+    heads.forEach(other => other.setAttribute("aria-sort", "none"));
+    head.setAttribute("aria-sort", way > 0 ? "ascending" : "descending");
+    const key = row => row.cells[column].dataset.v;
+    const rows = [...body.rows].map(row => [row, key(row), Number(key(row))]);
+    rows.sort(([, a, x], [, b, y]) => {
+      if (a === "" || b === "") return (a === "") - (b === "");  // what is missing stays last
+      return way * (Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y);
+    });
+    body.append(...rows.map(([row]) => row));
+  }));
+}
+function filterable(section) {
+  const word = section.querySelector(".filter"), only = section.querySelector(".ranked");
+  const rows = [...section.querySelectorAll("tbody tr")], count = section.querySelector(".count");
+  const hides = row => only && only.checked && row.dataset.ranked !== "1";
+  const apply = () => {
+    const wanted = word.value.trim().toLowerCase().split(/\s+/);
+    let shown = 0;
+    for (const row of rows) {
+      const name = row.dataset.name.toLowerCase();
+      row.hidden = hides(row) || !wanted.every(w => name.includes(w));
+      shown += !row.hidden;
+    }
+    count.textContent = shown === rows.length ? "" : `${shown} of ${rows.length}`;
+  };
+  word.addEventListener("input", apply);
+  if (only) only.addEventListener("change", apply);
+}
+
+// Drawing.
+function el(parent, name, attributes = {}, text) {
+  const node = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  if (text !== undefined) node.textContent = text;
+  parent.append(node);
+  return node;
+}
+function html(parent, name, className, text) {
+  const node = document.createElement(name);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  parent.append(node);
+  return node;
+}
+const known = values => values.filter(v => v !== null && v !== undefined && Number.isFinite(v));
+const format = v => v === null || v === undefined ? "–" : String(Number(v.toPrecision(3)));
+function ticks(low, high, count) {
+  const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map(m => m * power).find(s => s >= raw * 0.999);
+  const found = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(Number((i * step).toPrecision(12)));
+  return found;
+}
+function logTicks(low, high) {
+  const found = [];
+  for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++)
+    for (const m of [1, 2, 5]) { const v = m * 10 ** p; if (v >= low * 0.999 && v <= high * 1.001) found.push(v); }
+  return found.length > 7 ? found.filter((_, i) => i % 3 === 0) : found.length > 1 ? found : [low, high];
+}
+function scale(values, from, to, { log = false, pad = 0.05, zero = false } = {}) {
+  let low = Math.min(...values), high = Math.max(...values);
+  if (zero) { low = Math.min(low, 0); high = Math.max(high, 0); }
+  const f = log ? Math.log : v => v, back = log ? Math.exp : v => v;
+  let a = f(low), b = f(high);
+  const margin = b > a ? (b - a) * pad : (log ? 0.1 : Math.abs(a) * 0.1 || 1);
+  a -= margin; b += margin;
+  const map = v => from + (f(v) - a) / (b - a) * (to - from);
+  map.low = back(a); map.high = back(b); map.log = log;
+  map.ticks = count => log ? logTicks(map.low, map.high) : ticks(map.low, map.high, count);
+  return map;
+}
+function canvas(parent, height, label) {
+  const width = Math.max(220, parent.clientWidth || 640);
+  const svg = el(parent, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
+  return { svg, width, height };
+}
+// The plot area with grid, ticks and axis names; `xs`, `ys` are values to be shown.
+function frame(parent, height, label, xs, ys, { x = {}, y = {}, xName = "", yName = "", left = 54 } = {}) {
+  const { svg, width } = canvas(parent, height, label);
+  const right = width - 10, top = yName ? 24 : 8, bottom = height - (xName ? 40 : 22);
+  const X = scale(xs, left, right, x), Y = scale(ys, bottom, top, y);
+  for (const t of Y.ticks(Math.max(4, Math.round((bottom - top) / 48)))) {
+    el(svg, "line", { class: "grid", x1: left, x2: right, y1: Y(t), y2: Y(t) });
+    el(svg, "text", { x: left - 8, y: Y(t) + 4, "text-anchor": "end" }, format(t));
+  }
+  for (const t of X.ticks(Math.max(2, Math.round((right - left) / 80))))
+    if (!x.whole || Number.isInteger(t)) el(svg, "text", { x: X(t), y: bottom + 16, "text-anchor": "middle" }, format(t));
+  el(svg, "line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom });
+  if (xName) el(svg, "text", { x: right, y: height - 6, "text-anchor": "end" }, xName);
+  if (yName) el(svg, "text", { x: 0, y: 13 }, yName);
+  return { svg, X, Y, left, right, top, bottom };
+}
+const path = (points, X, Y) => points.map(([x, y], i) => `${i ? "L" : "M"}${X(x).toFixed(1)} ${Y(y).toFixed(1)}`).join("");
+// Names beside points, where they hide nothing.
+function nameThem(f, points, state) {
+  const taken = points.map(p => [f.X(p.x) - 5, f.Y(p.y) - 5, f.X(p.x) + 5, f.Y(p.y) + 5]);
+  const free = box => box[0] >= f.left && box[2] <= f.right + 8 && box[1] >= f.top - 8 && box[3] <= f.bottom
+    && !taken.some(t => box[0] < t[2] && t[0] < box[2] && box[1] < t[3] && t[1] < box[3]);
+  for (const p of [...points].sort((a, b) => state.slot(b.name) - state.slot(a.name))) {
+    if (!state.slot(p.name) && points.length > 24) continue;
+    const text = short(p.name, 22), w = text.length * 6.6, x = f.X(p.x), y = f.Y(p.y);
+    const spot = [[x + 9, y + 4], [x - w - 9, y + 4], [x - w / 2, y - 10], [x - w / 2, y + 19]]
+      .map(([a, b]) => [a, b - 11, a + w, b + 3]).find(free);
+    if (!spot) continue;
+    taken.push(spot);
+    el(f.svg, "text", { x: spot[0], y: spot[3] - 3, class: state.slot(p.name) ? "ink" : "" }, text);
+  }
+}
+const short = (text, length) => text.length > length ? `${text.slice(0, length - 1)}…` : text;
+const slotted = (state, name) => ({ "data-slot": state.slot(name) });
+// Points that no other one beats in both, lower is better, as a staircase.
+function staircase(points) {
+  const sorted = [...points].sort((a, b) => a.x - b.x || a.y - b.y), kept = [];
+  for (const p of sorted) if (!kept.length || p.y < kept[kept.length - 1].y) kept.push(p);
+  return kept;
+}
+function card(parent, title, text, wide = false) {
+  const node = html(parent, "article", wide ? "card wide" : "card");
+  html(node, "h2", "", title);
+  if (text) html(node, "p", "quiet", text);
+  return html(node, "div", "plot");
+}
+
+function forest(board, state, parent) {
+  const rows = board.rows.map((row, i) => ({ ...row, name: board.names[i] })).filter(r => r.delta_m !== null)
+    .sort((a, b) => a.delta_m - b.delta_m);
+  if (!rows.length) return;
+  const plot = card(parent, "Δm against single-task", `Percent, lower is better, with 95 % paired bootstrap intervals. Left of the line: better than K single-task models${board.reference ? ` (${board.reference})` : ""}. Hollow: not ranked.`);
+  plot.classList.add("tall");
+  const line = 24, height = rows.length * line + 34;
+  const { svg, width } = canvas(plot, height, "Intervals of delta-m by method");
+  const names = Math.min(width * 0.36, 14 + 7 * Math.max(...rows.map(r => Math.min(26, r.name.length))));
+  const X = scale(known(rows.flatMap(r => [r.delta_m, r.delta_m_low, r.delta_m_high])), names + 6, width - 10, { zero: true });
+  for (const t of X.ticks(5)) {
+    el(svg, "line", { class: t === 0 ? "axis" : "grid", x1: X(t), x2: X(t), y1: 24, y2: height });
+    el(svg, "text", { x: X(t), y: 14, "text-anchor": "middle" }, format(t));
+  }
+  rows.forEach((row, i) => {
+    const y = 28 + line * (i + 0.5);
+    const g = el(svg, "g", { ...slotted(state, row.name), "data-tip": `${row.name}\n${format(row.delta_m)} [${format(row.delta_m_low)}, ${format(row.delta_m_high)}]${row.reason ? `\nnot ranked: ${row.reason}` : ""}` });
+    el(g, "rect", { x: 0, y: y - line / 2, width, height: line, fill: "transparent" });
+    el(g, "text", { x: names - 6, y: y + 4, "text-anchor": "end", class: state.slot(row.name) ? "ink" : "" }, short(row.name, Math.floor((names - 6) / 6.6)));
+    if (row.delta_m_low !== null) el(g, "line", { x1: X(row.delta_m_low), x2: X(row.delta_m_high), y1: y, y2: y, stroke: "var(--slot)", "stroke-width": 3, "stroke-opacity": 0.45, "stroke-linecap": "round" });
+    el(g, "circle", { cx: X(row.delta_m), cy: y, r: 4.5, fill: row.complete ? "var(--slot)" : "var(--card)", stroke: "var(--slot)", "stroke-width": 2 });
+  });
+}
+
+function costs(board, state, parent) {
+  const relative = board.rows.some(r => r.cost_ratio !== null);
+  const quality = board.rows.some(r => r.delta_m !== null) ? "delta_m" : "mean_rank";
+  const points = board.rows.map((row, i) => ({ name: board.names[i], complete: row.complete, x: relative ? row.cost_ratio : row.seconds_per_step, y: row[quality] }))
+    .filter(p => p.x !== null && p.x > 0 && p.y !== null);
+  if (points.length < 2) return;
+  const plot = card(parent, "Quality against cost", "Each method by what a step costs and what it reaches; lower and further left is better. The line is the Pareto front of the ranked rows.");
+  const f = frame(plot, tall(board), "Quality against cost", points.map(p => p.x), points.map(p => p.y), {
+    x: { log: true, pad: 0.12 }, y: { pad: 0.1 },
+    xName: relative ? "cost of a step, × the plain method's" : "seconds a step", yName: quality === "delta_m" ? "Δm % ↓" : "mean rank ↓" });
+  const front = staircase(points.filter(p => p.complete));
+  let d = "";
+  front.forEach((p, i) => { d += i ? `H${f.X(p.x)}V${f.Y(p.y)}` : `M${f.X(p.x)} ${f.top}V${f.Y(p.y)}`; });
+  if (front.length) el(f.svg, "path", { d: `${d}H${f.right}`, fill: "none", stroke: "var(--accent)", "stroke-width": 1.5, "stroke-dasharray": "5 4", opacity: 0.8 });
+  dots(f, points, state, p => `${p.name}\n${relative ? "cost ×" : "seconds a step"} ${format(p.x)}\n${quality === "delta_m" ? "Δm %" : "mean rank"} ${format(p.y)}`);
+  nameThem(f, points, state);
+}
+// As tall as the list beside it.
+const tall = board => Math.max(380, Math.min(600, board.rows.length * 24 + 34));
+function dots(f, points, state, describe) {
+  for (const p of [...points].sort((a, b) => (state.slot(a.name) > 0) - (state.slot(b.name) > 0)))
+    el(f.svg, "circle", { ...slotted(state, p.name), cx: f.X(p.x), cy: f.Y(p.y), r: state.slot(p.name) ? 6 : 4.5, fill: p.complete === false ? "var(--card)" : "var(--slot)", stroke: p.complete === false ? "var(--slot)" : "var(--card)", "stroke-width": 2, opacity: state.slot(p.name) ? 1 : 0.7, "data-tip": describe(p) });
+}
+
+function difference(board, state, parent) {
+  const cd = board.difference;
+  if (!cd) return;
+  const k = cd.names.length;
+  const plot = card(parent, "Critical difference", `Mean ranks over seeds; methods under one bar are not told apart (Nemenyi, 5 %; Friedman p = ${cd.p.toPrecision(2)}). About retraining on this task, not about other tasks.`, true);
+  const half = Math.ceil(k / 2), line = 20, bars = cd.cliques.length * 8;
+  const { svg, width } = canvas(plot, 62 + bars + half * line + 8, "Critical-difference diagram");
+  const edge = Math.min(190, width * 0.27), X = v => edge + (v - 1) / Math.max(1, k - 1) * (width - 2 * edge);
+  const axis = 44;
+  el(svg, "line", { class: "axis", x1: X(1), x2: X(k), y1: axis, y2: axis });
+  for (const t of ticks(1, k, Math.min(k - 1, 10)).filter(Number.isInteger)) {
+    el(svg, "line", { class: "axis", x1: X(t), x2: X(t), y1: axis - 5, y2: axis });
+    el(svg, "text", { x: X(t), y: axis - 9, "text-anchor": "middle" }, String(t));
+  }
+  el(svg, "path", { d: `M${X(1)} 8v8m0-4H${X(1 + cd.critical)}m0-4v8`, fill: "none", stroke: "var(--ink)", "stroke-width": 1.5 });
+  el(svg, "text", { x: X(1 + cd.critical) + 8, y: 16, class: "ink" }, `critical difference ${cd.critical.toFixed(2)}`);
+  const order = cd.ranks.map((r, i) => i).sort((a, b) => cd.ranks[a] - cd.ranks[b]);
+  order.forEach((i, position) => {
+    const left = position < half, level = left ? position : k - 1 - position;
+    const y = axis + 18 + bars + level * line, x = X(cd.ranks[i]), end = left ? edge - 8 : width - edge + 8;
+    const g = el(svg, "g", { ...slotted(state, cd.names[i]), "data-tip": `${cd.names[i]}\nmean rank over seeds ${cd.ranks[i].toFixed(2)}` });
+    el(g, "path", { d: `M${x} ${axis}V${y}H${end}`, fill: "none", stroke: "var(--slot)", "stroke-width": 1.4 });
+    el(g, "text", { x: left ? end - 6 : end + 6, y: y + 4, "text-anchor": left ? "end" : "start", class: "ink" }, short(cd.names[i], Math.floor((edge - 14) / 6.6)));
+  });
+  cd.cliques.forEach((clique, row) => {
+    const ranks = clique.map(i => cd.ranks[i]), y = axis + 9 + row * 8;
+    el(svg, "line", { x1: X(Math.min(...ranks)) - 3, x2: X(Math.max(...ranks)) + 3, y1: y, y2: y, stroke: "var(--ink)", "stroke-width": 4, "stroke-linecap": "round" });
+  });
+}
+
+function places(board, state, parent) {
+  const k = board.places.length;
+  if (!paired(board)) return;
+  const names = board.names.filter((_, i) => board.rows[i].complete);
+  const plot = card(parent, "How stable the ranks are", "How often each row takes each place when the seeds are resampled. It speaks of the seeds that were run.");
+  plot.classList.add("tall");
+  const line = Math.max(15, Math.min(26, 420 / k)), height = k * line + 26;
+  const { svg, width } = canvas(plot, height, "Probabilities of ranks by method");
+  const left = Math.min(width * 0.36, 14 + 7 * Math.max(...names.map(n => Math.min(26, n.length)))), step = (width - left - 4) / k;
+  board.places.forEach((row, i) => {
+    const y = i * line;
+    el(svg, "text", { x: left - 8, y: y + line / 2 + 4, "text-anchor": "end", class: state.slot(names[i]) ? "ink" : "" }, short(names[i], Math.floor((left - 8) / 6.6)));
+    row.forEach((share, r) => {
+      if (!(share > 0.0005)) return;
+      el(svg, "rect", { ...slotted(state, names[i]), x: left + r * step, y: y + 1, width: Math.max(1, step - 1.5), height: line - 2, rx: 2, fill: state.slot(names[i]) ? "var(--slot)" : "var(--accent)", "fill-opacity": 0.08 + 0.92 * share, "data-tip": `${names[i]}\nplace ${r + 1}: ${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %` });
+      if (step > 34 && share >= 0.05) el(svg, "text", { x: left + (r + 0.5) * step, y: y + line / 2 + 4, "text-anchor": "middle", style: share > 0.55 ? "fill:var(--card)" : "fill:var(--ink)", "pointer-events": "none" }, `${Math.round(100 * share)} %`);
+    });
+  });
+  const every = Math.ceil(26 / step);
+  for (let r = 0; r < k; r += every) el(svg, "text", { x: left + (r + 0.5) * step, y: height - 8, "text-anchor": "middle" }, String(r + 1));
+}
+
+const paired = board => board.places.length > 1 && board.places.length <= 80;
+const tuned = board => Object.keys(board.budget).length > 0;
+
+function front(board, state, parent) {
+  const data = board.front;
+  if (!data) return;
+  const [first, second] = Object.keys(board.primary), higher = Object.values(board.primary);
+  const points = Object.entries(data.points).map(([name, [x, y]]) => ({ name, x, y, complete: board.rows[board.names.indexOf(name)].complete }));
+  if (!points.length) return;
+  // Far-off trials would squeeze everything else into a corner.
+  const near = ["x", "y"].map((key, axis) => {
+    const all = [...points.map(p => p[key]), ...data.front.map(p => p[axis])], low = Math.min(...all), high = Math.max(...all);
+    return [low - 0.7 * (high - low), high + 0.7 * (high - low)];
+  });
+  const inside = (v, axis) => v >= near[axis][0] && v <= near[axis][1];
+  const drawn = Object.entries(data.trials).flatMap(([name, list]) => state.slot(name) ? list.map(([x, y]) => ({ name, x, y })) : []);
+  const trials = drawn.filter(p => inside(p.x, 0) && inside(p.y, 1)), beyond = drawn.length - trials.length;
+  const line = board.baseline && data.front.length > 1;
+  const plot = card(parent, "Two metrics, one picture", `Validation, means over seeds${trials.length ? "; small: tuning trials of the methods in colour" : ""}${beyond ? `, ${beyond} of which lie beyond the picture` : ""}.${line ? ` The dashed line is the front of ${board.baseline}'s trials: what scalarization reaches with the same budget.` : ""}`, !paired(board) && !tuned(board));
+  const every = [...points, ...trials, ...(line ? data.front.map(([x, y]) => ({ x, y })) : [])];
+  const f = frame(plot, tall(board), "Two primary metrics on validation", every.map(p => p.x), every.map(p => p.y), {
+    x: { pad: 0.08 }, y: { pad: 0.08 }, xName: `${first} ${higher[0] ? "→ better" : "← better"}`, yName: `${second} ${higher[1] ? "↑" : "↓"}` });
+  if (line) el(f.svg, "path", { d: path(data.front, f.X, f.Y), fill: "none", stroke: "var(--accent)", "stroke-width": 1.8, "stroke-dasharray": "5 4" });
+  for (const p of trials) el(f.svg, "circle", { ...slotted(state, p.name), cx: f.X(p.x), cy: f.Y(p.y), r: 2.6, fill: "var(--slot)", opacity: 0.55, "data-tip": `${p.name}, a trial\n${first} ${format(p.x)}\n${second} ${format(p.y)}` });
+  dots(f, points, state, p => `${p.name}\n${first} ${format(p.x)}\n${second} ${format(p.y)}`);
+  nameThem(f, points, state);
+}
+
+function lines(parent, height, title, series, state, names = {}) {
+  const all = series.filter(s => s.x.length);
+  if (!all.length) return;
+  const many = all.filter(s => !s.dotted).length > 3;  // bands would hide each other
+  const shown = s => many || s.dotted ? s.mean : [...s.mean, ...s.low, ...s.high];
+  const f = frame(parent, height, title, all.flatMap(s => s.x), known(all.flatMap(shown)), {
+    x: { pad: 0.02, whole: true }, y: { log: names.log, pad: 0.05 }, left: 48, ...names });
+  if (many) f.svg.classList.add("many");
+  const clip = `clip${++clips}`;
+  el(el(f.svg, "clipPath", { id: clip }), "rect", { x: f.left, y: f.top - 2, width: f.right - f.left, height: f.bottom - f.top + 2 });
+  for (const s of all) {
+    const g = el(f.svg, "g", { ...slotted(state, s.name), "clip-path": `url(#${clip})`, "data-tip": `${s.name}\n${s.dotted ? "training, " : ""}last ${format(s.mean[s.mean.length - 1])}` });
+    const ok = s.x.map((x, i) => i).filter(i => s.mean[i] !== null && (!names.log || s.mean[i] > 0));
+    const band = ok.filter(i => s.low[i] !== null && s.high[i] !== null && (!names.log || s.low[i] > 0));
+    if (band.length > 1 && !s.dotted) el(g, "path", { d: `${path([...band.map(i => [s.x[i], s.high[i]]), ...band.reverse().map(i => [s.x[i], s.low[i]])], f.X, f.Y)}Z`, fill: "var(--slot)", class: "band" });
+    const points = ok.map(i => [s.x[i], s.mean[i]]);
+    if (points.length === 1) el(g, "circle", { cx: f.X(points[0][0]), cy: f.Y(points[0][1]), r: 3, fill: "var(--slot)" });
+    else if (points.length) el(g, "path", { d: path(points, f.X, f.Y), fill: "none", stroke: "var(--slot)", "stroke-width": s.dotted ? 1.4 : 2, "stroke-linejoin": "round", "stroke-dasharray": s.dotted ? "2 3" : "none" });
+  }
+}
+
+function budget(board, state, parent) {
+  const series = Object.entries(board.budget).filter(([name]) => state.slot(name))
+    .map(([name, [mean, low, high]]) => ({ name, mean, low, high, x: mean.map((_, i) => i + 1) })).filter(s => known(s.mean).length);
+  if (!series.length) return;
+  const plot = card(parent, "What tuning buys", "The best validation score to be expected of n random trials; the band holds 95 % of what n fresh trials would end with.", Boolean(board.front) && paired(board));
+  lines(plot, 330, "Expected best of n trials", series, state, { xName: "trials", yName: "selection score ↑" });
+}
+
+function multiples(board, state, parent, title, text, wanted, options = {}) {
+  const chosen = board.drawn.filter(name => state.slot(name));
+  const groups = new Map();
+  for (const name of chosen) for (const [quantity, curve] of Object.entries(board.histories[name])) {
+    if (!wanted(quantity)) continue;
+    const key = quantity.replace(/ \((training|validation)\)$/, "");
+    if (!groups.has(key)) groups.set(key, []);
+    groups.get(key).push({ name, ...curve, dotted: quantity.endsWith("(training)") });
+  }
+  if (!groups.size) return;
+  const plot = card(parent, title, text, true);
+  const grid = html(plot, "div", "multiples");
+  const places = [...groups.keys()].map(key => {
+    const one = html(grid, "div");
+    html(one, "h3", "", key);
+    return one;
+  });  // all of them first: their number decides their width
+  [...groups].forEach(([key, series], i) => lines(places[i], 190, key, series, state, options[key] || {}));
+}
+
+function draw(section) {
+  const target = section.querySelector(".charts");
+  if (!target || section.hidden) return;
+  const board = boards[Number(section.dataset.board)];
+  const state = { slot: name => (section.slots.get(name) || 0) };
+  target.replaceChildren();
+  forest(board, state, target);
+  costs(board, state, target);
+  difference(board, state, target);
+  places(board, state, target);
+  front(board, state, target);
+  budget(board, state, target);
+  multiples(board, state, target, "Training", "Solid: validation, mean over seeds, with the least and the greatest seed as band. Dotted: training.", q => !q.startsWith("update "));
+  multiples(board, state, target, "Diagnostics", "The update of the shared parameters against the plain sum's gradient: its relative length, which is one with the learning rate, and their cosine. A diagnosis, not a quality.", q => q.startsWith("update "), { "update length": { log: true } });
+}
+
+// Chips say which methods are in colour; a ninth takes the place of the oldest.
+function chips(section) {
+  const bar = section.querySelector(".chips");
+  section.slots = new Map();
+  if (!bar) return;
+  const board = boards[Number(section.dataset.board)];
+  const start = [board.baseline, board.reference, ...board.names].filter(Boolean);
+  for (const name of [...new Set(start)].slice(0, Math.min(6, SLOTS))) section.slots.set(name, section.slots.size + 1);
+  const order = board.names.map(name => {
+    const chip = html(bar, "button", "chip", name);
+    chip.type = "button";
+    chip.addEventListener("click", () => {
+      const slots = section.slots;
+      if (slots.has(name)) slots.delete(name);
+      else {
+        if (slots.size === SLOTS) slots.delete(slots.keys().next().value);
+        const used = new Set(slots.values());
+        slots.set(name, [...Array(SLOTS).keys()].map(i => i + 1).find(i => !used.has(i)));
+      }
+      paint();
+      draw(section);
+    });
+    return [name, chip];
+  });
+  const paint = () => order.forEach(([name, chip]) => {
+    chip.setAttribute("aria-pressed", String(section.slots.has(name)));
+    chip.dataset.slot = section.slots.get(name) || 0;
+  });
+  paint();
+}
+
+const sections = [...document.querySelectorAll("section.board")];
+for (const section of sections) {
+  chips(section);
+  if (section.querySelector("table")) { sortable(section); filterable(section); }
+}
+const pick = document.getElementById("pick");
+function show(index) {
+  sections.forEach((section, i) => { section.hidden = i !== index; });
+  draw(sections[index]);
+}
+if (pick) pick.addEventListener("change", () => show(Number(pick.value)));
+show(pick ? Number(pick.value) : 0);
+let drawnAt = innerWidth, wait;
+addEventListener("resize", () => {
+  if (innerWidth === drawnAt) return;
+  clearTimeout(wait);
+  wait = setTimeout(() => { drawnAt = innerWidth; draw(sections.find(s => !s.hidden)); }, 120);
+});
+})();
