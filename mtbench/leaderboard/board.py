@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 
 ALPHA = 0.05
 COST = ("seconds_per_step", "cost_ratio", "peak_mib", "passes", "tuning_hours")
+_VANISHING = 1e-6  # of the largest mean
 _SEED = 0  # of the resampling: the same results give the same table
 
 
@@ -192,6 +193,14 @@ class _Scores:
         found = [i for i, n in enumerate(self.names) if self.cells[n][0].done["reference"]]
         return found[0] if len(found) == 1 else None
 
+    def _vanishing(self, reference: int | None) -> list[str]:
+        """Return the metrics in which the single-task row is next to 0: no unit for the others."""
+        if reference is None:
+            return []
+        sizes = np.abs(_moments(self.x)[0])
+        small = sizes[reference] < _VANISHING * np.nanmax(sizes, axis=0)
+        return [name for name, is_small in zip(self.primary, small, strict=True) if is_small]
+
     def board(
         self,
         title: str,
@@ -215,7 +224,15 @@ class _Scores:
         means, deviations = _moments(self.every)
         for m, name in enumerate(self.metrics):
             columns[name], columns[f"{name}_sd"] = means[:, m], deviations[:, m]
+        remarks = [note] if (note := statistics.interval_note(n)) and n > 1 else []
+        vanishing = self._vanishing(reference)
+        if vanishing:
+            names = " and ".join(vanishing)
+            remarks.append(f"no Δm: the single-task {names} is next to 0, which is no unit")
+            reference = None
         delta = self._delta_m(reference)
+        if np.isnan(delta[0]).all() and not vanishing:
+            remarks.append("no Δm: it needs exactly one locally run single-task row")
         columns["delta_m"], columns["delta_m_low"], columns["delta_m_high"] = delta
         columns["iqm"] = np.full(count, np.nan)
         if reference is not None and self.known[reference].all():
@@ -223,7 +240,6 @@ class _Scores:
             columns["iqm"] = statistics.iqm(change)
         columns["mean_rank"], columns["first"], places = self._ranks(ranked)
         columns |= self._against(base)
-        remarks = [note] if (note := statistics.interval_note(n)) and n > 1 else []
         costs = self._costs(reference, base)
         tests, verdict = self._tests(costs, base, ranked)
         columns |= tests

@@ -65,8 +65,6 @@ def notes(board: Board) -> list[str]:
         return lines
     if board.verdict:
         lines.append(board.verdict)
-    if board.rows["delta_m"].isna().all():
-        lines.append("no Δm: it needs exactly one locally run single-task row")
     if (board.rows["seeds"].max()) < 2:
         lines.append("one seed: no spread, and no order can be concluded from it")
     left_out = board.rows[~board.rows["complete"]]

@@ -86,6 +86,16 @@ def test_delta_m_of_a_negative_reference(tmp_path: Path) -> None:
     assert rows(board(tmp_path))["ew"]["delta_m"] == pytest.approx(-35)
 
 
+def test_a_reference_next_to_zero_is_no_unit(tmp_path: Path) -> None:
+    """An analytic task's single-task model reaches its minimum, 0."""
+    cell(tmp_path, "stl", 0, dice=0.5, error=1e-12)
+    cell(tmp_path, "ew", 0, dice=0.4, error=0.1)
+    found = board(tmp_path)
+    assert found.rows["delta_m"].isna().all()
+    assert any("single-task error is next to 0" in note for note in leaderboard.notes(found))
+    assert not any("exactly one locally run" in note for note in leaderboard.notes(found))
+
+
 def test_delta_m_uses_the_seeds_that_both_have(tmp_path: Path) -> None:
     cell(tmp_path, "stl", 1, dice=0.5, error=2.0)
     cell(tmp_path, "ew", 0, dice=0.1, error=9.0)
