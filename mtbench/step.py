@@ -105,7 +105,7 @@ class Step:
         self.engine = Engine(batched=False) if engine is None else engine
         self.loss_scale = loss_scale
         self._head_grads: list[tuple[Tensor | None, ...]] = []
-        self._gramians: dict[Space, Tensor] = {}
+        self.gramians: dict[Space, Tensor] = {}  # those computed so far
 
     @property
     def num_objectives(self) -> int:
@@ -290,7 +290,7 @@ class Step:
         Args:
             space: ``"shared"`` parameters, or ``"features"`` (no encoder backward is paid).
         """
-        if space not in self._gramians:
+        if space not in self.gramians:
             if space == "features":
                 self._need_features("gramian")
                 found = gramian(
@@ -306,8 +306,8 @@ class Step:
                 found = torch.stack([gramian(self._pull_back_all(group)) for group in groups]).sum(
                     0
                 )
-            self._gramians[space] = found / self.loss_scale**2
-        return self._gramians[space]
+            self.gramians[space] = found / self.loss_scale**2
+        return self.gramians[space]
 
     def assign(self, direction: Tensor, head_weights: Tensor | None = None) -> None:
         """Write a (d,) direction into the shared parameters' ``.grad``, and the heads' gradients.

@@ -39,7 +39,7 @@ from mtbench.grid import (
 )
 from mtbench.rundir import RunDirectory, Spec
 from mtbench.task import Progress, Splits
-from mtbench.trainer import Trainer
+from mtbench.trainer import Trainer, draw
 
 PINNED = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT"), "1")
 """The environment of a worker: one thread, one process."""
@@ -292,6 +292,8 @@ class _Work:
         splits = self._splits(cell)
         try:
             Trainer(spec, task, splits, method, run, _Silent(), 1, None, engine).run()
+            if spec.stage == "final" and spec.seed == self.grid.suite.budget.first_seed:
+                draw(run, task, splits, method)
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             place = f" ({Path(where.filename).name}, line {where.lineno})"

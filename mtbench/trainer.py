@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from mtbench.errors import RunError, UsageError
 from mtbench.method import Method
 from mtbench.model import MultitaskModel
 from mtbench.rundir import RunDirectory, Spec
-from mtbench.step import Step
+from mtbench.step import Space, Step
 from mtbench.task import Batch, Metric, Recipe, Split, Splits, Task
 
 SELECTION = "mean-primary"
@@ -68,7 +69,7 @@ class Progress:
     seconds: float = 0.0
     threads: int = 0
     batched: bool | None = None
-    update: dict[str, float] = field(default_factory=dict)
+    diagnostics: dict[str, dict[str, float]] = field(default_factory=dict)
     peak_mib: float = 0.0
 
 
@@ -170,6 +171,8 @@ class Trainer:
         threads: of torch on the CPU; by default measured at the start.
         init: weights to start from; `build` says how.
         engine: how Jacobians are computed; by default what this machine was measured to do best.
+        diagnose: whether the objectives' gradients are compared in the first step of every epoch,
+            for every method; otherwise for those that compute them anyway.
     """
 
     def __init__(
@@ -183,6 +186,7 @@ class Trainer:
         threads: int | None = None,
         init: Mapping[str, Tensor] | None = None,
         engine: Engine | None = None,
+        diagnose: bool = False,
     ) -> None:
         if len(splits.train) == 0:
             raise UsageError(f"task {spec.task}: the training split is empty")
@@ -190,6 +194,7 @@ class Trainer:
         self.observer, self.method, self.threads = observer, method, threads
         self.init = init
         self.engine = Engine(notebook=cache_dir()) if engine is None else engine
+        self.diagnose = diagnose
         self.device = torch.device(spec.device)
         self.recipe = Recipe(**spec.recipe)
         self.steps = math.ceil(len(splits.train) / self.recipe.batch_size)
@@ -316,9 +321,18 @@ class Trainer:
         losses = step.values.tolist()
         self._must_be_finite(losses, "loss")
         plain = _plain_gradient(step) if self.at.position == 0 else None
+        if plain is not None and self.diagnose:
+            for space in get_args(Space):
+                step.gramian(space)
         weights = self.balancer.backward(step)
         if plain is not None:
-            self.at.update = _compare(_flat([p.grad for p in step.shared], step.shared), plain)
+            update = _compare(_flat([p.grad for p in step.shared], step.shared), plain)
+            shown = [] if weights is None else weights.tolist()
+            self.at.diagnostics = {
+                "update": update,
+                "weights": dict(zip(self.task.objectives, shown, strict=False)),
+                **{f"{space} gradients": _alignment(G) for space, G in step.gramians.items()},
+            }
         del step, plain  # frees the graph before the optimizer allocates
         limit = math.inf if self.recipe.clip is None else self.recipe.clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
@@ -362,7 +376,7 @@ class Trainer:
             "val_loss": losses,
             "val": metrics,
             "score": score,
-            "update": self.at.update,
+            **self.at.diagnostics,
         }
         last = self.recipe.select == "last"
         if last or score > self.at.best_score or not self.at.history:
@@ -491,6 +505,34 @@ def _compare(update: Tensor, plain: Tensor) -> dict[str, float]:
         "length": lengths[0] / lengths[1],
         "cosine": (update @ plain).item() / (lengths[0] * lengths[1]),
     }
+
+
+def _alignment(gramian: Tensor) -> dict[str, float]:
+    """Return how the objectives' gradients lie to each other, over the pairs that have one.
+
+    The mean and the least cosine, and the mean magnitude similarity, 2 |g| |h| / (|g|^2 + |h|^2).
+    """
+    squares = gramian.diagonal()
+    j, k = torch.triu_indices(len(squares), len(squares), offset=1)
+    live = (squares[j] > 0) & (squares[k] > 0)
+    j, k = j[live], k[live]
+    if not len(j):
+        return {}
+    lengths = (squares[j] * squares[k]).sqrt()
+    cosines = gramian[j, k] / lengths
+    return {
+        "cosine": cosines.mean().item(),
+        "least cosine": cosines.min().item(),
+        "magnitude similarity": (2 * lengths / (squares[j] + squares[k])).mean().item(),
+    }
+
+
+def draw(run: RunDirectory, task: Task, splits: Splits, method: Method) -> list[Path]:
+    """Draw the task's figures of a trained cell, unless that is done; return the files."""
+    done = sorted(run.path.glob("*.png"))
+    if done or not (run.path / "best.pt").exists():
+        return done
+    return list(task.figures(load_trained(run, task, method), splits, run.path))
 
 
 def selection_score(metrics: dict[str, float], task: Task) -> float:

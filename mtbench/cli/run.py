@@ -10,7 +10,7 @@ from mtbench.cli.options import Plugins
 
 OPTIONS = (
     "method", "task", "data", "seed", "seeds", "epochs", "device", "precision", "set", "out",
-    "resume", "threads", "jacobian", "jacobian-parts", "init", "config", "plugin",
+    "resume", "threads", "jacobian", "jacobian-parts", "init", "diagnose", "config", "plugin",
 )  # fmt: skip
 
 
@@ -73,6 +73,10 @@ def run(
             metavar="FILE", help="What to run, as `mtbench tune` writes it; other options win."
         ),
     ] = None,
+    diagnose: Annotated[
+        bool,
+        typer.Option("--diagnose", help="Compare the objectives' gradients once an epoch."),
+    ] = False,
     plugin: Plugins = None,
 ) -> None:
     """Train methods on a task, then compare them.
@@ -119,6 +123,6 @@ def run(
     engine = partial(Engine, batched=batched, parts=jacobian_parts, notebook=cache_dir())
     run_cells(
         task, method, given, range(seed, seed + seeds), device, precision, out,
-        fresh=not resume, threads=threads, engine=engine, init=init, plugins=plugin or [],
-        options=OPTIONS,
+        fresh=not resume, threads=threads, engine=engine, init=init, diagnose=diagnose,
+        plugins=plugin or [], options=OPTIONS,
     )  # fmt: skip

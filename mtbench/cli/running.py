@@ -11,11 +11,10 @@ from mtbench.cell import Request, initial_weights
 from mtbench.cli.tables import print_board
 from mtbench.engine import Engine
 from mtbench.errors import RunError
-from mtbench.method import Method
 from mtbench.progress import Display
 from mtbench.rundir import RunDirectory
-from mtbench.task import History, Splits
-from mtbench.trainer import Trainer, load_trained, primary_metrics, resolve_device
+from mtbench.task import History
+from mtbench.trainer import Trainer, draw, primary_metrics, resolve_device
 
 
 def run_cells(
@@ -31,6 +30,7 @@ def run_cells(
     threads: int | None,
     engine: Callable[[], Engine],
     init: Path | None,
+    diagnose: bool,
     plugins: Sequence[Path],
     options: Sequence[str],
 ) -> None:
@@ -60,12 +60,12 @@ def run_cells(
                 if run.result() is None:
                     Trainer(
                         spec, request.task, splits, choice.method, run, display, threads,
-                        weights, engine(),
+                        weights, engine(), diagnose,
                     ).run()  # fmt: skip
                 else:
                     console.print(f"{choice.method.name} seed {seed}: already finished, not run")
-                drawn = sorted(run.path.glob("*.png"))  # a cell killed before its figures has none
-                pictures += drawn or _draw(run, request, splits, choice.method)
+                # A finished cell that was killed before its figures gets them now.
+                pictures += draw(run, request.task, splits, choice.method)
     cells = [History(run.spec().method, run.spec().seed, run.history()) for run in runs]
     overview = request.task.overview(cells, out / task)
     pictures = [*overview, *pictures]
@@ -82,13 +82,6 @@ def _must_be_writable(out: Path) -> None:
         raise RunError(
             f"--out {out}: cannot be written ({error.strerror}); choose another folder"
         ) from error
-
-
-def _draw(run: RunDirectory, request: Request, splits: Splits, method: Method) -> list[Path]:
-    if not (run.path / "best.pt").exists():
-        return []
-    predictor = load_trained(run, request.task, method)
-    return list(request.task.figures(predictor, splits, run.path))
 
 
 def _report(

@@ -20,6 +20,7 @@ from mtbench.leaderboard.board import ALPHA
 EPOCHS = 60  # of a curve at most
 CURVES = 24  # rows with curves at most: as many as can be told apart, several times over
 PICTURE = 300_000  # bytes that a picture may have as it is; a larger one is made smaller
+_DIAGNOSTICS = ("update", "weights", "shared gradients", "features gradients")
 PICTURES = 8_000_000  # bytes of a board's at most
 
 
@@ -214,7 +215,11 @@ def _history(cells: Sequence[Cell], primary: Iterable[str]) -> dict[str, Any]:
                     for k, v in record.get("val", {}).items()
                     if k in wanted
                 ),
-                *((f"update {k}", v) for k, v in record.get("update", {}).items()),
+                *(
+                    (f"{kind}: {k}", v)
+                    for kind in _DIAGNOSTICS
+                    for k, v in record.get(kind, {}).items()
+                ),
             ]
             for quantity, value in values:
                 if isinstance(value, int | float) and math.isfinite(value):

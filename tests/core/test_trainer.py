@@ -327,3 +327,29 @@ def test_a_sealed_test_says_when_it_was_opened(tiny: Path, tmp_path: Path) -> No
     (run.path / "test.json").write_text("{")
     with pytest.raises(RunError, match=r"test\.json: does not parse"):
         run.open_test()
+
+
+def test_gradients_are_compared_on_request_or_where_that_is_free(
+    tiny: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for method, diagnose in (("ew", False), ("ew", True), ("mgda", False)):
+        request = Request.of("tiny", [method], {"epochs": "2"}, [tiny])
+        splits = request.task.setup(0, lambda *_: None)
+        choice = request.choices[0]
+        spec = request.spec(choice, splits, 0, "fp32", "cpu")
+        run = RunDirectory.at(tmp_path / str(diagnose), spec)
+        trainer = Trainer(
+            spec, request.task, splits, choice.method, run, Silent(), 1, diagnose=diagnose
+        )
+        trainer.run()
+        found[method, diagnose] = run.history()[1], weights(run)
+    assert not any(key.endswith("gradients") for key in found["ew", False][0])
+    assert found["ew", False][0]["weights"] == {"sum": 1.0, "difference": 1.0}
+    assert set(found["mgda", False][0]) >= {"update", "weights", "shared gradients"}
+    diagnosed, plain = found["ew", True], found["ew", False]
+    for space in ("shared", "features"):
+        values = diagnosed[0][f"{space} gradients"]
+        assert -1 <= values["least cosine"] == values["cosine"] <= 1  # one pair
+        assert 0 < values["magnitude similarity"] <= 1
+    assert all(torch.equal(diagnosed[1][k], plain[1][k]) for k in plain[1])  # looking is free

@@ -82,7 +82,7 @@ def test_what_the_charts_are_drawn_from(runs: Path) -> None:
 def test_long_histories_are_thinned_and_broken_ones_end(tmp_path: Path) -> None:
     write(tmp_path, ["ls", "stl"], seeds=2, epochs=500)
     [one] = boards(tmp_path)
-    x = content.section(one).charts["histories"]["ls"]["update length"]["x"]
+    x = content.section(one).charts["histories"]["ls"]["update: length"]["x"]
     assert len(x) == content.EPOCHS
     assert (x[0], x[-1]) == (1, 500)
     for file in tmp_path.rglob("epochs.jsonl"):
