@@ -18,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from mtbench import cli, progress
+from tests.refusals import refused
 
 Mtbench = Callable[..., tuple[int, str, str]]
 METHODS = ("cagrad", "ew", "gradnorm", "ls", "mgda", "pcgrad", "rlar", "stl", "uw")
@@ -32,19 +33,6 @@ def words(tiny: Path, out: Path, *more: object, method: tuple[str, ...] = ("ew",
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def refused(answer: tuple[int, str, str], *said: str) -> str:
-    """Check that the answer is one clear line and exit code 2; return the line."""
-    code, out, err = answer
-    assert code == 2, err
-    assert err.startswith("error: ")
-    assert err.endswith("\n")
-    assert err.count("\n") == 1
-    assert "Traceback" not in out + err
-    for text in said:
-        assert text in err
-    return err
 
 
 def fresh(*line: str, **environment: str) -> subprocess.CompletedProcess[str]:

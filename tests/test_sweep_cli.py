@@ -19,6 +19,7 @@ from rich.console import Console
 from mtbench.cli.status import Watch
 from mtbench.grid import Grid, Order, State
 from mtbench.suite import load
+from tests.refusals import refused
 
 SUITE = """
 version = 1
@@ -270,16 +271,6 @@ def test_killed_at_random_moments_it_ends_the_same(tiny: Path, tmp_path: Path) -
     assert (code, err) == (0, ""), said
     assert not list(out.rglob("failed.json"))
     assert outcome(out) == outcome(tmp_path / "calm")
-
-
-def refused(answer: tuple[int, str, str], *said: str) -> None:
-    code, out, err = answer
-    assert code == 2, err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert "Traceback" not in out + err
-    for text in said:
-        assert text in err
 
 
 @pytest.mark.parametrize("command", ["plan", "sweep"])

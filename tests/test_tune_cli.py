@@ -14,6 +14,7 @@ import optuna
 import pytest
 
 from mtbench.rundir import find_runs
+from tests.refusals import refused
 
 Mtbench = Callable[..., tuple[int, str, str]]
 
@@ -22,17 +23,6 @@ COMMON = ("--task", "tiny", "--device", "cpu", "--threads", 1)
 
 def words(tiny: Path, out: Path, *more: object, method: str = "dwa") -> list[object]:
     return ["tune", "--plugin", tiny, *COMMON, "--method", method, "--out", out, *more]
-
-
-def refused(answer: tuple[int, str, str], *said: str) -> None:
-    """Check that the answer is one clear line and exit code 2."""
-    code, out, err = answer
-    assert code == 2, err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert "Traceback" not in out + err
-    for text in said:
-        assert text in err
 
 
 def only(out: Path, pattern: str) -> Path:

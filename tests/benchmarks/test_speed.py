@@ -12,6 +12,7 @@ from mtbench import Engine, Method
 from mtbench.cli import bench
 from mtbench_speed.contestants import floor, ours, plain
 from mtbench_speed.models import KINDS, Problem
+from tests.refusals import refused
 
 Mtbench = Callable[..., tuple[int, str, str]]
 SMALL = ("--width", 4, "--batch", 2, "--objectives", 2, "--rounds", 2, "--columns", 50)
@@ -111,16 +112,6 @@ def test_everybody_computes_what_it_should() -> None:
     problem.model.zero_grad = zero  # type: ignore[method-assign]
     floor(problem)(1)
     assert all(p.grad is None for p in problem.model.parameters())
-
-
-def refused(answer: tuple[int, str, str], *said: str) -> None:
-    code, out, err = answer
-    assert code == 2, err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert "Traceback" not in out + err
-    for text in said:
-        assert text in err
 
 
 def test_bad_words_are_refused(mtbench: Mtbench, tmp_path: Path) -> None:

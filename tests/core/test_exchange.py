@@ -21,6 +21,7 @@ from mtbench import cli, exchange
 from mtbench.errors import RunError
 from mtbench.leaderboard import boards
 from mtbench.rundir import RunDirectory, Spec, find_runs
+from tests.refusals import refused
 
 Mtbench = Callable[..., tuple[int, str, str]]
 Files = dict[str, bytes]
@@ -67,16 +68,6 @@ def records(folder: Path, method: str = "") -> dict[str, bytes]:
 def cell(out: Path, method: str = "ew", seed: int = 0) -> Path:
     [found] = out.glob(f"tiny/{method}/seed{seed}-*")
     return found
-
-
-def refused(answer: tuple[int, str, str], *said: str) -> None:
-    code, out, err = answer
-    assert code == 2, out + err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert "Traceback" not in out + err
-    for text in said:
-        assert text in err
 
 
 def forged(run: Path, result: dict[str, Any] | None = None, **changes: Any) -> tuple[str, Files]:
