@@ -458,7 +458,9 @@ class _Reporter:
     ) -> None:
         self.observer, self.trial = observer, trial
         self.last = spec.recipe["epochs"] - 1
-        for record in run.history():  # of the trial that was cut off
+        # What was cut off may repeat its last epoch: the record is written before the checkpoint.
+        self.reported = {record["epoch"] for record in run.history()}
+        for record in run.history():
             trial.report(record["score"], record["epoch"])
 
     def __getattr__(self, name: str) -> Any:
@@ -467,7 +469,8 @@ class _Reporter:
     def evaluated(self, record: dict[str, Any]) -> None:
         """Report an epoch's score."""
         self.observer.evaluated(record)
-        self.trial.report(record["score"], record["epoch"])
+        if record["epoch"] not in self.reported:
+            self.trial.report(record["score"], record["epoch"])
         if record["epoch"] < self.last and self.trial.should_prune():
             raise optuna.TrialPruned
 

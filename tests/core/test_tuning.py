@@ -164,6 +164,19 @@ def test_a_trial_that_was_cut_off_is_taken_up(make, mode: Mode, storage, tmp_pat
     assert len(list(find_runs([tmp_path]))) == 3
 
 
+def test_an_epoch_that_is_repeated_is_reported_once(make, tmp_path: Path) -> None:
+    """Killed after the record was written and before the checkpoint."""
+    with make() as study, pytest.raises(KeyboardInterrupt):
+        study.run(2, Silent(cut_after=5))
+    [unfinished] = [run for run in find_runs([tmp_path]) if run.result() is None]
+    assert unfinished.history()
+    (unfinished.path / "checkpoint.pt").unlink()
+    with make() as study:
+        study.run(2, watcher := Silent())
+        assert len(study.outcomes()) == 2
+    assert watcher.done == [0]
+
+
 def test_two_folders_share_a_storage(make, tmp_path: Path) -> None:
     own = {"storage": f"sqlite:///{tmp_path / 'shared.db'}"}
     with make(out=tmp_path / "a", **own) as one, pytest.raises(KeyboardInterrupt):
