@@ -384,7 +384,13 @@ def wilcoxon_holm(scores: ArrayLike, baseline: ArrayLike, alpha: float = 0.05) -
         [0.03125]
     """
     differences = np.asarray(scores, float) - np.asarray(baseline, float)
-    p = np.array([_wilcoxon(row) for row in differences])
+    sizes = np.sort(np.abs(differences), axis=1)
+    plain = (sizes[:, :1] > 0).any(axis=1) & (np.diff(sizes, axis=1) > 0).all(axis=1)  # no NaN, zero or tie
+    p = np.array(
+        [math.nan if done else _wilcoxon(row) for row, done in zip(differences, plain, strict=True)]
+    )
+    if plain.any():  # all at once: scipy's calls are slow one by one
+        p[plain] = stats.wilcoxon(differences[plain], axis=1).pvalue
     note = significance_note(differences.shape[1], int(np.isfinite(p).sum()), alpha)
     return Comparison(p, holm(p), note)
 
