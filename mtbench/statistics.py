@@ -385,7 +385,8 @@ def wilcoxon_holm(scores: ArrayLike, baseline: ArrayLike, alpha: float = 0.05) -
     """
     differences = np.asarray(scores, float) - np.asarray(baseline, float)
     sizes = np.sort(np.abs(differences), axis=1)
-    plain = (sizes[:, :1] > 0).any(axis=1) & (np.diff(sizes, axis=1) > 0).all(axis=1)  # no NaN, zero or tie
+    apart = np.all(np.diff(sizes, axis=1) > 0, axis=1)
+    plain: NDArray[np.bool_] = np.any(sizes[:, :1] > 0, axis=1) & apart  # no NaN, zero or tie
     p = np.array(
         [math.nan if done else _wilcoxon(row) for row, done in zip(differences, plain, strict=True)]
     )
