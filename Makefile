@@ -29,7 +29,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/tested: $(VENV)/installed
-	$(BIN)/pip install --quiet --group dev
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[all]' --group dev
 	$(BIN)/pip install --quiet --no-deps LibMTL==1.1.5  # a peer to compare with; it asks for torchvision
 	touch $@
 

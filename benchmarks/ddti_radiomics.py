@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from mtbench.cache import cache_dir
 from mtbench.cell import Request
-from mtbench_tasks.thyroid.radiomics import Standardiser, extract_all
+from mtbench_tasks._lesion.radiomics import Standardiser, extract_all
 
 
 def features(split):

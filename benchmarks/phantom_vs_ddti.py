@@ -25,8 +25,8 @@ from radiomics.featureextractor import RadiomicsFeatureExtractor
 from scipy import ndimage
 from skimage.transform import resize
 
+from mtbench_tasks._lesion.cases import Case, Image, Mask
 from mtbench_tasks.thyroid import ddti, phantom
-from mtbench_tasks.thyroid.cases import Case, Image, Mask
 
 View = tuple[Image, Mask]
 FEATURES = {

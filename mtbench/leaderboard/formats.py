@@ -14,10 +14,11 @@ def readable(board: Board) -> pd.DataFrame:
     rows = board.rows
     if rows.empty:
         return rows
-    shown = pd.DataFrame({"method": rows["method"], "seeds": rows["seeds"].astype(str)})
-    shown.loc[rows["diverged"] > 0, "seeds"] += [
-        f" (+{n} diverged)" for n in rows.loc[rows["diverged"] > 0, "diverged"]
+    seeds = [
+        f"{count} (+{lost} diverged)" if lost > 0 else str(count)
+        for count, lost in zip(rows["seeds"], rows["diverged"], strict=True)
     ]
+    shown = pd.DataFrame({"method": rows["method"], "seeds": seeds}, index=rows.index)
     if rows["trials"].any():
         shown["trials"] = rows["trials"].astype(str)
     for name, higher in board.primary.items():

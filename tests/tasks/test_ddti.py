@@ -17,7 +17,7 @@ from PIL import ImageDraw
 from scipy.ndimage import gaussian_filter1d
 
 from mtbench.errors import DataError
-from mtbench_tasks.thyroid.cases import Case, Collection
+from mtbench_tasks._lesion.cases import Case, Collection
 from mtbench_tasks.thyroid.ddti import GRADES, crop_sector, load, split_views
 
 ROOT = Path(__file__).resolve().parents[2]

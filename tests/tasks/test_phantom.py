@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mtbench.errors import UsageError
+from mtbench_tasks._lesion.cases import Case, Collection, Mask
 from mtbench_tasks.thyroid import phantom
-from mtbench_tasks.thyroid.cases import Case, Collection, Mask
 from mtbench_tasks.thyroid.phantom import Descriptors
 
 SIZE = 100

@@ -11,9 +11,10 @@ from joblib import Parallel, delayed
 from scipy.ndimage import gaussian_filter
 
 from mtbench.errors import DataError
-from mtbench_tasks.thyroid import ddti, radiomics
-from mtbench_tasks.thyroid.cases import Image, Mask
-from mtbench_tasks.thyroid.radiomics import FEATURES, Standardiser, extract, extract_all
+from mtbench_tasks._lesion import radiomics
+from mtbench_tasks._lesion.cases import Image, Mask
+from mtbench_tasks._lesion.radiomics import FEATURES, Standardiser, extract, extract_all
+from mtbench_tasks.thyroid import ddti
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("MTBENCH_DATA", ROOT.parent / "shared" / "data")) / "ddti"

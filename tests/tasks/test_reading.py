@@ -14,8 +14,9 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from mtbench.errors import DataError
-from mtbench_tasks.thyroid import reading
-from mtbench_tasks.thyroid.network import Risk
+from mtbench_tasks._lesion import reading
+from mtbench_tasks._lesion.network import Risk
+from mtbench_tasks.thyroid.ddti import split_views
 
 GRADES = ("low", "high")
 
@@ -45,7 +46,7 @@ def nothing(_: Tensor) -> None:
 
 
 def read(predict: Any, image: np.ndarray, folder: Path, spacing: float | None = None) -> Any:
-    return reading.read(predict, image, folder / "a.png", folder, 96, GRADES, spacing)
+    return reading.read(predict, image, folder / "a.png", folder, 96, GRADES, spacing, split_views)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp"])

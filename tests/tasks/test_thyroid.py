@@ -22,12 +22,13 @@ import mtbench_tasks.thyroid as thyroid
 from mtbench import Splits
 from mtbench.cell import Request
 from mtbench.errors import DataError
+from mtbench_tasks._lesion.augment import augment
+from mtbench_tasks._lesion.cases import Case, Collection, Reading
+from mtbench_tasks._lesion.grid import Placement, Prepared, prepare, to_input
+from mtbench_tasks._lesion.network import Risk
+from mtbench_tasks._lesion.scores import LesionMeter
+from mtbench_tasks._lesion.splits import FRACTIONS, CaseSplit, split_patients
 from mtbench_tasks.thyroid import ddti, phantom
-from mtbench_tasks.thyroid.augment import augment
-from mtbench_tasks.thyroid.cases import Case, Collection, Reading
-from mtbench_tasks.thyroid.network import Risk
-from mtbench_tasks.thyroid.scores import ThyroidMeter
-from mtbench_tasks.thyroid.splits import FRACTIONS, CaseSplit, Placement, split_patients, to_input
 
 Mtbench = Callable[..., tuple[int, str, str]]
 GRADES = ("1", "2", "3", "4")
@@ -43,6 +44,10 @@ def _one_process() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def population(tmp_path_factory: pytest.TempPathFactory) -> Collection:
     return phantom.load(size=24, workers=1)
+
+
+def on_grid(cases: list[Case], size: int) -> Prepared:
+    return prepare(Collection(tuple(cases), GRADES, "made up"), size, cache=None)
 
 
 def silent(what: str, done: int, total: int) -> None: ...
@@ -141,7 +146,7 @@ def test_image_and_mask_lie_on_each_other() -> None:
     mask[5:20, 60:80] = True
     image = np.where(mask, 255, 0).astype(np.uint8)
     case = Case("a", "a", image, (Reading("r", mask, 2),))
-    split = CaseSplit([case], case.readings, np.zeros((1, 3)), 96, None, 0.0)
+    split = CaseSplit([case], on_grid([case], 96), [(0, 0)], np.zeros((1, 3)), None, 0.0)
     batch = split.batch(torch.tensor([0]))
     assert batch["inputs"].shape == batch["mask"].shape == (1, 1, 96, 96)
     assert torch.equal(batch["inputs"] > 0.5, batch["mask"] > 0.5)
@@ -153,8 +158,9 @@ def test_missing_labels_in_a_batch() -> None:
     image, mask = np.full((20, 20), 90, np.uint8), np.ones((20, 20), dtype=bool)
     readings = [Reading("r", mask, 2), Reading("r", None, 3), Reading("r", mask, None)]
     cases = [Case(str(i), str(i), image, (r,)) for i, r in enumerate(readings)]
+    samples = [(i, 0) for i in range(3)]
     for high, categories in ((None, [2, 3, -1]), (3, [0, 1, -1])):
-        split = CaseSplit(cases, readings, np.zeros((3, 2)), 32, high, 0.0)
+        split = CaseSplit(cases, on_grid(cases, 32), samples, np.zeros((3, 2)), high, 0.0)
         batch = split.batch(torch.arange(3), torch.Generator())
         assert batch["category"].tolist() == categories
         assert batch["has_mask"].tolist() == [True, False, True]
@@ -357,7 +363,7 @@ def small_splits(collection: Collection, **parameters: Any) -> tuple[thyroid.Thy
     """The task at its smallest, on a collection, without a cache."""
     task = thyroid.Thyroid(image_size=32, width=4, **parameters)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(thyroid, "load", lambda *_: collection)
+        patch.setattr(thyroid.Thyroid, "collection", lambda *_: collection)
         return task, task.setup(0, silent)
 
 
@@ -398,16 +404,16 @@ def test_the_radiomics_target_is_fitted_on_training_alone(population: Collection
         cases = [
             dataclasses.replace(
                 case,
-                image=255 - case.image,
+                pixels=255 - case.image,
                 readings=tuple(
-                    dataclasses.replace(r, mask=np.roll(r.mask, 7, 1)) for r in case.readings
+                    dataclasses.replace(r, contour=np.roll(r.mask, 7, 1)) for r in case.readings
                 ),
             )
             if case.name in names
             else case
             for case in population.cases
         ]
-        return dataclasses.replace(population, cases=tuple(cases))
+        return dataclasses.replace(population, cases=tuple(cases), fingerprint=str(names))
 
     for part, moves in ((before.test, False), (before.val, False), (before.train, True)):
         assert isinstance(part, CaseSplit)
@@ -442,7 +448,7 @@ def test_setup_is_paired_by_seed(population: Collection) -> None:
         torch.testing.assert_close(first[key], second[key], rtol=0, atol=0, equal_nan=True)
     task = thyroid.Thyroid(image_size=32, width=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(thyroid, "load", lambda *_: population)
+        patch.setattr(thyroid.Thyroid, "collection", lambda *_: population)
         other = task.setup(1, silent)
     assert isinstance(one.test, CaseSplit)
     assert isinstance(other.test, CaseSplit)
@@ -457,7 +463,7 @@ def test_low_and_high(population: Collection) -> None:
     for reading, category in zip(splits.train.readings, splits.train.category, strict=True):
         assert reading.category is not None
         assert category == (reading.category >= phantom.GRADES.index("TR4"))
-    out = task.model()(splits.train.inputs[:2])
+    out = task.model()(splits.train.batch(torch.arange(2))["inputs"])
     assert out[1].logits.shape == (2, 2)
     ours = thyroid.Thyroid(source="ddti", target="low-high")
     assert ours.grades == ("low", "high")
@@ -465,8 +471,9 @@ def test_low_and_high(population: Collection) -> None:
 
 
 def test_too_few_cases_are_refused(population: Collection) -> None:
+    few = dataclasses.replace(population, cases=population.cases[:2], fingerprint="few")
     with pytest.raises(DataError, match="2 cases are too few to be split in three"):
-        small_splits(dataclasses.replace(population, cases=population.cases[:2]))
+        small_splits(few)
 
 
 # The network
@@ -513,7 +520,7 @@ def measure(
     p, y = torch.tensor(probabilities, dtype=torch.float64), torch.tensor(categories)
     truth = torch.ones(len(y), 1, 2, 2) if masks is None else torch.tensor(masks)[:, None].float()
     said = truth if planes is None else torch.tensor(planes)[:, None].float()
-    meter = ThyroidMeter(grades, high)
+    meter = LesionMeter(grades, high)
     for rows in torch.arange(len(y)).chunk(batches):
         risk = Risk(p[rows].log(), torch.zeros(len(rows), 1))
         has_mask = torch.ones(len(rows), dtype=torch.bool)
@@ -590,7 +597,7 @@ def test_cases_without_a_label_are_left_out_of_the_scores() -> None:
     assert math.isnan(found["auroc"])
     assert math.isnan(found["balanced_accuracy"])
     assert found["dice"] == 1
-    meter = ThyroidMeter(GRADES, 3)
+    meter = LesionMeter(GRADES, 3)
     batch = {
         "mask": torch.zeros(1, 1, 4, 4), "has_mask": torch.tensor([False]),
         "category": torch.tensor([1]),

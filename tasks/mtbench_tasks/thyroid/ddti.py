@@ -29,12 +29,11 @@ from PIL import Image as Pillow
 from PIL import ImageDraw
 
 from mtbench.errors import DataError
-from mtbench_tasks.thyroid.cases import Case, Collection, Image, Reading
+from mtbench_tasks._lesion.cases import Case, Collection, Image, Reading, View
 
 GRADES = ("2", "3", "4a", "4b", "4c", "5")
 VERSION = 1  # part of the fingerprint: raise it when the same files give other cases
 
-View = tuple[slice, slice]
 Contour = list[tuple[float, float]]
 
 # Grey values up to BLACK are background, JPEG noise included. Rows and columns of the sector are

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from mtbench.errors import UsageError
-from mtbench_tasks.thyroid.cases import Case, Collection, Image, Mask, Progress, Reading
+from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, Progress, Reading
 
 VERSION = 1
 """Part of every seed and of the cache key: raise it with any change that changes an image."""
@@ -681,7 +681,7 @@ def _case(i: int, record: Record) -> Case:
     return Case(
         name=f"phantom-{i:05d}",
         patient=f"phantom-{i:05d}",
-        image=record["images"][i].astype(np.uint8, copy=False),
+        pixels=record["images"][i].astype(np.uint8, copy=False),
         readings=readings[1:],
         truth=readings[0],
         spacing=float(record["spacing"][i]),

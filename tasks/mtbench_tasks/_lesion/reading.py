@@ -1,6 +1,6 @@
 """Reading a new image with a trained model: mask, category, axes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from skimage.measure import find_contours, label
 
 from mtbench.errors import DataError
 from mtbench.task import Predictor
-from mtbench_tasks.thyroid.cases import Image, Mask
-from mtbench_tasks.thyroid.ddti import split_views
-from mtbench_tasks.thyroid.splits import Placement, to_input
+from mtbench_tasks._lesion.cases import Image, Mask, View
+from mtbench_tasks._lesion.grid import Placement, to_input
 
 CONTOUR = (255, 196, 0)
 
@@ -72,8 +71,9 @@ def read(
     size: int,
     grades: Sequence[str],
     spacing: float | None,
+    views_of: Callable[[Image], Sequence[View]],
 ) -> dict[str, Any]:
-    """Read one image: scanner screens are cropped, and split into their views, as in training.
+    """Read one image, each of its views by itself, as in training.
 
     Writes ``NAME_mask.png`` (0 or 255, the image's own resolution) and ``NAME_overlay.png``.
 
@@ -83,7 +83,7 @@ def read(
     """
     whole = np.zeros(image.shape, dtype=bool)
     views = []
-    for box in split_views(image):
+    for box in views_of(image):
         mask, probabilities = _predict(predictor, image[box], size)
         whole[box] = mask
         long_axis, short_axis = axes(mask) if mask.any() else (0.0, 0.0)

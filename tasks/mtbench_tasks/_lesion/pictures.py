@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mtbench.task import Predictor
-from mtbench_tasks.thyroid.cases import Collection
-from mtbench_tasks.thyroid.splits import CaseSplit, Placement
+from mtbench_tasks._lesion.cases import Collection
+from mtbench_tasks._lesion.grid import Placement
+from mtbench_tasks._lesion.splits import CaseSplit
 
 READER, TRUTH, PREDICTION = "#4cc9f0", "#ffffff", "#ffc400"
 
@@ -40,12 +41,13 @@ def panel(predictor: Predictor, split: CaseSplit, grades: Sequence[str], file: P
     simulated = any(split.cases[i].truth is not None for i in chosen)
     for row, (i, axis) in enumerate(zip(chosen, axes, strict=False)):
         case = split.cases[i]
-        axis.imshow(case.image, cmap="gray", vmin=0, vmax=255)
+        image = case.image
+        axis.imshow(image, cmap="gray", vmin=0, vmax=255)
         readers = case.readings if case.truth is not None else ()
         for reading in readers:
             _contour(axis, reading.mask, READER)
         _contour(axis, split.readings[i].mask, TRUTH if simulated else READER)
-        placement = Placement((case.image.shape[0], case.image.shape[1]), logits.shape[-1])
+        placement = Placement((image.shape[0], image.shape[1]), logits.shape[-1])
         plane = placement.from_grid(logits[row, 0].float().cpu()).numpy()
         _contour(axis, plane > 0, PREDICTION)
         known = int(batch["category"][row])

@@ -6,10 +6,9 @@ difference of grey levels is a ratio of echo amplitudes, whatever the gain: cont
 differences here, not quotients. Textures are computed on grey levels binned by `BIN_WIDTH`.
 """
 
-import hashlib
 import itertools
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mtbench.errors import DataError
-from mtbench_tasks.thyroid.cases import Image, Mask, Progress
+from mtbench_tasks._lesion.cases import Image, Mask, Progress, digest, read
 
 Vector = NDArray[np.float64]
 
@@ -100,8 +99,9 @@ def extract(image: Image, mask: Mask) -> Vector:
 
 
 def extract_all(
-    images: Sequence[Image],
-    masks: Sequence[Mask],
+    images: Sequence[Image | Callable[[], Image]],
+    masks: Sequence[Mask | Callable[[], Mask]],
+    keys: Sequence[str] | None = None,
     *,
     cache: Path | None,
     workers: int | None = None,
@@ -110,16 +110,20 @@ def extract_all(
     """Compute the radiomics of N masks, (N, len(FEATURES)), in parallel and once for all.
 
     Args:
-        images: (H, W) each, of any sizes.
-        masks: of their images' shapes.
-        cache: folder of `radiomics.sqlite`, keyed by content; None computes everything.
+        images: (H, W) each, of any sizes, or what reads them.
+        masks: of their images' shapes, or what reads them.
+        keys: for each pair what its content is known by; by default hashes of both.
+        cache: folder of `radiomics.sqlite`, which knows the keys; None computes everything.
         workers: processes; None is one a core.
         progress: called with (done, N) at the start and after each.
 
     Raises:
         DataError: the cache folder cannot be written.
     """
-    keys = [_key(image, mask) for image, mask in zip(images, masks, strict=True)]
+    if keys is None:
+        pairs = zip(images, masks, strict=True)
+        keys = [f"{digest(read(image))} {digest(read(mask))}" for image, mask in pairs]
+    keys = [f"{VERSION} {key}" for key in keys]
     with closing(_open(cache)) as store:
         select = "SELECT key, vector FROM features WHERE key = ? AND length(vector) = ?"
         rows = (store.execute(select, (key, 8 * len(FEATURES))).fetchone() for key in keys)
@@ -195,7 +199,10 @@ def _edge_sharpness(image: Vector, mask: Mask) -> float:
 
 
 def _in_any_order(
-    images: Sequence[Image], masks: Sequence[Mask], wanted: list[int], workers: int | None
+    images: Sequence[Image | Callable[[], Image]],
+    masks: Sequence[Mask | Callable[[], Mask]],
+    wanted: list[int],
+    workers: int | None,
 ) -> Iterator[tuple[int, Vector]]:
     """Extract the wanted ones, in this process or in several."""
     jobs = ((i, images[i], masks[i]) for i in wanted)
@@ -208,13 +215,10 @@ def _in_any_order(
         yield from run(itertools.starmap(delayed(_numbered), jobs))
 
 
-def _numbered(i: int, image: Image, mask: Mask) -> tuple[int, Vector]:
-    return i, extract(image, mask)
-
-
-def _key(image: Image, mask: Mask) -> str:
-    head = f"{VERSION} {image.dtype} {image.shape} {mask.shape} ".encode()
-    return hashlib.sha256(head + image.tobytes() + mask.tobytes()).hexdigest()
+def _numbered(
+    i: int, image: Image | Callable[[], Image], mask: Mask | Callable[[], Mask]
+) -> tuple[int, Vector]:
+    return i, extract(read(image), read(mask))
 
 
 def _open(folder: Path | None) -> sqlite3.Connection:

@@ -36,7 +36,7 @@ def metrics(grades: Sequence[str]) -> dict[str, Metric]:
     }
 
 
-class ThyroidMeter(Meter):
+class LesionMeter(Meter):
     """Dice, IoU, 95 % Hausdorff distance; AUROC and the other scores of the category.
 
     Mask metrics are means over images, on the network's grid, the distance in its pixels; an empty

@@ -1,7 +1,9 @@
-"""The loader contract: what every source of thyroid ultrasound hands to the task."""
+"""The loader contract: what every source of ultrasound images hands to the task."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,21 @@ Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Progress = Callable[[int, int], None]
 """Called with (done, total) while something long goes on."""
+View = tuple[slice, slice]
+"""Rows and columns of an image."""
+
+Array = TypeVar("Array", bound=NDArray[Any])
+
+
+def read(array: Array | Callable[[], Array]) -> Array:
+    """Return an array that is there, or is read now."""
+    return array() if callable(array) else array
+
+
+def digest(array: NDArray[Any]) -> str:
+    """Return a hash of an array's type, shape and content."""
+    head = f"{array.dtype} {array.shape} ".encode()
+    return hashlib.sha256(head + array.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -18,13 +35,18 @@ class Reading:
 
     Attributes:
         reader: the reader's name.
-        mask: (H, W) nodule mask, or None where the reader drew no usable contour.
+        contour: the (H, W) lesion mask, or what reads it; None where no usable one was drawn.
         category: index into the source's `grades`, or None where none was given.
     """
 
     reader: str
-    mask: Mask | None
+    contour: Mask | Callable[[], Mask] | None
     category: int | None
+
+    @property
+    def mask(self) -> Mask | None:
+        """The lesion mask, (H, W), read now."""
+        return None if self.contour is None else read(self.contour)
 
 
 @dataclass(frozen=True)
@@ -34,7 +56,7 @@ class Case:
     Attributes:
         name: unique within its source.
         patient: the unit that splits must not divide.
-        image: (H, W) grey values.
+        pixels: the (H, W) grey values, or what reads them: a large source is not held in memory.
         readings: at least one; training and validation labels come from these.
         truth: the ground truth, where one exists (simulation); otherwise tests use the readings.
         spacing: millimetres per pixel (isotropic), or None where unknown.
@@ -43,11 +65,16 @@ class Case:
 
     name: str
     patient: str
-    image: Image
+    pixels: Image | Callable[[], Image]
     readings: tuple[Reading, ...]
     truth: Reading | None = None
     spacing: float | None = None
     descriptors: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def image(self) -> Image:
+        """The grey values, (H, W), read now."""
+        return read(self.pixels)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,196 @@
+"""From images of any size to the network's square grid, once for all, on disk."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from joblib import Parallel, cpu_count, delayed
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtbench.errors import DataError
+from mtbench_tasks._lesion.cases import Collection, Image, Progress, digest
+
+VERSION = 1  # part of every cache key: raise it when the same cases give another grid
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How an image lies on the network's square grid: scaled by its longer side, then padded.
+
+    The scale is the same in both directions: taller-than-wide must stay so.
+
+    Attributes:
+        shape: (H, W) of the image.
+        size: side of the grid.
+    """
+
+    shape: tuple[int, int]
+    size: int
+
+    @property
+    def box(self) -> tuple[slice, slice]:
+        """Rows and columns of the grid that the image covers."""
+        longest = max(self.shape)
+        height, width = (max(1, round(side * self.size / longest)) for side in self.shape)
+        top, left = (self.size - height) // 2, (self.size - width) // 2
+        return slice(top, top + height), slice(left, left + width)
+
+    def to_grid(self, plane: NDArray[np.float32]) -> Tensor:
+        """Return an (H, W) plane on the grid, (size, size), zero outside."""
+        rows, columns = self.box
+        grid = torch.zeros(self.size, self.size)
+        grid[self.box] = F.interpolate(
+            torch.from_numpy(plane)[None, None],
+            size=(rows.stop - rows.start, columns.stop - columns.start),
+            mode="bilinear",
+            antialias=True,
+        )[0, 0]
+        return grid
+
+    def from_grid(self, grid: Tensor) -> Tensor:
+        """Return a (size, size) plane at the image's own resolution, (H, W)."""
+        return F.interpolate(grid[self.box][None, None], size=self.shape, mode="bilinear")[0, 0]
+
+
+def to_input(image: Image, size: int) -> Tensor:
+    """Return an image as the network takes it, (1, size, size), 0 to 1."""
+    shape = (image.shape[0], image.shape[1])
+    return Placement(shape, size).to_grid((image / 255).astype(np.float32))[None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The N cases of a collection on the grid, S x S; the arrays lie on disk and are read by batch.
+
+    Attributes:
+        inputs: (N, 1, S, S) float32, 0 to 1.
+        masks: (M, 1, S, S) uint8, 0 or 1, one per contour.
+        rows: for each case the row of `masks` of each reading, then of the truth where there is
+            one; -1 without a contour.
+        images: for each case the hash of its image's content.
+        contours: for each row of `masks` the hash of its content.
+        broken: what is wrong with the cases that could not be read, by their number.
+    """
+
+    inputs: NDArray[np.float32]
+    masks: NDArray[np.uint8]
+    rows: list[list[int]]
+    images: list[str]
+    contours: list[str]
+    broken: dict[int, str]
+
+
+def prepare(
+    collection: Collection, size: int, cache: Path | None, progress: Progress | None = None
+) -> Prepared:
+    """Bring a collection to the grid, in parallel, or read it from `cache`.
+
+    Args:
+        collection: the cases.
+        size: S, side of the grid.
+        cache: folder for one folder per collection and size; a broken one is made anew. None:
+            everything is made, in memory.
+        progress: called with (done, total).
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
+    if cache is None:
+        return _make(collection, size, None, progress)
+    key = hashlib.sha256(f"{VERSION} {size} {collection.fingerprint}".encode()).hexdigest()[:24]
+    folder = cache / "grids" / key
+    if (found := _fetch(folder)) is None:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+                _make(collection, size, Path(temporary), progress)
+                shutil.rmtree(folder, ignore_errors=True)
+                shutil.copytree(temporary, folder, copy_function=shutil.move)
+        except OSError as error:
+            raise DataError(
+                f"the cache {folder} cannot be written ({error}); make room or access for it, or "
+                "set MTBENCH_CACHE to another folder"
+            ) from error
+        found = _fetch(folder)
+        assert found is not None
+    return found
+
+
+def _make(
+    collection: Collection, size: int, folder: Path | None, progress: Progress | None
+) -> Prepared:
+    cases = collection.cases
+    rows: list[list[int]] = []
+    count = 0
+    for case in cases:
+        said = [*case.readings, *([case.truth] if case.truth else [])]
+        drawn = [reading.contour is not None for reading in said]
+        rows.append([count + sum(drawn[:i]) if here else -1 for i, here in enumerate(drawn)])
+        count += sum(drawn)
+
+    def empty(name: str, shape: tuple[int, ...], kind: type) -> NDArray[Any]:
+        if folder is None or 0 in shape:
+            return np.zeros(shape, kind)
+        made: NDArray[Any] = np.lib.format.open_memmap(folder / name, "w+", kind, shape)
+        return made
+
+    inputs = empty("inputs.npy", (len(cases), 1, size, size), np.float32)
+    masks = empty("masks.npy", (count, 1, size, size), np.uint8)
+    images, contours = [""] * len(cases), [""] * count
+    broken: dict[int, str] = {}
+
+    def bring(i: int) -> None:
+        case = cases[i]
+        try:
+            image = case.image
+            said = [*case.readings, *([case.truth] if case.truth else [])]
+            found = [mask for reading in said if (mask := reading.mask) is not None]
+            if wrong := [mask.shape for mask in found if mask.shape != image.shape]:
+                raise DataError(
+                    f"{case.name}: a mask has the image's size, {image.shape}, found {wrong[0]}"
+                )
+        except DataError as error:
+            broken[i] = str(error)
+            return
+        inputs[i], images[i] = to_input(image, size), digest(image)
+        placement = Placement((image.shape[0], image.shape[1]), size)
+        for row, mask in zip((r for r in rows[i] if r >= 0), found, strict=True):
+            masks[row] = placement.to_grid(mask.astype(np.float32)) > 0.5
+            contours[row] = digest(mask)
+
+    # Threads: decoding, interpolation and hashing all let go of the interpreter.
+    run = Parallel(n_jobs=cpu_count(), backend="threading", return_as="generator")
+    for done, _ in enumerate(run(delayed(bring)(i) for i in range(len(cases))), 1):
+        if progress is not None:
+            progress(done, len(cases))
+    if folder is not None:
+        index = {"rows": rows, "images": images, "contours": contours, "broken": broken}
+        (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        for name, array in (("inputs.npy", inputs), ("masks.npy", masks)):
+            if not isinstance(array, np.memmap):
+                np.save(folder / name, array)
+    return Prepared(inputs, masks, rows, images, contours, dict(sorted(broken.items())))
+
+
+def _fetch(folder: Path) -> Prepared | None:
+    """Read what `prepare` wrote; None when it is absent or broken."""
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        inputs, masks = _open(folder / "inputs.npy"), _open(folder / "masks.npy")
+        broken = {int(i): text for i, text in index["broken"].items()}
+        return Prepared(inputs, masks, index["rows"], index["images"], index["contours"], broken)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _open(file: Path) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(file, mmap_mode="c")
+    return array
