@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mtbench.method import Method, combine
     from mtbench.model import MultitaskModel
     from mtbench.step import Step
-    from mtbench.task import Metric, Split, Splits, Task
+    from mtbench.task import Metric, Recipe, Split, Splits, Task
 
 __version__ = "0.1.0"
 
@@ -32,6 +32,7 @@ _HOMES = {
     "Metric": "task",
     "MtbenchError": "errors",
     "MultitaskModel": "model",
+    "Recipe": "task",
     "Scalarizer": "balancer",
     "Split": "task",
     "Splits": "task",
@@ -59,6 +60,7 @@ __all__ = [  # noqa: RUF022 - the reading order
     "Split",
     "Splits",
     "Metric",
+    "Recipe",
     "MtbenchError",
     "UsageError",
 ]

@@ -1,12 +1,14 @@
-"""The table of methods, made from their classes."""
+"""What the plugins are, found out from their classes."""
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from mtbench import params
 from mtbench.balancer import Aggregator, Balancer, Scalarizer, Weighting, WeightingWrapper, Wrapper
-from mtbench.registry import Entry
+from mtbench.errors import PluginError, UsageError, did_you_mean
+from mtbench.registry import Entry, Kind, entries
 from mtbench.search import search_space
 
 _FAMILIES = {  # the first that fits
@@ -17,6 +19,25 @@ _FAMILIES = {  # the first that fits
     Aggregator: "Jacobian",
     Balancer: "anything",
 }
+
+
+def kind_of(name: str, plugins: Iterable[Path] = ()) -> Kind:
+    """Return whether a name is a method's or a task's.
+
+    Raises:
+        UsageError: it is neither's; the message suggests one.
+    """
+    plugins = list(plugins)
+    methods, tasks = entries("method", plugins), entries("task", plugins)
+    if name not in methods and name not in tasks:
+        raise UsageError(f"no method or task {name!r}: {did_you_mean(name, {*methods, *tasks})}")
+    if name not in methods or name not in tasks:
+        return "method" if name in methods else "task"
+    try:  # a plugin file is listed as both
+        methods[name].load(Balancer)
+    except PluginError:
+        return "task"
+    return "method"
 
 
 def family(method: type[Balancer]) -> str:
@@ -44,7 +65,7 @@ def _markdown(text: str) -> str:
     return re.sub(r":math:`(.*?)`", r"$\1$", text).replace("``", "`")
 
 
-def markdown(entries: Mapping[str, Entry]) -> str:
+def markdown(methods: Mapping[str, Entry]) -> str:
     """Return the methods as a Markdown table, and their deviations as a list."""
     lines = [
         "| method | what it does | works on | a step costs | parameters (search space) | paper | "
@@ -52,7 +73,7 @@ def markdown(entries: Mapping[str, Entry]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     notes = []
-    for name, entry in entries.items():
+    for name, entry in methods.items():
         method = entry.load(Balancer)
         space = search_space(method)
         own = [

@@ -1,4 +1,4 @@
-"""Running the conformance suite on one method, with a verdict for people."""
+"""Running a conformance suite on one plugin, with a verdict for people."""
 
 import inspect
 import os
@@ -10,16 +10,25 @@ from typing import Any
 import pytest
 
 from mtbench.method import Method
-from mtbench.testing import BalancerContract, Make
+from mtbench.testing import BalancerContract, Make, MakeTask, TaskContract
 
 
-class TestContract(BalancerContract):
-    """The suite on the method that `verdicts` was given."""
+class TestMethod(BalancerContract):
+    """The suite on the method that `of_method` was given."""
 
     @pytest.fixture
-    def make(self, method: Method) -> Make:
+    def make(self, subject: Method) -> Make:
         """Return the method."""
-        return method
+        return subject
+
+
+class TestTask(TaskContract):
+    """The suite on the task that `of_task` was given."""
+
+    @pytest.fixture
+    def make(self, subject: MakeTask) -> MakeTask:
+        """Return the task."""
+        return subject
 
 
 @dataclass
@@ -40,22 +49,22 @@ class Verdict:
 
 
 class _Recorder:
-    """The pytest plugin that hands over the method and takes down what happens."""
+    """The pytest plugin that hands over what is tested and takes down what happens."""
 
-    def __init__(self, method: Method) -> None:
-        self._method = method
+    def __init__(self, suite: type, subject: object) -> None:
+        self._suite, self._subject = suite, subject
         self.verdicts: dict[str, Verdict] = {}
 
-    @pytest.fixture(name="method")
-    def _fixture(self) -> Method:
-        return self._method
+    @pytest.fixture(name="subject")
+    def _fixture(self) -> object:
+        return self._subject
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         """Count a report of pytest's."""
         if report.when != "call" and report.passed:
             return
         name, _, case = report.nodeid.rpartition("::")[2].partition("[")
-        rule = (inspect.getdoc(getattr(TestContract, name)) or name).splitlines()[0]
+        rule = (inspect.getdoc(getattr(self._suite, name)) or name).splitlines()[0]
         verdict = self.verdicts.setdefault(name, Verdict(rule))
         setattr(verdict, report.outcome, getattr(verdict, report.outcome) + 1)
         if not report.passed:
@@ -67,16 +76,26 @@ def _why(report: Any) -> str:
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash is not None else str(report.longrepr)
-    return str(text).strip().splitlines()[0]
+    return str(text).strip().splitlines()[0].removeprefix("AssertionError: ")
 
 
-def verdicts(method: Method) -> Sequence[Verdict]:
-    """Run the suite on a method and return how each rule went, in the suite's order."""
-    recorder = _Recorder(method)
+def of_method(method: Method) -> Sequence[Verdict]:
+    """Run the suite of methods and return how each rule went, in the suite's order."""
+    return _verdicts(TestMethod, method)
+
+
+def of_task(make: MakeTask) -> Sequence[Verdict]:
+    """Run the suite of tasks and return how each rule went, in the suite's order."""
+    return _verdicts(TestTask, make)
+
+
+def _verdicts(suite: type, subject: object) -> Sequence[Verdict]:
+    recorder = _Recorder(suite, subject)
     pytest.main(
         [
-            str(Path(__file__)), "-p", "no:cacheprovider", "-p", "no:terminal", "--noconftest",
-            "-c", os.devnull, "--rootdir", str(Path(__file__).parent), "--import-mode=importlib",
+            f"{Path(__file__)}::{suite.__name__}", "-p", "no:cacheprovider", "-p", "no:terminal",
+            "--noconftest", "-c", os.devnull, "--rootdir", str(Path(__file__).parent),
+            "--import-mode=importlib",
         ],
         plugins=[recorder],
     )  # fmt: skip

@@ -5,7 +5,32 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mtbench.errors import PluginError
+
 View = Callable[[tuple[Tensor, ...], int], tuple[Tensor, ...]]
+
+
+class _OneFeature(nn.Module):
+    """An encoder of ordinary make, its tensor as a tuple."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, inputs: Any) -> tuple[Tensor, ...]:
+        return (self.body(inputs),)
+
+
+class _OnOneFeature(nn.Module):
+    """A head of ordinary make, on the only feature."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, features: tuple[Tensor, ...]) -> Any:
+        (feature,) = features
+        return self.body(feature)
 
 
 class MultitaskModel(nn.Module):
@@ -24,9 +49,27 @@ class MultitaskModel(nn.Module):
         self.heads = nn.ModuleList(heads)
         self.latent = latent
 
+    @classmethod
+    def single_feature(cls, encoder: nn.Module, heads: Sequence[nn.Module]) -> "MultitaskModel":
+        """Return the model of ordinary modules: the encoder gives one tensor, every head takes it.
+
+        >>> import torch
+        >>> heads = [nn.Linear(8, 1), nn.Linear(8, 3)]
+        >>> model = MultitaskModel.single_feature(nn.Linear(4, 8), heads)
+        >>> [output.shape[1] for output in model(torch.zeros(5, 4))]
+        [1, 3]
+        """
+        return cls(_OneFeature(encoder), [_OnOneFeature(head) for head in heads])
+
     def encode(self, inputs: Any) -> tuple[Tensor, ...]:
         """Return the features, none of them computed from another as autograd sees it."""
-        return tuple(feature.view_as(feature) for feature in self.encoder(inputs))
+        features = self.encoder(inputs)
+        if isinstance(features, Tensor):  # it would be taken for a tuple of its rows
+            raise PluginError(
+                "an encoder returns a tuple of features, found one tensor: make the model of "
+                "ordinary modules by MultitaskModel.single_feature(encoder, heads)"
+            )
+        return tuple(feature.view_as(feature) for feature in features)
 
     def decode(self, features: tuple[Tensor, ...], view: View | None = None) -> list[Any]:
         """Return the K heads' outputs; `view` may give each head its own sight of the features."""

@@ -1,11 +1,11 @@
 """What a benchmark task is: data, model, losses and metrics."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,19 +44,25 @@ class Recipe:
         batch_size: samples a step.
         lr: the peak learning rate.
         weight_decay: of the model's parameters; a balancer's own get none.
-        schedule: ``cosine`` rises linearly over the first 5 % of the steps and falls to zero.
+        schedule: ``cosine`` rises linearly over the first 5 % of the steps and falls to zero;
+            ``step`` halves the rate after half of the steps.
         select: which epoch's weights are tested: ``last``, or ``best`` by the trainer's rule on the
             validation split, which small validation splits make a lottery.
         clip: the largest norm of the whole gradient, or none.
+        nonfinite: what is done where a loss or a gradient is infinite or NaN: ``stop`` the cell,
+            which has diverged; ``skip`` the step, up to 1 % of all steps; or go on, from this
+            step, in ``fp32`` where the run was in bf16. The last two keep a copy of the method's
+            state.
     """
 
     epochs: int = 10
     batch_size: int = 16
     lr: float = 1e-3
     weight_decay: float = 1e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
     select: Literal["best", "last"] = "best"
     clip: float | None = None
+    nonfinite: Literal["stop", "skip", "fp32"] = "stop"
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1)):
@@ -84,6 +90,13 @@ class Split(ABC):
             indices: (B,) integers.
             generator: the only source of randomness for augmentation; None means none is wanted.
         """
+
+    def groups(self) -> Sequence[Hashable] | None:
+        """Return each sample's group, such as its patient, which lies in one split only.
+
+        None says that samples are independent.
+        """
+        return None
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,21 @@ Predictor = Callable[[Any], list[Any]]
 
 
 @dataclass(frozen=True)
+class Trained:
+    """A trained model, as new files are read with it.
+
+    Attributes:
+        predictor: the model.
+        name: which one it is, for a person.
+        fitted: what `Task.fit` returned; empty where it has not been asked.
+    """
+
+    predictor: Predictor
+    name: str
+    fitted: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class History:
     """How one cell went.
 
@@ -147,7 +175,7 @@ class Task(ABC):
             use; a spec records these.
     """
 
-    objectives: ClassVar[tuple[str, ...]]
+    objectives: tuple[str, ...]
     metrics: Mapping[str, Metric]
     recipe: Recipe = Recipe()
     dependent: Mapping[str, Any] = MappingProxyType({})
@@ -173,20 +201,52 @@ class Task(ABC):
         """Return a fresh meter."""
 
     def figures(self, predictor: Predictor, splits: Splits, folder: Path) -> list[Path]:
-        """Draw what a person wants to see of a trained model; return the files written."""
+        """Draw what a person wants to see of a trained model; return the pictures.
+
+        Their tables may lie beside them.
+        """
         return []
 
     def overview(self, cells: Sequence[History], folder: Path) -> list[Path]:
         """Draw what a person wants to see of all cells side by side; return the files written."""
         return []
 
-    def predict(self, predictor: Predictor, inputs: Sequence[Path], folder: Path) -> list[Any]:
-        """Apply a trained model to a user's files.
+    def fit(self, predictor: Predictor, splits: Splits) -> dict[str, Any]:
+        """Return what `predict` needs beside the weights, found on training and validation.
+
+        Such as a calibration; JSON-able. It is asked once, of the model that is kept.
+        """
+        return {}
+
+    def predict(self, trained: Trained, path: Path, to: Path) -> dict[str, Any]:
+        """Apply a trained model to a user's file.
+
+        Further keyword-only parameters become options of ``mtbench predict``.
+
+        Args:
+            trained: the model.
+            path: the file.
+            to: folder and first part of the name of whatever is written.
 
         Returns:
-            One JSON-able record per input; pictures go to `folder`.
+            A JSON-able record.
+
+        Raises:
+            DataError: the file cannot be read; others may still be.
         """
         raise UsageError(f"task {_name(type(self))} does not predict on files")
+
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Return whether `predict` is for such a file, when a folder is read."""
+        return True
+
+    def card(self, fitted: Mapping[str, Any]) -> str:
+        """Return the sections of a model card that only the task can write, in Markdown.
+
+        What goes in and comes out, what it is meant for, where its limits are.
+        """
+        return ""
 
     @classmethod
     def inspect(cls, source: str, data: Path | None) -> list[tuple[str, str, str]]:
@@ -197,6 +257,16 @@ class Task(ABC):
     def preview(cls, source: str, data: Path | None, picture: Path) -> None:
         """Draw a few cases of a data source with their labels."""
         raise UsageError(f"task {_name(cls)} has no data to preview")
+
+    @classmethod
+    def verify(cls, source: str, data: Path | None) -> tuple[int, list[str]]:
+        """Read all of a data source; return the number of cases, and a line for each problem."""
+        raise UsageError(f"task {_name(cls)} has no data to verify")
+
+    @classmethod
+    def template(cls) -> str:
+        """Return a text file that describes a user's own data, with examples, to be filled in."""
+        raise UsageError(f"task {_name(cls)} has no template: it does not read a user's own data")
 
 
 def _name(task: type[Task]) -> str:

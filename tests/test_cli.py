@@ -217,8 +217,69 @@ def test_check_gives_a_verdict(mtbench: Mtbench, tmp_path: Path) -> None:
     assert "broken breaks 2 of" in out
     assert out.count("FAIL") == 2
     assert "With K = 1 the encoder's gradient is a positive multiple" in out
-    refused(mtbench("check", "mgad"), "unknown method 'mgad': did you mean 'mgda'?")
+    refused(mtbench("check", "mgad"), "no method or task 'mgad': did you mean 'mgda'?")
+    refused(mtbench("check", "method", "mgad"), "unknown method 'mgad': did you mean 'mgda'?")
     refused(mtbench("check", "damped"), "damped+METHOD")
+
+
+BROKEN_TASK = """
+from tiny_base import Tiny
+
+class Worse(Tiny):
+    metrics = Tiny.metrics | {"within": Tiny.metrics["mae_sum"]}
+    def losses(self, outputs, batch):
+        return super().losses(outputs, batch)[:1] * 2
+"""
+
+
+def test_check_of_a_task_gives_a_verdict(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words in (["tiny"], ["task", "tiny"], ["task", "tiny", "--missing", "yes"]):
+        code, out, err = mtbench("check", *words, "--plugin", tiny)
+        assert (code, err) == (0, "")
+        assert "tiny keeps the contract" in out
+        assert "FAIL" not in out
+        assert "Metrics of a split do not depend on how it is cut into batches." in out
+        assert "override the fixture `unlabelled` ('sum')" in out
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "tiny_base.py").write_text(tiny.read_text())
+    (tmp_path / "worse.py").write_text(BROKEN_TASK)
+    code, out, err = mtbench("check", "worse", "--plugin", tmp_path / "worse.py")
+    assert (code, err) == (1, "")
+    assert out.count("FAIL") == 3
+    assert "worse breaks 3 of" in out
+    assert "no metric with primary=True judges ['difference']" in out
+    assert "the loss of 'difference' has a gradient in another objective's head" in out
+
+
+RAISES = """
+from tiny_base import Tiny
+
+class Raises(Tiny):
+    def setup(self, seed, progress):
+        return 1 / 0
+"""
+
+
+def test_a_task_that_cannot_be_checked(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "tiny_base.py").write_text(tiny.read_text())
+    (tmp_path / "raises.py").write_text(RAISES)
+    with_tiny = ("--plugin", tiny)
+    refused(mtbench("check"), "Missing argument")
+    refused(mtbench("check", "task", "tyni", *with_tiny), "unknown task 'tyni'")
+    refused(mtbench("check", "tiny", "mgda", *with_tiny), "say what to check", "'tiny mgda'")
+    refused(mtbench("check", "tiny", "--mising", "yes", *with_tiny), "did you mean 'missing'?")
+    refused(mtbench("check", "tiny", "--missing", *with_tiny), "--missing", "value is missing")
+    refused(mtbench("check", "mgda", "--missing", "yes"), "--missing", "only a task")
+    refused(mtbench("check", "thyroid", "--source", "ddti"), "needs --data PATH")
+    refused(
+        mtbench("check", "raises", "--plugin", tmp_path / "raises.py"),
+        str(tmp_path / "raises.py"), "setup raises ZeroDivisionError: division by zero",
+    )  # fmt: skip
 
 
 def test_info_tells_parameters_search_space_and_paper(mtbench: Mtbench, tiny: Path) -> None:
@@ -390,7 +451,7 @@ def test_the_leaderboard_refuses(mtbench: Mtbench, copied: Path, tmp_path: Path)
     refused(mtbench("leaderboard", copied), str(broken.parent / "spec.json"))
 
 
-# A new method
+# A new method, a new task
 
 
 def test_a_new_method_runs_and_passes_its_test(
@@ -416,6 +477,36 @@ def test_a_new_method_runs_and_passes_its_test(
         mtbench("new", "method", "my_method", "--folder", tmp_path / "new"),
         str(plugin), "exists already",
     )  # fmt: skip
+
+
+def test_a_new_task_runs_and_passes_its_test(mtbench: Mtbench, tmp_path: Path) -> None:
+    code, out, err = mtbench("new", "task", "my_task", "--folder", tmp_path / "new")
+    assert (code, err) == (0, "")
+    plugin, test = tmp_path / "new" / "my_task.py", tmp_path / "new" / "test_my_task.py"
+    assert f"written: {test}" in out
+    assert f"mtbench run --plugin {plugin} --task my_task --method ew" in out
+    assert "class MyTask(Task)" in plugin.read_text()
+    code, out, err = mtbench(
+        "run", "--plugin", plugin, "--task", "my_task", "--method", "ew", "--method", "stl",
+        "--threads", 1, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    for found in (tmp_path / "out").rglob("test.json"):
+        metrics = json.loads(found.read_text())["metrics"]
+        assert metrics["accuracy"] > 0.9
+        assert metrics["mse"] < 0.1
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", str(test)],
+        capture_output=True, text=True, timeout=120, cwd=tmp_path / "new",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+    refused(
+        mtbench("new", "task", "my_task", "--folder", tmp_path / "new"),
+        str(plugin), "exists already",
+    )  # fmt: skip
+    refused(mtbench("new", "task", "toy", "--folder", tmp_path), "task 'toy' exists already")
+    refused(mtbench("new", "task", "my task", "--folder", tmp_path), "is no task name")
 
 
 @pytest.mark.parametrize(
@@ -497,7 +588,7 @@ def test_cuda_where_there_is_none(mtbench: Mtbench, tiny: Path, finished: Path) 
 
 @pytest.mark.parametrize(
     "line",
-    [["run"], ["runn"], ["info", "rlr"], ["list", "method"], ["list"], ["new", "task", "x"]],
+    [["run"], ["runn"], ["info", "rlr"], ["list", "method"], ["list"], ["new", "taks", "x"]],
     ids=" ".join,
 )
 def test_bad_commands_are_refused(mtbench: Mtbench, line: list[str]) -> None:
@@ -575,9 +666,9 @@ def test_a_corrupt_checkpoint(mtbench: Mtbench, tiny: Path, copied: Path, damage
     file.write_bytes({"cut": whole[: len(whole) // 2], "text": b"broken", "empty": b""}[damage])
     before = tree(copied)
     line = words(tiny, copied, "--epochs", 2)
-    refused(mtbench(*line), str(file), "corrupt", "delete it")
+    refused(mtbench(*line), str(file), "corrupt", "delete the folder")
     assert tree(copied) == before
-    file.unlink()
+    shutil.rmtree(run)
     code, out, _ = mtbench(*line)  # as advised
     assert code == 0
     assert "epoch 2/2" in out
@@ -600,7 +691,7 @@ def test_a_task_that_cannot_predict_says_so(
     line = ["predict", run, image, "--out", out, "--plugin", tiny]
     refused(mtbench(*line), "tiny does not predict on files")
     refused(mtbench(*line, "--spacing", "0.1"), "--spacing")
-    refused(mtbench("predict", run, "--out", out, "--plugin", tiny), "images")
+    refused(mtbench("predict", run, "--out", out, "--plugin", tiny), "Missing argument")
     refused(mtbench("predict", run, "--spacing", "1", "--plugin", tiny), "no file to predict on")
     refused(mtbench("predict", run, image), "unknown task 'tiny'")  # the plugin is needed
 

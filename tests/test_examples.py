@@ -1,10 +1,13 @@
 """The examples run, and learn."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -28,3 +31,21 @@ def test_own_loop():
     assert len(numbers) == 20
     assert grade_last < 0.7 * grade_first
     assert size_last < 0.5 * size_first
+
+
+@pytest.mark.parametrize(("name", "accuracy"), [("wrap_dataset", 0.9), ("huggingface", 0.8)])
+def test_tasks_of_others_run_and_keep_the_contract(mtbench, monkeypatch, tmp_path, name, accuracy):
+    if name == "huggingface":
+        pytest.importorskip("datasets", reason="needs the extra huggingface")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setenv("HF_HOME", str(tmp_path))
+    plugin = EXAMPLES / f"{name}.py"
+    code, out, err = mtbench("check", "task", name, "--plugin", plugin)
+    assert (code, err) == (0, ""), out
+    words = ("--method", "ew", "--threads", 1, "--out", tmp_path / "runs")
+    code, out, err = mtbench("run", "--plugin", plugin, "--task", name, *words)
+    assert (code, err) == (0, "")
+    [test] = (tmp_path / "runs").rglob("test.json")
+    metrics = json.loads(test.read_text())["metrics"]
+    assert metrics["accuracy"] > accuracy
+    assert metrics["mse"] < 0.2

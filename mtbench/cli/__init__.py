@@ -12,9 +12,12 @@ from mtbench.cli import (
     data,
     exchange,
     listing,
+    log,
     new,
+    package,
     plan,
     predict,
+    reproduce,
     run,
     show,
     status,
@@ -40,17 +43,20 @@ INTERRUPTED = 130
 EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=EXTRA)(run.run)
 app.command(context_settings=EXTRA)(tune.tune)
+app.command(context_settings=EXTRA)(reproduce.reproduce)
 app.command()(plan.plan)
 app.command()(sweep.sweep)
 app.command()(status.status)
 app.command("list")(listing.list_)
 app.command()(listing.info)
-app.command()(check.check)
+app.command(context_settings=EXTRA)(check.check)
 app.command()(show.leaderboard)
 app.command()(exchange.export)
 app.command("import")(exchange.import_)
 app.command()(exchange.merge)
+app.command("log")(log.log_)
 app.command(context_settings=EXTRA)(predict.predict)
+app.command()(package.package)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(new.app, name="new")
@@ -93,6 +99,10 @@ def main() -> None:
         text = getattr(problem, "format_message", problem.__str__)()
         if text:  # without any argument the help was shown, and there is nothing to add
             error.print(f"[red]error:[/] {_plain(text)}", soft_wrap=True, highlight=False)
+    except OSError as problem:  # a disk that is full, a folder that may not be read
+        where = f"{problem.filename}: " if problem.filename else ""
+        text = f"{where}{problem.strerror or problem}; mend that and repeat the command"
+        error.print(f"[red]error:[/] {_plain(text)}", soft_wrap=True, highlight=False)
     sys.exit(2)
 
 

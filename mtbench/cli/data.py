@@ -35,6 +35,45 @@ def inspect(
 
 
 @app.command()
+def verify(
+    source: Source, data: Data = None, task: TaskName = "thyroid", plugin: Plugins = None
+) -> None:
+    """Read every file of a source: a line for each problem and exit code 2, or that all is well."""
+    from mtbench.registry import find
+    from mtbench.task import Task
+
+    count, problems = find("task", task, plugin or []).load(Task).verify(source, data)
+    for problem in problems:
+        typer.echo(problem)
+    if problems:
+        typer.echo(f"problems: {len(problems)}")
+        raise typer.Exit(2)
+    typer.echo(f"{count} cases, all can be read")
+
+
+@app.command()
+def template(
+    to: Annotated[Path, typer.Option(help="The file to write.")] = Path("cases.csv"),
+    task: TaskName = "thyroid",
+    plugin: Plugins = None,
+) -> None:
+    """Write a file that describes your own data, with examples, to be filled in."""
+    from mtbench.errors import RunError
+    from mtbench.registry import find
+    from mtbench.task import Task
+
+    text = find("task", task, plugin or []).load(Task).template()
+    try:
+        with to.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise RunError(f"--to {to}: is there already; choose another name") from None
+    except OSError as error:
+        raise RunError(f"--to {to}: cannot be written ({error.strerror})") from error
+    typer.echo(f"written: {to}")
+
+
+@app.command()
 def preview(
     source: Source,
     data: Data = None,

@@ -48,24 +48,18 @@ def info(name: str, plugin: Plugins = None) -> None:
 
     from mtbench import params
     from mtbench.balancer import Balancer
-    from mtbench.catalogue import family
-    from mtbench.errors import PluginError, UsageError, did_you_mean
+    from mtbench.catalogue import family, kind_of
     from mtbench.registry import entries
     from mtbench.search import search_space
     from mtbench.task import Task
 
-    methods, tasks = entries("method", plugin or []), entries("task", plugin or [])
-    if name not in methods and name not in tasks:
-        raise UsageError(f"no method or task {name!r}: {did_you_mean(name, {*methods, *tasks})}")
+    kind = kind_of(name, plugin or [])
+    entry = entries(kind, plugin or [])[name]
     console = Console()
     space: dict[str, str] = {}
     cls: type[Balancer] | type[Task]
-    try:
-        is_method = name in methods and bool(methods[name].load(Balancer))
-    except PluginError:  # a plugin file is listed as both kinds
-        is_method = name not in tasks
-    if is_method:
-        cls = method = methods[name].load(Balancer)
+    if kind == "method":
+        cls = method = entry.load(Balancer)
         facts = {
             "works on": family(method),
             "cost of a step": method.passes,
@@ -74,9 +68,9 @@ def info(name: str, plugin: Plugins = None) -> None:
         }
         space = search_space(method)
     else:
-        cls = task = tasks[name].load(Task)
+        cls = task = entry.load(Task)
         facts = {"objectives": ", ".join(task.objectives)}
-    console.print(f"[bold]{name}[/]  {(methods.get(name) or tasks[name]).path}", highlight=False)
+    console.print(f"[bold]{name}[/]  {entry.path}", highlight=False)
     console.print(Text(inspect.getdoc(cls) or ""))
     for fact, value in facts.items():
         if not value:

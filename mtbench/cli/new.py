@@ -1,9 +1,12 @@
 """``mtbench new``."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from mtbench.registry import Kind
 
 app = typer.Typer(help="Write a working start for a plugin.", no_args_is_help=True)
 
@@ -27,7 +30,7 @@ class CLASS(Weighting):
         return gramian.diagonal().rsqrt()
 '''
 
-TEST = '''"""mtbench's conformance suite, on NAME."""
+METHOD_TEST = '''"""mtbench's conformance suite, on NAME."""
 
 from pathlib import Path
 
@@ -45,25 +48,104 @@ class TestCLASS(BalancerContract):
         return find("method", "NAME", [plugin]).load(Balancer)
 '''
 
+TASK = '''"""NAME: say in a sentence what is learnt from what."""
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+from torchmetrics import MeanSquaredError
+from torchmetrics.classification import MulticlassAccuracy
+
+from mtbench import Metric, MultitaskModel, Recipe, Splits, Task, seeding
+from mtbench.data import TensorSplit, TorchmetricsMeter, fingerprint, labelled_loss
+
+
+class CLASS(Task):
+    """Which side of a curve a point is on, and how far out: say what data it is, and whose."""
+
+    objectives = ("side", "distance")
+    metrics = {
+        "accuracy": Metric("side", primary=True),
+        "mse": Metric("distance", higher_is_better=False, primary=True),
+    }
+    recipe = Recipe(epochs=20, batch_size=32, lr=5e-3)
+
+    def setup(self, seed, progress):
+        x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+        side = (x[:, 1] > x[:, 0].sin()).long()  # -1 would say: not known
+        distance = x.norm(dim=1)  # here NaN would
+        order = torch.randperm(len(x), generator=seeding.generator(seed, "split"))
+        parts = [
+            TensorSplit(x[rows], side=side[rows], distance=distance[rows])
+            for rows in order.split([600, 150, 250])  # training, validation, test
+        ]
+        return Splits(*parts, fingerprint=fingerprint(x, side, distance))
+
+    def model(self):
+        encoder = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
+        heads = [nn.Linear(64, 2), nn.Sequential(nn.Linear(64, 1), nn.Flatten(0))]
+        return MultitaskModel.single_feature(encoder, heads)
+
+    def losses(self, outputs, batch):
+        return [
+            labelled_loss(cross_entropy, outputs[0], batch["side"]),
+            labelled_loss(mse_loss, outputs[1], batch["distance"]),
+        ]
+
+    def meter(self):
+        metrics = {"accuracy": MulticlassAccuracy(2), "mse": MeanSquaredError()}
+        return TorchmetricsMeter(self, metrics)
+'''
+
+TASK_TEST = '''"""mtbench's conformance suite, on NAME."""
+
+from pathlib import Path
+
+import pytest
+
+from mtbench import Task
+from mtbench.registry import find
+from mtbench.testing import TaskContract
+
+
+class TestCLASS(TaskContract):
+    @pytest.fixture
+    def make(self):
+        plugin = Path(__file__).with_name("NAME.py")
+        return find("task", "NAME", [plugin]).load(Task)
+'''
+
+Name = Annotated[str, typer.Argument(help="Its name, which is its file's.")]
+Folder = Annotated[Path, typer.Option(help="Where to write.")]
+
 
 @app.command()
-def method(
-    name: Annotated[str, typer.Argument(help="The method's name, which is its file's.")],
-    folder: Annotated[Path, typer.Option(help="Where to write.")] = Path(),
-) -> None:
+def method(name: Name, folder: Folder = Path()) -> None:
     """Write NAME.py, a working method, and test_NAME.py, its conformance test."""
+    _write("method", name, folder, METHOD, METHOD_TEST)
+    typer.echo(f"run it:  mtbench run --plugin {folder / name}.py --method {name} --method ew")
+
+
+@app.command()
+def task(name: Name, folder: Folder = Path()) -> None:
+    """Write NAME.py, a working task, and test_NAME.py, its conformance test."""
+    _write("task", name, folder, TASK, TASK_TEST)
+    typer.echo(f"run it:  mtbench run --plugin {folder / name}.py --task {name} --method ew")
+
+
+def _write(kind: "Kind", name: str, folder: Path, plugin: str, test: str) -> None:
     from mtbench.errors import PluginError, UsageError
     from mtbench.registry import entries
 
     if not name.isidentifier() or name.startswith("_"):
         raise UsageError(
-            f"{name!r} is no method name: it becomes a Python module, so letters, digits and "
+            f"{name!r} is no {kind} name: it becomes a Python module, so letters, digits and "
             "underscores only, not beginning with a digit or underscore"
         )
-    if name in entries("method"):
-        raise UsageError(f"a method {name!r} exists already: {entries('method')[name].path}")
+    if name in entries(kind):
+        raise UsageError(f"a {kind} {name!r} exists already: {entries(kind)[name].path}")
     title = "".join(part.capitalize() for part in name.split("_"))
-    files = {folder / f"{name}.py": METHOD, folder / f"test_{name}.py": TEST}
+    files = {folder / f"{name}.py": plugin, folder / f"test_{name}.py": test}
     for file in files:
         if file.exists():
             raise PluginError(f"{file}: exists already; choose another name or folder")
@@ -76,4 +158,3 @@ def method(
     except OSError as error:
         raise PluginError(f"{folder}: cannot be written ({error.strerror})") from error
     typer.echo(f"test it: pytest {folder / f'test_{name}.py'}")
-    typer.echo(f"run it:  mtbench run --plugin {folder / name}.py --method {name} --method ew")

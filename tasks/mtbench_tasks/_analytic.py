@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -130,7 +130,7 @@ class Analytic(Task):
         dimensions: n.
     """
 
-    objectives: ClassVar[tuple[str, ...]] = ("f1", "f2")
+    objectives: tuple[str, ...] = ("f1", "f2")
     metrics = metrics(objectives)
     recipe = Recipe(
         epochs=50, batch_size=1, lr=1e-3, weight_decay=0.0, schedule="constant", select="last"

@@ -8,14 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
+from torch.nn import functional as F
 
 from mtbench.errors import DataError
-from mtbench_tasks._lesion import reading
+from mtbench.task import Trained
+from mtbench_tasks._lesion import radiomics, reading, report
+from mtbench_tasks._lesion.calibration import calibration_error, temperature
+from mtbench_tasks._lesion.files import colour, is_image, read_image
 from mtbench_tasks._lesion.network import Risk
+from mtbench_tasks._lesion.reading import Reference
 from mtbench_tasks.thyroid.ddti import split_views
 
 GRADES = ("low", "high")
@@ -45,8 +53,15 @@ def nothing(_: Tensor) -> None:
     """Segment nothing."""
 
 
-def read(predict: Any, image: np.ndarray, folder: Path, spacing: float | None = None) -> Any:
-    return reading.read(predict, image, folder / "a.png", folder, 96, GRADES, spacing, split_views)
+def read(
+    predict: Any,
+    image: np.ndarray,
+    folder: Path,
+    spacing: float | None = None,
+    reference: Reference = Reference(),  # noqa: B008
+) -> Any:
+    place = (image, folder / "a.png", folder / "a")
+    return reading.read(predict, *place, 96, GRADES, spacing, split_views, reference)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp"])
@@ -55,7 +70,7 @@ def test_eight_bit_images_are_read(tmp_path: Path, name: str, mode: str) -> None
     pixels = np.full((30, 40), 60, np.uint8)
     pixels[10:20] = 200
     Image.fromarray(pixels).convert(mode).save(tmp_path / name)
-    found = reading.load_image(tmp_path / name)
+    found = read_image(tmp_path / name)
     assert found.dtype == np.uint8
     np.testing.assert_allclose(found.astype(int), pixels, atol=20 if name == "a.jpg" else 1)
 
@@ -65,30 +80,33 @@ def test_other_modes_are_read(tmp_path: Path, mode: str) -> None:
     pixels = np.zeros((30, 40), np.uint8)
     pixels[10:20] = 255
     Image.fromarray(pixels).convert(mode).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(reading.load_image(tmp_path / "a.png"), pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels)
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.float32])
-def test_more_than_eight_bits_are_not_clipped_silently(tmp_path: Path, kind: Any) -> None:
+def test_more_than_eight_bits_are_scaled_not_clipped(tmp_path: Path, kind: Any) -> None:
     file = tmp_path / "a.tif"
-    Image.fromarray(np.linspace(0, 60_000, 600).reshape(20, 30).astype(kind)).save(file)
-    with pytest.raises(DataError, match=r"a\.tif: has .* save it with 8 bits"):
-        reading.load_image(file)
+    ramp = np.linspace(0, 60_000, 1000).reshape(20, 50).astype(kind)
+    Image.fromarray(ramp).save(file)
+    found = read_image(file).astype(int)
+    assert (found.ravel()[:5] == 0).all()  # the lowest and the highest half per cent
+    assert (found.ravel()[-5:] == 255).all()
+    np.testing.assert_allclose(found, (ramp / 60_000 - 0.005) / 0.99 * 255, atol=2)
 
 
 def test_what_is_no_image_is_explained(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     with pytest.raises(DataError, match=r"a\.png: no such image"):
-        reading.load_image(file)
+        read_image(file)
     file.write_text("no picture at all")
     with pytest.raises(DataError, match=r"a\.png: does not decode as an image .* give PNG"):
-        reading.load_image(file)
+        read_image(file)
     Image.fromarray(tissue()).save(file)
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(DataError, match="does not decode"):
-        reading.load_image(file)
+        read_image(file)
     with pytest.raises(DataError, match="does not decode"):
-        reading.load_image(tmp_path)
+        read_image(tmp_path)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1), (3, 7), (20, 20)])
@@ -121,7 +139,9 @@ def test_the_record_and_the_pictures(tmp_path: Path) -> None:
 
     record = read(predictor(draw), image, tmp_path)
     json.dumps(record)
-    assert set(record) == {"image", "mask", "overlay", "views"}
+    assert set(record) == {
+        "image", "use", "spacing_mm", "temperature", "mask", "overlay", "views"
+    }  # fmt: skip
     with Image.open(record["mask"]) as picture:
         mask = np.asarray(picture)
     assert Path(record["mask"]).parent == tmp_path
@@ -141,6 +161,9 @@ def test_the_record_and_the_pictures(tmp_path: Path) -> None:
     assert view["probabilities"] == {"low": 0.25, "high": 0.75}
     assert view["long_axis_px"] == pytest.approx(math.hypot(25, 50), abs=2)
     assert 0 < view["short_axis_px"] <= view["long_axis_px"]
+    assert view["height_px"] == pytest.approx(25, abs=2)
+    assert view["width_px"] == pytest.approx(50, abs=2)
+    assert view["taller_than_wide"] is False
     with Image.open(record["overlay"]) as picture:
         overlay = np.asarray(picture)
     assert overlay.shape == (80, 120, 3)
@@ -157,8 +180,8 @@ def test_axes_are_in_millimetres_where_the_spacing_is_known(tmp_path: Path) -> N
     [pixels] = read(predictor(draw), tissue(), tmp_path)["views"]
     [metric] = read(predictor(draw), tissue(), tmp_path, spacing=0.1)["views"]
     assert "long_axis_px" not in metric
-    for axis in ("long", "short"):
-        assert metric[f"{axis}_axis_mm"] == pytest.approx(0.1 * pixels[f"{axis}_axis_px"], abs=0.01)
+    for name in ("long_axis", "short_axis", "height", "width"):
+        assert metric[f"{name}_mm"] == pytest.approx(0.1 * pixels[f"{name}_px"], abs=0.01)
 
 
 def test_only_the_largest_region_counts(tmp_path: Path) -> None:
@@ -176,6 +199,9 @@ def test_nothing_found_is_an_answer(tmp_path: Path) -> None:
     record = read(predictor(nothing), tissue(), tmp_path)
     [view] = record["views"]
     assert (view["long_axis_px"], view["short_axis_px"]) == (0, 0)
+    assert (view["height_px"], view["taller_than_wide"], view["radiomics"]) == (0, None, None)
+    [note] = reading.notes(tissue(), 0.0, record["views"])
+    assert note.startswith("nothing was segmented")
     assert not np.asarray(Image.open(record["mask"])).any()
 
 
@@ -207,3 +233,144 @@ def test_odd_shapes_are_read(tmp_path: Path, shape: tuple[int, int]) -> None:
     record = read(predictor(draw), np.full(shape, 90, np.uint8), tmp_path)
     assert np.asarray(Image.open(record["mask"])).shape == shape
     assert record["views"][0]["long_axis_px"] == pytest.approx(math.hypot(*shape), abs=0.1)
+
+
+# What it is set against
+
+
+def standing(grid: Tensor) -> None:
+    """A region that is taller than wide."""
+    grid[30:70, 30:50] = 5.0
+
+
+def test_a_temperature_softens_and_keeps_the_order(tmp_path: Path) -> None:
+    soft = read(predictor(standing), tissue(), tmp_path, reference=Reference(temperature=2.0))
+    [view] = soft["views"]
+    assert soft["temperature"] == 2.0
+    odds = 3**0.5
+    assert view["probabilities"]["high"] == pytest.approx(odds / (1 + odds), abs=1e-4)
+    assert view["category"] == "high"
+    assert view["taller_than_wide"] is True
+
+
+def test_radiomics_are_those_of_the_outline_against_the_training(tmp_path: Path) -> None:
+    plain = read(predictor(standing), tissue(), tmp_path)
+    mask = np.asarray(Image.open(plain["mask"])) > 0
+    wanted = radiomics.extract(tissue(), mask)
+    found = plain["views"][0]["radiomics"]
+    assert list(found) == [feature.name for feature in radiomics.FEATURES]
+    for value, entry in zip(wanted, found.values(), strict=True):
+        assert entry["value"] == pytest.approx(value, rel=1e-5)
+        assert entry["z"] is None
+    # A training whose mean lies half a deviation below, and one that is far away.
+    for shift, z in ((0.5, 0.5), (-9, -radiomics.CLIP)):
+        scale = np.abs(wanted) + 1
+        known = radiomics.Standardiser(wanted - shift * scale, scale)
+        record = read(predictor(standing), tissue(), tmp_path, None, Reference(None, known))
+        for entry in record["views"][0]["radiomics"].values():
+            assert entry["z"] == pytest.approx(z, abs=0.01)
+
+
+@given(st.integers(0, 1000), st.floats(0.2, 5), st.integers(1, 60))
+def test_the_temperature_is_the_likeliest(seed: int, factor: float, count: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, 4, generator=generator, dtype=torch.float64)
+    category = torch.multinomial((0.7 * logits).softmax(1), 1, generator=generator)[:, 0]
+    found = temperature(logits, category)
+
+    def loss(t: float) -> float:
+        return float(F.cross_entropy(logits / t, category))
+
+    assert 1 / 20 <= found <= 20
+    others = (0.2, 0.5, 1.0, 2.0, 5.0, min(20, found * 1.05), max(1 / 20, found / 1.05))
+    assert all(loss(found) <= loss(t) + 1e-5 for t in others)
+    # Logits in other units have a temperature in the same units.
+    if 1 / 3 < found < 3:
+        assert temperature(factor * logits, category) == pytest.approx(factor * found, rel=1e-2)
+
+
+def test_a_temperature_mends_what_it_should() -> None:
+    """Logits three times too sure: T is 3, and the calibration error falls."""
+    generator = torch.Generator().manual_seed(0)
+    honest = 2 * torch.randn(4000, 5, generator=generator)
+    category = torch.multinomial(honest.softmax(1), 1, generator=generator)[:, 0]
+    sure = 3 * honest
+    found = temperature(sure, category)
+    assert found == pytest.approx(3, rel=0.1)
+    assert (
+        calibration_error(sure / found, category) < 0.03 < 0.1 < calibration_error(sure, category)
+    )
+    assert temperature(honest[:0], category[:0]) == 1
+    assert math.isnan(calibration_error(honest[:0], category[:0]))
+    with_end = torch.tensor([[1.0, 0.0]] * 5), torch.zeros(5, dtype=torch.long)  # all right
+    assert temperature(*with_end) == pytest.approx(1 / 20, rel=0.01)
+
+
+# The page
+
+
+def page(folder: Path, **more: Any) -> report.Page:
+    known = radiomics.Standardiser(np.zeros(13), np.ones(13))
+    record = read(predictor(standing), tissue(), folder, reference=Reference(2.0, known), **more)
+    record["notes"] = ["a <note>"]
+    fitted = {
+        "calibration": {
+            "temperature": 2.0, "readings": 30, "error_before": 0.2, "error_after": 0.1
+        }
+    }  # fmt: skip
+    return report.compose(record, tissue(), Trained(predictor(standing), "the <model>", fitted))
+
+
+def test_the_page_says_it_all(tmp_path: Path) -> None:
+    made = page(tmp_path, spacing=0.1)
+    text = report.html(made)
+    assert text.count(reading.USE) == 2
+    for words in (
+        "a.png", "120 x 80 pixels", "0.1 mm/pixel", "the &lt;model&gt;", "a &lt;note&gt;",
+        "temperature 2.00", "0.200 before", "Category high", "Long axis", "Taller than wide",
+        "composition", "echogenicity", "shape", "margin", "echogenic foci", "edge sharpness",
+    ):  # fmt: skip
+        assert words in text, words
+    [section] = made.sections
+    assert dict(section.chances)["high"] == pytest.approx(0.634, abs=1e-3)
+    assert section.picture.size == (120, 80)
+    assert sum(len(rows) for _, rows in section.radiomics) == 13
+    assert all(-1 <= row.share <= 1 for _, rows in section.radiomics for row in rows)
+    assert dict(section.measurements)["Long axis"].endswith(" mm")
+
+
+def test_equal_readings_give_equal_files(tmp_path: Path) -> None:
+    made = page(tmp_path)
+    report.pdf(made, tmp_path / "1.pdf")
+    report.pdf(made, tmp_path / "2.pdf")
+    assert (tmp_path / "1.pdf").read_bytes() == (tmp_path / "2.pdf").read_bytes()
+    assert b"/Count 1" in (tmp_path / "1.pdf").read_bytes()
+    assert report.html(made) == report.html(page(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "share"), [("grey", 0.0), ("marks", 0.1), ("photo", 1.0), ("dicom", 1.0)]
+)
+def test_colour_is_noticed(tmp_path: Path, pixels: str, share: float) -> None:
+    values = np.repeat(tissue()[..., None], 3, 2)
+    if pixels == "marks":
+        values[:, :12] = (255, 255, 0)  # as scanners draw
+    elif pixels != "grey":
+        values[:] = (200, 60, 40)
+    file = tmp_path / ("a.dcm" if pixels == "dicom" else "a.jpg")
+    if pixels == "dicom":
+        sitk.WriteImage(sitk.GetImageFromArray(values, isVector=True), str(file))
+    else:
+        Image.fromarray(values).save(file, quality=95)
+    assert colour(file) == pytest.approx(share, abs=0.02)
+    told = reading.notes(tissue(), colour(file), [])
+    assert bool(told) == (share > 0.5)
+
+
+def test_which_files_of_a_folder_are_images(tmp_path: Path) -> None:
+    for name in ("a.PNG", "b.jpeg", "c.tif", "d.nii.gz", "e.dcm", "f.csv", "g", "h.gz", "DICOMDIR"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM and more")
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM and more")  # a list of other files
+    found = {file.name for file in tmp_path.iterdir() if is_image(file)}
+    assert found == {"a.PNG", "b.jpeg", "c.tif", "d.nii.gz", "e.dcm", "IM0001"}

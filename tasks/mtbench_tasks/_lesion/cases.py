@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mtbench.errors import DataError
+
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Progress = Callable[[int, int], None]
@@ -58,9 +60,11 @@ class Case:
         patient: the unit that splits must not divide.
         pixels: the (H, W) grey values, or what reads them: a large source is not held in memory.
         readings: at least one; training and validation labels come from these.
-        truth: the ground truth, where one exists (simulation); otherwise tests use the readings.
+        truth: the ground truth, where one exists (simulation).
+        consensus: what several readings come to together, where that is wanted.
         spacing: millimetres per pixel (isotropic), or None where unknown.
         descriptors: the sonographic descriptors as the source words them.
+        held_out: whether its source publishes it as one to test with.
     """
 
     name: str
@@ -68,13 +72,50 @@ class Case:
     pixels: Image | Callable[[], Image]
     readings: tuple[Reading, ...]
     truth: Reading | None = None
+    consensus: Reading | None = None
     spacing: float | None = None
     descriptors: Mapping[str, str] = field(default_factory=dict)
+    held_out: bool = False
 
     @property
     def image(self) -> Image:
         """The grey values, (H, W), read now."""
         return read(self.pixels)
+
+    @property
+    def said(self) -> tuple[Reading, ...]:
+        """The readings, then the consensus, then the truth, where there are these."""
+        both = (self.consensus, self.truth)
+        return (*self.readings, *(reading for reading in both if reading is not None))
+
+    def mask(self, reading: Reading, shape: tuple[int, ...] | None) -> Mask | None:
+        """Return the mask of one of its readings, read now.
+
+        Raises:
+            DataError: it cannot be read, or is not of the image's shape.
+        """
+        mask = reading.mask
+        if mask is not None and shape is not None and mask.shape != shape:
+            raise DataError(
+                f"{self.name}: a mask has the image's rows and columns, {shape}; that of "
+                f"{reading.reader} has {mask.shape}"
+            )
+        return mask
+
+    def faults(self) -> list[str]:
+        """Read everything; return what cannot be read or does not fit, a line each."""
+        found: list[str] = []
+        shape = None
+        try:
+            shape = self.image.shape
+        except DataError as error:
+            found.append(str(error))
+        for reading in self.said:
+            try:
+                self.mask(reading, shape)
+            except DataError as error:
+                found.append(str(error))
+        return found
 
 
 @dataclass(frozen=True)
@@ -86,9 +127,13 @@ class Collection:
         grades: category names from benign to malignant; `Reading.category` indexes it.
         fingerprint: identifies the content; equal fingerprints mean equal cases.
         report: (count, what, why) lines: what was used, repaired and dropped.
+        problems: a line for each thing that is broken and was left out.
+        remarks: what else a person should know of these cases.
     """
 
     cases: tuple[Case, ...]
     grades: tuple[str, ...]
     fingerprint: str
     report: tuple[tuple[int, str, str], ...] = ()
+    problems: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()

@@ -73,8 +73,7 @@ class Prepared:
     Attributes:
         inputs: (N, 1, S, S) float32, 0 to 1.
         masks: (M, 1, S, S) uint8, 0 or 1, one per contour.
-        rows: for each case the row of `masks` of each reading, then of the truth where there is
-            one; -1 without a contour.
+        rows: for each case the row of `masks` of each of `Case.said`; -1 without a contour.
         images: for each case the hash of its image's content.
         contours: for each row of `masks` the hash of its content.
         broken: what is wrong with the cases that could not be read, by their number.
@@ -131,8 +130,7 @@ def _make(
     rows: list[list[int]] = []
     count = 0
     for case in cases:
-        said = [*case.readings, *([case.truth] if case.truth else [])]
-        drawn = [reading.contour is not None for reading in said]
+        drawn = [reading.contour is not None for reading in case.said]
         rows.append([count + sum(drawn[:i]) if here else -1 for i, here in enumerate(drawn)])
         count += sum(drawn)
 
@@ -151,20 +149,16 @@ def _make(
         case = cases[i]
         try:
             image = case.image
-            said = [*case.readings, *([case.truth] if case.truth else [])]
-            found = [mask for reading in said if (mask := reading.mask) is not None]
-            if wrong := [mask.shape for mask in found if mask.shape != image.shape]:
-                raise DataError(
-                    f"{case.name}: a mask has the image's size, {image.shape}, found {wrong[0]}"
-                )
+            drawn = [case.mask(reading, image.shape) for reading in case.said]
         except DataError as error:
             broken[i] = str(error)
             return
         inputs[i], images[i] = to_input(image, size), digest(image)
         placement = Placement((image.shape[0], image.shape[1]), size)
-        for row, mask in zip((r for r in rows[i] if r >= 0), found, strict=True):
-            masks[row] = placement.to_grid(mask.astype(np.float32)) > 0.5
-            contours[row] = digest(mask)
+        for row, mask in zip(rows[i], drawn, strict=True):
+            if mask is not None:
+                masks[row] = placement.to_grid(mask.astype(np.float32)) > 0.5
+                contours[row] = digest(mask)
 
     # Threads: decoding, interpolation and hashing all let go of the interpreter.
     run = Parallel(n_jobs=cpu_count(), backend="threading", return_as="generator")

@@ -28,6 +28,7 @@ VERSION = 1  # part of every cache key: raise it when the same input gives other
 BIN_WIDTH = 8  # grey levels: 32 bins over the 8-bit range, the same for every image
 RING = 8  # pixels: how far the surrounding tissue reaches from the mask
 EDGE = 3  # pixels: how far to each side of the contour the edge is looked at
+CLIP = 4.0  # standard deviations: what is further out counts as this far
 SMALLEST = 32  # pixels: a smaller mask has no texture to speak of
 WORTH = 256  # images that repay starting a worker, which takes seconds
 
@@ -160,7 +161,7 @@ class Standardiser:
 
     def __call__(self, features: Vector) -> Vector:
         """Standardise (..., F); NaN stays NaN."""
-        return np.clip((features - self.mean) / self.scale, -4.0, 4.0)
+        return np.clip((features - self.mean) / self.scale, -CLIP, CLIP)
 
 
 def _pyradiomics(image: Vector, mask: Mask) -> dict[str, float]:

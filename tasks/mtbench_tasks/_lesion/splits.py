@@ -1,6 +1,8 @@
 """From cases to batches: patient-level splits, labels by reader."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,38 +13,66 @@ from mtbench.task import Batch, Split
 from mtbench_tasks._lesion.augment import augment
 from mtbench_tasks._lesion.cases import Case, Reading
 from mtbench_tasks._lesion.grid import Prepared
+from mtbench_tasks._lesion.radiomics import Standardiser
 
+TRUTH = "ground truth"
 FRACTIONS = (0.6, 0.15, 0.25)
 """Of the patients, for training, validation and test."""
+PUBLISHED = (0.8, 0.2, 0.0)
+"""Of the patients that are left where the source says which ones are for the test."""
 
 Sample = tuple[int, int]
-"""A case by its number, and one of its readings by its own; after the last comes the truth."""
+"""A case by its number, and one reading of its `Case.said` by its own."""
 
 
 def split_patients(cases: Sequence[Case], rng: np.random.Generator) -> list[list[int]]:
     """Return the case indices of training, validation and test, no patient in two of them.
 
     Patients are dealt out within each category (their most suspicious one), so that rare grades
-    occur in every part.
+    occur in every part. Where a source holds some cases out, their patients are the test.
     """
     grade: dict[str, int] = {}
     for case in cases:
         known = [r.category for r in case.readings if r.category is not None]
         grade[case.patient] = max([grade.get(case.patient, -1), *known])
-    part: dict[str, int] = {}
+    part = {case.patient: 2 for case in cases if case.held_out}
+    fractions = PUBLISHED if part else FRACTIONS
     for value in sorted(set(grade.values())):
-        patients = sorted(p for p, g in grade.items() if g == value)
+        patients = sorted(p for p, g in grade.items() if g == value and p not in part)
         shuffled = [patients[i] for i in rng.permutation(len(patients))]
         # A random remainder: the odd patient of a small grade falls to each part in its turn.
-        edges = np.cumsum(FRACTIONS)[:-1] * len(patients) + rng.random()
+        edges = np.cumsum(fractions)[:-1] * len(patients) + rng.random()
         for position, patient in enumerate(shuffled):
             part[patient] = int(np.searchsorted(edges, position + 0.5))
     return [[i for i, c in enumerate(cases) if part[c.patient] == p] for p in range(3)]
 
 
-def reading_of(case: Case, number: int) -> Reading:
-    """Return a reading of a case by its number, the truth after the last."""
-    return [*case.readings, *([case.truth] if case.truth else [])][number]
+def join_patients(cases: Sequence[Case], images: Sequence[str]) -> list[Case]:
+    """Return the cases, patients who share an image made one: no split may divide them.
+
+    Args:
+        cases: any.
+        images: for each case the hash of its image's content.
+    """
+    joined: dict[str, str] = {}
+
+    def first(patient: str) -> str:
+        while (other := joined.setdefault(patient, patient)) != patient:
+            patient = other
+        return patient
+
+    owner: dict[str, str] = {}
+    for case, image in zip(cases, images, strict=True):
+        pair = first(case.patient), first(owner.setdefault(image, case.patient))
+        joined[max(pair)] = min(pair)
+    return [replace(case, patient=first(case.patient)) for case in cases]
+
+
+class Opinion(NamedTuple):
+    """What one rater says of a case: a category (-1: none), a mask (1, S, S) on the grid."""
+
+    category: int
+    mask: Tensor | None
 
 
 class CaseSplit(Split):
@@ -54,10 +84,11 @@ class CaseSplit(Split):
     Args:
         cases: all cases of the collection.
         prepared: these on the grid.
-        samples: which cases, and for each the reading that its labels come from.
+        samples: which cases, and for each the reading of `Case.said` that its labels come from.
         radiomics: (N, R) standardised targets of the samples.
         high: for low/high: the grade index from which a category counts as high; None for grades.
         strength: of the augmentation.
+        standardise: what made the targets of the raw radiomics.
     """
 
     def __init__(
@@ -68,10 +99,12 @@ class CaseSplit(Split):
         radiomics: NDArray[np.float64],
         high: int | None,
         strength: float,
+        standardise: Standardiser | None = None,
     ) -> None:
-        self.strength, self._prepared = strength, prepared
+        self.standardise = standardise
+        self.strength, self._prepared, self._high = strength, prepared, high
         self.cases = tuple(cases[i] for i, _ in samples)
-        self.readings = tuple(reading_of(cases[i], reading) for i, reading in samples)
+        self.readings = tuple(cases[i].said[reading] for i, reading in samples)
         self._inputs = np.array([i for i, _ in samples], dtype=int)
         self._masks = np.array([prepared.rows[i][reading] for i, reading in samples], dtype=int)
         self.has_mask = torch.from_numpy(self._masks >= 0)
@@ -80,6 +113,22 @@ class CaseSplit(Split):
 
     def __len__(self) -> int:
         return len(self.cases)
+
+    def groups(self) -> Sequence[Hashable]:
+        """Return each sample's patient."""
+        return [case.patient for case in self.cases]
+
+    def opinions(self, position: int) -> dict[str, Opinion]:
+        """Return what the readers, and the truth, say of a sample's case, by name."""
+        case, rows = self.cases[position], self._prepared.rows[self._inputs[position]]
+        return {
+            TRUTH if reading is case.truth else reading.reader: Opinion(
+                _category(reading, self._high),
+                None if row < 0 else torch.from_numpy(self._prepared.masks[row]) > 0,
+            )
+            for reading, row in zip(case.said, rows, strict=True)
+            if reading is not case.consensus
+        }
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """Return the samples at `indices`, augmented if a generator is given."""

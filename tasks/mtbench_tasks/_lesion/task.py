@@ -1,11 +1,13 @@
 """A task of two objectives: a lesion's mask and its risk category, from one image."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -13,11 +15,18 @@ from mtbench import seeding
 from mtbench.cache import cache_dir
 from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.model import MultitaskModel
-from mtbench.task import Batch, Meter, Predictor, Progress, Recipe, Splits, Task
+from mtbench.task import Batch, Meter, Predictor, Progress, Recipe, Splits, Task, Trained
 from mtbench_tasks._lesion import radiomics
 from mtbench_tasks._lesion.cases import Case, Collection, Image, View
+from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.grid import Prepared, prepare
-from mtbench_tasks._lesion.splits import CaseSplit, Sample, reading_of, split_patients
+from mtbench_tasks._lesion.splits import CaseSplit, Sample, join_patients, split_patients
+
+BATCH = 32
+"""Images that are read at once after training."""
+
+SHOWN = 10
+"""Problems of the data that are recorded in words."""
 
 
 def whole(image: Image) -> list[View]:
@@ -39,6 +48,8 @@ class Source:
         guide: the guidance's default weight.
         what: what ``--data`` is to name; None for an embedded source.
         views: finds an image's views, when a new one is read.
+        graded: makes it with these grades, or, if there are none, with those of the data at that
+            path; None where the grades are fixed.
     """
 
     load: Callable[[Path, Progress], Collection]
@@ -50,6 +61,7 @@ class Source:
     guide: float = 1.0
     what: str | None = None
     views: Callable[[Image], list[View]] = whole
+    graded: "Callable[[Path | None, tuple[str, ...] | None], Source] | None" = None
 
 
 class LesionTask(Task):
@@ -59,8 +71,8 @@ class LesionTask(Task):
     ``risk``: cross-entropy of the category (or the squared earth mover's distance, which knows that
     grades are ordered), plus ``guide`` times the squared error between the embedding's guided part
     e_r and the standardised radiomics of the training contour. A case that lacks a label trains the
-    other objective. Training and validation labels are those of one reader per case, drawn by the
-    seed; test labels are the ground truth where there is one.
+    other objective. `labels` says whose labels train and validate; test labels are the ground truth
+    where there is one, else the readers' consensus, a single reader's own.
 
     A subclass names its `sources`, and may add parameters of its own.
 
@@ -75,7 +87,11 @@ class LesionTask(Task):
         guide: weight of the radiomics guidance within the risk loss; by default what suits the
             source.
         risk_loss: ``ce``, or ``emd``: the squared earth mover's distance (Hou et al. 2016).
-        strict: stop at a case that cannot be read, instead of leaving it out.
+        strict: stop at what is broken in the data, instead of leaving it out.
+        labels: of a case with several readers, ``reader``: those of one, drawn by the seed;
+            ``all``: each reading is a sample; ``consensus``: STAPLE of the masks and the majority
+            of the categories, of equally frequent ones the most suspicious.
+        grades: the categories from benign to malignant, where the source's are not fixed.
     """
 
     objectives = ("segmentation", "risk")
@@ -94,13 +110,20 @@ class LesionTask(Task):
         guide: float | None = None,
         risk_loss: Literal["ce", "emd"] = "ce",
         strict: bool = False,
+        labels: Literal["reader", "all", "consensus"] = "reader",
+        grades: tuple[str, ...] | None = None,
     ) -> None:
         self.source = next(iter(self.sources)) if source is None else self._known(source)
         self.origin = self.sources[self.source]
+        if self.origin.graded is not None:
+            self.origin = self.origin.graded(data, grades)
+        elif grades is not None:
+            raise UsageError(f"the grades of source {self.source} are fixed: leave out --grades")
         given = {"augmentation": augmentation, "dropout": dropout, "guide": guide}
         chosen = {k: getattr(self.origin, k) if v is None else v for k, v in given.items()}
         self.augmentation, self.dropout, self.guide = chosen.values()
-        self.dependent = {"source": self.source, **chosen}
+        found = {"grades": self.origin.grades} if self.origin.graded is not None else {}
+        self.dependent = {"source": self.source, **chosen, **found}
         if image_size < 32 or image_size % 16:
             raise UsageError(f"image_size must be a multiple of 16 from 32 on, found {image_size}")
         if not 0 <= self.augmentation <= 1:
@@ -111,7 +134,7 @@ class LesionTask(Task):
             raise UsageError(f"dropout must be at least 0 and below 1, found {dropout}")
         if not 0 <= self.guide < float("inf"):
             raise UsageError(f"guide must not be negative, found {guide}")
-        self.data, self.target, self.strict = data, target, strict
+        self.data, self.target, self.strict, self.labels = data, target, strict, labels
         self.image_size, self.width, self.risk_loss = image_size, width, risk_loss
         self.recipe = self.origin.recipe
         self.grades = ("low", "high") if target == "low-high" else self.origin.grades
@@ -131,50 +154,78 @@ class LesionTask(Task):
     def setup(self, seed: int, progress: Progress) -> Splits:
         """Load the source, split it by patient, and fit the radiomics target on training."""
         collection = self.collection(progress)
+        cases = self._with_consensus(collection.cases)
+        added = " consensus" * any(case.consensus is not None for case in cases)
         prepared = prepare(
-            collection,
+            replace(collection, cases=tuple(cases), fingerprint=collection.fingerprint + added),
             self.image_size,
             cache_dir(),
             lambda done, total: progress("preparing images", done, total),
         )
-        if self.strict and prepared.broken:
-            raise DataError(next(iter(prepared.broken.values())))
-        cases = collection.cases
+        problems = [*collection.problems, *prepared.broken.values()]
+        if self.strict and problems:
+            raise DataError(f"{problems[0]} (of {len(problems)} such; --strict stops at them)")
         usable = [i for i in range(len(cases)) if i not in prepared.broken]
         rng = np.random.default_rng(seeding.derive(seed, "split"))
-        parts = split_patients([cases[i] for i in usable], rng)
+        joined = join_patients([cases[i] for i in usable], [prepared.images[i] for i in usable])
+        for i, case in zip(usable, joined, strict=True):
+            cases[i] = case
+        parts = split_patients(joined, rng)
         if min(map(len, parts)) == 0:
-            raise DataError(f"{self.source}: {len(usable)} cases are too few to be split in three")
+            why = f"; the first of {len(problems)} left out: {problems[0]}" if problems else ""
+            raise DataError(
+                f"{self.source}: {len(usable)} cases are too few to be split in three{why}"
+            )
         reader = rng.integers(0, 2**31, len(usable))
         train, val = (
-            [(usable[p], int(reader[p] % len(cases[usable[p]].readings))) for p in part]
+            [
+                (usable[p], number)
+                for p in part
+                for number in self._labelled(cases[usable[p]], int(reader[p]))
+            ]
             for part in parts[:2]
         )
-        # The truth comes after the readings; without one, a reading is all there is.
-        test = [
-            (i, len(cases[i].readings) if cases[i].truth else int(r % len(cases[i].readings)))
-            for i, r in ((usable[p], reader[p]) for p in parts[2])
-        ]
+        # What is best known comes last: the truth, else the consensus, else the one reading.
+        test = [(usable[p], len(cases[usable[p]].said) - 1) for p in parts[2]]
         targets = _targets(cases, prepared, train + val, progress)
         standardise = radiomics.Standardiser.fit(targets[: len(train)])
         unknown = np.full((len(test), len(radiomics.FEATURES)), np.nan)
         rows = np.split(np.concatenate([standardise(targets), unknown]), [len(train), len(targets)])
         high = self.origin.high if self.target == "low-high" else None
         made = [
-            CaseSplit(cases, prepared, samples, part, high, self.augmentation)
+            CaseSplit(cases, prepared, samples, part, high, self.augmentation, standardise)
             for samples, part in zip((train, val, test), rows, strict=True)
         ]
         notes: dict[str, Any] = {
             "source": self.source,
-            "images": [len(split) for split in made],
+            "images": [len({case.name for case in split.cases}) for split in made],
             "patients": [len({case.patient for case in split.cases}) for split in made],
             "with_mask": [int(split.has_mask.sum()) for split in made],
             "with_category": [int((split.category >= 0).sum()) for split in made],
         }
-        if prepared.broken:
-            notes["left out"] = list(prepared.broken.values())
+        if any(len(case.readings) > 1 for case in cases):
+            notes["readers"] = len({r.reader for case in cases for r in case.readings})
+            notes["labels"] = self.labels
+            notes["test labels"] = _authority(made[2].cases)
+        if collection.remarks:
+            notes["remarks"] = list(collection.remarks)
+        if problems:
+            notes["left out"] = len(problems)
+            notes["problems"] = problems[:SHOWN]
         fingerprint = collection.fingerprint
         return Splits(made[0], made[1], made[2], fingerprint=fingerprint, notes=notes)
+
+    def _with_consensus(self, cases: Sequence[Case]) -> list[Case]:
+        """Return the cases, with a consensus where one is learnt from or tested against."""
+        wanted = self.labels == "consensus"
+        return [with_consensus(case) if wanted or not case.truth else case for case in cases]
+
+    def _labelled(self, case: Case, drawn: int) -> Sequence[int]:
+        """Return which of `Case.said` a case trains or validates with."""
+        count = len(case.readings)
+        if self.labels == "all":
+            return range(count)
+        return [count if self.labels == "consensus" and case.consensus else drawn % count]
 
     def model(self) -> MultitaskModel:
         """Return the U-Net with its guided risk head."""
@@ -203,44 +254,114 @@ class LesionTask(Task):
         return LesionMeter(self.grades, self.high)
 
     def figures(self, predictor: Predictor, splits: Splits, folder: Path) -> list[Path]:
-        """Draw test cases with reader contours, truth and prediction."""
-        from mtbench_tasks._lesion import pictures
+        """Draw test cases with contours and prediction, and how far raters agree on validation.
 
-        assert isinstance(splits.test, CaseSplit)
-        return [pictures.panel(predictor, splits.test, self.grades, folder / "predictions.png")]
+        Where cases have several readers, ``agreement.csv`` has `agreement`'s table. It is of the
+        validation split: numbers on the test split are sealed.
+        """
+        from mtbench_tasks._lesion import agreement, pictures
+
+        test, val = splits.test, splits.val
+        assert isinstance(test, CaseSplit)
+        assert isinstance(val, CaseSplit)
+        drawn = [pictures.panel(predictor, test, self.grades, folder / "predictions.png")]
+        if any(len(case.readings) > 1 for case in val.cases):
+            opinions = agreement.opinions(predictor, val)
+            table = agreement.agreement(opinions, len(self.grades))
+            table.to_csv(folder / "agreement.csv", index=False, float_format="%.4f")
+            drawn.append(pictures.agreement(table, folder / "agreement.png"))
+        return drawn
+
+    def fit(self, predictor: Predictor, splits: Splits) -> dict[str, Any]:
+        """Return the temperature that calibrates the categories, and the training's radiomics.
+
+        The temperature is fitted on the validation readings, where its effect is told too.
+        """
+        from mtbench_tasks._lesion.calibration import calibration_error, temperature
+
+        train, val = splits.train, splits.val
+        assert isinstance(train, CaseSplit)
+        assert train.standardise is not None
+        outputs = [
+            predictor(val.batch(positions)["inputs"])[1].logits.float().cpu()
+            for positions in torch.split(torch.arange(len(val)), BATCH)
+        ]
+        assert isinstance(val, CaseSplit)
+        known = val.category >= 0
+        logits, category = torch.cat(outputs)[known], val.category[known]
+        scale = temperature(logits, category)
+        errors = [calibration_error(z, category) for z in (logits, logits / scale)]
+        before, after = (None if math.isnan(error) else error for error in errors)
+        return {
+            "calibration": {
+                "temperature": scale,
+                "readings": len(category),
+                "error_before": before,
+                "error_after": after,
+            },
+            "radiomics": {
+                "features": [feature.name for feature in radiomics.FEATURES],
+                "mean": train.standardise.mean.tolist(),
+                "scale": train.standardise.scale.tolist(),
+            },
+        }
 
     def predict(
         self,
-        predictor: Predictor,
-        inputs: Sequence[Path],
-        folder: Path,
+        trained: Trained,
+        path: Path,
+        to: Path,
         *,
         spacing: float | None = None,
-    ) -> list[Any]:
-        """Segment and grade images.
+        report: Literal["html", "pdf", "both", "none"] = "html",
+    ) -> dict[str, Any]:
+        """Segment, grade and measure what an image shows.
 
         Args:
-            predictor: the trained model.
-            inputs: image files.
-            folder: where mask and overlay pictures go.
-            spacing: millimetres per pixel, if known; axes are given in pixels otherwise.
+            trained: the model.
+            path: an image file.
+            to: where mask, overlay and report go, and how their names begin.
+            spacing: millimetres per pixel; by default as the file's header says (DICOM, NIfTI).
+                Lengths are given in pixels where neither does.
+            report: which kind of page is written of each image.
         """
-        from mtbench_tasks._lesion import reading
+        from mtbench_tasks._lesion import files, reading
+        from mtbench_tasks._lesion import report as page
 
         if spacing is not None and not 0 < spacing < float("inf"):
             raise UsageError(f"spacing must be positive (millimetres per pixel), found {spacing}")
-        size, grades, views = self.image_size, self.grades, self.origin.views
-        images = [reading.load_image(path) for path in inputs]  # all, before the first is written
-        return [
-            reading.read(predictor, image, path, folder, size, grades, spacing, views)
-            for image, path in zip(images, inputs, strict=True)
-        ]
+        image = files.read_image(path)
+        scale = spacing or files.read_spacing(path)
+        record = reading.read(
+            trained.predictor, image, path, to, self.image_size, self.grades, scale,
+            self.origin.views, reading.Reference.of(trained.fitted),
+        )  # fmt: skip
+        record["notes"] = reading.notes(image, files.colour(path), record["views"])
+        record["reports"] = page.write(report, record, image, trained, to)
+        return record
+
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Return whether a file is an image."""
+        from mtbench_tasks._lesion import files
+
+        return files.is_image(path)
+
+    def card(self, fitted: Mapping[str, Any]) -> str:
+        """Return what goes in and comes out, what the model is for, and where its limits are."""
+        from mtbench_tasks._lesion.card import card
+
+        return card(self.image_size, self.grades, fitted)
 
     @classmethod
     def inspect(cls, source: str, data: Path | None) -> list[tuple[str, str, str]]:
         """Return what of a source is used, repaired and dropped."""
-        report = _load(source, cls.sources[cls._known(source)], data, _silent).report
-        return [(str(count), what, why) for count, what, why in report]
+        collection = _load(source, cls.sources[cls._known(source)], data, _silent)
+        rows = [(str(count), what, why) for count, what, why in collection.report]
+        if problems := collection.problems:
+            why = f"left out; the first: {problems[0]}; `mtbench data verify` lists all"
+            rows.append((str(len(problems)), "problems", why))
+        return rows + [("", "note", remark) for remark in collection.remarks]
 
     @classmethod
     def preview(cls, source: str, data: Path | None, picture: Path) -> None:
@@ -249,6 +370,20 @@ class LesionTask(Task):
 
         collection = _load(source, cls.sources[cls._known(source)], data, _silent)
         pictures.preview(collection, picture)
+
+    @classmethod
+    def template(cls) -> str:
+        """Return a CSV that source ``manifest`` reads, to be filled in."""
+        from mtbench_tasks._lesion import manifest
+
+        return manifest.template() if "manifest" in cls.sources else super().template()
+
+    @classmethod
+    def verify(cls, source: str, data: Path | None) -> tuple[int, list[str]]:
+        """Read all of a source; return the number of cases and a line per problem."""
+        collection = _load(source, cls.sources[cls._known(source)], data, _silent)
+        faults = [fault for case in collection.cases for fault in case.faults()]
+        return len(collection.cases), [*collection.problems, *faults]
 
     @classmethod
     def _known(cls, source: str) -> str:
@@ -263,6 +398,15 @@ def _load(name: str, source: Source, data: Path | None, progress: Progress) -> C
     return source.load(data or Path(), progress)
 
 
+def _authority(cases: Sequence[Case]) -> str:
+    """Return whose labels a test on these cases is against."""
+    if all(case.truth for case in cases):
+        return "ground truth"
+    return (
+        "consensus of readers (STAPLE, majority)" if any(c.consensus for c in cases) else "reader"
+    )
+
+
 def _silent(what: str, done: int, total: int) -> None:
     """Report no progress."""
 
@@ -274,7 +418,7 @@ def _targets(
     found = np.full((len(samples), len(radiomics.FEATURES)), np.nan)
     pixels, contours, keys, where = [], [], [], []
     for position, (i, number) in enumerate(samples):
-        contour = reading_of(cases[i], number).contour
+        contour = cases[i].said[number].contour
         if contour is not None:
             pixels.append(cases[i].pixels)
             contours.append(contour)

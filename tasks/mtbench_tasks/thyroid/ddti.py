@@ -16,8 +16,9 @@ import re
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element, ParseError
 
@@ -29,7 +30,7 @@ from PIL import Image as Pillow
 from PIL import ImageDraw
 
 from mtbench.errors import DataError
-from mtbench_tasks._lesion.cases import Case, Collection, Image, Reading, View
+from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, Reading, View
 
 GRADES = ("2", "3", "4a", "4b", "4c", "5")
 VERSION = 1  # part of the fingerprint: raise it when the same files give other cases
@@ -63,7 +64,7 @@ _WHY = {
     "marks without a contour": "the XML names the image but draws nothing on it",
     "marks without an image": "dropped: the XML names an N_M.jpg that is not there",
     "arrows and lines": "dropped: regions of type arrow or of fewer than three points",
-    "images without a case": "dropped: there is no N.xml for them",
+    "images without a case": "dropped: there is no N.xml that can be read for them",
     "copies of an image": "dropped: byte-equal to another; the labelled one is kept",
     "cases joined into another patient": "they share a byte-equal image: no split may divide them",
     "images cropped": "to the scanned sector: captions outside give the label away",
@@ -95,19 +96,27 @@ def load(path: Path) -> Collection:
     """Read DDTI from its folder (flat, or one folder down) or its zip.
 
     Returns:
-        One case a view: "N_M", or "N_Ma" and "N_Mb" of a split screen. The patient is N.
+        One case a view: "N_M", or "N_Ma" and "N_Mb" of a split screen. The patient is N. Images
+        and masks are decoded when they are asked for. An XML or image that cannot be read is a
+        problem, and left out.
 
     Raises:
-        DataError: nothing there, no DDTI files, a broken zip, or an XML or image that cannot be
-            read; the message names the file.
+        DataError: nothing there, no DDTI files, a broken zip, or nothing that can be read.
     """
-    files = _read(path)
+    files, places = _read(path)
     digest = hashlib.sha256(f"ddti {VERSION}".encode())
     for name, data in sorted(files.items()):
         digest.update(f"\0{name}\0{len(data)}\0".encode() + data)
 
     count: Counter[str] = Counter()
-    records = {Path(n).stem: _parse(path, n, d, count) for n, d in files.items() if n[-3:] == "xml"}
+    problems: list[str] = []
+    records: dict[str, _Record] = {}
+    for name, data in files.items():
+        if name.endswith(".xml"):
+            try:
+                records[Path(name).stem] = _parse(path, name, data, count)
+            except DataError as error:
+                problems.append(str(error))
     images = {Path(n).stem: d for n, d in files.items() if n[-3:] == "jpg"}
     named = {f"{n}_{m}" for n, record in records.items() for m in record.contours}
     count["marks without an image"] = len(named - images.keys())
@@ -125,20 +134,29 @@ def load(path: Path) -> Collection:
         # Of byte-equal images keep the labelled one; a contour may come from another.
         names.sort(key=lambda n: (records[_case(n)].category is None, not drawn(n)))
         contours = next((c for n in names if (c := drawn(n))), [])
-        record, image = records[_case(names[0])], _decode(path, names[0] + ".jpg", data)
-        views = _cut(names[0], patients[_case(names[0])], image, record, contours, count)
+        name = names[0]
+        try:
+            image = _decode(path, name + ".jpg", data)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        pixels = partial(_view, path, places[name + ".jpg"])
+        record, patient = records[_case(name)], patients[_case(name)]
+        views = _cut(name, patient, image, pixels, record, contours, count)
         count["images used"] += bool(views)
         cases += views
+    if not cases and problems:
+        raise DataError(problems[0])
 
     count["images found"] = len(images)
     count["images without a case"] = len(images) - sum(map(len, copies.values()))
     count["copies of an image"] = sum(len(names) - 1 for names in copies.values())
     count["cases joined into another patient"] = sum(n != p for n, p in patients.items())
     count["views used"] = len(cases)
-    count["views with a mask"] = sum(c.readings[0].mask is not None for c in cases)
+    count["views with a mask"] = sum(c.readings[0].contour is not None for c in cases)
     count["views with a category"] = sum(c.readings[0].category is not None for c in cases)
     report = tuple((count[what], what, why) for what, why in _WHY.items())
-    return Collection(tuple(cases), GRADES, digest.hexdigest(), report)
+    return Collection(tuple(cases), GRADES, digest.hexdigest(), report, tuple(problems))
 
 
 def crop_sector(image: Image) -> View:
@@ -207,18 +225,20 @@ def _span(share: NDArray[np.float64], gap: int) -> slice:
     return slice(int(starts[longest]), int(stops[longest]))
 
 
-def _read(path: Path) -> dict[str, bytes]:
-    """All N.xml and N_M.jpg, by name, in the order of N and M."""
+def _read(path: Path) -> tuple[dict[str, bytes], dict[str, str]]:
+    """All N.xml and N_M.jpg by name, in the order of N and M, and their places below `path`."""
     if not path.exists():
         raise DataError(f"no DDTI at {path}: no such file or folder; check --data")
     try:
         if path.is_dir():
             found = [p for p in (*path.glob("*/*"), *path.iterdir()) if _is_ddti(p.name)]
-            files = {p.name: p.read_bytes() for p in found}
+            places = {p.name: str(p.relative_to(path)) for p in found}
+            files = {name: (path / place).read_bytes() for name, place in places.items()}
         else:
             with zipfile.ZipFile(path) as archive:
                 names = [n for n in archive.namelist() if _is_ddti(PurePosixPath(n).name)]
-                files = {PurePosixPath(n).name: archive.read(n) for n in names}
+                places = {PurePosixPath(n).name: n for n in names}
+                files = {name: archive.read(place) for name, place in places.items()}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise DataError(
             f"{path} is no readable folder or zip ({error}); give DDTI as published"
@@ -229,7 +249,31 @@ def _read(path: Path) -> dict[str, bytes]:
             f"{path} is no DDTI folder: it must hold N.xml and N_M.jpg (found: "
             f"{' and '.join(sorted(suffixes)) or 'neither'}); give DDTI as published"
         )
-    return dict(sorted(files.items(), key=lambda f: [int(n) for n in re.findall(r"\d+", f[0])]))
+    ordered = sorted(files, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+    return {name: files[name] for name in ordered}, places
+
+
+def _view(path: Path, place: str, view: View) -> Image:
+    """Decode one view of an image that has been read before."""
+    try:
+        if path.is_dir():
+            data = (path / place).read_bytes()
+        else:
+            with zipfile.ZipFile(path) as archive:
+                data = archive.read(place)
+    except (zipfile.BadZipFile, zlib.error, OSError) as error:
+        raise DataError(f"{path}: {place} can no longer be read ({error})") from error
+    return np.ascontiguousarray(_decode(path, place, data)[view])
+
+
+def _draw(contours: Sequence[Contour], shape: tuple[int, int], view: View) -> Mask:
+    """Fill contours within one view of an image of that shape."""
+    height, width = shape
+    canvas = Pillow.new("1", (width, height))
+    draw = ImageDraw.Draw(canvas)
+    for contour in contours:
+        draw.polygon(contour, fill=1, outline=1)
+    return np.array(canvas, dtype=bool)[view]
 
 
 def _case(name: str) -> str:
@@ -311,38 +355,38 @@ def _cut(
     name: str,
     patient: str,
     image: Image,
+    pixels: Callable[[View], Image],
     record: _Record,
     contours: list[Contour],
     count: Counter[str],
 ) -> list[Case]:
-    """Cut one image into its views, and its contours with it."""
-    height, width = image.shape
+    """Cut one image into its views, which `pixels` will read again, and its contours with it."""
+    height, width = shape = image.shape[0], image.shape[1]
+    full = slice(0, height), slice(0, width)
     views = split_views(image)
-    count["images cropped"] += crop_sector(image) != (slice(0, height), slice(0, width))
+    count["images cropped"] += crop_sector(image) != full
     count["images of two views"] += len(views) > 1
     count["images with several contours"] += len(contours) > 1
-    masks = [np.zeros_like(image[view], dtype=bool) for view in views]
+    held: list[list[Contour]] = [[] for _ in views]
     for contour in contours:
         points = np.asarray(contour)
         count["contours out of bounds"] += bool(((points < 0) | (points >= [width, height])).any())
-        canvas = Pillow.new("1", (width, height))
-        ImageDraw.Draw(canvas).polygon(contour, fill=1, outline=1)
-        filled = np.array(canvas, dtype=bool)
+        filled = _draw([contour], shape, full)
         holding = [i for i, v in enumerate(views) if filled[v].sum() > HELD * filled.sum()]
         for i in holding:
-            masks[i] |= filled[views[i]]
+            held[i].append(contour)
         count["contours used"] += bool(holding)
         count["contours outside the sector"] += not holding
         count["contours across a seam"] += len(holding) > 1
     cases = []
-    for suffix, view, mask in zip("ab" if len(views) > 1 else [""], views, masks, strict=True):
-        if not mask.any() and any(record.contours.values()):
+    for suffix, view, drawn in zip("ab" if len(views) > 1 else [""], views, held, strict=True):
+        if not drawn and any(record.contours.values()):
             count["views without a contour"] += 1
-        elif not mask.any() and record.category is None:
+        elif not drawn and record.category is None:
             count["views without contour and category"] += 1
         else:
-            reading = Reading("ddti", mask if mask.any() else None, record.category)
-            pixels = np.ascontiguousarray(image[view])
-            words = record.descriptors
-            cases.append(Case(name + suffix, patient, pixels, (reading,), descriptors=words))
+            mask = partial(_draw, drawn, shape, view) if drawn else None
+            reading = Reading("ddti", mask, record.category)
+            read, words = partial(pixels, view), record.descriptors
+            cases.append(Case(name + suffix, patient, read, (reading,), descriptors=words))
     return cases

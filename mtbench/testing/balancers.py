@@ -1,4 +1,4 @@
-"""The conformance suite of balancing methods, to be run by anybody's pytest.
+"""The conformance suite of balancing methods.
 
 Subclass it and name the method; the class's name begins with ``Test`` so that pytest collects it::
 

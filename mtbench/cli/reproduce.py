@@ -1,0 +1,119 @@
+"""``mtbench reproduce``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtbench.cli.options import Plugins
+
+OPTIONS = (
+    "method", "data", "epochs", "seed", "seeds", "reference", "published", "device", "precision",
+    "set", "out", "threads", "plugin",
+)  # fmt: skip
+
+
+def reproduce(
+    context: typer.Context,
+    task: Annotated[
+        str | None, typer.Argument(help="A task that papers report on; without it, all are shown.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", "-m", help="A method that papers report; repeatable."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where the task's data lies, if it needs any.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training split; the task has a default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds; papers mostly have 3.")] = 3,
+    reference: Annotated[
+        str, typer.Option(help="The single-task method that delta-m is measured against.")
+    ] = "stl",
+    published: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Published results to use instead of the shipped ones."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, or bf16 autocast.")] = "fp32",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A parameter of method, task or recipe."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for run directories and report.")] = Path(
+        "runs"
+    ),
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; measured at the start by default.")
+    ] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Train a method as papers did, and put it beside their row.
+
+    The single-task reference is trained too. Without a method, the published tables are printed as
+    Markdown. Finished cells are skipped and interrupted ones resumed.
+    """
+    from mtbench import published as papers
+    from mtbench.errors import UsageError, did_you_mean
+
+    if task is None or not method:
+        if method or context.args:
+            raise UsageError("say which task to reproduce: mtbench reproduce TASK --method NAME")
+        typer.echo(papers.page() if task is None else papers.load(task, published).markdown(task),
+                   nl=False)  # fmt: skip
+        return
+    reported = papers.load(task, published)
+    for name in method:
+        if name not in reported.methods():
+            raise UsageError(
+                f"no published row of method {name!r} on {task}: "
+                f"{did_you_mean(name, reported.methods())}"
+            )
+    from functools import partial
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from mtbench import leaderboard
+    from mtbench.cache import cache_dir
+    from mtbench.cli.running import run_cells
+    from mtbench.engine import Engine
+    from mtbench.overrides import parse
+
+    given = parse(settings or [], context.args)
+    for key, value in (("data", data), ("epochs", epochs)):
+        if value is not None:
+            if key in given:
+                raise UsageError(f"parameter {key!r} is given twice: {value} and {given[key]}")
+            given[key] = str(value)
+    if precision not in ("fp32", "bf16"):
+        raise UsageError(f"--precision must be fp32 or bf16, found {precision!r}")
+    runs = run_cells(
+        task, [reference, *method], given, range(seed, seed + seeds), device, precision, out,
+        fresh=False, threads=threads, engine=partial(Engine, notebook=cache_dir()), init=None,
+        diagnose=False, plugins=plugin or [], options=OPTIONS,
+    )  # fmt: skip
+    [board] = leaderboard.boards(runs)
+    console = Console()
+    text = []
+    for name in method:
+        comparisons = papers.compare(reported, board, reference, name)
+        if not comparisons:
+            console.print(f"no paper reports {name} with these settings", highlight=False)
+        for found in comparisons:
+            shown = Table(title=Text(found.title), title_justify="left")
+            for place, head in enumerate(found.heads):
+                shown.add_column(Text(head), justify="right" if place else "left")
+            for row in found.rows:
+                shown.add_row(*map(Text, row))
+            console.print(shown)
+            for note in found.notes:
+                console.print(f"- {note}", markup=False, highlight=False)
+            text.append(found.markdown())
+    file = out / task / "reproduce.md"
+    file.write_text("\n".join(text), encoding="utf-8")
+    console.print(f"beside the paper: {file}", soft_wrap=True, highlight=False)

@@ -1,0 +1,1 @@
+"""What the tasks of dense prediction share: segmentation, depth and normals of one image."""

@@ -1,0 +1,155 @@
+"""The task of dense prediction on a pre-processed folder, but for what the folder holds."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from mtbench.errors import DataError, UsageError
+from mtbench.model import MultitaskModel
+from mtbench.task import Batch, Meter, Metric, Predictor, Progress, Recipe, Splits, Task
+from mtbench_tasks._dense import folder, losses
+from mtbench_tasks._dense.splits import DenseSplit, carve
+
+
+class Dense(Task):
+    """Segmentation, depth and, where the layout has them, normals, by one network.
+
+    Attributes:
+        name: the task's.
+        layout: what its folder holds.
+        recipes: by network.
+    """
+
+    name: ClassVar[str]
+    layout: ClassVar[folder.Layout]
+    recipes: ClassVar[Mapping[str, Recipe]]
+
+    def __init__(
+        self,
+        *,
+        data: Path | None = None,
+        network: Literal["segnet_mtan", "deeplab_resnet50"] = "segnet_mtan",
+        width: int = 64,
+        augmentation: bool = True,
+        validation: float = 0.1,
+        strict: bool = False,
+    ) -> None:
+        if width < 1:
+            raise UsageError(f"width must be at least 1, found {width}")
+        if not 0 < validation < 1:
+            raise UsageError(f"validation must be between 0 and 1, found {validation}")
+        self.data, self.network, self.width = data, network, width
+        self.augmentation, self.validation, self.strict = augmentation, validation, strict
+        self.recipe = self.recipes[network]
+        self.normals = "normals" in self.objectives
+        from mtbench_tasks._dense.scores import metrics  # torchmetrics takes seconds to import
+
+        self.metrics: Mapping[str, Metric] = metrics(self.normals)
+
+    def setup(self, seed: int, progress: Progress) -> Splits:
+        """Check the folder's files and carve a validation split from the training images."""
+        found = folder.read(self.data, self.layout, progress)
+        if found.dropped and self.strict:
+            file, why = found.dropped[0]
+            raise DataError(
+                f"{self.data}: {len(found.dropped)} samples cannot be used, the first because "
+                f"{file} {why}; mend them, or leave --strict out to drop them"
+            )
+        train, val = carve(found.samples["train"], self.validation, seed)
+        test = found.samples["val"]
+        if not (train and val and test):
+            raise DataError(
+                f"{self.data}: {len(train)} training, {len(val)} validation and {len(test)} test "
+                "images can be used; each needs at least one (`mtbench data inspect` says why "
+                "others are dropped)"
+            )
+        multiple = {"segnet_mtan": 32, "deeplab_resnet50": 8}[self.network]
+        if any(side % multiple for side in found.size):
+            raise DataError(
+                f"{self.data}: images of {found.size[0]} x {found.size[1]} pixels; the sides must "
+                f"divide by {multiple} for network={self.network}"
+            )
+        notes = {
+            "images": [len(train), len(val), len(test)],
+            "size": list(found.size),
+            "dropped": [f"{file} {why}" for file, why in found.dropped],
+        }
+        return Splits(
+            DenseSplit(train, self.augmentation),
+            DenseSplit(val, False),
+            DenseSplit(test, False),
+            fingerprint=found.fingerprint,
+            notes=notes,
+        )
+
+    def model(self) -> MultitaskModel:
+        """Return the network that was chosen."""
+        from mtbench_tasks._dense import networks
+
+        build = {
+            "segnet_mtan": networks.segnet_mtan,
+            "deeplab_resnet50": networks.deeplab_resnet50,
+        }[self.network]
+        channels = {"segmentation": self.layout.classes, "depth": 1, "normals": 3}
+        return build(
+            self.width,
+            [channels[objective] for objective in self.objectives],
+            [objective == "normals" for objective in self.objectives],
+        )
+
+    def losses(self, outputs: Sequence[Any], batch: Batch) -> list[Tensor]:
+        """Return the losses of segmentation, depth and normals."""
+        found = [
+            losses.segmentation_loss(outputs[0], batch["segmentation"]),
+            losses.depth_loss(outputs[1], batch["depth"]),
+        ]
+        if self.normals:
+            found.append(losses.normals_loss(outputs[2], batch["normals"]))
+        return found
+
+    def meter(self) -> Meter:
+        """Return a fresh meter of all objectives' metrics."""
+        from mtbench_tasks._dense.scores import DenseMeter
+
+        return DenseMeter(self.layout.classes, self.normals)
+
+    def figures(self, predictor: Predictor, splits: Splits, folder: Path) -> list[Path]:
+        """Draw test images with truth and prediction of every objective."""
+        from mtbench_tasks._dense import pictures
+
+        assert isinstance(splits.test, DenseSplit)
+        file = folder / "predictions.png"
+        return [pictures.predictions(predictor, splits.test, self.layout.classes, file)]
+
+    @classmethod
+    def inspect(cls, source: str, data: Path | None) -> list[tuple[str, str, str]]:
+        """Return how many samples are used, and why each of the others is dropped."""
+        found = cls._read(source, data)
+        height, width = found.size
+        rows = [
+            (str(len(found.samples["train"])), "samples of train/ used", "training and validation"),
+            (str(len(found.samples["val"])), "samples of val/ used", "test"),
+            (f"{height} x {width}", "pixels, height x width", ""),
+            (str(len(found.dropped)), "samples dropped", "by the file named below"),
+        ]
+        return rows + [("1", file, why) for file, why in found.dropped]
+
+    @classmethod
+    def preview(cls, source: str, data: Path | None, picture: Path) -> None:
+        """Draw training images with their labels."""
+        from mtbench_tasks._dense import pictures
+
+        samples = cls._read(source, data).samples["train"]
+        if not samples:
+            raise DataError(
+                f"{data}: no sample of train/ can be used; `mtbench data inspect` says why"
+            )
+        pictures.truth(DenseSplit(samples, False), cls.layout.classes, picture)
+
+    @classmethod
+    def _read(cls, source: str, data: Path | None) -> folder.Folder:
+        if source != cls.name:
+            raise UsageError(f"task {cls.name} has one source, {cls.name!r}, found {source!r}")
+        return folder.read(data, cls.layout, lambda what, done, total: None)

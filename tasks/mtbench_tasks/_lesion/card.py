@@ -1,0 +1,57 @@
+"""What a trained model's card says of a lesion task."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtbench_tasks._lesion.reading import USE
+
+
+def card(size: int, grades: Sequence[str], fitted: Mapping[str, Any]) -> str:
+    """Return the card's sections.
+
+    Args:
+        size: side of the network's grid.
+        grades: the categories.
+        fitted: what `LesionTask.fit` returned.
+    """
+    return f"""## What it does
+
+It marks one lesion in a grey-scale ultrasound image and gives its risk category:
+{", ".join(grades)}.
+
+- In: `inputs`, (batch, 1, {size}, {size}), grey values from 0 to 1. The image is scaled by its
+  longer side and padded with zeros; nothing else is normalised.
+- Out: `segmentation`, logits of the mask on the same grid; `risk.logits`, one per category;
+  `risk.guided`, an estimate of the standardised radiomics.
+- {calibrated(fitted)} Probabilities are softmax(`risk.logits` / temperature).
+
+## What it is for
+
+**{USE}** It is meant for comparing training methods, and for studies in which no patient's care
+depends on it. It is not meant for diagnosis, for triage, or for choosing who gets a biopsy.
+
+## Limits
+
+- It knows the scanners, the people and the readers of its training data only; on others it has to
+  be tested first.
+- It reads single images, marks one lesion in each view, and gives a category even where there is no
+  lesion.
+- The metrics below are against readers' opinions, unless the notes on the data say otherwise.
+"""
+
+
+def calibrated(fitted: Mapping[str, Any]) -> str:
+    """Return whether the probabilities are calibrated, and what that changed, in a sentence.
+
+    >>> calibrated({})
+    'The probabilities are not calibrated (temperature 1).'
+    """
+    found = fitted.get("calibration")
+    if not found or not found["readings"]:
+        return "The probabilities are not calibrated (temperature 1)."
+    return (
+        f"The probabilities are calibrated on {found['readings']} validation readings: "
+        f"temperature {found['temperature']:.2f}; expected calibration error "
+        f"{found['error_before']:.3f} before, {found['error_after']:.3f} after, on these same "
+        "readings."
+    )

@@ -1,0 +1,272 @@
+"""A reading as a page for a person: HTML, PDF."""
+
+import base64
+import io
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_pdf import PdfPages
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image as Pil
+
+from mtbench.task import Trained
+from mtbench_tasks._lesion.card import calibrated
+from mtbench_tasks._lesion.cases import Image
+from mtbench_tasks._lesion.radiomics import CLIP, FEATURES
+from mtbench_tasks._lesion.reading import USE, beside, outlined
+
+TITLE = "Reading by a trained model"
+EXPLAINED = (
+    "Radiomics are measured within the outline that the model drew, and compared with the training "
+    "images' outlines: z is the distance from their mean in standard deviations."
+)
+ENDS = (f"−{CLIP:g}", f"+{CLIP:g}")  # of the scale of z
+WIDTH, HEIGHT = 8.27, 11.69  # inches: A4
+INK, QUIET, BAR, WARNING = "#1c2430", "#5d6875", "#2f6f9f", "#9b2c2c"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One feature: its name, its value, its z and where z ends on the scale, from -1 to 1."""
+
+    name: str
+    value: str
+    z: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Section:
+    """What is said of one view."""
+
+    picture: Pil.Image
+    category: str
+    measurements: list[tuple[str, str]]
+    chances: list[tuple[str, float]]
+    radiomics: list[tuple[str, list[Row]]]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What is said of one image."""
+
+    name: str
+    facts: list[tuple[str, str]]
+    notes: list[str]
+    sections: list[Section]
+
+
+def write(
+    kind: Literal["html", "pdf", "both", "none"],
+    record: Mapping[str, Any],
+    image: Image,
+    trained: Trained,
+    to: Path,
+) -> list[str]:
+    """Write ``TO_report.html``, ``TO_report.pdf``, both or none; return the files.
+
+    Args:
+        kind: which of them.
+        record: of `reading.read`, with ``notes``.
+        image: what was read.
+        trained: the model.
+        to: folder and first part of the name.
+    """
+    if kind == "none":
+        return []
+    page = compose(record, image, trained)
+    written = []
+    if kind in ("html", "both"):
+        file = beside(to, "_report.html")
+        file.write_text(html(page), encoding="utf-8")
+        written.append(str(file))
+    if kind in ("pdf", "both"):
+        file = beside(to, "_report.pdf")
+        pdf(page, file)
+        written.append(str(file))
+    return written
+
+
+def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
+    """Return the words and pictures of a reading."""
+    with Pil.open(record["mask"]) as picture:
+        whole = outlined(image, np.asarray(picture) > 0)
+    spacing = record["spacing_mm"]
+    facts = [
+        ("Image", _text(Path(record["image"]).name)),
+        ("Size", f"{image.shape[1]} x {image.shape[0]} pixels"),
+        (
+            "Spacing",
+            "unknown: lengths are in pixels" if spacing is None else f"{spacing:g} mm/pixel",
+        ),
+        ("Model", trained.name),
+        ("Calibration", calibrated(trained.fitted)),
+    ]
+    sections = [
+        Section(
+            picture=whole.crop(view["box"]),
+            category=view["category"],
+            measurements=_measurements(view),
+            chances=list(view["probabilities"].items()),
+            radiomics=_radiomics(view["radiomics"]),
+        )
+        for view in record["views"]
+    ]
+    return Page(facts[0][1], facts, record["notes"], sections)
+
+
+def html(page: Page) -> str:
+    """Return a page that needs no other file."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["embedded"] = _embedded
+    template = (files("mtbench_tasks._lesion") / "report.html").read_text("utf-8")
+    return environment.from_string(template).render(
+        page=page, title=TITLE, use=USE, explained=EXPLAINED, ends=ENDS
+    )
+
+
+def pdf(page: Page, file: Path) -> None:
+    """Write an A4 page for each view; equal readings give equal files."""
+    about = {"Title": TITLE, "Subject": USE, "CreationDate": None}
+    with PdfPages(file, metadata=about) as pages, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # in a file's name
+        for number, section in enumerate(page.sections, 1):
+            of = f", view {number} of {len(page.sections)}" if len(page.sections) > 1 else ""
+            pages.savefig(_sheet(page, section, of))
+
+
+def _text(name: str) -> str:
+    """Return a file's name as what can be written: it need not be Unicode."""
+    return name.encode("utf-8", "replace").decode()
+
+
+def _measurements(view: Mapping[str, Any]) -> list[tuple[str, str]]:
+    unit = "mm" if "long_axis_mm" in view else "px"
+    lengths = {
+        name: f"{view[f'{name}_{unit}']:g} {unit}"
+        for name in ("long_axis", "short_axis", "height", "width")
+    }
+    if view["taller_than_wide"] is None:
+        return [("Segmented", "nothing")]
+    return [
+        ("Long axis", lengths["long_axis"]),
+        ("Short axis", lengths["short_axis"]),
+        ("Height x width", f"{lengths['height']} x {lengths['width']}"),
+        ("Taller than wide", "yes" if view["taller_than_wide"] else "no"),
+    ]
+
+
+def _radiomics(found: Mapping[str, Any] | None) -> list[tuple[str, list[Row]]]:
+    if found is None:
+        return []
+    return [
+        (descriptor, [_row(feature.name, **found[feature.name]) for feature in features])
+        for descriptor, features in groupby(FEATURES, lambda feature: feature.descriptor)
+    ]
+
+
+def _row(name: str, value: float, z: float | None) -> Row:
+    shown = "" if z is None else f"{z:+z.1f}"
+    if z is not None and abs(z) >= CLIP:
+        shown = f"{'≥' if z > 0 else '≤'} {z:+.0f}"
+    share = 0.0 if z is None else z / CLIP
+    return Row(name.replace("_", " "), _minus(f"{value:.4g}"), _minus(shown), share)
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "−")
+
+
+def _embedded(picture: Pil.Image) -> str:
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _sheet(page: Page, section: Section, of: str) -> Figure:
+    """Return one view as a figure of A4's size."""
+    figure = Figure(figsize=(WIDTH, HEIGHT))
+
+    def write(
+        x: float, y: float, text: str, size: float = 9, colour: str = INK, **more: Any
+    ) -> None:
+        figure.text(x, y, text, fontsize=size, color=colour, va="top", parse_math=False, **more)
+
+    write(0.08, 0.965, TITLE + of, 15, weight="bold")
+    write(0.08, 0.938, USE, 10, WARNING, weight="bold")
+    y = 0.915
+    for label, value in [*page.facts, *(("Note", note) for note in page.notes)]:
+        lines = textwrap.wrap(value, 92)[:3] or [""]
+        colour = WARNING if label == "Note" else INK
+        write(0.08, y, label, colour=QUIET)
+        write(0.2, y, "\n".join(lines), colour=colour)
+        y -= 0.0155 * len(lines)
+    _picture(figure, section.picture, (0.08, y - 0.32, 0.48, 0.31))
+    write(0.6, y - 0.012, f"Category {section.category}", 15, weight="bold")
+    _chances(figure, section.chances, (0.7, y - 0.2, 0.22, 0.15))
+    for number, (label, value) in enumerate(section.measurements):
+        write(0.6, y - 0.225 - 0.02 * number, label, colour=QUIET)
+        write(0.74, y - 0.225 - 0.02 * number, value)
+    y -= 0.35
+    write(0.08, y, "Radiomics by descriptor", 12, weight="bold")
+    write(0.08, y - 0.022, "\n".join(textwrap.wrap(EXPLAINED, 105)), 8, QUIET)
+    y -= 0.08
+    write(0.08, 0.035, USE, 8, QUIET)
+    if not section.radiomics:
+        write(0.08, y, "None: nothing large enough was segmented.")
+        return figure
+    heads = ((0.08, "Descriptor"), (0.23, "Feature"), (0.5, "Value"), (0.58, "z"), (0.62, ENDS[0]),
+             (0.92, ENDS[1]))  # fmt: skip
+    for x, head in heads:
+        side = "right" if x in (0.5, 0.58, 0.92) else "left"
+        write(x, y + 0.022, head, 8, QUIET, ha=side)
+    rows = sum(len(rows) for _, rows in section.radiomics)
+    axes = figure.add_axes((0.62, y - 0.022 * rows, 0.3, 0.022 * rows))
+    axes.set(xlim=(-1, 1), ylim=(rows, 0))
+    axes.set_axis_off()
+    line = 0
+    for descriptor, group in section.radiomics:
+        write(0.08, y - 0.022 * line, descriptor, weight="bold")
+        for row in group:
+            at = y - 0.022 * line
+            write(0.23, at, row.name)
+            write(0.5, at, row.value, ha="right")
+            write(0.58, at, row.z, ha="right")
+            axes.add_patch(Rectangle((0, line), row.share, 0.6, color=BAR))
+            line += 1
+    axes.axvline(0, color=QUIET, linewidth=0.8)
+    return figure
+
+
+def _picture(figure: Figure, picture: Pil.Image, box: tuple[float, float, float, float]) -> None:
+    axes = figure.add_axes(box)
+    axes.imshow(np.asarray(picture), interpolation="nearest")
+    axes.set_anchor("NW")
+    axes.set_axis_off()
+
+
+def _chances(
+    figure: Figure,
+    chances: Sequence[tuple[str, float]],
+    box: tuple[float, float, float, float],
+) -> None:
+    axes: Axes = figure.add_axes(box)
+    axes.barh(range(len(chances)), [chance for _, chance in chances], color=BAR, height=0.6)
+    axes.set(xlim=(0, 1.25), ylim=(len(chances) - 0.4, -0.6), xticks=[])
+    axes.set_yticks(range(len(chances)), [grade for grade, _ in chances], parse_math=False)
+    axes.tick_params(length=0, labelsize=9, labelcolor=INK)
+    axes.spines[:].set_visible(False)
+    for place, (_, chance) in enumerate(chances):
+        axes.text(chance + 0.03, place, f"{chance:.0%}", va="center", fontsize=8, color=INK)

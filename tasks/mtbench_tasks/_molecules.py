@@ -1,0 +1,262 @@
+"""QM9's molecules as arrays, read once from the files as published."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from mtbench.cache import cache_dir
+from mtbench.errors import DataError
+from mtbench.task import Progress
+
+ELEMENTS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
+
+RAW = ("gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt")
+PROCESSED = "qm9_v3.pt"
+
+HARTREE = 27_211.386246  # meV, as torch-geometric has it
+KCAL = 43.36414  # meV a molecule
+
+TARGETS: dict[str, tuple[str, float, int]] = {
+    "mu": ("mu", 1.0, 0),
+    "alpha": ("alpha", 1.0, 1),
+    "homo": ("homo", HARTREE, 2),
+    "lumo": ("lumo", HARTREE, 3),
+    "r2": ("r2", 1.0, 5),
+    "zpve": ("zpve", HARTREE, 6),
+    "u0": ("u0_atom", KCAL, 12),
+    "u": ("u298_atom", KCAL, 13),
+    "h": ("h298_atom", KCAL, 14),
+    "g": ("g298_atom", KCAL, 15),
+    "cv": ("cv", 1.0, 11),
+}
+"""By target: its column in ``gdb9.sdf.csv``, what that is multiplied by (energies become meV), and
+its column in ``qm9_v3.pt``, where energies are in eV."""
+
+ENERGIES = tuple(name for name, (_, factor, _) in TARGETS.items() if factor != 1)
+
+
+@dataclass(frozen=True)
+class Molecules:
+    """M molecules, one after another.
+
+    Attributes:
+        numbers: (A,), the atoms' atomic numbers.
+        positions: (A, 3), in angstrom.
+        bonds: (E, 3): two atoms, counted from 0 within the molecule, and the bond's type, 1 single,
+            2 double, 3 triple, 4 aromatic. Every bond is there once.
+        atom_starts: (M + 1,), where each molecule's atoms begin and end.
+        bond_starts: (M + 1,), likewise.
+        targets: (M, 11), in the order and units of `TARGETS`.
+        broken: what was dropped because it could not be read, a line each.
+        excluded: number of molecules left out because their geometry did not pass the dataset's
+            own consistency check (``uncharacterized.txt``).
+        fingerprint: hash of the files.
+    """
+
+    numbers: NDArray[np.uint8]
+    positions: NDArray[np.float32]
+    bonds: NDArray[np.uint8]
+    atom_starts: NDArray[np.int64]
+    bond_starts: NDArray[np.int64]
+    targets: NDArray[np.float64]
+    broken: tuple[str, ...]
+    excluded: int
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+_Parsed = tuple[list[int], list[list[float]], list[list[int]], list[float]]
+"""A molecule: atomic numbers, positions, bonds, targets."""
+
+
+def load(data: Path | None, strict: bool, progress: Progress) -> Molecules:
+    """Return the molecules of a folder.
+
+    The folder, or its subfolder ``raw``, holds ``gdb9.sdf``, ``gdb9.sdf.csv`` and
+    ``uncharacterized.txt``, as MoleculeNet publishes them and torch-geometric unpacks them where
+    rdkit is installed, or ``qm9_v3.pt``, which torch-geometric fetches where it is not. Parsing
+    takes a minute and is done once: the arrays stay in the cache folder, by content.
+
+    Args:
+        data: the folder.
+        strict: raise instead of dropping what cannot be read.
+        progress: is told how the parsing goes.
+
+    Raises:
+        DataError: no such folder or files, or they are not QM9.
+    """
+    files = _find(data)
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    fingerprint = f"qm9-1-{digest.hexdigest()[:16]}"
+    cached = cache_dir() / f"{fingerprint}.npz"
+    if not cached.exists():
+        arrays = _processed(files[0]) if len(files) == 1 else _raw(files, progress)
+        temporary = cached.with_suffix(".tmp")
+        with temporary.open("wb") as stream:
+            np.savez(stream, **arrays)
+        temporary.replace(cached)
+    with np.load(cached, allow_pickle=False) as stored:
+        found = {name: stored[name] for name in stored.files}
+    broken = tuple(map(str, found.pop("broken")))
+    if strict and broken:
+        raise DataError(f"{data}: {len(broken)} molecules cannot be read (strict); {broken[0]}")
+    excluded = int(found.pop("excluded"))
+    return Molecules(**found, broken=broken, excluded=excluded, fingerprint=fingerprint)
+
+
+def _find(data: Path | None) -> list[Path]:
+    if data is None:
+        raise DataError(f"task qm9 needs --data PATH: a folder with {', '.join(RAW)}")
+    for folder in (data, data / "raw"):
+        if all((folder / name).is_file() for name in RAW):
+            return [folder / name for name in RAW]
+        if (folder / PROCESSED).is_file():
+            return [folder / PROCESSED]
+    raise DataError(
+        f"{data}: neither it nor its folder raw holds {', '.join(RAW)} (of MoleculeNet's qm9.zip "
+        f"and QM9's figshare page), or {PROCESSED} (of torch-geometric); nothing is downloaded here"
+    )
+
+
+def _raw(files: list[Path], progress: Progress) -> dict[str, Any]:
+    structures, table, excluded = files
+    skip = _excluded(excluded)
+    columns = [column for column, _, _ in TARGETS.values()]
+    try:
+        read = pd.read_csv(table, index_col="mol_id", usecols=["mol_id", *columns])
+        factors = [factor for _, factor, _ in TARGETS.values()]
+        targets = read[columns].to_numpy(np.float64) * factors
+    except (ValueError, UnicodeDecodeError) as error:
+        raise DataError(f"{table}: is not QM9's table: {_line(error)}") from error
+    rows = {str(name): row for name, row in zip(read.index, targets, strict=True)}
+    molecules: list[_Parsed] = []
+    broken = []
+    left_out = 0
+    for count, block in enumerate(_blocks(structures), start=1):
+        if count % 5_000 == 0:
+            progress("reading molecules", count, len(rows))
+        name = block[0].strip()
+        if name in skip:
+            left_out += 1
+            continue
+        try:
+            molecules.append((*_molecule(block), _known(rows, name)))
+        except (ValueError, IndexError, KeyError) as error:
+            broken.append(f"{structures.name}, molecule {count} ({name[:40]!r}): {_line(error)}")
+    return _pack(molecules, broken, left_out, structures)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _excluded(file: Path) -> set[str]:
+    """Return the names listed in ``uncharacterized.txt``, between a heading and a closing line."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")[9:-2]
+        return {f"gdb_{int(line.split()[0])}" for line in lines}
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{file}: is not QM9's list of excluded molecules: {error}") from error
+
+
+def _blocks(file: Path) -> Iterator[list[str]]:
+    """Yield the lines of each molecule of a structure file, without holding the file."""
+    block: list[str] = []
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            if line.startswith("$$$$"):
+                yield block
+                block = []
+            else:
+                block.append(line)
+    if "".join(block).strip():
+        yield block  # cut off: fails as a molecule
+
+
+def _molecule(block: list[str]) -> tuple[list[int], list[list[float]], list[list[int]]]:
+    """Return a V2000 block's atomic numbers, positions and bonds.
+
+    Fields have fixed widths, three characters a count or index and ten a coordinate: large ones
+    touch.
+    """
+    atoms, bonds = int(block[3][:3]), int(block[3][3:6])
+    lines = block[4 : 4 + atoms + bonds]
+    if atoms < 1 or len(lines) < atoms + bonds:
+        raise ValueError(f"{atoms} atoms and {bonds} bonds announced, {len(lines)} lines found")
+    numbers, positions, pairs = [], [], []
+    for line in lines[:atoms]:
+        symbol = line[31:34].strip()
+        if symbol not in ELEMENTS:
+            raise ValueError(f"elements must be {', '.join(ELEMENTS)}, found {symbol!r}")
+        numbers.append(ELEMENTS[symbol])
+        positions.append([float(line[start : start + 10]) for start in (0, 10, 20)])
+    for line in lines[atoms:]:
+        first, second, kind = (int(line[start : start + 3]) for start in (0, 3, 6))
+        if not (1 <= first <= atoms and 1 <= second <= atoms and 1 <= kind <= 4):
+            raise ValueError(f"bond {line.strip()!r} is not between its atoms")
+        pairs.append([first - 1, second - 1, kind])
+    return numbers, positions, pairs
+
+
+def _known(rows: dict[str, NDArray[np.float64]], name: str) -> list[float]:
+    if name not in rows:
+        raise ValueError("has no row in the table")
+    found = rows[name]
+    if not np.isfinite(found).all():
+        raise ValueError("lacks a target")
+    return list(found)
+
+
+def _processed(file: Path) -> dict[str, Any]:
+    try:
+        records = torch.load(file, weights_only=True)
+        assert isinstance(records, list)
+    except Exception as error:  # torch raises many kinds for a broken file
+        raise DataError(
+            f"{file}: is not torch-geometric's list of molecules ({type(error).__name__})"
+        ) from error
+    columns = [column for _, _, column in TARGETS.values()]
+    factors = np.where([name in ENERGIES for name in TARGETS], 1000.0, 1.0)
+    molecules: list[_Parsed] = []
+    broken = []
+    for count, record in enumerate(records, start=1):
+        try:
+            ends, kinds = record["edge_index"], record["edge_attr"].argmax(1) + 1
+            once = ends[0] < ends[1]
+            bonds = torch.cat([ends, kinds[None]])[:, once].T
+            targets = record["y"].double().numpy()[0, columns] * factors
+            numbers = record["x"][:, 5].int().tolist()
+            if not (np.isfinite(targets).all() and set(numbers) <= set(ELEMENTS.values())):
+                raise ValueError("lacks a target, or has an element that QM9 has not")
+            molecules.append((numbers, record["pos"].tolist(), bonds.tolist(), list(targets)))
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
+            broken.append(f"{file.name}, molecule {count}: {_line(error)}")
+    return _pack(molecules, broken, 0, file)
+
+
+def _pack(molecules: list[_Parsed], broken: list[str], excluded: int, file: Path) -> dict[str, Any]:
+    if not molecules:
+        raise DataError(f"{file}: no molecule can be read" + "".join(f"; {b}" for b in broken[:1]))
+    numbers, positions, bonds, targets = zip(*molecules, strict=True)
+    return {
+        "numbers": np.concatenate([np.array(n, np.uint8) for n in numbers]),
+        "positions": np.concatenate([np.array(p, np.float32) for p in positions]),
+        "bonds": np.concatenate([np.array(b, np.uint8).reshape(-1, 3) for b in bonds]),
+        "atom_starts": np.cumsum([0, *map(len, numbers)]),
+        "bond_starts": np.cumsum([0, *map(len, bonds)]),
+        "targets": np.array(targets),
+        "broken": np.array(broken, dtype=np.str_),
+        "excluded": np.array(excluded),
+    }

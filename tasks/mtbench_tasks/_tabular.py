@@ -1,0 +1,479 @@
+"""What the tasks on tables share: reading rows, splits by group, the network, losses, meters."""
+
+import csv
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtbench.data import TensorSplit, known, labelled_loss
+from mtbench.errors import DataError, UsageError, did_you_mean
+from mtbench.model import MultitaskModel
+from mtbench.task import Batch, Meter, Metric, Splits, Task
+
+Floats = NDArray[np.float64]
+
+Columns = Mapping[str, tuple[str, ...] | None]
+"""By name, in the file's order: the values of a nominal column, None for a numeric one."""
+
+FRACTIONS = (0.6, 0.15, 0.25)
+"""Of the groups, for training, validation and test."""
+
+LEAST = 20
+"""Groups that a table must have to be split in three."""
+
+SCALE = "_scale"
+
+RESERVED = ("inputs", "groups", "self", SCALE)
+"""Names that no objective can have: a batch, or what makes a split, uses them."""
+
+MISSING = ("", "?", "NA", "na", "NaN", "nan")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a file as numbers.
+
+    Attributes:
+        columns: what the columns are.
+        values: (N, C); the index of its value for a nominal cell, NaN where a value is missing.
+        broken: the rows left out, as (line number, what is wrong).
+    """
+
+    columns: Columns
+    values: Floats
+    broken: tuple[tuple[int, str], ...]
+
+    def __getitem__(self, column: str) -> Floats:
+        return self.values[:, list(self.columns).index(column)]
+
+    def encode(self, names: Iterable[str]) -> tuple[Floats, NDArray[np.bool_]]:
+        """Return columns as inputs (N, D), and which of the D are indicators of a nominal value.
+
+        A missing nominal value has no indicator set.
+        """
+        parts, indicator = [], []
+        for name in names:
+            values = self.columns[name]
+            if values is None:
+                parts.append(self[name][:, None])
+            else:
+                parts.append((self[name][:, None] == np.arange(len(values))).astype(np.float64))
+            indicator += [values is not None] * parts[-1].shape[1]
+        return np.concatenate(parts, axis=1), np.array(indicator)
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the columns and values."""
+        digest = hashlib.sha256(repr(dict(self.columns)).encode())
+        digest.update(np.ascontiguousarray(self.values).tobytes())
+        return digest.hexdigest()
+
+    def report(self) -> list[tuple[str, str, str]]:
+        """Return (count, what, why) of the rows and their missing values."""
+        unknown = np.isnan(self.values)
+        names = list(self.columns)
+        some = [names[i] for i in np.flatnonzero(unknown.any(axis=0))]
+        rows = [(str(len(self.values)), "rows used", "")]
+        if self.broken:
+            line, reason = self.broken[0]
+            rows.append(
+                (str(len(self.broken)), "rows left out", f"the first: line {line}: {reason}")
+            )
+        rows.append(
+            (str(int(unknown.sum())), "values missing", f"in {shown(some)}" if some else "")
+        )
+        return rows
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file.
+
+    Raises:
+        DataError: it is absent, no text, or empty.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no text file (byte {error.start} is not UTF-8)") from error
+    if not any(map(str.strip, lines)):
+        raise DataError(f"{path}: is empty")
+    return lines
+
+
+def read_header(path: Path, line: str) -> list[str]:
+    """Return the column names of a CSV file's first line.
+
+    Raises:
+        DataError: it is none, or a name is empty or occurs twice.
+    """
+    try:
+        return checked_names(path, fields(line))
+    except ValueError as error:
+        raise DataError(f"{path}: its first line is no header ({error})") from error
+
+
+def checked_names(path: Path, names: Iterable[str]) -> list[str]:
+    """Return column names without the blanks and quotes around them.
+
+    Raises:
+        DataError: a name is empty or occurs twice.
+    """
+    found = [name.strip(" \t'\"") for name in names]
+    for i, name in enumerate(found):
+        if not name:
+            raise DataError(f"{path}: column {i + 1} has no name")
+        if name in found[:i]:
+            raise DataError(f"{path}: two columns are called {name!r}; rename one")
+    return found
+
+
+def read_rows(
+    path: Path,
+    lines: Sequence[str],
+    columns: Columns,
+    *,
+    first: int,
+    strict: bool,
+    quote: str = '"',
+) -> Table:
+    """Return the rows of a comma-separated text; broken ones are left out and counted.
+
+    A row is broken if its number of fields is not that of the columns, a numeric cell is no finite
+    number, or a nominal cell is none of the values. Blank lines are no rows.
+
+    Args:
+        path: the file, for messages.
+        lines: the text from its first row on.
+        columns: what the rows must hold.
+        first: the line number of the first of `lines`.
+        strict: whether a broken row is an error.
+        quote: the quotation mark.
+
+    Raises:
+        DataError: no row is left, or `strict` and one is broken.
+    """
+    kinds = [
+        (name, None if values is None else {value: i for i, value in enumerate(values)})
+        for name, values in columns.items()
+    ]
+    rows: list[list[float]] = []
+    broken: list[tuple[int, str]] = []
+    for number, line in enumerate(lines, first):
+        if not line.strip():
+            continue
+        try:
+            cells = fields(line, quote)
+            if len(cells) != len(kinds):
+                raise ValueError(f"{len(cells)} fields, expected {len(kinds)}")
+            rows.append([_cell(text, *column) for text, column in zip(cells, kinds, strict=True)])
+        except ValueError as error:
+            if strict:
+                raise DataError(f"{path}, line {number}: {error} (strict)") from error
+            broken.append((number, str(error)))
+    if not rows:
+        why = f"; the first: line {broken[0][0]}: {broken[0][1]}" if broken else ""
+        raise DataError(f"{path}: has no row that can be used, {len(broken)} broken ones{why}")
+    return Table(columns, np.array(rows), tuple(broken))
+
+
+def fields(line: str, quote: str = '"') -> list[str]:
+    """Return the cells of a comma-separated line.
+
+    Raises:
+        ValueError: it cannot be divided.
+    """
+    try:
+        return [
+            text.strip()
+            for text in next(csv.reader([line], skipinitialspace=True, quotechar=quote))
+        ]
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+
+
+def _cell(text: str, name: str, values: Mapping[str, int] | None) -> float:
+    if text in MISSING and (values is None or text not in values):
+        return math.nan
+    if values is not None:
+        if text not in values:
+            raise ValueError(f"{name}: {text!r} is none of its values")
+        return values[text]
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{name}: {text!r} is no number") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: {text!r} is not finite")
+    return number
+
+
+def shown(names: Sequence[str]) -> str:
+    """Return names for one line, the middle left out if there are many.
+
+    >>> shown(["a", "b"]), shown([*"abcdefghij"])
+    ('a, b', 'a, b, c, ..., h, i, j')
+    """
+    return ", ".join(names if len(names) < 8 else [*names[:3], "...", *names[-3:]])
+
+
+def only_source(source: str, task: str, data: Path | None) -> Path:
+    """Return where the data of a task with one source lies.
+
+    Raises:
+        UsageError: another source, or no place.
+    """
+    if source != task:
+        raise UsageError(f"task {task} has no source {source!r}: {did_you_mean(source, [task])}")
+    return required(task, data)
+
+
+def required(task: str, data: Path | None) -> Path:
+    """Return where a task's data lies.
+
+    Raises:
+        UsageError: it is not said.
+    """
+    if data is None:
+        raise UsageError(f"task {task} needs --data PATH; `mtbench info {task}` says of what")
+    return data
+
+
+def split_groups(
+    path: Path, groups: Sequence[Any] | NDArray[Any], rng: np.random.Generator
+) -> list[NDArray[np.intp]]:
+    """Return the rows of training, validation and test, no group in two of them.
+
+    Args:
+        path: the file, for messages.
+        groups: (N,) what each row belongs to.
+        rng: the source of randomness.
+
+    Raises:
+        DataError: there are too few groups.
+    """
+    names, member = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < LEAST:
+        raise DataError(
+            f"{path}: {len(names)} rows or groups are too few to be split in three; "
+            f"at least {LEAST} are needed"
+        )
+    edges = np.round(np.cumsum(FRACTIONS) * len(names)).astype(int)
+    part = np.empty(len(names), dtype=int)
+    part[rng.permutation(len(names))] = np.searchsorted(edges, np.arange(len(names)), "right")
+    return [np.flatnonzero(part[member] == p) for p in range(3)]
+
+
+def unit_scale(train: Floats) -> tuple[Floats, Floats]:
+    """Return the mean and standard deviation of columns, missing values left out.
+
+    A column without a spread has deviation 1, one without a value also mean 0.
+
+    Args:
+        train: (N, D) the training rows.
+    """
+    count = np.maximum((~np.isnan(train)).sum(0), 1)
+    mean = np.nansum(train, 0) / count
+    deviation = np.sqrt(np.nansum(np.square(train - mean), 0) / count)
+    spread = deviation > 1e-9 * np.abs(mean)  # a constant's deviation is rounding
+    return mean, np.where(spread, deviation, 1.0)
+
+
+def regression_splits(
+    path: Path,
+    table: Table,
+    inputs: Iterable[str],
+    targets: Mapping[str, str],
+    group: str | None,
+    rng: np.random.Generator,
+) -> Splits:
+    """Return a table split by group, inputs and targets standardised on the training rows.
+
+    A batch holds ``inputs`` (B, D), each objective's target (B,), NaN where unknown, and under
+    `SCALE` what an error in them is to be multiplied with to have the target's unit, (B, K).
+
+    Args:
+        path: the file, for messages.
+        table: its rows.
+        inputs: columns.
+        targets: each objective's column.
+        group: the column whose equal values stay together; None if rows are independent.
+        rng: the source of randomness.
+
+    Raises:
+        DataError: too few groups, a row without, or a target without a value in training.
+    """
+    groups = np.arange(len(table.values)) if group is None else table[group]
+    if np.isnan(groups).any():
+        raise DataError(f"{path}: a row has no {group}, by which the data is split")
+    parts = split_groups(path, groups, rng)
+    x, indicator = table.encode(inputs)
+    centre, scale = unit_scale(x[parts[0]])
+    x = np.nan_to_num(np.where(indicator, x, (x - centre) / scale))
+    y = np.stack([table[column] for column in targets.values()], axis=1)
+    for column, values in zip(targets.values(), y[parts[0]].T, strict=True):
+        if np.isnan(values).all():
+            raise DataError(f"{path}: target {column!r} has no value in the training rows")
+    centre, scale = unit_scale(y[parts[0]])
+    y = (y - centre) / scale
+    train, val, test = (
+        TensorSplit(
+            torch.from_numpy(x[part]).float(),
+            groups=None if group is None else groups[part].tolist(),
+            **dict(zip(targets, torch.from_numpy(y[part]).float().unbind(1), strict=True)),
+            **{SCALE: torch.from_numpy(scale).float().expand(len(part), -1)},
+        )
+        for part in parts
+    )
+    notes = {"rows": [len(part) for part in parts], "left_out": len(table.broken)}
+    if group is not None:
+        notes["groups"] = [len(np.unique(groups[part])) for part in parts]
+    return Splits(train, val, test, fingerprint=table.fingerprint, notes=notes)
+
+
+def network(inputs: int, heads: int, *, width: int, dropout: float) -> MultitaskModel:
+    """Return a multilayer perceptron: two shared layers, and one hidden layer in each head.
+
+    Args:
+        inputs: D.
+        heads: K; each gives one number a row, (B,).
+        width: of the shared layers; the heads' are half as wide.
+        dropout: of the shared layers.
+    """
+    trunk = nn.Sequential(
+        nn.Linear(inputs, width), nn.ReLU(), nn.Dropout(dropout),
+        nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout),
+    )  # fmt: skip
+    half = width // 2
+    return MultitaskModel.single_feature(
+        trunk,
+        [
+            nn.Sequential(nn.Linear(width, half), nn.ReLU(), nn.Linear(half, 1), nn.Flatten(0))
+            for _ in range(heads)
+        ],
+    )
+
+
+def check_network(width: int, dropout: float) -> None:
+    """Check the parameters of `network`.
+
+    Raises:
+        UsageError: one is out of range.
+    """
+    if width < 2:
+        raise UsageError(f"width must be at least 2, found {width}")
+    if not 0 <= dropout < 1:
+        raise UsageError(f"dropout must be at least 0 and below 1, found {dropout}")
+
+
+class Collector(Meter):
+    """Keeps each objective's outputs and labels of the rows that have a label.
+
+    Args:
+        objectives: their names.
+    """
+
+    def __init__(self, objectives: Sequence[str]) -> None:
+        self.pairs: dict[str, list[Tensor]] = {name: [] for name in objectives}
+
+    def update(self, outputs: Sequence[Any], batch: Batch) -> None:
+        """Take in one batch."""
+        for (name, kept), output in zip(self.pairs.items(), outputs, strict=True):
+            here = known(batch[name])
+            kept.append(torch.stack([output[here].double(), batch[name][here].double()]).cpu())
+
+    def collected(self) -> dict[str, Tensor]:
+        """Return for each objective its outputs and labels, (2, n)."""
+        return {name: torch.cat(kept, dim=1) for name, kept in self.pairs.items()}
+
+
+REGRESSION = {"rrmse": False, "rmse": False, "mae": False, "r2": True}
+"""The scores of a regression, and whether higher is better."""
+
+
+def regression_metrics(objectives: Sequence[str], primary: str) -> dict[str, Metric]:
+    """Return what `RegressionMeter` measures, by name."""
+    return {
+        f"{score}_{objective}": Metric(objective, higher, primary=score == primary)
+        for objective in objectives
+        for score, higher in REGRESSION.items()
+    }
+
+
+class RegressionMeter(Collector):
+    r"""Four scores of each target :math:`y` with predictions :math:`\hat y`.
+
+    .. math::
+        \mathrm{RRMSE} &= \sqrt{\frac{\sum_i (y_i - \hat y_i)^2}{\sum_i (y_i - \bar y)^2}} \\
+        \mathrm{RMSE} &= \sqrt{\tfrac{1}{n} \textstyle\sum_i (y_i - \hat y_i)^2} \\
+        \mathrm{MAE} &= \tfrac{1}{n} \textstyle\sum_i |y_i - \hat y_i| \\
+        R^2 &= 1 - \frac{\sum_i (y_i - \hat y_i)^2}{\sum_i (y_i - \bar y_\mathrm{split})^2}
+
+    :math:`\bar y` is the mean of the *training* rows, so an RRMSE of 1 is that of a constant. RRMSE
+    and R2 have no unit, RMSE and MAE that of the target. RRMSE: Spyromitros-Xioufis et al., Machine
+    Learning 104 (2016), whose aRRMSE is its mean over the targets.
+
+    Args:
+        objectives: the targets' names.
+
+    >>> meter = RegressionMeter(["y"])
+    >>> meter.update(
+    ...     [torch.tensor([1.0, 0.0])],
+    ...     {"y": torch.tensor([2.0, 0.0]), SCALE: torch.tensor([[10.0], [10.0]])},
+    ... )
+    >>> {name: round(value, 3) for name, value in meter.compute().items()}
+    {'rrmse_y': 0.5, 'rmse_y': 7.071, 'mae_y': 5.0, 'r2_y': 0.5}
+    """
+
+    def __init__(self, objectives: Sequence[str]) -> None:
+        super().__init__(objectives)
+        self.scale = torch.ones(len(objectives))
+
+    def update(self, outputs: Sequence[Any], batch: Batch) -> None:
+        """Take in one batch."""
+        super().update(outputs, batch)
+        self.scale = batch[SCALE][0]
+
+    def compute(self) -> dict[str, float]:
+        """Return every metric of `regression_metrics`."""
+        found: dict[str, float] = {}
+        for scale, (name, (output, target)) in zip(
+            self.scale.tolist(), self.collected().items(), strict=True
+        ):
+            # Targets are standardised: zero is the training rows' mean.
+            squares = float((output - target).square().sum())
+            about_train = float(target.square().sum())
+            about_own = float((target - target.mean()).square().sum())
+            n = len(target)
+            found |= {
+                f"rrmse_{name}": math.sqrt(squares / about_train) if about_train else math.nan,
+                f"rmse_{name}": scale * math.sqrt(squares / n) if n else math.nan,
+                f"mae_{name}": scale * float((output - target).abs().mean()) if n else math.nan,
+                f"r2_{name}": 1 - squares / about_own if about_own else math.nan,
+            }
+        return found
+
+
+class Regression(Task):
+    """A task whose K objectives are numbers, each learnt by squared error on the unit scale."""
+
+    def losses(self, outputs: Sequence[Any], batch: Batch) -> list[Tensor]:
+        """Return each target's mean squared error, in units of its training variance."""
+        return [
+            labelled_loss(F.mse_loss, output, batch[name])
+            for name, output in zip(self.objectives, outputs, strict=True)
+        ]
+
+    def meter(self) -> Meter:
+        """Return a fresh meter."""
+        return RegressionMeter(self.objectives)

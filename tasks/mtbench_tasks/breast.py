@@ -1,0 +1,135 @@
+"""Breast ultrasound: lesion mask, and BI-RADS category or malignancy, from one image.
+
+BrEaST-Lesions (Pawłowska et al. 2024, doi 10.1038/s41597-024-02984-z): a spreadsheet of 256
+patients, and a folder of PNG files: one image a patient, a mask of its tumour, and masks of other
+lesions, which are not used. The four normal images have no lesion and are left out.
+"""
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from mtbench.errors import DataError
+from mtbench.task import Progress, Recipe
+from mtbench_tasks._lesion.cases import Case, Collection, Reading
+from mtbench_tasks._lesion.files import fingerprint, read_image, read_mask
+from mtbench_tasks._lesion.task import LesionTask, Source
+
+GRADES = {"BIRADS": ("2", "3", "4a", "4b", "4c", "5"), "Classification": ("benign", "malignant")}
+"""What may be learnt, by its column, from benign to malignant."""
+DESCRIPTORS = ("Shape", "Margin", "Echogenicity", "Posterior_features", "Halo", "Calcifications")
+NEEDED = ("Image_filename", "Mask_tumor_filename", "Pixel_size", *GRADES, *DESCRIPTORS)
+VERSION = 1  # part of the fingerprint: raise it when the same files give other cases
+
+
+def load(path: Path, progress: Progress, column: str) -> Collection:
+    """Read BrEaST-Lesions; its images are decoded when they are needed.
+
+    Raises:
+        DataError: `path` has no such spreadsheet, or none of its rows can be used.
+    """
+    import pandas as pd  # takes a second
+
+    tables = sorted(path.glob("*.xlsx"))
+    if len(tables) != 1:
+        raise DataError(f"{path}: must hold one spreadsheet, *.xlsx; found {len(tables)}")
+    try:
+        table: Any = pd.read_excel(tables[0], dtype=str, keep_default_na=False)
+    except Exception as error:  # of zip, XML and spreadsheet: openpyxl lets them all through
+        raise DataError(f"{tables[0]}: cannot be read as a spreadsheet ({error})") from error
+    if absent := [name for name in NEEDED if name not in table]:
+        raise DataError(f"{tables[0]}: must have columns {', '.join(absent)}")
+    there = {file.name: file for file in (*path.glob("*.png"), *path.glob("*/*.png"))}
+    grades, count, problems = GRADES[column], Counter[str](), list[str]()
+    cases, files = list[Case](), list[Path]()
+    for line, row in enumerate(table.to_dict("records"), 2):
+        names = [row["Image_filename"], row["Mask_tumor_filename"]]
+        if row["Classification"] == "normal":
+            count["normal"] += 1
+        elif missing := [name for name in names if name not in there]:
+            problems.append(f"{tables[0]} line {line}: there is no file {' and '.join(missing)!r}")
+        else:
+            image, mask = (there[name] for name in names)
+            files += [image, mask]
+            grade = row[column].strip().lower()
+            count[grade if grade in grades else "ungraded"] += 1
+            category = grades.index(grade) if grade in grades else None
+            size = pd.to_numeric(row["Pixel_size"], errors="coerce")
+            cases.append(
+                Case(
+                    name=image.stem,
+                    patient=image.stem,
+                    pixels=partial(read_image, image),
+                    readings=(Reading("radiologist", partial(read_mask, mask), category),),
+                    spacing=10 * float(size) if size > 0 else None,  # from centimetres
+                    descriptors={name.lower(): row[name] for name in DESCRIPTORS},
+                )
+            )
+    if not cases:
+        raise DataError(f"{tables[0]}: none of its {len(table)} rows can be used; {problems[:1]}")
+    report = [
+        (len(table), "patients found", "rows of the spreadsheet, one image each"),
+        (count["normal"], "normal images", "dropped: no lesion to outline and grade"),
+        (count["ungraded"], "images without a category", f"kept for their masks: {column}"),
+        (len(cases), "images used", "the cases of this collection, all with a mask"),
+        *((count[grade], f"images of {grade}", column) for grade in grades),
+    ]
+    labels = [(case.name, case.readings[0].category, case.spacing) for case in cases]
+    content = fingerprint(["breast", VERSION, column, labels], files, progress)
+    return Collection(tuple(cases), grades, content, tuple(report), tuple(problems))
+
+
+def _source(column: str, high: int) -> Source:
+    return Source(
+        load=partial(load, column=column),
+        grades=GRADES[column],
+        high=high,
+        recipe=Recipe(epochs=60, batch_size=8, lr=5e-3, weight_decay=0.05, select="last"),
+        guide=2.0,
+        what="the folder of BrEaST-Lesions' spreadsheet and images",
+    )
+
+
+class Breast(LesionTask):
+    """Lesion mask, and BI-RADS category or malignancy, by the thyroid task's model and losses.
+
+    Args:
+        source: what the category is: ``birads``, the radiologist's, or ``malignancy``, by biopsy or
+            follow-up.
+        data: the folder of the spreadsheet and the images.
+        target: ``grades``, or ``low-high`` (BI-RADS 2 and 3 against 4a to 5, which call for a
+            biopsy).
+        image_size: side of the network's grid, divisible by 16.
+        width: channels of the first level.
+        augmentation: its strength, 0 (mirroring only) to 1; by default 1.
+        dropout: of the risk head's pooled features; by default 0.5.
+        guide: weight of the radiomics guidance within the risk loss; by default 2.
+        risk_loss: ``ce``, or ``emd``: the squared earth mover's distance (Hou et al. 2016).
+        strict: stop at what is broken in the data, instead of leaving it out.
+    """
+
+    sources = {  # noqa: RUF012 - a ClassVar of the base
+        "birads": _source("BIRADS", high=2),
+        "malignancy": _source("Classification", high=1),
+    }
+
+    def __init__(
+        self,
+        *,
+        source: Literal["birads", "malignancy"] = "birads",
+        data: Path | None = None,
+        target: Literal["grades", "low-high"] = "grades",
+        image_size: int = 96,
+        width: int = 16,
+        augmentation: float | None = None,
+        dropout: float | None = None,
+        guide: float | None = None,
+        risk_loss: Literal["ce", "emd"] = "ce",
+        strict: bool = False,
+    ) -> None:
+        super().__init__(
+            source=source, data=data, target=target, image_size=image_size, width=width,
+            augmentation=augmentation, dropout=dropout, guide=guide, risk_loss=risk_loss,
+            strict=strict,
+        )  # fmt: skip

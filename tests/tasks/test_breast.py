@@ -1,0 +1,201 @@
+"""Breast: spreadsheets and folders of BrEaST-Lesions' form written here, then the real ones."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image as Pil
+
+from mtbench.errors import DataError
+from mtbench_tasks import breast
+from mtbench_tasks._lesion.cases import Collection
+
+Mtbench = Callable[..., tuple[int, str, str]]
+SMALL = ("--image-size", 32, "--width", 2, "--epochs", 1, "--threads", 1, "--set", "batch_size=16")
+METHODS = ("ew", "uw", "cagrad", "rlar")
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("MTBENCH_DATA", ROOT.parent / "shared" / "data")) / "breast"
+IMAGES = "BrEaST-Lesions_USG-images_and_masks"
+
+
+def write(root: Path, size: int = 24) -> Path:
+    """Coloured RGBA images, white masks on black, categories in turn, the last image normal."""
+    (root / IMAGES).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(1, size + 1):
+        grade = breast.GRADES["BIRADS"][number % 6]
+        normal = number == size
+        judged = "normal" if normal else breast.GRADES["Classification"][number % 2]
+        pixels = np.repeat(rng.integers(60, 90, (40, 50, 1), dtype=np.uint8), 4, axis=2)
+        pixels[..., 2] += 20  # bluish, as some are
+        pixels[..., 3] = 0 if number == 2 else 255  # alpha says nothing
+        top, left = rng.integers(4, 16, 2)
+        mask = np.zeros((40, 50, 4), np.uint8)
+        mask[..., 3] = 255
+        mask[top : top + 16, left : left + 18] = 255
+        pixels[top : top + 16, left : left + 18, :3] += np.uint8(20 * (number % 6))
+        name = f"case{number:03d}"
+        Pil.fromarray(pixels).save(root / IMAGES / f"{name}.png")
+        if not normal:
+            Pil.fromarray(mask).save(root / IMAGES / f"{name}_tumor.png")
+        rows.append(
+            {
+                "CaseID": number,
+                "Image_filename": f"{name}.png",
+                "Mask_tumor_filename": None if normal else f"{name}_tumor.png",
+                "Mask_other_filename": None,
+                "Pixel_size": 0.0078125,
+                **dict.fromkeys(breast.DESCRIPTORS, "no"),
+                "Shape": "oval",
+                "BIRADS": 1 if normal else int(grade) if grade.isdigit() else grade,
+                "Classification": judged,
+            }
+        )
+    pd.DataFrame(rows).to_excel(root / "clinical-data.xlsx", index=False)
+    return root
+
+
+def change(root: Path, row: int, column: str, value: object) -> None:
+    table = pd.read_excel(root / "clinical-data.xlsx", dtype=object)
+    table.loc[row, column] = value
+    table.to_excel(root / "clinical-data.xlsx", index=False)
+
+
+def load(root: Path, column: str = "BIRADS") -> Collection:
+    return breast.load(root, lambda what, done, total: None, column)
+
+
+def count(collection: Collection, what: str) -> int:
+    return next(n for n, said, _ in collection.report if said == what)
+
+
+def test_image_mask_category_and_words_belong_together(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    collection = load(root)
+    assert len(collection.cases) == 23
+    assert count(collection, "normal images") == 1
+    for number, grade in ((2, "4a"), (5, "5"), (6, "2")):
+        case = collection.cases[number - 1]
+        [reading] = case.readings
+        assert case.name == case.patient == f"case{number:03d}"
+        assert collection.grades[reading.category or 0] == grade
+        assert reading.mask is not None
+        assert reading.mask.sum() == 16 * 18
+        contrast = case.image[reading.mask].mean() - case.image[~reading.mask].mean()
+        assert contrast == pytest.approx(20 * (number % 6), abs=3)
+        assert case.spacing == pytest.approx(0.078125)
+        assert case.descriptors["shape"] == "oval"
+    malignancy = load(root, "Classification")
+    assert malignancy.grades == ("benign", "malignant")
+    assert [c.readings[0].category for c in malignancy.cases] == [n % 2 for n in range(1, 24)]
+    assert malignancy.fingerprint != collection.fingerprint
+
+
+def test_the_fingerprint_is_of_the_content_not_the_place(tmp_path: Path) -> None:
+    first = load(write(tmp_path / "a", 6)).fingerprint
+    root = write(tmp_path / "b", 6)
+    assert load(root).fingerprint == first
+    change(root, 0, "BIRADS", "5")
+    second = load(root).fingerprint
+    assert second != first
+    mask = root / IMAGES / "case002_tumor.png"
+    mask.write_bytes((root / IMAGES / "case003_tumor.png").read_bytes())
+    assert load(root).fingerprint not in (first, second)
+
+
+def test_what_is_broken_is_left_out_and_named(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    change(root, 0, "BIRADS", "0")
+    change(root, 1, "BIRADS", "4A")
+    change(root, 1, "Pixel_size", "unknown")
+    change(root, 2, "Image_filename", "../case003.png")
+    (root / IMAGES / "case004_tumor.png").unlink()
+    collection = load(root)
+    assert count(collection, "images without a category") == 1
+    assert collection.cases[0].readings[0].category is None
+    assert collection.cases[1].readings[0].category == 2
+    assert collection.cases[1].spacing is None
+    assert [c.name for c in collection.cases[:3]] == ["case001", "case002", "case005"]
+    for line, name, problem in zip(
+        (4, 5), ("../case003.png", "case004_tumor.png"), collection.problems, strict=True
+    ):
+        assert f"clinical-data.xlsx line {line}: " in problem
+        assert name in problem
+
+
+def test_another_form_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="must hold one spreadsheet"):
+        load(tmp_path)
+    root = write(tmp_path / "b", 4)
+    pd.DataFrame({"Image_filename": ["case001.png"]}).to_excel(root / "clinical-data.xlsx")
+    with pytest.raises(DataError, match="must have columns Mask_tumor_filename, Pixel_size"):
+        load(root)
+    (root / "clinical-data.xlsx").write_text("no spreadsheet")
+    with pytest.raises(DataError, match="cannot be read as a spreadsheet"):
+        load(root)
+    root = write(tmp_path / "c", 3)
+    for image in (root / IMAGES).glob("*_tumor.png"):
+        image.unlink()
+    with pytest.raises(DataError, match=r"none of its 3 rows can be used.*case001_tumor") as error:
+        load(root)
+    assert "\n" not in str(error.value)
+
+
+def test_low_and_high_are_divided_at_the_biopsy() -> None:
+    graded = breast.Breast.sources["birads"]
+    assert graded.grades[graded.high] == "4a"
+    assert breast.Breast(target="low-high").grades == ("low", "high")
+    assert breast.Breast(source="malignancy").grades == ("benign", "malignant")
+
+
+def test_it_trains_all_methods_and_shows_itself(mtbench: Mtbench, tmp_path: Path) -> None:
+    root = write(tmp_path / "breast", 32)
+    (root / IMAGES / "case007.png").write_text("no picture")
+    line = ("run", "--task", "breast", "--data", root, *SMALL)
+    code, _, err = mtbench(*line, *(w for m in METHODS for w in ("-m", m)), "--out", tmp_path / "o")
+    assert (code, err) == (0, "")
+    results = [json.loads(file.read_text()) for file in (tmp_path / "o").rglob("result.json")]
+    assert {result["method"] for result in results} == set(METHODS)
+    for result in results:
+        assert result["status"] == "finished"
+        assert sum(result["notes"]["images"]) == 30
+        assert "case007.png" in result["notes"]["problems"][0]
+    [run] = (tmp_path / "o").rglob("rlar/seed0-*")
+    image = root / IMAGES / "case003.png"
+    code, out, err = mtbench("predict", run, image, "--spacing", 0.078, "--out", tmp_path / "p")
+    assert (code, err) == (0, "")
+    assert tuple(json.loads(out)[0]["views"][0]["probabilities"]) == breast.GRADES["BIRADS"]
+    shown = ("--task", "breast", "--data", root)
+    code, out, err = mtbench("data", "inspect", "malignancy", *shown)
+    assert (code, err) == (0, "")
+    assert "images of malignant" in out
+    picture = tmp_path / "preview.png"
+    assert mtbench("data", "preview", "birads", *shown, "--to", picture)[0] == 0
+    assert picture.stat().st_size > 10_000
+    code, _, err = mtbench(*line[:3], "-m", "ew", "--out", tmp_path / "s")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "needs --data" in err
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no BrEaST-Lesions at {DATA} (set MTBENCH_DATA)")
+def test_the_real_images() -> None:
+    collection = load(DATA)
+    counts = [count(collection, f"images of {grade}") for grade in collection.grades]
+    assert counts == [30, 37, 44, 46, 49, 46]
+    assert not collection.problems
+    malignancy = load(DATA, "Classification")
+    assert [count(malignancy, f"images of {grade}") for grade in malignancy.grades] == [154, 98]
+    for case in collection.cases[::20]:
+        assert case.faults() == []
+        assert case.spacing is not None
+        assert 0.04 < case.spacing < 0.14
+        mask = case.readings[0].mask
+        assert mask is not None
+        assert 0.001 < mask.mean() < 0.6
+        # Most lesions are darker than the breast around them; none is as bright as its brightest.
+        assert case.image[mask].mean() < np.percentile(case.image, 99)

@@ -1,0 +1,682 @@
+"""Anybody's images: files of every kind, the CSV, several readers, and all of it at once."""
+
+import contextlib
+import csv
+import json
+import math
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Pil
+
+import mtbench_tasks.thyroid as thyroid
+from mtbench.errors import DataError, UsageError
+from mtbench_tasks._lesion import manifest
+from mtbench_tasks._lesion.agreement import MODEL, agreement
+from mtbench_tasks._lesion.cases import Case, Collection, Reading
+from mtbench_tasks._lesion.consensus import majority, staple, with_consensus
+from mtbench_tasks._lesion.files import read_image, read_mask, read_spacing
+from mtbench_tasks._lesion.splits import TRUTH, CaseSplit, Opinion, join_patients
+
+Mtbench = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_process() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
+        yield
+
+
+def silent(what: str, done: int, total: int) -> None: ...
+
+
+def picture(seed: int = 0, height: int = 40, width: int = 50) -> Any:
+    """Noise with a bright square, and the square's mask."""
+    rng = np.random.default_rng(seed)
+    top, left = rng.integers(5, 15, 2)
+    mask = np.zeros((height, width), dtype=bool)
+    mask[top : top + 16, left : left + 18] = True
+    return (rng.normal(70, 10, mask.shape) + 80 * mask).clip(0, 255).astype(np.uint8), mask
+
+
+def save(file: Path, values: Any, spacing: float | tuple[float, float] = 1.0, **said: str) -> Path:
+    """Write an image by the library that its name asks for; `said` are DICOM entries."""
+    file.parent.mkdir(exist_ok=True)
+    if file.name.endswith((".dcm", ".nii", ".nii.gz")):
+        colour = values.ndim == 3 and values.shape[2] == 3
+        image = sitk.GetImageFromArray(values, isVector=colour)
+        pair = spacing if isinstance(spacing, tuple) else (spacing, spacing)
+        image.SetSpacing((*pair, 1.0)[: image.GetDimension()])
+        for tag, text in said.items():
+            image.SetMetaData(tag, text)
+        sitk.WriteImage(image, str(file))
+    else:
+        Pil.fromarray(values).save(file)
+    return file
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp", "a.dcm", "a.nii", "a.NII.GZ"])
+def test_every_format_gives_the_same_pixels_and_mask(tmp_path: Path, name: str) -> None:
+    image, mask = picture()
+    file = save(tmp_path / name.lower(), image).rename(tmp_path / name)
+    np.testing.assert_array_equal(read_image(file), image)
+    drawn = save(tmp_path / f"m{name.lower()}", mask.astype(np.uint8) * 3)
+    np.testing.assert_array_equal(read_mask(drawn), mask)
+
+
+def test_dicom_needs_no_suffix(tmp_path: Path) -> None:
+    image, _ = picture()
+    file = save(tmp_path / "a.dcm", image).rename(tmp_path / "IM0001")
+    np.testing.assert_array_equal(read_image(file), image)
+
+
+def test_monochrome1_is_inverted(tmp_path: Path) -> None:
+    image, _ = picture()
+    deep = image.astype(np.uint16) * 100
+    window = {"0028|1050": "900", "0028|1051": "500"}
+    for values in (image, deep):
+        file = save(tmp_path / "a.dcm", values, **window if values is deep else {})
+        file.write_bytes(file.read_bytes().replace(b"MONOCHROME2", b"MONOCHROME1"))
+        found = read_image(file).astype(float)
+        if values is image:
+            np.testing.assert_array_equal(found, 255 - image)
+        else:
+            assert np.corrcoef(found.ravel(), image.ravel())[0, 1] < -0.99
+
+
+def test_colour_becomes_luma(tmp_path: Path) -> None:
+    colour = np.zeros((20, 30, 3), np.uint8)
+    colour[..., 1] = 200
+    for name in ("a.png", "a.dcm"):
+        found = read_image(save(tmp_path / name, colour))
+        assert found.shape == (20, 30)
+        assert set(found.ravel()) == {117}  # 0.587 * 200
+
+
+def test_sixteen_bits_are_seen_through_the_window(tmp_path: Path) -> None:
+    ramp = np.arange(4000, dtype=np.uint16).reshape(50, 80)
+    window = {"0028|1050": "2000.5\\40", "0028|1051": "1001\\400"}  # black at 1500, white at 2500
+    found = read_image(save(tmp_path / "a.dcm", ramp, **window)).ravel()
+    assert (found[:1500] == 0).all()
+    assert (found[2500:] == 255).all()
+    assert found[2000] == 128
+    without = read_image(save(tmp_path / "b.dcm", ramp)).ravel()
+    assert without[2000] == 128
+    assert (without[:20] == 0).all()
+    assert without[1000] == 63  # (1000 - 20) / 3960
+    small = (ramp % 256).astype(np.int16)  # eight bits in sixteen stay as they are
+    np.testing.assert_array_equal(read_image(save(tmp_path / "c.nii", small)), ramp % 256)
+
+
+def test_masks_in_colour_with_alpha_in_a_palette_and_lossy(tmp_path: Path) -> None:
+    _, mask = picture()
+    white = np.where(mask, 255, 0).astype(np.uint8)
+    red = np.stack([white, 0 * white, 0 * white], 2)
+    for alpha in (white, np.full_like(white, 255)):
+        file = save(tmp_path / "a.png", np.dstack([red, alpha]))
+        np.testing.assert_array_equal(read_mask(file), mask)
+    clear = np.dstack([np.full_like(red, 255), white])  # white paper that is transparent
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "b.png", clear)), mask)
+    Pil.fromarray(red).convert("P").save(tmp_path / "p.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "p.png"), mask)
+    Pil.fromarray(white).save(tmp_path / "a.jpg", quality=60)
+    assert ((np.asarray(Pil.open(tmp_path / "a.jpg")) != 0) ^ mask).sum() > 20  # why 127
+    assert (read_mask(tmp_path / "a.jpg") ^ mask).sum() <= 4
+    for value in (0, 7):
+        with pytest.raises(DataError, match=r"e\.png: marks (no|every) pixel"):
+            read_mask(save(tmp_path / "e.png", np.full((9, 9), value, np.uint8)))
+
+
+def test_what_is_not_one_image_is_refused_in_one_line(tmp_path: Path) -> None:
+    image, _ = picture()
+    volume = np.stack([image] * 5)
+    save(tmp_path / "v.nii.gz", volume)
+    save(tmp_path / "v.dcm", volume)
+    Pil.fromarray(image).save(
+        tmp_path / "v.tif", save_all=True, append_images=[Pil.new("L", (9, 9))]
+    )
+    save(tmp_path / "nan.tif", np.full((9, 9), np.nan, np.float32))
+    for name in ("cut.nii", "cut.nii.gz", "cut.dcm", "cut.png"):
+        whole = save(tmp_path / name, image).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) - 300])
+    (tmp_path / "text.nii").write_text("no image")
+    for name, said in {
+        "v.nii.gz": "has 50 x 40 x 5 pixels; one 2-D image",
+        "v.dcm": "has 50 x 40 x 5 pixels; one 2-D image",
+        "v.tif": "has 2 frames",
+        "nan.tif": "not finite",
+        "cut.nii": "cut off",
+        "cut.nii.gz": "cut off",
+        "cut.dcm": "does not decode as DICOM",
+        "cut.png": "does not decode",
+        "text.nii": "does not decode as NIfTI",
+    }.items():
+        with pytest.raises(DataError, match=f"{name}: .*{said}") as error:
+            read_image(tmp_path / name)
+        assert "\n" not in str(error.value)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(["a.png", "a.bmp", "a.nii"]),
+    st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255)), max_size=6),
+    st.floats(0, 1),
+)
+def test_damaged_files_raise_nothing_but_data_errors(
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    changes: list[tuple[int, int]],
+    kept: float,
+) -> None:
+    file = save(tmp_path_factory.getbasetemp() / "damaged" / name, picture()[0])
+    content = bytearray(file.read_bytes())
+    for at, value in changes:
+        content[at] = value
+    file.write_bytes(content[: round(kept * len(content))])
+    for reads in (read_image, read_mask, read_spacing):
+        with contextlib.suppress(DataError):
+            reads(file)
+
+
+def test_spacing_is_the_headers_if_it_says_any(tmp_path: Path) -> None:
+    image, _ = picture()
+    for name in ("a.dcm", "a.nii.gz"):
+        assert read_spacing(save(tmp_path / name, image, 0.09)) == pytest.approx(0.09)
+        assert read_spacing(save(tmp_path / name, image)) is None
+        with pytest.raises(DataError, match=r"0\.1 x 0\.2 mm, .* resample"):
+            read_spacing(save(tmp_path / name, image, (0.1, 0.2)))
+    assert read_spacing(save(tmp_path / "a.png", image)) is None
+
+
+# The CSV
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three images with their masks, and what breaks a row."""
+    for i in range(3):
+        image, mask = picture(i)
+        save(tmp_path / "images" / f"{i}.png", image)
+        save(tmp_path / "masks" / f"{i}.png", mask.astype(np.uint8) * 255)
+    return tmp_path
+
+
+def load(folder: Path, text: str, grades: tuple[str, ...] | None = None) -> Collection:
+    (folder / "cases.csv").write_text(text, encoding="utf-8")
+    return manifest.load(folder / "cases.csv", silent, grades)
+
+
+def test_rows_of_one_image_are_readings_of_one_case(folder: Path) -> None:
+    collection = load(
+        folder,
+        "Reader,image,mask,category,patient,spacing\n"
+        "ann,images/0.png,masks/0.png,TR4,P1,0.1\n"
+        "ben,./images/0.png,,tr2,,\n"
+        "ann,images/1.png,masks/1.png,,P1,\n"
+        "ann,images/2.png,,,P2,\n",
+    )
+    assert collection.problems == ()
+    first, second = collection.cases
+    assert [(r.reader, r.category) for r in first.readings] == [("ann", 3), ("ben", 1)]
+    assert (first.patient, first.spacing, second.patient, second.spacing) == ("P1", 0.1, "P1", None)
+    image, mask = picture(0)
+    np.testing.assert_array_equal(first.image, image)
+    assert first.readings[0].mask is not None
+    np.testing.assert_array_equal(first.readings[0].mask, mask)
+    assert first.readings[1].mask is second.readings[0].category is None
+    report = {what: count for count, what, _ in collection.report}
+    assert report["rows found"] == 4
+    assert report["rows without mask and category"] == 1
+    assert report["images with several readers"] == 1
+    again = pickle.loads(pickle.dumps(first))  # other processes compute radiomics
+    np.testing.assert_array_equal(again.image, image)
+
+
+def test_what_spreadsheets_make_of_it_is_read(folder: Path) -> None:
+    plain = load(folder, "image,mask,category,spacing\nimages/0.png,masks/0.png,4,0.25\n")
+    (folder / "cases.csv").write_text(
+        '"# a comment, with a comma";;;\n\nImage ;Mask;Category;Spacing\n'
+        "images\\0.png;masks\\0.png;4.0;0,25\n;;;\n",
+        encoding="utf-8-sig",
+    )
+    found = manifest.load(folder / "cases.csv", silent)
+    assert found.problems == ()
+    case, wanted = found.cases[0], plain.cases[0]
+    assert (case.spacing, case.readings[0].category) == (0.25, 3)
+    np.testing.assert_array_equal(case.image, wanted.image)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("none.png,,3", "line 3: none.png: there is no such file"),
+        ("images/1.png,none.png,3", "line 3: none.png: there is no such file"),
+        ("../images/1.png,,3", "line 3: ../images/1.png: '..' may lead out"),
+        ("images\\..\\..\\1.png,,3", "'..' may lead out"),
+        (f"{'x' * 300}.png,,3", "there is no such file"),
+        ("images,,3", "line 3: images: there is no such file"),
+        (",,3", "line 3: image: Field required"),
+        ("images/1.png,,3,,,0", "line 3: spacing: Input should be greater than 0, found '0'"),
+        ("images/1.png,,3,,,wide", "found 'wide'"),
+        ("images/1.png,,3,,,inf", "found 'inf'"),
+        ("images/1.png,,3,,,1,9", "line 3: has 7 cells, the header 6"),
+        ("images/1.png,,3,p,a\nimages/1.png,,3,q,b", "line 3 and 4: images/1.png has one patient"),
+        ("images/1.png,,3,p,a\nimages/1.png,,4,p,a", "one row per reader, found 'a' twice"),
+    ],
+)
+def test_a_broken_row_is_a_line_and_the_rest_goes_on(folder: Path, rows: str, said: str) -> None:
+    header = "image,mask,category,patient,reader,spacing"
+    collection = load(folder, f"{header}\nimages/0.png,masks/0.png,4\n{rows}\n")
+    assert [case.name for case in collection.cases] == ["images/0.png"]
+    [problem] = collection.problems
+    assert said in problem
+    assert "\n" not in problem
+
+
+def test_a_file_outside_is_reached_by_an_absolute_path_only(folder: Path, tmp_path: Path) -> None:
+    below = tmp_path / "below"
+    below.mkdir()
+    inside = folder / "images" / "0.png"
+    assert load(below, f"image,category\n{inside},4\n").problems == ()
+    assert load(below, f"image,category\n../{inside.name},4\n").cases == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty; its first line names columns: image"),
+        ("# only a comment\n", "is empty"),
+        ("image,mask,category\n", "no row with a mask or a category"),
+        ("image,mask,category\nimages/0.png,,\n", "no row with a mask or a category"),
+        ("mask,category\nmasks/0.png,3\n", "has no column 'image', found: mask, category"),
+        ("image,msk\nimages/0.png,3\n", "no column 'msk': did you mean 'mask'?"),
+        ("image,mask,patients\nimages/0.png,3,p\n", "did you mean 'patient'?"),
+        ("image,mask,image\na,b,c\n", "has column 'image' twice"),
+        ('image,category\n"images/0.png,3\n', "is no CSV"),
+    ],
+)
+def test_what_is_no_manifest_is_explained(folder: Path, text: str, said: str) -> None:
+    with pytest.raises(DataError, match=r"cases\.csv: ") as error:
+        load(folder, text)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_are_no_text_or_not_there(folder: Path) -> None:
+    for path, said in (
+        (folder / "images" / "0.png", "no UTF-8 text"),
+        (folder / "absent.csv", "No such file"),
+        (folder, "directory"),
+    ):
+        with pytest.raises(DataError, match=said):
+            manifest.load(path, silent)
+
+
+def test_other_columns_and_missing_patients_are_remarked(folder: Path) -> None:
+    collection = load(folder, "image,category,age,sex\nimages/0.png,4,61,f\nimages/1.png,3,,\n")
+    assert collection.remarks == (
+        "no patients are named: each image counts as one patient",
+        "columns that are not used: age, sex",
+    )
+    assert {case.patient for case in collection.cases} == {"images/0.png", "images/1.png"}
+
+
+@pytest.mark.parametrize(
+    ("found", "grades"),
+    [
+        (["TR3", "tr5"], ("TR1", "TR2", "TR3", "TR4", "TR5")),
+        (["5", "2"], ("1", "2", "3", "4", "5")),
+        (["4C", "2"], ("2", "3", "4a", "4b", "4c", "5")),
+        (["1", "4a"], ("1", "2", "3", "4a", "4b", "4c", "5")),
+        (["Malignant"], ("benign", "malignant")),
+        (["1", "0"], ("0", "1")),
+        ([""], ("low", "high")),
+    ],
+)
+def test_known_scales(folder: Path, found: list[str], grades: tuple[str, ...]) -> None:
+    rows = "".join(f"images/{i}.png,masks/{i}.png,{c}\n" for i, c in enumerate(found))
+    (folder / "cases.csv").write_text("image,mask,category\n" + rows)
+    assert manifest.scale(folder / "cases.csv") == grades
+    task = thyroid.Thyroid(source="manifest", data=folder / "cases.csv")
+    assert task.grades == grades
+    assert task.high == math.ceil(len(grades) / 2)
+    assert task.dependent["grades"] == grades
+    assert thyroid.Thyroid(source="manifest", grades=grades).grades == grades  # without the data
+
+
+def test_an_unknown_scale_asks_for_the_grades(folder: Path) -> None:
+    text = "image,category\nimages/0.png,good\nimages/1.png,bad\n"
+    assert load(folder, text).grades == ("bad", "good")  # good enough for a look
+    assert "train with --grades" in load(folder, text).remarks[0]
+    with pytest.raises(DataError, match=r"bad, good fit no known scale .* give --grades"):
+        thyroid.Thyroid(source="manifest", data=folder / "cases.csv")
+    collection = load(folder, text + "images/2.png,goood\n", ("good", "bad"))
+    assert [case.readings[0].category for case in collection.cases] == [0, 1]
+    assert "line 4: category 'goood' is not on the scale: did you mean 'good'?" in str(
+        collection.problems
+    )
+    with pytest.raises(UsageError, match="two or more, all different"):
+        thyroid.Thyroid(source="manifest", grades=("a", "A"))
+    with pytest.raises(UsageError, match="grades of source phantom are fixed"):
+        thyroid.Thyroid(grades=("a", "b"))
+    with pytest.raises(DataError, match="manifest needs --data PATH"):
+        thyroid.Thyroid(source="manifest")
+
+
+def test_the_fingerprint_is_of_content(folder: Path) -> None:
+    text = "image,mask,category,reader\nimages/0.png,masks/0.png,4,a\nimages/0.png,,4,b\n"
+    first = load(folder, text)
+    assert load(folder, text.replace("\n", "\n\n")).fingerprint == first.fingerprint
+    seen = {first.fingerprint}
+    seen.add(load(folder, text.replace("4,a", "3,a")).fingerprint)
+    other = "image,mask,category,reader\nimages/0.png,,4,a\nimages/0.png,masks/0.png,4,b\n"
+    seen.add(load(folder, other).fingerprint)
+    seen.add(load(folder, text, ("4", "5")).fingerprint)
+    save(folder / "masks" / "0.png", picture(9)[1].astype(np.uint8))
+    seen.add(load(folder, text).fingerprint)
+    assert len(seen) == 5
+
+
+def test_the_template_is_a_manifest(folder: Path) -> None:
+    (folder / "images" / "0.png").rename(folder / "images" / "001.png")
+    for i in (1, 2):
+        (folder / "masks" / f"{i}.png").rename(folder / "masks" / f"001_{'ab'[i - 1]}.png")
+    [case] = load(folder, manifest.template()).cases
+    assert [(r.reader, r.category) for r in case.readings] == [("a", 3), ("b", 2)]
+    assert case.spacing == 0.08
+    for column in manifest.COLUMNS:
+        assert f"# {column}: " in manifest.template()
+
+
+# Patients
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=30))
+def test_patients_who_share_an_image_are_one(pairs: list[tuple[int, int]]) -> None:
+    blank = np.zeros((2, 2), np.uint8)
+    cases = [Case(str(i), f"p{p}", blank, ()) for i, (p, _) in enumerate(pairs)]
+    joined = join_patients(cases, [f"image {image}" for _, image in pairs])
+    group = {i: {i} for i in range(len(pairs))}  # the connected components, the slow way
+    for _ in pairs:
+        for i, (p, image) in enumerate(pairs):
+            for j, (q, other) in enumerate(pairs):
+                if p == q or image == other:
+                    group[i] |= group[j]
+    for i in range(len(pairs)):
+        for j in range(len(pairs)):
+            assert (joined[i].patient == joined[j].patient) == (j in group[i])
+    assert [case.name for case in joined] == [case.name for case in cases]
+
+
+# Consensus
+
+
+def square(top: int, left: int, size: int = 10) -> Any:
+    mask = np.zeros((40, 50), dtype=bool)
+    mask[top : top + size, left : left + size] = True
+    return mask
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.lists(st.integers(0, 4), max_size=9))
+def test_the_majority_is_most_frequent_and_rather_too_suspicious(said: list[int]) -> None:
+    found = majority(said)
+    if not said:
+        assert found is None
+        return
+    assert found is not None
+    for other in set(said) - {found}:
+        assert (said.count(found), found) > (said.count(other), other)
+
+
+def test_staple_by_hand() -> None:
+    a, b, far = square(5, 5), square(5, 6), square(25, 30)
+    np.testing.assert_array_equal(staple("x", [a, a]), a)
+    np.testing.assert_array_equal(staple("x", [a, lambda: a, far]), a)  # two against one
+    found = staple("x", [a, a | b, b & a])
+    assert ((a & b) <= found).all()
+    assert (found <= (a | b)).all()
+    with pytest.raises(DataError, match="x: its readers' masks have no consensus"):
+        staple("x", [a, far])
+    with pytest.raises(DataError, match="x: its readers' masks differ in size"):
+        staple("x", [a, a[:30]])
+
+
+def test_a_consensus_is_of_what_there_is() -> None:
+    a, b, image = square(5, 5), square(5, 6), np.zeros((40, 50), np.uint8)
+    alone = Case("x", "p", image, (Reading("a", a, 1),))
+    assert with_consensus(alone) is alone
+    both = with_consensus(Case("x", "p", image, (Reading("a", a, None), Reading("b", None, 2))))
+    assert both.consensus is not None
+    np.testing.assert_array_equal(both.consensus.mask, a)
+    assert both.consensus.category == 2
+    none = with_consensus(Case("x", "p", image, (Reading("a", a, None), Reading("b", b, None))))
+    assert none.consensus is not None
+    assert none.consensus.category is None
+    assert [r.reader for r in none.said] == ["a", "b", "consensus"]
+
+
+@pytest.fixture(scope="module")
+def phantom_splits() -> dict[str, Any]:
+    return {
+        labels: thyroid.Thyroid(cases=24, image_size=32, labels=labels).setup(0, silent)  # type: ignore[arg-type]
+        for labels in ("reader", "all", "consensus")
+    }
+
+
+def test_labels_are_those_asked_for(phantom_splits: dict[str, Any]) -> None:
+    by_reader, every, agreed = (phantom_splits[k] for k in ("reader", "all", "consensus"))
+    assert len({s.fingerprint for s in phantom_splits.values()}) == 1  # the data is the same
+    for part in ("train", "val"):
+        one, three, one_too = (getattr(s, part) for s in (by_reader, every, agreed))
+        names = [case.name for case in one.cases]
+        assert [case.name for case in one_too.cases] == names
+        assert [case.name for case in three.cases] == [n for n in names for _ in range(3)]
+        for i, case in enumerate(one.cases):
+            said = [reading.category for reading in case.readings]
+            assert one.category[i] in said
+            assert three.category[3 * i : 3 * i + 3].tolist() == said
+            assert one_too.category[i] == majority(said)
+            areas = [int(reading.mask.sum()) for reading in case.readings]
+            assert min(areas) <= one_too.readings[i].mask.sum() <= sum(areas)
+        assert three.groups() == [case.patient for case in three.cases]
+    assert len({reading.reader for reading in by_reader.train.readings}) == 3
+    for splits in phantom_splits.values():
+        for case, reading in zip(splits.test.cases, splits.test.readings, strict=True):
+            assert reading is case.truth
+        assert splits.notes["test labels"] == "ground truth"
+        assert splits.notes["images"] == by_reader.notes["images"]
+
+
+# Agreement
+
+
+def flat(*columns: int) -> torch.Tensor:
+    mask = torch.zeros(1, 1, 8, dtype=torch.bool)
+    mask[..., list(columns)] = True
+    return mask
+
+
+def test_agreement_by_hand() -> None:
+    cases = [
+        {"b": Opinion(0, flat(0, 1)), "a": Opinion(0, flat(1, 2)), MODEL: Opinion(2, flat(5))},
+        {"b": Opinion(2, None), "a": Opinion(1, flat(3)), MODEL: Opinion(1, flat(3))},
+        {"b": Opinion(2, flat(4)), "a": Opinion(2, flat(4)), MODEL: Opinion(0, flat())},
+        {"a": Opinion(-1, flat(1)), MODEL: Opinion(0, flat(1, 2, 3)), TRUTH: Opinion(1, None)},
+    ]
+    table = agreement(cases, 3)
+    assert list(zip(table.rater, table.other, strict=True)) == [
+        ("a", "b"), ("a", MODEL), ("a", TRUTH), ("b", MODEL), ("b", TRUTH), (MODEL, TRUTH),
+    ]  # fmt: skip
+    rows = {(row.rater, row.other): row for row in table.itertuples()}
+    # a says 0 1 2, b says 0 2 2. Observed: one case a step apart, 1/3. Expected from a's 1/3 each
+    # and b's 1/3, 0, 2/3: (0 + 1 + 4)/9 + (8 + 2 + 0)/9 = 15/9. 1 - 3/15.
+    ab = rows["a", "b"]
+    assert (ab.graded, ab.drawn) == (3, 2)
+    assert ab.kappa == pytest.approx(0.8)
+    assert ab.dice == pytest.approx((0.5 + 1) / 2)
+    # a says 0 1 2, the model 2 1 0: the opposite.
+    model = rows["a", MODEL]
+    assert model.kappa == pytest.approx(-1)
+    assert model.dice == pytest.approx((0 + 1 + 0 + 0.5) / 4)
+    assert rows["b", MODEL].drawn == 2
+    assert rows["b", TRUTH].graded == rows["a", TRUTH].graded == rows["a", TRUTH].drawn == 0
+    assert math.isnan(rows["a", TRUTH].dice)
+    assert math.isnan(rows["a", TRUTH].kappa)
+
+
+def test_opinions_are_those_of_the_readers_and_the_truth(phantom_splits: dict[str, Any]) -> None:
+    for labels in ("reader", "consensus"):
+        test = phantom_splits[labels].test
+        assert isinstance(test, CaseSplit)
+        said = test.opinions(0)
+        assert list(said) == ["reader-1", "reader-2", "reader-3", TRUTH]
+        assert [o.category for o in said.values()] == [r.category for r in [
+            *test.cases[0].readings, test.cases[0].truth]]  # fmt: skip
+        batch = test.batch(torch.tensor([0]))
+        assert torch.equal(batch["mask"][0] > 0, said[TRUTH].mask)
+
+
+# All of it
+
+
+SMALL = ("--image-size", 32, "--width", 4, "--epochs", 1, "--threads", 1)
+KINDS = (".png", ".dcm", ".nii.gz", ".tif", ".jpg")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty images of every kind, most read by two readers who differ."""
+    folder = tmp_path_factory.mktemp("clinic")
+    rows = [["image", "mask", "category", "patient", "reader"]]
+    for i in range(40):
+        image, mask = picture(i)
+        name = f"images/{i:02d}{KINDS[i % 5]}"
+        save(folder / name, image, 0.1)
+        for reader in ("ann", "ben")[: 2 - (i % 4 == 0)]:
+            drawn = f"masks/{i:02d}_{reader}.png"
+            moved = np.roll(mask, 2 if reader == "ben" else 0, 1)
+            save(folder / drawn, moved.astype(np.uint8) * 255)
+            category = f"TR{min(5, 1 + i % 5 + (reader == 'ben' and i % 3 == 0))}"
+            rows.append(
+                [name, drawn if i % 7 else "", category if i % 11 else "", str(i // 2), reader]
+            )
+    with (folder / "cases.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    return folder
+
+
+def test_a_manifest_from_start_to_end(mtbench: Mtbench, data: Path, tmp_path: Path) -> None:
+    source = ("manifest", "--data", data / "cases.csv")
+    code, printed, err = mtbench("data", "inspect", *source)
+    assert (code, err) == (0, "")
+    assert "images with several readers" in printed
+    assert mtbench("data", "verify", *source) == (0, "39 cases, all can be read\n", "")
+    code, printed, err = mtbench("data", "preview", *source, "--to", tmp_path / "a.png")
+    assert (code, err) == (0, "")
+    with Pil.open(tmp_path / "a.png") as drawn:
+        assert np.asarray(drawn.convert("L")).std() > 20
+    line = ["run", "-m", "ew", "-m", "rlar", "--source", *source, *SMALL, "--labels", "consensus"]
+    code, printed, err = mtbench(*line, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    [run] = (tmp_path / "out").rglob("rlar/seed0-*")
+    result = json.loads((run / "result.json").read_text())
+    assert result["status"] == "finished"
+    notes = result["notes"]
+    assert sum(notes["images"]) == 39
+    assert notes["labels"] == "consensus"
+    assert notes["readers"] == 2
+    assert notes["test labels"] == "consensus of readers (STAPLE, majority)"
+    assert "left out" not in notes
+    with (run / "agreement.csv").open() as stream:
+        table = {(row["rater"], row["other"]): row for row in csv.DictReader(stream)}
+    assert set(table) == {("ann", "ben"), ("ann", MODEL), ("ben", MODEL)}
+    assert 0.7 < float(table["ann", "ben"]["dice"]) < 0.95  # 16 of 18 columns
+    assert 0.5 < float(table["ann", "ben"]["kappa"]) <= 1
+    assert int(table["ann", MODEL]["graded"]) > int(table["ann", "ben"]["graded"]) > 0
+    assert (run / "agreement.png").stat().st_size > 5000
+    spec = json.loads((run / "spec.json").read_text())
+    assert spec["task_params"]["grades"] == ["TR1", "TR2", "TR3", "TR4", "TR5"]
+    assert spec["task_params"]["data"] is None
+
+    (data / "cases.csv").rename(data / "moved.csv")  # a trained model does not need it
+    try:
+        images = [data / "images" / "01.dcm", data / "images" / "00.png"]
+        code, out, err = mtbench("predict", run, *images, "--out", tmp_path / "p")
+    finally:
+        (data / "moved.csv").rename(data / "cases.csv")
+    assert (code, err) == (0, "")
+    dicom, png = json.loads(out)
+    assert "long_axis_mm" in dicom["views"][0]  # the header knows,
+    assert "long_axis_px" in png["views"][0]  # a PNG does not
+    assert list(dicom["views"][0]["probabilities"]) == ["TR1", "TR2", "TR3", "TR4", "TR5"]
+
+
+def test_broken_files_are_counted_and_the_rest_goes_on(
+    mtbench: Mtbench, data: Path, tmp_path: Path
+) -> None:
+    lines = (data / "cases.csv").read_text().splitlines()
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG broken")
+    save(tmp_path / "small.png", np.eye(9, dtype=np.uint8))
+    header, *rows = (line.replace("images", f"{data}/images").replace("masks", f"{data}/masks")
+                     for line in lines)  # fmt: skip
+    rows += ["broken.png,,TR4,x,ann", f"{data}/images/01.dcm,small.png,TR4,,cat", "none.png,,TR4,,"]
+    source = tmp_path / "cases.csv"
+    source.write_text("\n".join([header, *rows, ""]))
+    code, printed, err = mtbench("data", "verify", "manifest", "--data", source)
+    assert (code, err) == (2, "")
+    said = printed.splitlines()
+    assert len(said) == 4
+    assert "none.png: there is no such file" in said[0]
+    assert "broken.png: does not decode as an image" in printed
+    assert "that of cat has (9, 9)" in printed
+    assert said[-1] == "problems: 3"
+    code, printed, err = mtbench("data", "inspect", "manifest", "--data", source)
+    assert (code, err) == (0, "")
+    assert "problems" in printed
+    code, printed, err = mtbench("data", "preview", "manifest", "--data", source, "--to",
+                                 tmp_path / "a.png")  # fmt: skip
+    assert (code, err) == (0, "")
+    line = ["run", "-m", "ew", "--source", "manifest", "--data", source, *SMALL]
+    code, printed, err = mtbench(*line, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    [file] = (tmp_path / "out").rglob("result.json")
+    notes = json.loads(file.read_text())["notes"]
+    assert notes["left out"] == 3
+    assert len(notes["problems"]) == 3
+    assert sum(notes["images"]) == 38  # the image of the wrong mask goes with it
+    code, printed, err = mtbench(*line, "--strict", "true", "--out", tmp_path / "strict")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "none.png" in err
+    assert "of 3 such" in err
+
+
+def test_a_template_is_written_once(mtbench: Mtbench, tmp_path: Path) -> None:
+    line = ("data", "template", "--to", tmp_path / "mine.csv")
+    assert mtbench(*line)[0] == 0
+    assert (tmp_path / "mine.csv").read_text() == manifest.template()
+    code, _, err = mtbench(*line)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is there already" in err
+    for words, said in (
+        (("template", "--to", tmp_path / "no" / "a.csv"), "cannot be written"),
+        (("template", "--task", "toy"), "toy has no template"),
+        (("verify", "x", "--task", "toy"), "toy has no data to verify"),
+    ):
+        code, _, err = mtbench("data", *words)
+        assert (code, err.count("\n")) == (2, 1)
+        assert said in err
