@@ -1,21 +1,17 @@
 """From what a user asks for to cells that can be run."""
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
-from mtbench import overrides, params, seeding
-from mtbench.errors import RunError, UsageError
+from mtbench import overrides, params, seeding, weights
+from mtbench.errors import UsageError
 from mtbench.method import Method
 from mtbench.registry import Entry, find
-from mtbench.rundir import RunDirectory, Spec
+from mtbench.rundir import Spec
 from mtbench.task import Recipe, Splits, Task
-from mtbench.trainer import fitting
 
 
 @dataclass(frozen=True)
@@ -136,39 +132,37 @@ class Request:
         )
 
 
-def initial_weights(run: RunDirectory, task: Task) -> tuple[str, dict[str, Tensor]]:
-    """Return the digest and the tensors of another run's trained model that a task's model can use.
+def initial_weights(path: Path, task: Task) -> weights.Fit:
+    """Return which tensors of a run, a packaged model or a checkpoint fit a task's model.
 
     Raises:
-        RunError: the run has no trained weights, or none of them fits.
+        RunError: it is absent or broken, or nothing fits.
     """
-    run.spec()
-    state = run.load("best.pt")
-    if state is None:
-        raise RunError(
-            f"--init {run.path}: has no trained weights (best.pt); finish that run first"
-        )
     with seeding.preserved():
-        weights = fitting(task.model(), state["model"])
-    if not weights:
-        raise RunError(f"--init {run.path}: none of its weights fits this task's model")
-    digest = hashlib.sha256((run.path / "best.pt").read_bytes()).hexdigest()
-    return digest, weights
+        return weights.fit(path, task.model())
 
 
-def reload(run: RunDirectory, plugins: Sequence[Path] = ()) -> tuple[Spec, Task, Method]:
-    """Return the spec, task and method of an existing run directory.
+def reload(
+    spec: Spec, origin: Path, plugins: Sequence[Path] = (), data: Path | None = None
+) -> tuple[Task, Method]:
+    """Return the task and the method of a spec.
+
+    Args:
+        spec: of a cell.
+        origin: where it lies, for messages.
+        plugins: plugin files.
+        data: where the task's data lies, which a spec does not say.
 
     Raises:
         UsageError: the plugin files that it was made with are not given, or have changed.
     """
-    spec = run.spec()
     task, method = find("task", spec.task, plugins), Method.find(spec.method, plugins)
     for entry in (task, *method.entries):
         if spec.plugins.get(entry.name) != entry.digest():
             raise UsageError(
-                f"{run.path}: was made with another version of {entry.name!r} than "
+                f"{origin}: was made with another version of {entry.name!r} than "
                 f"{entry.path}; give the plugin file that it was made with"
             )
     task_class = task.load(Task)
-    return spec, task_class(**params.resolve(task_class, spec.task_params, spec.task)), method
+    given = spec.task_params if data is None else spec.task_params | {"data": data}
+    return task_class(**params.resolve(task_class, given, spec.task)), method

@@ -6,7 +6,7 @@ The numbers do not depend on it, but for rounding; time and memory do.
 import hashlib
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -43,7 +43,26 @@ def grad(
             allow_unused=True,
         )
     )
+    must_be_whole(tensor for tensor in wanted if tensor.is_leaf)
     return tuple(next(grads) if tensor.requires_grad else None for tensor in inputs)
+
+
+def must_be_whole(parameters: Iterable[Tensor]) -> None:
+    """Refuse parameters that `fully_shard` has in its hands, once a backward pass has met them.
+
+    It sums over ranks what `Tensor.backward` gives, and knows nothing of other gradients. What it
+    shards is a DTensor, and what it had put together for the backward pass has no memory any more.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for p in parameters:
+        if hasattr(p, "placements") or (p.numel() and not p.untyped_storage().size()):
+            raise ValueError(
+                "a parameter is sharded (fully_shard), and this method takes gradients objective "
+                "by objective: take a method that descends one scalar, or replicate the model and "
+                "give Step(ranks=Group())"
+            )
 
 
 class Engine:

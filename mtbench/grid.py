@@ -1,7 +1,6 @@
 """A suite's cells, and how far they are in a folder."""
 
 import dataclasses
-import fcntl
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -196,34 +195,6 @@ def best(scores: Sequence[float]) -> int:
     return max(range(len(scores)), key=scores.__getitem__)
 
 
-@contextmanager
-def claimed(out: Path, spec: Spec) -> Iterator[bool]:
-    """Hold a cell; False if another process does. A process that ends, however, lets go."""
-    with _lock_file(out, spec).open("w") as stream:
-        try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-            return
-        yield True
-
-
-def _lock_file(out: Path, spec: Spec) -> Path:
-    return out / ".sweep" / f"{spec.hash}.lock"
-
-
-def _is_claimed(out: Path, spec: Spec) -> bool:
-    """Look whether some process holds a cell."""
-    try:
-        with _lock_file(out, spec).open() as stream:
-            fcntl.lockf(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
-
-
 def record_crash(run: RunDirectory, reason: str, details: str = "") -> None:
     """Note that a cell crashed; once too often, and it has failed."""
     before = crash(run)
@@ -295,7 +266,7 @@ class Survey:
 
     def __init__(self, grid: Grid, out: Path) -> None:
         self.grid, self.out = grid, out
-        self._known: dict[Path, Spec] = {}
+        self._known: set[Path] = set()
         self._at: dict[str, list[Path]] = {}
         self._keys: dict[tuple[Cell, int | None], str] = {}
         self._closed: dict[Path, State] = {}
@@ -332,7 +303,8 @@ class Survey:
         for folder in folders:
             for path in sorted(folder.iterdir()) if folder.is_dir() else ():
                 if path not in self._known and (path / "spec.json").exists():
-                    spec = self._known[path] = RunDirectory(path).spec()
+                    self._known.add(path)
+                    spec = RunDirectory(path).spec()
                     self._at.setdefault(_key(spec), []).append(path)
 
     def _state(self, cell: Cell, trial: int | None) -> State:
@@ -347,7 +319,7 @@ class Survey:
         if path not in self._closed:
             state = state_of(RunDirectory(path))
             if not state.closed:
-                return State("running" if _is_claimed(self.out, self._known[path]) else "open")
+                return State("running" if RunDirectory(path).holder() else "open")
             self._closed[path] = state
         return self._closed[path]
 

@@ -24,6 +24,7 @@ def deterministic() -> Iterator[None]:
     torch.set_flush_denormal(True)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS wants for it
     try:
         yield
     finally:
@@ -33,14 +34,18 @@ def deterministic() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
+def _cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return cores or 1
+
+
 def fastest_threads(work: Callable[[], object]) -> int:
     """Return the number of threads with which `work` runs fastest, and set it.
 
     One thread and all cores are timed in turns, best of three; more than one must win by 15 %,
     since a busy machine punishes waiting threads.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    times: dict[int, float] = {1: float("inf"), cores or 1: float("inf")}
+    times: dict[int, float] = {1: float("inf"), _cores(): float("inf")}
     for _ in range(3 if len(times) > 1 else 0):
         for threads in times:
             torch.set_num_threads(threads)
@@ -51,6 +56,11 @@ def fastest_threads(work: Callable[[], object]) -> int:
     best = min(times, key=lambda threads: times[threads] * (1.15 if threads > 1 else 1))
     torch.set_num_threads(best)
     return best
+
+
+def fair_threads() -> int:
+    """Return this process's share of the machine's cores, where several were started together."""
+    return max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -105,6 +105,12 @@ class Display:
         if self.training is not None:
             self.bars.remove_task(self.training)
             self.training = None
+        if events := result["nonfinite"]:
+            first = events[0]
+            self.console.print(
+                f"{self.label}: {len(events)} x {first['answer']}, first for a {first['reason']}",
+                highlight=False,
+            )
         if result["status"] == "diverged":
             self.console.print(f"[yellow]{self.label}: diverged: {result['reason']}[/]")
         else:

@@ -2,21 +2,29 @@
 
 ``spec.json`` (what), ``epochs.jsonl`` and ``steps.csv`` (how it went), ``checkpoint.pt`` (where to
 go on), ``best.pt`` (the selected weights), ``test.json`` (sealed: opened by those who compare),
-``result.json`` (written last: with it a cell is finished). Every file is replaced atomically.
+``result.json`` (written last: with it a cell is finished), ``fitted.json`` (what reading new files
+needs beside the weights), ``init.json`` (what it started from). Every file is replaced atomically.
+``.lock`` is held by the process that works on the cell.
 """
 
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtbench.errors import RunError
+from mtbench.locks import Lock
+
+
+class WriteError(RunError):
+    """A file of a run directory cannot be written, since the disk is full, say."""
 
 
 class Spec(BaseModel):
@@ -72,6 +80,7 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = Lock(path / ".lock")
 
     @classmethod
     def at(cls, out: Path, spec: Spec) -> "RunDirectory":
@@ -84,7 +93,8 @@ class RunDirectory:
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             if not (run.path / "spec.json").exists():
-                run.write_text("spec.json", json.dumps(spec.model_dump(mode="json"), indent=2))
+                with run._lock.hold(str(run.path), wait=True):  # another may write it as well
+                    run.write_text("spec.json", json.dumps(spec.model_dump(mode="json"), indent=2))
         except OSError as error:
             raise RunError(
                 f"{run.path}: cannot be written ({error.strerror}); choose another --out"
@@ -95,6 +105,29 @@ class RunDirectory:
                 f"{spec.hash}); it was edited or moved: remove the folder or choose another --out"
             )
         return run
+
+    def claim(self) -> AbstractContextManager[None]:
+        """Hold the cell: who changes the directory does it within this context.
+
+        A process that ends, however it ends, lets go.
+
+        Raises:
+            HeldError: another process holds it; the message says which.
+            RunError: the directory cannot be written, or its file system has no locks.
+        """
+        return self._lock.hold(str(self.path))
+
+    def holder(self) -> str | None:
+        """Return which process holds the cell, None if none does."""
+        return self._lock.holder()
+
+    def clear(self) -> None:
+        """Remove all but the spec, so that the cell is trained from its start."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in ("spec.json", ".lock"):
+                path.unlink()
 
     def spec(self) -> Spec:
         """Return the spec.
@@ -129,6 +162,24 @@ class RunDirectory:
             ) from error
         return result
 
+    def fitted(self) -> dict[str, Any] | None:
+        """Return what `Task.fit` returned, None where it has not been asked.
+
+        Raises:
+            RunError: it does not parse.
+        """
+        file = self.path / "fitted.json"
+        if not file.exists():
+            return None
+        try:
+            fitted: dict[str, Any] = json.loads(file.read_text())
+        except ValueError as error:
+            raise RunError(
+                f"{file}: does not parse ({error}); delete it and repeat the `mtbench run` that "
+                "made it"
+            ) from error
+        return fitted
+
     def open_test(self) -> dict[str, float]:
         """Return the test metrics, none where there are none; that it was opened stays on record.
 
@@ -144,33 +195,66 @@ class RunDirectory:
             metrics: dict[str, float] = json.loads(file.read_text())["metrics"]
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(
-                f"{file}: does not parse ({error}); delete the folder to run the cell again"
+                f"{file}: does not parse ({error}); delete result.json and repeat the run, which "
+                "writes both again"
             ) from error
         return metrics
 
     def history(self) -> list[dict[str, Any]]:
-        """Return the records of the epochs that have ended."""
+        """Return the records of the epochs that have ended.
+
+        Raises:
+            RunError: they do not parse.
+        """
         file = self.path / "epochs.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        return [json.loads(line) for line in lines]
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise RunError(
+                f"{file}: does not parse ({error}); delete result.json and repeat the run, which "
+                "writes both again"
+            ) from error
 
     def write_text(self, name: str, text: str) -> None:
-        """Replace a text file atomically."""
-        temporary = self.path / f".{name}.tmp"
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(self.path / name)
+        """Replace a text file atomically.
+
+        Raises:
+            WriteError: it cannot be written; what was there before still is.
+        """
+        with self._replacing(name) as stream:
+            stream.write(text.encode())
 
     def save(self, name: str, state: dict[str, Any]) -> None:
-        """Replace a tensor file atomically."""
+        """Replace a tensor file atomically.
+
+        Raises:
+            WriteError: it cannot be written; what was there before still is.
+        """
+        with self._replacing(name) as stream:
+            try:
+                torch.save(state, stream)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # why the stream refused torch's writer
+                    raise error.__context__ from error
+                raise
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[BinaryIO]:
         temporary = self.path / f".{name}.tmp"
-        with temporary.open("wb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(self.path / name)
+        try:
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self.path / name)
+        except OSError as error:
+            with suppress(OSError):  # gives back what little space there was
+                temporary.unlink()
+            raise WriteError(
+                f"{self.path / name}: cannot be written ({error.strerror}); mend that and repeat "
+                "the command, which goes on from the last checkpoint"
+            ) from error
 
     def load(self, name: str, device: str = "cpu") -> dict[str, Any] | None:
         """Return a tensor file, None where there is none.
@@ -185,8 +269,8 @@ class RunDirectory:
             state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
         except Exception as error:  # torch raises many kinds for a broken file
             raise RunError(
-                f"{file}: corrupt, does not load ({type(error).__name__}); delete it to train "
-                "this cell from its start"
+                f"{file}: corrupt, does not load ({type(error).__name__}); delete the folder to "
+                "train this cell from its start"
             ) from error
         return state
 

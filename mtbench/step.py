@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from mtbench.engine import Engine, grad, gramian
+from mtbench.distributed import ALONE, Ranks
+from mtbench.engine import Engine, grad, gramian, must_be_whole
 
 Space = Literal["shared", "features"]
 
@@ -59,6 +60,11 @@ class Step:
         loss_scale: S, of a `torch.amp.GradScaler`: hand over the losses as they are. Gradients are
             computed S times as large, so that float16 holds them, and so they reach ``.grad``;
             what methods see of them is divided by S.
+        ranks: the processes that share the batch, `mtbench.distributed.Group()`. Features are of
+            this rank's samples; losses have the value of the whole batch's, on the graph of this
+            rank's samples. Then all that methods see is of the whole batch, but for what is per
+            sample (`feature_grads`, `sensitivities`), and so is ``.grad``:
+            :math:`J = \sum_r J^{(r)}`.
 
     Raises:
         ValueError: no loss, a loss that is not a scalar, or neither features nor shared parameters.
@@ -85,6 +91,7 @@ class Step:
         again: "Callable[[], Step] | None" = None,
         engine: Engine | None = None,
         loss_scale: float = 1.0,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.losses = tuple(losses)
         self.features = (features,) if isinstance(features, Tensor) else tuple(features)
@@ -104,6 +111,7 @@ class Step:
         self._again = again
         self.engine = Engine(batched=False) if engine is None else engine
         self.loss_scale = loss_scale
+        self.ranks = ranks
         self._head_grads: list[tuple[Tensor | None, ...]] = []
         self.gramians: dict[Space, Tensor] = {}  # those computed so far
 
@@ -196,7 +204,8 @@ class Step:
     def feature_grads(self) -> tuple[tuple[Tensor, ...], ...]:
         """Return per objective dL_k/dfeatures, detached, a tuple with the features' shapes.
 
-        Costs one backward of each head. A feature that an objective does not use gets zeros.
+        They are those of this rank's samples. Costs one backward of each head. A feature that an
+        objective does not use gets zeros.
         """
         self._need_features("feature_grads")
         return tuple(tuple(map(self._unscaled, row)) for row in self._feature_grads)
@@ -208,7 +217,7 @@ class Step:
 
     @cached_property
     def sensitivities(self) -> tuple[Tensor, ...]:
-        """Per objective dL_k/dz, itself differentiable (``create_graph=True``).
+        """Per objective dL_k/dz of this rank's samples, differentiable (``create_graph=True``).
 
         Costs one backward of each head, and another where the result is differentiated.
         """
@@ -217,6 +226,7 @@ class Step:
             grad([loss], [self.z], [seed], create_graph=True)[0]
             for loss, seed in zip(self.losses, self._seeds, strict=True)
         ]
+        must_be_whole(chain(*self.heads))  # their backward is to be differentiated
         return tuple(
             torch.zeros_like(self.z) if value is None else self._unscaled(value) for value in found
         )
@@ -237,27 +247,35 @@ class Step:
     def _pull_back_all(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """Return all objectives' gradients of some shared parameters, in blocks (K, n)."""
         if not self._splits or not parameters:
-            return self._looped(parameters)
+            return self._looped(parameters, self.ranks)
         _ = self._feature_grads  # so that the encoder alone is measured
         shapes = [tuple(x.shape) for x in (*self.features, *parameters)]
         pulls = {False: self._looped, True: self._vmapped}
-        batched = self.engine.choose(
-            lambda batched: pulls[batched](parameters),
-            f"{self.num_objectives} {shapes} {self.features[0].device}",
-        )
-        return pulls[batched](parameters)
+        if self.engine.batched is None:
+            choice = self.engine.choose(
+                lambda batched: pulls[batched](parameters),
+                f"{self.num_objectives} {shapes} {self.features[0].device}",
+            )
+            self.engine.batched = bool(self.ranks.agree(choice))
+        return pulls[self.engine.batched](parameters, self.ranks)
 
-    def _vmapped(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+    def _vmapped(self, parameters: Sequence[Tensor], ranks: Ranks = ALONE) -> list[Tensor]:
         K = self.num_objectives
         seeds = [torch.stack(grads) for grads in zip(*self._feature_grads, strict=True)]
-        return [
-            parameter.new_zeros(K, parameter.numel()) if value is None else value.reshape(K, -1)
+        blocks = [
+            parameter.new_zeros(K, parameter.numel())
+            if value is None
+            else value.reshape(K, -1).contiguous()
             for parameter, value in zip(
                 parameters, grad(self.features, parameters, seeds, batched=True), strict=True
             )
         ]
+        for block in blocks:
+            ranks.begin(block)
+        ranks.wait()
+        return blocks
 
-    def _looped(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+    def _looped(self, parameters: Sequence[Tensor], ranks: Ranks = ALONE) -> list[Tensor]:
         like = parameters[0] if parameters else self.losses[0]
         columns = sum(p.numel() for p in parameters)
         block = self.engine.buffer(self.num_objectives, columns, like)
@@ -269,6 +287,8 @@ class Step:
                     row[start:end].zero_()
                 else:
                     row[start:end].copy_(value.reshape(-1))
+            ranks.begin(row)  # is under way while the next one is computed
+        ranks.wait()
         return [block]
 
     def _rows(self, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor | None, ...]]:
@@ -293,12 +313,13 @@ class Step:
         if space not in self.gramians:
             if space == "features":
                 self._need_features("gramian")
-                found = gramian(
+                local = gramian(
                     [
                         torch.stack([value.flatten() for value in grads])
                         for grads in zip(*self._feature_grads, strict=True)
                     ]
                 )
+                found = self.ranks.total(local)  # every column belongs to one rank's sample
             elif self.engine.parts == 1:
                 found = gramian(self._blocks)
             else:
@@ -346,7 +367,8 @@ class Step:
                     torch.mv(block.T, w, out=direction[start:end])
             self._write(direction)
         else:
-            for parameter, value in zip(self.shared, self._mixed(weights), strict=True):
+            mixed = self.ranks.sums(self._mixed(weights))
+            for parameter, value in zip(self.shared, mixed, strict=True):
                 if value is not None:
                     _accumulate(parameter, value)
         self._assign_heads(head_weights)
@@ -363,9 +385,28 @@ class Step:
         return grad(self.features, self.shared, mixed)
 
     def descend(self, objective: Tensor) -> None:
-        """Write the gradient of a scalar on the graph into every ``.grad`` that it reaches."""
-        if objective.requires_grad:  # a batch may hold no label at all
-            objective.backward(torch.full_like(objective, self.loss_scale))  # type: ignore[no-untyped-call]
+        """Write the gradient of a scalar on the graph into every ``.grad`` that it reaches.
+
+        A balancer's own parameters, which all ranks compute alike, are not summed over ranks.
+        """
+        if not objective.requires_grad:  # a batch may hold no label at all
+            return
+        model: dict[int, Tensor] = {}
+        if self.ranks.size > 1:
+            model = {id(p): p for p in chain(self.shared, *self.heads)}
+        before = [p.grad for p in model.values()]
+        for parameter in model.values():
+            parameter.grad = None
+        objective.backward(torch.full_like(objective, self.loss_scale))  # type: ignore[no-untyped-call]
+        sums = self.ranks.sums([p.grad for p in model.values()])
+        for parameter, old, value in zip(model.values(), before, sums, strict=True):
+            parameter.grad = old
+            if value is not None:
+                _accumulate(parameter, value)
+
+    def gradient(self, objective: Tensor) -> Sequence[Tensor | None]:
+        """Return the gradient of a scalar on the graph in the shared parameters, unscaled."""
+        return self.ranks.sums(grad([objective], self.shared))
 
     def _assign_heads(self, head_weights: Tensor | None) -> None:
         if self._splits:
@@ -376,8 +417,10 @@ class Step:
                 for loss, seed, head in zip(self.losses, self._seeds, self.heads, strict=True)
             ]
         scales = [1.0] * self.num_objectives if head_weights is None else head_weights.tolist()
-        for head, grads, scale in zip(self.heads, self._head_grads, scales, strict=True):
-            for parameter, value in zip(head, grads, strict=True):
+        sums = iter(self.ranks.sums(list(chain(*self._head_grads))))
+        for head, scale in zip(self.heads, scales, strict=True):
+            for parameter in head:
+                value = next(sums)
                 if value is not None:
                     _accumulate(parameter, value.mul(scale))
 

@@ -1,10 +1,12 @@
 """The common trainer: one cell from its spec to its result. It names no method and no task."""
 
+import copy
 import csv
 import io
 import json
 import math
 import platform
+import shutil
 import statistics
 import time
 from collections import deque
@@ -22,7 +24,8 @@ import mtbench
 from mtbench import numerics, seeding
 from mtbench.balancer import Balancer
 from mtbench.cache import cache_dir
-from mtbench.engine import Engine, grad
+from mtbench.distributed import ALONE, Ranks
+from mtbench.engine import Engine
 from mtbench.errors import RunError, UsageError
 from mtbench.method import Method
 from mtbench.model import MultitaskModel
@@ -36,6 +39,14 @@ those that are better when lower counted negative, undefined ones left out; of e
 
 CHECKPOINT_SECONDS = 30.0
 
+CHECKPOINT_VERSION = 1
+
+MOST_SKIPPED = 0.01
+"""The share of a run's steps, at least one, that may be skipped before it has diverged."""
+
+EXTRA_STATE = "_extra_state"
+"""What torch calls that part of a module's state which is neither parameter nor buffer."""
+
 
 class Observer(Protocol):
     """Is told how a cell goes."""
@@ -44,7 +55,7 @@ class Observer(Protocol):
         """A cell begins, or goes on after `done` of its epochs x steps."""
 
     def stepped(self, epoch: int, losses: dict[str, float]) -> None:
-        """One step was made."""
+        """One step was made; there are no losses if it was skipped."""
 
     def evaluated(self, record: dict[str, Any]) -> None:
         """An epoch ended with this record."""
@@ -64,6 +75,7 @@ class Progress:
     epoch: int = 0
     position: int = 0
     sums: list[float] = field(default_factory=list)
+    counted: int = 0  # steps in the sums
     history: list[dict[str, Any]] = field(default_factory=list)
     best_score: float = -math.inf
     seconds: float = 0.0
@@ -71,6 +83,9 @@ class Progress:
     batched: bool | None = None
     diagnostics: dict[str, dict[str, float]] = field(default_factory=dict)
     peak_mib: float = 0.0
+    processes: int = 1
+    precision: str = "fp32"
+    nonfinite: list[dict[str, Any]] = field(default_factory=list)
 
 
 def build(
@@ -100,11 +115,11 @@ def fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor
     return {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
 
 
-def autocast(spec: Spec) -> AbstractContextManager[Any]:
-    """Return the context in which a forward pass runs at the spec's precision."""
-    if spec.precision == "fp32":
+def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
+    """Return the context in which a forward pass runs at a precision."""
+    if precision == "fp32":
         return nullcontext()
-    return torch.autocast(torch.device(spec.device).type, torch.bfloat16)
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -120,7 +135,7 @@ def _fits(run: RunDirectory, name: str) -> Iterator[None]:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(
             f"{run.path / name}: is not of this model ({type(error).__name__}); mtbench or a "
-            "plugin has changed since: delete the file to train this cell from its start"
+            "plugin has changed since: delete the folder to train this cell from its start"
         ) from error
 
 
@@ -136,7 +151,7 @@ class Predict:
         self.model.eval()
         if isinstance(inputs, Tensor):
             inputs = inputs.to(self.spec.device)
-        with autocast(self.spec):
+        with autocast(self.spec.precision, self.spec.device):
             return self.model.decode(self.model.encode(inputs), self.balancer.view)
 
 
@@ -146,16 +161,43 @@ def load_trained(run: RunDirectory, task: Task, method: Method) -> Predict:
     Raises:
         RunError: the cell has no selected weights, or the file is corrupt.
     """
-    spec = run.spec().model_copy(update={"device": "cpu"})
     state = run.load("best.pt")
     if state is None:
         raise RunError(f"{run.path}: has no trained weights (best.pt) yet; finish the run first")
+    with _fits(run, "best.pt"):
+        spec = run.spec().model_copy(update={"precision": state["precision"]})
+        return restore(spec, task, method, state["model"], state["balancer"])
+
+
+def restore(
+    spec: Spec,
+    task: Task,
+    method: Method,
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+) -> Predict:
+    """Return a trained model on the CPU from the state dicts of model and balancer.
+
+    The balancer's extra state, which only training needs, may be left out.
+    """
+    spec = spec.model_copy(update={"device": "cpu"})
     with seeding.preserved():
         model, balancer = build(spec, task, method)
-    with _fits(run, "best.pt"):
-        model.load_state_dict(state["model"])
-        balancer.load_state_dict(state["balancer"])
+    model.load_state_dict(weights)
+    absent, unknown = balancer.load_state_dict(state, strict=False)
+    if unknown or not all(name.endswith(EXTRA_STATE) for name in absent):
+        raise KeyError(f"the balancer's {(unknown + absent)[0]}")
     return Predict(spec, model, balancer)
+
+
+class Reader(RunDirectory):
+    """A run directory to all ranks but the first, which writes for all."""
+
+    def write_text(self, name: str, text: str) -> None:
+        """Leave it to rank 0."""
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Leave it to rank 0."""
 
 
 class Trainer:
@@ -173,6 +215,8 @@ class Trainer:
         engine: how Jacobians are computed; by default what this machine was measured to do best.
         diagnose: whether the objectives' gradients are compared in the first step of every epoch,
             for every method; otherwise for those that compute them anyway.
+        ranks: the processes that train the cell together. All but rank 0 get a `Reader` as `run`.
+        checkpoint_seconds: how long after a checkpoint the next one is written, within an epoch.
     """
 
     def __init__(
@@ -187,6 +231,8 @@ class Trainer:
         init: Mapping[str, Tensor] | None = None,
         engine: Engine | None = None,
         diagnose: bool = False,
+        ranks: Ranks = ALONE,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
     ) -> None:
         if len(splits.train) == 0:
             raise UsageError(f"task {spec.task}: the training split is empty")
@@ -194,9 +240,12 @@ class Trainer:
         self.observer, self.method, self.threads = observer, method, threads
         self.init = init
         self.engine = Engine(notebook=cache_dir()) if engine is None else engine
-        self.diagnose = diagnose
+        self.diagnose, self.ranks = diagnose, ranks
+        self.checkpoint_seconds = checkpoint_seconds
         self.device = torch.device(spec.device)
         self.recipe = Recipe(**spec.recipe)
+        if self.recipe.nonfinite == "fp32" and spec.precision == "fp32":
+            raise UsageError("nonfinite=fp32 lowers bf16 to fp32, and the run is at fp32 already")
         self.steps = math.ceil(len(splits.train) / self.recipe.batch_size)
         self.total_steps = self.steps * self.recipe.epochs
         self.log_every = max(1, self.total_steps // 500)
@@ -236,13 +285,24 @@ class Trainer:
             groups, lr=self.recipe.lr, weight_decay=self.recipe.weight_decay, fused=True
         )
         seeding.seed_everything(seeding.derive(self.spec.seed, "training"))
-        self.at = Progress(sums=[0.0] * len(self.task.objectives))
+        self.at = Progress(
+            sums=[0.0] * len(self.task.objectives),
+            processes=self.ranks.size,
+            precision=self.spec.precision,
+        )
 
     def _restore(self) -> None:
         state = self.run_directory.load("checkpoint.pt", self.spec.device)
         if state is None:
             self.at.threads = self._choose_threads()
             return
+        file = self.run_directory.path / "checkpoint.pt"
+        if state.get("version") != CHECKPOINT_VERSION:
+            raise RunError(
+                f"{file}: is of version {state.get('version')}, and this mtbench reads version "
+                f"{CHECKPOINT_VERSION}: go on with the mtbench that wrote it, or delete the folder "
+                "to train this cell from its start"
+            )
         with _fits(self.run_directory, "checkpoint.pt"):
             self.model.load_state_dict(state["model"])
             self.balancer.load_state_dict(state["balancer"])
@@ -251,6 +311,18 @@ class Trainer:
             seeding.set_global_state({k: _cpu(v) for k, v in state["rng"].items()})
             self.step_seconds.extend(state["step_seconds"])
             self.rows = state["rows"]
+        if self.at.processes != self.ranks.size:  # which would add in another order
+            raise RunError(
+                f"{self.run_directory.path}: was begun by {self.at.processes} processes and goes "
+                f"on with as many, found {self.ranks.size}: use --nproc {self.at.processes}, or "
+                "start anew with --no-resume"
+            )
+        if self.at.history and not file.with_name("best.pt").exists():
+            raise RunError(
+                f"{file.with_name('best.pt')}: the selected weights are gone; delete the folder to "
+                "train this cell from its start"
+            )
+        self._write_log()  # may have been cut, or be ahead of the checkpoint
         # Another number of threads could add in another order: a resumed cell keeps its own.
         torch.set_num_threads(self.at.threads)
         self.engine.batched = self.at.batched
@@ -258,6 +330,8 @@ class Trainer:
     def _choose_threads(self) -> int:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        elif self.ranks.size > 1:
+            torch.set_num_threads(self.ranks.agree(numerics.fair_threads()))
         elif self.device.type == "cpu":
             batch = self._batch(0, 0)
 
@@ -265,8 +339,10 @@ class Trainer:
                 self._forward(batch).total().backward()  # type: ignore[no-untyped-call]
                 self.optimizer.zero_grad()
 
+            before = copy.deepcopy(self.model.state_dict())
             with seeding.preserved():
                 numerics.fastest_threads(work)
+            self.model.load_state_dict(before)  # batch norm's running statistics have moved
         return torch.get_num_threads()
 
     def _batch(self, epoch: int, position: int) -> Batch:
@@ -280,21 +356,23 @@ class Trainer:
         augmentation = seeding.generator(self.spec.seed, "augmentation", epoch, position)
         return to_device(self.splits.train.batch(indices, augmentation), self.device)
 
-    def _losses(self, features: tuple[Tensor, ...], batch: Batch) -> Sequence[Tensor]:
-        return self.task.losses(self.model.decode(features, self.balancer.view), batch)
-
-    def _forward(self, batch: Batch) -> Step:
-        with autocast(self.spec):
-            features = self.model.encode(batch["inputs"])
-            losses = self._losses(features, batch)
+    def _forward(self, batch: Batch, ranks: Ranks = ALONE) -> Step:
+        # A loss need not be a mean over samples, and labels may be missing: so every rank computes
+        # all losses, from the outputs for all samples.
+        inputs, sizes = ranks.share(batch["inputs"])
+        with autocast(self.at.precision, self.spec.device):
+            features = self.model.encode(inputs)
+            outputs = ranks.gather(self.model.decode(features, self.balancer.view), sizes)
+            losses = self.task.losses(outputs, batch)
         return Step(
             losses,
             features=features,
             shared=self.model.encoder.parameters(),
             heads=[head.parameters() for head in self.model.heads],
             latent=self.model.latent,
-            again=lambda: self._forward(batch),
+            again=lambda: self._forward(batch, ranks),
             engine=self.engine,
+            ranks=ranks,
         )
 
     def _epoch(self) -> None:
@@ -303,7 +381,8 @@ class Trainer:
         while self.at.position < self.steps:
             self._step(self._batch(self.at.epoch, self.at.position))
             self.at.position += 1
-            if time.perf_counter() - saved > CHECKPOINT_SECONDS and self.at.position < self.steps:
+            since = time.perf_counter() - saved
+            if since > self.checkpoint_seconds and self.at.position < self.steps:
                 self.at.seconds += time.perf_counter() - begin
                 self._checkpoint()
                 begin = saved = time.perf_counter()
@@ -312,15 +391,63 @@ class Trainer:
         self._end_epoch()
 
     def _step(self, batch: Batch) -> None:
+        if self.recipe.nonfinite == "stop":
+            self._update(batch)
+            return
+        # What a step changes before its gradients are known to be finite, but the generators.
+        buffers = copy.deepcopy(dict(self.model.named_buffers()))
+        balancer = copy.deepcopy(self.balancer.state_dict())
+        try:
+            self._update(batch)
+        except Diverged as event:
+            self._answer(event)
+            for name, buffer in self.model.named_buffers():
+                buffer.copy_(buffers[name])
+            self.balancer.load_state_dict(balancer)
+            self.optimizer.zero_grad()
+            if self.at.position == 0:  # of what is looked at once an epoch
+                self.at.diagnostics = {}
+            if self.recipe.nonfinite == "fp32":
+                self._update(batch)
+            else:
+                self.observer.stepped(self.at.epoch, {})
+
+    def _answer(self, event: Diverged) -> None:
+        """Record what is done about numbers that are not finite; raise if nothing is."""
+        if self.recipe.nonfinite == "skip":
+            limit = max(1, int(MOST_SKIPPED * self.total_steps))
+            if len(self.at.nonfinite) == limit:
+                raise Diverged(f"{event}, after {limit} skipped of {self.total_steps}") from event
+            answer = "skipped"
+        else:
+            if self.at.precision == "fp32":
+                raise event
+            self.at.precision = answer = "fp32"
+        self.at.nonfinite.append(
+            {
+                "epoch": self.at.epoch,
+                "step": self.at.position,
+                "reason": str(event),
+                "answer": answer,
+            }
+        )
+
+    def _update(self, batch: Batch) -> None:
         begin = time.perf_counter()
         index = self.at.epoch * self.steps + self.at.position
         lr = self.recipe.lr * self._schedule(index)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        step = self._forward(batch)
+        samples = len(self.splits.train) - self.at.position * self.recipe.batch_size
+        ranks = self.ranks.of(min(samples, self.recipe.batch_size))
+        if self.ranks.size > 1:  # dropout differs between ranks, and a checkpoint is rank 0's alone
+            seeding.seed_everything(seeding.derive(self.spec.seed, "rank", ranks.rank, index))
+        step = self._forward(batch, ranks)
         losses = step.values.tolist()
         self._must_be_finite(losses, "loss")
-        plain = _plain_gradient(step) if self.at.position == 0 else None
+        plain = None
+        if self.at.position == 0:
+            plain = _flat(step.gradient(step.total()), step.shared)
         if plain is not None and self.diagnose:
             for space in get_args(Space):
                 step.gramian(space)
@@ -336,12 +463,16 @@ class Trainer:
         del step, plain  # frees the graph before the optimizer allocates
         limit = math.inf if self.recipe.clip is None else self.recipe.clip
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
-        self._must_be_finite([norm], "gradient")
+        norms = [norm]
+        if own := [p for p in self.balancer.parameters() if p.grad is not None]:
+            norms.append(nn.utils.clip_grad_norm_(own, math.inf).item())
+        self._must_be_finite(norms, "gradient")
         self.optimizer.step()
-        self.balancer.after_step(lambda: self._forward(batch).losses)
+        self.balancer.after_step(lambda: self._forward(batch, ranks).losses)
         self.optimizer.zero_grad()
         self.step_seconds.append(time.perf_counter() - begin)
         self.at.sums = [a + b for a, b in zip(self.at.sums, losses, strict=True)]
+        self.at.counted += 1
         named = dict(zip(self.task.objectives, losses, strict=True))
         if index % self.log_every == 0:
             shown = [math.nan] * len(losses) if weights is None else weights.tolist()
@@ -351,6 +482,8 @@ class Trainer:
     def _schedule(self, index: int) -> float:
         if self.recipe.schedule == "constant":
             return 1.0
+        if self.recipe.schedule == "step":
+            return 1.0 if 2 * index < self.total_steps else 0.5
         warmup = max(1, round(0.05 * self.total_steps))
         if index < warmup:
             return (index + 1) / warmup
@@ -365,13 +498,25 @@ class Trainer:
             )
 
     def _end_epoch(self) -> None:
+        if not self.ranks.agreed(self._state()):
+            raise RunError(
+                f"after epoch {self.at.epoch} the processes hold different weights: they must run "
+                "on equal hardware with equal software; train this cell with one process"
+            )
         objectives = self.task.objectives
         losses, metrics = self._evaluate(self.splits.val)
         score = selection_score(metrics, self.task)
         record = {
             "epoch": self.at.epoch,
             "train_loss": dict(
-                zip(objectives, [total / self.steps for total in self.at.sums], strict=True)
+                zip(
+                    objectives,
+                    [
+                        total / self.at.counted if self.at.counted else math.nan
+                        for total in self.at.sums
+                    ],
+                    strict=True,
+                )
             ),
             "val_loss": losses,
             "val": metrics,
@@ -387,13 +532,19 @@ class Trainer:
                     "model": self.model.state_dict(),
                     "balancer": self.balancer.state_dict(),
                     "epoch": self.at.epoch,
+                    "precision": self.at.precision,
                 },
             )
         self.at.history.append(record)
         self.at.epoch, self.at.position = self.at.epoch + 1, 0
-        self.at.sums = [0.0] * len(objectives)
+        self.at.sums, self.at.counted = [0.0] * len(objectives), 0
+        self.at.diagnostics = {}
         self._checkpoint()
         self.observer.evaluated(record)
+
+    def _state(self) -> Iterator[Tensor]:
+        for module in (self.model, self.balancer):
+            yield from (x for x in module.state_dict().values() if isinstance(x, Tensor))
 
     @torch.no_grad()
     def _evaluate(self, split: Split) -> tuple[dict[str, float], dict[str, float]]:
@@ -403,8 +554,11 @@ class Trainer:
         sums = torch.zeros(len(self.task.objectives), dtype=torch.float64)
         for indices in torch.split(torch.arange(len(split)), 2 * self.recipe.batch_size):
             batch = to_device(split.batch(indices), self.device)
-            with autocast(self.spec):
-                outputs = self.model.decode(self.model.encode(batch["inputs"]), self.balancer.view)
+            ranks = self.ranks.of(len(indices))
+            inputs, sizes = ranks.share(batch["inputs"])
+            with autocast(self.at.precision, self.spec.device):
+                outputs = self.model.decode(self.model.encode(inputs), self.balancer.view)
+                outputs = ranks.gather(outputs, sizes)
                 losses = self.task.losses(outputs, batch)
             sums += len(indices) * torch.stack([x.detach().double().cpu() for x in losses])
             meter.update(outputs, batch)
@@ -414,19 +568,12 @@ class Trainer:
     def _checkpoint(self) -> None:
         self.at.peak_mib = max(self.at.peak_mib, numerics.peak_memory(self.device))
         self.at.batched = self.engine.batched
-        # The texts first: a checkpoint that says it is at the end must not lack its last lines.
-        lines = [json.dumps(record) + "\n" for record in self.at.history]
-        self.run_directory.write_text("epochs.jsonl", "".join(lines))
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        names = self.task.objectives
-        losses, weights = [f"loss_{n}" for n in names], [f"weight_{n}" for n in names]
-        writer.writerow(["step", "epoch", "lr", "grad_norm", *losses, *weights])
-        writer.writerows(self.rows)
-        self.run_directory.write_text("steps.csv", table.getvalue())
+        # The log first: a checkpoint that says it is at the end must not lack its last lines.
+        self._write_log()
         self.run_directory.save(
             "checkpoint.pt",
             {
+                "version": CHECKPOINT_VERSION,
                 "model": self.model.state_dict(),
                 "balancer": self.balancer.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -436,6 +583,17 @@ class Trainer:
                 "step_seconds": list(self.step_seconds),
             },
         )
+
+    def _write_log(self) -> None:
+        lines = [json.dumps(record) + "\n" for record in self.at.history]
+        self.run_directory.write_text("epochs.jsonl", "".join(lines))
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        names = self.task.objectives
+        losses, weights = [f"loss_{n}" for n in names], [f"weight_{n}" for n in names]
+        writer.writerow(["step", "epoch", "lr", "grad_norm", *losses, *weights])
+        writer.writerows(self.rows)
+        self.run_directory.write_text("steps.csv", table.getvalue())
 
     def _result(self, outcome: dict[str, Any]) -> dict[str, Any]:
         result: dict[str, Any] = {
@@ -448,13 +606,16 @@ class Trainer:
             "hash": self.spec.hash,
             "selection": SELECTION if self.recipe.select == "best" else "last",
             "epochs": len(self.at.history),
+            "nonfinite": self.at.nonfinite,
             "metrics": {name: vars(metric) for name, metric in self.task.metrics.items()},
             "notes": dict(self.splits.notes),
         }
-        best = self.run_directory.load("best.pt", self.spec.device)
-        if outcome["status"] == "finished" and best is not None:
-            self.model.load_state_dict(best["model"])
-            self.balancer.load_state_dict(best["balancer"])
+        if outcome["status"] == "finished":
+            with self.ranks.in_turn():  # rank 0 has written it
+                best = self.run_directory.load("best.pt", self.spec.device) or {}
+            with _fits(self.run_directory, "best.pt"):
+                self.model.load_state_dict(best["model"])
+                self.balancer.load_state_dict(best["balancer"])
             result["best_epoch"] = best["epoch"]
             result["val"] = self.at.history[best["epoch"]]["val"]
             result["score"] = self.at.history[best["epoch"]]["score"]
@@ -478,14 +639,10 @@ class Trainer:
             "platform": platform.platform(),
             "hardware": numerics.hardware(self.device),
             "threads": self.at.threads,
+            "processes": self.ranks.size,
             "jacobian": {None: "none", False: "loop", True: "batched"}[self.engine.batched],
         }
         return result
-
-
-def _plain_gradient(step: Step) -> Tensor:
-    """Return the gradient of the plain sum of losses in the shared parameters, (d,)."""
-    return _flat(grad([step.total()], step.shared), step.shared)
 
 
 def _flat(values: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
@@ -527,12 +684,28 @@ def _alignment(gramian: Tensor) -> dict[str, float]:
     }
 
 
-def draw(run: RunDirectory, task: Task, splits: Splits, method: Method) -> list[Path]:
-    """Draw the task's figures of a trained cell, unless that is done; return the files."""
+def conclude(run: RunDirectory, task: Task, splits: Splits, method: Method) -> list[Path]:
+    """Fit what the task's `predict` needs and draw its figures, unless that is done.
+
+    Returns:
+        The figures' files.
+    """
     done = sorted(run.path.glob("*.png"))
-    if done or not (run.path / "best.pt").exists():
+    if not (run.path / "best.pt").exists():
         return done
-    return list(task.figures(load_trained(run, task, method), splits, run.path))
+    predictor = load_trained(run, task, method)
+    if run.fitted() is None and (fitted := task.fit(predictor, splits)):
+        run.write_text("fitted.json", json.dumps(fitted, indent=2))
+    drawing = run.path / ".figures"  # while it is there, the figures are not all drawn
+    if done and not drawing.exists():
+        return done
+    drawing.mkdir(exist_ok=True)
+    pictures = task.figures(predictor, splits, drawing)
+    for file in drawing.iterdir():
+        file.replace(run.path / file.name)
+    done = [run.path / picture.name for picture in pictures]
+    shutil.rmtree(drawing)
+    return done
 
 
 def selection_score(metrics: dict[str, float], task: Task) -> float:

@@ -1,15 +1,15 @@
 """Tuning: how hyper-parameters are drawn, tried, and the best of them chosen."""
 
 import dataclasses
-import fcntl
 import hashlib
 import importlib.util
 import json
 import math
+import time
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +18,13 @@ import numpy as np
 import optuna
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from mtbench import seeding
 from mtbench.cell import Choice, Request
 from mtbench.config import Chosen, Config
 from mtbench.errors import MtbenchError, RunError, UsageError
+from mtbench.locks import Lock
 from mtbench.method import Method
 from mtbench.rundir import RunDirectory, Spec
 from mtbench.task import Recipe, Splits
@@ -113,6 +115,14 @@ SAMPLERS: dict[str, Any] = {
     "gp": optuna.samplers.GPSampler,
 }
 PRUNERS = ("none", "median", "hyperband")
+LIVE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+"""The states of trials that count, or will."""
+
+CONNECT = 10
+"""Seconds in which a database server must answer."""
+
+OPENINGS = 5
+"""How often an empty database is opened, where others make Optuna's tables at the same time."""
 
 
 @dataclass(frozen=True)
@@ -181,10 +191,13 @@ class Outcome:
 
 
 class Tuning:
-    """A study of one method on one task; entered, it is this process's alone in its folder.
+    """A study of one method on one task, on which any number of processes may work.
 
-    Trials are cells of stage ``trial`` below `out`. A trial that was cut off is given up in the
-    study and its parameters are tried again, which goes on with its cell.
+    Trials are cells of stage ``trial`` below `out`. Processes on one folder take trials in turn,
+    and see by a cell's lock whether the process of a trial still lives: where it does not, the
+    trial is given up in the study and its parameters are tried again, which goes on with its cell.
+    Processes on other folders may share the storage. Of their trials it is not known whether they
+    are alive: they are left alone, until somebody tunes in that folder again.
 
     Args:
         request: the task, the one method, and the recipe; what is searched replaces its values.
@@ -249,33 +262,25 @@ class Tuning:
     def __enter__(self) -> "Tuning":
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / "owner").open("a+")
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel ends it with us
-            # Several folders may share a storage: each looks after its own trials.
-            self._lock.seek(0)
-            self.owner = self._lock.read() or uuid.uuid4().hex
-            if self._lock.tell() == 0:
-                self._lock.write(self.owner)
-                self._lock.flush()
-        except BlockingIOError:
-            self._lock.close()
-            raise RunError(
-                f"{self.folder}: another process tunes here; to help it, give another --out and "
-                "the same --storage"
-            ) from None
         except OSError as error:
             raise RunError(
                 f"--out {self.out}: cannot be written ({error.strerror}); choose another folder"
             ) from error
-        try:
+        with self.alone():
+            file = self.folder / "owner"
+            self.owner = file.read_text() if file.exists() else ""
+            if not self.owner:
+                self.owner = uuid.uuid4().hex
+                file.write_text(self.owner)
             self.study = self._open()
-        except BaseException:
-            self._lock.close()
-            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        self.database.remove_session()
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Wait for the other processes on this folder; they wait until this context ends."""
+        return Lock(self.folder / ".lock").hold(str(self.folder), wait=True)
 
     def _open(self) -> optuna.Study:
         directions: list[Literal["minimize", "maximize"]] = ["maximize"]
@@ -292,65 +297,119 @@ class Tuning:
             pruner = optuna.pruners.HyperbandPruner(max_resource=self.request.recipe.epochs)
         with _quiet():
             try:
+                self.database = _storage(self.storage)
                 study = optuna.create_study(
-                    storage=_storage(self.storage), study_name=self.name, directions=directions,
+                    storage=self.database, study_name=self.name, directions=directions,
                     pruner=pruner, load_if_exists=True,
                 )  # fmt: skip
             except MtbenchError:
                 raise
+            except ImportError as error:
+                raise UsageError(
+                    f"--storage {self.shown}: its driver is not installed; for PostgreSQL: pip "
+                    "install 'mtbench-toolkit[postgresql]'"
+                ) from error
             except Exception as error:  # SQLAlchemy, each driver and Optuna have their own
-                reason = str(error).partition("\n")[0].rstrip(".")
-                raise UsageError(f"--storage {self.shown}: cannot be opened ({reason})") from error
+                raise UsageError(
+                    f"--storage {self.shown}: cannot be opened ({_reason(error)})"
+                ) from error
             study.set_metric_names(self.primary if self.mode.multi else ["score"])
-            # A sampler that began anew would repeat what it drew before.
-            seed = seeding.derive(self.seed, "sampler", len(study.trials)) % 2**32
-            study.sampler = SAMPLERS[self.mode.sampler or "random"](seed=seed)
+            study.sampler = self._sampler(len(study.trials))
         return study
 
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        """Return a sampler that does not repeat what it, or another process, drew before."""
+        seed = seeding.derive(self.seed, "sampler", number) % 2**32
+        sampler: optuna.samplers.BaseSampler = SAMPLERS[self.mode.sampler or "random"](seed=seed)
+        return sampler
+
     def run(self, count: int, observer: Observer) -> None:
-        """Go on until the study has `count` trials."""
+        """Go on until the study has `count` trials.
+
+        Raises:
+            HeldError: a trial's cell is held by a process that does not tune.
+            RunError: the storage is lost.
+        """
         draws = self.draws(count) if self.mode.official else []
-        with _quiet():
-            self._give_up()
-            while (trial := self._next(count, draws)) is not None:
-                self._try(trial, draws, observer)
+        try:
+            with _quiet():
+                while self._one(count, draws, observer):
+                    pass
+        except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+            raise RunError(
+                f"--storage {self.shown}: is lost ({_reason(error)}); mend it and the same command "
+                "goes on"
+            ) from error
+
+    def _one(self, count: int, draws: Sequence[Draw], observer: Observer) -> bool:
+        """Run a trial; return whether there was one to run."""
+        with ExitStack() as held:
+            with self.alone():
+                self._give_up()
+                trial = self._next(count, draws)
+                if trial is None:
+                    return False
+                spec = self._cell(trial, draws)
+                run = RunDirectory.at(self.out, spec)
+                trial.set_user_attr("cell", run.path.relative_to(self.out).as_posix())
+                trial.set_user_attr("method_params", spec.model_dump(mode="json")["method_params"])
+                held.enter_context(run.claim())
+            # Until the study knows the outcome: others take a trial whose cell is free for dead.
+            with suppress(optuna.exceptions.UpdateFinishedTrialError):  # ended by hand: once more
+                self._try(trial, spec, run, observer)
+        return True
 
     def _give_up(self) -> None:
-        """Fail the trials that a process before this one left running; queue them again."""
+        """Fail the trials whose processes, on this folder, have died; queue them again."""
         for old in self.study.get_trials(states=(TrialState.RUNNING,)):
-            if old.user_attrs.get("owner") == self.owner:
-                self.study.tell(old.number, state=TrialState.FAIL)
-                if not self.mode.official:  # there the missing draw is queued
-                    self.study.enqueue_trial(old.params, user_attrs={"owner": self.owner})
+            cell = old.user_attrs.get("cell")
+            ours = old.user_attrs.get("owner") == self.owner
+            if ours and (cell is None or RunDirectory(self.out / cell).holder() is None):
+                with suppress(ValueError):  # it ended since: that is told before the cell is free
+                    self.study.tell(old.number, state=TrialState.FAIL)
+                    if not self.mode.official:  # there the missing draw is queued
+                        self.study.enqueue_trial(old.params, user_attrs={"owner": self.owner})
 
     def _next(self, count: int, draws: Sequence[Draw]) -> optuna.Trial | None:
-        live = self._live()
-        if len(live) >= count:
-            return None
-        if not self.study.get_trials(states=(TrialState.WAITING,)):
-            attrs: dict[str, Any] = {"owner": self.owner}
-            asked: dict[str, Any] = {}
-            if self.mode.official:
-                attrs["draw"] = next(i for i in range(count) if i not in live)
-                asked = draws[attrs["draw"]].asked
-            self.study.enqueue_trial(asked, user_attrs=attrs)
-        trial = self.study.ask()
-        if self.mode.official and trial.user_attrs.get("draw") not in range(count):
-            self.study.tell(trial, state=TrialState.FAIL)  # somebody else queued it
-            return self._next(count, draws)
-        trial.set_user_attr("owner", self.owner)
-        return trial
+        while len(live := self._live()) < count:
+            if not self.study.get_trials(states=(TrialState.WAITING,)):
+                attrs: dict[str, Any] = {"owner": self.owner}
+                asked: dict[str, Any] = {}
+                if self.mode.official:
+                    attrs["draw"] = next(i for i in range(count) if i not in live)
+                    asked = draws[attrs["draw"]].asked
+                self.study.enqueue_trial(asked, user_attrs=attrs)
+            trial = self.study.ask()
+            self.study.sampler = self._sampler(trial.number)
+            with suppress(optuna.exceptions.UpdateFinishedTrialError):  # its owner gave it up
+                trial.set_user_attr("owner", self.owner)
+                if self._counts(trial, count):
+                    return trial
+                self.study.tell(trial, state=TrialState.FAIL)
+        return None
+
+    def _counts(self, trial: optuna.Trial, count: int) -> bool:
+        """Return whether a trial is one of those wanted: other folders may have been faster."""
+        before = [
+            other
+            for other in self.study.get_trials(states=(*LIVE, TrialState.WAITING))
+            if other.number < trial.number
+        ]
+        if not self.mode.official:
+            return len(before) < count
+        draw = trial.user_attrs.get("draw")  # none if somebody else queued it
+        taken = [other.user_attrs.get("draw") for other in before]
+        return draw in range(count) and draw not in taken
 
     def _live(self) -> dict[int, FrozenTrial]:
         """Return the trials that count, or are under way, by their number."""
-        found = self.study.get_trials(
-            states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-        )
+        found = self.study.get_trials(states=LIVE)
         if not self.mode.official:
             return {trial.number: trial for trial in found}
         return {t.user_attrs["draw"]: t for t in reversed(found) if "draw" in t.user_attrs}
 
-    def _try(self, trial: optuna.Trial, draws: Sequence[Draw], observer: Observer) -> None:
+    def _cell(self, trial: optuna.Trial, draws: Sequence[Draw]) -> Spec:
+        """Return the spec of a trial, whose parameters are drawn here."""
         task, method = self.request.task, self.choice.method
         own = method.suggest(trial, len(task.objectives))
         recipe = {
@@ -361,10 +420,10 @@ class Tuning:
             drawn = draws[trial.user_attrs["draw"]]
             own, recipe = drawn.params, drawn.recipe
         choice = Choice(method, method.resolve(self.choice.params | own))
-        spec = self._spec(choice, _with(self.request.recipe, recipe))
-        run = RunDirectory.at(self.out, spec)
-        trial.set_user_attr("cell", run.path.relative_to(self.out).as_posix())
-        trial.set_user_attr("method_params", spec.model_dump(mode="json")["method_params"])
+        return self._spec(choice, _with(self.request.recipe, recipe))
+
+    def _try(self, trial: optuna.Trial, spec: Spec, run: RunDirectory, observer: Observer) -> None:
+        task, method = self.request.task, self.choice.method
         result = run.result()
         if result is None:
             watcher = observer if self.mode.multi else _Reporter(observer, trial, run, spec)
@@ -419,7 +478,7 @@ class Tuning:
 
     @property
     def elsewhere(self) -> int:
-        """How many trials are under way in other folders."""
+        """How many trials are under way in other processes."""
         return len(self.study.get_trials(states=(TrialState.RUNNING,)))
 
     def best(self, outcomes: Sequence[Outcome]) -> Config | None:
@@ -479,6 +538,13 @@ def _with(recipe: Recipe, changed: dict[str, Any]) -> Recipe:
     return dataclasses.replace(recipe, **changed)
 
 
+def _reason(error: BaseException) -> str:
+    """Return an error's first line; that of what lies below, where Optuna hides it."""
+    if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__:
+        error = error.__cause__
+    return str(error).partition("\n")[0].rstrip(".")
+
+
 def _without_password(url: str) -> str:
     kind, separator, rest = url.partition("://")
     return f"{kind}://...@{rest.rpartition('@')[2]}" if separator and "@" in rest else url
@@ -486,8 +552,17 @@ def _without_password(url: str) -> str:
 
 def _storage(text: str) -> optuna.storages.BaseStorage:
     """Return the storage of a database URL, ``journal:PATH`` or ``PATH.log``."""
-    if text.partition("://")[2]:
-        return optuna.storages.RDBStorage(text)
+    kind = text.partition("://")
+    if kind[2]:
+        # A server may close what was idle during an epoch: each connection is tried before use.
+        engine: dict[str, Any] = {"pool_pre_ping": True}
+        if kind[0].startswith("postgresql"):
+            engine["connect_args"] = {"connect_timeout": CONNECT}
+        for _ in range(OPENINGS - 1):
+            with suppress(IntegrityError, ProgrammingError):  # another makes the tables just now
+                return optuna.storages.RDBStorage(text, engine_kwargs=engine)
+            time.sleep(1)
+        return optuna.storages.RDBStorage(text, engine_kwargs=engine)
     if text.startswith("journal:") or text.endswith(".log"):
         backend = JournalFileBackend(text.removeprefix("journal:"))
         return optuna.storages.JournalStorage(backend)

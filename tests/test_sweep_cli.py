@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import platform
 import random
 import re
 import signal
@@ -65,7 +66,7 @@ def start(*line: object) -> subprocess.Popen[str]:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
@@ -100,7 +101,7 @@ def workers(process: subprocess.Popen[str]) -> list[int]:
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not (found := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -222,6 +223,29 @@ def test_a_killed_worker_is_replaced(tiny: Path, tmp_path: Path) -> None:
     assert "2 cells: 2 finished" in said
     assert len(list(out.rglob("crash.json"))) == 1
     assert not list(out.rglob("failed.json"))
+
+
+def test_two_runs_of_one_cell(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
+    """One wins and the other says so; when the winner is killed, the cell is free."""
+    line = ("run", "--plugin", tiny, "-t", "tiny", "-m", "ew", "--threads", 1, "--sleep", 0.1)
+    line = (*line, "--epochs", 2, "--out", tmp_path)
+    both = [start(*line), start(*line)]
+    wait_for(lambda: any(process.poll() is not None for process in both))
+    [loser] = [process for process in both if process.poll() is not None]
+    [winner] = [process for process in both if process is not loser]
+    code, _, err = ended(loser)
+    [cell] = [file.parent for file in tmp_path.rglob("spec.json")]
+    assert code == 2
+    assert err == (
+        f"error: {cell}: process {winner.pid} on {platform.node()} works on it; wait for that, or "
+        "end it\n"
+    )
+    refused(mtbench(*line, "--no-resume"), f"process {winner.pid} on")
+    assert (cell / ".lock").exists()
+    winner.kill()
+    winner.communicate()
+    code, _, err = mtbench(*line)
+    assert (code, err) == (0, "")
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])

@@ -1,6 +1,6 @@
 """ConsMTL: fair weights on the trunk, and heads that learn to pull z where all want it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +101,7 @@ class ConsMTL(Weighting):
                     parameter.grad.add_(extra * min(scale, 1.0))
         return weights
 
-    def head_slopes(self, step: Step, weights: Tensor) -> list[tuple[Tensor | None, ...]]:
+    def head_slopes(self, step: Step, weights: Tensor) -> list[Sequence[Tensor | None]]:
         """Return per objective the extra loss's gradient at its head, not clipped.
 
         It is times the step's loss scale, as what is in ``.grad``.
@@ -110,7 +110,7 @@ class ConsMTL(Weighting):
         joint = sum(w.item() * s.detach() for w, s in zip(weights, sensitivities, strict=True))
         extras = [-self.weight * (s * joint).sum() for s in sensitivities]
         return [
-            grad([extra], head, [torch.full_like(extra, step.loss_scale)])
+            step.ranks.sums(grad([extra], head, [torch.full_like(extra, step.loss_scale)]))
             for extra, head in zip(extras, step.heads, strict=True)
         ]
 

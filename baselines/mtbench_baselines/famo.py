@@ -128,6 +128,7 @@ class FAMO(Scalarizer):
             after = torch.stack([loss.reshape(()) for loss in losses_fn()]).to(self.losses)
         before = self.losses
         moves = (before != 0) & (after != 0) & (before > self.minima) & (after > self.minima)
+        moves &= after.isfinite()
         ratios = (before - self.minima) / (after - self.minima).masked_fill(~moves, 1)
         gains = ratios.masked_fill(~moves, 1).log()
         shares = self._shares(moves)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mtbench.balancer import Aggregator, Weighting, Wrapper
-from mtbench.engine import grad
 from mtbench.step import Step
 
 
@@ -55,7 +54,7 @@ class NormMatched(Wrapper):
             return step.gramian().sum().clamp(min=0).sqrt().item()
         if isinstance(self.base, Aggregator):
             return _length([step.jacobian().sum(0)])
-        return _length(grad([step.total()], step.shared))
+        return _length(step.gradient(step.total()))
 
 
 def _length(gradients: Sequence[Tensor | None]) -> float:

@@ -91,15 +91,20 @@ class NTKMTL(Weighting):
         """Find the weights and apply them."""
         if self.space == "shared":
             return super().backward(step)
-        eigenvalues = torch.stack(
-            [_top_eigenvalue(grads[step.latent], self.splits) for grads in step.feature_grads()]
-        )
+        rows = [_squares(grads[step.latent]) for grads in step.feature_grads()]
+        samples = step.ranks.gather(torch.stack(rows, dim=1))
+        eigenvalues = torch.stack([_top_eigenvalue(row, self.splits) for row in samples.T])
         weights = self.weigh(torch.diag(eigenvalues.cpu()), step.values.cpu().double())
         step.backward(weights, self.space, head_weights=weights)
         return weights
 
 
-def _top_eigenvalue(grad: Tensor, splits: int) -> Tensor:
-    """Return the largest squared norm of a sub-batch's gradient, given the batch's, (B, ...)."""
-    parts = grad.double().chunk(splits)
-    return torch.stack([(part * len(grad) / len(part)).square().sum() for part in parts]).max()
+def _squares(grad: Tensor) -> Tensor:
+    """Return each sample's squared norm, (B,), of a gradient (B, ...)."""
+    return grad.double().square().flatten(1).sum(1)
+
+
+def _top_eigenvalue(squares: Tensor, splits: int) -> Tensor:
+    """Return the largest squared norm of a sub-batch's gradient, given the samples', (B,)."""
+    parts = squares.chunk(splits)
+    return torch.stack([part.sum() * (len(squares) / len(part)) ** 2 for part in parts]).max()

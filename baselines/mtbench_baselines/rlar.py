@@ -1,5 +1,6 @@
 """RLAR: penalise the alignment of the objectives' adversarial directions in latent space."""
 
+from collections.abc import Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancer import Scalarizer
+from mtbench.distributed import ALONE, Ranks
 from mtbench.errors import UsageError
 from mtbench.step import Step
 
@@ -109,36 +111,42 @@ class RLAR(Scalarizer):
         objective = step.total()
         if self.weight > 0 and step.num_objectives > 1:
             ramp = ((self.epoch + 1) / (self.warmup + 1)).clamp(max=1)
-            objective = objective + self.weight * ramp * self.penalty(step.sensitivities)
+            objective = objective + self.weight * ramp * self.penalty(
+                step.sensitivities, step.ranks
+            )
         return objective, step.values.new_ones(step.num_objectives)
 
-    def penalty(self, sensitivities: tuple[Tensor, ...]) -> Tensor:
-        """Return R for K sensitivities dL_k/dz, each (B, ...)."""
+    def penalty(self, sensitivities: tuple[Tensor, ...], ranks: Ranks = ALONE) -> Tensor:
+        """Return R for K sensitivities dL_k/dz, each (B, ...), of this rank's samples.
+
+        Ranks exchange a mean's sum and count, and no direction: normalising sample by sample takes
+        out the 1 / B of the loss, so a_k is what it would be in any other batch.
+        """
         with torch.autocast(sensitivities[0].device.type, enabled=False):
-            directions, live = zip(*map(_direction, sensitivities), strict=True)
-            stacked = torch.stack(directions, dim=1)  # (B, K, D)
-            cosines = stacked @ stacked.mT
-            j, k = torch.triu_indices(len(directions), len(directions), offset=1)
+            directions, live = _directions(sensitivities, ranks)
+            cosines = directions @ directions.mT
+            j, k = torch.triu_indices(len(sensitivities), len(sensitivities), offset=1)
             cosine = cosines[:, j, k]  # (B, pairs)
             if self.mode == "absolute":
                 cosine = cosine.abs()
-            both = torch.stack(live, dim=1)[:, j] & torch.stack(live, dim=1)[:, k]
+            both = live[:, j] & live[:, k]
             excess = torch.relu(cosine - self.margin).square()
-            return torch.where(both, excess, 0).sum() / both.sum().clamp(min=1)
+            found = ranks.total(torch.where(both, excess, 0).sum())
+            return found / ranks.total(both.sum()).clamp(min=1)
 
     def after_epoch(self) -> None:
         """Count the epoch."""
         self.epoch += 1
 
 
-def _direction(sensitivity: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the unit directions (B, D), and for which samples (B,) they mean anything."""
-    g = sensitivity.reshape(len(sensitivity), -1)
+def _directions(sensitivities: Sequence[Tensor], ranks: Ranks) -> tuple[Tensor, Tensor]:
+    """Return the unit directions (B, K, D), and for which (B, K) they mean anything."""
+    g = torch.stack([s.reshape(len(s), -1) for s in sensitivities], dim=1)
     g = g.to(torch.promote_types(g.dtype, torch.float32))
     # a_k does not depend on the scale, which may be a constant therefore; squares stay in range.
-    scale = g.detach().abs().amax()
-    g = g / scale.masked_fill(scale == 0, 1)
-    norms = g.detach().norm(dim=1)
-    live = norms > _EPS * norms.max()
-    g = torch.where(live[:, None], g, 1.0)  # before the division: no NaN from 0 / 0, twice over
-    return g / g.norm(dim=1, keepdim=True), live
+    scale = ranks.maximum(g.detach().abs().amax(dim=(0, 2)))
+    g = g / scale.masked_fill(scale == 0, 1)[:, None]
+    norms = g.detach().norm(dim=2)
+    live = norms > _EPS * ranks.maximum(norms.amax(dim=0))
+    g = torch.where(live[..., None], g, 1.0)  # before the division: no NaN from 0 / 0, twice over
+    return g / g.norm(dim=2, keepdim=True), live

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancer import Balancer
+from mtbench.distributed import Ranks
 from mtbench.errors import UsageError
 from mtbench.step import Step
 
@@ -135,7 +136,7 @@ class RotoGrad(Balancer):
         seen = list(features)
         z = seen[self.latent]
         moved, kept = z[:, :size], z[:, size:]
-        turned = self.rotation[k].to(z) @ moved.reshape(len(z), size, -1)
+        turned = self.rotation[k].to(z) @ moved.reshape(z.shape[0], size, -1)
         seen[self.latent] = torch.cat([turned.reshape(moved.shape), kept], dim=1)
         return tuple(seen)
 
@@ -143,12 +144,13 @@ class RotoGrad(Balancer):
         """Write gradients of one norm, then turn the rotations."""
         self.latent = step.latent
         grads = [grads[step.latent] for grads in step.feature_grads()]
-        norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in grads])
+        squares = torch.stack([g.double().square().sum() for g in grads])
+        norms = step.ranks.total(squares).sqrt()
         finite = bool(norms.isfinite().all())  # an overflow leaves no trace
         weights = self._weights(norms.to(self.initial)) if finite else torch.ones_like(self.initial)
         step.backward(weights, "features")
         if finite:
-            self._turn(grads, norms.tolist())
+            self._turn(grads, norms.tolist(), step.ranks)
         return weights
 
     def _weights(self, norms: Tensor) -> Tensor:
@@ -161,7 +163,7 @@ class RotoGrad(Balancer):
         common = (ratios * norms).sum() / ratios.sum().clamp(min=1e-300)
         return torch.where(active, common / norms.masked_fill(~active, 1), 0)
 
-    def _turn(self, grads: Sequence[Tensor], norms: Sequence[float]) -> None:
+    def _turn(self, grads: Sequence[Tensor], norms: Sequence[float], ranks: Ranks) -> None:
         """Take one step of Adam on the rotations' losses."""
         active = torch.tensor([norm > 0 for norm in norms], device=self.skew.device)
         if active.sum() < 2:  # nothing to align with
@@ -175,7 +177,7 @@ class RotoGrad(Balancer):
         units = [_rows(g, size) / (norm or 1.0) for g, norm in zip(grads, norms, strict=True)]
         mean = torch.stack(units).sum(0) / active.sum()
         # <R v, u~> summed over n is <R, u~ v^T>, so the loss's gradient at R is this matrix.
-        products = torch.stack([unit @ mean.T for unit in units])
+        products = ranks.total(torch.stack([unit @ mean.T for unit in units]))
         slope = -self.rotation @ products.to(self.rotation)
         with torch.enable_grad():
             skew = self.skew.detach().requires_grad_()

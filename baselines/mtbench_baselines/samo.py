@@ -101,15 +101,16 @@ class SAMO(Wrapper):
         """Collect the gradients at the moved points, and let the base balance them."""
         mean = step.total() / step.num_objectives
         shared = step.shared
-        global_grads = _grads(mean, shared, step.loss_scale)
-        head_grads = [_grads(mean, head, step.loss_scale) for head in step.heads]
+        global_grads = _grads(step, mean, shared)
+        head_grads = [_grads(step, mean, head) for head in step.heads]
         losses = []
         for k, head in enumerate(step.heads):
             # The original graph is of no use from here on: its parameters get moved.
             moves = self._towards(self._direction(step, k, global_grads))
             with _moved((*shared, *head), (*moves, *self._towards(head_grads[k]))):
-                grads = _grads(step.again().losses[k], (*shared, *head), step.loss_scale)
+                grads = _grads(step, step.again().losses[k], (*shared, *head))
             losses.append(_tangent(step.losses[k], (*shared, *head), grads))
+        # These gradients are of the whole batch already: the base needs no other rank for them.
         return self.base.backward(
             Step(
                 losses,
@@ -156,10 +157,10 @@ def _on(parameter: Tensor, seed: int) -> torch.Generator:
     return torch.Generator(parameter.device).manual_seed(seed)
 
 
-def _grads(loss: Tensor, parameters: Sequence[Tensor], scale: float) -> list[Tensor | None]:
+def _grads(step: Step, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
     """Return dloss/dparameters, None where there is no dependence; float16 needs the scale."""
-    found = grad([loss], parameters, [torch.full_like(loss, scale)])
-    return [None if value is None else value / scale for value in found]
+    found = grad([loss], parameters, [torch.full_like(loss, step.loss_scale)])
+    return [None if value is None else value / step.loss_scale for value in step.ranks.sums(found)]
 
 
 def _norm(parts: Sequence[Tensor]) -> Tensor:

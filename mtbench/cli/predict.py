@@ -1,7 +1,8 @@
 """``mtbench predict``."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,55 +10,65 @@ from mtbench.cli.options import Plugins
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="A finished run directory.")],
-    images: Annotated[list[str], typer.Argument(help="The files to read.")],
-    out: Annotated[Path, typer.Option(help="Folder for pictures and predictions.json.")] = Path(
-        "predictions"
-    ),
+    model: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A finished run directory, or a packaged model.")
+    ],
+    files: Annotated[list[str], typer.Argument(help="Files to read, or folders of such.")],
+    out: Annotated[Path, typer.Option(help="Folder for what is written.")] = Path("predictions"),
     plugin: Plugins = None,
 ) -> None:
     """Apply a trained model to files; JSON goes to the terminal and to OUT/predictions.json.
 
-    Options of the task's own are given like [bold]--spacing 0.1[/].
+    Folders are searched to the bottom; what the task does not read is passed over. A file that is
+    broken is named, the others are read, and the exit code is 2. Options of the task's own are
+    given like [bold]--spacing 0.1[/].
     """
     import json
 
-    from mtbench import params
-    from mtbench.cell import reload
-    from mtbench.errors import RunError, UsageError, did_you_mean
+    from mtbench import package, params
+    from mtbench.errors import DataError, RunError, UsageError, did_you_mean
     from mtbench.overrides import parse
-    from mtbench.rundir import RunDirectory
-    from mtbench.trainer import load_trained
 
-    files, extra = _sort(images)
-    directory = RunDirectory(run)
-    _, task, method = reload(directory, plugin or [])
-    if not files:
+    named, extra = _sort(files)
+    if not named:
         raise UsageError("no file to predict on: give images after the run directory")
-    by_name: dict[str, Path] = {}
-    for file in files:  # what is written is named after the file
-        if (other := by_name.setdefault(file.stem, file)) != file:
-            raise UsageError(f"{other} and {file} would be written to the same files: rename one")
-    if directory.result() is None:
-        raise RunError(f"{run}: is not finished (no result.json); `mtbench run` goes on with it")
-    given = parse([], extra)
+    task, trained = package.load(model, plugin or [])
+    found, passed_over = _gather(named, out, task.reads)
     known = params.declared(task.predict)
+    given = parse([], extra)
     for key in given:
         if key not in known:
             raise UsageError(f"predict has no option --{key}: {did_you_mean(key, known)}")
-    options = {
+    options: dict[str, Any] = {
         key: params.convert(value, known[key].annotation, f"--{key}")
         for key, value in given.items()
     }
-    predictor = load_trained(directory, task, method)
+    records: list[dict[str, Any]] = []
+    broken = 0
     try:
         out.mkdir(parents=True, exist_ok=True)
-        records = task.predict(predictor, files, out, **options)
+        for path, place in found:
+            to = out / place
+            to.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                records.append(task.predict(trained, path, to, **options))
+            except DataError as error:
+                if len(found) == 1:
+                    raise
+                broken += 1
+                records.append({"image": str(path), "error": str(error)})
+                typer.echo(f"error: {error}", err=True)
         text = json.dumps(records, indent=2)
         (out / "predictions.json").write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise RunError(f"--out {out}: cannot be written ({error.strerror})") from error
     typer.echo(text)
+    if passed_over:
+        typer.echo(f"passed over: {passed_over} files that are no input of this task", err=True)
+    if broken:
+        raise DataError(
+            f"{broken} of {len(found)} files could not be read, the others are in {out}"
+        )
 
 
 def _sort(words: list[str]) -> tuple[list[Path], list[str]]:
@@ -70,3 +81,52 @@ def _sort(words: list[str]) -> tuple[list[Path], list[str]]:
         else:
             extra += [word] if "=" in word else [word, *filter(None, [next(rest, None)])]
     return files, extra
+
+
+def _gather(
+    named: Sequence[Path], out: Path, reads: Callable[[Path], bool]
+) -> tuple[list[tuple[Path, Path]], int]:
+    """Return each file to read and its place below OUT, and how many files of folders are not.
+
+    Raises:
+        UsageError: a file is absent or within OUT, two have one place, or folders have none.
+    """
+    from mtbench.errors import UsageError
+
+    home = out.resolve()
+    by_place: dict[Path, Path] = {}
+    passed_over = 0
+    for word in named:
+        if not word.exists():
+            raise UsageError(f"{word}: no such file or folder")
+        if word.resolve().is_relative_to(home):
+            raise UsageError(f"--out {out}: holds {word}, which is read; choose another folder")
+        inside = [f for f in sorted(word.rglob("*")) if f.is_file()] if word.is_dir() else None
+        for file in [word] if inside is None else inside:
+            below = Path(word.name) if inside is None else file.relative_to(word)
+            if inside is not None:
+                hidden = any(part.startswith(".") for part in below.parts)
+                if hidden or file.resolve().is_relative_to(home):
+                    continue
+                if not reads(file):
+                    passed_over += 1
+                    continue
+            place = below.with_name(_stem(below.name))
+            if (other := by_place.setdefault(place, file)) != file:
+                raise UsageError(
+                    f"{other} and {file} would be written to the same files: rename one, or read "
+                    "them into different folders"
+                )
+    if not by_place:
+        raise UsageError(f"{named[0]}: holds no file that this task reads")
+    return [(file, place) for place, file in by_place.items()], passed_over
+
+
+def _stem(name: str) -> str:
+    """Return a file's name without what says its format.
+
+    >>> [_stem(name) for name in ("a.png", "b.nii.gz", "1.2.840.113619", ".x")]
+    ['a', 'b', '1.2.840.113619', '.x']
+    """
+    path = Path(name.removesuffix(".gz"))
+    return path.stem if path.suffix[1:2].isalpha() else path.name

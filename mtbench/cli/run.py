@@ -10,7 +10,8 @@ from mtbench.cli.options import Plugins
 
 OPTIONS = (
     "method", "task", "data", "seed", "seeds", "epochs", "device", "precision", "set", "out",
-    "resume", "threads", "jacobian", "jacobian-parts", "init", "diagnose", "config", "plugin",
+    "resume", "threads", "nproc", "jacobian", "jacobian-parts", "init", "diagnose", "config",
+    "plugin",
 )  # fmt: skip
 
 
@@ -55,6 +56,9 @@ def run(
     threads: Annotated[
         int | None, typer.Option(help="CPU threads; measured at the start by default.")
     ] = None,
+    nproc: Annotated[
+        int, typer.Option(help="Processes of this machine that train each cell together.")
+    ] = 1,
     jacobian: Annotated[
         Jacobian,
         typer.Option(help="A backward per objective, or all in one: measured by default."),
@@ -65,7 +69,10 @@ def run(
     ] = 1,
     init: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Start from another run's weights, where they fit."),
+        typer.Option(
+            metavar="PATH",
+            help="Start from the weights of a run, a packaged model or a checkpoint, as they fit.",
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -83,11 +90,15 @@ def run(
 
     Parameters of the task, the methods and the recipe are set by [bold]--set key=value[/] or
     directly, as in [bold]--source ddti[/]; `mtbench info NAME` lists them. Finished cells are
-    skipped and interrupted ones resumed.
+    skipped and interrupted ones resumed. With [bold]--nproc 2[/], or under torchrun, processes
+    share every batch.
     """
+    import sys
     from functools import partial
 
+    from mtbench import distributed
     from mtbench.cache import cache_dir
+    from mtbench.cell import Request
     from mtbench.cli.running import run_cells
     from mtbench.config import Config
     from mtbench.engine import Engine
@@ -117,8 +128,14 @@ def run(
         raise UsageError(f"--precision must be fp32 or bf16, found {precision!r}")
     if threads is not None and threads < 1:
         raise UsageError(f"--threads must be at least 1, found {threads}")
+    if nproc < 1:
+        raise UsageError(f"--nproc must be at least 1, found {nproc}")
     if jacobian_parts < 1:
         raise UsageError(f"--jacobian-parts must be at least 1, found {jacobian_parts}")
+    if nproc > 1 and not distributed.started():
+        Request.of(task, method, given, plugin or [], OPTIONS)  # what is wrong is told once
+        distributed.launch(nproc, sys.argv[1:])
+        return
     batched = {Jacobian.auto: None, Jacobian.loop: False, Jacobian.batched: True}[jacobian]
     engine = partial(Engine, batched=batched, parts=jacobian_parts, notebook=cache_dir())
     run_cells(

@@ -1,12 +1,13 @@
 """Running cells one after another and reporting on them."""
 
-import shutil
+import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from rich.console import Console
 
-from mtbench import figures, leaderboard
+from mtbench import distributed, figures, leaderboard
 from mtbench.cell import Request, initial_weights
 from mtbench.cli.tables import print_board
 from mtbench.engine import Engine
@@ -14,7 +15,7 @@ from mtbench.errors import RunError
 from mtbench.progress import Display
 from mtbench.rundir import RunDirectory
 from mtbench.task import History
-from mtbench.trainer import Trainer, draw, primary_metrics, resolve_device
+from mtbench.trainer import Reader, Trainer, conclude, primary_metrics, resolve_device
 
 
 def run_cells(
@@ -33,43 +34,60 @@ def run_cells(
     diagnose: bool,
     plugins: Sequence[Path],
     options: Sequence[str],
-) -> None:
-    """Run every method at every seed, then print the table and write the report."""
-    console = Console()
+) -> list[RunDirectory]:
+    """Run every method at every seed, print the table, write the report; return the cells."""
     request = Request.of(task, methods, given, plugins, options)
     where = resolve_device(device)
-    _must_be_writable(out)
-    digest, weights = None, None
-    if init is not None:
-        digest, weights = initial_weights(RunDirectory(init), request.task)
-        console.print(f"start: {len(weights)} tensors of {init}", highlight=False)
     primary = primary_metrics(dict(request.task.metrics))
+    start, digest, weights = None, None, None
     runs: list[RunDirectory] = []
     pictures: list[Path] = []
-    with Display(console, primary) as display:
+    with (
+        distributed.joined(where) as ranks,
+        Display(console := Console(quiet=ranks.rank > 0), primary) as display,
+    ):
+        with ranks.in_turn():
+            _must_be_writable(out)
+        if init is not None:
+            start = initial_weights(init, request.task)
+            digest, weights = start.digest, start.tensors
+            console.print(f"start: {start.summary()}", highlight=False, markup=False)
         for seed in seeds:
-            splits = request.task.setup(seed, display.prepare)
+            with ranks.in_turn():  # the others find caches filled
+                splits = request.task.setup(seed, display.prepare)
             notes = ", ".join(f"{k} {v}" for k, v in splits.notes.items())
             console.print(f"{task} seed {seed}: {notes}", highlight=False)
             for choice in request.choices:
                 spec = request.spec(choice, splits, seed, precision, where, digest)
-                if fresh:
-                    shutil.rmtree(RunDirectory.at(out, spec).path)
-                run = RunDirectory.at(out, spec)
+                with ranks.in_turn():
+                    run = RunDirectory.at(out, spec)
                 runs.append(run)
-                if run.result() is None:
-                    Trainer(
-                        spec, request.task, splits, choice.method, run, display, threads,
-                        weights, engine(), diagnose,
-                    ).run()  # fmt: skip
-                else:
-                    console.print(f"{choice.method.name} seed {seed}: already finished, not run")
-                # A finished cell that was killed before its figures gets them now.
-                pictures += draw(run, request.task, splits, choice.method)
+                with nullcontext() if ranks.rank else run.claim():
+                    if fresh and not ranks.rank:
+                        run.clear()
+                    if start is not None and not ranks.rank:
+                        run.write_text("init.json", json.dumps(start.record(), indent=2))
+                    with ranks.in_turn():
+                        finished = run.result() is not None
+                    if finished:
+                        done = f"{choice.method.name} seed {seed}: already finished, not run"
+                        console.print(done)
+                    else:
+                        Trainer(
+                            spec, request.task, splits, choice.method,
+                            Reader(run.path) if ranks.rank else run, display, threads,
+                            weights, engine(), diagnose, ranks,
+                        ).run()  # fmt: skip
+                    # A finished cell that was killed before its figures gets them now.
+                    if not ranks.rank:
+                        pictures += conclude(run, request.task, splits, choice.method)
+    if ranks.rank:
+        return runs
     cells = [History(run.spec().method, run.spec().seed, run.history()) for run in runs]
     overview = request.task.overview(cells, out / task)
     pictures = [*overview, *pictures]
     _report(console, runs, pictures, primary, out / task)
+    return runs
 
 
 def _must_be_writable(out: Path) -> None:

@@ -1,14 +1,26 @@
 """``mtbench sweep``."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mtbench.cli.options import Plugins
 from mtbench.cli.plan import Data, Jobs, SuiteName
+
+if TYPE_CHECKING:
+    from mtbench.executors import Executor
+
+
+class Where(StrEnum):
+    """Where workers run."""
+
+    local = "local"
+    slurm = "slurm"
+    dask = "dask"
 
 
 def number_of_jobs(given: int | None) -> int:
@@ -32,6 +44,21 @@ def sweep(
     out: Annotated[Path, typer.Option(help="Folder for run directories.")] = Path("runs"),
     jobs: Jobs = None,
     data: Data = None,
+    executor: Annotated[
+        Where, typer.Option(help="Where cells are run: processes here, SLURM jobs or Dask tasks.")
+    ] = Where.local,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Of sbatch, such as partition=gpu or time=120 (minutes)."
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Dask's, such as tcp://host:8786.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Cells in a SLURM job or a Dask task; 1 by default.")
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """Run a suite: every method's trials, then its final seeds with the best trial's parameters.
@@ -49,6 +76,7 @@ def sweep(
     from mtbench.sweep import sweep as run
 
     workers = number_of_jobs(jobs)
+    _check(executor, jobs, slurm, scheduler, batch)
     order = Order(load(suite), data, tuple(plugin or ()))
     needs_data(order)
     grid = Grid(order)
@@ -57,8 +85,9 @@ def sweep(
     with _stopped_by_sigterm():
         with Display(console, []) as display:
             check_data(grid, display.prepare)
-        with Watch(console, grid, workers) as watch:
-            states = run(grid, out, workers, watch)
+        start = _executor(executor, out, workers, slurm or [], scheduler or "", batch or 1)
+        with Watch(console, grid, workers if executor is Where.local else 1) as watch:
+            states = run(grid, out, start, watch)
     failures = {cell: state for cell, state in states.items() if state.status == "failed"}
     diverged = sum(state.status == "diverged" for state in states.values())
     console.print(
@@ -76,6 +105,47 @@ def sweep(
     console.print(f"compare: mtbench leaderboard {out} --html {out}/site", **where)
     if failures:
         raise typer.Exit(1)
+
+
+def _check(
+    where: Where,
+    jobs: int | None,
+    slurm: Sequence[str] | None,
+    scheduler: str | None,
+    batch: int | None,
+) -> None:
+    from mtbench.errors import UsageError
+
+    for option, value, meant in (
+        ("jobs", jobs, (Where.local,)),
+        ("slurm", slurm, (Where.slurm,)),
+        ("scheduler", scheduler, (Where.dask,)),
+        ("batch", batch, (Where.slurm, Where.dask)),
+    ):
+        if value is not None and where not in meant:
+            raise UsageError(
+                f"--{option} is for --executor {' and '.join(meant)}, found --executor {where}"
+            )
+    if where is Where.dask and scheduler is None:
+        raise UsageError("--executor dask needs --scheduler ADDRESS")
+    if batch is not None and batch < 1:
+        raise UsageError(f"--batch must be at least 1, found {batch}")
+    for text in slurm or ():
+        if not all(text.partition("=")):
+            raise UsageError(f"--slurm must be KEY=VALUE, found {text!r}")
+
+
+def _executor(
+    where: Where, out: Path, jobs: int, slurm: Sequence[str], scheduler: str, batch: int
+) -> "Executor":
+    from mtbench.executors import Dask, Local, Slurm
+
+    if where is Where.slurm:
+        pairs = (text.partition("=") for text in slurm)
+        return Slurm(out, batch, {key: value for key, _, value in pairs})
+    if where is Where.dask:
+        return Dask(scheduler, batch)
+    return Local(jobs, out)
 
 
 @contextmanager

@@ -122,4 +122,5 @@ def tune(
             for key, (low, high) in search.ranges.items():
                 console.print(f"search: {key} {low:g} to {high:g}, log-uniform", highlight=False)
             study.run(trials, display)
-    report(console, study)
+    with study.alone():
+        report(console, study)

@@ -74,7 +74,7 @@ def report(console: Console, study: Tuning) -> None:
     outcomes = study.outcomes()
     console.print(_table(study, outcomes))
     if study.elsewhere:
-        console.print(f"{study.elsewhere} trials are under way in other folders")
+        console.print(f"{study.elsewhere} trials are under way in other processes")
     metrics = study.request.task.metrics
     folder, title = study.folder, study.name
     pictures = [

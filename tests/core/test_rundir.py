@@ -1,7 +1,13 @@
 """Run directories: what is written is whole, and what is broken is explained."""
 
+import errno
+import fcntl
 import json
+import multiprocessing
 import os
+import platform
+import threading
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtbench.errors import RunError
-from mtbench.rundir import RunDirectory, Spec, find_runs
+from mtbench.locks import HeldError
+from mtbench.rundir import RunDirectory, Spec, WriteError, find_runs
 
 
 def make(**changed: Any) -> Spec:
@@ -89,10 +96,11 @@ def test_a_write_that_fails_leaves_the_old_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(WriteError, match=r"result\.json: cannot be written \(No space"):
         run.write_text("result.json", "{" * 10_000)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(WriteError, match=r"best\.pt: cannot be written \(No space"):
         run.save("best.pt", {"x": 2})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "result.json"]
     assert run.result() == {}
     assert run.load("best.pt") == {"x": 1}
 
@@ -121,7 +129,7 @@ def test_a_cut_checkpoint_is_explained(tmp_path: Path, kept: float) -> None:
     run.save("best.pt", {"x": torch.arange(1000)})
     whole = (tmp_path / "best.pt").read_bytes()
     (tmp_path / "best.pt").write_bytes(whole[: int(kept * len(whole))])
-    with pytest.raises(RunError, match=r"best\.pt: corrupt, does not load .* delete it"):
+    with pytest.raises(RunError, match=r"best\.pt: corrupt, does not load .* delete the folder"):
         run.load("best.pt")
 
 
@@ -164,6 +172,76 @@ def test_a_moved_run_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=rf"is of another cell \({one.hash}, wanted {two.hash}\)"):
         RunDirectory.at(tmp_path, two)
     assert RunDirectory(second).spec() == one
+
+
+def test_one_holds_a_cell_and_others_are_told_who(tmp_path: Path) -> None:
+    run = RunDirectory.at(tmp_path, make())
+    again = RunDirectory(run.path)
+    assert run.holder() is None
+    with run.claim():
+        assert run.holder() == f"process {os.getpid()} on {platform.node()}"
+        with pytest.raises(HeldError, match=rf"process {os.getpid()} on .* works on it; wait"):
+            again.claim().__enter__()
+        assert again.holder() is not None  # looking takes nothing away
+        (run.path / "fits").mkdir()
+        (run.path / "result.json").write_text("{}")
+        run.clear()
+        assert run.result() is None
+        assert sorted(path.name for path in run.path.iterdir()) == [".lock", "spec.json"]
+        with pytest.raises(HeldError):
+            again.claim().__enter__()
+    assert run.holder() is None
+    with again.claim():
+        pass
+
+
+def test_who_looks_is_in_nobodys_way(tmp_path: Path) -> None:
+    run = RunDirectory.at(tmp_path, make())
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.001):
+            run.holder()
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    for _ in range(200):
+        with run.claim():
+            pass
+    stop.set()
+    looker.join()
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory.at(tmp_path, make())
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(RunError, match=r"\.lock: its file system has no locks"):
+        run.claim().__enter__()
+
+
+def begin(out: Path, barrier: Barrier) -> None:
+    for seed in range(30):
+        barrier.wait()
+        RunDirectory.at(out, make(seed=seed))
+
+
+def test_processes_that_make_the_same_cell_do_not_meet(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(3)
+    others = [context.Process(target=begin, args=(tmp_path, barrier)) for _ in range(3)]
+    for process in others:
+        process.start()
+    for process in others:
+        process.join()
+    assert [process.exitcode for process in others] == [0, 0, 0]
+    assert len(list(find_runs([tmp_path]))) == 30
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import math
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,15 @@ from mtbench.grid import (
     State,
     Survey,
     best,
-    claimed,
     crash,
     failed,
     record_crash,
 )
-from mtbench.rundir import RunDirectory, find_runs
+from mtbench.locks import HeldError
+from mtbench.rundir import RunDirectory, Spec, find_runs
 from mtbench.suite import Suite
-from mtbench.sweep import _Work, prepare
+from mtbench.sweep import prepare
+from mtbench.worker import Worker
 
 Made = Callable[..., Grid]
 
@@ -54,12 +55,23 @@ def make(tiny: Path) -> Made:
     return made
 
 
-def work(grid: Grid, out: Path) -> list[Path]:
-    """Do it all in this process; return what was trained."""
+def work(grid: Grid, out: Path, numbers: Sequence[int] | None = None) -> list[Path]:
+    """Do it in this process; return what was trained."""
     prepare(out)
-    told: list[Path | None] = []
-    _Work(grid, out, told.append).run()
-    return [path for path in told if path is not None]
+    worker = Counting(grid, out, out / ".sweep" / "me.cell")
+    worker.run(numbers)
+    assert not worker.note.exists()
+    return worker.trained
+
+
+class Counting(Worker):
+    def __init__(self, grid: Grid, out: Path, note: Path) -> None:
+        super().__init__(grid, out, note)
+        self.trained: list[Path] = []
+
+    def _train(self, cell: Cell, spec: Spec, run: RunDirectory) -> None:
+        self.trained.append(run.path)
+        super()._train(cell, spec, run)
 
 
 def test_trials_come_first_and_then_seed_by_seed(make: Made) -> None:
@@ -167,8 +179,6 @@ def test_a_survey_needs_no_data_and_sees_what_is_there(make: Made, tmp_path: Pat
     assert path is not None
     (path / "result.json").unlink()
     assert Survey(grid, tmp_path).look()[grid.cells[-1]].status == "open"
-    with claimed(tmp_path, RunDirectory(path).spec()) as mine:
-        assert mine
     (path / "result.json").write_text("{}")
     with pytest.raises(RunError, match="is no result of version 1"):
         Survey(grid, tmp_path).look()
@@ -179,32 +189,39 @@ def test_a_survey_needs_no_data_and_sees_what_is_there(make: Made, tmp_path: Pat
         Survey(grid, tmp_path).look()
 
 
-def hold(out: Path, spec: Any, held: Event) -> None:
-    with claimed(out, spec) as mine:
-        if mine:
-            held.set()
-            time.sleep(60)
+def hold(run: RunDirectory, held: Event) -> None:
+    with run.claim():
+        held.set()
+        time.sleep(60)
 
 
 def test_a_cell_is_held_until_its_process_ends(make: Made, tmp_path: Path) -> None:
     grid = make()
     prepare(tmp_path)
     cell = grid.cells[0]
-    spec = grid.spec(cell, "tiny-1", 0)
-    RunDirectory.at(tmp_path, spec)
+    run = RunDirectory.at(tmp_path, grid.spec(cell, "tiny-1", 0))
     context = multiprocessing.get_context("spawn")
     held = context.Event()
-    holder = context.Process(target=hold, args=(tmp_path, spec, held))
+    holder = context.Process(target=hold, args=(run, held))
     holder.start()
     assert held.wait(60)
-    with claimed(tmp_path, spec) as mine:
-        assert not mine
+    with pytest.raises(HeldError, match=f"process {holder.pid} on .* works on it"), run.claim():
+        pass
     assert Survey(grid, tmp_path).look()[cell].status == "running"
+    assert work(grid, tmp_path, [0]) == []  # it is left to the other
     holder.kill()
     holder.join()
     assert Survey(grid, tmp_path).look()[cell].status == "open"
-    with claimed(tmp_path, spec) as mine:
-        assert mine
+    assert work(grid, tmp_path, [0]) == [run.path]
+
+
+def test_a_batch_takes_the_trials_that_it_needs_along(make: Made, tmp_path: Path) -> None:
+    grid = make()
+    last = len(grid.cells) - 1
+    trained = work(grid, tmp_path, [last])  # a final cell of the second method
+    assert [RunDirectory(path).spec().stage for path in trained] == ["trial", "trial", "final"]
+    assert {path.parent.name for path in trained} == {"ls"}
+    assert Worker(grid, tmp_path, tmp_path / "note").run([last, 2]) == (2, last)
 
 
 def test_crashes_are_counted(make: Made, tmp_path: Path) -> None:

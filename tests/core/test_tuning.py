@@ -10,9 +10,9 @@ import pytest
 from mtbench import tuning_figures
 from mtbench.cell import Request
 from mtbench.config import Config
-from mtbench.errors import RunError, UsageError
+from mtbench.errors import UsageError
 from mtbench.method import Method
-from mtbench.rundir import find_runs
+from mtbench.rundir import RunDirectory, find_runs
 from mtbench.task import Recipe
 from mtbench.tuning import Mode, Outcome, Search, Tuning, draw
 
@@ -190,9 +190,56 @@ def test_two_folders_share_a_storage(make, tmp_path: Path) -> None:
         assert sorted(o.number for o in one.outcomes()) == [0, 1, 2, 3]
 
 
-def test_one_process_a_folder(make) -> None:
-    with make(), pytest.raises(RunError, match="another process tunes here"), make():
-        pass
+def test_two_processes_share_a_folder(make, tmp_path: Path) -> None:
+    """What stands for the second process is a second file descriptor of the lock."""
+    with make() as one, make() as other:
+        first = other._next(3, other.draws(3))
+        assert first is not None
+        run = RunDirectory.at(tmp_path, other._cell(first, other.draws(3)))
+        first.set_user_attr("cell", run.path.relative_to(tmp_path).as_posix())
+        with run.claim():  # alive
+            one.run(3, Silent())
+            assert one.elsewhere == 1
+            assert sorted(o.number for o in one.outcomes()) == [1, 2]
+        one.run(3, Silent())  # dead
+        assert one.elsewhere == 0
+        assert sorted(o.number for o in one.outcomes()) == [0, 1, 2]
+        with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+            other.study._storage.set_trial_user_attr(first._trial_id, "late", 1)
+    assert len(list(find_runs([tmp_path]))) == 3
+
+
+@pytest.mark.parametrize("mode", [Mode(), Mode("random")])
+def test_folders_that_queue_at_once_run_nothing_twice(make, mode: Mode, tmp_path: Path) -> None:
+    """Both have queued their next trial before either takes one."""
+    own = {"storage": f"sqlite:///{tmp_path / 'shared.db'}", "mode": mode}
+    with make(out=tmp_path / "a", **own) as one, make(out=tmp_path / "b", **own) as other:
+        draws = one.draws(2)
+        for number, study in ((0, one), (0, other)):
+            attrs = {"owner": study.owner} | ({"draw": number} if mode.official else {})
+            study.study.enqueue_trial(draws[0].asked if mode.official else {}, user_attrs=attrs)
+        second = other.study.get_trials()[1]
+        assert other._counts(optuna.trial.Trial(other.study, second._trial_id), 1) is False
+        one.run(2, Silent())
+        other.run(2, Silent())
+        assert len(one.outcomes()) == len(other.outcomes()) == 2
+        assert len({outcome.cell for outcome in one.outcomes()}) == 2
+    assert len(list(find_runs([tmp_path]))) == 2
+
+
+def test_a_trial_that_is_ended_by_hand_is_tried_again(make, tmp_path: Path) -> None:
+    class Meddler(Silent):
+        def evaluated(self, record):
+            super().evaluated(record)
+            if record["epoch"] == 1 and not hasattr(self, "done_it"):
+                self.done_it = True
+                [running] = study.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+                study.study.tell(running.number, state=optuna.trial.TrialState.FAIL)
+
+    with make() as study:
+        study.run(2, Meddler())
+        assert sorted(o.number for o in study.outcomes()) == [0, 1]
+    assert len(list(find_runs([tmp_path]))) == 2
 
 
 def test_another_space_seed_or_recipe_is_another_study(make) -> None:

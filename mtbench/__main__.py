@@ -1,0 +1,5 @@
+"""``python -m mtbench``, which ``torchrun -m mtbench`` needs."""
+
+from mtbench.cli import main
+
+main()

@@ -1,0 +1,129 @@
+"""A `LightningModule` that trains with any balancer, by manual optimisation."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from mtbench.balancer import Balancer
+from mtbench.cache import cache_dir
+from mtbench.engine import Engine
+from mtbench.errors import UsageError
+from mtbench.integrations import loss_scale
+from mtbench.step import Step
+
+if TYPE_CHECKING:
+    from lightning import LightningModule
+else:
+    LightningModule = object  # so that the modules of `pytorch_lightning` can be mixed in as well
+
+Forward = Callable[[], tuple[Sequence[Tensor], Tensor | Sequence[Tensor]]]
+"""Makes one forward pass; returns the K losses and the features, ``()`` where there are none."""
+
+
+class Balanced(LightningModule):
+    """A mixin, named before ``LightningModule``.
+
+    The balancer is a submodule: Lightning's checkpoints carry its state.
+
+    Args:
+        balancer: the method.
+
+    Example:
+        >>> import torch
+        >>> from lightning import LightningModule
+        >>> from mtbench_baselines.cagrad import CAGrad
+        >>> class Net(Balanced, LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__(CAGrad(num_objectives=2))
+        ...         self.encoder, self.a, self.b = (torch.nn.Linear(4, 4) for _ in range(3))
+        ...
+        ...     def losses(self, x):
+        ...         z = self.encoder(x)
+        ...         return [self.a(z).square().mean(), self.b(z).abs().mean()], z
+        ...
+        ...     def training_step(self, batch, index):
+        ...         self.balance(lambda: self.losses(batch))
+        ...
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.AdamW(self.parameter_groups(), lr=1e-3)
+    """
+
+    def __init__(self, balancer: Balancer) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.balancer = balancer
+        self.engine = Engine(notebook=cache_dir())
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return all parameters for an optimizer, the balancer's own without weight decay."""
+        own = list(self.balancer.parameters())
+        held = {id(p) for p in own}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self.parameters() if id(p) not in held]}
+        ]
+        return [*groups, {"params": own, "weight_decay": 0.0}] if own else groups
+
+    def balance(
+        self,
+        forward: Forward,
+        *,
+        shared: Iterable[Tensor] | None = None,
+        latent: int = -1,
+        accumulate: int = 1,
+    ) -> Tensor | None:
+        """Do all of a training step: gradients, every optimizer, the balancer's hooks.
+
+        Mixed precision with a gradient scaler is taken into account. Learning-rate schedulers are
+        the caller's, and so is clipping: ``self.clip_gradients(optimizer, gradient_clip_val=1.0,
+        gradient_clip_algorithm="norm")`` in ``on_before_optimizer_step``.
+
+        Args:
+            forward: makes the forward pass of this batch; some methods ask for it again.
+            shared: as in `Step`.
+            latent: as in `Step`.
+            accumulate: the batches whose mean gradient makes one step; what is left at the end of
+                an epoch makes a smaller one, as in Lightning's own accumulation.
+
+        Returns:
+            The effective weights (K,) of the objectives, where the method has any.
+
+        Raises:
+            UsageError: Lightning trains with several processes.
+        """
+        trainer = self.trainer
+        if trainer.world_size > 1:
+            raise UsageError(
+                "Balanced: Lightning does not average a balancer's gradients over "
+                f"{trainer.world_size} processes; use Trainer(devices=1)"
+            )
+        scale = loss_scale(
+            getattr(trainer.precision_plugin, "scaler", None), self.device, accumulate
+        )
+        parameters = None if shared is None else tuple(shared)
+
+        def step() -> Step:
+            losses, features = forward()
+            return Step(
+                losses,
+                features=features,
+                shared=parameters,
+                latent=latent,
+                again=step,
+                engine=self.engine,
+                loss_scale=scale,
+            )
+
+        weights = self.balancer.backward(step())
+        last = trainer.is_last_batch
+        if last or (trainer.fit_loop.batch_idx + 1) % accumulate == 0:
+            found = self.optimizers()
+            optimizers = found if isinstance(found, list) else [found]
+            for optimizer in optimizers:
+                optimizer.step()
+            self.balancer.after_step(lambda: forward()[0])
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+        if last:  # not a hook of Lightning's, which a subclass could override without `super`
+            self.balancer.after_epoch()
+        return weights

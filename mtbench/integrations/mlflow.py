@@ -1,0 +1,120 @@
+"""Run directories as runs of MLflow: an experiment per task, a run per cell."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from mtbench.errors import RunError, UsageError
+from mtbench.integrations.record import Record
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+_EPOCHS = "mtbench.epochs"  # the tag that says how many are there
+_METRICS, _PARAMS = 1000, 100  # what a request may hold
+
+
+class Log:
+    """A tracking server or database.
+
+    Args:
+        uri: MLflow's tracking URI, such as ``http://host:5000`` or ``sqlite:///mlflow.db``.
+
+    Raises:
+        UsageError: MLflow is not installed.
+        RunError: the server cannot be reached.
+    """
+
+    def __init__(self, uri: str) -> None:
+        try:
+            from mlflow import MlflowClient
+        except ImportError as error:
+            raise UsageError(
+                "--mlflow needs MLflow: pip install 'mtbench-toolkit[mlflow]'"
+            ) from error
+        self.uri = uri
+        self.experiments: dict[str, str] = {}
+        with _told(uri):
+            self.client = MlflowClient(tracking_uri=uri)
+
+    def write(self, record: Record) -> bool:
+        """Add what is not there yet; return whether there was any.
+
+        A cell's run is found by its tag ``mtbench.hash``, so that logging again goes on with it.
+
+        Raises:
+            RunError: the server cannot be reached, or refuses.
+        """
+        with _told(self.uri):
+            return self._write(record)
+
+    def _write(self, record: Record) -> bool:
+        from mlflow.entities import Metric, Param, RunTag
+
+        run = self._run(record)
+        there = int(run.data.tags.get(_EPOCHS, 0))
+        when = round(1000 * (record.ended or record.started))
+        metrics = [
+            Metric(name, value, when, step)
+            for step, epoch in islice(enumerate(record.epochs), there, None)
+            for name, value in epoch.items()
+        ]
+        last = max(0, len(record.epochs) - 1)
+        metrics += [
+            Metric(name, value, when, last)
+            for name, value in record.once.items()
+            if name not in run.data.metrics
+        ]
+        params = [
+            Param(name, str(value))
+            for name, value in record.params.items()
+            if name not in run.data.params
+        ]
+        wanted = {f"mtbench.{name}": value for name, value in record.tags.items()}
+        wanted[_EPOCHS] = str(max(there, len(record.epochs)))
+        tags = [RunTag(*tag) for tag in wanted.items() if run.data.tags.get(tag[0]) != tag[1]]
+        if not (metrics or params or tags):
+            return False
+        run_id = run.info.run_id
+        for start in range(0, len(params), _PARAMS):
+            self.client.log_batch(run_id, params=params[start : start + _PARAMS])
+        for start in range(0, len(metrics), _METRICS):
+            self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS])
+        if record.ended is not None:
+            status = "FINISHED" if record.status == "finished" else "FAILED"
+            self.client.set_terminated(run_id, status, when)
+        self.client.log_batch(run_id, tags=tags)  # last: they say that the rest is there
+        return True
+
+    def _run(self, record: Record) -> "Run":
+        experiment = self._experiment(f"mtbench/{record.task}")
+        same = f"tags.`mtbench.hash` = '{record.hash}'"
+        for run in self.client.search_runs([experiment], same, max_results=1):
+            return run
+        return self.client.create_run(
+            experiment,
+            start_time=round(1000 * record.started),
+            tags={"mtbench.hash": record.hash},
+            run_name=str(record.place),
+        )
+
+    def _experiment(self, name: str) -> str:
+        if name not in self.experiments:
+            found = self.client.get_experiment_by_name(name)
+            self.experiments[name] = (
+                self.client.create_experiment(name) if found is None else found.experiment_id
+            )
+        return self.experiments[name]
+
+
+@contextmanager
+def _told(uri: str) -> Iterator[None]:
+    """Say in one line what MLflow, or the database below it, refuses."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError) as error:
+        raise RunError(f"--mlflow {uri}: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,68 @@
+"""A cell that mtbench's own trainer has trained, for other loops to repeat."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtbench import Balancer, MultitaskModel, seeding
+from mtbench.cell import Request
+from mtbench.rundir import RunDirectory, Spec
+from mtbench.task import Batch, Splits, Task
+from mtbench.trainer import Trainer, build
+
+
+class Silent:
+    def started(self, *_: Any) -> None: ...
+    def stepped(self, *_: Any) -> None: ...
+    def evaluated(self, *_: Any) -> None: ...
+    def finished(self, *_: Any) -> None: ...
+
+
+@dataclass
+class Reference:
+    """How mtbench trained a cell, and what another loop starts from."""
+
+    spec: Spec
+    task: Task
+    splits: Splits
+    method: Any
+    expected: dict[str, torch.Tensor]
+
+    def start(self) -> tuple[MultitaskModel, Balancer]:
+        """Return model and balancer as the trainer begins, and seed what it seeds."""
+        found = build(self.spec, self.task, self.method)
+        seeding.seed_everything(seeding.derive(self.spec.seed, "training"))
+        return found
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the trainer's batches."""
+        size, split = self.spec.recipe["batch_size"], self.splits.train
+        shuffle = seeding.generator(self.spec.seed, "order", number)
+        order = torch.randperm(len(split), generator=shuffle)
+        for position, indices in enumerate(order.split(size)):
+            yield split.batch(
+                indices, seeding.generator(self.spec.seed, "augmentation", number, position)
+            )
+
+
+@pytest.fixture
+def reference(tiny: Path, tmp_path: Path) -> Callable[[str], Reference]:
+    """Train the tiny task by a method with mtbench's own loop."""
+
+    def train(method: str) -> Reference:
+        given = {"epochs": "3", "schedule": "constant", "select": "last", "weight_decay": "0.1"}
+        request = Request.of("tiny", [method], given, [tiny])
+        splits = request.task.setup(0, lambda *_: None)
+        spec = request.spec(request.choices[0], splits, 0, "fp32", "cpu")
+        run = RunDirectory.at(tmp_path / "own", spec)
+        found = request.choices[0].method
+        Trainer(spec, request.task, splits, found, run, Silent(), 1).run()
+        state = run.load("checkpoint.pt")
+        assert state is not None
+        return Reference(spec, request.task, splits, found, state["model"])
+
+    return train

@@ -1,0 +1,202 @@
+"""Lightning trains with a balancer as mtbench does."""
+
+import logging
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from mtbench import Method, Step
+from mtbench.errors import UsageError
+from mtbench.integrations.lightning import Balanced
+
+with warnings.catch_warnings():  # not ours
+    warnings.simplefilter("ignore")
+    lightning = pytest.importorskip("lightning")
+    from lightning.pytorch.plugins import MixedPrecision
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+def trainer(tmp_path, **options):
+    return lightning.Trainer(
+        **{
+            "accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False,
+            "enable_model_summary": False, "enable_checkpointing": False,
+            "default_root_dir": tmp_path, **options,
+        }
+    )  # fmt: skip
+
+
+class Epochs:
+    """The trainer's batches of one epoch after another."""
+
+    def __init__(self, reference):
+        self.reference, self.number = reference, 0
+
+    def __iter__(self):
+        yield from self.reference.epoch(self.number)
+        self.number += 1
+
+
+class Same(Balanced, lightning.LightningModule):
+    """The tiny task, as the trainer begins it."""
+
+    def __init__(self, reference):
+        model, balancer = reference.start()
+        super().__init__(balancer)
+        self.model, self.task, self.recipe = model, reference.task, reference.spec.recipe
+
+    def losses(self, batch):
+        features = self.model.encode(batch["inputs"])
+        return self.task.losses(self.model.decode(features, self.balancer.view), batch), features
+
+    def training_step(self, batch, index):
+        self.balance(lambda: self.losses(batch))
+
+    def configure_optimizers(self):
+        options = {"lr": self.recipe["lr"], "weight_decay": self.recipe["weight_decay"]}
+        return torch.optim.AdamW(self.parameter_groups(), **options, fused=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["ew", "uw", "cagrad", "dwa", "famo", "gradnorm", "rlar", "rlw", "rotograd", "samo+ew"]
+)
+def test_equals_mtbench_s_own_loop(name, reference, tmp_path):
+    own = reference(name)
+    module = Same(own)
+    before = {name: value.clone() for name, value in module.model.state_dict().items()}
+    trainer(tmp_path, max_epochs=3).fit(module, Epochs(own))
+    for key, value in module.model.state_dict().items():
+        torch.testing.assert_close(value, own.expected[key], rtol=1e-6, atol=1e-7)
+        assert not torch.equal(value, before[key])
+
+
+class Net(Balanced, lightning.LightningModule):
+    """Two objectives without randomness."""
+
+    def __init__(self, name="ew", seed=0, **options):
+        super().__init__(Method.find(name)(2, 3))
+        torch.manual_seed(seed)
+        self.encoder = nn.Sequential(nn.Linear(4, 8), nn.Tanh())
+        self.a, self.b = nn.Linear(8, 1), nn.Linear(8, 1)
+        self.options, self.seen = options, []
+
+    def losses(self, x):
+        z = self.encoder(x)
+        return [(self.a(z) - 1).square().mean(), (self.b(z) - x[:, :1]).abs().mean()], z
+
+    def training_step(self, batch, index):
+        self.balance(lambda: self.losses(batch), **self.options)
+
+    def on_before_optimizer_step(self, optimizer):
+        self.seen.append([p.grad.clone() for p in (*self.encoder.parameters(), self.a.weight)])
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameter_groups(), lr=1e-2)
+
+
+def batches(count=4, rows=8):
+    rows = torch.randn(count, rows, 4, generator=torch.Generator().manual_seed(1))
+    return torch.utils.data.DataLoader(rows, batch_size=None)
+
+
+@pytest.mark.parametrize("name", ["uw", "rlw", "famo", "dwa", "nash_mtl", "norm_matched+cagrad"])
+def test_resumes_from_lightning_s_checkpoint(name, tmp_path):
+    """Another module, other weights, other draws: all that counts is in the checkpoint."""
+    whole = Net(name)
+    trainer(tmp_path, max_epochs=4).fit(whole, batches())
+    half = trainer(tmp_path, max_epochs=2)
+    half.fit(Net(name), batches())
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = Net(name, seed=5)
+    trainer(tmp_path, max_epochs=4).fit(resumed, batches(), ckpt_path=tmp_path / "half.ckpt")
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", ["ew", "uw", "mgda"])
+def test_accumulation_is_the_mean_gradient(name, tmp_path):
+    module = Net(name, accumulate=3)
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, batches(4))
+    assert run.global_step == len(module.seen) == 2  # three batches, and the one that is left
+    other = Net(name)
+    for batch in batches(3):
+        losses, z = other.losses(batch)
+        other.balancer.backward(Step(losses, features=z))
+    expected = [p.grad / 3 for p in (*other.encoder.parameters(), other.a.weight)]
+    for value, wanted in zip(module.seen[0], expected, strict=True):
+        torch.testing.assert_close(value, wanted)
+
+
+@pytest.mark.parametrize("name", ["ew", "uw", "mgda", "rlar"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_mixed_precision(name, precision, tmp_path):
+    """The optimizer sees unscaled gradients, near those of float32; a step that overflows skips."""
+    exact = Net(name)
+    trainer(tmp_path, max_epochs=1).fit(exact, batches(1))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60) if precision == "16-mixed" else None
+    module = Net(name)
+    start = [p.detach().clone() for p in module.encoder.parameters()]
+    run = trainer(tmp_path, max_epochs=60, plugins=MixedPrecision(precision, "cpu", scaler))
+    run.fit(module, batches(1))
+    finite = [all(g.isfinite().all() for g in seen) for seen in module.seen]
+    assert (finite[0], finite[-1]) == (scaler is None, True)
+    first = module.seen[finite.index(True)]  # nothing has moved before it
+    for value, wanted in zip(first, exact.seen[0], strict=True):
+        torch.testing.assert_close(value, wanted, rtol=0.1, atol=0.02)
+    assert all(
+        not torch.equal(p, q) for p, q in zip(module.encoder.parameters(), start, strict=True)
+    )
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
+def test_clipping_sees_unscaled_gradients(tmp_path):
+    class Clipped(Net):
+        def on_before_optimizer_step(self, optimizer):
+            self.clip_gradients(optimizer, gradient_clip_val=0.01, gradient_clip_algorithm="norm")
+            gradients = [p.grad.flatten() for p in self.parameters() if p.grad is not None]
+            self.seen.append(torch.cat(gradients).norm().item())
+
+    module = Clipped()
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
+    trainer(tmp_path, max_epochs=2, plugins=plugin).fit(module, batches())
+    assert module.seen == pytest.approx([0.01] * 8, rel=1e-3)
+
+
+def test_the_balancer_s_own_parameters_get_no_weight_decay():
+    module = Net("uw")
+    model, own = module.parameter_groups()
+    assert own == {"params": list(module.balancer.parameters()), "weight_decay": 0.0}
+    assert len(model["params"]) + len(own["params"]) == len(list(module.parameters()))
+    assert len(Net("mgda").parameter_groups()) == 1
+
+
+def test_several_optimizers(tmp_path):
+    class Several(Net):
+        def configure_optimizers(self):
+            heads = [*self.a.parameters(), *self.b.parameters()]
+            return [
+                torch.optim.SGD(self.encoder.parameters(), lr=0.1),
+                torch.optim.SGD(heads, lr=0.1),
+            ]
+
+    class One(Net):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameter_groups(), lr=0.1)
+
+    several, one = Several("mgda"), One("mgda")
+    for module in (several, one):
+        trainer(tmp_path, max_epochs=2).fit(module, batches())
+    for p, q in zip(several.parameters(), one.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    run = trainer(tmp_path, fast_dev_run=True)
+    monkeypatch.setattr(type(run), "world_size", 2)
+    with pytest.raises(UsageError, match="2 processes"):
+        run.fit(Net(), batches())

@@ -1,0 +1,90 @@
+"""What is published beside the code is there and agrees with it."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mtbench
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+SCRIPTS = ROOT / ".ci"
+in_checkout = pytest.mark.skipif(not SCRIPTS.is_dir(), reason="an sdist has no .ci")
+
+
+def test_the_citation_agrees_with_the_project():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= citation.keys()  # what the format requires
+    assert all("name" in author or "family-names" in author for author in citation["authors"])
+    assert citation["version"] == mtbench.__version__
+    assert citation["license"] == PROJECT["license"]
+
+
+def test_the_licence_is_the_one_declared():
+    (name,) = PROJECT["license-files"]
+    text = (ROOT / name).read_text()
+    assert PROJECT["license"] == "Apache-2.0"
+    assert "Apache License" in text
+    assert "Version 2.0" in text
+
+
+@in_checkout
+def test_every_package_is_typed():
+    for package in PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]:
+        assert (ROOT / package / "py.typed").is_file(), package
+
+
+def test_every_dependency_has_a_lower_bound_and_no_upper_one():
+    for wanted in [*PROJECT["dependencies"], *(w for e in EXTRAS.values() for w in e)]:
+        if not wanted.startswith(("mtbench-toolkit[", "pyradiomics==")):
+            assert re.fullmatch(r"[\w-]+(\[\w+\])?>=[\d.]+", wanted), wanted
+
+
+def test_all_is_all_extras():
+    (everything,) = EXTRAS["all"]
+    listed = re.fullmatch(r"mtbench-toolkit\[(.*)\]", everything)
+    assert listed is not None
+    assert set(listed[1].split(",")) == EXTRAS.keys() - {"all"}
+
+
+def test_every_extra_that_a_message_names_exists():
+    named = {
+        extra
+        for package in PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+        for file in (ROOT / package).rglob("*.py")
+        for extra in re.findall(r"pip install 'mtbench-toolkit\[([\w,]+)\]'", file.read_text())
+    }
+    assert named <= EXTRAS.keys()
+    assert named or not (ROOT / "mtbench").is_dir()
+
+
+@in_checkout
+def test_torch_is_pinned_once():
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"]
+    assert pins == PYPROJECT["tool"]["uv"]["constraint-dependencies"]
+
+
+@in_checkout
+@pytest.mark.parametrize("name", ["run", "minimum", "wheel"])
+def test_ci_scripts_parse(name):
+    script = SCRIPTS / name
+    assert script.stat().st_mode & 0o100
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+@in_checkout
+def test_pre_commit_runs_what_make_lint_runs():
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = {hook["entry"] for repo in config["repos"] for hook in repo["hooks"]}
+    recipe = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    assert recipe is not None
+    commands = re.findall(r"\$\(BIN\)/(.*)", recipe[1])
+    wanted = {re.sub(r" --check| \.$", "", command).strip() for command in commands}
+    assert hooks == {f".venv/bin/{re.sub(r' [.]$', '', command)}" for command in wanted}
