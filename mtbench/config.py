@@ -82,7 +82,7 @@ class Config(_Strict):
             where = ".".join(map(str, first["loc"]))
             found = "" if first["type"] == "missing" else f", found {first['input']!r}"
             raise UsageError(f"{file}: {where}: {first['msg']}{found}") from error
-        except ValueError as error:  # no UTF-8, or no TOML
+        except (ValueError, RecursionError) as error:  # no UTF-8, or no TOML
             raise RunError(f"{file}: is no TOML file: {error}") from error
 
     def check(

@@ -8,6 +8,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -114,6 +115,22 @@ def fingerprint(*tensors: Tensor) -> str:
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def regular(path: Path) -> Path:
+    """Return a path that is to be read, unless reading might never end.
+
+    >>> regular(Path("/dev/null"))
+    Traceback (most recent call last):
+        ...
+    mtbench.errors.DataError: /dev/null: is a pipe or a device; give a regular file
+
+    Raises:
+        DataError: it is a pipe, a device or a socket. What is not there is for the reader to tell.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path}: is a pipe or a device; give a regular file")
+    return path
 
 
 def known(labels: Tensor) -> Tensor:

@@ -304,9 +304,16 @@ def merge(out: Path, roots: Sequence[Path], weights: bool = False) -> Outcome:
     moves, known, _ = _sift(cells, out)
     new = [cell for cell, _ in moves]
     left = [".*", "spec.json", *([] if weights else ["best.pt", "checkpoint.pt"])]
+    by_name = shutil.ignore_patterns(*left)
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        """Return what is not copied: a link may lead anywhere, and a pipe has no end."""
+        paths = [Path(folder) / name for name in names]
+        odd = {p.name for p in paths if p.is_symlink() or not (p.is_file() or p.is_dir())}
+        return by_name(folder, names) | odd
 
     def write(cell: Cell, folder: Path) -> None:
-        shutil.copytree(cell.origin, folder, ignore=shutil.ignore_patterns(*left))
+        shutil.copytree(cell.origin, folder, ignore=ignored)
         shutil.copy2(Path(cell.origin) / "spec.json", folder)
 
     _place(moves, out, write)

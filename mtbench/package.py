@@ -324,8 +324,9 @@ def _card(
     ]
     facts = {
         "task": spec.task, "method": spec.method, "seed": spec.seed, "spec": spec.hash,
-        "data": spec.data, "started from": spec.init or "fresh weights", "epoch": result["best_epoch"],
-        "precision": known.precision, "mtbench": result["environment"]["mtbench"],
+        "data": spec.data, "started from": spec.init or "fresh weights",
+        "epoch": result["best_epoch"], "precision": known.precision,
+        "mtbench": result["environment"]["mtbench"],
     }  # fmt: skip
     settings = {
         "data": result["notes"], "task": spec.task_params, "method": spec.method_params,

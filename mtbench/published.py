@@ -181,7 +181,7 @@ def load(task: str, file: Path | None = None) -> Published:
         raise UsageError(
             f"{file}: no published results of version 1: {where}: {first['msg']}"
         ) from error
-    except ValueError as error:  # broken TOML or UTF-8
+    except (ValueError, RecursionError) as error:  # broken TOML or UTF-8
         raise UsageError(f"{file}: is no TOML: {error}") from error
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -93,8 +94,9 @@ class RunDirectory:
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             if not (run.path / "spec.json").exists():
-                with run._lock.hold(str(run.path), wait=True):  # another may write it as well
-                    run.write_text("spec.json", json.dumps(spec.model_dump(mode="json"), indent=2))
+                own = f"spec.json.{uuid.uuid4().hex}"  # another process may make the same cell
+                run.write_text(own, json.dumps(spec.model_dump(mode="json"), indent=2))
+                (run.path / own).replace(run.path / "spec.json")
         except OSError as error:
             raise RunError(
                 f"{run.path}: cannot be written ({error.strerror}); choose another --out"
@@ -126,7 +128,7 @@ class RunDirectory:
         for path in self.path.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name not in ("spec.json", ".lock"):
+            elif path.name != ".lock" and "spec.json" not in path.name:
                 path.unlink()
 
     def spec(self) -> Spec:
@@ -135,11 +137,11 @@ class RunDirectory:
         Raises:
             RunError: this is no run directory, or its spec does not parse.
         """
-        file = self.path / "spec.json"
+        file = self._file("spec.json")
+        if file is None:
+            raise RunError(f"{self.path}: no run directory (it has no spec.json)")
         try:
             return Spec.model_validate_json(file.read_bytes())
-        except FileNotFoundError:
-            raise RunError(f"{self.path}: no run directory (it has no spec.json)") from None
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "file"
@@ -151,16 +153,15 @@ class RunDirectory:
         Raises:
             RunError: it does not parse.
         """
-        file = self.path / "result.json"
-        if not file.exists():
+        file = self._file("result.json")
+        if file is None:
             return None
         try:
-            result: dict[str, Any] = json.loads(file.read_text())
-        except ValueError as error:
+            return parse(file.read_text())
+        except _BROKEN as error:
             raise RunError(
                 f"{file}: does not parse ({error}); delete it to finish the cell again"
             ) from error
-        return result
 
     def fitted(self) -> dict[str, Any] | None:
         """Return what `Task.fit` returned, None where it has not been asked.
@@ -168,17 +169,16 @@ class RunDirectory:
         Raises:
             RunError: it does not parse.
         """
-        file = self.path / "fitted.json"
-        if not file.exists():
+        file = self._file("fitted.json")
+        if file is None:
             return None
         try:
-            fitted: dict[str, Any] = json.loads(file.read_text())
-        except ValueError as error:
+            return parse(file.read_text())
+        except _BROKEN as error:
             raise RunError(
                 f"{file}: does not parse ({error}); delete it and repeat the `mtbench run` that "
                 "made it"
             ) from error
-        return fitted
 
     def open_test(self) -> dict[str, float]:
         """Return the test metrics, none where there are none; that it was opened stays on record.
@@ -186,14 +186,14 @@ class RunDirectory:
         Raises:
             RunError: they do not parse.
         """
-        file = self.path / "test.json"
-        if not file.exists():
+        file = self._file("test.json")
+        if file is None:
             return {}
         with suppress(OSError):  # opened before, or in somebody else's read-only folder
             (self.path / "test.opened").touch(exist_ok=False)
         try:
-            metrics: dict[str, float] = json.loads(file.read_text())["metrics"]
-        except (ValueError, KeyError, TypeError) as error:
+            metrics: dict[str, float] = _object(parse(file.read_text())["metrics"])
+        except (*_BROKEN, KeyError) as error:
             raise RunError(
                 f"{file}: does not parse ({error}); delete result.json and repeat the run, which "
                 "writes both again"
@@ -206,15 +206,29 @@ class RunDirectory:
         Raises:
             RunError: they do not parse.
         """
-        file = self.path / "epochs.jsonl"
+        file = self._file("epochs.jsonl")
+        if file is None:
+            return []
         try:
-            lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
+            return [parse(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        except _BROKEN as error:
             raise RunError(
                 f"{file}: does not parse ({error}); delete result.json and repeat the run, which "
                 "writes both again"
             ) from error
+
+    def _file(self, name: str) -> Path | None:
+        """Return a file that is to be read, None where there is none.
+
+        Raises:
+            RunError: it is a folder, or a pipe or device, reading which might never end.
+        """
+        file = self.path / name
+        if file.is_file():
+            return file
+        if file.exists():
+            raise RunError(f"{file}: is no regular file; remove it")
+        return None
 
     def write_text(self, name: str, text: str) -> None:
         """Replace a text file atomically.
@@ -262,17 +276,44 @@ class RunDirectory:
         Raises:
             RunError: it is corrupt.
         """
-        file = self.path / name
-        if not file.exists():
+        file = self._file(name)
+        if file is None:
             return None
         try:
-            state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+            state = _object(torch.load(file, map_location=device, weights_only=True))
         except Exception as error:  # torch raises many kinds for a broken file
             raise RunError(
                 f"{file}: corrupt, does not load ({type(error).__name__}); delete the folder to "
                 "train this cell from its start"
             ) from error
         return state
+
+
+_BROKEN = (ValueError, TypeError, RecursionError, OverflowError)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("no JSON object")
+    return value
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Return a JSON object of a record.
+
+    Raises:
+        ValueError, TypeError, RecursionError, OverflowError: it is none, is nested too deeply, or
+            has a whole number that is no float, or text that is no Unicode.
+    """
+    value = _object(json.loads(text, parse_int=_whole))
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair cannot be written
+    return value
+
+
+def _whole(text: str) -> int:
+    float(number := int(text))
+    return number
 
 
 def find_runs(roots: list[Path]) -> Iterator[RunDirectory]:

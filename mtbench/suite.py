@@ -162,7 +162,7 @@ def load(given: str) -> Suite:
         content = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"suite {file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:  # broken TOML or UTF-8
+    except (ValueError, RecursionError) as error:  # broken TOML or UTF-8
         raise UsageError(f"{file}: is no TOML: {error}") from error
     try:
         return Suite.model_validate(content)

@@ -144,7 +144,9 @@ def _read(path: Path) -> tuple[Path, dict[str, Tensor]]:
             raise RunError(
                 f"--init {path}: has no trained weights (best.pt); finish that run first"
             )
-        return path / "best.pt", state["model"]
+        if best := max(_dictionaries(state.get("model")), key=len, default={}):
+            return path / "best.pt", best
+        raise RunError(f"--init {path}: best.pt holds no model's tensors; give another run")
     if not path.is_file():
         raise RunError(
             f"--init {path}: no such file or folder; give a run directory, a packaged model, "

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from mtbench.cli.status import Watch
 from mtbench.grid import Grid, Order, State
+from mtbench.rundir import find_runs
 from mtbench.suite import load
 from tests.refusals import refused
 
@@ -227,25 +228,24 @@ def test_a_killed_worker_is_replaced(tiny: Path, tmp_path: Path) -> None:
 
 def test_two_runs_of_one_cell(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
     """One wins and the other says so; when the winner is killed, the cell is free."""
-    line = ("run", "--plugin", tiny, "-t", "tiny", "-m", "ew", "--threads", 1, "--sleep", 0.1)
-    line = (*line, "--epochs", 2, "--out", tmp_path)
+    line = ("run", "--plugin", tiny, "-t", "tiny", "-m", "ew", "--threads", 1, "--sleep", 20)
+    line = (*line, "--out", tmp_path)
     both = [start(*line), start(*line)]
     wait_for(lambda: any(process.poll() is not None for process in both))
     [loser] = [process for process in both if process.poll() is not None]
     [winner] = [process for process in both if process is not loser]
     code, _, err = ended(loser)
-    [cell] = [file.parent for file in tmp_path.rglob("spec.json")]
+    [run] = find_runs([tmp_path])
+    holder = f"process {winner.pid} on {platform.node()}"
     assert code == 2
-    assert err == (
-        f"error: {cell}: process {winner.pid} on {platform.node()} works on it; wait for that, or "
-        "end it\n"
-    )
-    refused(mtbench(*line, "--no-resume"), f"process {winner.pid} on")
-    assert (cell / ".lock").exists()
+    assert err == f"error: {run.path}: {holder} works on it; wait for that, or end it\n"
+    refused(mtbench(*line, "--no-resume"), holder)
+    assert run.holder() == holder
     winner.kill()
     winner.communicate()
-    code, _, err = mtbench(*line)
-    assert (code, err) == (0, "")
+    assert run.holder() is None
+    with run.claim():
+        pass
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])

@@ -231,7 +231,7 @@ def test_sigkill_and_resume(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> Non
     line = words(tiny, tmp_path / "cut", "--trials", 2, "--epochs", 3, "--sleep", 0.05)
     process = start(line)
     limit = time.monotonic() + 60
-    while len(list((tmp_path / "cut").rglob("epochs.jsonl"))) < 2:  # in the second trial
+    while len(list((tmp_path / "cut").rglob("checkpoint.pt"))) < 2:  # in the second trial
         assert process.poll() is None
         assert time.monotonic() < limit
         time.sleep(0.01)

@@ -31,7 +31,7 @@ def predict(
 
     named, extra = _sort(files)
     if not named:
-        raise UsageError("no file to predict on: give images after the run directory")
+        raise UsageError("no file to predict on: give files or folders after the model")
     task, trained = package.load(model, plugin or [])
     found, passed_over = _gather(named, out, task.reads)
     known = params.declared(task.predict)

@@ -198,7 +198,7 @@ class _Scores:
         if reference is None:
             return []
         sizes = np.abs(_moments(self.x)[0])
-        small = sizes[reference] < _VANISHING * np.nanmax(sizes, axis=0)
+        small = sizes[reference] < _VANISHING * np.fmax.reduce(sizes, axis=0)
         return [name for name, is_small in zip(self.primary, small, strict=True) if is_small]
 
     def board(

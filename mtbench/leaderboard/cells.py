@@ -38,6 +38,8 @@ class Cell:
             RunError: a file does not parse, or lacks what it must have.
         """
         cell = cls(run, run.spec(), run.result())
+        if lacking := [key for key in BUDGET if key not in cell.spec.recipe]:
+            raise RunError(f"{run.path / 'spec.json'}: its recipe has no {lacking[0]}")
         if cell.result is not None:
             try:
                 _check(cell.result, cell.spec)
@@ -85,7 +87,10 @@ def _check(result: dict[str, Any], spec: Spec) -> None:
     cost = result["cost"]
     numbers = [cost["seconds_per_step"], cost["peak_mib"], cost.get("train_seconds", 0.0)]
     for value in [*numbers, result.get("score", 0.0), *result.get("val", {}).values()]:
-        float(value)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{value!r} is no number")
+    if not isinstance(result.get("environment", {}), dict):
+        raise TypeError("environment is no object")
 
 
 def read_cells(runs: Iterable[RunDirectory]) -> list[Cell]:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -16,11 +17,14 @@ from PIL import Image
 from mtbench import statistics
 from mtbench.leaderboard import Board, Cell, notes
 from mtbench.leaderboard.board import ALPHA
+from mtbench.rundir import parse
 
 EPOCHS = 60  # of a curve at most
 CURVES = 24  # rows with curves at most: as many as can be told apart, several times over
 PICTURE = 300_000  # bytes that a picture may have as it is; a larger one is made smaller
 _DIAGNOSTICS = ("update", "weights", "shared gradients", "features gradients")
+LARGEST = 50_000_000  # pixels of a picture
+_PNG = b"\x89PNG\r\n\x1a\n"
 PICTURES = 8_000_000  # bytes of a board's at most
 
 
@@ -208,18 +212,10 @@ def _history(cells: Sequence[Cell], primary: Iterable[str]) -> dict[str, Any]:
     for cell in cells:
         for record in _records(cell):
             values = [
-                *((f"loss {k} (training)", v) for k, v in record.get("train_loss", {}).items()),
-                *((f"loss {k} (validation)", v) for k, v in record.get("val_loss", {}).items()),
-                *(
-                    (f"{k} (validation)", v)
-                    for k, v in record.get("val", {}).items()
-                    if k in wanted
-                ),
-                *(
-                    (f"{kind}: {k}", v)
-                    for kind in _DIAGNOSTICS
-                    for k, v in record.get(kind, {}).items()
-                ),
+                *((f"loss {k} (training)", v) for k, v in _part(record, "train_loss")),
+                *((f"loss {k} (validation)", v) for k, v in _part(record, "val_loss")),
+                *((f"{k} (validation)", v) for k, v in _part(record, "val") if k in wanted),
+                *((f"{kind}: {k}", v) for kind in _DIAGNOSTICS for k, v in _part(record, kind)),
             ]
             for quantity, value in values:
                 if isinstance(value, int | float) and math.isfinite(value):
@@ -237,18 +233,26 @@ def _history(cells: Sequence[Cell], primary: Iterable[str]) -> dict[str, Any]:
 
 def _records(cell: Cell) -> list[dict[str, Any]]:
     """Return a cell's epochs, thinned before they are parsed; a broken line ends them."""
+    file = cell.run.path / "epochs.jsonl"
     try:
-        lines = (cell.run.path / "epochs.jsonl").read_text("utf-8").splitlines()
-    except OSError:
+        lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    except (OSError, ValueError):
         return []
     chosen = np.unique(np.linspace(0, len(lines) - 1, min(len(lines), EPOCHS)).astype(int))
     found = []
     for i in chosen:
         try:
-            found.append(json.loads(lines[i]))
-        except ValueError:
+            record = parse(lines[i])
+        except (ValueError, TypeError, RecursionError, OverflowError):
             break
+        if isinstance(record.get("epoch"), int):
+            found.append(record)
     return found
+
+
+def _part(record: dict[str, Any], name: str) -> Iterable[tuple[str, Any]]:
+    part = record.get(name)
+    return part.items() if isinstance(part, dict) else ()
 
 
 def _pictures(board: Board) -> tuple[list[tuple[str, str]], int]:
@@ -257,7 +261,11 @@ def _pictures(board: Board) -> tuple[list[tuple[str, str]], int]:
     for name, cells in board.cells.items():
         cell = min(cells, key=lambda c: c.spec.seed)
         for file in sorted(cell.run.path.glob("*.png")):
+            if file.is_symlink() or not file.is_file():
+                continue  # a link in a folder from elsewhere would put any file on the page
             data, kind = file.read_bytes(), "png"
+            if not data.startswith(_PNG):
+                data = b""
             if len(data) > PICTURE:
                 data, kind = _smaller(data), "jpeg"
             if not data or total + len(data) > PICTURES:
@@ -272,9 +280,14 @@ def _pictures(board: Board) -> tuple[list[tuple[str, str]], int]:
 def _smaller(data: bytes) -> bytes:
     """Return a picture as a small JPEG, nothing if it is broken."""
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data), formats=["PNG"])
+        with picture:
+            if picture.width * picture.height > LARGEST:
+                return b""
             small = picture.convert("RGB")
-    except OSError:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return b""
     small.thumbnail((1100, 1100))
     stream = io.BytesIO()

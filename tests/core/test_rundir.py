@@ -190,6 +190,8 @@ def test_one_holds_a_cell_and_others_are_told_who(tmp_path: Path) -> None:
         assert sorted(path.name for path in run.path.iterdir()) == [".lock", "spec.json"]
         with pytest.raises(HeldError):
             again.claim().__enter__()
+        (run.path / "spec.json").unlink()  # who makes the cell at that moment does not wait
+        assert RunDirectory.at(tmp_path, make()).path == run.path
     assert run.holder() is None
     with again.claim():
         pass

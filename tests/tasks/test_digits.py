@@ -131,7 +131,7 @@ def test_the_published_test_digits_are_the_test_split(tmp_path: Path) -> None:
 
 
 def test_the_source_follows_from_the_data_and_is_recorded(tmp_path: Path) -> None:
-    assert Digits().dependent == {"source": "embedded", "width": 32}
+    assert Digits().dependent == {"source": "embedded", "width": 16}
     assert Digits(data=tmp_path).dependent == {"source": "idx", "width": 10}
     # A record has no path: the source says which network it was.
     recorded = Digits(source="idx", width=10, data=None)
