@@ -1,13 +1,13 @@
 """A run as a TOML file: what `mtbench tune` writes and `mtbench run --config` takes."""
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mtbench import toml
 from mtbench.cell import Request
 from mtbench.errors import RunError, UsageError
 
@@ -74,7 +74,7 @@ class Config(_Strict):
             UsageError: a key that is missing, unknown, or has no such value.
         """
         try:
-            return cls.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+            return cls.model_validate(toml.load(file))
         except OSError as error:
             raise RunError(f"--config {file}: cannot be read ({error.strerror})") from error
         except ValidationError as error:
@@ -82,7 +82,7 @@ class Config(_Strict):
             where = ".".join(map(str, first["loc"]))
             found = "" if first["type"] == "missing" else f", found {first['input']!r}"
             raise UsageError(f"{file}: {where}: {first['msg']}{found}") from error
-        except (ValueError, RecursionError) as error:  # no UTF-8, or no TOML
+        except ValueError as error:  # no UTF-8, or no TOML
             raise RunError(f"{file}: is no TOML file: {error}") from error
 
     def check(

@@ -29,11 +29,11 @@ class Display:
         self.console, self.primary = console, primary
         self.bars = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -97,6 +97,7 @@ class Display:
                 f"{self.label}  epoch {record['epoch'] + 1}/{self.epochs}  train {losses}  "
                 f"validation {self.metrics}  {elapsed:.0f} s",
                 highlight=False,
+                markup=False,
                 soft_wrap=True,
             )
 
@@ -112,11 +113,13 @@ class Display:
                 highlight=False,
             )
         if result["status"] == "diverged":
-            self.console.print(f"[yellow]{self.label}: diverged: {result['reason']}[/]")
+            text = f"{self.label}: diverged: {result['reason']}"
+            self.console.print(text, style="yellow", markup=False)
         else:
             seconds = time.perf_counter() - self.begun
             self.console.print(
                 f"{self.label}: epoch {result['best_epoch'] + 1} selected ({self.metrics} at the "
                 f"end), {seconds:.0f} s",
                 highlight=False,
+                markup=False,
             )

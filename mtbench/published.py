@@ -5,7 +5,6 @@ A package announced in the group ``mtbench.suites`` may have a folder ``publishe
 """
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -15,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mtbench import leaderboard, params
+from mtbench import leaderboard, params, toml
 from mtbench.errors import UsageError, did_you_mean
 
 DELTA_M, MEAN_RANK = "delta_m", "mean_rank"
@@ -172,7 +171,7 @@ def load(task: str, file: Path | None = None) -> Published:
             )
         file = known[task]
     try:
-        return Published.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+        return Published.model_validate(toml.load(file))
     except OSError as error:
         raise UsageError(f"{file}: cannot be read ({error.strerror})") from error
     except ValidationError as error:
@@ -181,7 +180,7 @@ def load(task: str, file: Path | None = None) -> Published:
         raise UsageError(
             f"{file}: no published results of version 1: {where}: {first['msg']}"
         ) from error
-    except (ValueError, RecursionError) as error:  # broken TOML or UTF-8
+    except ValueError as error:  # broken TOML or UTF-8
         raise UsageError(f"{file}: is no TOML: {error}") from error
 
 

@@ -67,7 +67,7 @@ class Entry:
             if self.module is not None:
                 return import_module(self.module)
             return _import_file(self.path)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
             raise PluginError(
                 f"{self.path}{where}: does not import: {type(error).__name__}: {error}"
@@ -132,7 +132,10 @@ def _installed(kind: Kind) -> list[Entry]:
 
 
 def _from_file(path: Path) -> Entry:
-    path = path.resolve()
+    try:
+        path = path.resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise PluginError(f"--plugin {path}: cannot be found ({error})") from error
     if path.suffix != ".py" or not path.is_file():
         raise PluginError(f"--plugin {path}: a plugin is an existing Python file (.py)")
     return Entry(path.stem, path, None)

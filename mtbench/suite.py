@@ -4,7 +4,6 @@ Packages announce suites by an entry point in the group ``mtbench.suites`` that 
 ``.toml`` files, whose names are the suites'.
 """
 
-import tomllib
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from mtbench import toml
 from mtbench.errors import UsageError, did_you_mean
 
 EVERY = "all"
@@ -159,10 +159,10 @@ def load(given: str) -> Suite:
             )
         file = known[given]
     try:
-        content = tomllib.loads(file.read_text(encoding="utf-8"))
+        content = toml.load(file)
     except OSError as error:
         raise UsageError(f"suite {file}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:  # broken TOML or UTF-8
+    except ValueError as error:  # broken TOML or UTF-8
         raise UsageError(f"{file}: is no TOML: {error}") from error
     try:
         return Suite.model_validate(content)

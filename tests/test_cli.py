@@ -109,7 +109,7 @@ def test_what_is_finished_is_not_run_again_unless_told_to(
 ) -> None:
     line = words(tiny, tmp_path, "--epochs", 1)
     assert mtbench(*line)[0] == 0
-    before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in tmp_path.rglob("seed0-*/*")}
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in tmp_path.rglob("seed0-*/[!.]*")}
     code, out, _ = mtbench(*line)
     assert code == 0
     assert "ew seed 0: already finished, not run" in out
@@ -805,7 +805,7 @@ def test_bad_ddti_folders_are_refused(
 def test_other_bad_words_to_the_thyroid_task(mtbench: Mtbench, tmp_path: Path) -> None:
     line = ["run", "--method", "ew", "--out", tmp_path]
     refused(mtbench(*line, "--source", "ddti"), "--data")
-    refused(mtbench(*line, "--source", "aimi"), "thyroid.source", "'phantom' or 'ddti'", "'aimi'")
+    refused(mtbench(*line, "--source", "ddtj"), "thyroid.source", "'phantom' or 'ddti'", "'ddtj'")
     refused(mtbench(*line, "--cases", 3), "cases", "at least 20", "3")
     refused(mtbench(*line, "--image-size", 50), "image_size", "multiple of 16", "50")
     refused(mtbench(*line, "--width", 0), "width", "at least 1")

@@ -107,4 +107,5 @@ def main() -> None:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).replace("[", "\\[")
+    shown = text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair
+    return " ".join(shown.split()).replace("[", "\\[")

@@ -31,6 +31,9 @@ ATTRIBUTES = (
 )  # fmt: skip
 
 
+LARGEST = 10_000_000  # pixels: an aligned face has 178 x 218; a header may lie
+
+
 @dataclass(frozen=True)
 class Faces:
     """All faces that can be read.
@@ -74,7 +77,7 @@ def load(data: Path | None, size: int, strict: bool, progress: Progress) -> Face
     folder = _images(data)
     listed = _labels(data).join(_parts(data), how="outer")
     known = listed.dropna()
-    present = {entry.name: entry.stat() for entry in os.scandir(folder)}
+    present = {entry.name: entry.stat() for entry in os.scandir(folder) if entry.is_file()}
     names = [name for name in known.index if name in present]
     if not names:
         raise DataError(f"{folder}: holds none of the {len(known)} images that are listed")
@@ -194,7 +197,12 @@ def _read(file: Path, size: int) -> tuple[bytes, NDArray[np.uint8] | str]:
     try:
         content = file.read_bytes()
         with Image.open(io.BytesIO(content), formats=["JPEG", "PNG"]) as image:
+            if image.width * image.height > LARGEST:
+                raise ValueError(f"{image.width} x {image.height} pixels are too many")
             small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
         return hashlib.sha256(content).digest(), np.asarray(small)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:  # fmt: skip
         return b"", f"cannot be read as an image ({' '.join(str(error).split())[:100]})"

@@ -21,6 +21,7 @@ RAW = ("gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt")
 PROCESSED = "qm9_v3.pt"
 
 HARTREE = 27_211.386246  # meV, as torch-geometric has it
+MOST = 255  # atoms: a bond names them by bytes; QM9 has at most 29
 KCAL = 43.36414  # meV a molecule
 
 TARGETS: dict[str, tuple[str, float, int]] = {
@@ -193,7 +194,7 @@ def _molecule(block: list[str]) -> tuple[list[int], list[list[float]], list[list
     """
     atoms, bonds = int(block[3][:3]), int(block[3][3:6])
     lines = block[4 : 4 + atoms + bonds]
-    if atoms < 1 or len(lines) < atoms + bonds:
+    if not 1 <= atoms <= MOST or len(lines) < atoms + bonds:
         raise ValueError(f"{atoms} atoms and {bonds} bonds announced, {len(lines)} lines found")
     numbers, positions, pairs = [], [], []
     for line in lines[:atoms]:
@@ -202,6 +203,8 @@ def _molecule(block: list[str]) -> tuple[list[int], list[list[float]], list[list
             raise ValueError(f"elements must be {', '.join(ELEMENTS)}, found {symbol!r}")
         numbers.append(ELEMENTS[symbol])
         positions.append([float(line[start : start + 10]) for start in (0, 10, 20)])
+    if not np.isfinite(np.array(positions, np.float32)).all():
+        raise ValueError("a position is not finite")
     for line in lines[atoms:]:
         first, second, kind = (int(line[start : start + 3]) for start in (0, 3, 6))
         if not (1 <= first <= atoms and 1 <= second <= atoms and 1 <= kind <= 4):
@@ -238,9 +241,21 @@ def _processed(file: Path) -> dict[str, Any]:
             bonds = torch.cat([ends, kinds[None]])[:, once].T
             targets = record["y"].double().numpy()[0, columns] * factors
             numbers = record["x"][:, 5].int().tolist()
-            if not (np.isfinite(targets).all() and set(numbers) <= set(ELEMENTS.values())):
+            positions = record["pos"].float()
+            if not (
+                positions.shape == (len(numbers), 3)
+                and positions.isfinite().all()
+                and len(numbers) <= MOST
+                and bool(((ends >= 0) & (ends < len(numbers))).all())
+            ):
+                raise ValueError("its atoms, positions and bonds do not fit each other")
+            if not (
+                np.isfinite(targets).all()
+                and targets.shape == (len(TARGETS),)
+                and set(numbers) <= set(ELEMENTS.values())
+            ):
                 raise ValueError("lacks a target, or has an element that QM9 has not")
-            molecules.append((numbers, record["pos"].tolist(), bonds.tolist(), list(targets)))
+            molecules.append((numbers, positions.tolist(), bonds.tolist(), list(targets)))
         except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, ValueError) as error:
             broken.append(f"{file.name}, molecule {count}: {_line(error)}")
     return _pack(molecules, broken, 0, file)

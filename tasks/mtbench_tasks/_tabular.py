@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtbench.data import TensorSplit, known, labelled_loss
+from mtbench.data import TensorSplit, known, labelled_loss, regular
 from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.model import MultitaskModel
 from mtbench.task import Batch, Meter, Metric, Splits, Task
@@ -29,6 +29,9 @@ FRACTIONS = (0.6, 0.15, 0.25)
 
 LEAST = 20
 """Groups that a table must have to be split in three."""
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Of a number; the square of a larger one may be infinite in float64."""
 
 SCALE = "_scale"
 
@@ -101,7 +104,7 @@ def read_lines(path: Path) -> list[str]:
         DataError: it is absent, no text, or empty.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = regular(path).read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -150,7 +153,7 @@ def read_rows(
     """Return the rows of a comma-separated text; broken ones are left out and counted.
 
     A row is broken if its number of fields is not that of the columns, a numeric cell is no finite
-    number, or a nominal cell is none of the values. Blank lines are no rows.
+    number of float32's range, or a nominal cell is none of the values. Blank lines are no rows.
 
     Args:
         path: the file, for messages.
@@ -215,6 +218,8 @@ def _cell(text: str, name: str, values: Mapping[str, int] | None) -> float:
         raise ValueError(f"{name}: {text!r} is no number") from None
     if not math.isfinite(number):
         raise ValueError(f"{name}: {text!r} is not finite")
+    if abs(number) > LARGEST:
+        raise ValueError(f"{name}: {text!r} is above {LARGEST:.2g}")
     return number
 
 

@@ -13,13 +13,14 @@ from typing import Any, Literal
 from mtbench.errors import DataError
 from mtbench.task import Progress, Recipe
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
-from mtbench_tasks._lesion.files import fingerprint, read_image, read_mask
+from mtbench_tasks._lesion.files import fingerprint, must_unpack, read_image, read_mask
 from mtbench_tasks._lesion.task import LesionTask, Source
 
 GRADES = {"BIRADS": ("2", "3", "4a", "4b", "4c", "5"), "Classification": ("benign", "malignant")}
 """What may be learnt, by its column, from benign to malignant."""
 DESCRIPTORS = ("Shape", "Margin", "Echogenicity", "Posterior_features", "Halo", "Calcifications")
 NEEDED = ("Image_filename", "Mask_tumor_filename", "Pixel_size", *GRADES, *DESCRIPTORS)
+MOST = 10_000  # rows
 VERSION = 1  # part of the fingerprint: raise it when the same files give other cases
 
 
@@ -35,9 +36,15 @@ def load(path: Path, progress: Progress, column: str) -> Collection:
     if len(tables) != 1:
         raise DataError(f"{path}: must hold one spreadsheet, *.xlsx; found {len(tables)}")
     try:
-        table: Any = pd.read_excel(tables[0], dtype=str, keep_default_na=False)
+        must_unpack(tables[0])
+        # A row's number may be anything: all rows before it would be made.
+        table: Any = pd.read_excel(tables[0], dtype=str, keep_default_na=False, nrows=MOST + 1)
+    except DataError:
+        raise
     except Exception as error:  # of zip, XML and spreadsheet: openpyxl lets them all through
         raise DataError(f"{tables[0]}: cannot be read as a spreadsheet ({error})") from error
+    if len(table) > MOST:
+        raise DataError(f"{tables[0]}: has more than {MOST} rows; BrEaST-Lesions has 256")
     if absent := [name for name in NEEDED if name not in table]:
         raise DataError(f"{tables[0]}: must have columns {', '.join(absent)}")
     there = {file.name: file for file in (*path.glob("*.png"), *path.glob("*/*.png"))}

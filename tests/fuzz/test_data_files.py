@@ -79,7 +79,7 @@ def test_damaged_images(ending: str, tmp_path: Path) -> None:
     def check(raw: bytes) -> None:
         file.write_bytes(raw)
         for read in READERS:
-            told(lambda: read(file))
+            told(lambda read=read: read(file))  # type: ignore[misc]
 
     check()
 
@@ -205,7 +205,10 @@ def test_a_damaged_ddti_zip(tmp_path_factory: pytest.TempPathFactory, data: st.D
 # Tables
 
 
-HEADER = "@relation 'r s'\n% c\n@attribute 'x a' numeric\n@attribute n {a,'b c'}\n@attribute y real\n@data\n"
+HEADER = (
+    "@relation 'r s'\n% c\n@attribute 'x a' numeric\n@attribute n {a,'b c'}\n"
+    "@attribute y real\n@data\n"
+)
 ROWS = "".join(f"{i},a,{i * i}\n" for i in range(30))
 
 
@@ -298,7 +301,8 @@ def test_clips_of_another_kind(tmp_path: Path) -> None:
         {"frame_num": np.zeros(6, [("a", "i4")])}, {"image": h5py.SoftLink("/image")},
         {"image": h5py.ExternalLink("/etc/passwd", "/x")},
         {"image": (6, 2**20, 2**20), "mask": (6, 2**20, 2**20)},
-        {"image": (2**40, 9, 9), "mask": (2**40, 9, 9), "annot_id": (2**40,), "frame_num": (2**40,)},
+        {"image": (2**40, 9, 9), "mask": (2**40, 9, 9),
+         "annot_id": (2**40,), "frame_num": (2**40,)},
     ):  # fmt: skip
         clips(file, **parts)
         with in_time(), pytest.raises(DataError, match=r"dataset\.hdf5: (must|annot_id|cannot)"):

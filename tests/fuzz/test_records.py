@@ -25,7 +25,7 @@ from mtbench.integrations.record import Record
 from mtbench.rundir import RunDirectory, find_runs
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))
-from made_up import PIXEL, write  # noqa: E402
+from made_up import PIXEL, write
 
 FILES = ("spec.json", "result.json", "test.json", "epochs.jsonl")
 

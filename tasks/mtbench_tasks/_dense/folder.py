@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from types import MappingProxyType
 
 import numpy as np
@@ -34,6 +35,10 @@ CHANNELS: Mapping[str, int | None] = MappingProxyType(
     {"image": 3, "segmentation": None, "depth": 1, "normals": 3}
 )
 """Last dimension of the image and of each objective's labels; None where there is none."""
+
+
+# A header is a Python literal, and NumPy lets through whatever Python makes of a broken one.
+_BROKEN = (OSError, ValueError, TypeError, OverflowError, MemoryError, RecursionError, TokenError)
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ def load(file: Path) -> NDArray[np.float32]:
     """
     try:
         return np.array(_mapped(file), dtype=np.float32)
-    except (OSError, ValueError) as error:
+    except _BROKEN as error:
         raise DataError(
             f"{file}: was readable when the folder was checked, but is not now ({_brief(error)})"
         ) from error
@@ -223,7 +228,7 @@ def _examine(file: Path, quantity: str, classes: int) -> Finding:
             labels = np.asarray(array)
             if not ((labels >= -1) & (labels < classes) & (labels == np.floor(labels))).all():
                 problem = f"labels must be whole numbers from -1 to {classes - 1}"
-    except (OSError, ValueError) as error:
+    except _BROKEN as error:
         return Finding("", (), f"is no readable NumPy file ({_brief(error)})")
     return Finding(digest, array.shape, problem)
 

@@ -6,16 +6,19 @@ import json
 import math
 import re
 import struct
+import warnings
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pil
 
+from mtbench.data import regular
 from mtbench.errors import DataError
 from mtbench.task import Progress
 from mtbench_tasks._lesion.cases import Image, Mask
@@ -24,14 +27,18 @@ if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813
 
 LARGEST = 100_000_000  # pixels: a header that promises more is broken, or a trap
+UNPACKED = 2**30  # bytes that a zip may unpack to: DDTI as published has 40 MB
 RANGE = (0.5, 99.5)  # percentiles: what lies outside is noise, markers, dead pixels
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".nii", ".nii.gz"
 )  # fmt: skip
 COLOURED = 32  # grey levels between the channels of a pixel: JPEG's noise is less
 LOSSY = ("JPEG", "MPO")  # their zero is not zero: a mask is what exceeds half of 255
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struct.error,
-           OverflowError, Pil.DecompressionBombError)  # fmt: skip
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struct.error,
+          OverflowError, Pil.DecompressionBombError)  # fmt: skip
+"""What `decoded` raises on a broken image."""
+
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # no other: Pillow gives EPS to Ghostscript to run
 
 
 def read_image(path: Path) -> Image:
@@ -122,9 +129,9 @@ def fingerprint(index: object, files: Sequence[Path], progress: Progress) -> str
     content = hashlib.sha256(json.dumps(index).encode())
     for done, file in enumerate(files, 1):
         try:
-            with file.open("rb") as stream:
+            with regular(file).open("rb") as stream:
                 content.update(hashlib.file_digest(stream, "sha256").digest())
-        except OSError:
+        except (OSError, DataError):
             content.update(bytes(32))
         progress("reading files", done, len(files))
     return content.hexdigest()
@@ -153,16 +160,16 @@ def is_image(path: Path) -> bool:
     if path.name.lower().endswith(SUFFIXES):
         return True
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             return file.read(132)[128:] == b"DICM" and path.name != "DICOMDIR"
-    except OSError:
+    except (OSError, DataError):
         return False
 
 
 def _kind(path: Path) -> str | None:
     """Return SimpleITK's reader for a file, None if it is one for Pillow."""
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             head = file.read(132)
     except FileNotFoundError:
         raise DataError(f"{path}: no such image") from None
@@ -174,15 +181,50 @@ def _kind(path: Path) -> str | None:
 
 
 @contextmanager
+def decoded(source: Path | IO[bytes]) -> Iterator[Pil.Image]:
+    """Open and decode one image by Pillow.
+
+    Raises:
+        BROKEN: it is none, too large, or one of several frames.
+    """
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with Pil.open(source, formats=_FORMATS) as picture:
+            if picture.width * picture.height > LARGEST:
+                raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
+            if (frames := getattr(picture, "n_frames", 1)) > 1:
+                raise ValueError(f"has {frames} frames; one image is needed")
+            picture.load()
+            # Pillow skips tags that are broken; without them a TIFF's pixels are other pixels.
+            skipped = [w for w in said if re.match("Tag data larger|Corrupt EXIF", str(w.message))]
+            if picture.format == "TIFF" and skipped:
+                raise ValueError(str(skipped[0].message))
+            yield picture
+
+
+def must_unpack(path: Path) -> None:
+    """Check what a zip unpacks to, before it is unpacked.
+
+    Raises:
+        DataError: too much.
+        zipfile.BadZipFile: it is none.
+    """
+    with zipfile.ZipFile(regular(path)) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > UNPACKED:
+        raise DataError(
+            f"{path}: unpacks to {size >> 20} MiB, more than {UNPACKED >> 20}: it is broken, or a "
+            "trap"
+        )
+
+
+@contextmanager
 def _opened(path: Path) -> Iterator[Pil.Image]:
     """Open a file by Pillow and explain what does not decode."""
     try:
-        with Pil.open(path) as picture:
-            if (frames := getattr(picture, "n_frames", 1)) > 1:
-                raise DataError(f"{path}: has {frames} frames; one image is needed")
-            picture.load()
+        with decoded(path) as picture:
             yield picture
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DataError(
             f"{path}: does not decode as an image ({_line(error)}); give PNG, JPEG, TIFF, BMP, "
             "DICOM or NIfTI files"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mtbench.data import regular
 from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.task import Progress, Recipe
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
@@ -173,7 +174,7 @@ SOURCE = Source(
 def _read(path: Path) -> _Table:
     """Read the rows of a CSV, each as far as it can be judged without its files."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = regular(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is no UTF-8 text; save it as 'CSV UTF-8'") from error
     except OSError as error:

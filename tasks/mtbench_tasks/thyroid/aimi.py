@@ -11,6 +11,7 @@ The file is never read whole: a frame is read when it is needed, and a few frame
 
 import csv
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 GRADES = ("TR1", "TR2", "TR3", "TR4", "TR5")
 FRAMES = 4
+MOST = 10_000_000  # frames, and pixels of one: a bound on what a file's header makes us allocate
 VERSION = 1  # part of the fingerprint: raise it when the same files give other cases
 
 _WHY = {
@@ -109,25 +111,34 @@ def _opened(file: Path) -> "Iterator[h5py.File]":
     try:
         with h5py.File(file, "r") as store:
             yield store
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, RuntimeError) as error:
         raise DataError(f"{file}: cannot be read as HDF5 ({error})") from error
 
 
 def _index(file: Path, store: "h5py.File") -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return what identifies each of the N frames: clip and number; check the layout."""
+    import h5py
+
     names = ("image", "mask", "annot_id", "frame_num")
-    shapes = {name: store[name].shape for name in names if name in store}
-    kinds = {str(store[name].dtype) for name in ("image", "mask") if name in store}
+    there = {n: store[n] for n in names if n in store and isinstance(store[n], h5py.Dataset)}
+    shapes = {name: part.shape for name, part in there.items()}
+    kinds = {str(part.dtype) for name, part in there.items() if name in ("image", "mask")}
     found = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or ", ".join(store)
-    fits = len(shapes) == len(names) and len({shape[:1] for shape in shapes.values()}) == 1
-    if not fits or kinds != {"uint8"} or len(shapes["image"]) != 3 or 0 in shapes["image"]:
+    n, *size = shapes.get("image") or (0,)
+    frames, listed = (n, *size), (n,)
+    fits = shapes == dict(zip(names, (frames, frames, listed, listed), strict=True))
+    large = max(n, math.prod(size)) > MOST
+    if not fits or kinds != {"uint8"} or len(size) != 2 or 0 in frames or large:
         raise DataError(
             f"{file}: must hold image and mask (N, H, W) of uint8, annot_id (N,) and frame_num "
             f"(N,); found: {found or 'nothing'} ({', '.join(sorted(kinds)) or 'no image'})"
         )
     try:
         ids = np.array(store["annot_id"].asstr()[:], dtype=str)
-        return ids, np.asarray(store["frame_num"][:]).astype(np.int64)
+        numbers = np.asarray(store["frame_num"][:])
+        if not np.isfinite(numbers).all():
+            raise ValueError("a frame_num is not finite")
+        return ids, numbers.astype(np.int64)
     except (TypeError, ValueError) as error:
         raise DataError(
             f"{file}: annot_id must be text and frame_num whole numbers ({error})"
@@ -147,7 +158,9 @@ def _levels(table: Path) -> dict[str, int | None]:
             f"{table}: must have columns annot_id and ti-rads_level, found: "
             f"{', '.join(map(str, columns)) or 'none'}"
         )
-    return {row["annot_id"]: _category(row["ti-rads_level"] or "") for row in rows}
+    return {
+        row["annot_id"]: _category(row["ti-rads_level"] or "") for row in rows if row["annot_id"]
+    }
 
 
 def _category(level: str) -> int | None:

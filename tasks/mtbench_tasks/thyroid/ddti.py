@@ -12,6 +12,7 @@ in the image alone, so that `split_views` does the same to an image that is to b
 import hashlib
 import io
 import json
+import math
 import re
 import zipfile
 import zlib
@@ -20,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
@@ -31,6 +33,7 @@ from PIL import ImageDraw
 
 from mtbench.errors import DataError
 from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, Reading, View
+from mtbench_tasks._lesion.files import BROKEN, decoded, must_unpack
 
 GRADES = ("2", "3", "4a", "4b", "4c", "5")
 VERSION = 1  # part of the fingerprint: raise it when the same files give other cases
@@ -231,10 +234,12 @@ def _read(path: Path) -> tuple[dict[str, bytes], dict[str, str]]:
         raise DataError(f"no DDTI at {path}: no such file or folder; check --data")
     try:
         if path.is_dir():
-            found = [p for p in (*path.glob("*/*"), *path.iterdir()) if _is_ddti(p.name)]
+            below = (*path.glob("*/*"), *path.iterdir())
+            found = [p for p in below if _is_ddti(p.name) and p.is_file()]
             places = {p.name: str(p.relative_to(path)) for p in found}
             files = {name: (path / place).read_bytes() for name, place in places.items()}
         else:
+            must_unpack(path)
             with zipfile.ZipFile(path) as archive:
                 names = [n for n in archive.namelist() if _is_ddti(PurePosixPath(n).name)]
                 places = {PurePosixPath(n).name: n for n in names}
@@ -288,7 +293,7 @@ def _parse(path: Path, name: str, data: bytes, count: Counter[str]) -> _Record:
     """Read one case."""
     try:
         case: Element = fromstring(data)
-    except (ParseError, DefusedXmlException, ValueError) as error:
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
         raise DataError(
             f"{path}: {name} is no well-formed XML ({error}); restore it from the published archive"
         ) from error
@@ -317,9 +322,11 @@ def _read_contours(svg: str, count: Counter[str]) -> list[Contour]:
     for attempt in (svg, whole + "]}]", whole + "}]"):
         try:
             regions = json.loads(attempt)
-            contours = [[(float(p["x"]), float(p["y"])) for p in r["points"]] for r in regions]
+            contours = [[(_number(p["x"]), _number(p["y"])) for p in r["points"]] for r in regions]
             arrows = [r.get("regionType") == "arrow" for r in regions]
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (
+            ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError
+        ):  # fmt: skip
             continue
         count["marks truncated"] += attempt is not svg
         kept = [c for c, arrow in zip(contours, arrows, strict=True) if not arrow and len(c) > 2]
@@ -328,6 +335,12 @@ def _read_contours(svg: str, count: Counter[str]) -> list[Contour]:
         return kept
     count["marks unreadable"] += 1
     return []
+
+
+def _number(value: Any) -> float:
+    if not math.isfinite(number := float(value)):
+        raise ValueError(value)
+    return number
 
 
 def _patients(copies: Iterable[list[str]]) -> dict[str, str]:
@@ -343,9 +356,9 @@ def _patients(copies: Iterable[list[str]]) -> dict[str, str]:
 
 def _decode(path: Path, name: str, data: bytes) -> Image:
     try:
-        with Pillow.open(io.BytesIO(data)) as picture:
+        with decoded(io.BytesIO(data)) as picture:
             return np.asarray(picture.convert("L"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except BROKEN as error:
         raise DataError(
             f"{path}: {name} is no readable image; restore it from the published archive"
         ) from error

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from mtbench.data import regular
 from mtbench.errors import DataError
 from mtbench.task import Progress
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
@@ -136,7 +137,7 @@ def _listing(path: Path) -> str:
 def _patients(table: Path, problems: list[str]) -> dict[str, Patient]:
     """Return the records that are valid; the others are problems."""
     try:
-        records = TypeAdapter(dict[str, object]).validate_json(table.read_bytes())
+        records = TypeAdapter(dict[str, object]).validate_json(regular(table).read_bytes())
     except (OSError, ValidationError) as error:
         raise DataError(f"{table}: is no JSON object of patients ({_first(error)})") from error
     patients: dict[str, Patient] = {}

@@ -11,6 +11,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+from mtbench.data import regular
 from mtbench.errors import DataError
 from mtbench.task import Progress
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
@@ -101,7 +102,7 @@ def _root(path: Path) -> Path:
 def _labels(table: Path, problems: list[str]) -> dict[str, int]:
     """Return the category of each image that a table names."""
     try:
-        lines = table.read_text(encoding="utf-8-sig").splitlines()
+        lines = regular(table).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{table}: cannot be read as text ({error})") from error
     labels: dict[str, int] = {}
