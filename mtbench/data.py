@@ -165,8 +165,8 @@ def labelled_loss(
 class TorchmetricsMeter(Meter):
     """Metrics of torchmetrics: each is fed its objective's output and labels, ``batch[objective]``.
 
-    Samples without a label are left out. Binary metrics want probabilities: given logits, they guess
-    batch by batch whether to apply the sigmoid. A metric that saw none, or says by a warning or a
+    Samples without a label are left out. Binary metrics want probabilities: of logits they guess,
+    batch by batch, whether to apply the sigmoid. A metric that saw none, or says by a warning or a
     ValueError that it is undefined on what it saw (an AUROC of one class), is NaN.
 
     Args:

@@ -121,7 +121,7 @@ def run(
         task, method = task or read.task, method or [read.method]
         precision = precision or read.precision
         given = read.overrides(task, method) | given
-    task, precision = task or "thyroid", precision or "fp32"
+    task, precision = "thyroid" if task is None else task, precision or "fp32"
     if not method:
         raise UsageError("say which method to run: --method NAME, or --config FILE")
     if precision not in ("fp32", "bf16"):
