@@ -81,8 +81,8 @@ def test_peak_memory_is_measured_in_processes_of_their_own(
     mib = {row["by"]: float(row["mib"]) for row in rows}
     assert {"plain", "floor", "mtbench", "mtbench, 4 parts"} <= set(mib)
     gradient = float(rows[0]["parameters"]) * 4 / 2**20
-    assert mib["plain"] >= 0.9 * gradient
-    assert mib["mtbench"] >= 2.9 * gradient  # the Jacobian and the direction
+    assert mib["plain"] >= 0.75 * gradient
+    assert mib["mtbench"] >= 2.7 * gradient  # the Jacobian and the direction
     assert "dibs_mtl (mtbench, 4 parts)" in text
 
 
