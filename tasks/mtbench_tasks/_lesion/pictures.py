@@ -95,7 +95,7 @@ def agreement(table: pd.DataFrame, file: Path) -> Path:
         axis.set_xticks(range(len(raters)), raters, rotation=45, ha="right")
         axis.set_yticks(range(len(raters)), raters)
         axis.set_title(title, fontsize=10)
-    figure.suptitle("Agreement on the test cases that both have read", fontsize=11)
+    figure.suptitle("Agreement on the validation cases that both have read", fontsize=11)
     figure.savefig(file, dpi=110)
     return file
 

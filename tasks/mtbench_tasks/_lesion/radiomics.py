@@ -30,7 +30,7 @@ RING = 8  # pixels: how far the surrounding tissue reaches from the mask
 EDGE = 3  # pixels: how far to each side of the contour the edge is looked at
 CLIP = 4.0  # standard deviations: what is further out counts as this far
 SMALLEST = 32  # pixels: a smaller mask has no texture to speak of
-WORTH = 256  # images that repay starting a worker, which takes seconds
+WORTH = 128  # images that repay starting a worker, which takes seconds
 
 
 class Feature(NamedTuple):
