@@ -153,15 +153,7 @@ class RunDirectory:
         Raises:
             RunError: it does not parse.
         """
-        file = self._file("result.json")
-        if file is None:
-            return None
-        try:
-            return parse(file.read_text())
-        except _BROKEN as error:
-            raise RunError(
-                f"{file}: does not parse ({error}); delete it to finish the cell again"
-            ) from error
+        return self._read("result.json", "delete it to finish the cell again")
 
     def fitted(self) -> dict[str, Any] | None:
         """Return what `Task.fit` returned, None where it has not been asked.
@@ -169,16 +161,7 @@ class RunDirectory:
         Raises:
             RunError: it does not parse.
         """
-        file = self._file("fitted.json")
-        if file is None:
-            return None
-        try:
-            return parse(file.read_text())
-        except _BROKEN as error:
-            raise RunError(
-                f"{file}: does not parse ({error}); delete it and repeat the `mtbench run` that "
-                "made it"
-            ) from error
+        return self._read("fitted.json", "delete it and repeat the `mtbench run` that made it")
 
     def open_test(self) -> dict[str, float]:
         """Return the test metrics, none where there are none; that it was opened stays on record.
@@ -216,6 +199,16 @@ class RunDirectory:
                 f"{file}: does not parse ({error}); delete result.json and repeat the run, which "
                 "writes both again"
             ) from error
+
+    def _read(self, name: str, remedy: str) -> dict[str, Any] | None:
+        """Return a JSON file's object, None where there is no such file."""
+        file = self._file(name)
+        if file is None:
+            return None
+        try:
+            return parse(file.read_text())
+        except _BROKEN as error:
+            raise RunError(f"{file}: does not parse ({error}); {remedy}") from error
 
     def _file(self, name: str) -> Path | None:
         """Return a file that is to be read, None where there is none.

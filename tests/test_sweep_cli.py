@@ -259,6 +259,7 @@ def test_it_stops_when_told_to(tiny: Path, tmp_path: Path, sign: signal.Signals)
     else:
         process.send_signal(sign)
     code, _, err = ended(process)
+    assert not list(out.rglob("result.json"))  # no cell was waited for
     assert code == 130
     assert err == "stopped; the same command goes on from the last checkpoint\n"
     assert all(map(gone, crew))

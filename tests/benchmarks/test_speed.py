@@ -76,13 +76,13 @@ def test_other_libraries_run_the_same_step(mtbench: Mtbench, tmp_path: Path) -> 
 def test_peak_memory_is_measured_in_processes_of_their_own(
     mtbench: Mtbench, tmp_path: Path
 ) -> None:
-    line = ["--what", "memory", "--model", "mlp", "--width", 512, "-m", "dibs_mtl"]
+    line = ["--what", "memory", "--model", "mlp", "--width", 1024, "-m", "dibs_mtl"]
     rows, text = measured(mtbench, tmp_path / "a.csv", *line)
     mib = {row["by"]: float(row["mib"]) for row in rows}
     assert {"plain", "floor", "mtbench", "mtbench, 4 parts"} <= set(mib)
     gradient = float(rows[0]["parameters"]) * 4 / 2**20
-    assert mib["plain"] >= 0.75 * gradient
-    assert mib["mtbench"] >= 2.7 * gradient  # the Jacobian and the direction
+    assert mib["plain"] >= 0.9 * gradient
+    assert mib["mtbench"] >= 2.9 * gradient  # the Jacobian and the direction
     assert "dibs_mtl (mtbench, 4 parts)" in text
 
 
