@@ -11,6 +11,11 @@ from mtbench import cli
 TINY = Path(__file__).parent / "plugins" / "tiny.py"
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a parameter of bytes by its length: gzip's bytes hold the time, and ids must repeat."""
+    return f"{len(val)}bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the tests out of the user's cache."""
