@@ -10,9 +10,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import accumulate, groupby
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+
+class Sized(Protocol):
+    """Has a number of entries, as a tensor does."""
+
+    def numel(self) -> int:
+        """Return it."""
+
+
+Item = TypeVar("Item", bound=Sized)
 
 _COLUMNS = 1024  # whose float32 products are summed before float64 takes over
 _LEAST = 1e-3  # eigenvalue of the cosines above which float32 products suffice
@@ -21,7 +33,7 @@ _RANGE = (1e-30, 1e35)  # squared norms that float32 sums without loss
 
 def grad(
     outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Tensor | GradientEdge],
     seeds: Sequence[Tensor] | None = None,
     *,
     create_graph: bool = False,
@@ -29,13 +41,13 @@ def grad(
 ) -> tuple[Tensor | None, ...]:
     """`torch.autograd.grad`, answering None where nothing depends on an input, never raising."""
     live = [i for i, output in enumerate(outputs) if output.requires_grad]
-    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    wanted = [point for point in inputs if _is_on_graph(point)]
     if not live or not wanted:
         return (None,) * len(inputs)
     grads = iter(
         torch.autograd.grad(
             [outputs[i] for i in live],
-            wanted,
+            wanted,  # type: ignore[arg-type]  # torch takes mixtures too
             grad_outputs=None if seeds is None else [seeds[i] for i in live],
             retain_graph=True,
             create_graph=create_graph,
@@ -43,8 +55,12 @@ def grad(
             allow_unused=True,
         )
     )
-    must_be_whole(tensor for tensor in wanted if tensor.is_leaf)
-    return tuple(next(grads) if tensor.requires_grad else None for tensor in inputs)
+    must_be_whole(point for point in wanted if isinstance(point, Tensor) and point.is_leaf)
+    return tuple(next(grads) if _is_on_graph(point) else None for point in inputs)
+
+
+def _is_on_graph(point: Tensor | GradientEdge) -> bool:
+    return isinstance(point, GradientEdge) or point.requires_grad
 
 
 def must_be_whole(parameters: Iterable[Tensor]) -> None:
@@ -73,9 +89,10 @@ class Engine:
             wins for small matrices and on a GPU, and costs a CPU's convolutions twice the time.
             None measures both at the first Jacobian and takes the loop unless the other wins by
             15 %, or cannot run (norms under autocast, compiled encoders).
-        parts: 1 holds the whole (K, d) Jacobian. With P > 1 the shared parameters are
-            visited in P groups, whose gradients are dropped once they are multiplied: memory falls
-            to K d / P, and a step costs one encoder backward more, and for each objective up to P
+        parts: 1 holds all gradients at once: the (K, d) Jacobian, or for methods on the Gramian less
+            where `mtbench.layers` allows. With P > 1 the shared parameters are visited in P groups,
+            whose gradients are dropped once they are multiplied: memory falls to K d / P, and a
+            step costs one encoder backward more, and for each objective up to P
             times the part of an encoder backward that leads to the parameters. Only for methods on
             the Gramian; those that need the Jacobian get it whole.
         notebook: a folder where choices are kept, so that the next loop of the same sizes on this
@@ -130,13 +147,13 @@ class Engine:
             self._buffer = flat = like.new_empty(size)
         return flat[:size].view(rows, columns)
 
-    def groups(self, parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """Yield the parameters in at most `parts` runs of about equal size."""
-        total = sum(p.numel() for p in parameters) or 1
-        starts = accumulate((p.numel() for p in parameters), initial=0)
-        placed = zip(starts, parameters, strict=False)
+    def groups(self, items: Sequence[Item]) -> Iterator[list[Item]]:
+        """Yield the items in at most `parts` runs of about equal size."""
+        total = sum(item.numel() for item in items) or 1
+        starts = accumulate((item.numel() for item in items), initial=0)
+        placed = zip(starts, items, strict=False)
         for _, group in groupby(placed, key=lambda pair: self.parts * pair[0] // total):
-            yield [parameter for _, parameter in group]
+            yield [item for _, item in group]
 
 
 def _batched_is_faster(pull: Callable[[bool], object]) -> bool:
@@ -168,23 +185,17 @@ def largest(rows: Tensor) -> Tensor:
     return torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))
 
 
-def gramian(blocks: Sequence[Tensor]) -> Tensor:
+def gramian(blocks: Sequence[Tensor], to_host: Callable[[Tensor], Tensor] = Tensor.cpu) -> Tensor:
     """Return the sum over blocks (K, n) of B B^T, float64, on the CPU.
 
     Float32 products, summed in float64 every 1,024 columns, err by about 1e-7 of the norms. Where
     that could show (objectives nearly dependent, or of an extreme scale) float64 multiplies.
     """
     with torch.autocast(blocks[0].device.type, enabled=False):
-        fast: Tensor = sum(
-            (products(block, block) for block in blocks[1:]), start=products(blocks[0], blocks[0])
-        )
-        fast = fast.cpu()
+        fast = to_host(torch.stack([products(block, block) for block in blocks]).sum(0))
         if _suffices(fast, blocks):
             return fast
-        exact: Tensor = sum(
-            (_exact(block, block) for block in blocks[1:]), start=_exact(blocks[0], blocks[0])
-        )
-        return exact.cpu()
+        return torch.stack([_exact(block, block) for block in blocks]).sum(0).cpu()
 
 
 def products(a: Tensor, b: Tensor) -> Tensor:

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import accumulate, chain, pairwise
-from typing import Literal
+from itertools import accumulate, chain
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from mtbench.distributed import ALONE, Ranks
 from mtbench.engine import Engine, grad, gramian, must_be_whole
+from mtbench.layers import Layer, find
 
 Space = Literal["shared", "features"]
 
@@ -29,6 +31,47 @@ def _leaves(roots: Iterable[Tensor], stop: Iterable[Tensor] = ()) -> list[Tensor
             found[id(variable)] = variable
         stack.extend(parent for parent, _ in node.next_functions)
     return list(found.values())
+
+
+class Pulled(NamedTuple):
+    """All objectives' gradients of shared parameters, times the loss scale.
+
+    Attributes:
+        layers: those whose gradients were not formed, with the gradients at their output, (K, n).
+        parameters: the others.
+        blocks: these one's gradients side by side, (K, n) each.
+    """
+
+    layers: list[tuple[Layer, Tensor]]
+    parameters: list[Tensor]
+    blocks: list[Tensor]
+
+    def gramian(self, to_host: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the gradients' products, (K, K), float64, on the CPU."""
+        with torch.autocast(self.blocks[0].device.type, enabled=False):
+            turned = [layer.turn(grads) for layer, grads in self.layers]
+            return gramian([*turned, *self.blocks], to_host)
+
+    def mixed(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return each parameter with the gradient of sum_k w_k L_k."""
+        with torch.autocast(self.blocks[0].device.type, enabled=False):
+            own = [block.T @ weights.to(block) for block in self.blocks]
+            found = list(views(own[0] if len(own) == 1 else torch.cat(own), self.parameters))
+            for layer, grads in self.layers:
+                at_output = grads.T @ weights.to(grads)
+                found += zip(layer.parameters, layer.pull_back(at_output), strict=True)
+        return found
+
+
+def views(flat: Tensor, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each parameter with its part of a flat vector, in its shape."""
+    sizes = [p.numel() for p in parameters]
+    for parameter, part in zip(parameters, torch.split(flat, sizes), strict=True):
+        yield parameter, part.view_as(parameter)
+
+
+def _point(item: Layer | Tensor) -> Tensor | GradientEdge:
+    return item.edge if isinstance(item, Layer) else item
 
 
 def _accumulate(parameter: Tensor, value: Tensor) -> None:
@@ -236,53 +279,86 @@ class Step:
 
         Costs the heads' backward once and K encoder backwards; without features, K backwards.
         """
-        blocks = self._blocks
+        blocks = self._whole.blocks
         return self._unscaled(blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1))
 
     @cached_property
-    def _blocks(self) -> list[Tensor]:
-        """The Jacobian times the loss scale, side by side in blocks (K, n)."""
+    def _whole(self) -> Pulled:
         return self._pull_back_all(self.shared)
 
-    def _pull_back_all(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Return all objectives' gradients of some shared parameters, in blocks (K, n)."""
-        if not self._splits or not parameters:
-            return self._looped(parameters, self.ranks)
+    @cached_property
+    def _factored(self) -> Pulled:
+        return self._pull_back_all(self._items)
+
+    @property
+    def _held(self) -> Pulled:
+        """What products are taken of: the Jacobian if it is there, perhaps in the others' place."""
+        whole: Pulled | None = self.__dict__.get("_whole")
+        return self._factored if whole is None else whole
+
+    @cached_property
+    def _items(self) -> list[Layer | Tensor]:
+        """The shared parameters, but for those of layers whose gradients need not be formed."""
+        # Other ranks' samples are not at hand, and products of sums are no sums of products.
+        layers = (
+            find(self.features, self.shared, self.num_objectives)
+            if self._splits and self.ranks.size == 1
+            else []
+        )
+        of = {id(p): layer for layer in layers for p in layer.parameters}
+        return list(dict.fromkeys(of.get(id(p), p) for p in self.shared))
+
+    def _pull_back_all(self, items: Sequence[Layer | Tensor]) -> Pulled:
+        """Return all objectives' gradients at some layers' outputs, and of some parameters."""
+        layers = [item for item in items if isinstance(item, Layer)]
+        parameters = [item for item in items if isinstance(item, Tensor)]
+        blocks = self._blocks([*layers, *parameters])
+        if len(blocks) == 1:
+            sizes = [layer.numel() for layer in layers]
+            rest = blocks[0].shape[1] - sum(sizes)
+            blocks = list(torch.split(blocks[0], [*sizes, rest], dim=1))
+        own = blocks[len(layers) :] or [blocks[0][:, :0]]
+        return Pulled(list(zip(layers, blocks, strict=False)), parameters, own)
+
+    def _blocks(self, items: Sequence[Layer | Tensor]) -> list[Tensor]:
+        """Return all objectives' gradients side by side, in one block or in one (K, n) per item."""
+        if not self._splits or not items:
+            return self._looped(items, self.ranks)
         _ = self._feature_grads  # so that the encoder alone is measured
-        shapes = [tuple(x.shape) for x in (*self.features, *parameters)]
         pulls = {False: self._looped, True: self._vmapped}
         if self.engine.batched is None:
+            shapes = [tuple(x.shape) for x in (*self.features, *items)]
             choice = self.engine.choose(
-                lambda batched: pulls[batched](parameters),
+                lambda batched: pulls[batched](items),
                 f"{self.num_objectives} {shapes} {self.features[0].device}",
             )
             self.engine.batched = bool(self.ranks.agree(choice))
-        return pulls[self.engine.batched](parameters, self.ranks)
+        return pulls[self.engine.batched](items, self.ranks)
 
-    def _vmapped(self, parameters: Sequence[Tensor], ranks: Ranks = ALONE) -> list[Tensor]:
+    def _vmapped(self, items: Sequence[Layer | Tensor], ranks: Ranks = ALONE) -> list[Tensor]:
         K = self.num_objectives
         seeds = [torch.stack(grads) for grads in zip(*self._feature_grads, strict=True)]
+        found = grad(self.features, [_point(item) for item in items], seeds, batched=True)
         blocks = [
-            parameter.new_zeros(K, parameter.numel())
+            self.shared[0].new_zeros(K, item.numel())
             if value is None
             else value.reshape(K, -1).contiguous()
-            for parameter, value in zip(
-                parameters, grad(self.features, parameters, seeds, batched=True), strict=True
-            )
+            for item, value in zip(items, found, strict=True)
         ]
         for block in blocks:
             ranks.begin(block)
         ranks.wait()
         return blocks
 
-    def _looped(self, parameters: Sequence[Tensor], ranks: Ranks = ALONE) -> list[Tensor]:
-        like = parameters[0] if parameters else self.losses[0]
-        columns = sum(p.numel() for p in parameters)
+    def _looped(self, items: Sequence[Layer | Tensor], ranks: Ranks = ALONE) -> list[Tensor]:
+        like = self.shared[0] if self.shared else self.losses[0]
+        columns = sum(item.numel() for item in items)
         block = self.engine.buffer(self.num_objectives, columns, like)
-        for row, values in zip(block, self._rows(parameters), strict=True):
+        points = [_point(item) for item in items]
+        for row, values in zip(block, self._rows(points), strict=True):
             end = 0
-            for parameter, value in zip(parameters, values, strict=True):
-                start, end = end, end + parameter.numel()
+            for item, value in zip(items, values, strict=True):
+                start, end = end, end + item.numel()
                 if value is None:
                     row[start:end].zero_()
                 else:
@@ -291,18 +367,31 @@ class Step:
         ranks.wait()
         return [block]
 
-    def _rows(self, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor | None, ...]]:
-        """Yield dL_k/dparameters, objective by objective."""
+    def _rows(self, points: Sequence[Tensor | GradientEdge]) -> Iterator[tuple[Tensor | None, ...]]:
+        """Yield an objective's gradients at some points of the graph, objective by objective."""
         if self._splits:
             for feature_grads in self._feature_grads:
-                yield grad(self.features, parameters, feature_grads)
+                yield grad(self.features, points, feature_grads)
             return
-        split = len(parameters)
+        split = len(points)
         self._head_grads = []
         for loss, seed, head in zip(self.losses, self._seeds, self.heads, strict=True):
-            values = grad([loss], (*parameters, *head), [seed])
+            values = grad([loss], (*points, *head), [seed])
             self._head_grads.append(values[split:])
             yield values[:split]
+
+    @cached_property
+    def host_values(self) -> Tensor:
+        """The K loss values, float64, on the CPU."""
+        return self.values.double().cpu()
+
+    def _to_host(self, gramian: Tensor) -> Tensor:
+        """Copy a Gramian to the CPU, and the losses in the same copy: each waits for the device."""
+        if "host_values" in self.__dict__:
+            return gramian.cpu()
+        both = torch.cat([gramian, self.values[:, None].double()], dim=1).cpu()
+        self.host_values = both[:, -1].clone()
+        return both[:, :-1].clone()
 
     def gramian(self, space: Space = "shared") -> Tensor:
         """Return G = J J^T, (K, K), float64, on the CPU, of the gradients in a space.
@@ -313,20 +402,18 @@ class Step:
         if space not in self.gramians:
             if space == "features":
                 self._need_features("gramian")
-                local = gramian(
-                    [
-                        torch.stack([value.flatten() for value in grads])
-                        for grads in zip(*self._feature_grads, strict=True)
-                    ]
-                )
+                blocks = [
+                    torch.stack([value.flatten() for value in grads])
+                    for grads in zip(*self._feature_grads, strict=True)
+                ]
+                local = gramian(blocks, to_host=self._to_host)
                 found = self.ranks.total(local)  # every column belongs to one rank's sample
             elif self.engine.parts == 1:
-                found = gramian(self._blocks)
+                found = self._held.gramian(self._to_host)
             else:
-                groups = self.engine.groups(self.shared)
-                found = torch.stack([gramian(self._pull_back_all(group)) for group in groups]).sum(
-                    0
-                )
+                groups = map(self._pull_back_all, self.engine.groups(self._items))
+                found = torch.stack([group.gramian(self._to_host) for group in groups]).sum(0)
+            found.diagonal().clamp_(min=0)  # which the rounding of a sum may have gone below
             self.gramians[space] = found / self.loss_scale**2
         return self.gramians[space]
 
@@ -336,12 +423,10 @@ class Step:
         The ``.grad``s are views of the direction. Existing ones are added to (gradient
         accumulation). Head k gets the gradient of its own loss, times ``head_weights[k]`` if given.
         """
-        self._write(direction if self.loss_scale == 1 else direction * self.loss_scale)
+        scaled = direction if self.loss_scale == 1 else direction * self.loss_scale
+        for parameter, value in views(scaled, self.shared):
+            _accumulate(parameter, value)
         self._assign_heads(head_weights)
-
-    def _write(self, direction: Tensor) -> None:
-        for parameter, (start, end) in zip(self.shared, pairwise(self.offsets), strict=True):
-            _accumulate(parameter, direction[start:end].view_as(parameter))
 
     def backward(
         self, weights: Tensor, space: Space = "shared", head_weights: Tensor | None = None
@@ -350,27 +435,21 @@ class Step:
 
         Args:
             weights: (K,), constants.
-            space: where the weights were found: with ``"shared"`` the Jacobian is at hand and one
-                product suffices; with ``"features"``, or an engine that has dropped the Jacobian,
-                one encoder backward is paid.
+            space: where the weights were found: with ``"shared"`` the gradients are at hand and one
+                product suffices; with ``"features"``, or an engine that has dropped them, one
+                encoder backward is paid.
             head_weights: as in `assign`.
         """
         if space == "features":
             self._need_features("backward")
+        mixed: Iterable[tuple[Tensor, Tensor | None]]
         if space == "shared" and self.engine.parts == 1:
-            blocks = self._blocks
-            direction = blocks[0].new_empty(self.offsets[-1])
-            w, end = weights.to(direction), 0
-            with torch.autocast(direction.device.type, enabled=False):
-                for block in blocks:
-                    start, end = end, end + block.shape[1]
-                    torch.mv(block.T, w, out=direction[start:end])
-            self._write(direction)
+            mixed = self._held.mixed(weights)
         else:
-            mixed = self.ranks.sums(self._mixed(weights))
-            for parameter, value in zip(self.shared, mixed, strict=True):
-                if value is not None:
-                    _accumulate(parameter, value)
+            mixed = zip(self.shared, self.ranks.sums(self._mixed(weights)), strict=True)
+        for parameter, value in mixed:
+            if value is not None:
+                _accumulate(parameter, value)
         self._assign_heads(head_weights)
 
     def _mixed(self, weights: Tensor) -> tuple[Tensor | None, ...]:
