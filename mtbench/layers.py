@@ -23,20 +23,23 @@ class _Kind(NamedTuple):
         input: what it calls the saved input.
         weight: which of the node's parents leads to the weight.
         bias: likewise.
-        by: what lies between node and weight.
+        transposed: whether it uses the weight's transpose.
     """
 
     input: str
     weight: int
     bias: int | None
-    by: str | None
+    transposed: bool
 
 
 _KINDS = {
-    "AddmmBackward0": _Kind("mat1", 2, 0, "TBackward0"),
-    "MmBackward0": _Kind("self", 1, None, "TBackward0"),
-    "ConvolutionBackward0": _Kind("input", 1, 2, None),
+    "AddmmBackward0": _Kind("mat1", 2, 0, transposed=True),
+    "MmBackward0": _Kind("self", 1, None, transposed=True),
+    "ConvolutionBackward0": _Kind("input", 1, 2, transposed=False),
 }
+
+_ON_THE_WAY = {"TBackward0", "ToCopyBackward0"}
+"""What may lie between a layer and its parameter; autocast makes copies."""
 
 _HELD = 25
 """Float32 multiplications in whose time an entry of the Jacobian is written, copied and read."""
@@ -122,9 +125,9 @@ class Layer:
     def pull_back(self, grads: Tensor) -> Iterator[Tensor]:
         """Yield the parameters' gradients for one gradient at the output, (numel,)."""
         D = self._at_rows(grads[None])[0]
-        yield (D.T @ self._rows.to(D)).view_as(self.weight)
+        yield (D.T @ self._rows.to(D)).view_as(self.weight).to(self.weight)
         if self.bias is not None:
-            yield D.sum(0)
+            yield D.sum(0).to(self.bias)
 
     def _at_rows(self, grads: Tensor) -> Tensor:
         """Return gradients at the output as (K, N, m)."""
@@ -160,12 +163,12 @@ def find(roots: Iterable[Tensor], parameters: Iterable[Tensor], objectives: int)
             if uses[node] == 1:
                 stack.extend(parent for parent, _ in node.next_functions)
 
-    def parameter(node: Node, parent: int | None, by: str | None = None) -> Tensor | None:
+    def parameter(node: Node, parent: int | None, transposed: bool = False) -> Tensor | None:
         found = None if parent is None else node.next_functions[parent][0]
-        if found is not None and by is not None:
-            only = uses[found] == 1 and found.name() == by
-            found = found.next_functions[0][0] if only else None
-        if found is None or uses[found] > 1:
+        while found is not None and uses[found] == 1 and found.name() in _ON_THE_WAY:
+            transposed ^= found.name() == "TBackward0"
+            found = found.next_functions[0][0]
+        if found is None or uses[found] > 1 or transposed:
             return None
         variable: Tensor | None = getattr(found, "variable", None)
         if variable is None or id(variable) not in known or variable._backward_hooks:
@@ -176,7 +179,8 @@ def find(roots: Iterable[Tensor], parameters: Iterable[Tensor], objectives: int)
     for node in uses:
         kind = _KINDS.get(node.name())
         if kind is not None and _is_plain(node, kind):
-            weight, bias = parameter(node, kind.weight, kind.by), parameter(node, kind.bias)
+            weight = parameter(node, kind.weight, kind.transposed)
+            bias = parameter(node, kind.bias)
             if weight is not None and (bias is None or bias.dim() == 1):
                 layers.append(Layer(node, weight, bias))
     return [layer for layer in layers if layer.pays(objectives)]

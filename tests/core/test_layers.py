@@ -144,6 +144,38 @@ def test_beside_other_parameters(layout: torch.memory_format, engine: dict[str, 
     close(ours, theirs, 1e-5)
 
 
+@pytest.mark.usefixtures("always")
+def test_under_autocast() -> None:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 8))
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            y: Tensor = encoder(x)
+        return y
+
+    taken, ours, theirs = both_ways(
+        forward,
+        list(encoder.parameters()),
+        torch.randn(5, 3, 8, 8),
+        engine=lambda: Engine(batched=False),
+    )
+    assert taken == 2
+    assert all(p.dtype == g.dtype for p, g in zip(encoder.parameters(), ours[1:], strict=True))
+    close(ours, theirs, 2e-2)  # a gradient formed in bfloat16 rounds to 8 bits
+
+
+@pytest.mark.usefixtures("always")
+def test_tokens() -> None:
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).double()
+    taken, ours, theirs = both_ways(
+        encoder, list(encoder.parameters()), torch.randn(3, 5, 8).double()
+    )
+    assert taken == 4  # attention's two, and two of the feed-forward part
+    close(ours, theirs, 1e-9)
+
+
 class Twice(nn.Module):
     """Goes through its layer twice."""
 
