@@ -55,10 +55,10 @@ class Pulled(NamedTuple):
     def mixed(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return each parameter with the gradient of sum_k w_k L_k."""
         with torch.autocast(self.blocks[0].device.type, enabled=False):
-            own = [block.T @ weights.to(block) for block in self.blocks]
+            own = [block.T @ _beside(block, weights) for block in self.blocks]
             found = list(views(own[0] if len(own) == 1 else torch.cat(own), self.parameters))
             for layer, grads in self.layers:
-                at_output = grads.T @ weights.to(grads)
+                at_output = grads.T @ _beside(grads, weights)
                 found += zip(layer.parameters, layer.pull_back(at_output), strict=True)
         return found
 
@@ -68,6 +68,11 @@ def views(flat: Tensor, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, 
     sizes = [p.numel() for p in parameters]
     for parameter, part in zip(parameters, torch.split(flat, sizes), strict=True):
         yield parameter, part.view_as(parameter)
+
+
+def _beside(gradients: Tensor, weights: Tensor) -> Tensor:
+    """Return the weights as these gradients need them, without waiting for the device."""
+    return weights.to(gradients.device, gradients.dtype, non_blocking=True)
 
 
 def _point(item: Layer | Tensor) -> Tensor | GradientEdge:
@@ -455,10 +460,13 @@ class Step:
     def _mixed(self, weights: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of sum_k w_k L_k by one backward from the features, or the losses."""
         if not self._splits:
-            seeds = [w * seed for w, seed in zip(weights.tolist(), self._seeds, strict=True)]
+            w = _beside(self._seeds[0], weights)
+            seeds = [w_k * seed for w_k, seed in zip(w, self._seeds, strict=True)]
             return grad(self.losses, self.shared, seeds)
         mixed = [
-            torch.stack([w * g for w, g in zip(weights.to(grads[0]), grads, strict=True)]).sum(0)
+            torch.stack(
+                [w * g for w, g in zip(_beside(grads[0], weights), grads, strict=True)]
+            ).sum(0)
             for grads in zip(*self._feature_grads, strict=True)
         ]
         return grad(self.features, self.shared, mixed)
@@ -495,7 +503,7 @@ class Step:
                 grad([loss], head, [seed])
                 for loss, seed, head in zip(self.losses, self._seeds, self.heads, strict=True)
             ]
-        scales = [1.0] * self.num_objectives if head_weights is None else head_weights.tolist()
+        scales = [1.0] * self.num_objectives if head_weights is None else list(head_weights)
         sums = iter(self.ranks.sums(list(chain(*self._head_grads))))
         for head, scale in zip(self.heads, scales, strict=True):
             for parameter in head:
