@@ -34,6 +34,9 @@ ARRAY = 1000
 """The largest job array: SLURM's own default."""
 
 TIMEOUT = 10.0
+
+PATIENCE = 300.0
+"""Seconds that a sweep waits for a cluster that has lost all its workers to start others."""
 """Seconds in which Dask's scheduler must answer, and have a worker."""
 
 Outcome = Report | str
@@ -345,13 +348,21 @@ class Dask:
                 "scheduler"
             ) from error
         try:
-            self.client.wait_for_workers(1, timeout=TIMEOUT)
-        except TimeoutError:
+            self._need_workers(TIMEOUT)
+        except RunError:
             self.client.close()
+            raise
+
+    def _need_workers(self, seconds: float) -> None:
+        try:
+            self.client.wait_for_workers(1, timeout=seconds)
+        except TimeoutError:
             raise RunError(
-                f"--scheduler {address}: has no workers; start some: dask worker {address} "
-                "--nthreads 1"
+                f"--scheduler {self.address}: has no workers; start some, and the same command "
+                f"goes on: dask worker {self.address} --nthreads 1"
             ) from None
+        except OSError:  # the scheduler is gone, which its status says
+            pass
 
     def shares(
         self, ready: Sequence[int], left: int, under_way: int
@@ -370,7 +381,7 @@ class Dask:
         """Ask for every task.
 
         Raises:
-            RunError: the scheduler is gone.
+            RunError: the scheduler is gone, or all workers are, and none comes.
         """
         done = {name: future for name, future in self.futures.items() if future.done()}
         if self.client.status != "running":
@@ -380,6 +391,7 @@ class Dask:
         for name in done:
             del self.futures[name]
         if not done:
+            self._need_workers(PATIENCE)
             time.sleep(seconds)
         return [(name, self._outcome(future)) for name, future in done.items()]
 

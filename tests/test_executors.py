@@ -242,7 +242,8 @@ def test_a_cell_that_kills_dask_workers_fails_alone(
     cluster: Any, tiny: Path, tmp_path: Path
 ) -> None:
     plugin = tmp_path / "deadly.py"
-    plugin.write_text(BROKEN.format(what="import os; os.kill(os.getpid(), 9)"))
+    # Dask's nanny gives up a worker that dies before it has heard that it started.
+    plugin.write_text(BROKEN.format(what="import os, time; time.sleep(1); os.kill(os.getpid(), 9)"))
     own = order(tmp_path, "deadly", "ew", plugins=(tiny, plugin), trials=0)
     out = tmp_path / "out"
     ends = run(own, out, lambda: Dask(cluster.scheduler_address, 4))
@@ -262,6 +263,24 @@ def test_dask_that_cannot_be_is_told(
     with LocalCluster(n_workers=0, dashboard_address=":0", host="127.0.0.1") as empty:
         address = empty.scheduler_address
         refused(mtbench(*line, address), f"dask worker {address} --nthreads 1")
+
+
+def test_a_dask_cluster_without_workers_ends_the_sweep(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(executors, "PATIENCE", 1.0)
+    own = order(tmp_path, "ew", plugins=(tiny,), trials=0)
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0",
+        host="127.0.0.1", silence_logs=50,
+    ) as cluster:  # fmt: skip
+        dask = Dask(cluster.scheduler_address, 1)
+        cluster.scale(0)
+        wait_for(lambda: not dask.client.nthreads())
+        with pytest.raises(RunError, match="has no workers; start some, and the same"):
+            run(own, tmp_path / "out", lambda: dask)
 
 
 class Dying:
