@@ -86,7 +86,7 @@ class ConsMTL(Weighting):
 
     def backward(self, step: Step) -> Tensor:
         """Apply the weights, and add the extra gradients to the heads'."""
-        weights = self.weigh(step.gramian(), step.values.cpu().double())
+        weights = self.weigh(step.gramian(), step.host_values)
         slopes = self.head_slopes(step, weights)
         before = [[None if p.grad is None else p.grad.clone() for p in h] for h in step.heads]
         step.backward(weights)

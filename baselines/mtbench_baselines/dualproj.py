@@ -32,4 +32,4 @@ class DualProj(Weighting):
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the weights of the projected mean."""
         K = len(gramian)
-        return cone_projections(gramian, torch.full((1, K), 1 / K))[0]
+        return cone_projections(gramian, torch.full((1, K), 1 / K, dtype=torch.float64))[0]

@@ -64,5 +64,5 @@ class FairGrad(Weighting):
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the fair weights, times K, cut to the longest step."""
-        weights = fair_shares(gramian, 1 / self.alpha) * len(gramian)
-        return shorten(gramian, weights, self.max_norm)
+        weights = fair_shares(gramian, 1 / self.alpha)
+        return shorten(gramian, weights, self.max_norm, times=len(gramian))

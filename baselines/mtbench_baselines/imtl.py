@@ -72,7 +72,7 @@ class IMTL(Weighting):
 
     def backward(self, step: Step) -> Tensor:
         """Apply the weights, scale the heads' gradients, and give s its own."""
-        weights = self.weigh(step.gramian(self.space), step.values.cpu().double())
+        weights = self.weigh(step.gramian(self.space), step.host_values)
         step.backward(weights, self.space, head_weights=self.log_scale.detach().exp())
         positive = (step.values > 0).to(self.log_scale)
         step.descend((positive * (self.log_scale.exp() * step.values - self.log_scale)).sum())

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,13 +69,13 @@ class Krum(Weighting):
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return 1 / m for the selected, 0 for the others."""
-        K = len(gramian)
-        square = gramian.diagonal()
-        distances = (square[:, None] + square - 2 * gramian).clamp(min=0)
-        distances.fill_diagonal_(torch.inf)
-        neighbours = max(K - self.byzantine - 2, 1)
-        scores = distances.sort(dim=1).values[:, :neighbours].sum(1)
-        selected = scores.argsort(stable=True)[: self.selected]
-        weights = torch.zeros_like(square)
+        G, K = gramian.numpy(), len(gramian)
+        square = G.diagonal()
+        distances = np.maximum(square[:, None] + square - 2 * G, 0)
+        distances.flat[:: K + 1] = np.inf
+        distances.sort(axis=1)
+        scores = distances[:, : max(K - self.byzantine - 2, 1)].sum(1)
+        selected = scores.argsort(kind="stable")[: self.selected]
+        weights = np.zeros_like(square)
         weights[selected] = 1 / len(selected)
-        return weights
+        return torch.from_numpy(weights)

@@ -71,9 +71,11 @@ class MGDA(Weighting):
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the min-norm weights of the normalised gradients."""
-        scale = torch.ones_like(losses)
-        if self.normalise in ("l2", "loss+"):
-            scale = scale * gramian.diagonal().sqrt()
-        if self.normalise in ("loss", "loss+"):
-            scale = scale * losses.abs().masked_fill(losses == 0, 1)
-        return min_norm(gramian / torch.outer(scale, scale))
+        if self.normalise != "none":
+            scale = torch.ones_like(losses)
+            if self.normalise in ("l2", "loss+"):
+                scale = scale * gramian.diagonal().sqrt()
+            if self.normalise in ("loss", "loss+"):
+                scale = scale * losses.abs().masked_fill(losses == 0, 1)
+            gramian = gramian / torch.outer(scale, scale)
+        return min_norm(gramian)

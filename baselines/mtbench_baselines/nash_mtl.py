@@ -81,9 +81,10 @@ class NashMTL(Weighting):
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the solution, cut to the longest step."""
-        active = gramian.diagonal() > 0
+        G, last = gramian.numpy(), self.last.cpu().numpy().copy()
+        active = G.diagonal() > 0
         if active.any():
-            gramian = gramian[active][:, active]
-            weights = shorten(gramian, fair_shares(gramian), self.max_norm)
-            self.last[active] = weights.to(self.last)
-        return self.last.clone()
+            present = torch.from_numpy(G[active][:, active])
+            last[active] = shorten(present, fair_shares(present), self.max_norm).numpy()
+            self.last.copy_(torch.from_numpy(last))
+        return torch.from_numpy(last)

@@ -94,7 +94,7 @@ class NTKMTL(Weighting):
         rows = [_squares(grads[step.latent]) for grads in step.feature_grads()]
         samples = step.ranks.gather(torch.stack(rows, dim=1))
         eigenvalues = torch.stack([_top_eigenvalue(row, self.splits) for row in samples.T])
-        weights = self.weigh(torch.diag(eigenvalues.cpu()), step.values.cpu().double())
+        weights = self.weigh(torch.diag(eigenvalues.cpu()), step.host_values)
         step.backward(weights, self.space, head_weights=weights)
         return weights
 

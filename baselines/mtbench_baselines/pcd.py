@@ -1,6 +1,6 @@
 """PCD: follow the first objective, bent as little as the others' progress asks for."""
 
-from math import inf
+from math import inf, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,24 +81,26 @@ class PCD(Weighting):
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the weights of d."""
-        norms = gramian.diagonal()
-        live = norms > 0
-        weights = torch.zeros_like(norms)
+        G = gramian.numpy()
+        live = G.diagonal() > 0
+        weights = np.zeros(len(G))
         if not live.any():
-            return weights
-        square, count = self.square.to(gramian), self.count.to(gramian)
-        count = count + live
-        square = torch.where(live, self.beta * square + (1 - self.beta) * norms, square)
-        self.square.copy_(square)
-        self.count.copy_(count)
-        scale = (square / (1 - self.beta**count))[live].rsqrt()
-        normed = gramian[live][:, live] * scale[:, None] * scale
-        found = bend(normed, self.tau)
+            return torch.from_numpy(weights)
+        G, norms = G[live][:, live], G.diagonal()[live]
+        square = self.square.double().numpy(force=True).copy()
+        count = self.count.double().numpy(force=True).copy()
+        count[live] += 1
+        square[live] = self.beta * square[live] + (1 - self.beta) * norms
+        self.square.copy_(torch.from_numpy(square))
+        self.count.copy_(torch.from_numpy(count))
+        scale = 1 / np.sqrt(square[live] / (1 - self.beta ** count[live]))
+        normed = G * scale[:, None] * scale
+        found = bend(torch.from_numpy(normed), self.tau).numpy()
         length = found @ normed @ found
-        parts = found.abs() @ normed.diagonal().sqrt()
-        if length > _NOISE * parts.square():
-            weights[live] = found * scale * (norms[live][0] / length).sqrt()
-        return weights
+        parts = np.abs(found) @ np.sqrt(normed.diagonal())
+        if length > _NOISE * parts**2:
+            weights[live] = found * scale * sqrt(norms[0] / length)
+        return torch.from_numpy(weights)
 
 
 def bend(gramian: Tensor, tau: float) -> Tensor:
@@ -117,8 +119,7 @@ def bend(gramian: Tensor, tau: float) -> Tensor:
     norms = np.sqrt(G.diagonal()[1:])
     cosines = G[1:, 1:] / norms[:, None] / norms
     wanted = tau * norms - G[1:, 0] / norms  # beyond what g_1 gives, along g_j / ||g_j||
-    noise = _NOISE * (np.sqrt(G[0, 0]) + norms.max(initial=0))
-    primary = torch.eye(len(G), dtype=gramian.dtype)[0]
+    noise = _NOISE * (sqrt(G[0, 0]) + norms.max(initial=0))
     mu = np.zeros_like(norms)  # times ||g_j||
     tight: list[int] = []
     entering: int | None = None
@@ -130,13 +131,14 @@ def bend(gramian: Tensor, tau: float) -> Tensor:
             if missing[entering] <= noise:
                 break
         # g_entering = the tight ones times `shares`, plus a rest orthogonal to them.
-        shares = np.linalg.solve(cosines[np.ix_(tight, tight)], cosines[tight, entering])
+        shares = np.linalg.solve(cosines[tight][:, tight], cosines[tight, entering])
         rest = 1 - cosines[entering, tight] @ shares
         room = [m / share if share > 0 else inf for m, share in zip(mu[tight], shares, strict=True)]
         nearest = min(room, default=inf)
         step = missing[entering] / rest if rest > _NOISE else inf
         if min(step, nearest) == inf:
-            return primary
+            mu[:] = 0
+            break
         mu[tight] -= min(step, nearest) * shares
         mu[entering] += min(step, nearest)
         if step <= nearest:
@@ -144,4 +146,4 @@ def bend(gramian: Tensor, tau: float) -> Tensor:
             entering = None
         else:
             mu[tight.pop(room.index(nearest))] = 0
-    return primary + torch.from_numpy(np.concatenate([[0.0], mu.clip(min=0) / norms]))
+    return torch.from_numpy(np.concatenate([[1.0], np.maximum(mu, 0) / norms]))

@@ -105,8 +105,8 @@ class PIVRG(Weighting):
         weights = torch.zeros(len(losses), dtype=torch.float64)
         if active.any():
             gramian = gramian[active][:, active]
-            found = fair_shares(gramian, 0.5, self.omega.cpu()[active].sqrt()) * len(gramian)
-            weights[active] = shorten(gramian, found, self.max_norm)
+            found = fair_shares(gramian, 0.5, self.omega.cpu()[active].sqrt())
+            weights[active] = shorten(gramian, found, self.max_norm, times=len(gramian))
         return weights
 
     def after_epoch(self) -> None:

@@ -37,7 +37,7 @@ class RandomGradientWeighting(Weighting):
 
         An objective counts as being without one where its loss is exactly 0.
         """
-        losses = step.values.cpu().double()
+        losses = step.host_values
         weights = self.weigh(torch.diag((losses != 0).double()), losses)
         step.backward(weights, "features" if step.features else "shared")
         return weights

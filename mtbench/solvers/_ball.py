@@ -53,8 +53,8 @@ def cagrad(gramian: Tensor, c: float) -> Tensor:
     C, norms = scaled
     norms /= norms.max()
     K = len(C)
-    b = C @ norms / K  # <g_k, g_0> / ||g_k||; y = z ||g_k|| below
-    radius = c * sqrt(max(float(b @ norms) / K, 0.0))
+    b = C.dot(norms) / K  # <g_k, g_0> / ||g_k||; y = z ||g_k|| below
+    radius = c * sqrt(max(b.dot(norms) / K, 0.0))
     if radius < 1e-12:  # c = 0, or a mean that is zero but for rounding
         return uniform(gramian)
     y = _largest_level(definite(C), b, norms, radius)
@@ -68,25 +68,26 @@ def _largest_level(M: Array, b: Array, norms: Array, radius: float) -> Array:
     is bracketed and the support found for each.
     """
     a = 1 / norms
-    reach = (b + radius) * norms  # the most that each objective could be given, were it alone
-    low, high = (b * norms).min(), reach.min()
-    support = b * norms < high
-    y: Array = np.zeros(len(b))
+    sides = np.array([a, b])
+    now = b * norms
+    high = (now + radius * norms).min()  # the least that one could be given, were it alone
+    support = now < high
+    y: Array
     for _ in range(_ROUNDS):
-        F = support.nonzero()[0]
-        level, y_F = _on_support(M, F, a, b, radius)
+        level, y = _on_support(M, sides, support, radius)
         side = level * a - b
-        slack = M[:, F] @ y_F - side
-        slack += 1e-14 * (np.abs(y_F).sum() + np.abs(side).max())
-        slack[F] = y_F
-        wrong = slack < 0
-        if not wrong.any():
-            y[F] = y_F
+        signs = np.where(support, y, M.dot(y) - side)
+        wrong = signs < 0
+        if not np.count_nonzero(wrong):
+            return y
+        wrong &= support | (signs < -1e-14 * (np.abs(y).sum() + np.abs(side).max()))
+        if not np.count_nonzero(wrong):
             return y
         support = support ^ wrong
         if not support.any():
             break
-    found = y
+    found: Array = np.zeros(len(b))
+    low = now.min()
     level = (low + high) / 2
     for _ in range(_ROUNDS + 50):
         y = nonnegative(M, (level * a - b)[None], support[None])[0]
@@ -97,7 +98,7 @@ def _largest_level(M: Array, b: Array, norms: Array, radius: float) -> Array:
             high = level
         last, level = level, (low + high) / 2
         if support.any():
-            root, _ = _on_support(M, support.nonzero()[0], a, b, radius)
+            root, _ = _on_support(M, sides, support, radius)
             if abs(root - last) <= 1e-14 * abs(last):
                 return y
             if low < root < high:
@@ -106,14 +107,17 @@ def _largest_level(M: Array, b: Array, norms: Array, radius: float) -> Array:
 
 
 def _on_support(
-    M: Array, F: NDArray[np.intp], a: Array, b: Array, radius: float
+    M: Array, sides: Array, support: NDArray[np.bool_], radius: float
 ) -> tuple[float, Array]:
-    """Return the largest lambda for a support, and y there: ``y = lambda p - q``."""
-    side = np.array([a[F], b[F]])
-    p, q = both = solve(M[F[:, None], F], side.T).T
+    """Return the largest lambda for a support, and y: there ``lambda p - q``, 0 elsewhere."""
+    F = support.nonzero()[0]
+    ours = sides[:, F]
+    p, q = both = solve(M[F[:, None], F], ours.T).T
     # ||sum_k y_k g_k||^2 = pp lambda^2 - 2 pq lambda + qq
-    (pp, pq), (_, qq) = both @ side.T
+    (pp, pq), (_, qq) = both.dot(ours.T).tolist()
     level = (pq + sqrt(max(pq * pq - pp * (qq - radius * radius), 0.0))) / pp
-    if p.sum() > 0:
-        level = min(level, (_CANCEL * radius + q.sum()) / p.sum())
-    return level, level * p - q
+    if (total := p.sum()) > 0:
+        level = min(level, (_CANCEL * radius + q.sum()) / total)
+    y: Array = np.zeros(len(M))
+    y[F] = level * p - q
+    return level, y

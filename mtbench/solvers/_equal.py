@@ -40,6 +40,7 @@ def equal_projections(gramian: Tensor) -> Tensor:
         return uniform(gramian)
     C, norms = scaled
     live = (C.diagonal() > 0).astype(float)
-    u = solve(definite(C + np.outer(live, live) + np.diag(1 - live)), live)
-    w = u / norms
+    C += live * live[:, None]
+    C.flat[:: len(C) + 1] += 1 - live
+    w = solve(definite(C), live) / norms
     return torch.from_numpy(w / max(w.sum(), np.abs(w).sum() / _LONGEST))

@@ -46,38 +46,40 @@ def fair_shares(gramian: Tensor, power: float = 1.0, shares: Tensor | None = Non
     if scaled is None:
         return uniform(gramian)
     C, norms = scaled
-    c = 1.0 if shares is None else shares.detach().cpu().double().numpy()
+    c = 1.0 if shares is None else shares.double().numpy(force=True)
     unit = (c / norms**2) ** (1 / (1 + power))
     lengths = unit * norms
     lengths /= lengths.max()
-    A = C * lengths * lengths[:, None]
-    A.flat[:: len(A) + 1] = lengths * lengths
-    return torch.from_numpy(unit * _newton(A, power))
+    C *= lengths
+    C *= lengths[:, None]
+    C.flat[:: len(C) + 1] = lengths * lengths
+    return torch.from_numpy(unit * _newton(C, power))
 
 
 def _newton(A: Array, p: float) -> Array:
     """Solve the equation for x = w / (its value for orthogonal gradients): ``A x = a / x^p``."""
     a, bound = A.diagonal(), _bound(p)
-    total = A.sum()
-    x = np.full(len(A), min((a.sum() / total) ** (1 / (1 + p)), bound) if total > 0 else 1.0)
-    start = step = x
+    # A fixed-point step from x = 1. Where gradients cancel, A x is near 0 and says nothing.
+    x: Array = (a / np.maximum(A.sum(1), a / 4)) ** (1 / (1 + p))
+    damped = a / bound ** (_STEEP + p)
+    start = move = x
     slope = largest = 0.0
     for _ in range(_ITERATIONS):
-        push = a * x ** (1 - p)
-        brake = push * (x / bound) ** (_STEEP + p)
-        H = A * x * x[:, None]
-        residual = push - brake - H.sum(1)
-        if abs(step @ residual) > 0.5 * slope > 0:
-            reach = _reach(A, start, start * step, p)
-            x = start + reach * start * step
+        push, brake = a * x**-p, damped * x**_STEEP
+        residual = push - brake - A.dot(x)
+        if abs(move.dot(residual)) > 0.5 * slope > 0:
+            reach = _reach(A, start, move, p)
+            x = start + reach * move
             if reach * largest < 1e-6:  # rounding is all that is left
                 break
             slope = 0.0
             continue
-        H.flat[:: len(H) + 1] += p * push + _STEEP * brake
-        step = solve(H, residual)
-        slope = step @ residual
-        largest = np.abs(step).max()
+        H = A.copy()
+        H.flat[:: len(H) + 1] += (p * push + _STEEP * brake) / x
+        move = solve(H, residual)
+        slope = move.dot(residual)
+        step = move / x
+        largest = max(map(abs, step.tolist()))
         start, x = x, x * np.exp(step / max(largest / 1.5, 1))
         if largest < 1e-6:
             break

@@ -1,5 +1,7 @@
 """What the solvers share: gradients as cosines and lengths, and definite linear systems."""
 
+from math import sqrt
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,15 +20,17 @@ def cosines(gramian: Tensor) -> tuple[Array, Array] | None:
     A zero gradient has cosine 0 with all, itself too, and counts as long as the shortest other one,
     so that norms can be divided by. Nothing to solve is None: a Gramian that is zero or not finite.
     """
-    G: Array = gramian.detach().cpu().double().numpy()
+    G: Array = gramian.double().numpy(force=True)
     if not np.isfinite(G).all():
         return None
-    n = np.sqrt(G.diagonal().clip(0))
-    if not n.all():
+    n = np.sqrt(np.maximum(G.diagonal(), 0))
+    if np.count_nonzero(n) < len(n):
         if not n.any():
             return None
         n[n == 0] = n[n > 0].min()
-    return G / n / n[:, None], n
+    C = G / n
+    C /= n[:, None]
+    return C, n
 
 
 def uniform(gramian: Tensor) -> Tensor:
@@ -34,10 +38,11 @@ def uniform(gramian: Tensor) -> Tensor:
     return torch.full((len(gramian),), 1 / len(gramian), dtype=torch.float64)
 
 
-def shorten(gramian: Tensor, weights: Tensor, longest: float) -> Tensor:
-    """Return the weights, scaled down where :math:`J^T w` is longer than that; 0 for no limit."""
-    length = (weights @ gramian.to(weights) @ weights).clamp(min=0).sqrt().item()
-    return weights * (longest / length) if 0 < longest < length else weights
+def shorten(gramian: Tensor, weights: Tensor, longest: float, times: float = 1.0) -> Tensor:
+    """Return the weights w times `times`, or less, so that J^T w is not longer; 0 for no limit."""
+    G, w = gramian.double().numpy(force=True), weights.double().numpy(force=True)
+    length = times * sqrt(max(w.dot(G.dot(w)), 0.0))
+    return torch.from_numpy(w * (times * longest / length if 0 < longest < length else times))
 
 
 def definite(M: Array) -> Array:
@@ -45,11 +50,13 @@ def definite(M: Array) -> Array:
 
     More is needed only for a Gramian that is not semidefinite, as from float32 products.
     """
-    unit, ridge = np.eye(len(M)), RIDGE
-    while dpotrf(M + 0.5 * ridge * unit)[1]:
+    found, ridge, diagonal = M.copy(), RIDGE, slice(None, None, len(M) + 1)
+    found.flat[diagonal] += ridge / 2
+    while dpotrf(found)[1]:
+        found.flat[diagonal] += (100 - 1) * ridge / 2
         ridge *= 100
-    definite: Array = M + ridge * unit
-    return definite
+    found.flat[diagonal] += ridge / 2
+    return found
 
 
 def solve(A: Array, b: Array) -> Array:

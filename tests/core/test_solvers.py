@@ -246,6 +246,42 @@ def test_many_objectives_settle_under_single_pivoting():
     np.testing.assert_allclose(found * slack, 0, atol=1e-4)
 
 
+def test_stacked_systems_give_what_one_by_one_gives(monkeypatch):
+    import mtbench.solvers._cone as cone
+
+    rng = np.random.default_rng(0)
+    for K in (2, 5, 8, 19):
+        J = rng.normal(size=(K, 2 * K))
+        M, sides, support = J @ J.T, rng.normal(size=(2 * K, K)), rng.random((2 * K, K)) < 0.5
+        support[0], support[1] = False, True
+        stacked = cone.restricted(M, sides, support)
+        with monkeypatch.context() as patch:
+            patch.setattr(cone, "_LARGE", 0)
+            patch.setattr(np.linalg, "solve", None)  # the other path
+            np.testing.assert_allclose(cone.restricted(M, sides, support), stacked, rtol=1e-8)
+        np.testing.assert_allclose((stacked @ M)[support], sides[support], rtol=1e-8, atol=1e-12)
+        assert (stacked[~support] == 0).all()
+
+
+@pytest.mark.parametrize("K", [2, 3, 8, 40])
+def test_the_memory_layout_of_the_gramian_does_not_matter(K):
+    J = torch.randn(K, 2 * K, generator=torch.Generator().manual_seed(K), dtype=torch.float64)
+    rows = J @ J.T
+    columns = rows.T.contiguous().T
+    assert not columns.is_contiguous()
+    before = rows.clone()
+    for solver in (
+        min_norm,
+        equal_projections,
+        fair_shares,
+        lambda G: cagrad(G, C),
+        lambda G: cone_projections(G, torch.eye(K)),
+    ):
+        torch.testing.assert_close(solver(columns), solver(rows), rtol=1e-9, atol=1e-12)
+    assert torch.equal(rows, before)  # nor is it written to
+    assert torch.equal(columns, before)
+
+
 def test_cagrad_by_brackets_agrees(monkeypatch):
     """Where the support and lambda do not settle together, lambda is bracketed."""
     import mtbench.solvers._ball as ball
