@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
@@ -41,6 +42,12 @@ CHECKPOINT_SECONDS = 30.0
 
 CHECKPOINT_VERSION = 1
 
+LOOK_SECONDS = 0.5
+"""How long the host leaves the numbers of the steps that it makes on the device."""
+
+LOOK_STEPS = 10
+"""The same in steps, for several ranks: all must stop after the same one, and clocks differ."""
+
 MOST_SKIPPED = 0.01
 """The share of a run's steps, at least one, that may be skipped before it has diverged."""
 
@@ -55,7 +62,10 @@ class Observer(Protocol):
         """A cell begins, or goes on after `done` of its epochs x steps."""
 
     def stepped(self, epoch: int, losses: dict[str, float]) -> None:
-        """One step was made; there are no losses if it was skipped."""
+        """One step was made; there are no losses if it was skipped.
+
+        Steps are told in their order, the first of a run at once, others when the host looks.
+        """
 
     def evaluated(self, record: dict[str, Any]) -> None:
         """An epoch ended with this record."""
@@ -86,6 +96,26 @@ class Progress:
     processes: int = 1
     precision: str = "fp32"
     nonfinite: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class _Made:
+    """A step that was made, whose numbers stay on the device until the host looks at them.
+
+    Attributes:
+        position: in its epoch.
+        lr: the learning rate.
+        numbers: of the "loss" of each objective, the "gradient" norms, and the "weight" of each
+            objective where the step is logged and the method has weights.
+        read: the same on the host, once it has looked.
+        seconds: what it took.
+    """
+
+    position: int
+    lr: float
+    numbers: dict[str, list[Tensor]]
+    read: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def build(
@@ -123,8 +153,10 @@ def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch with its tensors on the device."""
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    """Return the batch with its tensors on the device, or on their way there."""
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
+    }
 
 
 @contextmanager
@@ -203,6 +235,12 @@ class Reader(RunDirectory):
 class Trainer:
     """Trains one cell, resuming where its run directory left off.
 
+    The host does not wait for a device in every step: what it wants to know of a step is kept there
+    and read together with that of the steps after it, after half a second, and before anything is
+    written. A step that was not finite is found then, and what was made of it is dropped with the
+    steps after it. With ``nonfinite`` ``skip`` or ``fp32``, which must know before the optimizer's
+    step, the host reads in every step.
+
     Args:
         spec: the cell.
         task: an instance with the spec's parameters.
@@ -252,6 +290,8 @@ class Trainer:
         self.rows: list[list[Any]] = []
         self.order, self.order_epoch = torch.empty(0), -1
         self.step_seconds: deque[float] = deque(maxlen=1000)
+        self.pending: list[_Made] = []
+        self.looked = -math.inf
 
     def run(self) -> dict[str, Any]:
         """Train to the end and return the result, which is also written to the run directory."""
@@ -381,8 +421,11 @@ class Trainer:
         while self.at.position < self.steps:
             self._step(self._batch(self.at.epoch, self.at.position))
             self.at.position += 1
+            if self.at.position == self.steps or self._due():
+                self._count()
             since = time.perf_counter() - saved
-            if since > self.checkpoint_seconds and self.at.position < self.steps:
+            saving = since > self.checkpoint_seconds and self.at.position < self.steps
+            if saving and not self.pending:
                 self.at.seconds += time.perf_counter() - begin
                 self._checkpoint()
                 begin = saved = time.perf_counter()
@@ -392,15 +435,16 @@ class Trainer:
 
     def _step(self, batch: Batch) -> None:
         if self.recipe.nonfinite == "stop":
-            self._update(batch)
+            self._attempt(batch)
             return
         # What a step changes before its gradients are known to be finite, but the generators.
         buffers = copy.deepcopy(dict(self.model.named_buffers()))
         balancer = copy.deepcopy(self.balancer.state_dict())
         try:
-            self._update(batch)
+            self._attempt(batch)
         except Diverged as event:
             self._answer(event)
+            self.pending.clear()
             for name, buffer in self.model.named_buffers():
                 buffer.copy_(buffers[name])
             self.balancer.load_state_dict(balancer)
@@ -408,9 +452,16 @@ class Trainer:
             if self.at.position == 0:  # of what is looked at once an epoch
                 self.at.diagnostics = {}
             if self.recipe.nonfinite == "fp32":
-                self._update(batch)
+                self._attempt(batch)
             else:
                 self.observer.stepped(self.at.epoch, {})
+
+    def _attempt(self, batch: Batch) -> None:
+        try:
+            self._update(batch)
+        except Exception:
+            self._look()  # what is not finite may raise anything where it is worked with
+            raise
 
     def _answer(self, event: Diverged) -> None:
         """Record what is done about numbers that are not finite; raise if nothing is."""
@@ -443,8 +494,8 @@ class Trainer:
         if self.ranks.size > 1:  # dropout differs between ranks, and a checkpoint is rank 0's alone
             seeding.seed_everything(seeding.derive(self.spec.seed, "rank", ranks.rank, index))
         step = self._forward(batch, ranks)
-        losses = step.values.tolist()
-        self._must_be_finite(losses, "loss")
+        made = _Made(self.at.position, lr, {"loss": [step.values]})
+        self.pending.append(made)
         plain = None
         if self.at.position == 0:
             plain = _flat(step.gradient(step.total()), step.shared)
@@ -462,22 +513,74 @@ class Trainer:
             }
         del step, plain  # frees the graph before the optimizer allocates
         limit = math.inf if self.recipe.clip is None else self.recipe.clip
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
-        norms = [norm]
+        norms = [nn.utils.clip_grad_norm_(self.model.parameters(), limit)]
+        made.numbers["gradient"] = norms
         if own := [p for p in self.balancer.parameters() if p.grad is not None]:
-            norms.append(nn.utils.clip_grad_norm_(own, math.inf).item())
-        self._must_be_finite(norms, "gradient")
+            norms.append(nn.utils.clip_grad_norm_(own, math.inf))
+        if weights is not None and index % self.log_every == 0:
+            made.numbers["weight"] = [weights.detach().clone()]
+        if self.recipe.nonfinite != "stop":
+            self._look()
         self.optimizer.step()
         self.balancer.after_step(lambda: self._forward(batch, ranks).losses)
         self.optimizer.zero_grad()
-        self.step_seconds.append(time.perf_counter() - begin)
-        self.at.sums = [a + b for a, b in zip(self.at.sums, losses, strict=True)]
-        self.at.counted += 1
-        named = dict(zip(self.task.objectives, losses, strict=True))
-        if index % self.log_every == 0:
-            shown = [math.nan] * len(losses) if weights is None else weights.tolist()
-            self.rows.append([index, self.at.epoch, lr, norm, *losses, *shown])
-        self.observer.stepped(self.at.epoch, named)
+        made.seconds = time.perf_counter() - begin
+
+    def _due(self) -> bool:
+        """Return whether the host looks now, which changes no number."""
+        if self.recipe.nonfinite != "stop":
+            return True
+        if self.ranks.size > 1:
+            return self.at.position % LOOK_STEPS == 1
+        return time.perf_counter() - self.looked > min(LOOK_SECONDS, self.checkpoint_seconds)
+
+    def _look(self) -> None:
+        """Read, in one copy, the numbers of the steps that were made since the last look.
+
+        Raises:
+            Diverged: some are not finite; it names the first such step.
+        """
+        begin = time.perf_counter()
+        new = [made for made in self.pending if not made.read]
+        if not new:
+            return
+        tensors = [x for made in new for some in made.numbers.values() for x in some]
+        there = [x.to(self.device, non_blocking=True).flatten() for x in tensors]
+        numbers = iter(torch.cat(there).tolist())
+        waited = time.perf_counter() - begin
+        for made in new:
+            made.seconds += waited / len(new)
+            made.read = {
+                what: list(islice(numbers, sum(x.numel() for x in some)))
+                for what, some in made.numbers.items()
+            }
+        for made in new:
+            for what in ("loss", "gradient"):
+                values = made.read.get(what, [])
+                if not all(map(math.isfinite, values)):
+                    shown = ", ".join(f"{value:g}" for value in values)
+                    raise Diverged(
+                        f"non-finite {what} ({shown}) in epoch {self.at.epoch}, step "
+                        f"{made.position}"
+                    )
+
+    def _count(self) -> None:
+        """Enter the steps that were made since the last time into the record, and tell of them."""
+        self._look()
+        pending, self.pending = self.pending, []
+        for made in pending:
+            losses = made.read["loss"]
+            self.at.sums = [a + b for a, b in zip(self.at.sums, losses, strict=True)]
+            self.at.counted += 1
+            self.step_seconds.append(made.seconds)
+            index = self.at.epoch * self.steps + made.position
+            if index % self.log_every == 0:
+                shown = made.read.get("weight", [math.nan] * len(losses))
+                norm = made.read["gradient"][0]
+                self.rows.append([index, self.at.epoch, made.lr, norm, *losses, *shown])
+            named = dict(zip(self.task.objectives, losses, strict=True))
+            self.observer.stepped(self.at.epoch, named)
+        self.looked = time.perf_counter()
 
     def _schedule(self, index: int) -> float:
         if self.recipe.schedule == "constant":
@@ -489,13 +592,6 @@ class Trainer:
             return (index + 1) / warmup
         done = (index - warmup) / max(1, self.total_steps - warmup)
         return 0.5 * (1 + math.cos(math.pi * done))
-
-    def _must_be_finite(self, values: Sequence[float], what: str) -> None:
-        if not all(map(math.isfinite, values)):
-            shown = ", ".join(f"{value:g}" for value in values)
-            raise Diverged(
-                f"non-finite {what} ({shown}) in epoch {self.at.epoch}, step {self.at.position}"
-            )
 
     def _end_epoch(self) -> None:
         if not self.ranks.agreed(self._state()):

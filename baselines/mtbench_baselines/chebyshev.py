@@ -43,6 +43,9 @@ class Chebyshev(Balancer):
     passes = "F + H + E"
     checked_against = "a twin that differentiates torch.max of the losses"
 
+    preferences: Tensor
+    ideal: Tensor
+
     def __init__(
         self,
         num_objectives: int,
@@ -52,20 +55,20 @@ class Chebyshev(Balancer):
         ideal: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__(num_objectives, seed)
-        self.preferences = (1.0,) * num_objectives if weights is None else tuple(weights)
-        self.ideal = (0.0,) * num_objectives if ideal is None else tuple(ideal)
-        for name, values in (("weights", self.preferences), ("ideal", self.ideal)):
+        preferences = (1.0,) * num_objectives if weights is None else tuple(weights)
+        aims = (0.0,) * num_objectives if ideal is None else tuple(ideal)
+        for name, values in (("weights", preferences), ("ideal", aims)):
             if len(values) != num_objectives:
                 raise UsageError(
                     f"chebyshev: {name} must hold one number per objective ({num_objectives}), "
                     f"found {values}"
                 )
-        if not all(0 < w < inf for w in self.preferences):
-            raise UsageError(
-                f"chebyshev: weights must be finite and above 0, found {self.preferences}"
-            )
-        if not all(map(isfinite, self.ideal)):
-            raise UsageError(f"chebyshev: ideal must be finite, found {self.ideal}")
+        if not all(0 < w < inf for w in preferences):
+            raise UsageError(f"chebyshev: weights must be finite and above 0, found {preferences}")
+        if not all(map(isfinite, aims)):
+            raise UsageError(f"chebyshev: ideal must be finite, found {aims}")
+        for name, values in (("preferences", preferences), ("ideal", aims)):
+            self.register_buffer(name, torch.tensor(values), persistent=False)
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
@@ -77,10 +80,9 @@ class Chebyshev(Balancer):
 
     def backward(self, step: Step) -> Tensor:
         """Apply the weight of the worst objective, and 0 for the others."""
-        preferences, ideal = step.values.new_tensor([self.preferences, self.ideal])
-        distances = preferences * (step.values - ideal)
-        worst = distances.masked_fill(step.values == 0, -inf).argmax()
-        weights = torch.zeros_like(preferences)
-        weights[worst] = preferences[worst]
+        preferences = self.preferences.to(step.values)
+        distances = preferences * (step.values - self.ideal.to(step.values))
+        worst = distances.masked_fill(step.values == 0, -inf).argmax(keepdim=True)
+        weights = torch.zeros_like(preferences).scatter(0, worst, preferences[worst])
         step.backward(weights, "features" if step.features else "shared")
         return weights

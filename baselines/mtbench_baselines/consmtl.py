@@ -117,5 +117,5 @@ class ConsMTL(Weighting):
 
 def _norm(parts: Iterable[Tensor | None]) -> float:
     """Return the norm of all parts together."""
-    squares = [part.double().square().sum().item() for part in parts if part is not None]
-    return float(sum(squares) ** 0.5)
+    squares = [part.double().square().sum() for part in parts if part is not None]
+    return torch.stack(squares).sum().sqrt().item() if squares else 0.0

@@ -91,10 +91,8 @@ class COSMOS(Scalarizer):
         """Return a sum with that gradient, and the weights w."""
         losses = step.values.to(self.preference)
         ray = self.preference.masked_fill(losses == 0, 0)
-        weights = ray
         size = losses.norm()
-        if size > _LEAST:
-            toward, present = ray / ray.norm(), losses / size
-            turn = toward - (toward @ present) * present
-            weights = ray - self.penalty * turn / size
+        toward, present = ray / ray.norm(), losses / size
+        turn = toward - (toward @ present) * present
+        weights = torch.where(size > _LEAST, ray - self.penalty * turn / size, ray)
         return step.total(weights), weights

@@ -85,9 +85,8 @@ class CoVWeighting(Scalarizer):
     def _weights(self, labelled: Tensor) -> Tensor:
         deviation = (self.spread / self.count.clamp(min=1) + _EPS).sqrt()
         variation = deviation / self.mean_ratio.abs().clamp(min=_EPS)
-        if (self.count < 2).logical_and(labelled).any():
-            variation = torch.ones_like(variation)
-        variation = variation.where(labelled, 0)
+        early = (self.count < 2).logical_and(labelled).any()
+        variation = variation.masked_fill(early, 1).where(labelled, 0)
         return variation / variation.sum().clamp(min=1e-300)
 
     def _note(self, losses: Tensor, labelled: Tensor) -> None:

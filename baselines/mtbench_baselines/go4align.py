@@ -83,9 +83,11 @@ class GO4Align(Scalarizer):
         self.log_shares.copy_(moved - moved.max())
         ratios = (losses.sum() / losses.clamp(min=_LEAST)).clamp(max=_MOST)
         indicators = self.log_shares.softmax(dim=0) * ratios
-        weights = torch.zeros_like(losses)
+        values = indicators.where(labelled, -1).cpu()  # all that the grouping needs, in one copy
+        weights, labelled = torch.zeros_like(values), values >= 0
         if labelled.any():
-            weights[labelled] = group_means(indicators[labelled], self.groups)
+            weights[labelled] = group_means(values[labelled], self.groups)
+        weights = weights.to(losses, non_blocking=True)
         return step.total(weights), weights
 
 
@@ -107,7 +109,7 @@ def group_means(values: Tensor, groups: int) -> Tensor:
     zero = centred.new_zeros(1)
     sums = torch.cat([zero, centred.cumsum(0)])
     squares = torch.cat([zero, centred.square().cumsum(0)])
-    size = torch.arange(n + 1, device=values.device)
+    size = torch.arange(n + 1)
     size = size[None, :] - size[:, None]  # of the group of values i to j - 1
     total = sums[None, :] - sums[:, None]
     cost = squares[None, :] - squares[:, None] - total.square() / size.clamp(min=1)

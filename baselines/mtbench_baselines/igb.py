@@ -77,12 +77,11 @@ class ImprovableGapBalancing(Scalarizer):
         labelled = losses != 0
         self.sums += losses
         self.counts += labelled
-        weights = labelled.to(losses)
-        if self.base.any():
-            known = self.base != 0
-            ratios = torch.where(known, losses / self.base.masked_fill(~known, 1), 1)
-            shares = ratios.masked_fill(~labelled, -torch.inf).softmax(dim=0)
-            weights = (shares * labelled.sum()).nan_to_num()  # no label at all
+        known = self.base != 0
+        ratios = torch.where(known, losses / self.base.masked_fill(~known, 1), 1)
+        shares = ratios.masked_fill(~labelled, -torch.inf).softmax(dim=0)
+        improvable = (shares * labelled.sum()).nan_to_num()  # no label at all
+        weights = torch.where(known.any(), improvable, labelled.to(losses))
         weights = weights / losses.abs().clamp(min=_LEAST)
         return step.total(weights), weights
 

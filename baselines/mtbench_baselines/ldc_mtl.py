@@ -84,11 +84,13 @@ class LossDiscrepancyControl(Scalarizer):
         sigma = self.logits.masked_fill(~labelled, least).softmax(dim=0)
         weights = sigma / self.initial.masked_fill(self.initial == 0, 1)
         # Each |a - b| is (a - b) times a sign, so all of it is a sum of the losses with slopes.
-        values = (weights.detach() * step.values)[labelled]
+        order = labelled.logical_not().argsort(stable=True)  # those with a label are neighbours
+        values = (weights.detach() * step.values)[order]
         gaps = values[:-1] - values[1:]
-        signs = gaps.sign().masked_fill(gaps.abs() <= _EQUAL * values[1:].abs(), 0)
+        none = (gaps.abs() <= _EQUAL * values[1:].abs()) | ~labelled[order[1:]]
+        signs = gaps.sign().masked_fill(none, 0)
         slopes = torch.ones_like(values)
         slopes[:-1] += self.penalty * signs
         slopes[1:] -= self.penalty * signs
-        weights = weights.masked_scatter(labelled, weights[labelled] * slopes)
+        weights = weights * slopes[order.argsort()]
         return step.total(weights), weights

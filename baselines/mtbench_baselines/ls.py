@@ -3,6 +3,7 @@
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from mtbench.balancer import Scalarizer
@@ -34,6 +35,8 @@ class LinearScalarization(Scalarizer):
     paper = "the common baseline; its tuning: Xin et al., NeurIPS 2022, arXiv 2209.11379"
     checked_against = "torchjd 0.18"
 
+    recorded: Tensor
+
     def __init__(
         self, num_objectives: int, seed: int = 0, *, weights: tuple[float, ...] | None = None
     ) -> None:
@@ -48,6 +51,7 @@ class LinearScalarization(Scalarizer):
                 f"ls: weights must be finite, at least 0 and not all 0, found {values}"
             )
         self.fixed = values
+        self.register_buffer("recorded", torch.tensor(values), persistent=False)
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
@@ -59,4 +63,4 @@ class LinearScalarization(Scalarizer):
 
     def objective(self, step: Step) -> tuple[Tensor, Tensor]:
         """Return the weighted sum, and the weights."""
-        return step.total(self.fixed), step.values.new_tensor(self.fixed)
+        return step.total(self.fixed), self.recorded.to(step.values)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from mtbench.balancer import Aggregator, Weighting, Wrapper
@@ -58,5 +59,5 @@ class NormMatched(Wrapper):
 
 
 def _length(gradients: Sequence[Tensor | None]) -> float:
-    squares = [g.double().square().sum().item() for g in gradients if g is not None]
-    return float(sum(squares) ** 0.5)
+    squares = [g.double().square().sum() for g in gradients if g is not None]
+    return torch.stack(squares).sum().sqrt().item() if squares else 0.0

@@ -104,7 +104,6 @@ class PenaltyBoundaryIntersection(Scalarizer):
         ray = ray / ray.norm().clamp(min=_LEAST)
         across = f - (f @ ray) * ray
         distance = across.norm()
-        weights = ray
-        if distance > _ON_THE_RAY * f.norm():
-            weights = ray + self.theta * across / distance
+        off = distance > _ON_THE_RAY * f.norm()
+        weights = torch.where(off, ray + self.theta * across / distance, ray)
         return step.total(weights), weights

@@ -125,7 +125,8 @@ class RLAR(Scalarizer):
         with torch.autocast(sensitivities[0].device.type, enabled=False):
             directions, live = _directions(sensitivities, ranks)
             cosines = directions @ directions.mT
-            j, k = torch.triu_indices(len(sensitivities), len(sensitivities), offset=1)
+            K, device = len(sensitivities), cosines.device
+            j, k = torch.triu_indices(K, K, offset=1, device=device)
             cosine = cosines[:, j, k]  # (B, pairs)
             if self.mode == "absolute":
                 cosine = cosine.abs()

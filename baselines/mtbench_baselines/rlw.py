@@ -68,5 +68,5 @@ class RandomLossWeighting(Scalarizer):
         else:  # Dirichlet(1, ..., 1): exponential variables divided by their sum
             draws = torch.empty(count, dtype=torch.float64).exponential_(generator=self.generator)
             weights = draws / draws.sum()
-        weights = weights.to(step.values)
+        weights = weights.to(step.values, non_blocking=True)
         return step.total(weights), weights

@@ -89,14 +89,14 @@ class SmoothTchebycheff(Scalarizer):
         labelled = losses != 0
         sizes = losses.abs().clamp(min=_LEAST)
         weights = (1 / sizes).masked_fill(~labelled, 0)
-        if self.epoch == self.warmup:
-            self.sums += losses.abs()
-            self.counts += labelled
-        if self.epoch > self.warmup:
-            nadir = torch.where(self.counts > 0, self.sums / self.counts.clamp(min=1), sizes)
-            ratios = (sizes / nadir).log() / self.mu
-            shares = ratios.masked_fill(~labelled, torch.finfo(ratios.dtype).min).softmax(dim=0)
-            weights = self.num_objectives * shares * weights
+        noted = labelled & (self.epoch == self.warmup)
+        self.sums += losses.abs().where(noted, 0)
+        self.counts += noted
+        nadir = torch.where(self.counts > 0, self.sums / self.counts.clamp(min=1), sizes)
+        ratios = (sizes / nadir).log() / self.mu
+        shares = ratios.masked_fill(~labelled, torch.finfo(ratios.dtype).min).softmax(dim=0)
+        smooth = self.num_objectives * shares * weights
+        weights = torch.where(self.epoch > self.warmup, smooth, weights)
         return step.total(weights), weights
 
     def after_epoch(self) -> None:

@@ -16,8 +16,10 @@ from mtbench import Engine, Metric, MultitaskModel, Split, Splits, Task
 from mtbench.errors import UsageError
 from mtbench.method import Method
 from mtbench.rundir import RunDirectory, Spec
+from mtbench.step import Step
 from mtbench.task import Batch, Meter, Progress, Recipe
 from mtbench.trainer import Trainer, load_trained
+from mtbench_baselines.ew import EqualWeights
 from tests.methods import METHODS
 from tests.soak import Nobody, same
 
@@ -138,8 +140,7 @@ def _without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CASES = pytest.mark.parametrize(
-    ("method", "poison"),
-    [*((name, "gradient") for name in METHODS), *((name, "loss") for name in FEW)],
+    ("method", "poison"), [(name, poison) for name in METHODS for poison in ("gradient", "loss")]
 )
 
 
@@ -167,6 +168,79 @@ def test_numbers_that_are_not_finite_stop_a_run(
     assert result["status"] == "diverged"
     assert f"non-finite {poison}" in result["reason"]
     assert result["nonfinite"] == []
+
+
+class _Late(_Regressions):
+    """All is well in the first epoch."""
+
+    def losses(self, outputs: Sequence[Any], batch: Batch) -> list[Tensor]:
+        poisoned = batch["poisoned"] and len(self.dtypes) > 6  # forward passes of an epoch
+        return super().losses(outputs, {**batch, "poisoned": poisoned})
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+@pytest.mark.parametrize("method", ["ew", "moco"])
+def test_the_step_to_blame_is_found_whenever_the_host_looks(
+    tmp_path: Path, method: str, poison: Poison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for seconds in (0.0, math.inf):
+        monkeypatch.setattr("mtbench.trainer.LOOK_SECONDS", seconds)
+        task = _Late(poison=poison, poisoned=3)
+        trained = trainer(tmp_path / str(seconds), method, task, epochs=3)
+        result = trained.run()
+        at = [trained._batch(1, position)["poisoned"] for position in range(6)].index(True)
+        assert at < 5  # there are steps after it, whose numbers are no better
+        assert f"non-finite {poison}" in result["reason"]
+        assert result["reason"].endswith(f"in epoch 1, step {at}")
+        assert not finite(kept(trained)) or seconds == 0
+        run, files = trained.run_directory, sorted(trained.run_directory.path.iterdir())
+        best, checkpoint = run.load("best.pt"), run.load("checkpoint.pt")
+        assert finite([best["model"], checkpoint["model"], checkpoint["balancer"]])
+        assert (checkpoint["progress"]["epoch"], checkpoint["progress"]["position"]) == (1, 0)
+        for timed in ("step_seconds", "progress"):
+            del checkpoint[timed]
+        del result["cost"]
+        texts = [file.read_text() for file in files if file.suffix in (".csv", ".jsonl")]
+        assert len(texts) == 2
+        found.append([texts, result, best, checkpoint])
+    assert same(*found)
+
+
+def _strict(step: Step) -> None:
+    if not step.values.isfinite().all():
+        raise ValueError("these are no numbers")
+
+
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_a_method_may_raise_where_numbers_are_not_finite(
+    tmp_path: Path, poison: Poison, nonfinite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtbench.trainer.LOOK_SECONDS", math.inf)
+    monkeypatch.setattr("mtbench.trainer.MOST_SKIPPED", 0.5)
+    objective = EqualWeights.objective
+    monkeypatch.setattr(
+        EqualWeights, "objective", lambda self, step: (_strict(step), objective(self, step))[1]
+    )
+    trained = trainer(tmp_path, "ew", _Regressions(poison=poison), nonfinite=nonfinite)
+    result = trained.run()
+    assert result["status"] == ("diverged" if nonfinite == "stop" else "finished")
+    told = result.get("reason") or result["nonfinite"][0]["reason"]
+    assert f"non-finite {poison}" in told
+
+
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_what_a_method_raises_on_numbers_goes_on(
+    tmp_path: Path, nonfinite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def objective(*_: object) -> None:
+        raise ValueError("I cannot")
+
+    monkeypatch.setattr(EqualWeights, "objective", objective)
+    trained = trainer(tmp_path, "ew", _Regressions(), nonfinite=nonfinite)
+    with pytest.raises(ValueError, match="I cannot"):
+        trained.run()
 
 
 class _Watched(Trainer):

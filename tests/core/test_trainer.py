@@ -1,4 +1,5 @@
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from mtbench.cell import Request, initial_weights
+from mtbench.distributed import Ranks
 from mtbench.errors import RunError
 from mtbench.rundir import RunDirectory
 from mtbench.trainer import CHECKPOINT_VERSION, Trainer, load_trained
@@ -112,6 +114,55 @@ def test_resuming_after_a_break_ends_bit_identical(
     again, observer = cell(tmp_path / "broken")
     assert observer.done == 8  # the step that was broken off is lost, no other
     assert not list(differences(whole.path, again.path))
+
+
+def test_when_the_host_looks_changes_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = []
+    for seconds in (0.0, 1e-3, math.inf):
+        monkeypatch.setattr("mtbench.trainer.LOOK_SECONDS", seconds)
+        cells.append(train(tiny, tmp_path / str(seconds), "uw"))
+    (first, told), *others = cells
+    assert len(told.losses) == 4 * 6
+    for other, heard in others:
+        assert not list(differences(first.path, other.path))
+        assert heard.losses == told.losses
+
+
+class _Pair(Ranks):
+    """Two ranks, one of which has nothing to say."""
+
+    size = 2
+
+
+def test_ranks_look_after_the_same_steps_whatever_their_clocks(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request.of("tiny", ["ew"], {"epochs": "1", "batch_size": "2"}, [tiny])
+    splits, choice = request.task.setup(0, lambda *_: None), request.choices[0]
+    spec = request.spec(choice, splits, 0, "fp32", "cpu")
+    for seconds in (0.0, math.inf):
+        monkeypatch.setattr("mtbench.trainer.LOOK_SECONDS", seconds)
+        observer, run = Silent(), RunDirectory.at(tmp_path / str(seconds), spec)
+        trainer = Trainer(
+            spec, request.task, splits, choice.method, run, observer, 1, ranks=_Pair(),
+            checkpoint_seconds=seconds,
+        )  # fmt: skip
+        looked, saved = [], []
+
+        def stepped(*_: object, trainer: Trainer = trainer, to: list[int] = looked) -> None:
+            to.append(trainer.at.position)
+
+        def checkpoint(trainer: Trainer = trainer, to: list[int] = saved) -> None:
+            to.append(trainer.at.position)
+            assert not trainer.pending
+
+        observer.stepped = stepped  # type: ignore[method-assign, assignment]
+        trainer._checkpoint = checkpoint  # type: ignore[method-assign]
+        trainer.run()
+        assert looked == [1] + 10 * [11] + 10 * [21] + 3 * [24]
+        assert saved == ([1, 11, 21, 0] if seconds == 0 else [0])
 
 
 def test_resuming_after_sigkill_mid_epoch_ends_bit_identical(tiny: Path, tmp_path: Path) -> None:

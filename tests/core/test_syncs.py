@@ -1,0 +1,278 @@
+"""How often the host waits for the device in a step, counted on the CPU as if that were a device.
+
+Parameters, buffers and what the optimizer keeps lie on the device, and so does all that
+is computed from them, until a copy to the host is asked for; what is made from nothing, a batch
+too, is the host's until it is sent there.
+An upload that is not ``non_blocking`` waits too. A method with a solver has waited already by the
+time of its uploads, so they count for the others alone.
+"""
+
+import os
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mtbench import Weighting
+from tests.core.test_numbers import Odd, _Regressions, trainer
+from tests.methods import METHODS
+
+COPIES = 1
+"""Of the Gramian and the losses together, to the solver of a `Weighting`."""
+
+NEEDS = {
+    # All has a closed form on the device.
+    "chebyshev": 0,
+    "excess_mtl": 0,
+    "metabalance": 0,
+    # A program over the K losses.
+    "go4align": 1,
+    # A solver, and what the method keeps on the device.
+    "cr_mogm+pcgrad": COPIES + 2,
+    "gradnorm": COPIES + 1,  # whether the norms are finite
+    "gradvac": COPIES + 1,
+    "gramian_ema+cagrad": COPIES + 2,
+    "imtl": COPIES + 1,
+    "nash_mtl": COPIES + 2,
+    "pcd": COPIES + 2,
+    "pivrg": COPIES + 1,
+    "samo+fairgrad": COPIES,
+    # The length of the update; of each head's gradient, and of what is added to it.
+    "norm_matched+imtl": COPIES + 2,
+    "consmtl": COPIES + 10,
+    # Whether rows of the Jacobian are zero, or finite; then products of some, and what is kept.
+    "db_mtl": 3,
+    "graddrop": 5,
+    "moco": 4,
+    "modo": 7,
+    "sam_gs": 4,
+    "trimmed_mean": 5,
+    # Norms, and whether they are zero; torch's matrix exponential asks how large they are.
+    "rotograd": 6,
+}
+"""Reads in a step, at most, where it is neither a `Scalarizer` nor a `Weighting` without memory."""
+
+READING = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2",
+           "_linalg_check_errors", "linalg_matrix_exp"}  # fmt: skip
+"""Operators that make a host wait: their result's shape or an error depends on values."""
+
+
+class Device:
+    """Knows which memory is the device's, and remembers where the host read some of it."""
+
+    def __init__(self, state: Any) -> None:
+        self.memory: dict[int, torch.UntypedStorage] = {}  # kept, so that no address comes twice
+        self.reads: list[str] = []
+        self.uploads: list[str] = []
+        self.mark(state)
+
+    def mark(self, tree: Any) -> None:
+        for x in tensors(tree):
+            storage = x.untyped_storage()
+            self.memory[storage._cdata] = storage
+
+    def holds(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self.memory
+
+    def waits(self, what: str, to: list[str]) -> None:
+        ours = ("waits", "__torch_dispatch__", "__torch_function__")
+        frames = [f for f in traceback.extract_stack() if f.name not in ours]
+        at = [f for f in frames if "/site-packages/torch/" not in f.filename][-1]
+        to.append(f"{what} in {Path(at.filename).name}, line {at.lineno}")
+
+    @contextmanager
+    def watched(self) -> Iterator[list[str]]:
+        """Watch a block; yields the list of what is read in it."""
+        with _Operators(self), _Calls(self):
+            yield self.reads
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
+
+
+class _Operators(TorchDispatchMode):
+    """Sees every operator, autograd's too."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        device, name = self.device, func.overloadpacket.__name__
+        on_device = [x for x in tensors((args, kwargs)) if device.holds(x)]
+        marks = bool(on_device)
+        if name in READING and on_device:
+            device.waits(name, device.reads)
+        elif name in ("index", "index_put_", "index_put") and device.holds(args[0]):
+            filled = name != "index" and args[2].numel() == 1  # where the mask is
+            for x in tensors(args[1]):
+                if not device.holds(x):
+                    device.waits(name, device.uploads)
+                elif x.dtype == torch.bool and not filled:  # is turned into positions
+                    device.waits(name, device.reads)
+        elif name == "copy_" and on_device:
+            marks = device.holds(args[0])
+            if not marks:
+                device.waits(name, device.reads)
+            elif not device.holds(args[1]) and not (len(args) > 2 and args[2]):
+                device.waits(name, device.uploads)
+        found = func(*args, **(kwargs or {}))
+        if marks:
+            device.mark(found)
+        return found
+
+
+class _Calls(TorchFunctionMode):
+    """Sees what moves between device and host, which is nothing where both are the CPU."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        device, name, kwargs = self.device, func.__name__, kwargs or {}
+        if name == "__deepcopy__":  # stays where it is, and goes by ways that are not seen
+            return args[0].clone()
+        if name in ("tolist", "numpy", "__array__") and device.holds(args[0]):
+            device.waits(name, device.reads)
+        target = kwargs.get("device")
+        if name in ("to", "cpu"):
+            target = "cpu" if name == "cpu" else target or args[1]
+        elif name == "new_tensor":
+            target = args[0]
+        if isinstance(target, Tensor):
+            target = torch.device("cpu") if device.holds(target) else "cpu"
+        found = func(*args, **kwargs)
+        if name in ("to", "cpu") and target == "cpu" and device.holds(args[0]):
+            device.waits(name, device.reads)
+            found = found.clone()
+            del device.memory[found.untyped_storage()._cdata]
+        elif isinstance(target, torch.device):
+            if name in ("tensor", "as_tensor", "new_tensor") or (
+                name == "to" and not device.holds(args[0]) and not kwargs.get("non_blocking")
+            ):
+                device.waits(name, device.uploads)
+            if name == "to" and not device.holds(args[0]):
+                found = found.clone()
+            device.mark(found)
+        return found
+
+
+@pytest.fixture(autouse=True)
+def _without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+def reads(out: Path, method: str, odd: Odd = "", **given: Any) -> tuple[Any, Device, list[str]]:
+    """Return a trainer after its fourth step, and what the host has read in that one."""
+    trained = trainer(out, method, _Regressions(5, odd), **given)
+    trained._build()
+    trained._restore()
+    trained.model.train()
+    for position in range(3):
+        trained._step(trained._batch(0, position))
+        trained.at.position += 1
+    modules = [[*m.parameters(), *m.buffers()] for m in (trained.model, trained.balancer)]
+    memory = [modules, list(trained.optimizer.state.values()), vars(trained.engine)]
+    device = Device(memory)
+    with device.watched() as found:
+        trained._step(trained._batch(0, 3))
+    return trained, device, list(found)
+
+
+def bound(method: str, balancer: Any) -> int:
+    if method in NEEDS:
+        return NEEDS[method]
+    return {True: 0, isinstance(balancer, Weighting): COPIES}[True]
+
+
+@pytest.mark.parametrize("odd", ["", "mixed"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_reads_what_a_solver_needs(tmp_path: Path, method: str, odd: Odd) -> None:
+    trained, device, found = reads(tmp_path, method, odd, clip=1.0)
+    allowed = bound(method, trained.balancer)
+    assert len(found) <= allowed, found
+    assert allowed or not device.uploads, device.uploads
+
+
+@pytest.mark.parametrize(
+    "given", [{"nonfinite": "skip"}, {"nonfinite": "fp32", "precision": "bf16"}]
+)
+def test_what_decides_before_the_optimizer_reads_once(tmp_path: Path, given: Any) -> None:
+    _, _, found = reads(tmp_path, "ew", **given)
+    assert len(found) == 1, found
+
+
+def test_the_numbers_of_many_steps_come_in_one_copy(tmp_path: Path) -> None:
+    trained, device, _ = reads(tmp_path, "uw")
+    assert len(trained.pending) == 4
+    with device.watched() as found:
+        trained._count()
+    assert len(found) == 1, found
+    assert not trained.pending
+    assert len(trained.rows) == 4
+
+
+X = torch.tensor([2.0, 0.0, 3.0])
+READS: list[Callable[[Tensor], object]] = [
+    lambda x: x[0].item(), lambda x: x.tolist(), lambda x: x.numpy(), lambda x: x.cpu(),
+    lambda x: x.to("cpu"), lambda x: x.to(torch.zeros(1)), lambda x: bool(x.any()),
+    lambda x: float(x.sum()), lambda x: int(x[0]), lambda x: x[x > 0], lambda x: x.nonzero(),
+    lambda x: x[x[2].long() - 1], lambda x: torch.zeros(3).copy_(x), lambda x: torch.equal(x, x),
+    lambda x: x.cpu().tolist(), lambda x: x.clone().requires_grad_().square().sum().item(),
+    lambda x: torch.tensor([1.0], device=x.device).item(), lambda x: x.view(3, 1).T[0, 0].item(),
+    lambda x: torch.zeros(3).to(x).sum().item(), lambda x: torch.ones_like(x).max().item(),
+    lambda x: x.new_tensor([1.0]).item(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("read", READS)
+def test_every_way_to_read_is_counted_once(read: Callable[[Tensor], object]) -> None:
+    x = X.clone()
+    device = Device(x)
+    with device.watched() as found:
+        read(x)
+    assert len(found) == 1, found
+
+
+UPLOADS: list[Callable[[Tensor], object]] = [
+    lambda x: torch.zeros(3).to(x), lambda x: torch.zeros(3).to(x.device),
+    lambda x: x.new_tensor([1.0]), lambda x: torch.tensor([1.0], device=x.device),
+    lambda x: x[torch.tensor([0, 2])], lambda x: x[[0, 2]], lambda x: x.copy_(torch.zeros(3)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("upload", UPLOADS)
+def test_an_upload_that_is_waited_for_is_counted(upload: Callable[[Tensor], object]) -> None:
+    x = X.clone()
+    device = Device(x)
+    with device.watched() as found:
+        upload(x)
+    assert len(device.uploads) == 1, device.uploads
+    assert not found
+
+
+def test_what_does_not_wait_is_not_counted() -> None:
+    x = X.clone()
+    device = Device(x)
+    with device.watched() as found:
+        torch.where(x.sum() > 0, x, 0).masked_fill(x > 0, 1).to(x.device)
+        x[x.argmax(keepdim=True)], x.sort(), x.norm(), x.clone()
+        x[x > 2] = 1.0
+        torch.tensor([1.0, 2.0]).tolist(), torch.rand(3).sum().item()
+        torch.zeros(3).to(x, non_blocking=True) * x
+        torch.nn.utils.clip_grad_norm_([x], 1.0)
+    assert not found + device.uploads
