@@ -165,10 +165,11 @@ export SLURM_JOB_ID=$id SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1
 export SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
 if [ -n "$last" ]; then
     for i in $(seq 0 $last); do
-        SLURM_ARRAY_JOB_ID=$id SLURM_ARRAY_TASK_ID=$i sh "$1" > {folder}/out-$id-$i 2>&1 &
+        SLURM_ARRAY_JOB_ID=$id SLURM_ARRAY_TASK_ID=$i \\
+            sh {folder}/script-$id > {folder}/out-$id-$i 2>&1 &
     done
 else
-    sh "$1" > {folder}/out-$id 2>&1 &
+    sh {folder}/script-$id > {folder}/out-$id 2>&1 &
 fi
 echo "Submitted batch job $id"
 """

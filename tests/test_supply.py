@@ -69,6 +69,9 @@ def test_every_extra_that_a_message_names_exists():
 def test_torch_is_pinned_once():
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"]
     assert pins == PYPROJECT["tool"]["uv"]["constraint-dependencies"]
+    # Older releases have no CPU wheel to test, so a lower bound would be a guess.
+    [bound] = (wanted for wanted in PROJECT["dependencies"] if wanted.startswith("torch>="))
+    assert [f"{bound.replace('>=', '==')}.0"] == pins
 
 
 @in_checkout
