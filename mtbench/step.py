@@ -416,8 +416,11 @@ class Step:
             elif self.engine.parts == 1:
                 found = self._held.gramian(self._to_host)
             else:
-                groups = map(self._pull_back_all, self.engine.groups(self._items))
-                found = torch.stack([group.gramian(self._to_host) for group in groups]).sum(0)
+                parts = [  # each is gone before the next one is there
+                    self._pull_back_all(group).gramian(self._to_host)
+                    for group in self.engine.groups(self._items)
+                ]
+                found = torch.stack(parts).sum(0)
             found.diagonal().clamp_(min=0)  # which the rounding of a sum may have gone below
             self.gramians[space] = found / self.loss_scale**2
         return self.gramians[space]
