@@ -188,12 +188,17 @@ class Step:
     @cached_property
     def values(self) -> Tensor:
         """The K loss values, detached, (K,)."""
-        return torch.stack([loss.detach().float().reshape(()) for loss in self.losses])
+        return self._stacked().detach().float()
+
+    def _stacked(self) -> Tensor:
+        return torch.stack([x if x.dim() == 0 else x.reshape(()) for x in self.losses])
 
     def total(self, weights: Sequence[float] | Tensor | None = None) -> Tensor:
         """Return sum_k w_k L_k on the graph; the plain sum by default."""
         if weights is None:
             return sum(self.losses[1:], start=self.losses[0])
+        if isinstance(weights, Tensor):
+            return (self._stacked() * weights).sum()
         terms: list[Tensor] = [
             weight * loss for weight, loss in zip(weights, self.losses, strict=True)
         ]
