@@ -46,7 +46,13 @@ class Broken(Scalarizer):
     def objective(self, step):
         {what}
 '''
-START = "import sys; sys.argv[0] = 'mtbench'; from mtbench.cli import main; main()"
+START = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+sys.argv[0] = "mtbench"
+from mtbench.cli import main
+main()
+"""
 
 Mtbench = Callable[..., tuple[int, str, str]]
 
