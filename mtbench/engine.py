@@ -202,11 +202,11 @@ def products(a: Tensor, b: Tensor) -> Tensor:
     """Return A B^T, float64, of A and B, (K, n): float32 products, summed in float64."""
     K, n = a.shape
     whole = n - n % _COLUMNS if a.dtype == b.dtype == torch.float32 else 0
-    product = _exact(a[:, whole:], b[:, whole:])
-    if whole:
-        left, right = (x[:, :whole].view(K, -1, _COLUMNS).transpose(0, 1) for x in (a, b))
-        product += torch.bmm(left, right.mT).sum(0, dtype=torch.float64)
-    return product
+    if not whole:
+        return _exact(a, b)
+    left, right = (x[:, :whole].view(K, -1, _COLUMNS).transpose(0, 1) for x in (a, b))
+    product = torch.bmm(left, right.mT).sum(0, dtype=torch.float64)
+    return product + _exact(a[:, whole:], b[:, whole:]) if whole < n else product
 
 
 def _exact(a: Tensor, b: Tensor) -> Tensor:
