@@ -7,7 +7,9 @@ from torch import Tensor
 from mtbench.solvers._linear import Array, cosines, solve, uniform
 
 _STEEP = 8
-_ITERATIONS = 100
+_ITERATIONS = 300
+_FARTHEST = 1.5  # that log x_k moves in an iteration
+_LEAST = 1e-300
 
 
 def fair_shares(gramian: Tensor, power: float = 1.0, shares: Tensor | None = None) -> Tensor:
@@ -18,7 +20,8 @@ def fair_shares(gramian: Tensor, power: float = 1.0, shares: Tensor | None = Non
     :math:`(Gw)_k = \langle g_k, d\rangle` is what objective k gains along :math:`d = J^\top w`. The
     solution is the one minimum of the convex function
     :math:`\tfrac12 w^\top G w - \sum_k c_k \int^{w_k} t^{-p} dt`, found by Newton's method for
-    :math:`\log w`; where that overshoots, the function is minimised along the step.
+    :math:`\log w`; where that overshoots and p is at least 1, the function is minimised along the
+    step. For p below 0.1 the iterations may end before gradients that cancel are solved.
 
     For orthogonal gradients :math:`w_k = (c_k / \|g_k\|^2)^{1/(1+p)}`. Gradients that cancel make w
     grow without bound, while float32 gradients cancel to noise. With b_k that value times 1e4, or
@@ -67,7 +70,9 @@ def _newton(A: Array, p: float) -> Array:
     for _ in range(_ITERATIONS):
         push, brake = a * x**-p, damped * x**_STEEP
         residual = push - brake - A.dot(x)
-        if abs(move.dot(residual)) > 0.5 * slope > 0:
+        # Below p = 1 some x_k may have to fall by many powers of ten, which no line to them allows;
+        # and there Newton's method needs no search.
+        if p >= 1 and abs(move.dot(residual)) > 0.5 * slope > 0:
             reach = _reach(A, start, move, p)
             x = start + reach * move
             if reach * largest < 1e-6:  # rounding is all that is left
@@ -80,7 +85,9 @@ def _newton(A: Array, p: float) -> Array:
         slope = move.dot(residual)
         step = move / x
         largest = max(map(abs, step.tolist()))
-        start, x = x, x * np.exp(step / max(largest / 1.5, 1))
+        if largest > _FARTHEST:
+            step = np.clip(step, -_FARTHEST, _FARTHEST)
+        start, x = x, np.maximum(x * np.exp(step), _LEAST)
         if largest < 1e-6:
             break
     return x

@@ -356,6 +356,23 @@ def test_fair_shares_against_scipy(K, power):
         np.testing.assert_allclose(w, found, rtol=1e-6)
 
 
+@pytest.mark.parametrize("power", [0.5, 1 / 3, 0.2, 0.1])
+@pytest.mark.parametrize("K", [3, 5, 8])
+def test_fair_shares_of_dependent_gradients_solve_the_bounded_equation(K, power):
+    """At small p weights differ by up to 1e40."""
+    rng = np.random.default_rng(K)
+    bound = min(1e4, 1e10 ** (1 / (1 + power)))
+    for draw in range(60):
+        J = rng.normal(size=(K, K - 1 - draw % 2)) * 10.0 ** rng.integers(-6, 6, size=(K, 1))
+        if draw % 3 == 0:
+            J[1] = -J[0] * (1 + 1e-9 * draw)
+        w = solve(fair_shares, J, power)
+        near = w * np.linalg.norm(J, axis=1) ** (2 / (1 + power)) / bound
+        push, brake = w**-power, w**-power * near ** (8 + power)
+        sizes = np.abs(J @ J.T) @ w + push + brake
+        assert (np.abs(J @ (w @ J) - push + brake) <= 1e-8 * sizes).all()
+
+
 @pytest.mark.parametrize("K", [2, 3, 8])
 @pytest.mark.parametrize("power", [1.0, 0.5])
 def test_fair_shares_of_cancelling_gradients_stay_finite(K, power):
