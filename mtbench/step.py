@@ -323,6 +323,7 @@ class Step:
         layers = [item for item in items if isinstance(item, Layer)]
         parameters = [item for item in items if isinstance(item, Tensor)]
         blocks = self._blocks([*layers, *parameters])
+        must_be_whole(p for layer in layers for p in layer.parameters)
         if len(blocks) == 1:
             sizes = [layer.numel() for layer in layers]
             rest = blocks[0].shape[1] - sum(sizes)

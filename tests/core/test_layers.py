@@ -330,6 +330,17 @@ def test_an_input_of_zeros_or_not_finite(value: float) -> None:
         assert not gramian.isfinite().any()
 
 
+@pytest.mark.usefixtures("always")
+def test_parameters_that_are_put_away_are_refused() -> None:
+    """As `fully_shard` does after its own backward pass."""
+    layer = nn.Linear(4, 3)
+    y = layer(torch.randn(5, 4))
+    step = Step([y.sum(), y.square().sum()], features=y, engine=Engine(batched=False))
+    layer.weight.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="a parameter is sharded"):
+        step.gramian()
+
+
 def test_is_taken_where_it_pays_and_holds_no_jacobian() -> None:
     torch.manual_seed(0)
     K, n = 4, 300
