@@ -13,7 +13,7 @@ from mtbench import layers
 from mtbench.engine import Engine
 from mtbench.step import Step
 
-SEARCHED: list[type[nn.Module]] = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
+CONVOLUTIONS: list[type[nn.Module]] = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def encoders(draw: st.DrawFn) -> tuple[nn.Sequential, Tensor]:
         for _ in range(draw(st.integers(1, 1 if axes == 3 else 2))):
             after = draw(st.integers(1, 4))
             body += [
-                SEARCHED[axes - 1](
+                CONVOLUTIONS[axes - 1](
                     channels, after, draw(st.integers(1, 3)), draw(st.integers(1, 2)),
                     draw(st.integers(1, 2)), draw(st.integers(1, 2)), bias=draw(st.booleans()),
                 ),
