@@ -39,7 +39,7 @@ class Pulled(NamedTuple):
     Attributes:
         layers: those whose gradients were not formed, with the gradients at their output, (K, n).
         parameters: the others.
-        blocks: these one's gradients side by side, (K, n) each.
+        blocks: their gradients side by side, (K, n) each.
     """
 
     layers: list[tuple[Layer, Tensor]]
@@ -427,7 +427,6 @@ class Step:
                     for group in self.engine.groups(self._items)
                 ]
                 found = torch.stack(parts).sum(0)
-            found.diagonal().clamp_(min=0)  # which the rounding of a sum may have gone below
             self.gramians[space] = found / self.loss_scale**2
         return self.gramians[space]
 
