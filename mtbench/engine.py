@@ -12,7 +12,9 @@ from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
+from scipy.linalg import lapack
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
@@ -192,7 +194,9 @@ def gramian(blocks: Sequence[Tensor], to_host: Callable[[Tensor], Tensor] = Tens
     that could show (objectives nearly dependent, or of an extreme scale) float64 multiplies.
     """
     with torch.autocast(blocks[0].device.type, enabled=False):
-        fast = to_host(torch.stack([products(block, block) for block in blocks]).sum(0))
+        found = [products(block, block) for block in blocks if block.shape[1]]
+        found = found or [blocks[0].new_zeros(len(blocks[0]), len(blocks[0]), dtype=torch.float64)]
+        fast = to_host(torch.stack(found).sum(0) if len(found) > 1 else found[0])
         if _suffices(fast, blocks):
             return fast
         return torch.stack([_exact(block, block) for block in blocks]).sum(0).cpu()
@@ -206,7 +210,7 @@ def products(a: Tensor, b: Tensor) -> Tensor:
         return _exact(a, b)
     left, right = (x[:, :whole].view(K, -1, _COLUMNS).transpose(0, 1) for x in (a, b))
     product = torch.bmm(left, right.mT).sum(0, dtype=torch.float64)
-    return product + _exact(a[:, whole:], b[:, whole:]) if whole < n else product
+    return product + a[:, whole:] @ b[:, whole:].T if whole < n else product
 
 
 def _exact(a: Tensor, b: Tensor) -> Tensor:
@@ -220,12 +224,13 @@ def _exact(a: Tensor, b: Tensor) -> Tensor:
 def _suffices(fast: Tensor, blocks: Sequence[Tensor]) -> bool:
     if all(block.dtype != torch.float32 or block.shape[1] < _COLUMNS for block in blocks):
         return True
-    squares = fast.diagonal()
+    values = fast.numpy()
+    squares = values.diagonal()
     low, high = _RANGE
     for k, square in enumerate(squares.tolist()):
         if not low < square < high and any(largest(block[k, None]) != 0 for block in blocks):
             return False
-    norms = torch.where(squares > 0, squares, 1).sqrt()
-    cosines = fast / torch.outer(norms, norms)
-    cosines.diagonal().fill_(1 - _LEAST)
-    return int(torch.linalg.cholesky_ex(cosines).info) == 0
+    norms = np.sqrt(np.where(squares > 0, squares, 1))
+    cosines = values / np.outer(norms, norms)
+    np.fill_diagonal(cosines, 1 - _LEAST)
+    return int(lapack.dpotrf(cosines)[1]) == 0

@@ -49,6 +49,9 @@ _OF_DOUBLE = {"cpu": 2, "cuda": 32}
 
 _RIDGE = 2.0**-46
 
+_SPAN = 64
+"""Rows of a triangle that are multiplied at once, with nothing of the other one but theirs."""
+
 _FEWEST = 2**18
 """Entries of a Jacobian below which looking for layers takes longer than they save."""
 
@@ -106,21 +109,23 @@ class Layer:
         here = of_double * (N * N * n + N**3) + K * N * N * m + K * K * N * m + N * n * m
         return here < K * n * m * (N + K + _HELD)
 
-    def turn(self, grads: Tensor) -> Tensor:
-        """Return the parameters' gradients in fewer coordinates, (K, numel).
+    def turn(self, grads: Tensor) -> list[Tensor]:
+        """Return the parameters' gradients in fewer coordinates, in blocks (K, ...).
 
         Args:
             grads: the objectives' gradients at the output, (K, numel).
         """
-        rows = self._rows.double()
-        square = rows @ rows.T
+        rows, D = self._rows.double(), self._at_rows(grads)
+        spans = [(i, i + _SPAN) for i in range(0, len(rows), _SPAN)]
+        square = rows.new_zeros(len(rows), len(rows))  # and its root: one triangle is enough
+        for i, j in spans:
+            square[i:, i:j] = rows[i:] @ rows[i:j].T
         if self.bias is not None:
             square += 1
         # Fewer independent rows than N: what keeps Cholesky going is below float32's rounding.
         square.diagonal().add_((_RIDGE * square.trace()).clamp(min=1e-300))
-        root: Tensor = torch.linalg.cholesky_ex(square).L
-        turned: Tensor = root.T.to(grads) @ self._at_rows(grads)
-        return turned.flatten(1)
+        root = torch.linalg.cholesky_ex(square).L.to(grads)
+        return [(root[i:, i:j].T @ D[:, i:]).flatten(1) for i, j in spans]
 
     def pull_back(self, grads: Tensor) -> Iterator[Tensor]:
         """Yield the parameters' gradients for one gradient at the output, (numel,)."""

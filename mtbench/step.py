@@ -49,7 +49,7 @@ class Pulled(NamedTuple):
     def gramian(self, to_host: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the gradients' products, (K, K), float64, on the CPU."""
         with torch.autocast(self.blocks[0].device.type, enabled=False):
-            turned = [layer.turn(grads) for layer, grads in self.layers]
+            turned = chain.from_iterable(layer.turn(grads) for layer, grads in self.layers)
             return gramian([*turned, *self.blocks], to_host)
 
     def mixed(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
