@@ -7,7 +7,7 @@ A method picks the narrowest signature that it needs: losses (`Scalarizer`), the
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,8 @@ class Balancer(nn.Module, ABC):
         finds_front: whether it ends near the Pareto set where the objectives are convex.
         sized_later: buffers whose shape is not known before the first step; a state is loaded
             whatever their shape in it.
+        on_host: buffers that stay on the CPU, as they are, wherever the method is moved: those that
+            a solver reads there.
     """
 
     paper: ClassVar[str]
@@ -55,6 +57,7 @@ class Balancer(nn.Module, ABC):
     needs_again: bool = False
     finds_front: bool = True
     sized_later: ClassVar[tuple[str, ...]] = ()
+    on_host: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, num_objectives: int, seed: int = 0) -> None:
         super().__init__()
@@ -97,6 +100,12 @@ class Balancer(nn.Module, ABC):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what `get_extra_state` returned."""
         self.generator.set_state(state.cpu())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        kept = {name: self._buffers[name] for name in self.on_host}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._buffers.update(kept)
+        return self
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -181,10 +190,17 @@ class Weighting(Balancer):
 
 
 class Aggregator(Balancer):
-    """A method that finds a direction from the whole Jacobian; all else as in `Weighting`."""
+    """A method that finds a direction from the whole Jacobian; all else as in `Weighting`.
+
+    Attributes:
+        sees_zero_rows: as in `Weighting`.
+        asks_nothing: whether `direction` may be given any Jacobian, rows that are zero or not
+            finite too, and shows the latter in what it returns. Then the host waits for nothing.
+    """
 
     passes = "F + H + K E"
     sees_zero_rows: bool = False
+    asks_nothing: bool = False
 
     @abstractmethod
     def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
@@ -200,7 +216,9 @@ class Aggregator(Balancer):
 
         Where a gradient is not finite it is the plain sum, as in `Weighting.weigh`.
         """
-        sizes = largest(jacobian)
+        if self.asks_nothing:
+            return self.direction(jacobian, losses)
+        sizes = largest(jacobian).cpu()
         active = sizes > 0
         if not sizes.isfinite().all():
             return jacobian.sum(0)

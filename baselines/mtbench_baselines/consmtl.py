@@ -95,10 +95,10 @@ class ConsMTL(Weighting):
                 p.grad if b is None or p.grad is None else p.grad - b
                 for p, b in zip(head, saved, strict=True)
             ]
-            scale = _LIMIT * _norm(own) / max(_norm(slope), 1e-300)
+            scale = (_LIMIT * _norm(own) / _norm(slope).clamp(min=1e-300)).clamp(max=1)
             for parameter, extra in zip(head, slope, strict=True):
                 if extra is not None and parameter.grad is not None:
-                    parameter.grad.add_(extra * min(scale, 1.0))
+                    parameter.grad.add_(extra * scale)
         return weights
 
     def head_slopes(self, step: Step, weights: Tensor) -> list[Sequence[Tensor | None]]:
@@ -107,7 +107,7 @@ class ConsMTL(Weighting):
         It is times the step's loss scale, as what is in ``.grad``.
         """
         sensitivities = step.sensitivities
-        joint = sum(w.item() * s.detach() for w, s in zip(weights, sensitivities, strict=True))
+        joint = sum(w * s.detach() for w, s in zip(weights.tolist(), sensitivities, strict=True))
         extras = [-self.weight * (s * joint).sum() for s in sensitivities]
         return [
             step.ranks.sums(grad([extra], head, [torch.full_like(extra, step.loss_scale)]))
@@ -115,7 +115,7 @@ class ConsMTL(Weighting):
         ]
 
 
-def _norm(parts: Iterable[Tensor | None]) -> float:
+def _norm(parts: Iterable[Tensor | None]) -> Tensor:
     """Return the norm of all parts together."""
     squares = [part.double().square().sum() for part in parts if part is not None]
-    return torch.stack(squares).sum().sqrt().item() if squares else 0.0
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), dtype=torch.float64)

@@ -43,6 +43,7 @@ class CRMOGM(WeightingWrapper):
         "Beyond, NeurIPS 2022"
     )
     checked_against = "torchjd 0.18"
+    on_host = ("average", "started")
 
     average: Tensor
     started: Tensor
@@ -64,8 +65,8 @@ class CRMOGM(WeightingWrapper):
         """Return the averaged weights."""
         live = gramian.diagonal() > 0
         found = self.base.weigh(gramian, losses).to(gramian)
-        average = torch.where(self.started.to(live), self.average.to(gramian), found)
+        average = torch.where(self.started, self.average, found)
         average = torch.where(live, self.alpha * average + (1 - self.alpha) * found, average)
         self.average.copy_(average)
-        self.started |= live.to(self.started.device)
+        self.started |= live
         return average * live

@@ -47,6 +47,7 @@ class GradDrop(Aggregator):
 
     paper = "Chen et al., NeurIPS 2020, arXiv 2010.06808, Algorithm 1"
     checked_against = "torchjd 0.18 and LibMTL 1.1.5, from the same random numbers"
+    asks_nothing = True
 
     def __init__(self, num_objectives: int, seed: int = 0, *, leak: float = 0.0) -> None:
         super().__init__(num_objectives, seed)
@@ -63,7 +64,7 @@ class GradDrop(Aggregator):
         """Return the sum of the gradients that were kept."""
         direction = torch.empty_like(jacobian[0])
         threshold = torch.rand(direction.shape, generator=self.generator, dtype=direction.dtype)
-        threshold = threshold.to(direction.device)
+        threshold = threshold.to(direction.device, non_blocking=True)
         parts = (torch.split(tensor, _BLOCK, dim=-1) for tensor in (jacobian, threshold, direction))
         for block, limit, out in zip(*parts, strict=True):
             up, down = block.clamp(min=0).sum(0), block.clamp(max=0).sum(0)

@@ -60,6 +60,7 @@ class GradNorm(Balancer):
     paper = "Chen et al., ICML 2018, arXiv 1711.02257, eq. 1-2 and Algorithm 1"
     passes = "F + H + K E"
     checked_against = "its definition by double backward; LibMTL 1.1.5"
+    on_host = ("loss_weights", "initial", "first_moment", "second_moment", "count")
 
     loss_weights: Tensor
     initial: Tensor
@@ -101,9 +102,9 @@ class GradNorm(Balancer):
         """Apply the weights, then move them."""
         weights = self.loss_weights.clone()
         step.backward(weights, self.space, head_weights=weights)
-        norms = step.gramian(self.space).diagonal().sqrt().to(weights)
+        norms = step.gramian(self.space).diagonal().sqrt()
         if norms.isfinite().all():  # not an overflow that a gradient scaler will skip
-            self._move(norms, step.values.to(weights))
+            self._move(norms, step.host_values)
         return weights
 
     def _move(self, norms: Tensor, losses: Tensor) -> None:

@@ -64,6 +64,7 @@ class GradVac(Weighting):
     paper = "Wang et al., ICLR 2021, arXiv 2010.05874, Algorithm 1"
     checked_against = "textbook twin in gradient space; torchjd 0.18; LibMTL 1.1.5, K = 2"
     sees_zero_rows = True
+    on_host = ("targets",)
 
     targets: Tensor
 
@@ -85,7 +86,7 @@ class GradVac(Weighting):
         K = len(gramian)
         orders = torch.rand(K, K, generator=self.generator).argsort(dim=1)
         weights, targets = vaccinate(
-            gramian.numpy(), self.targets.cpu().numpy(), orders.numpy(), self.beta
+            gramian.numpy(), self.targets.numpy(), orders.numpy(), self.beta
         )
         self.targets.copy_(torch.from_numpy(targets))
         return torch.from_numpy(weights)

@@ -41,6 +41,7 @@ class GramianEMA(WeightingWrapper):
 
     paper = "ours; a running average as in Adam, of the Gramian"
     checked_against = "the definition"
+    on_host = ("average", "presence")
 
     average: Tensor
     presence: Tensor
@@ -62,9 +63,7 @@ class GramianEMA(WeightingWrapper):
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the base's weights for the averaged Gramian."""
         live = (gramian.diagonal() > 0).to(gramian)
-        average = self.beta * self.average.to(gramian) + (1 - self.beta) * gramian
-        presence = self.beta * self.presence.to(gramian) + (1 - self.beta) * live
-        self.average.copy_(average)
-        self.presence.copy_(presence)
-        scale = live * presence.clamp(min=1 - self.beta).rsqrt()
-        return self.base.weigh(average * scale[:, None] * scale, losses)
+        self.average.mul_(self.beta).add_((1 - self.beta) * gramian)
+        self.presence.mul_(self.beta).add_((1 - self.beta) * live)
+        scale = live * self.presence.clamp(min=1 - self.beta).rsqrt()
+        return self.base.weigh(self.average * scale[:, None] * scale, losses)

@@ -52,6 +52,7 @@ class MoCo(Tracking):
 
     paper = "Fernando et al., ICLR 2023, arXiv 2210.12624, Algorithm 1"
     checked_against = "textbook twin; the min-norm point that lambda tends to"
+    on_host = ("simplex",)
 
     simplex: Tensor
 
@@ -92,8 +93,8 @@ class MoCo(Tracking):
         live = product.diagonal() > 0
         weights = torch.zeros(len(jacobian), dtype=torch.float64)
         if live.any():
-            old = self.simplex.cpu()[live]
+            old = self.simplex[live]
             product = product[live][:, live]
             weights[live] = project(old - self.gamma * (product @ old + self.rho * old))
-            self.simplex[live] = weights[live].to(self.simplex)
-        return weights.to(tracked) @ tracked
+            self.simplex[live] = weights[live]
+        return weights.to(tracked, non_blocking=True) @ tracked

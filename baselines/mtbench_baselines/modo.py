@@ -49,6 +49,7 @@ class MoDo(Tracking):
 
     paper = "Chen et al., NeurIPS 2023 and JMLR 25, 2024, arXiv 2305.20057"
     checked_against = "torchjd 0.18, given both Jacobians"
+    on_host = ("simplex",)
 
     simplex: Tensor
 
@@ -74,17 +75,17 @@ class MoDo(Tracking):
 
     def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         """Move the weights, and return the combination of the gradients."""
-        before, live = self.memory(jacobian), largest(jacobian) > 0
-        for k in (live & ~(largest(before) > 0)).nonzero():
+        before = self.memory(jacobian)
+        live, known = (torch.stack([largest(jacobian), largest(before)]) > 0).cpu()
+        for k in (live & ~known).nonzero().flatten().tolist():
             before[k] = jacobian[k]
         product = products(jacobian, before).cpu()
-        for k in live.nonzero():
+        for k in live.nonzero().flatten().tolist():
             before[k] = jacobian[k]
-        live = live.cpu()
         weights = torch.zeros(len(jacobian), dtype=torch.float64)
         if live.any():
-            old = self.simplex.cpu()[live]
+            old = self.simplex[live]
             product = product[live][:, live]
             weights[live] = project(old - self.gamma * (product @ old + self.rho * old))
-            self.simplex[live] = weights[live].to(self.simplex)
-        return weights.to(jacobian) @ jacobian
+            self.simplex[live] = weights[live]
+        return weights.to(jacobian, non_blocking=True) @ jacobian

@@ -47,6 +47,7 @@ class NashMTL(Weighting):
     paper = "Navon et al., ICML 2022, arXiv 2202.01017, Algorithm 1"
     checked_against = "scipy's SLSQP on the log product; torchjd 0.18 where it converges"
     sees_zero_rows = True
+    on_host = ("last", "count")
 
     last: Tensor
     count: Tensor
@@ -81,7 +82,7 @@ class NashMTL(Weighting):
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the solution, cut to the longest step."""
-        G, last = gramian.numpy(), self.last.cpu().numpy().copy()
+        G, last = gramian.numpy(), self.last.numpy().copy()
         active = G.diagonal() > 0
         if active.any():
             present = torch.from_numpy(G[active][:, active])

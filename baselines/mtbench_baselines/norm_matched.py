@@ -41,23 +41,26 @@ class NormMatched(Wrapper):
             parameter.grad = None
         weights = self.base.backward(step)
         length = _length([parameter.grad for parameter in step.shared])
+        divisor = torch.where(length > 0, length, 1)
         for parameter, old in zip(step.shared, before, strict=True):
             new = parameter.grad
-            if new is not None and length > 0:
-                new.div_(length).mul_(plain)  # their ratio may be out of range
+            if new is not None:
+                new.div_(divisor).mul_(plain)  # their ratio may be out of range
             if old is not None:
                 parameter.grad = old if new is None else old.add_(new)
-        return None if weights is None or not length else weights.double() * (plain / length)
+        if weights is None:
+            return None
+        return weights.to(divisor, non_blocking=True) * (plain / divisor)
 
-    def _plain(self, step: Step) -> float:
+    def _plain(self, step: Step) -> Tensor:
         """Return the length of the plain sum's gradient, from what the base asks for too."""
         if isinstance(self.base, Weighting) and self.base.space == "shared":
-            return step.gramian().sum().clamp(min=0).sqrt().item()
+            return step.gramian().sum().clamp(min=0).sqrt()
         if isinstance(self.base, Aggregator):
             return _length([step.jacobian().sum(0)])
         return _length(step.gradient(step.total()))
 
 
-def _length(gradients: Sequence[Tensor | None]) -> float:
+def _length(gradients: Sequence[Tensor | None]) -> Tensor:
     squares = [g.double().square().sum() for g in gradients if g is not None]
-    return torch.stack(squares).sum().sqrt().item() if squares else 0.0
+    return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), dtype=torch.float64)

@@ -57,6 +57,7 @@ class PCD(Weighting):
     paper = "Varam and AlHajri, TMLR 2026, arXiv 2606.29521, Definitions 4.1 and 4.5, Algorithm 1"
     checked_against = "torchjd 0.18 with eps = 0; KKT conditions; scipy NNLS"
     sees_zero_rows = True
+    on_host = ("square", "count")
 
     square: Tensor
     count: Tensor
@@ -87,12 +88,9 @@ class PCD(Weighting):
         if not live.any():
             return torch.from_numpy(weights)
         G, norms = G[live][:, live], G.diagonal()[live]
-        square = self.square.double().numpy(force=True).copy()
-        count = self.count.double().numpy(force=True).copy()
+        square, count = self.square.numpy(), self.count.numpy()  # in the same memory
         count[live] += 1
         square[live] = self.beta * square[live] + (1 - self.beta) * norms
-        self.square.copy_(torch.from_numpy(square))
-        self.count.copy_(torch.from_numpy(count))
         scale = 1 / np.sqrt(square[live] / (1 - self.beta ** count[live]))
         normed = G * scale[:, None] * scale
         found = bend(torch.from_numpy(normed), self.tau).numpy()

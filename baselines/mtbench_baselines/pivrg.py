@@ -56,6 +56,7 @@ class PIVRG(Weighting):
     paper = "Qin et al., CVPR 2025, second-hand: arXiv 2510.18258; its own equations were not read"
     checked_against = "scipy's least_squares on the equation; fairgrad at equal shares"
     sees_zero_rows = True
+    on_host = ("omega", "total", "count")
 
     omega: Tensor
     total: Tensor
@@ -100,12 +101,12 @@ class PIVRG(Weighting):
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the fair weights, times K, cut to the longest step; count the losses."""
         active = gramian.diagonal() > 0
-        self.total += (losses * active).to(self.total)
-        self.count += active.to(self.count)
+        self.total += losses * active
+        self.count += active
         weights = torch.zeros(len(losses), dtype=torch.float64)
         if active.any():
             gramian = gramian[active][:, active]
-            found = fair_shares(gramian, 0.5, self.omega.cpu()[active].sqrt())
+            found = fair_shares(gramian, 0.5, self.omega[active].sqrt())
             weights[active] = shorten(gramian, found, self.max_norm, times=len(gramian))
         return weights
 

@@ -1,7 +1,7 @@
 """RotoGrad: rotate every head's sight of z until the objectives' gradients there align."""
 
 from collections.abc import Sequence
-from math import inf
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -146,11 +146,12 @@ class RotoGrad(Balancer):
         grads = [grads[step.latent] for grads in step.feature_grads()]
         squares = torch.stack([g.double().square().sum() for g in grads])
         norms = step.ranks.total(squares).sqrt()
-        finite = bool(norms.isfinite().all())  # an overflow leaves no trace
+        on_host = norms.tolist()
+        finite = isfinite(sum(on_host))  # an overflow leaves no trace
         weights = self._weights(norms.to(self.initial)) if finite else torch.ones_like(self.initial)
         step.backward(weights, "features")
         if finite:
-            self._turn(grads, norms.tolist(), step.ranks)
+            self._turn(grads, on_host, step.ranks)
         return weights
 
     def _weights(self, norms: Tensor) -> Tensor:
@@ -165,9 +166,10 @@ class RotoGrad(Balancer):
 
     def _turn(self, grads: Sequence[Tensor], norms: Sequence[float], ranks: Ranks) -> None:
         """Take one step of Adam on the rotations' losses."""
-        active = torch.tensor([norm > 0 for norm in norms], device=self.skew.device)
-        if active.sum() < 2:  # nothing to align with
+        count = sum(norm > 0 for norm in norms)
+        if count < 2:  # nothing to align with
             return
+        active = torch.tensor([norm > 0 for norm in norms]).to(self.skew.device, non_blocking=True)
         channels = grads[0].shape[1]
         size = min(self.size or channels, channels)
         if not self.skew.numel():
@@ -175,7 +177,7 @@ class RotoGrad(Balancer):
                 setattr(self, name, self.skew.new_zeros(len(grads), size, size))
             self.rotation += torch.eye(size).to(self.rotation)
         units = [_rows(g, size) / (norm or 1.0) for g, norm in zip(grads, norms, strict=True)]
-        mean = torch.stack(units).sum(0) / active.sum()
+        mean = torch.stack(units).sum(0) / count
         # <R v, u~> summed over n is <R, u~ v^T>, so the loss's gradient at R is this matrix.
         products = ranks.total(torch.stack([unit @ mean.T for unit in units]))
         slope = -self.rotation @ products.to(self.rotation)

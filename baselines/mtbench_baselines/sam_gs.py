@@ -101,7 +101,7 @@ class SAMGS(Tracking):
             return jacobian.sum(dim=0)
         norms = torch.linalg.vector_norm(jacobian, dim=1, dtype=torch.float64)
         active = norms > 0
-        similarity = _similarity(norms[active])
+        similarity = _similarity(norms, active)
 
         kept = 1 - (1 - self.beta1) * active.to(jacobian)
         moments = self.memory(jacobian).mul_(kept[:, None]).add_(jacobian, alpha=1 - self.beta1)
@@ -109,22 +109,24 @@ class SAMGS(Tracking):
         self.count += 1
         self.dissimilarity.mul_(self.beta2).add_((1 - self.beta2) * (1 - similarity) ** 2 + _EPS)
 
-        if similarity < self.gamma:
-            scales = norms[active].mean() / norms.masked_fill(~active, 1)
-            equalised: Tensor = scales.to(jacobian) @ jacobian
-            return equalised
+        mean = norms.sum() / active.sum().clamp(min=1)
+        equal = mean / norms.masked_fill(~active, 1)
+        differ = similarity < self.gamma
         spread = (self.dissimilarity / (1 - self.beta2**self.count)).sqrt() + _EPS
         scales = 1 / ((1 - self.beta1 ** self.steps.clamp(min=1)) * spread)
         direction = torch.zeros_like(jacobian[0])
-        for row, moment, scale in zip(jacobian, moments, scales.to(jacobian), strict=True):
-            direction.addcmul_(moment.abs() * scale, row)
+        for row, moment, *both in zip(
+            jacobian, moments, scales.to(jacobian), equal.to(jacobian), strict=True
+        ):
+            scale, share = both
+            direction.addcmul_(torch.where(differ, share, moment.abs() * scale), row)
         return direction
 
 
-def _similarity(norms: Tensor) -> Tensor:
-    """Return the mean similarity of all pairs of positive norms, 1 if there is no pair."""
+def _similarity(norms: Tensor, active: Tensor) -> Tensor:
+    """Return the mean similarity of all pairs of active norms, 1 if there is no pair."""
     i, j = torch.triu_indices(len(norms), len(norms), offset=1, device=norms.device)
-    if not len(i):
-        return norms.new_ones(())
-    ratios = norms[i] / norms[j]
-    return (2 / (ratios + 1 / ratios)).mean()
+    pair = active[i] & active[j]
+    ratios = torch.where(pair, norms[i], 1) / torch.where(pair, norms[j], 1)
+    similarities = torch.where(pair, 2 / (ratios + 1 / ratios), 0)
+    return torch.where(pair.any(), similarities.sum() / pair.sum().clamp(min=1), 1)

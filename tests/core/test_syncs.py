@@ -32,31 +32,25 @@ NEEDS = {
     # All has a closed form on the device.
     "chebyshev": 0,
     "excess_mtl": 0,
+    "graddrop": 0,
     "metabalance": 0,
     # A program over the K losses.
     "go4align": 1,
-    # A solver, and what the method keeps on the device.
-    "cr_mogm+pcgrad": COPIES + 2,
-    "gradnorm": COPIES + 1,  # whether the norms are finite
-    "gradvac": COPIES + 1,
-    "gramian_ema+cagrad": COPIES + 2,
-    "imtl": COPIES + 1,
-    "nash_mtl": COPIES + 2,
-    "pcd": COPIES + 2,
-    "pivrg": COPIES + 1,
+    # A solver.
+    "gradnorm": COPIES,
     "samo+fairgrad": COPIES,
-    # The length of the update; of each head's gradient, and of what is added to it.
-    "norm_matched+imtl": COPIES + 2,
-    "consmtl": COPIES + 10,
-    # Whether rows of the Jacobian are zero, or finite; then products of some, and what is kept.
-    "db_mtl": 3,
-    "graddrop": 5,
-    "moco": 4,
-    "modo": 7,
-    "sam_gs": 4,
-    "trimmed_mean": 5,
-    # Norms, and whether they are zero; torch's matrix exponential asks how large they are.
-    "rotograd": 6,
+    # A solver, and scales that the optimizer moves on the device.
+    "imtl": COPIES + 1,
+    "norm_matched+imtl": COPIES + 1,
+    # Whether rows of the Jacobian are zero, or finite.
+    "db_mtl": 1,
+    "sam_gs": 1,
+    "trimmed_mean": 1,
+    # The same, and a solver on what is kept.
+    "moco": 2,
+    "modo": 3,
+    # Norms; torch's matrix exponential asks how large its argument is, and so does its backward.
+    "rotograd": 1 + 3,
 }
 """Reads in a step, at most, where it is neither a `Scalarizer` nor a `Weighting` without memory."""
 
@@ -185,8 +179,11 @@ def reads(out: Path, method: str, odd: Odd = "", **given: Any) -> tuple[Any, Dev
     for position in range(3):
         trained._step(trained._batch(0, position))
         trained.at.position += 1
-    modules = [[*m.parameters(), *m.buffers()] for m in (trained.model, trained.balancer)]
-    memory = [modules, list(trained.optimizer.state.values()), vars(trained.engine)]
+    modules = [*trained.model.modules(), *trained.balancer.modules()]
+    kept = [getattr(m, name) for m in modules for name in getattr(m, "on_host", ())]
+    moved = [[*m.parameters(), *m.buffers()] for m in (trained.model, trained.balancer)]
+    there = [x for x in tensors(moved) if not any(x is y for y in kept)]
+    memory = [there, list(trained.optimizer.state.values()), vars(trained.engine)]
     device = Device(memory)
     with device.watched() as found:
         trained._step(trained._batch(0, 3))
