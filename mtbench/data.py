@@ -149,17 +149,40 @@ def known(labels: Tensor) -> Tensor:
 
 
 def labelled_loss(
-    loss: Callable[[Tensor, Tensor], Tensor], output: Tensor, labels: Tensor
+    loss: Callable[..., Tensor], output: Tensor, labels: Tensor
 ) -> Tensor:
-    """Return a loss over the samples that have a label; zero, but on the graph, without any.
+    """Return the mean loss of the samples that have a label; zero, but on the graph, without any.
+
+    >>> output, labels = torch.tensor([[9.0, 0.0], [0.0, 0.0]]), torch.tensor([-1, 1])
+    >>> labelled_loss(torch.nn.functional.cross_entropy, output, labels)
+    tensor(0.6931)
 
     Args:
-        loss: maps outputs and labels to a scalar, for example ``F.cross_entropy``.
+        loss: one of `torch.nn.functional`, or what takes ``(output, labels, reduction="none")`` as
+            they do, and answers with (B, ...) losses.
         output: (B, ...); it is taken in float32 at any precision of the forward pass.
         labels: (B, ...).
     """
     here = known(labels)
-    return loss(output[here].float(), labels[here]) if here.any() else output.sum() * 0
+    labels = torch.where(_beside(labels, here), labels, 0)
+    return mean_where(here, loss(output.float(), labels, reduction="none"))
+
+
+def mean_where(here: Tensor, values: Tensor) -> Tensor:
+    """Return the mean of the values of some samples; zero, but on the graph, if there is none.
+
+    The host need not know how many there are, and so does not wait for the device.
+
+    Args:
+        here: which, (B,) or (B, ...).
+        values: (B, ...).
+    """
+    here = _beside(values, here).expand_as(values)
+    return torch.where(here, values, 0).sum() / here.sum().clamp(min=1)
+
+
+def _beside(values: Tensor, here: Tensor) -> Tensor:
+    return here.reshape(here.shape + (1,) * (values.dim() - here.dim()))
 
 
 class TorchmetricsMeter(Meter):

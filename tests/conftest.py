@@ -5,10 +5,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from mtbench import cli
 
 TINY = Path(__file__).parent / "plugins" / "tiny.py"
+
+# A first call imports and sets up, and a busy machine is slow: pytest-timeout watches for hangs.
+settings.register_profile("mtbench", deadline=None)
+settings.load_profile("mtbench")
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

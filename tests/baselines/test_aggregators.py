@@ -73,7 +73,7 @@ def test_finite_on_hard_matrices(name, dtype):
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("moco", "modo", "dibs_mtl")])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(K=st.integers(1, 6), seed=st.integers(0, 999), exponent=st.integers(-12, 12))
 def test_the_unit_of_the_losses_scales_the_direction(name, K, seed, exponent):
     J = gradients(K, seed)
@@ -82,7 +82,7 @@ def test_the_unit_of_the_losses_scales_the_direction(name, K, seed, exponent):
 
 
 @pytest.mark.parametrize("name", ["config", "sdmgrad", "dibs_mtl", "trimmed_mean"])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(order=st.permutations(range(5)), seed=st.integers(0, 999))
 def test_order_of_the_objectives_is_of_no_account(name, order, seed):
     J = gradients(5, seed, d=12)

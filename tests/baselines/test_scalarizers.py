@@ -397,7 +397,7 @@ def test_ldc_mtl_first_step_is_that_of_relative_losses(K):
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"rlw", "ldc_mtl"}))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.permutations(range(4)))
 def test_no_objective_is_privileged(name, order):
     """Permuted losses get permuted weights, over epochs; LDC-MTL's neighbours are an exception."""

@@ -108,7 +108,7 @@ def encoders(draw: st.DrawFn) -> tuple[nn.Sequential, Tensor]:
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("batched", [False, True])
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(drawn=encoders())
 def test_equals_the_jacobian(drawn: tuple[nn.Sequential, Tensor], batched: bool) -> None:
     encoder, x = drawn

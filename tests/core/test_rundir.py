@@ -33,7 +33,7 @@ scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
 parameters = st.dictionaries(st.text(), scalars | st.lists(scalars, max_size=3), max_size=4)
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(parameters, parameters)
 def test_a_spec_survives_its_file(task: dict[str, Any], method: dict[str, Any]) -> None:
     spec = make(task_params=task, method_params=method)

@@ -25,7 +25,6 @@ def budget(examples: int) -> settings:
     return settings(
         max_examples=examples * (50 if LONG else 1),
         derandomize=not LONG,
-        deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )

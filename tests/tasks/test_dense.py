@@ -230,7 +230,7 @@ def test_memory_holds_a_batch(tmp_path: Path) -> None:
 # Splits
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(
     st.lists(st.integers(0, 20), min_size=2, max_size=40), st.floats(0.01, 0.99), st.integers(0, 99)
 )
@@ -373,7 +373,7 @@ def test_scores_by_hand() -> None:
     )
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
 def test_scores_do_not_depend_on_how_images_are_batched(sizes: list[int], seed: int) -> None:
     rng = torch.Generator().manual_seed(seed)

@@ -168,7 +168,7 @@ def test_what_is_not_one_image_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(
     st.sampled_from(["a.png", "a.bmp", "a.nii"]),
     st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255)), max_size=6),
@@ -403,7 +403,7 @@ def test_the_template_is_a_manifest(folder: Path) -> None:
 # Patients
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=30))
 def test_patients_who_share_an_image_are_one(pairs: list[tuple[int, int]]) -> None:
     blank = np.zeros((2, 2), np.uint8)
@@ -430,7 +430,7 @@ def square(top: int, left: int, size: int = 10) -> Any:
     return mask
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(st.lists(st.integers(0, 4), max_size=9))
 def test_the_majority_is_most_frequent_and_rather_too_suspicious(said: list[int]) -> None:
     found = majority(said)

@@ -256,7 +256,7 @@ def test_padding_and_company_do_not_change_a_molecule(small: Path) -> None:
         assert torch.allclose(alone[0], together[i], atol=1e-5)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000))
 def test_the_encoder_sees_no_order_of_atoms_and_no_frame(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -288,7 +288,7 @@ def test_a_field_over_the_reader_s_limit(tmp_path: Path) -> None:
 # --- splits and scaling --------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 60), min_size=40, max_size=200), st.integers(0, 2**31))
 def test_groups_lie_in_one_split(groups: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)

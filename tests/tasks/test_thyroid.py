@@ -61,7 +61,7 @@ def blank(patient: str, category: int | None, name: str = "") -> Case:
 # Splits
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.none() | st.integers(0, 5)), max_size=80),
     st.integers(0, 2**32 - 1),
@@ -74,7 +74,7 @@ def test_no_patient_is_in_two_parts(said: list[tuple[int, int | None]], seed: in
     assert sum(map(len, patients)) == len({case.patient for case in cases})
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(st.lists(st.integers(8, 40), min_size=1, max_size=5), st.integers(0, 2**32 - 1))
 def test_each_grade_is_dealt_to_all_parts(sizes: list[int], seed: int) -> None:
     cases = [blank(f"{grade}-{i}", grade) for grade, n in enumerate(sizes) for i in range(n)]
@@ -110,7 +110,7 @@ def test_splits_depend_on_the_seed_alone() -> None:
 # The network's grid
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(st.integers(1, 150), st.integers(1, 150), st.sampled_from([32, 48, 96]))
 def test_the_aspect_ratio_is_kept(height: int, width: int, size: int) -> None:
     placement = Placement((height, width), size)
