@@ -46,6 +46,15 @@ def test_a_step_is_timed_beside_plain_and_floor(
     assert "damped+mgda" in text
 
 
+def test_a_step_in_bf16(mtbench: Mtbench, tmp_path: Path) -> None:
+    line = ["--what", "step", "--model", "vit_b", "-m", "mgda", "-m", "graddrop"]
+    rows, text = measured(mtbench, tmp_path / "a.csv", *line, "--precision", "bf16")
+    ours = {row["method"] for row in rows if row["by"] == "mtbench"}
+    assert ours == {"mgda", "graddrop"}
+    assert {row["precision"] for row in rows} == {"bf16"}
+    assert "precision bf16" in text
+
+
 def test_solvers_and_aggregations_are_timed(mtbench: Mtbench, tmp_path: Path) -> None:
     line = ["--what", "solver", "--what", "aggregation", "-m", "mgda", "-m", "graddrop", "-m", "ew"]
     rows, text = measured(mtbench, tmp_path / "a.csv", *line, "--markdown")

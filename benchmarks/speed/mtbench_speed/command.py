@@ -20,11 +20,20 @@ class What(StrEnum):
 
 
 class Model(StrEnum):
-    """Of the three sizes."""
+    """From 1 M parameters to 86 M."""
 
     mlp = "mlp"
     cnn = "cnn"
     resnet = "resnet"
+    resnet50 = "resnet50"
+    vit_b = "vit_b"
+
+
+class Precision(StrEnum):
+    """Of the forward pass; bf16 by autocast."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
 
 
 class Jacobian(StrEnum):
@@ -35,6 +44,7 @@ class Jacobian(StrEnum):
     batched = "batched"
 
 
+MODELS = (Model.mlp, Model.cnn, Model.resnet)  # that a CPU is done with in minutes
 BASE = "mgda"  # that wrappers are tried around
 OBJECTIVES = (2, 8, 40)
 MANY = 200  # objectives, for solvers alone
@@ -46,7 +56,8 @@ def command(
         list[What] | None, typer.Option(help="What to measure; repeatable. All by default.")
     ] = None,
     model: Annotated[
-        list[Model] | None, typer.Option(help="On which model; repeatable. All by default.")
+        list[Model] | None,
+        typer.Option(help="On which model; repeatable. mlp, cnn and resnet by default."),
     ] = None,
     objectives: Annotated[
         list[int] | None,
@@ -72,6 +83,9 @@ def command(
     batch: Annotated[
         int | None, typer.Option(help="Samples in a batch, in the place of the models' own.")
     ] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="Of the forward pass; bf16 by autocast.")
+    ] = Precision.fp32,
     columns: Annotated[int, typer.Option(help="Of the matrix that is aggregated.")] = 1_000_000,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="Write every number there.")
@@ -117,9 +131,9 @@ def command(
     console = Console(stderr=markdown)
     with console.status("") as status:
         settings = measure.Settings(
-            [kind.value for kind in model or Model], chosen, methods, rounds, where, threads,
+            [kind.value for kind in model or MODELS], chosen, methods, rounds, where, threads,
             {Jacobian.auto: None, Jacobian.loop: False, Jacobian.batched: True}[batched],
-            width, batch, columns, lambda text: status.update(Text(text)),
+            width, batch, precision.value, columns, lambda text: status.update(Text(text)),
         )  # fmt: skip
         for library, version in peers.versions().items():
             found = f"version {version}" if version else "not installed: left out"
@@ -140,6 +154,7 @@ def command(
     environment = {
         "device": torch.cuda.get_device_name(where) if where != "cpu" else platform.machine(),
         "torch": torch.__version__, "threads": threads, "batched": batched.value, "rounds": rounds,
+        "precision": precision.value,
     }  # fmt: skip
     if out is not None:
         report.write(out, rows, environment)

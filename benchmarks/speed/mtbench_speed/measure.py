@@ -77,6 +77,7 @@ class Settings:
         batched: as in `mtbench.Engine`.
         width: of the models, in the place of their own.
         batch: samples, in the place of the models' own.
+        precision: of the forward pass, ``fp32`` or ``bf16``.
         columns: d of the aggregated matrix.
         say: is told what is being done.
         notes: what the reader of the numbers must know; grows.
@@ -91,13 +92,14 @@ class Settings:
     batched: bool | None
     width: int | None
     batch: int | None
+    precision: str
     columns: int
     say: Callable[[str], object]
     notes: list[str] = field(default_factory=list)
 
     def problem(self, model: str, objectives: int) -> Problem:
         """Return a model with its data."""
-        return Problem.of(model, objectives, self.device, self.width, self.batch)
+        return Problem.of(model, objectives, self.device, self.width, self.batch, self.precision)
 
     def heats(self) -> Iterator[Sequence[Method]]:
         """Yield the methods, a few at a time."""

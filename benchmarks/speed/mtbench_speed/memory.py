@@ -71,7 +71,7 @@ def _measured(settings: Settings, model: str, K: int, by: str, method: str) -> f
     job = {
         "by": by, "method": method, "model": model, "objectives": K, "device": settings.device,
         "threads": settings.threads, "batched": settings.batched, "width": settings.width,
-        "batch": settings.batch,
+        "batch": settings.batch, "precision": settings.precision,
     }  # fmt: skip
     done = subprocess.run(  # noqa: S603 - ourselves
         [sys.executable, "-m", __name__, json.dumps(job)],
@@ -95,10 +95,10 @@ def _make(problem: Problem, by: str, method: str, engine: Engine) -> Run:
 
 def _peak(
     by: str, method: str, model: str, objectives: int, device: str, batched: bool | None,
-    width: int | None, batch: int | None,
+    width: int | None, batch: int | None, precision: str,
 ) -> float:  # fmt: skip
-    _make(Problem.of(model, objectives, device, TINY, batch), by, method, Engine())(0)
-    problem = Problem.of(model, objectives, device, width, batch)
+    _make(Problem.of(model, objectives, device, TINY, batch, precision), by, method, Engine())(0)
+    problem = Problem.of(model, objectives, device, width, batch, precision)
     choice = Engine(batched=batched)
     _make(problem, by, method, choice)(0)  # the engine chooses: what that takes is not measured
     engine = Engine(batched=choice.batched, parts=PARTS if by == HELD else 1)

@@ -1,4 +1,4 @@
-"""Models of three sizes, each with K light heads, and random data for them."""
+"""Models of several sizes, each with K light heads, and random data for them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtbench.model import MultitaskModel, View
+from mtbench.trainer import autocast
 
 BATCHES = 4
 """Batches that a problem turns through, so that no step sees the Gramian of the one before."""
@@ -80,6 +81,38 @@ def resnet(width: int) -> nn.Module:
     )  # fmt: skip
 
 
+def resnet50(width: int) -> nn.Module:
+    """Return MONAI's ResNet-50, batch norm and all."""
+    from monai.networks.nets.resnet import ResNet
+
+    planes = [width * 2**k for k in range(4)]
+    net: nn.Module = ResNet(
+        "bottleneck", [3, 4, 6, 3], planes, spatial_dims=2, n_input_channels=3,
+        conv1_t_stride=2, feed_forward=False,
+    )  # fmt: skip
+    return net
+
+
+class _ViT(nn.Module):
+    """Torch's transformer over patches of 16 x 16; heads of 64 channels; the mean over patches."""
+
+    def __init__(self, width: int, layers: int = 12, patches: int = 14 * 14) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(
+            width, max(1, width // 64), 4 * width, dropout=0.0, activation="gelu",
+            batch_first=True, norm_first=True,
+        )  # fmt: skip
+        self.cut = nn.Conv2d(3, width, 16, 16)
+        self.position = nn.Parameter(torch.randn(1, patches, width) / 50)
+        self.body = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.cut(x).flatten(2).transpose(1, 2) + self.position
+        mean: Tensor = self.norm(self.body(tokens)).mean(1)
+        return mean
+
+
 class Kind(NamedTuple):
     """How a model is made: of what width, for inputs of what shape, in batches of what size."""
 
@@ -93,6 +126,8 @@ KINDS = {
     "mlp": Kind(mlp, 576, lambda width: (width,), 128),
     "cnn": Kind(cnn, 32, lambda _: (3, 32, 32), 16),
     "resnet": Kind(resnet, 64, lambda _: (3, 64, 64), 8),
+    "resnet50": Kind(resnet50, 64, lambda _: (3, 224, 224), 32),
+    "vit_b": Kind(_ViT, 768, lambda _: (3, 224, 224), 32),
 }
 
 
@@ -105,17 +140,20 @@ class Problem:
         model: encoder and K heads.
         inputs: (batches, B, ...).
         targets: (batches, K, B).
+        precision: ``fp32``, or ``bf16`` autocast.
     """
 
     name: str
     model: MultitaskModel
     inputs: Tensor
     targets: Tensor
+    precision: str = "fp32"
 
     @classmethod
     def of(
-        cls, name: str, objectives: int, device: str, width: int | None, batch: int | None
-    ) -> "Problem":
+        cls, name: str, objectives: int, device: str, width: int | None, batch: int | None,
+        precision: str = "fp32",
+    ) -> "Problem":  # fmt: skip
         """Return the problem of a model's name; None is the model's own width or batch size."""
         kind = KINDS[name]
         width, batch = width or kind.width, batch or kind.batch
@@ -127,7 +165,7 @@ class Problem:
                 size = encoder(inputs[0])[0].shape[1]
             model = MultitaskModel(encoder, [_Head(size) for _ in range(objectives)])
             targets = torch.randn(BATCHES, objectives, batch)
-        return cls(name, model.to(device), inputs.to(device), targets.to(device))
+        return cls(name, model.to(device), inputs.to(device), targets.to(device), precision)
 
     @property
     def objectives(self) -> int:
@@ -150,7 +188,8 @@ class Problem:
         """Return features and losses of a batch, perhaps of a model in the place of this one."""
         model = model or self.model
         at %= BATCHES
-        features = model.encode(self.inputs[at])
-        outputs = model.decode(features, view)
+        with autocast(self.precision, self.inputs.device.type):
+            features = model.encode(self.inputs[at])
+            outputs = model.decode(features, view)
         losses = [(y - t).square().mean() for y, t in zip(outputs, self.targets[at], strict=True)]
         return features, losses
