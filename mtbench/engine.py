@@ -41,13 +41,17 @@ def grad(
     create_graph: bool = False,
     batched: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    """`torch.autograd.grad`, answering None where nothing depends on an input, never raising."""
+    """`torch.autograd.grad`, answering None where nothing depends on an input.
+
+    Raises:
+        RuntimeError: what is compiled gives its buffers away in the first of several backwards.
+    """
     live = [i for i, output in enumerate(outputs) if output.requires_grad]
     wanted = [point for point in inputs if _is_on_graph(point)]
     if not live or not wanted:
         return (None,) * len(inputs)
-    grads = iter(
-        torch.autograd.grad(
+    try:
+        found = torch.autograd.grad(
             [outputs[i] for i in live],
             wanted,  # type: ignore[arg-type]  # torch takes mixtures too
             grad_outputs=None if seeds is None else [seeds[i] for i in live],
@@ -56,7 +60,14 @@ def grad(
             is_grads_batched=batched,
             allow_unused=True,
         )
-    )
+    except RuntimeError as error:
+        if "donated buffers" not in str(error):
+            raise
+        raise RuntimeError(
+            "torch.compile lets a backward pass overwrite what the next objective's needs: set "
+            "torch._functorch.config.donated_buffer = False before the model's first step"
+        ) from None
+    grads = iter(found)
     must_be_whole(point for point in wanted if isinstance(point, Tensor) and point.is_leaf)
     return tuple(next(grads) if _is_on_graph(point) else None for point in inputs)
 
