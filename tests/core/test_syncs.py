@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtbench import Weighting
+from mtbench import Method, Weighting
 from tests.core.test_numbers import Odd, _Regressions, trainer
 from tests.methods import METHODS
 from tests.syncs import Device, tensors
@@ -87,6 +87,17 @@ def test_a_step_reads_what_a_solver_needs(tmp_path: Path, method: str, odd: Odd)
     allowed = bound(method, trained.balancer)
     assert len(found) <= allowed, found
     assert allowed or not device.uploads, device.uploads
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_solver_reads_stays_where_it_is(method: str) -> None:
+    balancer = Method.find(method)(3).to("meta")
+    for module in balancer.modules():
+        kept = getattr(module, "on_host", ())
+        buffers = dict(module.named_buffers(recurse=False))
+        assert set(kept) <= set(buffers)
+        for name, buffer in buffers.items():
+            assert buffer.device.type == ("cpu" if name in kept else "meta")
 
 
 @pytest.mark.parametrize(
