@@ -29,6 +29,7 @@ class Sized(Protocol):
 Item = TypeVar("Item", bound=Sized)
 
 _COLUMNS = 1024  # whose float32 products are summed before float64 takes over
+_CACHED = 16 * _COLUMNS  # of which a CPU's cache holds a few rows
 _LEAST = 1e-3  # eigenvalue of the cosines above which float32 products suffice
 _RANGE = (1e-30, 1e35)  # squared norms that float32 sums without loss
 
@@ -196,6 +197,16 @@ def largest(rows: Tensor) -> Tensor:
     if not rows.numel():
         return rows.new_zeros(len(rows))
     return torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))
+
+
+def lengths(rows: Tensor) -> Tensor:
+    """Return each row's length, (K,), float64, without loss at any scale."""
+    if rows.is_cuda:
+        found: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        return found
+    # A CPU does that one number at a time.
+    parts = [part.double().square().sum(1) for part in torch.split(rows, _CACHED, dim=1)]
+    return torch.stack(parts).sum(0).sqrt()
 
 
 def gramian(blocks: Sequence[Tensor], to_host: Callable[[Tensor], Tensor] = Tensor.cpu) -> Tensor:

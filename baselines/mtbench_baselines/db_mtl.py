@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.engine import largest
+from mtbench.engine import largest, lengths
 from mtbench.errors import UsageError
 from mtbench.step import Step
 from mtbench_baselines._tracked import Tracking
@@ -79,7 +79,7 @@ class DBMTL(Tracking):
         tracked, seen = self.memory(jacobian), (largest(jacobian) > 0)[:, None]
         tracked.mul_(torch.where(seen, share, 1).to(tracked))
         tracked.addcmul_(jacobian, (1 - share) / _divisors(losses)[:, None])
-        norms = torch.linalg.vector_norm(tracked, dim=1, dtype=torch.float64)
+        norms = lengths(tracked)
         weights = torch.where(norms > 0, norms.max() / norms, 0)
         return weights.to(tracked) @ tracked
 

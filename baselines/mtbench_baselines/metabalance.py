@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancer import Balancer
+from mtbench.engine import lengths
 from mtbench.errors import UsageError
 from mtbench.step import Step
 
@@ -94,7 +95,7 @@ class MetaBalance(Balancer):
         """Return the factors, (K, tensors)."""
         if not self.norms.numel():
             self.norms = self.norms.new_zeros(self.num_objectives, len(blocks))
-        found = [torch.linalg.vector_norm(block, dim=1, dtype=torch.float64) for block in blocks]
+        found = [lengths(block) for block in blocks]
         norms = torch.stack(found, dim=1).to(self.norms) if found else self.norms
         active = norms.any(dim=1, keepdim=True) & norms.isfinite()  # an overflow leaves no trace
         moved = self.beta * self.norms + (1 - self.beta) * norms

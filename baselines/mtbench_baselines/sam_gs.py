@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mtbench.engine import lengths
 from mtbench.errors import UsageError
 from mtbench_baselines._tracked import Tracking
 
@@ -99,7 +100,7 @@ class SAMGS(Tracking):
         """Move the moments; return the equalised or the modulated sum."""
         if self.num_objectives == 1:
             return jacobian.sum(dim=0)
-        norms = torch.linalg.vector_norm(jacobian, dim=1, dtype=torch.float64)
+        norms = lengths(jacobian)
         active = norms > 0
         similarity = _similarity(norms, active)
 

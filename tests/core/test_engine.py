@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mtbench import Engine, Step
-from mtbench.engine import gramian
+from mtbench.engine import gramian, lengths
 
 K = 3
 
@@ -185,3 +185,11 @@ def test_zero_that_is_only_too_small_for_float32():
     found = gramian([rows])
     assert found[0, 0] == pytest.approx(5e-57, rel=1e-6)
     assert found[1].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("d", [0, 1, 5000, 40_000])
+def test_lengths(d):
+    rows = torch.randn(4, 2 * d, generator=torch.Generator().manual_seed(0))[:, ::2]
+    rows *= torch.tensor([[1e-30], [1.0], [1e30], [0.0]])
+    expected = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    torch.testing.assert_close(lengths(rows), expected, rtol=1e-12, atol=0)
