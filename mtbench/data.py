@@ -148,9 +148,7 @@ def known(labels: Tensor) -> Tensor:
     return ~missing[:, None].flatten(1).all(1)
 
 
-def labelled_loss(
-    loss: Callable[..., Tensor], output: Tensor, labels: Tensor
-) -> Tensor:
+def labelled_loss(loss: Callable[..., Tensor], output: Tensor, labels: Tensor) -> Tensor:
     """Return the mean loss of the samples that have a label; zero, but on the graph, without any.
 
     >>> output, labels = torch.tensor([[9.0, 0.0], [0.0, 0.0]]), torch.tensor([-1, 1])
