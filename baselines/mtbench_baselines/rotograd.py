@@ -146,12 +146,12 @@ class RotoGrad(Balancer):
         grads = [grads[step.latent] for grads in step.feature_grads()]
         squares = torch.stack([g.double().square().sum() for g in grads])
         norms = step.ranks.total(squares).sqrt()
-        on_host = norms.tolist()
-        finite = isfinite(sum(on_host))  # an overflow leaves no trace
+        lengths = norms.tolist()
+        finite = isfinite(sum(lengths))  # an overflow leaves no trace
         weights = self._weights(norms.to(self.initial)) if finite else torch.ones_like(self.initial)
         step.backward(weights, "features")
         if finite:
-            self._turn(grads, on_host, step.ranks)
+            self._turn(grads, lengths, step.ranks)
         return weights
 
     def _weights(self, norms: Tensor) -> Tensor:

@@ -116,10 +116,8 @@ class SAMGS(Tracking):
         spread = (self.dissimilarity / (1 - self.beta2**self.count)).sqrt() + _EPS
         scales = 1 / ((1 - self.beta1 ** self.steps.clamp(min=1)) * spread)
         direction = torch.zeros_like(jacobian[0])
-        for row, moment, *both in zip(
-            jacobian, moments, scales.to(jacobian), equal.to(jacobian), strict=True
-        ):
-            scale, share = both
+        scales, shares = scales.to(jacobian), equal.to(jacobian)
+        for row, moment, scale, share in zip(jacobian, moments, scales, shares, strict=True):
             direction.addcmul_(torch.where(differ, share, moment.abs() * scale), row)
         return direction
 

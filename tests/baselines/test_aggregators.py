@@ -374,6 +374,24 @@ def test_graddrop_libmtl(leak):
     torch.testing.assert_close(found, x.grad)
 
 
+@pytest.mark.parametrize("leak", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_graddrop_shows_what_is_not_finite_and_passes_over_zero_rows(value, leak):
+    """It asks nothing beforehand: ``asks_nothing``."""
+    J = torch.randn(3, 50, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    for seed in range(9):
+        expected = GradDrop(3, seed=seed, leak=leak).direct(J, torch.ones(3))
+        beside = torch.cat([J, torch.zeros_like(J[:1])])
+        torch.testing.assert_close(
+            GradDrop(4, seed=seed, leak=leak).direct(beside, torch.ones(4)), expected
+        )
+        for row in range(3):
+            broken = J.clone()
+            broken[row, 7] = value
+            found = GradDrop(3, seed=seed, leak=leak).direct(broken, torch.ones(3))
+            assert not found[7].isfinite()
+
+
 def test_graddrop_is_the_sum_on_average_and_without_conflict():
     J = gradients(3, 0, d=4)
     method = GradDrop(3)
