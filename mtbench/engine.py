@@ -29,7 +29,7 @@ class Sized(Protocol):
 Item = TypeVar("Item", bound=Sized)
 
 _COLUMNS = 1024  # whose float32 products are summed before float64 takes over
-_CACHED = 16 * _COLUMNS  # of which a CPU's cache holds a few rows
+_CACHED = 64 * _COLUMNS  # as many float64 as stay in a CPU's cache
 _LEAST = 1e-3  # eigenvalue of the cosines above which float32 products suffice
 _RANGE = (1e-30, 1e35)  # squared norms that float32 sums without loss
 
@@ -204,9 +204,14 @@ def lengths(rows: Tensor) -> Tensor:
     if rows.is_cuda:
         found: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
         return found
-    # A CPU does that one number at a time.
-    parts = [part.double().square().sum(1) for part in torch.split(rows, _CACHED, dim=1)]
-    return torch.stack(parts).sum(0).sqrt()
+    # A CPU does that one number at a time; and fresh memory for copies would cost as much again.
+    room = rows.new_empty(_CACHED, dtype=torch.float64)
+    squares = rows.new_zeros(len(rows), dtype=torch.float64)
+    for square, row in zip(squares, rows, strict=True):
+        for part in torch.split(row, _CACHED):
+            copy = room[: len(part)].copy_(part)
+            square += torch.dot(copy, copy)
+    return squares.sqrt()
 
 
 def gramian(blocks: Sequence[Tensor], to_host: Callable[[Tensor], Tensor] = Tensor.cpu) -> Tensor:
@@ -237,8 +242,8 @@ def products(a: Tensor, b: Tensor) -> Tensor:
 
 def _exact(a: Tensor, b: Tensor) -> Tensor:
     product = a.new_zeros(len(a), len(b), dtype=torch.float64)
-    size = 64 * _COLUMNS
-    for left, right in zip(torch.split(a, size, dim=1), torch.split(b, size, dim=1), strict=True):
+    parts = (torch.split(x, _CACHED, dim=1) for x in (a, b))
+    for left, right in zip(*parts, strict=True):
         product += left.double() @ right.double().T
     return product
 

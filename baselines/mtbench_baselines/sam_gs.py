@@ -116,9 +116,11 @@ class SAMGS(Tracking):
         spread = (self.dissimilarity / (1 - self.beta2**self.count)).sqrt() + _EPS
         scales = 1 / ((1 - self.beta1 ** self.steps.clamp(min=1)) * spread)
         direction = torch.zeros_like(jacobian[0])
-        scales, shares = scales.to(jacobian), equal.to(jacobian)
+        # Both cases are |m| scale + share, so that the host need not know which it is.
+        scales = torch.where(differ, 0, scales).to(jacobian)
+        shares = torch.where(differ, equal, 0).to(jacobian)
         for row, moment, scale, share in zip(jacobian, moments, scales, shares, strict=True):
-            direction.addcmul_(torch.where(differ, share, moment.abs() * scale), row)
+            direction.addcmul_(moment.abs().mul_(scale).add_(share), row)
         return direction
 
 
