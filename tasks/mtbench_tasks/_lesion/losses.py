@@ -18,9 +18,10 @@ _dice = DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0, reduction="none")
 
 def segmentation_loss(logits: Tensor, mask: Tensor, known: Tensor) -> Tensor:
     """Return Dice + cross-entropy over the cases with a mask."""
-    logits = logits.float()
-    entropy = F.binary_cross_entropy_with_logits(logits, mask, reduction="none")
-    return mean_where(known, _dice(logits, mask)) + mean_where(known, entropy)
+    logits, weight = logits.float(), known[:, None, None, None].float()
+    entropy = F.binary_cross_entropy_with_logits(logits, mask, weight=weight)  # over all cases
+    share = known.sum().clamp(min=1) / len(known)
+    return mean_where(known, _dice(logits, mask)) + entropy / share
 
 
 def grade_loss(logits: Tensor, category: Tensor, kind: str) -> Tensor:
