@@ -16,12 +16,12 @@ UNGRADED = -1
 _dice = DiceLoss(sigmoid=True, smooth_nr=1.0, smooth_dr=1.0, reduction="none")
 
 
-def segmentation_loss(logits: Tensor, mask: Tensor, known: Tensor) -> Tensor:
+def segmentation_loss(logits: Tensor, mask: Tensor, has_mask: Tensor) -> Tensor:
     """Return Dice + cross-entropy over the cases with a mask."""
-    logits, weight = logits.float(), known[:, None, None, None].float()
+    logits, weight = logits.float(), has_mask[:, None, None, None].float()
     entropy = F.binary_cross_entropy_with_logits(logits, mask, weight=weight)  # over all cases
-    share = known.sum().clamp(min=1) / len(known)
-    return mean_where(known, _dice(logits, mask)) + entropy / share
+    share = has_mask.sum().clamp(min=1) / len(has_mask)
+    return mean_where(has_mask, _dice(logits, mask)) + entropy / share
 
 
 def grade_loss(logits: Tensor, category: Tensor, kind: str) -> Tensor:
