@@ -15,7 +15,7 @@ from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.task import Progress, Recipe
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.files import fingerprint, read_image, read_mask, read_spacing
-from mtbench_tasks._lesion.task import Source
+from mtbench_tasks._lesion.source import Source
 
 VERSION = 1  # part of the fingerprint: raise it when the same files give other cases
 

@@ -1,8 +1,8 @@
 """A task of two objectives: a lesion's mask and its risk category, from one image."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,11 +15,12 @@ from mtbench import seeding
 from mtbench.cache import cache_dir
 from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.model import MultitaskModel
-from mtbench.task import Batch, Meter, Predictor, Progress, Recipe, Splits, Task, Trained
-from mtbench_tasks._lesion import radiomics
-from mtbench_tasks._lesion.cases import Case, Collection, Image, View
+from mtbench.task import Batch, Meter, Predictor, Progress, Splits, Task, Trained
+from mtbench_tasks._lesion import manifest, radiomics
+from mtbench_tasks._lesion.cases import Case, Collection
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.grid import Prepared, prepare
+from mtbench_tasks._lesion.source import Source
 from mtbench_tasks._lesion.splits import CaseSplit, Sample, join_patients, split_patients
 
 BATCH = 32
@@ -27,41 +28,6 @@ BATCH = 32
 
 SHOWN = 10
 """Problems of the data that are recorded in words."""
-
-
-def whole(image: Image) -> list[View]:
-    """Return the one view of an image that is no scanner's screen."""
-    return [(slice(0, image.shape[0]), slice(0, image.shape[1]))]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where a task's cases may come from, and what suits them.
-
-    Attributes:
-        load: reads the cases at the path that ``--data`` names; an embedded source ignores it.
-        grades: the categories from benign to malignant.
-        high: the index of the first grade that counts as high risk.
-        recipe: the optimisation by default.
-        augmentation: its default strength.
-        dropout: the risk head's by default.
-        guide: the guidance's default weight.
-        what: what ``--data`` is to name; None for an embedded source.
-        views: finds an image's views, when a new one is read.
-        graded: makes it with these grades, or, if there are none, with those of the data at that
-            path; None where the grades are fixed.
-    """
-
-    load: Callable[[Path, Progress], Collection]
-    grades: tuple[str, ...]
-    high: int
-    recipe: Recipe
-    augmentation: float = 1.0
-    dropout: float = 0.5
-    guide: float = 1.0
-    what: str | None = None
-    views: Callable[[Image], list[View]] = whole
-    graded: "Callable[[Path | None, tuple[str, ...] | None], Source] | None" = None
 
 
 class LesionTask(Task):
@@ -374,8 +340,6 @@ class LesionTask(Task):
     @classmethod
     def template(cls) -> str:
         """Return a CSV that source ``manifest`` reads, to be filled in."""
-        from mtbench_tasks._lesion import manifest
-
         return manifest.template() if "manifest" in cls.sources else super().template()
 
     @classmethod

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from mtbench.cache import cache_dir
@@ -10,7 +9,8 @@ from mtbench.errors import UsageError
 from mtbench.task import Progress, Recipe
 from mtbench_tasks._lesion import manifest
 from mtbench_tasks._lesion.cases import Collection
-from mtbench_tasks._lesion.task import LesionTask, Source
+from mtbench_tasks._lesion.source import Source
+from mtbench_tasks._lesion.task import LesionTask
 from mtbench_tasks.thyroid import aimi, ddti, phantom, thyroidxl, tn3k
 
 HIGH = 3
@@ -18,14 +18,7 @@ HIGH = 3
 
 
 class Thyroid(LesionTask):
-    """Nodule mask and TI-RADS category, learnt from readers who differ.
-
-    Two objectives on one U-Net encoder. ``segmentation``: Dice plus cross-entropy of the mask.
-    ``risk``: cross-entropy of the category (or the squared earth mover's distance, which knows that
-    grades are ordered), plus ``guide`` times the squared error between the embedding's guided part
-    e_r and the standardised radiomics of the training contour. A case that lacks a label trains the
-    other objective. `labels` says whose labels train and validate; test labels are the ground
-    truth where there is one, else the readers' consensus, a single reader's own.
+    """Nodule mask and TI-RADS category of thyroid ultrasound.
 
     Args:
         source: ``phantom`` (embedded simulation), ``ddti``, ``tn3k`` (benign or malignant),
@@ -33,18 +26,6 @@ class Thyroid(LesionTask):
         data: where the source's data lies, of ``manifest`` a CSV; the phantom needs none.
         target: ``grades``, or ``low-high`` (DDTI: 2, 3, 4a against 4b, 4c, 5; ACR: TR1-3 against
             TR4-5; TN3K: benign against malignant).
-        image_size: side of the network's grid, divisible by 16.
-        width: channels of the first level.
-        augmentation: its strength, 0 (mirroring only) to 1; by default 0.3, for real images 1.
-        dropout: of the risk head's pooled features; by default none, for real images 0.5.
-        guide: weight of the radiomics guidance within the risk loss; by default 1, for DDTI 2.
-        risk_loss: ``ce``, or ``emd``: the squared earth mover's distance (Hou et al. 2016).
-        strict: stop at what is broken in the data, instead of leaving it out.
-        labels: of a case with several readers, ``reader``: those of one, drawn by the seed;
-            ``all``: each reading is a sample; ``consensus``: STAPLE of the masks and the majority
-            of the categories, of equally frequent ones the most suspicious.
-        grades: the manifest's categories from benign to malignant; by default the known scale that
-            they fit: TR1-TR5, 1-5, BI-RADS', benign malignant, low high.
         cases: number of phantom cases.
         readers: number of simulated readers.
         reader_noise: how much the simulated readers differ from the truth; 0 is not at all.
@@ -101,28 +82,14 @@ class Thyroid(LesionTask):
         self,
         *,
         source: Literal["phantom", "ddti", "tn3k", "aimi", "thyroidxl", "manifest"] = "phantom",
-        data: Path | None = None,
-        target: Literal["grades", "low-high"] = "grades",
-        image_size: int = 96,
-        width: int = 16,
-        augmentation: float | None = None,
-        dropout: float | None = None,
-        guide: float | None = None,
-        risk_loss: Literal["ce", "emd"] = "ce",
-        strict: bool = False,
-        labels: Literal["reader", "all", "consensus"] = "reader",
-        grades: tuple[str, ...] | None = None,
         cases: int = 1000,
         readers: int = 3,
         reader_noise: float = 1.0,
         phantom_seed: int = 0,
         frames: int = aimi.FRAMES,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            source=source, data=data, target=target, image_size=image_size, width=width,
-            augmentation=augmentation, dropout=dropout, guide=guide, risk_loss=risk_loss,
-            strict=strict, labels=labels, grades=grades,
-        )  # fmt: skip
+        super().__init__(source=source, **common)
         if source == "phantom" and cases < 20:
             raise UsageError(f"cases must be at least 20 to be split, found {cases}")
         if frames < 1:
