@@ -101,7 +101,8 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
     Raises:
         UsageError: the value has no reading of that type.
     """
-    for option in _options(annotation):
+    # None first: a text reads anything.
+    for option in sorted(_options(annotation), key=lambda option: option is not type(None)):
         try:
             return _read(value, option)
         except (ValueError, TypeError):

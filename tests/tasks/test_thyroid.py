@@ -21,13 +21,13 @@ from torch import Tensor
 import mtbench_tasks.thyroid as thyroid
 from mtbench import Splits
 from mtbench.cell import Request
-from mtbench.errors import DataError
+from mtbench.errors import DataError, UsageError
 from mtbench_tasks._lesion.augment import augment
-from mtbench_tasks._lesion.cases import Case, Collection, Reading
+from mtbench_tasks._lesion.cases import Case, Collection, Part, Reading
 from mtbench_tasks._lesion.grid import Placement, Prepared, prepare, to_input
 from mtbench_tasks._lesion.network import Risk
 from mtbench_tasks._lesion.scores import LesionMeter
-from mtbench_tasks._lesion.splits import FRACTIONS, CaseSplit, split_patients
+from mtbench_tasks._lesion.splits import VALIDATION, CaseSplit, split_patients
 from mtbench_tasks.thyroid import ddti, phantom
 
 Mtbench = Callable[..., tuple[int, str, str]]
@@ -63,48 +63,113 @@ def blank(patient: str, category: int | None, name: str = "") -> Case:
 
 @settings(max_examples=150, derandomize=True)
 @given(
-    st.lists(st.tuples(st.integers(0, 30), st.none() | st.integers(0, 5)), max_size=80),
+    st.lists(
+        st.tuples(
+            st.integers(0, 30),
+            st.none() | st.integers(0, 5),
+            st.none() | st.sampled_from(("train", "val", "test")),
+        ),
+        max_size=80,
+    ),
+    st.booleans(),
     st.integers(0, 2**32 - 1),
 )
-def test_no_patient_is_in_two_parts(said: list[tuple[int, int | None]], seed: int) -> None:
-    cases = [blank(f"p{patient}", category) for patient, category in said]
-    parts = split_patients(cases, np.random.default_rng(seed))
+def test_no_patient_is_in_two_parts(
+    said: list[tuple[int, int | None, Part | None]], named: bool, seed: int
+) -> None:
+    cases = [
+        dataclasses.replace(blank(f"p{patient}", category), part=part if named else None)
+        for patient, category, part in said
+    ]
+    parts = split_patients(cases, np.random.default_rng(seed), "2/3")
     assert sorted(i for part in parts for i in part) == list(range(len(cases)))
     patients = [{cases[i].patient for i in part} for part in parts]
     assert sum(map(len, patients)) == len({case.patient for case in cases})
+    if named and any(case.part == "test" for case in cases):
+        assert patients[2] == {case.patient for case in cases if case.part == "test"}
 
 
 @settings(max_examples=100, derandomize=True)
-@given(st.lists(st.integers(8, 40), min_size=1, max_size=5), st.integers(0, 2**32 - 1))
-def test_each_grade_is_dealt_to_all_parts(sizes: list[int], seed: int) -> None:
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(2, 6))
+def test_each_patient_is_tested_in_one_fold(sizes: list[int], folds: int) -> None:
     cases = [blank(f"{grade}-{i}", grade) for grade, n in enumerate(sizes) for i in range(n)]
-    parts = split_patients(cases, np.random.default_rng(seed))
-    for part, fraction in zip(parts, FRACTIONS, strict=True):
+    tested = [
+        split_patients(cases, np.random.default_rng(k), f"{k + 1}/{folds}")[2] for k in range(folds)
+    ]
+    assert sorted(i for part in tested for i in part) == list(range(len(cases)))
+    for part in tested:
+        assert abs(len(part) - len(cases) / folds) < 1
         found = Counter(cases[i].readings[0].category for i in part)
         for grade, size in enumerate(sizes):
-            assert found[grade] >= 1  # rare grades are everywhere
-            assert abs(found[grade] - fraction * size) < 1.5
+            assert abs(found[grade] - size / folds) < 1
+
+
+def test_seeds_draw_the_validation_patients_and_nobody_else() -> None:
+    cases = [blank(f"p{i}", i % 3) for i in range(60)]
+    parts = [split_patients(cases, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert parts[0] == parts[1]
+    assert parts[0][1] != parts[2][1]
+    assert parts[0][2] == parts[2][2]
+
+
+@pytest.mark.parametrize("size", [1, 3, 9])
+def test_a_fifth_of_each_grade_validates_in_expectation(size: int) -> None:
+    test = dataclasses.replace(blank("test", 0), part="test")
+    cases = [test, *(blank(f"p{i}", 0) for i in range(size))]
+    draws = [len(split_patients(cases, np.random.default_rng(s))[1]) for s in range(2000)]
+    assert np.mean(draws) == pytest.approx(VALIDATION * size, abs=3 * 0.5 / math.sqrt(2000))
+    assert max(draws) - min(draws) <= 1
 
 
 def test_a_patient_counts_by_the_most_suspicious_case() -> None:
     cases = [blank(f"p{i}", 0, f"{i}a") for i in range(20)]
     high = [blank(f"p{i}", 3, f"{i}b") for i in range(10)]  # of the same patients
     cases = [*high[:5], *cases, *high[5:]]
-    for seed in range(10):
-        parts = split_patients(cases, np.random.default_rng(seed))
-        for part, fraction in zip(parts, FRACTIONS, strict=True):
-            found = sum(cases[i].readings[0].category == 3 for i in part)
-            assert abs(found - 10 * fraction) < 1.5
+    for k in range(1, 6):
+        parts = split_patients(cases, np.random.default_rng(k), f"{k}/5")
+        assert [sum(cases[i].readings[0].category == 3 for i in part) for part in parts[2:]] == [2]
 
 
-def test_splits_depend_on_the_seed_alone() -> None:
-    cases = [blank(f"p{i}", i % 3) for i in range(60)]
+@pytest.mark.parametrize("text", ["0/5", "6/5", "1/1", "1", "a/b", "1/0", "-1/5"])
+def test_a_fold_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=f"fold must be k/K.*found '{text}'"):
+        thyroid.Thyroid(source="ddti", fold=text)
 
-    def split(seed: int) -> list[list[int]]:
-        return split_patients(cases, np.random.default_rng(seed))
 
-    assert split(0) == split(0)
-    assert split(0) != split(1)
+def test_where_the_source_says_who_is_tested_there_are_no_folds() -> None:
+    for parameters in ({}, {"source": "tn3k"}, {"source": "ddti", "split": "public"}):
+        with pytest.raises(UsageError, match="leave out --fold"):
+            thyroid.Thyroid(fold="1/5", **parameters)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="split public is one of DDTI's"):
+        thyroid.Thyroid(split="public")
+    for fold in (None, "1/5"):
+        assert thyroid.Thyroid(source="ddti", fold=fold).dependent["fold"] == "1/5"
+
+
+def test_phantoms_are_tested_on_a_population_of_their_own(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTBENCH_CACHE", str(tmp_path))
+        found = [
+            thyroid.Thyroid(cases=20, test_cases=9, image_size=32, phantom_seed=p).setup(s, silent)
+            for p, s in ((0, 0), (0, 1), (1, 0))
+        ]
+    names = []
+    for splits in found:
+        train, val, test = splits.train, splits.val, splits.test
+        assert isinstance(train, CaseSplit)
+        assert isinstance(val, CaseSplit)
+        assert isinstance(test, CaseSplit)
+        assert (len(train) + len(val), len(test)) == (20, 9)
+        assert all(r is c.truth for c, r in zip(test.cases, test.readings, strict=True))
+        names.append([c.name for c in val.cases])
+    images = [splits.test.batch(torch.arange(9))["inputs"] for splits in found]
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
+    assert names[0] != names[1]
+    fingerprints = [splits.fingerprint for splits in found]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+    with pytest.raises(UsageError, match="is that of the test"):
+        thyroid.Thyroid(phantom_seed=phantom.TEST_SEED)
 
 
 # The network's grid
@@ -452,7 +517,10 @@ def test_setup_is_paired_by_seed(population: Collection) -> None:
         other = task.setup(1, silent)
     assert isinstance(one.test, CaseSplit)
     assert isinstance(other.test, CaseSplit)
-    assert {c.name for c in one.test.cases} != {c.name for c in other.test.cases}
+    assert isinstance(one.val, CaseSplit)
+    assert isinstance(other.val, CaseSplit)
+    assert [c.name for c in one.test.cases] == [c.name for c in other.test.cases]
+    assert [c.name for c in one.val.cases] != [c.name for c in other.val.cases]
     assert one.fingerprint == other.fingerprint
 
 
@@ -683,7 +751,7 @@ def test_rlar_on_the_phantom_from_start_to_end(rlar_run: tuple[Path, str]) -> No
     test = json.loads((run / "test.json").read_text())["metrics"]
     assert 0 <= test["dice"] <= 1
     assert math.isfinite(test["hd95"])
-    assert sum(result["notes"]["images"]) == 24
+    assert sum(result["notes"]["images"]) == 24 + 24
     assert "patients" in printed
     with Pil.open(run / "predictions.png") as picture:
         assert min(picture.size) > 300

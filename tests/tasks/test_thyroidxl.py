@@ -68,7 +68,7 @@ def test_image_mask_grade_and_patient_belong_together(tmp_path: Path) -> None:
     assert mask is not None
     assert mask.sum() == 18 * 22
     assert case.image[mask].mean() > case.image[~mask].mean() + 80
-    assert {c.patient for c in collection.cases if c.held_out} == {
+    assert {c.patient for c in collection.cases if c.part == "test"} == {
         "00000010", "00000011", "00000012"
     }  # fmt: skip
     assert count(collection, "patients") == 13

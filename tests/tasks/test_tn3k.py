@@ -53,7 +53,7 @@ def test_image_mask_and_label_belong_together(tmp_path: Path) -> None:
         assert reading.mask is not None
         assert reading.mask.sum() == pytest.approx(500, abs=12)  # JPEG blurs the edge
         assert case.image[reading.mask].mean() > case.image[~reading.mask].mean() + 30
-        assert case.held_out is name.startswith("test")
+        assert (case.part == "test") is name.startswith("test")
     assert (count(collection, "benign"), count(collection, "malignant")) == (25, 13)
     assert count(collection, "images of the test part") == 8
     assert not collection.problems
@@ -106,7 +106,7 @@ def test_the_published_test_part_is_the_test_whatever_the_seed(tmp_path: Path) -
     cases = load(write(tmp_path)).cases
     splits = [split_patients(cases, np.random.default_rng(seed)) for seed in range(5)]
     for train, val, test in splits:
-        assert [cases[i].name for i in test] == [c.name for c in cases if c.held_out]
+        assert [cases[i].name for i in test] == [c.name for c in cases if c.part == "test"]
         assert sorted(train + val) == list(range(30))
         assert 3 <= len(val) <= 9  # about a fifth
     assert len({tuple(val) for _, val, _ in splits}) == 5

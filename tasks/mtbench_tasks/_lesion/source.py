@@ -27,6 +27,7 @@ class Source:
         guide: the guidance's default weight.
         what: what ``--data`` is to name; None for an embedded source.
         views: finds an image's views, when a new one is read.
+        tested: whether it says who is tested; otherwise the task's folds do.
         graded: makes it with these grades, or, if there are none, with those of the data at that
             path; None where the grades are fixed.
     """
@@ -40,4 +41,5 @@ class Source:
     guide: float = 1.0
     what: str | None = None
     views: Callable[[Image], list[View]] = whole
+    tested: bool = False
     graded: "Callable[[Path | None, tuple[str, ...] | None], Source] | None" = None

@@ -21,7 +21,14 @@ from mtbench_tasks._lesion.cases import Case, Collection
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.grid import Prepared, prepare
 from mtbench_tasks._lesion.source import Source
-from mtbench_tasks._lesion.splits import CaseSplit, Sample, join_patients, split_patients
+from mtbench_tasks._lesion.splits import (
+    FOLDS,
+    CaseSplit,
+    Sample,
+    join_patients,
+    read_fold,
+    split_patients,
+)
 
 BATCH = 32
 """Images that are read at once after training."""
@@ -58,6 +65,8 @@ class LesionTask(Task):
             ``all``: each reading is a sample; ``consensus``: STAPLE of the masks and the majority
             of the categories, of equally frequent ones the most suspicious.
         grades: the categories from benign to malignant, where the source's are not fixed.
+        fold: k/K: the test is the k-th of K parts of the patients, which no seed changes; by
+            default 1/5, and no choice where the source says who is tested.
     """
 
     objectives = ("segmentation", "risk")
@@ -78,9 +87,10 @@ class LesionTask(Task):
         strict: bool = False,
         labels: Literal["reader", "all", "consensus"] = "reader",
         grades: tuple[str, ...] | None = None,
+        fold: str | None = None,
     ) -> None:
         self.source = next(iter(self.sources)) if source is None else self._known(source)
-        self.origin = self.sources[self.source]
+        self.origin = self._origin()
         if self.origin.graded is not None:
             self.origin = self.origin.graded(data, grades)
         elif grades is not None:
@@ -89,7 +99,12 @@ class LesionTask(Task):
         chosen = {k: getattr(self.origin, k) if v is None else v for k, v in given.items()}
         self.augmentation, self.dropout, self.guide = chosen.values()
         found = {"grades": self.origin.grades} if self.origin.graded is not None else {}
-        self.dependent = {"source": self.source, **chosen, **found}
+        if self.origin.tested and fold is not None:
+            raise UsageError(f"who is tested is fixed in source {self.source}: leave out --fold")
+        self.fold = FOLDS if fold is None else fold
+        read_fold(self.fold)
+        used = {} if self.origin.tested else {"fold": self.fold}
+        self.dependent = {"source": self.source, **chosen, **found, **used}
         if image_size < 32 or image_size % 16:
             raise UsageError(f"image_size must be a multiple of 16 from 32 on, found {image_size}")
         if not 0 <= self.augmentation <= 1:
@@ -108,6 +123,10 @@ class LesionTask(Task):
         from mtbench_tasks._lesion.scores import metrics  # MONAI takes seconds to import
 
         self.metrics = metrics(self.grades)
+
+    def _origin(self) -> Source:
+        """Return the source; a subclass's parameters may change it."""
+        return self.sources[self.source]
 
     def collection(self, progress: Progress) -> Collection:
         """Return the cases.
@@ -136,7 +155,7 @@ class LesionTask(Task):
         joined = join_patients([cases[i] for i in usable], [prepared.images[i] for i in usable])
         for i, case in zip(usable, joined, strict=True):
             cases[i] = case
-        parts = split_patients(joined, rng)
+        parts = split_patients(joined, rng, self.fold)
         if min(map(len, parts)) == 0:
             why = f"; the first of {len(problems)} left out: {problems[0]}" if problems else ""
             raise DataError(

@@ -26,7 +26,11 @@ class Thyroid(LesionTask):
         data: where the source's data lies, of ``manifest`` a CSV; the phantom needs none.
         target: ``grades``, or ``low-high`` (DDTI: 2, 3, 4a against 4b, 4c, 5; ACR: TR1-3 against
             TR4-5; TN3K: benign against malignant).
-        cases: number of phantom cases.
+        split: of DDTI, ``folds``, or ``public``: the training, validation and test patients of
+            the split that ThyroidBench publishes.
+        cases: number of phantom cases to train and validate with.
+        test_cases: number of phantom cases to test with, of a population of their own, which no
+            seed changes; by default as many as `cases`, at most 1,000.
         readers: number of simulated readers.
         reader_noise: how much the simulated readers differ from the truth; 0 is not at all.
         phantom_seed: another phantom population.
@@ -42,6 +46,7 @@ class Thyroid(LesionTask):
             augmentation=0.3,
             dropout=0.0,
             views=ddti.split_views,
+            tested=True,
         ),
         # Few graded cases, learnt longer: it wants holding back.
         "ddti": Source(
@@ -60,6 +65,7 @@ class Thyroid(LesionTask):
             high=1,
             recipe=Recipe(epochs=20, batch_size=16, lr=2e-3, weight_decay=0.05, select="last"),
             what="the folder of trainval-image and its siblings, as published",
+            tested=True,
         ),
         "aimi": Source(
             load=aimi.load,
@@ -74,6 +80,7 @@ class Thyroid(LesionTask):
             high=HIGH,
             recipe=Recipe(epochs=10, batch_size=16, lr=2e-3, weight_decay=0.05, select="last"),
             what="the folder of train, test and stats, as published",
+            tested=True,
         ),
         "manifest": manifest.SOURCE,
     }
@@ -82,34 +89,66 @@ class Thyroid(LesionTask):
         self,
         *,
         source: Literal["phantom", "ddti", "tn3k", "aimi", "thyroidxl", "manifest"] = "phantom",
+        split: Literal["folds", "public"] = "folds",
         cases: int = 1000,
+        test_cases: int | None = None,
         readers: int = 3,
         reader_noise: float = 1.0,
         phantom_seed: int = 0,
         frames: int = aimi.FRAMES,
         **common: Any,
     ) -> None:
-        super().__init__(source=source, **common)
-        if source == "phantom" and cases < 20:
+        if cases < 20:
             raise UsageError(f"cases must be at least 20 to be split, found {cases}")
+        if test_cases is not None and test_cases < 1:
+            raise UsageError(f"test_cases must be at least 1, found {test_cases}")
+        if phantom_seed == phantom.TEST_SEED:
+            raise UsageError(f"phantom_seed {phantom_seed} is that of the test: take another")
         if frames < 1:
             raise UsageError(f"frames must be at least 1, found {frames}")
-        if source == "aimi":
-            self.origin = replace(self.origin, load=partial(aimi.load, frames=frames))
+        if split == "public" and source != "ddti":
+            raise UsageError(f"split public is one of DDTI's: leave it out of source {source}")
+        self.frames, self.split = frames, split
+        tested = min(cases, 1000) if test_cases is None else test_cases
         self.phantom = {
-            "size": cases, "readers": readers, "reader_noise": reader_noise, "seed": phantom_seed
+            "size": cases, "test_size": tested, "readers": readers,
+            "reader_noise": reader_noise, "seed": phantom_seed,
         }  # fmt: skip
+        super().__init__(source=source, **common)
+        self.dependent = {**self.dependent, "test_cases": tested}
 
-    def collection(self, progress: Progress) -> Collection:
-        """Return the cases."""
+    def _origin(self) -> Source:
+        origin = super()._origin()
+        if self.source == "aimi":
+            return replace(origin, load=partial(aimi.load, frames=self.frames))
+        if self.split == "public":
+            return replace(origin, load=lambda data, _: ddti.public(ddti.load(data)), tested=True)
         if self.source == "phantom":
-            return _phantom(progress, **self.phantom)
-        return super().collection(progress)
+            return replace(origin, load=lambda _, progress: _phantom(progress, **self.phantom))
+        return origin
 
 
-def _phantom(progress: Progress, **parameters: Any) -> Collection:
-    return phantom.load(
-        **parameters,
+def _phantom(progress: Progress, *, test_size: int = 0, **parameters: Any) -> Collection:
+    """Return phantoms to learn from, and those of the test population."""
+    make = partial(
+        phantom.load,
         cache=cache_dir(),
         progress=lambda done, total: progress("simulating phantoms", done, total),
+    )
+    learnt = make(**parameters)
+    if not test_size:
+        return learnt
+    tested = make(**{**parameters, "size": test_size, "seed": phantom.TEST_SEED})
+    cases = [
+        replace(case, name=f"test-{case.name}", patient=f"test-{case.patient}", part="test")
+        for case in tested.cases
+    ]
+    return replace(
+        learnt,
+        cases=(*learnt.cases, *cases),
+        fingerprint=f"{learnt.fingerprint} {tested.fingerprint}",
+        report=(
+            *learnt.report,
+            *((n, f"{what} to test with", why) for n, what, why in tested.report),
+        ),
     )
