@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtbench.task import Progress, Recipe
+from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion.cases import Collection, Image, View
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtbench.errors import UsageError
-from mtbench.task import Batch, Split
+from mtbench.training.task import Batch, Split
 from mtbench_tasks._lesion.augment import augment
 from mtbench_tasks._lesion.cases import PARTS, Case, Reading
 from mtbench_tasks._lesion.grid import Prepared

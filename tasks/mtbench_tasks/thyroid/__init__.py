@@ -4,9 +4,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
-from mtbench.cache import cache_dir
 from mtbench.errors import UsageError
-from mtbench.task import Progress, Recipe
+from mtbench.training.cache import cache_dir
+from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion import manifest
 from mtbench_tasks._lesion.cases import Collection
 from mtbench_tasks._lesion.source import Source
