@@ -43,6 +43,8 @@ class Recipe:
         epochs: passes over the training split.
         batch_size: samples a step.
         lr: the peak learning rate.
+        encoder_lr: the shared parameters' learning rate is so much of it; below 1 where they are
+            pretrained.
         weight_decay: of the model's parameters; a balancer's own get none.
         schedule: ``cosine`` rises linearly over the first 5 % of the steps and falls to zero;
             ``step`` halves the rate after half of the steps.
@@ -58,6 +60,7 @@ class Recipe:
     epochs: int = 10
     batch_size: int = 16
     lr: float = 1e-3
+    encoder_lr: float = 1.0
     weight_decay: float = 1e-4
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     select: Literal["best", "last"] = "best"
@@ -70,6 +73,8 @@ class Recipe:
                 raise UsageError(f"{name} must be at least {least}, found {getattr(self, name)}")
         if not 0 < self.lr < float("inf"):
             raise UsageError(f"lr must be positive, found {self.lr}")
+        if not 0 <= self.encoder_lr < float("inf"):
+            raise UsageError(f"encoder_lr must not be negative, found {self.encoder_lr}")
         if not 0 <= self.weight_decay < float("inf"):
             raise UsageError(f"weight_decay must not be negative, found {self.weight_decay}")
         if self.clip is not None and not self.clip > 0:

@@ -319,7 +319,10 @@ class Trainer:
 
     def _build(self) -> None:
         self.model, self.balancer = build(self.spec, self.task, self.method, self.init)
-        groups: list[dict[str, Any]] = [{"params": list(self.model.parameters())}]
+        groups: list[dict[str, Any]] = [
+            {"params": list(self.model.encoder.parameters()), "share": self.recipe.encoder_lr},
+            {"params": list(self.model.heads.parameters())},
+        ]
         if own := list(self.balancer.parameters()):
             groups.append({"params": own, "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(
@@ -489,7 +492,7 @@ class Trainer:
         index = self.at.epoch * self.steps + self.at.position
         lr = self.recipe.lr * self._schedule(index)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("share", 1.0)
         samples = len(self.splits.train) - self.at.position * self.recipe.batch_size
         ranks = self.ranks.of(min(samples, self.recipe.batch_size))
         if self.ranks.size > 1:  # dropout differs between ranks, and a checkpoint is rank 0's alone

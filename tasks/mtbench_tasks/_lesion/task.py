@@ -33,6 +33,9 @@ from mtbench_tasks._lesion.splits import (
 BATCH = 32
 """Images that are read at once after training."""
 
+LEVELS = 4
+"""Of encoder ``unet``; each has half the resolution and twice the width of the one before."""
+
 SHOWN = 10
 """Problems of the data that are recorded in words."""
 
@@ -53,8 +56,11 @@ class LesionTask(Task):
         source: where the cases come from; by default the first.
         data: where the source's data lies; an embedded one needs none.
         target: ``grades``, or ``low-high``, divided where the source says.
-        image_size: side of the network's grid, divisible by 16.
-        width: channels of the first level.
+        image_size: side of the network's grid, divisible by 16; by 32 with a pretrained encoder.
+        encoder: ``unet``, from random weights; ``efficientnet_lite0``, pretrained on ImageNet; or
+            ``timm:NAME``, with the weights that timm publishes.
+        weights: a file with the pretrained encoder's weights, instead of the published ones.
+        width: channels of the first level of encoder ``unet``.
         augmentation: its strength, 0 (mirroring only) to 1; by default what suits the source.
         dropout: of the risk head's pooled features; by default what suits the source.
         guide: weight of the radiomics guidance within the risk loss; by default what suits the
@@ -79,6 +85,8 @@ class LesionTask(Task):
         data: Path | None = None,
         target: Literal["grades", "low-high"] = "grades",
         image_size: int = 96,
+        encoder: str = "unet",
+        weights: Path | None = None,
         width: int = 16,
         augmentation: float | None = None,
         dropout: float | None = None,
@@ -105,8 +113,17 @@ class LesionTask(Task):
         read_fold(self.fold)
         used = {} if self.origin.tested else {"fold": self.fold}
         self.dependent = {"source": self.source, **chosen, **found, **used}
-        if image_size < 32 or image_size % 16:
-            raise UsageError(f"image_size must be a multiple of 16 from 32 on, found {image_size}")
+        from mtbench_tasks._lesion import encoders  # MONAI takes seconds to import
+
+        step = 2**LEVELS if encoders.kind(encoder) is None else encoders.DEEPEST
+        if image_size < 32 or image_size % step:
+            raise UsageError(
+                f"image_size must be a multiple of {step} from 32 on, found {image_size}"
+            )
+        if weights is not None and encoders.kind(encoder) is None:
+            raise UsageError("encoder unet has no pretrained weights: leave out --weights")
+        self.encoder, self.weights = encoder, weights
+        self._pretrained: Mapping[str, Tensor] | None = None
         if not 0 <= self.augmentation <= 1:
             raise UsageError(f"augmentation must be between 0 and 1, found {augmentation}")
         if width < 1:
@@ -197,8 +214,17 @@ class LesionTask(Task):
         if problems:
             notes["left out"] = len(problems)
             notes["problems"] = problems[:SHOWN]
-        fingerprint = collection.fingerprint
+        fingerprint = collection.fingerprint + self._load_encoder()
         return Splits(made[0], made[1], made[2], fingerprint=fingerprint, notes=notes)
+
+    def _load_encoder(self) -> str:
+        """Load a pretrained encoder's weights; return what they add to the fingerprint."""
+        from mtbench_tasks._lesion import encoders
+
+        if (kind := encoders.kind(self.encoder)) is None:
+            return ""
+        self._pretrained = kind.weights() if self.weights is None else encoders.read(self.weights)
+        return f" {encoders.digest(self._pretrained)}"
 
     def _with_consensus(self, cases: Sequence[Case]) -> list[Case]:
         """Return the cases, with a consensus where one is learnt from or tested against."""
@@ -213,11 +239,17 @@ class LesionTask(Task):
         return [count if self.labels == "consensus" and case.consensus else drawn % count]
 
     def model(self) -> MultitaskModel:
-        """Return the U-Net with its guided risk head."""
-        from mtbench_tasks._lesion import network
+        """Return the network; a pretrained encoder has its weights after `setup` alone."""
+        from mtbench_tasks._lesion import encoders, network
 
+        kind = encoders.kind(self.encoder)
+        encoder = (
+            encoders.Contracting(tuple(self.width * 2**level for level in range(LEVELS)))
+            if kind is None
+            else kind.build(self.image_size, self._pretrained)
+        )
         return network.build(
-            len(self.grades), len(radiomics.FEATURES), width=self.width, dropout=self.dropout
+            encoder, len(self.grades), len(radiomics.FEATURES), dropout=self.dropout
         )
 
     def losses(self, outputs: Sequence[Any], batch: Batch) -> list[Tensor]:
