@@ -95,6 +95,7 @@ class Pretrained(Encoder):
         self.body, self.widths, self.stride = body, tuple(widths), stride
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.train()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps from the finest to the deepest, z."""
@@ -120,7 +121,7 @@ class _Lite0(nn.Module):
 
         whole = EfficientNet.from_name("efficientnet-lite0", image_size=size)
         if weights is not None:
-            whole.load_state_dict(weights)
+            _fill(whole, weights, "EfficientNet-Lite0")
         self.stem = nn.Sequential(whole._conv_stem, whole._bn0, whole._swish)
         self.blocks = whole._blocks
 
@@ -140,11 +141,11 @@ class Kind:
 
     Attributes:
         build: makes it for images of a size, with weights or at random.
-        weights: returns those that it is published with.
+        weights: returns those of a file, or those that it is published with.
     """
 
     build: Callable[[int, Weights | None], Encoder]
-    weights: Callable[[], Weights]
+    weights: Callable[[Path | None], Weights]
 
 
 def kind(name: str) -> Kind | None:
@@ -178,7 +179,7 @@ def _lite0() -> Kind:
         lambda size, weights: Pretrained(
             _Lite0(size, weights), _Lite0.WIDTHS, 2, (0.5,) * 3, (0.5,) * 3
         ),
-        lambda: read(Path(File.get_model_file_path())),
+        lambda file: read(file or Path(File.get_model_file_path())),
     )
 
 
@@ -191,14 +192,11 @@ def _timm(name: str) -> Kind:
         close = ", ".join(timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:5])
         raise UsageError(f"timm has no model {name!r}{f'; it has {close}' if close else ''}")
 
-    def make(**how: Any) -> Any:
+    def build(_size: int, weights: Weights | None) -> Encoder:
         try:
-            return timm.create_model(name, features_only=True, **how)
+            body: Any = timm.create_model(name, features_only=True)
         except (RuntimeError, AttributeError, NotImplementedError) as error:
             raise UsageError(f"encoder {TIMM}{name} gives no feature maps ({error})") from error
-
-    def build(_size: int, weights: Weights | None) -> Encoder:
-        body = make()
         strides = body.feature_info.reduction()
         if strides != [strides[0] * 2**level for level in range(len(strides))]:
             raise UsageError(
@@ -206,23 +204,36 @@ def _timm(name: str) -> Kind:
                 f"{strides} times coarser than the image"
             )
         if weights is not None:
-            own = body.state_dict()
-            if absent := own.keys() - weights.keys():
-                raise DataError(f"the weights are none of timm's {name}: {min(absent)} is missing")
-            body.load_state_dict({key: weights[key] for key in own})
+            body.load_state_dict(weights)
         cfg = body.pretrained_cfg
         return Pretrained(body, body.feature_info.channels(), strides[0], cfg["mean"], cfg["std"])
 
-    def weights() -> Weights:
+    def weights(file: Path | None) -> Weights:
+        overlay = {} if file is None else {"pretrained_cfg_overlay": {"file": str(regular(file))}}
         try:
-            return dict(make(pretrained=True).state_dict())
-        except OSError as error:  # what the hub's client makes of a network that is not there
-            raise DataError(
-                f"the weights of {TIMM}{name} cannot be downloaded, and are not in timm's cache: "
-                "give a file with --weights"
-            ) from error
+            return dict(
+                timm.create_model(name, features_only=True, pretrained=True, **overlay).state_dict()
+            )
+        except Exception as error:  # the hub's client, torch, safetensors: whatever they raise
+            if file is None:
+                raise DataError(
+                    f"the weights of {TIMM}{name} are not in timm's cache and cannot be downloaded:"
+                    " give a file with --weights"
+                ) from error
+            raise DataError(f"{file}: {_none_of(f'timm {name}', error)}") from error
 
     return Kind(build, weights)
+
+
+def _none_of(name: str, error: Exception) -> str:
+    return f"cannot be read as weights of {name} ({str(error).splitlines()[0]})"
+
+
+def _fill(network: nn.Module, weights: Weights, name: str) -> None:
+    for key, own in network.state_dict().items():
+        if key not in weights or weights[key].shape != own.shape:
+            raise DataError(f"the weights are none of {name}: {key} is missing or of another shape")
+    network.load_state_dict({key: weights[key] for key in network.state_dict()})
 
 
 def read(file: Path) -> Weights:
@@ -240,8 +251,7 @@ def read(file: Path) -> Weights:
         if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
             raise ValueError("it holds no state dict")
     except Exception as error:  # of zip, pickle and safetensors: whatever a broken file raises
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{file}: cannot be read as an encoder's weights ({reason})") from error
+        raise DataError(f"{file}: {_none_of('an encoder', error)}") from error
     return found
 
 

@@ -223,7 +223,7 @@ class LesionTask(Task):
 
         if (kind := encoders.kind(self.encoder)) is None:
             return ""
-        self._pretrained = kind.weights() if self.weights is None else encoders.read(self.weights)
+        self._pretrained = kind.weights(self.weights)
         return f" {encoders.digest(self._pretrained)}"
 
     def _with_consensus(self, cases: Sequence[Case]) -> list[Case]:
