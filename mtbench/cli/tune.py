@@ -90,7 +90,8 @@ def tune(
     from mtbench.errors import UsageError
     from mtbench.plugins.overrides import parse
     from mtbench.training.cell import Request
-    from mtbench.training.trainer import primary_metrics, resolve_device
+    from mtbench.training.device import resolve_device
+    from mtbench.training.evaluation import primary_metrics
 
     given = parse(settings or [], context.args)
     for key, value in (("data", data), ("epochs", epochs)):
