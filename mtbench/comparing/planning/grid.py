@@ -20,9 +20,9 @@ from mtbench.plugins import params
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import entries
 from mtbench.training.cell import Choice, Request
+from mtbench.training.device import resolve_device
 from mtbench.training.rundir import RunDirectory, Spec
 from mtbench.training.task import Batch, Recipe, Split, Splits
-from mtbench.training.trainer import resolve_device
 
 CRASHES = 2
 """How often a cell may crash before it counts as failed."""
