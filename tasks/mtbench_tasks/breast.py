@@ -17,6 +17,8 @@ from mtbench_tasks._lesion.files import fingerprint, must_unpack, read_image, re
 from mtbench_tasks._lesion.source import Source
 from mtbench_tasks._lesion.task import LesionTask
 
+EXTRA = "thyroid"
+
 GRADES = {"BIRADS": ("2", "3", "4a", "4b", "4c", "5"), "Classification": ("benign", "malignant")}
 """What may be learnt, by its column, from benign to malignant."""
 DESCRIPTORS = ("Shape", "Margin", "Echogenicity", "Posterior_features", "Halo", "Calcifications")
