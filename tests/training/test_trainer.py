@@ -106,6 +106,21 @@ def test_a_cell_learns_and_leaves_its_record(tiny: Path, tmp_path: Path) -> None
     assert len(rows) == 30 * 6
 
 
+def test_the_encoder_has_its_share_of_the_learning_rate(tiny: Path, tmp_path: Path) -> None:
+    one = {"epochs": "1", "batch_size": "1000", "weight_decay": "0", "lr": "0.01"}
+    runs = [
+        train(tiny, tmp_path, **one, encoder_lr=share)[0] for share in ("0", "0.1", "1")
+    ]  # one step each: of equal length in each number, by AdamW
+    still, slow, fast = map(weights, runs)
+    moved = {key: (slow[key] - still[key]).abs().max().item() for key in still}
+    for key, value in moved.items():
+        if key.startswith("model.encoder"):
+            assert value == pytest.approx(0.001, rel=1e-2)
+            torch.testing.assert_close(fast[key] - still[key], 10 * (slow[key] - still[key]))
+        else:
+            assert value == 0
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("method", METHODS)
 def test_resuming_after_a_break_ends_bit_identical(
