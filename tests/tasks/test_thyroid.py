@@ -584,15 +584,20 @@ def test_both_objectives_reach_the_encoder(task: thyroid.Thyroid) -> None:
 def measure(
     probabilities: Any, categories: Any, planes: Any = None, masks: Any = None,
     grades: tuple[str, ...] = GRADES, high: int = 3, batches: int = 1,
+    spacing: tuple[float | None, ...] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     p, y = torch.tensor(probabilities, dtype=torch.float64), torch.tensor(categories)
-    truth = torch.ones(len(y), 1, 2, 2) if masks is None else torch.tensor(masks)[:, None].float()
-    said = truth if planes is None else torch.tensor(planes)[:, None].float()
+    truth = np.ones((len(y), 2, 2)) if masks is None else np.asarray(masks)
+    said = torch.tensor(truth if planes is None else planes)[:, None].float()
+    mm = torch.tensor([math.nan if v is None else v for v in spacing or (None,) * len(y)])
     meter = LesionMeter(grades, high)
     for rows in torch.arange(len(y)).chunk(batches):
         risk = Risk(p[rows].log(), torch.zeros(len(rows), 1))
         has_mask = torch.ones(len(rows), dtype=torch.bool)
-        batch = {"mask": truth[rows], "has_mask": has_mask, "category": y[rows]}
+        batch = {
+            "has_mask": has_mask, "category": y[rows], "spacing": mm[rows],
+            "masks": [torch.from_numpy(truth[i] > 0) for i in rows.tolist()],
+        }  # fmt: skip
         meter.update((2 * said[rows] - 1, risk), batch)
     return meter.compute()
 
@@ -628,7 +633,7 @@ def test_auroc_by_counting_pairs() -> None:
     upper = rounded[:, 2:].sum(1).numpy()
     assert measure(p, y, high=2)["auroc_high"] == pytest.approx(auroc(upper, y >= 2))
     for batches in (3, 60):
-        assert measure(p, y, batches=batches) == pytest.approx(found)
+        assert measure(p, y, batches=batches) == pytest.approx(found, nan_ok=True)
 
 
 def test_a_grade_that_does_not_occur_is_left_out() -> None:
@@ -667,12 +672,12 @@ def test_cases_without_a_label_are_left_out_of_the_scores() -> None:
     assert found["dice"] == 1
     meter = LesionMeter(GRADES, 3)
     batch = {
-        "mask": torch.zeros(1, 1, 4, 4), "has_mask": torch.tensor([False]),
-        "category": torch.tensor([1]),
+        "has_mask": torch.tensor([False]), "category": torch.tensor([1]),
+        "masks": [torch.zeros(0, 0)], "spacing": torch.zeros(1),
     }  # fmt: skip
     meter.update((torch.ones(1, 1, 4, 4), Risk(torch.zeros(1, 4), torch.zeros(1, 1))), batch)
     found = meter.compute()
-    assert all(math.isnan(found[name]) for name in ("dice", "iou", "hd95"))
+    assert all(math.isnan(found[name]) for name in ("dice", "iou", "hd95", "hd95_mm"))
 
 
 def planes(*boxes: tuple[int, int, int, int] | None) -> np.ndarray:
@@ -681,6 +686,11 @@ def planes(*boxes: tuple[int, int, int, int] | None) -> np.ndarray:
         if box:
             plane[box[0] : box[1], box[2] : box[3]] = 1
     return found
+
+
+def on_a_square(planes: np.ndarray) -> np.ndarray:
+    """Planes of 30 x 40 as they lie on the network's grid of 40 x 40."""
+    return np.pad(planes, ((0, 0), (5, 5), (0, 0)))
 
 
 @pytest.mark.parametrize(
@@ -693,7 +703,7 @@ def planes(*boxes: tuple[int, int, int, int] | None) -> np.ndarray:
     ],
 )
 def test_overlap_by_hand(said: Any, truth: Any, dice: float, iou: float, hd95: float) -> None:
-    found = measure([[0.25] * 4], [0], planes(said), planes(truth))
+    found = measure([[0.25] * 4], [0], on_a_square(planes(said)), planes(truth))
     assert found["dice"] == pytest.approx(dice)
     assert found["iou"] == pytest.approx(iou)
     assert found["hd95"] == pytest.approx(hd95)
@@ -703,10 +713,27 @@ def test_overlap_is_a_mean_over_images() -> None:
     said = planes((5, 15, 10, 20), (5, 15, 5, 15), None)
     truth = planes((5, 15, 5, 15), (5, 15, 5, 15), (5, 15, 5, 15))
     for batches in (1, 3):
-        found = measure([[0.25] * 4] * 3, [0, 1, 2], said, truth, batches=batches)
+        found = measure(
+            [[0.25] * 4] * 3, [0, 1, 2], on_a_square(said), truth,
+            batches=batches, spacing=(0.1, 0.2, None),
+        )  # fmt: skip
         assert found["dice"] == pytest.approx(0.5)
         assert found["iou"] == pytest.approx(4 / 9)
         assert found["hd95"] == pytest.approx(55 / 3)
+        assert found["hd95_mm"] == pytest.approx((0.1 * 5 + 0) / 2)
+
+
+def test_overlap_is_that_of_the_image_and_not_of_the_grid() -> None:
+    # On a grid of half the resolution the lesion's columns are 4 wide; in the image, 8.
+    truth = np.zeros((1, 40, 40), np.float32)
+    truth[:, 8:24, 8:16] = 1
+    said = truth[:, ::2, ::2]
+    found = measure([[0.25] * 4], [0], said, truth)
+    assert found["dice"] == pytest.approx(1, abs=0.02)
+    moved = np.roll(said, 1, 2)  # a grid's pixel is two of the image's
+    found = measure([[0.25] * 4], [0], moved, truth)
+    assert found["hd95"] == pytest.approx(2)
+    assert found["dice"] == pytest.approx(6 / 8, abs=0.02)
 
 
 def test_every_metric_is_announced(task: thyroid.Thyroid) -> None:

@@ -122,7 +122,9 @@ class CaseSplit(Split):
     """Samples of one part of the data, on the grid.
 
     A batch holds ``inputs`` (B, 1, S, S), ``mask`` (B, 1, S, S), ``has_mask`` (B,), ``category``
-    (B,), -1 where unknown, and ``radiomics`` (B, R), NaN where unknown.
+    (B,), -1 where unknown, ``radiomics`` (B, R), NaN where unknown; unless it is
+    augmented, also the ``masks`` at the images' own resolutions, each (H, W), empty where there is
+    none, and the ``spacing`` (B,), millimetres per pixel, NaN where unknown.
 
     Args:
         cases: all cases of the collection.
@@ -152,6 +154,8 @@ class CaseSplit(Split):
         self._masks = np.array([prepared.rows[i][reading] for i, reading in samples], dtype=int)
         self.has_mask = torch.from_numpy(self._masks >= 0)
         self.category = torch.tensor([_category(r, high) for r in self.readings], dtype=torch.long)
+        known = [case.spacing or math.nan for case in self.cases]
+        self.spacing = torch.tensor(known, dtype=torch.double)
         self.radiomics = torch.from_numpy(radiomics).float()
 
     def __len__(self) -> int:
@@ -183,13 +187,19 @@ class CaseSplit(Split):
         masks[known] = torch.from_numpy(drawn).float()
         if generator is not None:
             images, masks = augment(images, masks, self.strength, generator)
-        return {
+        batch = {
             "inputs": images,
             "mask": masks,
             "has_mask": known,
             "category": self.category[indices],
             "radiomics": self.radiomics[indices],
         }
+        if generator is None:
+            drawn = [self.readings[i].mask for i in indices.tolist()]
+            nothing = torch.zeros(0, 0, dtype=torch.bool)
+            batch["masks"] = [nothing if mask is None else torch.from_numpy(mask) for mask in drawn]
+            batch["spacing"] = self.spacing[indices]
+        return batch
 
 
 def _category(reading: Reading, high: int | None) -> int:
