@@ -99,7 +99,9 @@ class Pretrained(Encoder):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return the feature maps from the finest to the deepest, z."""
-        return tuple(self.body((image.expand(-1, 3, -1, -1) - self.mean) / self.std))
+        colour = (image.expand(-1, 3, -1, -1) - self.mean) / self.std
+        # Depthwise convolutions are up to twice as fast with the channels last.
+        return tuple(self.body(colour.contiguous(memory_format=torch.channels_last)))
 
     def train(self, mode: bool = True) -> "Pretrained":
         """Set the mode, but of batch norm."""
