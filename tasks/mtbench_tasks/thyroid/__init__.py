@@ -44,7 +44,7 @@ class Thyroid(LesionTask):
             load=lambda _data, progress: _phantom(progress, size=60),
             grades=phantom.GRADES,
             high=HIGH,
-            recipe=Recipe(epochs=10, batch_size=8, lr=4e-3, select="last"),
+            recipe=Recipe(epochs=5, batch_size=8, lr=1e-3, encoder_lr=0.3, select="last"),
             augmentation=0.3,
             dropout=0.0,
             views=ddti.split_views,
@@ -55,7 +55,9 @@ class Thyroid(LesionTask):
             load=lambda data, _progress: ddti.load(data),
             grades=ddti.GRADES,
             high=HIGH,
-            recipe=Recipe(epochs=36, batch_size=8, lr=2e-3, weight_decay=0.05, select="last"),
+            recipe=Recipe(
+                epochs=18, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
+            ),
             guide=2.0,
             what="the folder or zip as published",
             views=ddti.split_views,
@@ -65,7 +67,9 @@ class Thyroid(LesionTask):
             load=tn3k.load,
             grades=tn3k.GRADES,
             high=1,
-            recipe=Recipe(epochs=20, batch_size=16, lr=2e-3, weight_decay=0.05, select="last"),
+            recipe=Recipe(
+                epochs=10, batch_size=16, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
+            ),
             what="the folder of trainval-image and its siblings, as published",
             tested=True,
         ),
@@ -73,14 +77,18 @@ class Thyroid(LesionTask):
             load=aimi.load,
             grades=aimi.GRADES,
             high=HIGH,
-            recipe=Recipe(epochs=36, batch_size=8, lr=2e-3, weight_decay=0.05, select="last"),
+            recipe=Recipe(
+                epochs=18, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
+            ),
             what="the folder of dataset.hdf5 and metadata.csv, as published",
         ),
         "thyroidxl": Source(
             load=thyroidxl.load,
             grades=thyroidxl.GRADES,
             high=HIGH,
-            recipe=Recipe(epochs=10, batch_size=16, lr=2e-3, weight_decay=0.05, select="last"),
+            recipe=Recipe(
+                epochs=5, batch_size=16, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
+            ),
             what="the folder of train, test and stats, as published",
             tested=True,
         ),
