@@ -187,7 +187,7 @@ class CaseSplit(Split):
         masks[known] = torch.from_numpy(drawn).float()
         if generator is not None:
             images, masks = augment(images, masks, self.strength, generator)
-        batch = {
+        batch: Batch = {
             "inputs": images,
             "mask": masks,
             "has_mask": known,
