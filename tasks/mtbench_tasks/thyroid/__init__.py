@@ -44,7 +44,7 @@ class Thyroid(LesionTask):
             load=lambda _data, progress: _phantom(progress, size=60),
             grades=phantom.GRADES,
             high=HIGH,
-            recipe=Recipe(epochs=5, batch_size=8, lr=1e-3, encoder_lr=0.3, select="last"),
+            recipe=Recipe(epochs=7, batch_size=16, lr=1.5e-3, encoder_lr=0.3, select="last"),
             augmentation=0.3,
             dropout=0.0,
             views=ddti.split_views,
