@@ -4,6 +4,7 @@ from mtbench.registry import entries
 
 BASES = {
     "cr_mogm": "cr_mogm+pcgrad",
+    "cyclic": "cyclic+config",
     "damped": "damped+mgda",
     "every": "every+mgda",
     "gramian_ema": "gramian_ema+cagrad",

@@ -5,15 +5,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Balancer, WeightingWrapper
+from mtbench.balancer import Balancer, Weighting, Wrapper
 from mtbench.errors import UsageError
 from mtbench.step import Step
+from mtbench_baselines._weighing import weighting
 
 if TYPE_CHECKING:
     from optuna import Trial
 
 
-class Every(WeightingWrapper):
+class Every(Wrapper):
     r"""Ask the base for weights every R steps, and descend :math:`\sum_k w_k L_k` in between.
 
     Weights change less from step to step than gradients do, and finding them is what costs K
@@ -25,7 +26,7 @@ class Every(WeightingWrapper):
     again. Both are our decisions.
 
     Args:
-        base: a method on the Gramian.
+        base: a method on the Gramian; other wrappers go inside, as in ``every+damped+mgda``.
         seed: unused.
         steps: R, at least 1.
 
@@ -47,11 +48,13 @@ class Every(WeightingWrapper):
     checked_against = "the base at every R-th step, and a weighted sum of losses in between"
     on_host = ("kept", "left")
 
+    base: Weighting
     kept: Tensor
     left: Tensor
 
     def __init__(self, base: Balancer, seed: int = 0, *, steps: int = 10) -> None:
         super().__init__(base, seed)
+        self.base = weighting("every", base)
         if steps < 1:
             raise UsageError(f"every: steps must be at least 1, found {steps}")
         self.steps = steps
@@ -63,20 +66,16 @@ class Every(WeightingWrapper):
         """Draw R log-uniformly from 2 to 64."""
         return {"steps": trial.suggest_int("steps", 2, 64, log=True)}
 
-    def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
-        """Return the base's weights, and keep them."""
-        live = gramian.diagonal() > 0
-        found = self.base.weigh(gramian, losses).to(self.kept)
-        self.kept.copy_(torch.where(live, found, self.kept))
-        self.left.fill_(self.steps if live.any() else 0)
-        return found
-
     def backward(self, step: Step) -> Tensor:
         """Find new weights, or apply those that are kept."""
-        if not self.left:
-            weights = super().backward(step)
-        else:
+        if self.left > 0:
             weights = self.kept.clone()
-            step.backward(weights, "features" if step.features else self.space)
-        self.left.sub_(1).clamp_(min=0)
+            step.backward(weights, "features" if step.features else self.base.space)
+            self.left -= 1
+            return weights
+        weights = self.base.backward(step)
+        squares = step.gramian(self.base.space).diagonal()
+        if squares.any() and squares.isfinite().all():
+            self.kept.copy_(torch.where(squares > 0, weights.to(self.kept), self.kept))
+            self.left.fill_(self.steps - 1)
         return weights

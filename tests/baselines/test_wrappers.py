@@ -1,4 +1,4 @@
-"""damped, gramian_ema, cr_mogm, norm_matched, log, unit, only, every."""
+"""damped, gramian_ema, cr_mogm, norm_matched, log, unit, only, every, cyclic."""
 
 import pytest
 import torch
@@ -7,7 +7,10 @@ from torch import nn
 from mtbench.errors import UsageError
 from mtbench.step import Step
 from mtbench_baselines.cagrad import CAGrad
+from mtbench_baselines.config import ConFIG
+from mtbench_baselines.consmtl import ConsMTL
 from mtbench_baselines.cr_mogm import CRMOGM
+from mtbench_baselines.cyclic import Cyclic
 from mtbench_baselines.damped import Damped
 from mtbench_baselines.db_mtl import DBMTL
 from mtbench_baselines.dibs_mtl import DiBSMTL
@@ -309,10 +312,11 @@ def test_every_pays_one_encoder_backward_in_between():
 
 
 def test_every_keeps_the_weight_of_a_label_that_is_missing():
-    method = Every(MGDA(3), steps=1)
-    first = method.weights(gramian(0), ONES).clone()
-    assert method.weights(without(gramian(1), 1), ONES)[1] == 0
-    assert method.kept[1] == first[1] > 0
+    method, x = Every(MGDA(2), steps=1), torch.ones(2, requires_grad=True)
+    method.backward(Step([x[0], 2 * x[1]], shared=[x]))
+    weights = method.backward(Step([x[0] * 0, 2 * x[1]], shared=[x]))
+    assert weights.tolist() == [0, 1]
+    torch.testing.assert_close(method.kept, torch.tensor([0.8, 1.0]).double())
 
 
 @pytest.mark.parametrize("nothing", [float("nan"), 0.0])
@@ -321,6 +325,63 @@ def test_every_tries_again_where_there_was_nothing_to_find(nothing):
     method.backward(Step([x[0] * nothing, x[1] * nothing], shared=[x]))
     found = method.backward(Step([x[0], 2 * x[1]], shared=[x]))
     torch.testing.assert_close(found, torch.tensor([0.8, 0.2]).double())
+
+
+def test_every_goes_around_methods_that_only_weigh():
+    """And into no wrapper that would ask it at every step."""
+    words = "wraps methods that find weights from the Gramian and do no more, found "
+    for base in (EqualWeights(2), ConsMTL(2), MoCo(2), Every(MGDA(2))):
+        for wrapper in (Every, Cyclic):
+            name = wrapper.__name__.lower()
+            with pytest.raises(UsageError, match=f"{name} {words}{type(base).__name__}"):
+                wrapper(base)
+    with pytest.raises(UsageError, match="Damped wraps methods on the Gramian, found Every"):
+        Damped(Every(MGDA(2)))
+    with pytest.raises(UsageError, match=r"cyclic wraps .* found MGDA with space=features"):
+        Cyclic(MGDA(2, space="features"))
+
+
+def test_cyclic_twin():
+    """ConFIG of the corrected averages, one of which a plain backward renews."""
+    torchjd = pytest.importorskip("torchjd.aggregation")
+    net, method = Net(), Cyclic(ConFIG(2), beta=0.7)
+    averages, counts = torch.zeros(2, 16), [0, 0]
+    for seed in range(7):
+        k = seed % 2
+        loss = net.step(seed).losses[k]
+        grads = torch.autograd.grad(loss, list(net.encoder.parameters()))
+        averages[k] = 0.7 * averages[k] + 0.3 * torch.cat([g.flatten() for g in grads])
+        counts[k] += 1
+        rows = [m / (1 - 0.7**n) for m, n in zip(averages, counts, strict=True) if n]
+        expected = torchjd.ConFIG()(torch.stack(rows))
+        found, heads, _ = net.grads(method, seed)
+        torch.testing.assert_close(found, expected)
+        for ours, plain in zip(heads, net.grads(EqualWeights(2), seed)[1], strict=True):
+            torch.testing.assert_close(ours, plain)
+
+
+def test_cyclic_without_memory_of_a_problem_that_stands_still_is_its_base():
+    net, method = Net(), Cyclic(MGDA(2), beta=0.0)
+    net.grads(method)
+    torch.testing.assert_close(net.grads(method)[0], net.grads(MGDA(2))[0])
+
+
+def test_cyclic_passes_over_a_missing_label_and_an_overflow():
+    method = Cyclic(MGDA(3), beta=0.5)
+    x = torch.ones(3, requires_grad=True)
+
+    def backward(*scales):
+        x.grad = None
+        return method.backward(
+            Step([s * x[k] for k, s in enumerate(scales)], shared=[x])
+        ), x.grad.tolist()
+
+    assert backward(0.0, 1.0, 1.0)[1] == [0, 1, 0]
+    _, shown = backward(1.0, 1.0, float("inf"))
+    assert shown[2] == float("inf")
+    assert method.count.tolist() == [0, 1, 0]
+    assert backward(1.0, 1.0, 1.0)[1] == [0, 0.5, 0.5]  # the third has its turn again
+    assert method.count.tolist() == [0, 1, 1]
 
 
 def test_every_resumes_where_it_was():
@@ -336,6 +397,7 @@ def test_every_resumes_where_it_was():
 @pytest.mark.parametrize(
     ("wrapper", "parameters", "words"),
     [
+        (Cyclic, {"beta": 1.0}, "cyclic: beta must be at least 0 and below 1, found 1.0"),
         (Every, {"steps": 0}, "every: steps must be at least 1, found 0"),
         (Only, {"objectives": (0, 2)}, r"only: objectives .* from 0 to 1, .* found \(0, 2\)"),
         (Only, {"objectives": ()}, r"only: objectives .* found \(\)"),
