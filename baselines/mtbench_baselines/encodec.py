@@ -108,7 +108,8 @@ class EnCodec(Balancer):
 def _norms(step: Step) -> Tensor:
     """Return per objective the mean norm of the samples' gradients, over all ranks, (K,)."""
     rows = [
-        sum(part.double().square().flatten(1).sum(1) for part in grads)
+        torch.stack([part.double().square().flatten(1).sum(1) for part in grads]).sum(0)
         for grads in step.feature_grads()
     ]
-    return step.ranks.gather(torch.stack(rows, dim=1)).sqrt().mean(0)
+    samples: Tensor = step.ranks.gather(torch.stack(rows, dim=1))
+    return samples.sqrt().mean(0)
