@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Aggregator, Balancer
+from mtbench.balancing.balancer import Aggregator, Balancer
 
 
 class Remembering(Balancer):

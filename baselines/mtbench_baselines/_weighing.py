@@ -1,6 +1,6 @@
 """What wrappers share that stand between a step and a method on the Gramian."""
 
-from mtbench.balancer import Balancer, Weighting
+from mtbench.balancing.balancer import Balancer, Weighting
 from mtbench.errors import UsageError
 
 

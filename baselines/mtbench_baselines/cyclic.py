@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Balancer, Weighting, Wrapper
-from mtbench.engine import gramian
+from mtbench.balancing.balancer import Balancer, Weighting, Wrapper
+from mtbench.balancing.engine import gramian
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 from mtbench_baselines._tracked import Remembering
 from mtbench_baselines._weighing import weighting
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mtbench.solvers import cone_projections
+from mtbench.balancing.solvers import cone_projections
 from mtbench_baselines._preference import Preferring
 
 
@@ -16,7 +16,7 @@ class DualProj(Preferring):
 
     GEM projects the gradient of a new task so that no old one loses (eq. 11); with objectives in
     the place of tasks and g_0 in that of the new gradient it is the A_DualProj that UPGrad's
-    authors compare with. Exact: `mtbench.solvers.cone_projections`.
+    authors compare with. Exact: `mtbench.balancing.solvers.cone_projections`.
 
     Scale: the mean, 1/K of ``ew``'s step where g_0 harms nothing.
 

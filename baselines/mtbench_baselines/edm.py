@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from mtbench.balancer import Weighting
-from mtbench.solvers import min_norm
+from mtbench.balancing.balancer import Weighting
+from mtbench.balancing.solvers import min_norm
 
 
 class EDM(Weighting):

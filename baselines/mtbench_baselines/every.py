@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Balancer, Weighting, Wrapper
+from mtbench.balancing.balancer import Balancer, Weighting, Wrapper
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 from mtbench_baselines._weighing import weighting
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from mtbench.balancer import Weighting
+from mtbench.balancing.balancer import Weighting
+from mtbench.balancing.solvers import cagrad, min_norm
 from mtbench.errors import UsageError
-from mtbench.solvers import cagrad, min_norm
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -26,10 +26,10 @@ class IMGrad(Weighting):
     .. math:: d = g_0 + c\, \|g_0\|\, \frac{g_w}{\|g_w\|}
 
     This is CAGrad's problem with the radius :math:`c s / (\tfrac32 - s)`, solved exactly by
-    `mtbench.solvers.cagrad`; the combination is then taken at CAGrad's own length. The less the
-    mean gradient agrees with a direction that is good for all, the more g_w is the gradient of the
-    one objective that it serves worst. At s = 3/4 both methods are one. Fixed points are those of
-    the mean loss, for c < 1.
+    `mtbench.balancing.solvers.cagrad`; the combination is then taken at CAGrad's own length. The
+    less the mean gradient agrees with a direction that is good for all, the more g_w is the
+    gradient of the one objective that it serves worst. At s = 3/4 both methods are one. Fixed
+    points are those of the mean loss, for c < 1.
 
     Scale: the step is :math:`K d / (1 + c^2)`, as for ``cagrad``.
 

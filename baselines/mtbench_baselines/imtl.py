@@ -5,10 +5,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mtbench.balancer import Weighting
+from mtbench.balancing.balancer import Weighting
+from mtbench.balancing.solvers import equal_projections
+from mtbench.balancing.step import Space, Step
 from mtbench.errors import UsageError
-from mtbench.solvers import equal_projections
-from mtbench.step import Space, Step
 
 
 class IMTL(Weighting):
@@ -16,7 +16,8 @@ class IMTL(Weighting):
 
     Both halves of the paper at once. The losses are scaled to :math:`e^{s_k} L_k` (``imtl_l``); on
     the shared parameters the scaled losses' gradients are summed with the weights alpha that make
-    the sum's projections on all of them equal (``imtl_g``, `mtbench.solvers.equal_projections`):
+    the sum's projections on all of them equal (``imtl_g``,
+    `mtbench.balancing.solvers.equal_projections`):
 
     .. math:: d = \sum_k \alpha_k e^{s_k} g_k, \qquad
         \langle d, g_k \rangle / \|g_k\| = \text{const}, \qquad \sum_k \alpha_k = 1

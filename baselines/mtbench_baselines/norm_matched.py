@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Aggregator, Weighting, Wrapper
-from mtbench.step import Step
+from mtbench.balancing.balancer import Aggregator, Weighting, Wrapper
+from mtbench.balancing.step import Step
 from mtbench_baselines._norms import norm
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Balancer, WeightingWrapper
+from mtbench.balancing.balancer import Balancer, WeightingWrapper
 from mtbench.errors import UsageError
 
 

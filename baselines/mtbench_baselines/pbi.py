@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Scalarizer
+from mtbench.balancing.balancer import Scalarizer
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 from mtbench_baselines._preference import drawn, ray
 
 if TYPE_CHECKING:

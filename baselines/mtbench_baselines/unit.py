@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtbench.balancer import WeightingWrapper
+from mtbench.balancing.balancer import WeightingWrapper
 
 
 class Unit(WeightingWrapper):

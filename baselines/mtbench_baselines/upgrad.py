@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtbench.solvers import cone_projections
+from mtbench.balancing.solvers import cone_projections
 from mtbench_baselines._preference import Preferring
 
 
@@ -17,7 +17,7 @@ class UPGrad(Preferring):
     with :math:`r_k = 1/K`, or a preference, scaled to the sum 1. d improves every objective or, to
     first order, leaves it as it is; without conflict it is the mean. Every projection is exact, in
     units of its own gradient: a gradient 1e6 times shorter than the others is not harmed either.
-    `mtbench.solvers.cone_projections`.
+    `mtbench.balancing.solvers.cone_projections`.
 
     Scale: the mean, as in the paper, 1/K of ``ew``'s step where nothing conflicts.
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 from mtbench_baselines.lr_annealing import LearningRateAnnealing
 from mtbench_baselines.relobralo import ReLoBRaLo
 from mtbench_baselines.softadapt import SoftAdapt
