@@ -1,6 +1,7 @@
 """Preferences over objectives: read, drawn for tuning, and used by methods on the Gramian."""
 
 from abc import abstractmethod
+from functools import cache
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,11 @@ from mtbench.errors import UsageError
 
 if TYPE_CHECKING:
     from optuna import Trial
+
+
+@cache
+def _equal(num_objectives: int) -> Tensor:
+    return torch.full((num_objectives,), 1 / num_objectives, dtype=torch.float64)
 
 
 def ray(owner: str, preference: tuple[float, ...], num_objectives: int) -> Tensor:
@@ -61,11 +67,10 @@ class Preferring(Weighting):
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the weights; 0 without a gradient."""
-        K = len(gramian)
         if self.ray is None:
-            return self.preferred(gramian, torch.full((K,), 1 / K, dtype=torch.float64))
+            return self.preferred(gramian, _equal(len(gramian)))
         active = gramian.diagonal() > 0
-        weights = torch.zeros(K, dtype=torch.float64)
+        weights = torch.zeros_like(self.ray)
         if active.any():
             shares = self.ray[active]
             found = self.preferred(gramian[active][:, active], shares / shares.sum())

@@ -26,8 +26,8 @@ class GradCraft(Weighting):
 
     .. math:: \tilde g_k = \Bigl(r\, \frac{\max_j n_j}{n_k} + 1 - r\Bigr) g_k
 
-    Then each is changed, along those that it is in conflict with, by as much as it takes to have
-    the cosine's product :math:`\epsilon` with all of them at once:
+    Then each is changed, along those that it is in conflict with, by as much as it takes to have a
+    given inner product with all of them at once:
 
     .. math:: g_i' = \tilde g_i + \sum_{j \in C_i} x_{ij}\, \tilde g_j, \qquad
         \langle g_i', \tilde g_j\rangle = \epsilon \|\tilde g_i\| \|\tilde g_j\|

@@ -16,7 +16,7 @@ _LEAST = 1e-4
 
 
 class IMGrad(Weighting):
-    r"""Add to the mean gradient the combination that the objective in most need asks for.
+    r"""Add to the mean gradient a combination for those objectives that it serves badly.
 
     With the mean gradient g_0, MGDA's direction m, and s their cosine,
 

@@ -24,7 +24,7 @@ class Unit(WeightingWrapper):
         tensor([0.5000, 0.2500], dtype=torch.float64)
     """
 
-    paper = "ours; an ablation, as in torchjd's normalised rows"
+    paper = "ours; an ablation"
     checked_against = "the base on normalised gradients"
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
