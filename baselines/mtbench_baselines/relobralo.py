@@ -25,7 +25,8 @@ class ReLoBRaLo(Scalarizer):
     progress since the beginning. :math:`\lambda = 1` in the first step.
 
     The paper itself could not be read: the rule is that of its abstract and of code of others,
-    which agree; the authors' code that could be read has no look back, and else the same rule.
+    which agree, but that some draw a rho per objective. The authors' code that could be read has no
+    look back, and else the same rule.
 
     A loss of exactly 0 (no label in this batch) keeps its weight, and leaves the softmax, in which
     K is the number of the others. L(0) is the loss of the first step with a label, L(t - 1) that of
