@@ -39,6 +39,8 @@ NEEDS = {
     # Whether rows of the Jacobian are zero, or finite.
     "db_mtl": 1,
     "sam_gs": 1,
+    # Whose turn it is, whether it is finite, and a solver on what is kept.
+    "cyclic+config": 3,
     "trimmed_mean": 1,
     # The same, and a solver on what is kept.
     "moco": 2,
