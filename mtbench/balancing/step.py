@@ -1,9 +1,10 @@
 """One forward pass of a multitask model, and every derivative a balancing method may ask of it."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import accumulate, chain
-from typing import Literal, NamedTuple
+from itertools import chain
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,76 +12,11 @@ from torch.autograd.graph import GradientEdge
 
 from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.engine import Engine, grad, gramian, must_be_whole
+from mtbench.balancing.graph import leaves
+from mtbench.balancing.jacobian import Pulled, accumulate, beside, point, views
 from mtbench.balancing.layers import Layer, find
 
 Space = Literal["shared", "features"]
-
-
-def _leaves(roots: Iterable[Tensor], stop: Iterable[Tensor] = ()) -> list[Tensor]:
-    """Return the leaf tensors that autograd reaches from `roots` without crossing `stop`."""
-    seen = {tensor.grad_fn for tensor in stop}
-    stack = [root.grad_fn for root in roots]
-    found: dict[int, Tensor] = {}
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)  # only AccumulateGrad nodes have one
-        if variable is not None:
-            found[id(variable)] = variable
-        stack.extend(parent for parent, _ in node.next_functions)
-    return list(found.values())
-
-
-class Pulled(NamedTuple):
-    """All objectives' gradients of shared parameters, times the loss scale.
-
-    Attributes:
-        layers: those whose gradients were not formed, with the gradients at their output, (K, n).
-        parameters: the others.
-        blocks: their gradients side by side, (K, n) each.
-    """
-
-    layers: list[tuple[Layer, Tensor]]
-    parameters: list[Tensor]
-    blocks: list[Tensor]
-
-    def gramian(self, to_host: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the gradients' products, (K, K), float64, on the CPU."""
-        with torch.autocast(self.blocks[0].device.type, enabled=False):
-            turned = chain.from_iterable(layer.turn(grads) for layer, grads in self.layers)
-            return gramian([*turned, *self.blocks], to_host)
-
-    def mixed(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return each parameter with the gradient of sum_k w_k L_k."""
-        with torch.autocast(self.blocks[0].device.type, enabled=False):
-            own = [block.T @ _beside(block, weights) for block in self.blocks]
-            found = list(views(own[0] if len(own) == 1 else torch.cat(own), self.parameters))
-            for layer, grads in self.layers:
-                at_output = grads.T @ _beside(grads, weights)
-                found += zip(layer.parameters, layer.pull_back(at_output), strict=True)
-        return found
-
-
-def views(flat: Tensor, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each parameter with its part of a flat vector, in its shape."""
-    sizes = [p.numel() for p in parameters]
-    for parameter, part in zip(parameters, torch.split(flat, sizes), strict=True):
-        yield parameter, part.view_as(parameter)
-
-
-def _beside(gradients: Tensor, weights: Tensor) -> Tensor:
-    """Return the weights as these gradients need them, without waiting for the device."""
-    return weights.to(gradients.device, gradients.dtype, non_blocking=True)
-
-
-def _point(item: Layer | Tensor) -> Tensor | GradientEdge:
-    return item.edge if isinstance(item, Layer) else item
-
-
-def _accumulate(parameter: Tensor, value: Tensor) -> None:
-    parameter.grad = value if parameter.grad is None else parameter.grad.add_(value)
 
 
 class Step:
@@ -153,7 +89,7 @@ class Step:
         if shared is None:
             if not self.features:
                 raise ValueError("Step: give features, shared parameters, or both; found neither")
-            shared = _leaves(self.features)
+            shared = leaves(self.features)
         self.shared = tuple(p for p in shared if p.requires_grad)
         self._given_heads = heads
         self._again = again
@@ -208,7 +144,7 @@ class Step:
     def _read_directly(self) -> list[list[Tensor]]:
         """Per objective, the trainable parameters that its loss reaches beside the features."""
         if self._given_heads is None:
-            return [_leaves([loss], stop=self.features) for loss in self.losses]
+            return [leaves([loss], stop=self.features) for loss in self.losses]
         return [[p for p in head if p.requires_grad] for head in self._given_heads]
 
     @cached_property
@@ -230,7 +166,7 @@ class Step:
     @cached_property
     def offsets(self) -> list[int]:
         """Where each shared parameter begins in the flat vector; the last entry is d."""
-        return list(accumulate((p.numel() for p in self.shared), initial=0))
+        return list(itertools.accumulate((p.numel() for p in self.shared), initial=0))
 
     @cached_property
     def _seeds(self) -> list[Tensor]:
@@ -349,7 +285,7 @@ class Step:
     def _vmapped(self, items: Sequence[Layer | Tensor], ranks: Ranks = ALONE) -> list[Tensor]:
         K = self.num_objectives
         seeds = [torch.stack(grads) for grads in zip(*self._feature_grads, strict=True)]
-        found = grad(self.features, [_point(item) for item in items], seeds, batched=True)
+        found = grad(self.features, [point(item) for item in items], seeds, batched=True)
         blocks = [
             self.shared[0].new_zeros(K, item.numel())
             if value is None
@@ -365,7 +301,7 @@ class Step:
         like = self.shared[0] if self.shared else self.losses[0]
         columns = sum(item.numel() for item in items)
         block = self.engine.buffer(self.num_objectives, columns, like)
-        points = [_point(item) for item in items]
+        points = [point(item) for item in items]
         for row, values in zip(block, self._rows(points), strict=True):
             end = 0
             for item, value in zip(items, values, strict=True):
@@ -438,7 +374,7 @@ class Step:
         """
         scaled = direction if self.loss_scale == 1 else direction * self.loss_scale
         for parameter, value in views(scaled, self.shared):
-            _accumulate(parameter, value)
+            accumulate(parameter, value)
         self._assign_heads(head_weights)
 
     def backward(
@@ -462,19 +398,19 @@ class Step:
             mixed = zip(self.shared, self.ranks.sums(self._mixed(weights)), strict=True)
         for parameter, value in mixed:
             if value is not None:
-                _accumulate(parameter, value)
+                accumulate(parameter, value)
         self._assign_heads(head_weights)
 
     def _mixed(self, weights: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of sum_k w_k L_k by one backward from the features, or the losses."""
         if not self._splits:
-            w = _beside(self._seeds[0], weights)
+            w = beside(self._seeds[0], weights)
             seeds = [w_k * seed for w_k, seed in zip(w, self._seeds, strict=True)]
             return grad(self.losses, self.shared, seeds)
         mixed = [
-            torch.stack(
-                [w * g for w, g in zip(_beside(grads[0], weights), grads, strict=True)]
-            ).sum(0)
+            torch.stack([w * g for w, g in zip(beside(grads[0], weights), grads, strict=True)]).sum(
+                0
+            )
             for grads in zip(*self._feature_grads, strict=True)
         ]
         return grad(self.features, self.shared, mixed)
@@ -497,7 +433,7 @@ class Step:
         for parameter, old, value in zip(model.values(), before, sums, strict=True):
             parameter.grad = old
             if value is not None:
-                _accumulate(parameter, value)
+                accumulate(parameter, value)
 
     def gradient(self, objective: Tensor) -> Sequence[Tensor | None]:
         """Return the gradient of a scalar on the graph in the shared parameters, unscaled."""
@@ -517,7 +453,7 @@ class Step:
             for parameter in head:
                 value = next(sums)
                 if value is not None:
-                    _accumulate(parameter, value.mul(scale))
+                    accumulate(parameter, value.mul(scale))
 
     def _need_features(self, what: str) -> None:
         if not self.features:
