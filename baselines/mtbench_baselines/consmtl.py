@@ -84,7 +84,7 @@ class ConsMTL(Weighting):
         """Return FairGrad's weights."""
         return fair_shares(gramian, 1 / self.alpha)
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Apply the weights, and add the extra gradients to the heads'."""
         weights = self.weigh(step.gramian(), step.host_values)
         slopes = self.head_slopes(step, weights)

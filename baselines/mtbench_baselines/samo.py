@@ -97,7 +97,7 @@ class SAMO(Wrapper):
             "alpha": trial.suggest_float("alpha", 0.0, 1.0),
         }
 
-    def backward(self, step: Step) -> Tensor | None:
+    def balance(self, step: Step) -> Tensor | None:
         """Collect the gradients at the moved points, and let the base balance them."""
         mean = step.total() / step.num_objectives
         shared = step.shared
@@ -111,7 +111,7 @@ class SAMO(Wrapper):
                 grads = _grads(step, step.again().losses[k], (*shared, *head))
             losses.append(_tangent(step.losses[k], (*shared, *head), grads))
         # These gradients are of the whole batch already: the base needs no other rank for them.
-        return self.base.backward(
+        return self.base.balance(
             Step(
                 losses,
                 shared=shared,

@@ -67,7 +67,7 @@ class Balancer(nn.Module, ABC):
         self.generator = torch.Generator().manual_seed(seed)
 
     @abstractmethod
-    def backward(self, step: Step) -> Tensor | None:
+    def balance(self, step: Step) -> Tensor | None:
         """Write ``.grad``s for one forward pass.
 
         Returns:
@@ -127,7 +127,7 @@ class Scalarizer(Balancer):
     def objective(self, step: Step) -> tuple[Tensor, Tensor | None]:
         """Return the scalar to minimise, and the effective weights (K,) for the record."""
 
-    def backward(self, step: Step) -> Tensor | None:
+    def balance(self, step: Step) -> Tensor | None:
         """Differentiate the scalar once."""
         objective, weights = self.objective(step)
         step.descend(objective)
@@ -181,7 +181,7 @@ class Weighting(Balancer):
             weights[active] = found.to(weights)
         return weights
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Find the weights and apply them."""
         gramian = step.gramian(self.space)
         weights = self.weigh(gramian, step.host_values)
@@ -228,7 +228,7 @@ class Aggregator(Balancer):
             return jacobian.new_zeros(jacobian.shape[1])
         return self.direction(jacobian[active], losses[active])
 
-    def backward(self, step: Step) -> None:
+    def balance(self, step: Step) -> None:
         """Find the direction and apply it."""
         jacobian = step.jacobian()
         step.assign(self.direct(jacobian, step.values.to(jacobian)))
