@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer, Wrapper
+from mtbench.balancing.distributed import ALONE
 from mtbench.balancing.engine import grad
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
@@ -115,10 +116,10 @@ class SAMO(Wrapper):
             Step(
                 losses,
                 shared=shared,
-                heads=step.heads,
                 again=step.again,
                 engine=step.engine,
                 loss_scale=step.loss_scale,
+                ranks=ALONE,
             )
         )
 

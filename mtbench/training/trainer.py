@@ -409,7 +409,6 @@ class Trainer:
             losses,
             features=features,
             shared=self.model.encoder.parameters(),
-            heads=[head.parameters() for head in self.model.heads],
             latent=self.model.latent,
             again=lambda: self._forward(batch, ranks),
             engine=self.engine,
@@ -495,7 +494,7 @@ class Trainer:
         if self.ranks.size > 1:  # dropout differs between ranks, and a checkpoint is rank 0's alone
             seeding.seed_everything(seeding.derive(self.spec.seed, "rank", ranks.rank, index))
         step = self._forward(batch, ranks)
-        made = _Made(self.at.position, lr, {"loss": [step.values]})
+        made = _Made(self.at.position, lr, {"loss": [step.observed]})
         self.pending.append(made)
         plain = None
         if self.at.position == 0:
