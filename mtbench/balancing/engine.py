@@ -110,9 +110,9 @@ def must_be_whole(parameters: Iterable[Tensor]) -> None:
         put_away = p.layout == torch.strided and p.numel() and not p.untyped_storage().size()
         if put_away or any(hasattr(p, mark) for mark in _SHARDED):
             raise StepError(
-                "a parameter is sharded (fully_shard, FSDP or DeepSpeed), and this method takes "
-                "gradients objective by objective: take a method that descends one scalar, or "
-                "replicate the model and give ranks=Group()"
+                "a parameter is sharded (fully_shard) or held by FSDP or DeepSpeed, and this "
+                "method takes gradients objective by objective: take a method that descends one scalar, "
+                "or replicate the model and give ranks=Group()"
             )
 
 
@@ -255,7 +255,7 @@ def lengths(rows: Tensor) -> Tensor:
     return squares.sqrt()
 
 
-def gramian(blocks: Sequence[Tensor], to_host: Callable[[Tensor], Tensor] = Tensor.cpu) -> Tensor:
+def gramian(blocks: Sequence[Tensor]) -> Tensor:
     """Return the sum over blocks (K, n) of B B^T, float64, on the CPU.
 
     Float32 products, summed in float64 every 1,024 columns, err by about 1e-7 of the norms. Where
@@ -264,7 +264,7 @@ def gramian(blocks: Sequence[Tensor], to_host: Callable[[Tensor], Tensor] = Tens
     with torch.autocast(blocks[0].device.type, enabled=False):
         found = [products(block, block) for block in blocks if block.shape[1]]
         found = found or [blocks[0].new_zeros(len(blocks[0]), len(blocks[0]), dtype=torch.float64)]
-        fast = to_host(torch.stack(found).sum(0) if len(found) > 1 else found[0])
+        fast = (torch.stack(found).sum(0) if len(found) > 1 else found[0]).cpu()
         if _suffices(fast, blocks):
             return fast
         return torch.stack([_exact(block, block) for block in blocks]).sum(0).cpu()

@@ -4,7 +4,7 @@ Flat vectors are real: a complex number is two of their entries. Sparse gradient
 and those of several dtypes in the one that holds them all.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import chain
 from typing import NamedTuple
@@ -82,11 +82,11 @@ class Pulled(NamedTuple):
     parameters: list[Tensor]
     blocks: list[Tensor]
 
-    def gramian(self, to_host: Callable[[Tensor], Tensor]) -> Tensor:
+    def gramian(self) -> Tensor:
         """Return the gradients' products, (K, K), float64, on the CPU."""
         with torch.autocast(self.blocks[0].device.type, enabled=False):
             turned = chain.from_iterable(layer.turn(grads) for layer, grads in self.layers)
-            return gramian([*turned, *self.blocks], to_host)
+            return gramian([*turned, *self.blocks])
 
     def mixed(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return each parameter with the gradient of sum_k w_k L_k."""

@@ -219,21 +219,34 @@ class Step(Passes):
 
         Costs the heads' backward once and K encoder backwards.
         """
+        _ = self._sent
         blocks = self.whole.blocks
         return self._unscaled(blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1))
 
     @cached_property
+    def _sent(self) -> tuple[Tensor, torch.cuda.Event | None]:
+        """The losses on their way to the host: whoever reads them waits for the forward pass only.
+
+        What is asked of the device afterwards goes on meanwhile.
+        """
+        sent = self.observed.double().to("cpu", non_blocking=True)
+        event = torch.cuda.Event() if self.observed.is_cuda else None
+        if event is not None:
+            event.record()
+        return sent, event
+
+    @cached_property
+    def _seen(self) -> Tensor:
+        """`observed`, float64, on the CPU."""
+        sent, event = self._sent
+        if event is not None:
+            event.synchronize()
+        return sent
+
+    @cached_property
     def host_values(self) -> Tensor:
         """`values`, float64, on the CPU."""
-        return self.values.double().cpu()
-
-    def _to_host(self, gramian: Tensor) -> Tensor:
-        """Copy a Gramian to the CPU, and the losses in the same copy: each waits for the device."""
-        if "host_values" in self.__dict__:
-            return gramian.cpu()
-        both = torch.cat([gramian, self.values[:, None].double()], dim=1).cpu()
-        self.host_values = both[:, -1].clone()
-        return both[:, :-1].clone()
+        return self._seen.nan_to_num(nan=0.0, posinf=inf, neginf=-inf)
 
     def gramian(self, space: Space = "shared") -> Tensor:
         """Return G = J J^T, (K, K), float64, on the CPU, of the gradients in a space.
@@ -241,20 +254,20 @@ class Step(Passes):
         Args:
             space: ``"shared"`` parameters, or ``"features"`` (no encoder backward is paid).
         """
+        _ = self._sent
         if space not in self.gramians:
             if space == "features":
                 blocks = [
                     torch.stack([value.flatten() for value in grads])
                     for grads in zip(*self._feature_grads, strict=True)
                 ]
-                local = gramian(blocks, to_host=self._to_host)
+                local = gramian(blocks)
                 found = self.ranks.total(local)  # every column belongs to one rank's sample
             elif self.engine.parts == 1:
-                found = self.held.gramian(self._to_host)
+                found = self.held.gramian()
             else:
                 parts = [  # each is gone before the next one is there
-                    self.pull_back(group).gramian(self._to_host)
-                    for group in self.engine.groups(self.items)
+                    self.pull_back(group).gramian() for group in self.engine.groups(self.items)
                 ]
                 found = torch.stack(parts).sum(0)
             self.gramians[space] = found / self.loss_scale**2
@@ -293,6 +306,7 @@ class Step(Passes):
                 encoder backward is paid.
             head_weights: as in `assign`.
         """
+        _ = self._sent
         shared, rest, _, _ = self.roles
         written: Iterable[tuple[Tensor, Tensor | None]] = ()
         if space == "shared" and self.engine.parts == 1:
@@ -314,6 +328,7 @@ class Step(Passes):
         """
         if not objective.requires_grad:  # a batch may hold no label at all
             return
+        _ = self._sent
         seed = torch.full_like(objective, self.loss_scale)
         if self.ranks.size == 1:
             objective.backward(seed)  # type: ignore[no-untyped-call]
@@ -327,10 +342,11 @@ class Step(Passes):
             for parameter, mine, value in zip(everything, found, sums, strict=True):
                 if mine is not None:
                     accumulate(parameter, mine if value is None else value)
-        absent = (self.host_values == 0).tolist()
-        for k in [k for k, is_absent in enumerate(absent) if is_absent]:
-            for parameter in self.heads[k]:
-                if parameter.grad is not None and not parameter.grad.any():
+        # A zero would let an optimizer's momentum move the head of an objective without labels.
+        for k in self._perhaps_absent:
+            own = [p for p in self.parting.heads[k] if p.grad is not None]
+            if own and not torch.stack([p.grad.any() for p in own]).any():
+                for parameter in own:
                     parameter.grad = None
 
     def gradient(self, objective: Tensor) -> Sequence[Tensor | None]:
@@ -340,14 +356,18 @@ class Step(Passes):
     def _assign_heads(self, head_weights: Tensor | None) -> None:
         scales = [1.0] * self.num_objectives if head_weights is None else list(head_weights)
         sums = iter(self.ranks.sums(list(chain(*self.head_grads))))
-        values = self.host_values.tolist()
-        for head, scale, loss in zip(self.heads, scales, values, strict=True):
-            own = [(parameter, next(sums)) for parameter in head]
-            if loss == 0 and not any(value.any() for _, value in own if value is not None):
-                continue  # no label: a zero would let an optimizer's momentum move the head
-            for parameter, value in own:
-                if value is not None:
+        for k, (head, scale) in enumerate(zip(self.heads, scales, strict=True)):
+            own = [(p, value) for p in head if (value := next(sums)) is not None]
+            if k not in self._perhaps_absent or (
+                self._seen[k] != 0 and any(value.any() for _, value in own)
+            ):
+                for parameter, value in own:
                     accumulate(parameter, value.mul(scale))
+
+    @cached_property
+    def _perhaps_absent(self) -> list[int]:
+        """The objectives whose loss is 0, or NaN as it is without labels and where it diverged."""
+        return [k for k, value in enumerate(self.host_values.tolist()) if value == 0]
 
     def _need_features(self, what: str) -> None:
         if not self.features:
