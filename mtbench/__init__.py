@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mtbench.balancing.step import Step
     from mtbench.errors import MtbenchError, UsageError
     from mtbench.plugins.method import Method, balancer, combine
+    from mtbench.plugins.registry import find
     from mtbench.training.task import Metric, Recipe, Split, Splits, Task
 
 _HOMES = {
@@ -44,6 +45,7 @@ _HOMES = {
     "Wrapper": "balancing.balancer",
     "balancer": "plugins.method",
     "combine": "plugins.method",
+    "find": "plugins.registry",
 }
 _MODULES = {"data": "training.data", "solvers": "balancing.solvers"}
 __all__ = [  # noqa: RUF022 - the reading order
@@ -58,6 +60,7 @@ __all__ = [  # noqa: RUF022 - the reading order
     "WeightingWrapper",
     "Method",
     "combine",
+    "find",
     "MultitaskModel",
     "Task",
     "Split",

@@ -111,8 +111,8 @@ def must_be_whole(parameters: Iterable[Tensor]) -> None:
         if put_away or any(hasattr(p, mark) for mark in _SHARDED):
             raise StepError(
                 "a parameter is sharded (fully_shard) or held by FSDP or DeepSpeed, and this "
-                "method takes gradients objective by objective: take a method that descends one scalar, "
-                "or replicate the model and give ranks=Group()"
+                "method takes gradients objective by objective: take a method that descends one "
+                "scalar, or replicate the model and give ranks=Group()"
             )
 
 
