@@ -124,7 +124,8 @@ class Balancer(nn.Module, ABC):
             if isinstance(losses, Mapping):
                 names = self._names = self._named(losses)
                 losses = [losses[name] for name in names]
-            step = Step(losses, **{"engine": self.engine, **said})
+            said.setdefault("engine", self.engine)
+            step = Step(losses, **said)
             step.refuse_constants()
         self._check(step)
         weights = self.balance(step)

@@ -230,7 +230,7 @@ class Step(Passes):
         What is asked of the device afterwards goes on meanwhile.
         """
         sent = self.observed.double().to("cpu", non_blocking=True)
-        event = torch.cuda.Event() if self.observed.is_cuda else None
+        event = torch.cuda.Event() if self.observed.is_cuda else None  # type: ignore[no-untyped-call]
         if event is not None:
             event.record()
         return sent, event
@@ -344,9 +344,9 @@ class Step(Passes):
                     accumulate(parameter, mine if value is None else value)
         # A zero would let an optimizer's momentum move the head of an objective without labels.
         for k in self._perhaps_absent:
-            own = [p for p in self.parting.heads[k] if p.grad is not None]
-            if own and not torch.stack([p.grad.any() for p in own]).any():
-                for parameter in own:
+            own = [(p, p.grad) for p in self.parting.heads[k] if p.grad is not None]
+            if own and not torch.stack([value.any() for _, value in own]).any():
+                for parameter, _ in own:
                     parameter.grad = None
 
     def gradient(self, objective: Tensor) -> Sequence[Tensor | None]:
