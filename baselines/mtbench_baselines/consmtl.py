@@ -54,8 +54,7 @@ class ConsMTL(Weighting):
 
         >>> z = torch.ones(1, 2, requires_grad=True) * 1.0
         >>> heads = [torch.tensor(row, requires_grad=True) for row in ([1.0, 0.0], [0.0, 1.0])]
-        >>> step = Step([(z @ head).sum() for head in heads], features=z, shared=[],
-        ...             heads=[[head] for head in heads])
+        >>> step = Step([(z @ head).sum() for head in heads], features=z, shared=[])
         >>> ConsMTL(2).head_slopes(step, torch.ones(2))[0]
         (tensor([-1., -1.]),)
     """
@@ -85,7 +84,7 @@ class ConsMTL(Weighting):
         """Return FairGrad's weights."""
         return fair_shares(gramian, 1 / self.alpha)
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Apply the weights, and add the extra gradients to the heads'."""
         weights = self.weigh(step.gramian(), step.host_values)
         slopes = self.head_slopes(step, weights)

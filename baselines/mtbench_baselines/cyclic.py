@@ -79,7 +79,7 @@ class Cyclic(Wrapper, Remembering):
         """Draw 1 - beta log-uniformly from [0.01, 1]."""
         return {"beta": 1 - trial.suggest_float("one_minus_beta", 1e-2, 1.0, log=True)}
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Renew one average, and let the base balance them all."""
         k = self._next(step.host_values)
         parts = step.gradient(step.losses[k])

@@ -84,7 +84,7 @@ class DBMTL(Tracking):
         weights = torch.where(norms > 0, norms.max() / norms, 0)
         return weights.to(tracked) @ tracked
 
-    def backward(self, step: Step) -> None:
+    def balance(self, step: Step) -> None:
         """Find the direction and apply it; the heads descend their log losses."""
         jacobian = step.jacobian()
         losses = step.values.to(jacobian)

@@ -89,7 +89,7 @@ class EnCodec(Balancer):
         """Draw each objective's share."""
         return {"preference": drawn(trial, num_objectives)}
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Average the norms, and send the weighted gradient back."""
         weights = self._weights(_norms(step).to(self.total))
         step.backward(weights, "features")

@@ -66,14 +66,14 @@ class Every(Wrapper):
         """Draw R log-uniformly from 2 to 64."""
         return {"steps": trial.suggest_int("steps", 2, 64, log=True)}
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Find new weights, or apply those that are kept."""
         if self.left > 0:
             weights = self.kept.clone()
             step.backward(weights, "features" if step.features else self.base.space)
             self.left -= 1
             return weights
-        weights = self.base.backward(step)
+        weights = self.base.balance(step)
         squares = step.gramian(self.base.space).diagonal()
         if squares.any() and squares.isfinite().all():
             self.kept.copy_(torch.where(squares > 0, weights.to(self.kept), self.kept))

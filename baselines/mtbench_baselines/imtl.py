@@ -71,7 +71,7 @@ class IMTL(Weighting):
         scales = self.log_scale.detach().exp().to(gramian)
         return scales * equal_projections(gramian * torch.outer(scales, scales))
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Apply the weights, scale the heads' gradients, and give s its own."""
         weights = self.weigh(step.gramian(self.space), step.host_values)
         step.backward(weights, self.space, head_weights=self.log_scale.detach().exp())

@@ -69,7 +69,7 @@ class LearningRateAnnealing(Balancer):
         """Draw 1 - beta log-uniformly from [0.001, 1]."""
         return {"beta": 1 - trial.suggest_float("one_minus_beta", 1e-3, 1.0, log=True)}
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Move the weights, and apply them."""
         jacobian = step.jacobian()
         peak = torch.linalg.vector_norm(jacobian[self.main], torch.inf).to(self.factors)

@@ -71,13 +71,13 @@ class NashMTL(Weighting):
         self.register_buffer("last", torch.ones(num_objectives, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Find the weights, or take the last ones, and apply them."""
         due = self.count.item() % self.update_weights_every == 0
         self.count += 1
         if due:
-            return super().backward(step)
-        step.backward(self.last, "features" if step.features else "shared")
+            return super().balance(step)
+        step.backward(self.last, "features")
         return self.last.clone()
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:

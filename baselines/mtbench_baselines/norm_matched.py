@@ -32,13 +32,13 @@ class NormMatched(Wrapper):
     passes = "+ H + E, unless around a Weighting or Aggregator on the shared parameters"
     checked_against = "the definition"
 
-    def backward(self, step: Step) -> Tensor | None:
+    def balance(self, step: Step) -> Tensor | None:
         """Let the base act, and rescale what it added to the shared ``.grad``s."""
         plain = self._plain(step) * step.loss_scale
         before = [parameter.grad for parameter in step.shared]
         for parameter in step.shared:
             parameter.grad = None
-        weights = self.base.backward(step)
+        weights = self.base.balance(step)
         length = norm([parameter.grad for parameter in step.shared])
         divisor = torch.where(length > 0, length, 1)
         for parameter, old in zip(step.shared, before, strict=True):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer, Wrapper
+from mtbench.balancing.distributed import ALONE
 from mtbench.balancing.engine import grad
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
@@ -98,7 +99,7 @@ class SAMO(Wrapper):
             "alpha": trial.suggest_float("alpha", 0.0, 1.0),
         }
 
-    def backward(self, step: Step) -> Tensor | None:
+    def balance(self, step: Step) -> Tensor | None:
         """Collect the gradients at the moved points, and let the base balance them."""
         mean = step.total() / step.num_objectives
         shared = step.shared
@@ -112,14 +113,14 @@ class SAMO(Wrapper):
                 grads = _grads(step, step.again().losses[k], (*shared, *head))
             losses.append(_tangent(step.losses[k], (*shared, *head), grads))
         # These gradients are of the whole batch already: the base needs no other rank for them.
-        return self.base.backward(
+        return self.base.balance(
             Step(
                 losses,
                 shared=shared,
-                heads=step.heads,
                 again=step.again,
                 engine=step.engine,
                 loss_scale=step.loss_scale,
+                ranks=ALONE,
             )
         )
 

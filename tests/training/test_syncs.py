@@ -87,6 +87,8 @@ def bound(method: str, balancer: Any) -> int:
 def test_a_step_reads_what_a_solver_needs(tmp_path: Path, method: str, odd: Odd) -> None:
     loop, device, found = reads(tmp_path, method, odd, clip=1.0)
     allowed = bound(method, loop.learner.balancer)
+    if odd:
+        allowed += 1  # whether a head without labels has a gradient of its own
     assert len(found) <= allowed, found
     assert allowed or not device.uploads, device.uploads
 
