@@ -126,7 +126,7 @@ class Request:
             plugins=choice.method.digests | ({self.entry.name: digest} if digest else {}),
             data=splits.fingerprint,
             init=init,
-            recipe=dataclasses.asdict(self.recipe),
+            recipe=self.recipe.record(),
             seed=seed,
             precision=precision,  # type: ignore[arg-type]  # pydantic checks it
             device=device,

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from mtbench import seeding
 from mtbench.errors import RunError
 from mtbench.training import numerics
 from mtbench.training.learner import Learner
 from mtbench.training.numbers import Made
+from mtbench.training.optimization import Descent
 from mtbench.training.rundir import RunDirectory
 
 CHECKPOINT_VERSION = 1
@@ -53,7 +53,7 @@ class Record:
     Args:
         run: the cell's directory.
         learner: whose weights are kept.
-        optimizer: whose state is kept.
+        descent: whose state is kept.
         steps: an epoch.
         epochs: of the run.
 
@@ -64,9 +64,9 @@ class Record:
     """
 
     def __init__(
-        self, run: RunDirectory, learner: Learner, optimizer: Optimizer, steps: int, epochs: int
+        self, run: RunDirectory, learner: Learner, descent: Descent, steps: int, epochs: int
     ) -> None:
-        self._run, self._learner, self._optimizer, self._steps = run, learner, optimizer, steps
+        self._run, self._learner, self._descent, self._steps = run, learner, descent, steps
         self._objectives = learner.task.objectives
         self._every = max(1, steps * epochs // LOGGED)
         self.at = Progress(sums=[0.0] * len(self._objectives), precision=learner.precision)
@@ -91,7 +91,7 @@ class Record:
             )
         with fits(self._run, "checkpoint.pt"):
             self._learner.load(state)
-            self._optimizer.load_state_dict(state["optimizer"])
+            self._descent.load_state_dict(state["optimizer"])
             self.at = Progress(**state["progress"])
             seeding.set_global_state({k: _cpu(v) for k, v in state["rng"].items()})
             self.step_seconds.extend(state["step_seconds"])
@@ -118,7 +118,7 @@ class Record:
             {
                 "version": CHECKPOINT_VERSION,
                 **self._learner.state(),
-                "optimizer": self._optimizer.state_dict(),
+                "optimizer": self._descent.state_dict(),
                 "progress": vars(self.at),
                 "rng": seeding.global_state(),
                 "rows": self.rows,

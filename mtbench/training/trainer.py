@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from mtbench import seeding
 from mtbench.balancing.distributed import ALONE, Ranks
@@ -26,7 +25,7 @@ from mtbench.training.learner import Learner, build
 from mtbench.training.loop import Loop
 from mtbench.training.nonfinite import Diverged
 from mtbench.training.observer import Observer
-from mtbench.training.optimization import optimizer
+from mtbench.training.optimization import Descent
 from mtbench.training.record import Record
 from mtbench.training.rundir import RunDirectory, Spec
 from mtbench.training.task import Recipe, Splits, Task
@@ -107,15 +106,15 @@ class Trainer:
         learner = Learner(
             self.spec, self.task, *build(self.spec, self.task, self.method, self.init), self.engine
         )
-        moves = optimizer(self.recipe, learner)
         batches = Batches(
             self.splits.train, self.recipe.batch_size, self.spec.seed, self.spec.device
         )
+        descent = Descent(self.recipe, learner, batches.steps * self.recipe.epochs)
         seeding.seed_everything(seeding.derive(self.spec.seed, "training"))
-        record = Record(self.run_directory, learner, moves, batches.steps, self.recipe.epochs)
+        record = Record(self.run_directory, learner, descent, batches.steps, self.recipe.epochs)
         if not record.resume():
             record.at.processes = self.ranks.size
-            record.at.threads = self._choose_threads(learner, moves, batches)
+            record.at.threads = self._choose_threads(learner, descent, batches)
         elif record.at.processes != self.ranks.size:  # which would add in another order
             raise RunError(
                 f"{self.run_directory.path}: was begun by {record.at.processes} processes and goes "
@@ -126,11 +125,11 @@ class Trainer:
             # Another number of threads could add in another order: a resumed cell keeps its own.
             torch.set_num_threads(record.at.threads)
         return Loop(
-            self.recipe, learner, moves, batches, record, self.observer, self.ranks,
+            self.recipe, learner, descent, batches, record, self.observer, self.ranks,
             self.diagnose, self.checkpoint_seconds,
         )  # fmt: skip
 
-    def _choose_threads(self, learner: Learner, moves: Optimizer, batches: Batches) -> int:
+    def _choose_threads(self, learner: Learner, descent: Descent, batches: Batches) -> int:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         elif self.ranks.size > 1:
@@ -140,7 +139,7 @@ class Trainer:
 
             def work() -> None:
                 learner.step(batch).total().backward()  # type: ignore[no-untyped-call]
-                moves.zero_grad()
+                descent.zero_grad()
 
             before = copy.deepcopy(learner.model.state_dict())
             with seeding.preserved():

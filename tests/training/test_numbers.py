@@ -248,9 +248,9 @@ class _Watched(Loop):
     """Checks that a step that is skipped changes nothing."""
 
     def step(self, batch: Batch) -> None:
-        before = copy.deepcopy([self.learner.state(), self.optimizer.state_dict()])
+        before = copy.deepcopy([self.learner.state(), self.descent.state_dict()])
         super().step(batch)
-        after = [self.learner.state(), self.optimizer.state_dict()]
+        after = [self.learner.state(), self.descent.state_dict()]
         assert same(before, after) == batch["poisoned"]
 
 

@@ -253,8 +253,8 @@ def test_a_balancers_parameters_do_not_decay(tiny: Path, tmp_path: Path) -> None
     trainer = Trainer(
         spec, request.task, splits, choice.method, RunDirectory(tmp_path), Silent(), 1
     )
-    optimizer = trainer.prepare().optimizer
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+    groups = trainer.prepare().descent.state_dict()["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
 
 
 def test_bf16_autocast_trains(tiny: Path, tmp_path: Path) -> None:
