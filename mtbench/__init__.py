@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mtbench.balancing.balancer import (
         Aggregator,
         Balancer,
+        Judged,
         Scalarizer,
         Weighting,
         WeightingWrapper,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Aggregator": "balancing.balancer",
     "Balancer": "balancing.balancer",
+    "Judged": "balancing.balancer",
     "Engine": "balancing.engine",
     "Method": "plugins.method",
     "Metric": "training.task",
@@ -49,6 +51,7 @@ __all__ = [  # noqa: RUF022 - the reading order
     "Step",
     "Engine",
     "Balancer",
+    "Judged",
     "Scalarizer",
     "Weighting",
     "Aggregator",

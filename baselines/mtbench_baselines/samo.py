@@ -117,6 +117,7 @@ class SAMO(Wrapper):
                 shared=shared,
                 heads=step.heads,
                 again=step.again,
+                validation=step.validation,
                 engine=step.engine,
                 loss_scale=step.loss_scale,
             )

@@ -103,6 +103,8 @@ class Step:
         latent: which of the features is the latent representation z.
         again: repeats the forward pass on the same batch with the parameters as they are then, for
             methods that look at other points (``needs_again``).
+        validation: sends a batch of held-out training samples through the model, with the
+            parameters as they are then, for methods that learn from it (``needs_validation``).
         engine: how the Jacobian is computed and where it lies; one for all steps of a loop saves
             allocations, and only the last step's Jacobian is valid then.
         loss_scale: S, of a `torch.amp.GradScaler`: hand over the losses as they are. Gradients are
@@ -137,6 +139,7 @@ class Step:
         heads: Sequence[Iterable[Tensor]] | None = None,
         latent: int = -1,
         again: "Callable[[], Step] | None" = None,
+        validation: "Callable[[], Step] | None" = None,
         engine: Engine | None = None,
         loss_scale: float = 1.0,
         ranks: Ranks = ALONE,
@@ -156,7 +159,7 @@ class Step:
             shared = _leaves(self.features)
         self.shared = tuple(p for p in shared if p.requires_grad)
         self._given_heads = heads
-        self._again = again
+        self._again, self._validation = again, validation
         self.engine = Engine(batched=False) if engine is None else engine
         self.loss_scale = loss_scale
         self.ranks = ranks
@@ -179,6 +182,18 @@ class Step:
         if self._again is None:
             raise ValueError("Step.again: this method needs Step(again=...), found none")
         return self._again()
+
+    def validation(self) -> "Step":
+        """Return a step of a batch of held-out training samples, at the parameters as they are now.
+
+        Another call is another batch. This step's Jacobian may be overwritten by the other's.
+
+        Raises:
+            ValueError: it was not said how.
+        """
+        if self._validation is None:
+            raise ValueError("Step.validation: this method needs Step(validation=...), found none")
+        return self._validation()
 
     @property
     def z(self) -> Tensor:

@@ -10,8 +10,8 @@ from mtbench.cli.options import Plugins
 
 OPTIONS = (
     "method", "task", "data", "seed", "seeds", "epochs", "device", "precision", "set", "out",
-    "resume", "threads", "nproc", "jacobian", "jacobian-parts", "init", "diagnose", "config",
-    "plugin",
+    "resume", "threads", "nproc", "jacobian", "jacobian-parts", "init",
+    "weights-from", "weights-of", "diagnose", "config", "plugin",
 )  # fmt: skip
 
 
@@ -21,6 +21,13 @@ class Jacobian(StrEnum):
     auto = "auto"
     loop = "loop"
     batched = "batched"
+
+
+class WeightsOf(StrEnum):
+    """Which weights of a run are taken as constants."""
+
+    mean = "mean"
+    final = "final"
 
 
 def run(
@@ -74,6 +81,15 @@ def run(
             help="Start from the weights of a run, a packaged model or a checkpoint, as they fit.",
         ),
     ] = None,
+    weights_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Give ls, as constants, the weights that this run's method found."
+        ),
+    ] = None,
+    weights_of: Annotated[
+        WeightsOf, typer.Option(help="Of all its steps, or of the last one.")
+    ] = WeightsOf.mean,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -104,6 +120,8 @@ def run(
     from mtbench.training.cache import cache_dir
     from mtbench.training.cell import Request
     from mtbench.training.config import Config
+    from mtbench.training.frozen import frozen_weights
+    from mtbench.training.rundir import RunDirectory
 
     given = parse(settings or [], context.args)
     for key, value in (("data", data), ("epochs", epochs)):
@@ -124,6 +142,14 @@ def run(
     task, precision = "thyroid" if task is None else task, precision or "fp32"
     if not method:
         raise UsageError("say which method to run: --method NAME, or --config FILE")
+    if weights_from is not None:
+        if not any("ls" in name.split("+") for name in method):
+            raise UsageError("--weights-from gives weights to ls: add --method ls")
+        if {"weights", "ls.weights"} & set(given):
+            raise UsageError("the weights of ls are given twice: as such, and by --weights-from")
+        given["ls.weights"] = ",".join(
+            map(repr, frozen_weights(RunDirectory(weights_from), weights_of.value, task))
+        )
     if precision not in ("fp32", "bf16"):
         raise UsageError(f"--precision must be fp32 or bf16, found {precision!r}")
     if threads is not None and threads < 1:

@@ -37,6 +37,10 @@ class Make(Protocol):
         ...
 
 
+HELD_OUT = 500
+"""What is added to a batch's number for the validation batch beside it."""
+
+
 class _Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -88,11 +92,14 @@ class _Problem:
         features = self.model.encode(inputs)
         losses = self.losses(features, batch)
         again = partial(self.step, batch, with_features)
+        held_out = partial(self.step, batch + HELD_OUT, with_features)
         # As in a trainer, the next step's Jacobian takes the place of this one's.
         if with_features:
-            return Step(losses, features=features, again=again, engine=self.engine)
+            return Step(
+                losses, features=features, again=again, validation=held_out, engine=self.engine
+            )
         shared = self.model.encoder.parameters()
-        return Step(losses, shared=shared, again=again, engine=self.engine)
+        return Step(losses, shared=shared, again=again, validation=held_out, engine=self.engine)
 
     def _losses_again(self, batch: int) -> Sequence[Tensor]:
         return self.step(batch).losses
@@ -239,7 +246,8 @@ class BalancerContract:
         def again() -> Step:
             return Step(losses, features=features, shared=[weight])
 
-        balancer.backward(Step(losses, features=features, shared=[weight], again=again))
+        step = Step(losses, features=features, shared=[weight], again=again, validation=again)
+        balancer.backward(step)
         assert weight.grad is not None
         assert weight.grad.isfinite().all()
         assert weight.grad.any()
@@ -339,7 +347,9 @@ class BalancerContract:
 
         def step() -> Step:
             features = x * 1.0
-            return Step(losses(features), features=features, shared=[x], again=step)
+            return Step(
+                losses(features), features=features, shared=[x], again=step, validation=step
+            )
 
         for _ in range(800):
             optimizer.zero_grad()

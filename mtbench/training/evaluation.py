@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import torch
 
+from mtbench.balancing.balancer import Judged
 from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.training.device import to_device
 from mtbench.training.learner import Learner
-from mtbench.training.task import Metric, Split
+from mtbench.training.task import Metric, Split, Task
 
 SELECTION = "mean-primary"
 """The rule of ``select="best"``: the epoch with the largest mean of the primary validation metrics,
@@ -42,6 +43,20 @@ def selection_score(values: Mapping[str, float], metrics: Mapping[str, Metric]) 
         if metric.primary and not math.isnan(values[name])
     ]
     return statistics.fmean(signed) if signed else -math.inf
+
+
+def judged(values: Mapping[str, float], task: Task) -> list[Judged]:
+    """Return a task's metrics as a method is told of them."""
+    return [
+        Judged(
+            name,
+            values[name],
+            task.objectives.index(metric.objective),
+            metric.higher_is_better,
+            metric.primary,
+        )
+        for name, metric in task.metrics.items()
+    ]
 
 
 def primary_metrics(metrics: Mapping[str, Metric]) -> list[str]:

@@ -1,6 +1,6 @@
 """What is trained: a task's model, and the method that balances its objectives."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from mtbench.balancing.model import MultitaskModel
 from mtbench.balancing.step import Step
 from mtbench.plugins.method import Method
 from mtbench.training.device import autocast
-from mtbench.training.rundir import Spec
+from mtbench.training.rundir import Precision, Spec
 from mtbench.training.task import Batch, Task
 
 
@@ -56,7 +56,8 @@ class Learner:
     ) -> None:
         self.task, self.model, self.balancer = task, model, balancer
         self.engine = Engine() if engine is None else engine
-        self.device, self.precision = spec.device, spec.precision
+        self.device = spec.device
+        self.precision: Precision = spec.precision
 
     def forward(self, batch: Batch, ranks: Ranks = ALONE) -> Pass:
         """Send a batch through the model.
@@ -70,8 +71,16 @@ class Learner:
             outputs = ranks.gather(self.model.decode(features, self.balancer.view), sizes)
             return Pass(features, outputs, self.task.losses(outputs, batch))
 
-    def step(self, batch: Batch, ranks: Ranks = ALONE) -> Step:
-        """Send a batch through the model, for the method to make gradients of."""
+    def step(
+        self, batch: Batch, ranks: Ranks = ALONE, validation: Callable[[], Step] | None = None
+    ) -> Step:
+        """Send a batch through the model, for the method to make gradients of.
+
+        Args:
+            batch: of samples.
+            ranks: the processes that share it.
+            validation: sends a batch of held-out samples.
+        """
         done = self.forward(batch, ranks)
         return Step(
             done.losses,
@@ -79,7 +88,8 @@ class Learner:
             shared=self.model.encoder.parameters(),
             heads=[head.parameters() for head in self.model.heads],
             latent=self.model.latent,
-            again=lambda: self.step(batch, ranks),
+            again=lambda: self.step(batch, ranks, validation),
+            validation=validation,
             engine=self.engine,
             ranks=ranks,
         )

@@ -2,11 +2,15 @@
 
 import math
 import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
 
 from torch import nn
 
 from mtbench import seeding
 from mtbench.balancing.distributed import Ranks
+from mtbench.balancing.step import Step
 from mtbench.training.batches import Batches
 from mtbench.training.diagnostics import Look
 from mtbench.training.learner import Learner
@@ -98,7 +102,7 @@ class Loop:
         if self.ranks.size > 1:  # dropout differs between ranks, and a checkpoint is rank 0's alone
             seeding.seed_everything(seeding.derive(self.batches.seed, "rank", ranks.rank, index))
 
-        step = self.learner.step(batch, ranks)
+        step = self.learner.step(batch, ranks, partial(self._validation, count()))
         made = Made(at.epoch, at.position, lr, {"loss": [step.values]})
         self.numbers.pending.append(made)
         look = Look(step, self.diagnose) if at.position == 0 else None
@@ -120,6 +124,13 @@ class Loop:
         balancer.after_step(lambda: self.learner.forward(batch, ranks).losses)
         self.descent.zero_grad()
         made.seconds = time.perf_counter() - begin
+
+    def _validation(self, numbers: Iterator[int]) -> Step:
+        """Send one more validation batch through the model."""
+        at = self.record.at
+        at.validation_passes += 1
+        batch, samples = self.batches.validation(at.epoch, at.position, next(numbers))
+        return self.learner.step(batch, self.ranks.of(samples))
 
     def _attempt(self, batch: Batch) -> None:
         try:

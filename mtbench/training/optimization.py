@@ -54,7 +54,7 @@ class Descent:
         groups: list[dict[str, Any]] = [{"params": parameters} for _, parameters in parts]
         if own := list(learner.balancer.parameters()):
             groups.append({"params": own, "weight_decay": 0.0})
-        given = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+        given: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
         first: optim.Optimizer
         if recipe.optimizer == "sgd":
             first = optim.SGD(groups, momentum=MOMENTUM, fused=True, **given)
@@ -62,7 +62,7 @@ class Descent:
             first = optim.Adam(groups, fused=True, **given)
         else:
             first = optim.AdamW(groups, fused=True, **given)
-        self._optimizers = [first]
+        self._optimizers: list[optim.Optimizer] = [first]
         self._factors = [[factor for factor, _ in parts] + [1.0] * bool(own)]
         if matrices:
             self._optimizers.append(optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **given))

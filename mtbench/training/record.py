@@ -19,7 +19,7 @@ from mtbench.training import numerics
 from mtbench.training.learner import Learner
 from mtbench.training.numbers import Made
 from mtbench.training.optimization import Descent
-from mtbench.training.rundir import RunDirectory
+from mtbench.training.rundir import Precision, RunDirectory
 
 CHECKPOINT_VERSION = 1
 
@@ -43,8 +43,9 @@ class Progress:
     diagnostics: dict[str, dict[str, float]] = field(default_factory=dict)
     peak_mib: float = 0.0
     processes: int = 1
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     nonfinite: list[dict[str, Any]] = field(default_factory=list)
+    validation_passes: int = 0  # asked by the method beside the steps' own
 
 
 class Record:

@@ -23,6 +23,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mtbench.errors import RunError
 from mtbench.training.locks import Lock
 
+Precision = Literal["fp32", "bf16"]
+
 
 class WriteError(RunError):
     """A file of a run directory cannot be written, since the disk is full, say."""
@@ -58,7 +60,7 @@ class Spec(BaseModel):
     init: str | None = None
     recipe: dict[str, Any]
     seed: int
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     device: str = "cpu"
     stage: Literal["trial", "final"] = "final"
 

@@ -20,7 +20,7 @@ from mtbench.plugins.method import Method
 from mtbench.training import numerics
 from mtbench.training.batches import Batches
 from mtbench.training.cache import cache_dir
-from mtbench.training.evaluation import SELECTION, evaluate, selection_score
+from mtbench.training.evaluation import SELECTION, evaluate, judged, selection_score
 from mtbench.training.learner import Learner, build
 from mtbench.training.loop import Loop
 from mtbench.training.nonfinite import Diverged
@@ -107,7 +107,11 @@ class Trainer:
             self.spec, self.task, *build(self.spec, self.task, self.method, self.init), self.engine
         )
         batches = Batches(
-            self.splits.train, self.recipe.batch_size, self.spec.seed, self.spec.device
+            self.splits.train,
+            self.recipe.batch_size,
+            self.spec.seed,
+            self.spec.device,
+            learner.balancer.holds_out,
         )
         descent = Descent(self.recipe, learner, batches.steps * self.recipe.epochs)
         seeding.seed_everything(seeding.derive(self.spec.seed, "training"))
@@ -157,6 +161,7 @@ class Trainer:
         losses, metrics = evaluate(learner, self.splits.val, 2 * self.recipe.batch_size, self.ranks)
         score = selection_score(metrics, self.task.metrics)
         ended = record.end_epoch(losses, metrics, score, keep=self.recipe.select == "last")
+        learner.balancer.after_evaluation(judged(metrics, self.task))
         record.checkpoint()
         self.observer.evaluated(ended)
 
@@ -198,6 +203,7 @@ class Trainer:
             "train_seconds": record.at.seconds,
             "peak_mib": record.measure_memory(),
             "passes": self.method.passes,
+            "validation_passes": record.at.validation_passes,
             "parameters": sum(p.numel() for p in loop.learner.model.parameters()),
         }
 
