@@ -1,7 +1,5 @@
-"""How good a model is on a split, and by which number epochs are chosen."""
+"""How good a model is on a split."""
 
-import math
-import statistics
 from collections.abc import Mapping
 
 import torch
@@ -11,10 +9,6 @@ from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.training.device import to_device
 from mtbench.training.learner import Learner
 from mtbench.training.task import Metric, Split, Task
-
-SELECTION = "mean-primary"
-"""The rule of ``select="best"``: the epoch with the largest mean of the primary validation metrics,
-those that are better when lower counted negative, undefined ones left out; of equals, the first."""
 
 
 @torch.no_grad()
@@ -33,16 +27,6 @@ def evaluate(
         meter.update(done.outputs, batch)
     means = (sums / max(1, len(split))).tolist()
     return dict(zip(task.objectives, means, strict=True)), meter.compute()
-
-
-def selection_score(values: Mapping[str, float], metrics: Mapping[str, Metric]) -> float:
-    """Return the score of the `SELECTION` rule."""
-    signed = [
-        values[name] if metric.higher_is_better else -values[name]
-        for name, metric in metrics.items()
-        if metric.primary and not math.isnan(values[name])
-    ]
-    return statistics.fmean(signed) if signed else -math.inf
 
 
 def judged(values: Mapping[str, float], task: Task) -> list[Judged]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import UsageError
+from mtbench.plugins.code import PREFIX
 
 Batch = dict[str, Any]
 """What a split yields. ``batch["inputs"]`` goes to the encoder; the rest is the task's own."""
@@ -295,4 +296,4 @@ class Task(ABC):
 
 
 def _name(task: type[Task]) -> str:
-    return task.__module__.rpartition(".")[2].removeprefix("mtbench_plugin_")
+    return task.__module__.rpartition(".")[2].removeprefix(PREFIX)

@@ -5,6 +5,7 @@ import json
 import math
 import platform
 import statistics
+import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -16,11 +17,12 @@ from mtbench import seeding
 from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.engine import Engine
 from mtbench.errors import RunError, UsageError
+from mtbench.plugins.code import core_digest, origin
 from mtbench.plugins.method import Method
 from mtbench.training import numerics
 from mtbench.training.batches import Batches
 from mtbench.training.cache import cache_dir
-from mtbench.training.evaluation import SELECTION, evaluate, judged, selection_score
+from mtbench.training.evaluation import evaluate, judged
 from mtbench.training.learner import Learner, build
 from mtbench.training.loop import Loop
 from mtbench.training.nonfinite import Diverged
@@ -28,6 +30,7 @@ from mtbench.training.observer import Observer
 from mtbench.training.optimization import Descent
 from mtbench.training.record import Record
 from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.selection import SELECTION, selection_score
 from mtbench.training.task import Recipe, Splits, Task
 from mtbench.version import __version__
 
@@ -115,7 +118,9 @@ class Trainer:
         )
         descent = Descent(self.recipe, learner, batches.steps * self.recipe.epochs)
         seeding.seed_everything(seeding.derive(self.spec.seed, "training"))
-        record = Record(self.run_directory, learner, descent, batches.steps, self.recipe.epochs)
+        record = Record(
+            self.run_directory, self.spec.hash, learner, descent, batches.steps, self.recipe.epochs
+        )
         if not record.resume():
             record.at.processes = self.ranks.size
             record.at.threads = self._choose_threads(learner, descent, batches)
@@ -180,6 +185,7 @@ class Trainer:
             "nonfinite": record.at.nonfinite,
             "metrics": {name: vars(metric) for name, metric in self.task.metrics.items()},
             "notes": dict(self.splits.notes),
+            "plugins": self._origins(),
         }
         if outcome["status"] == "finished":
             with self.ranks.in_turn():  # rank 0 has written it
@@ -188,7 +194,9 @@ class Trainer:
             result["val"], result["score"] = best["val"], best["score"]
             if self.spec.stage == "final":
                 self._test(loop.learner)
-        return result | {"cost": self._cost(loop), "environment": self._environment(record)}
+        result["cost"], result["environment"] = self._cost(loop), self._environment(record)
+        result["times"] = {"started": record.at.started, "ended": time.time()}
+        return result
 
     def _test(self, learner: Learner) -> None:
         loss, metrics = evaluate(learner, self.splits.test, 2 * self.recipe.batch_size, self.ranks)
@@ -207,9 +215,15 @@ class Trainer:
             "parameters": sum(p.numel() for p in loop.learner.model.parameters()),
         }
 
+    def _origins(self) -> dict[str, str]:
+        """Return which package and version, or which file, each plugin comes from."""
+        parts = zip(self.method.name.split("+"), self.method.classes, strict=True)
+        return {self.spec.task: origin(type(self.task))} | {n: origin(c) for n, c in parts}
+
     def _environment(self, record: Record) -> dict[str, Any]:
         return {
             "mtbench": __version__,
+            "code": core_digest(),
             "python": platform.python_version(),
             "torch": version("torch"),
             "platform": platform.platform(),
