@@ -11,7 +11,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, RunError, UsageError
+from mtbench.plugins import extras
 from mtbench.training.cell import reload
 from mtbench.training.learner import Learner
 from mtbench.training.rundir import Precision, RunDirectory, Spec
@@ -129,8 +129,8 @@ def write(
         DataError: the data is absent, broken, or not what the run was trained on.
         UsageError: the model has no form that ONNX takes, or the extra is not installed.
     """
-    if onnx and not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))):
-        raise UsageError("--onnx needs the extra onnx: pip install 'mtbench-toolkit[onnx]'")
+    if onnx:
+        extras.need("onnx", "--onnx")
     if (path / DESCRIPTION).exists():
         raise UsageError(f"{path}: is a packaged model already; give the run directory")
     if to.exists():

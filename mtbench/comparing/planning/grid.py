@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer, Wrapper
 from mtbench.comparing.planning.suite import EVERY, Ranges, Suite, TaskSetting
-from mtbench.comparing.tuning.tuning import Draw, Search, draw
+from mtbench.comparing.tuning.draws import Draw, Search, draw
 from mtbench.errors import MtbenchError, PluginError, RunError, UsageError, did_you_mean
 from mtbench.plugins import params
 from mtbench.plugins.method import Method
