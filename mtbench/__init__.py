@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         Wrapper,
     )
     from mtbench.balancing.engine import Engine
-    from mtbench.balancing.model import MultitaskModel
+    from mtbench.balancing.model import MultitaskModel, PerObjective
     from mtbench.balancing.step import Step
     from mtbench.errors import MtbenchError, UsageError
     from mtbench.plugins.method import Method, combine
@@ -35,6 +35,7 @@ _HOMES = {
     "Metric": "training.task",
     "MtbenchError": "errors",
     "MultitaskModel": "balancing.model",
+    "PerObjective": "balancing.model",
     "Recipe": "training.task",
     "Scalarizer": "balancing.balancer",
     "Split": "training.task",
@@ -63,6 +64,7 @@ __all__ = [  # noqa: RUF022 - the reading order
     "combine",
     "find",
     "MultitaskModel",
+    "PerObjective",
     "Task",
     "Split",
     "Splits",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtbench import seeding
 from mtbench.errors import UsageError
+from mtbench.training.data import PerObjectiveSplit
 from mtbench.training.device import to_device
 from mtbench.training.task import Batch, Split
 
@@ -26,7 +27,7 @@ class Batches:
         holds_out: the share of the samples, in whole groups, that no batch has but `validation`.
 
     Raises:
-        UsageError: nothing can be held out, since all samples are of one group.
+        UsageError: nothing can be held out, since all samples are of one group, or come again.
 
     Attributes:
         steps: batches an epoch.
@@ -80,6 +81,11 @@ def _held_out(split: Split, share: float, seed: int) -> Tensor:
     if share == 0:
         return held
     numbers: dict[Hashable, int] = {}
+    if isinstance(split, PerObjectiveSplit):
+        raise UsageError(
+            "this method holds out training samples, and a task with a batch per objective has no "
+            "rule for that: choose another method"
+        )
     own = split.groups()
     names: Sequence[Hashable] = range(count) if own is None else own
     groups = torch.tensor([numbers.setdefault(name, len(numbers)) for name in names])

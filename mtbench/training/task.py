@@ -15,7 +15,10 @@ from mtbench.errors import UsageError
 from mtbench.plugins.code import PREFIX
 
 Batch = dict[str, Any]
-"""What a split yields. ``batch["inputs"]`` goes to the encoder; the rest is the task's own."""
+"""What a split yields. ``batch["inputs"]`` goes to the encoder; the rest is the task's own.
+
+Where every objective has samples of its own, they are a `mtbench.PerObjective` of K inputs, each of
+which has a length, and `losses` and the meter get outputs of as many samples each."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total) while something long is prepared."""
