@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from mtbench.balancing.distributed import Ranks
-from mtbench.errors import RunError
-from mtbench.training.cell import Request, initial_weights
+from mtbench.errors import RunError, UsageError
+from mtbench.training.cell import Request, initial_weights, reload
 from mtbench.training.loop import Loop
 from mtbench.training.record import CHECKPOINT_VERSION, Progress
 from mtbench.training.rundir import RunDirectory
@@ -335,6 +335,19 @@ def test_a_changed_method_is_a_new_cell(tiny: Path, monkeypatch: pytest.MonkeyPa
         assert spec.plugins["ew"] == digest
         hashes.append(spec.hash)
     assert hashes[0] != hashes[1]
+
+
+def test_models_of_an_older_package_are_read_and_those_of_a_changed_file_are_not(
+    tiny: Path, tmp_path: Path
+) -> None:
+    run, _ = train(tiny, tmp_path, epochs="1")
+    spec = run.spec()
+    first = {"tiny": spec.plugins["tiny"]}  # what the first specs had
+    for plugins in (first, first | {"ew": "another"}):
+        _, method = reload(spec.model_copy(update={"plugins": plugins}), run.path, [tiny])
+        assert method.name == "ew"
+    with pytest.raises(UsageError, match="another version of 'tiny'"):
+        reload(spec.model_copy(update={"plugins": {"tiny": "another"}}), run.path, [tiny])
 
 
 def test_a_result_says_what_made_it_and_when(tiny: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from mtbench.comparing.judging.leaderboard.cells import (
     Cell,
     group_key,
     labels,
+    modified,
     read_cells,
     titles,
 )
@@ -134,9 +135,9 @@ def _late_trials(finals: Sequence[Cell], trials: Sequence[Cell]) -> list[str]:
     finished = [trial for trial in trials if trial.result is not None]
     if not finished:
         return []
-    opened = min((cell.run.opened() or math.inf for cell in finals), default=math.inf)
+    opened = min(modified(cell.run.path / "test.opened") for cell in finals)
     return sorted(
-        {t.spec.method for t in finished if t.ended > opened}
+        {t.spec.method for t in finished if modified(t.run.path / "result.json") > opened}
     ) if math.isfinite(opened) else []  # fmt: skip
 
 

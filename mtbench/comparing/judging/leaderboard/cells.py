@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mtbench.errors import RunError
@@ -61,12 +62,6 @@ class Cell:
         return bool(self.done["status"] == "diverged")
 
     @property
-    def ended(self) -> float:
-        """When it ended, in seconds since 1970; the first results leave it to their file's time."""
-        file = self.run.path / "result.json"
-        return float(self.done.get("times", {}).get("ended") or file.stat().st_mtime)
-
-    @property
     def score(self) -> float:
         """The selection score on validation, NaN of a diverged cell."""
         return math.nan if self.diverged else float(self.done.get("score", math.nan))
@@ -91,7 +86,6 @@ def _check(result: dict[str, Any], spec: Spec) -> None:
             raise TypeError("metrics: higher_is_better and primary must be booleans")
     cost = result["cost"]
     numbers = [cost["seconds_per_step"], cost["peak_mib"], cost.get("train_seconds", 0.0)]
-    numbers += result.get("times", {}).values()
     for value in [*numbers, result.get("score", 0.0), *result.get("val", {}).values()]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{value!r} is no number")
@@ -168,3 +162,11 @@ def _settings(spec: Spec) -> dict[str, Any]:
         "init": spec.init and spec.init[:8],
         **{f"{name}.py": digest[:8] for name, digest in spec.plugins.items()},
     }
+
+
+def modified(file: Path) -> float:
+    """Return when a file was last written, infinite if it is not there."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return math.inf
