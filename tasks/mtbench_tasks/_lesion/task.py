@@ -46,7 +46,7 @@ SHOWN = 10
 class LesionTask(Task):
     """Lesion mask and risk category, learnt from readers who differ.
 
-    Two objectives on one U-Net encoder. ``segmentation``: Dice plus cross-entropy of the mask.
+    Two objectives on one encoder. ``segmentation``: Dice plus cross-entropy of the mask.
     ``risk``: cross-entropy of the category (or the squared earth mover's distance, which knows that
     grades are ordered), plus ``guide`` times the squared error between the embedding's guided part
     e_r and the standardised radiomics of the training contour. A case that lacks a label trains the
@@ -116,6 +116,33 @@ class LesionTask(Task):
         self.fold = FOLDS if fold is None else fold
         read_fold(self.fold)
         used = {} if self.origin.tested else {"fold": self.fold}
+        self._choose_encoder(encoder, weights, width, image_size)
+        self.dependent = {
+            "source": self.source, "encoder": self.encoder, "width": self.width,
+            **chosen, **found, **used,
+        }  # fmt: skip
+        if not 0 <= self.augmentation <= 1:
+            raise UsageError(f"augmentation must be between 0 and 1, found {augmentation}")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"dropout must be at least 0 and below 1, found {dropout}")
+        if not 0 <= self.guide < float("inf"):
+            raise UsageError(f"guide must not be negative, found {guide}")
+        self.data, self.target, self.strict, self.labels = data, target, strict, labels
+        self.risk_loss = risk_loss
+        self.recipe = self.origin.recipe
+        if self.pretrained is None:
+            self.recipe = replace(
+                self.recipe, epochs=2 * self.recipe.epochs, lr=2 * self.recipe.lr, encoder_lr=1.0
+            )
+        self.grades = ("low", "high") if target == "low-high" else self.origin.grades
+        self.high = 1 if target == "low-high" else self.origin.high
+        from mtbench_tasks._lesion.scores import metrics  # MONAI takes seconds to import
+
+        self.metrics = metrics(self.grades)
+
+    def _choose_encoder(
+        self, encoder: str | None, weights: Path | None, width: int | None, image_size: int
+    ) -> None:
         from mtbench_tasks._lesion import encoders  # MONAI takes seconds to import
 
         self.encoder = encoder or (encoders.DEFAULT if width is None else encoders.OWN)
@@ -133,31 +160,9 @@ class LesionTask(Task):
             raise UsageError(
                 f"image_size must be a multiple of {step} from 32 on, found {image_size}"
             )
-        self.weights = weights
+        self.image_size, self.weights = image_size, weights
         self._start: Mapping[str, Tensor] | None = None  # the encoder's weights
         self.width = WIDTH if self.pretrained is None and width is None else width
-        self.dependent = {
-            "source": self.source, "encoder": self.encoder, "width": self.width,
-            **chosen, **found, **used,
-        }  # fmt: skip
-        if not 0 <= self.augmentation <= 1:
-            raise UsageError(f"augmentation must be between 0 and 1, found {augmentation}")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout must be at least 0 and below 1, found {dropout}")
-        if not 0 <= self.guide < float("inf"):
-            raise UsageError(f"guide must not be negative, found {guide}")
-        self.data, self.target, self.strict, self.labels = data, target, strict, labels
-        self.image_size, self.risk_loss = image_size, risk_loss
-        self.recipe = self.origin.recipe
-        if self.pretrained is None:
-            self.recipe = replace(
-                self.recipe, epochs=2 * self.recipe.epochs, lr=2 * self.recipe.lr, encoder_lr=1.0
-            )
-        self.grades = ("low", "high") if target == "low-high" else self.origin.grades
-        self.high = 1 if target == "low-high" else self.origin.high
-        from mtbench_tasks._lesion.scores import metrics  # MONAI takes seconds to import
-
-        self.metrics = metrics(self.grades)
 
     def _origin(self) -> Source:
         """Return the source; a subclass's parameters may change it."""
