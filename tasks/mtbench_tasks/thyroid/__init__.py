@@ -120,7 +120,7 @@ class Thyroid(LesionTask):
             raise UsageError(f"split public is one of DDTI's: leave it out of source {source}")
         self.frames, self.split = frames, split
         tested = min(cases, 1000) if test_cases is None else test_cases
-        self.phantom = {
+        self.phantom: dict[str, Any] = {
             "size": cases, "test_size": tested, "readers": readers,
             "reader_noise": reader_noise, "seed": phantom_seed,
         }  # fmt: skip
