@@ -521,24 +521,14 @@ def test_errors_are_in_the_targets_units() -> None:
 
 
 @pytest.fixture(scope="module")
-def makers(small: Path) -> dict[str, Callable[[], Task]]:
-    made = partial(QM9, data=small, held_out=8)
-    return {
-        "coulomb": partial(made, width=16),
-        "mpnn": partial(made, network="mpnn", width=4),
-    }
+def maker(small: Path) -> Callable[[], Task]:
+    return partial(QM9, data=small, held_out=8, width=16)
 
 
-class TestCoulombContract(TaskContract):
+class TestContract(TaskContract):
     @pytest.fixture
-    def make(self, makers: dict[str, Callable[[], Task]]) -> Callable[[], Task]:
-        return makers["coulomb"]
-
-
-class TestNetworkContract(TaskContract):
-    @pytest.fixture
-    def make(self, makers: dict[str, Callable[[], Task]]) -> Callable[[], Task]:
-        return makers["mpnn"]
+    def make(self, maker: Callable[[], Task]) -> Callable[[], Task]:
+        return maker
 
 
 @pytest.mark.parametrize("network", ["coulomb", "mpnn"])
