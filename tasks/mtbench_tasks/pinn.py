@@ -1,0 +1,401 @@
+"""Physics-informed networks: an equation, its boundary and its start, learnt without data."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mtbench import seeding
+from mtbench.data import TensorSplit, fingerprint, known, labelled_loss
+from mtbench.errors import UsageError
+from mtbench.model import MultitaskModel
+from mtbench.task import Batch, Meter, Metric, Progress, Recipe, Splits, Task
+
+HELD_OUT = 4_096
+"""Points of each kind in the validation and in the test split."""
+
+INSIDE, BOUNDARY, START = range(3)
+"""Kinds of points."""
+
+
+class Objective(NamedTuple):
+    """What is asked of the solution.
+
+    Attributes:
+        name: of the objective.
+        where: the kind of points at which it is asked.
+        judged: the components of u whose error is measured there.
+    """
+
+    name: str
+    where: int
+    judged: slice = slice(None)
+
+
+class Equation(ABC):
+    r"""An equation for :math:`u: [l_1, h_1] \times [l_2, h_2] \to \mathbb{R}^C` and its solution.
+
+    A jet is u with its derivatives, (..., 5, C): u, :math:`\partial_1 u`, :math:`\partial_2 u`,
+    :math:`\partial_{11} u`, :math:`\partial_{22} u`. An equation says what of a jet is to have the
+    value that it has for the solution.
+
+    Attributes:
+        objectives: what is asked.
+        low: l.
+        high: h.
+        timed: whether the second coordinate is time: its lower side is the start, and its upper one
+            no boundary.
+        components: C.
+    """
+
+    objectives: tuple[Objective, ...] = (
+        Objective("residual", INSIDE),
+        Objective("boundary", BOUNDARY),
+    )
+    low = (-1.0, -1.0)
+    high = (1.0, 1.0)
+    timed = False
+    components = 1
+
+    @abstractmethod
+    def solution(self, points: Tensor) -> Tensor:
+        """Return u, (N, C), at points, (N, 2) in float64."""
+
+    @abstractmethod
+    def residual(self, jets: Tensor) -> Tensor:
+        """Return the equation's left-hand side, (..., n)."""
+
+    def asked(self, name: str, jets: Tensor) -> Tensor:
+        """Return what an objective asks of jets, (..., n)."""
+        return self.residual(jets) if name == "residual" else jets[..., 0, :]
+
+
+class Poisson(Equation):
+    """The equation of Poisson."""
+
+    def solution(self, points: Tensor) -> Tensor:
+        """Return a product of sines."""
+        return (math.pi * points).sin().prod(-1, keepdim=True)
+
+    def residual(self, jets: Tensor) -> Tensor:
+        """Return the Laplacian."""
+        return jets[..., 3, :] + jets[..., 4, :]
+
+
+class Helmholtz(Equation):
+    """The equation of Helmholtz with wave number 1."""
+
+    def solution(self, points: Tensor) -> Tensor:
+        """Return a product of sines, of frequencies 1 and 4."""
+        return (math.pi * points * points.new_tensor([1.0, 4.0])).sin().prod(-1, keepdim=True)
+
+    def residual(self, jets: Tensor) -> Tensor:
+        """Return the Laplacian and u."""
+        return jets[..., 3, :] + jets[..., 4, :] + jets[..., 0, :]
+
+
+class Burgers(Equation):
+    """The equation of Burgers, whose wave becomes a shock at x = 0."""
+
+    objectives = (*Equation.objectives, Objective("initial", START))
+    low = (-1.0, 0.0)
+    timed = True
+    viscosity = 0.01 / math.pi
+
+    def solution(self, points: Tensor) -> Tensor:
+        """Return Cole and Hopf's quotient of two integrals, by the trapezoidal rule."""
+        x, t = points.unsqueeze(-1).unbind(-2)
+        # The weights exp(-s^2) at |s| = 15 are below those that count by more than exp(-100).
+        s = torch.linspace(-15, 15, 601, dtype=points.dtype)
+        y = math.pi * (x - 2 * (self.viscosity * t).sqrt() * s)
+        weights = (-y.cos() / (2 * math.pi * self.viscosity) - s.square()).softmax(-1)
+        return -(weights * y.sin()).sum(-1, keepdim=True)
+
+    def residual(self, jets: Tensor) -> Tensor:
+        """Return transport and diffusion."""
+        u, x, t, xx, _ = jets.unbind(-2)
+        return t + u * x - self.viscosity * xx
+
+
+class KleinGordon(Equation):
+    """The equation of Klein and Gordon with a cubic term."""
+
+    objectives = (*Equation.objectives, Objective("initial", START))
+    low = (0.0, 0.0)
+    timed = True
+
+    def solution(self, points: Tensor) -> Tensor:
+        """Return a wave that grows with x."""
+        x, t = points.split(1, dim=-1)
+        return x * (5 * math.pi * t).cos() + (x * t).pow(3)
+
+    def residual(self, jets: Tensor) -> Tensor:
+        """Return the wave operator and the cube of u."""
+        u, _, _, xx, tt = jets.unbind(-2)
+        return tt - xx + u.pow(3)
+
+    def asked(self, name: str, jets: Tensor) -> Tensor:
+        """Return u and its speed at the start, otherwise as always."""
+        return jets[..., [0, 2], 0] if name == "initial" else super().asked(name, jets)
+
+
+class Stokes(Equation):
+    """The equations of Stokes for a velocity and a pressure."""
+
+    objectives = (
+        Objective("momentum", INSIDE, slice(2, 3)),
+        Objective("divergence", INSIDE, slice(2)),
+        Objective("boundary", BOUNDARY),
+    )
+    components = 3
+
+    def solution(self, points: Tensor) -> Tensor:
+        """Return four eddies, and a pressure."""
+        x, y = (math.pi * points).unbind(-1)
+        return torch.stack([x.sin() * y.cos(), -x.cos() * y.sin(), x.sin() * y.sin()], dim=-1)
+
+    def residual(self, jets: Tensor) -> Tensor:
+        """Return pressure's slope minus friction, (..., 2)."""
+        return jets[..., [1, 2], 2] - jets[..., 3, :2] - jets[..., 4, :2]
+
+    def asked(self, name: str, jets: Tensor) -> Tensor:
+        """Return momentum, divergence, or all of u."""
+        if name == "divergence":
+            return jets[..., 1, :1] + jets[..., 2, 1:2]
+        return self.residual(jets) if name == "momentum" else jets[..., 0, :]
+
+
+EQUATIONS: dict[str, type[Equation]] = {
+    "poisson": Poisson,
+    "helmholtz": Helmholtz,
+    "burgers": Burgers,
+    "klein_gordon": KleinGordon,
+    "stokes": Stokes,
+}
+
+
+def exact(equation: Equation, points: Tensor) -> Tensor:
+    """Return the solution's jets, (N, 5, C), at points, (N, 2) in float64."""
+    with torch.enable_grad():
+        points = points.detach().requires_grad_()
+        jets = []
+        for u in equation.solution(points).unbind(-1):
+            (first,) = torch.autograd.grad(u.sum(), points, create_graph=True)
+            second = [
+                torch.autograd.grad(slope.sum(), points, retain_graph=True)[0][:, i]
+                for i, slope in enumerate(first.unbind(-1))
+            ]
+            jets.append(torch.stack([u, *first.unbind(-1), *second], dim=-1).detach())
+    return torch.stack(jets, dim=-1)
+
+
+def drawn(equation: Equation, count: int, generator: torch.Generator) -> Tensor:
+    """Return points of each kind, (N, 3, 2), float64, uniform inside and along the edges."""
+    low, high = (torch.tensor(x, dtype=torch.float64) for x in (equation.low, equation.high))
+    points = torch.rand(count, 3, 2, generator=generator, dtype=torch.float64)
+    sides = 2 if equation.timed else 4
+    side = torch.randint(sides, (count,), generator=generator)
+    rows = torch.arange(count)
+    points[rows, BOUNDARY, side // 2] = (side % 2).double()
+    points[:, START, 1] = 0
+    return low + (high - low) * points
+
+
+class Field(nn.Module):
+    r"""A perceptron u with hyperbolic tangents, and its derivatives.
+
+    The derivatives go forward with the values, layer by layer: with z a layer's sums,
+
+    .. math:: (\tanh z)' = (1 - \tanh^2 z) \, z', \quad
+        (\tanh z)'' = (1 - \tanh^2 z) (z'' - 2 \tanh(z) \, z'^2)
+
+    in each direction, so that a layer is one matrix product and no backward pass is needed before
+    the loss's own.
+
+    Args:
+        components: C.
+        width: of the hidden layers.
+        depth: their number.
+    """
+
+    def __init__(self, components: int, width: int, depth: int) -> None:
+        super().__init__()
+        sizes = [2, *[width] * depth, components]
+        self.layers = nn.ModuleList(map(nn.Linear, sizes[:-1], sizes[1:]))
+        for layer in self.layers:
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, points: Tensor) -> tuple[Tensor]:
+        """Return the jets, (B, S, 5, C), at points, (B, S, 2)."""
+        shape = points.shape
+        axes = torch.eye(2, device=points.device).expand(*shape, 2)
+        jets = torch.cat([points[..., None, :], axes, torch.zeros_like(axes)], dim=-2)
+        for i, layer in enumerate(self.layers):
+            if i:
+                value, first, second = jets.split([1, 2, 2], dim=-2)
+                value = value.tanh()
+                bent = second - 2 * value * first.square()
+                slope = 1 - value.square()
+                jets = torch.cat([value, slope * first, slope * bent], dim=-2)
+            jets = F.linear(jets, layer.weight)
+            jets = jets + F.pad(layer.bias[None], (0, 0, 0, 4))
+        return (jets,)
+
+
+class Seen(NamedTuple):
+    """What a head tells of its points: what is asked of the jets, (B, n), and u, (B, C)."""
+
+    asked: Tensor
+    u: Tensor
+
+
+class Side(nn.Module):
+    """A head without parameters: what an objective asks."""
+
+    def __init__(self, equation: Equation, objective: Objective) -> None:
+        super().__init__()
+        self.equation, self.objective = equation, objective
+
+    def forward(self, features: tuple[Tensor, ...]) -> Seen:
+        """Return it at the objective's points."""
+        jets = features[0][:, self.objective.where]
+        return Seen(self.equation.asked(self.objective.name, jets), jets[:, 0])
+
+
+class Errors(Meter):
+    """Errors of u where each objective is asked, relative to u's size inside."""
+
+    def __init__(self, equation: Equation) -> None:
+        self.objectives = equation.objectives
+        self.sums = torch.zeros(len(self.objectives), dtype=torch.float64)
+        self.counts = self.sums.clone()
+
+    def update(self, outputs: Sequence[Seen], batch: Batch) -> None:
+        """Take in one batch."""
+        for k, (objective, seen) in enumerate(zip(self.objectives, outputs, strict=True)):
+            here = known(batch[objective.name])
+            errors = (seen.u.double() - batch["u"][:, objective.where]) / batch["size"]
+            squares = errors[here][:, objective.judged].square().mean(-1)
+            self.sums[k] += squares.sum().cpu()
+            self.counts[k] += len(squares)
+
+    def compute(self) -> dict[str, float]:
+        """Return ``l2_OBJECTIVE`` of every objective; NaN without points."""
+        means = (self.sums / self.counts).sqrt().tolist()
+        return {f"l2_{o.name}": mean for o, mean in zip(self.objectives, means, strict=True)}
+
+
+class Pinn(Task):
+    r"""A network that solves a differential equation with a known solution, without data.
+
+    ========================  ================================  =====================================
+    ``poisson``               :math:`u_{xx} + u_{yy} = f`       :math:`\sin \pi x \sin \pi y`
+    ``helmholtz``             :math:`u_{xx} + u_{yy} + u = f`   :math:`\sin \pi x \sin 4 \pi y`
+    ``burgers``               :math:`u_t + u u_x = \nu u_{xx}`  :math:`u(x, 0) = -\sin \pi x`
+    ``klein_gordon``          :math:`u_{tt} - u_{xx} + u^3 = f` :math:`x \cos 5 \pi t + (x t)^3`
+    ``stokes``                :math:`\nabla p - \Delta v = f`,  :math:`(\sin \pi x \cos \pi y,
+                              :math:`\nabla \cdot v = 0`        -\cos \pi x \sin \pi y)`, :math:`p =
+                                                                \sin \pi x \sin \pi y`
+    ========================  ================================  =====================================
+
+    on :math:`[-1, 1]^2`; with t on [-1, 1] x [0, 1] (Burgers, :math:`\nu = 0.01 / \pi`) and [0, 1]
+    x [0, 1] (Klein-Gordon). Objectives are the mean squares of what is wrong with the equation
+    (``residual``), on the ``boundary`` and at the start (``initial``: u, and for Klein-Gordon its
+    speed too); Stokes has ``momentum`` and ``divergence`` for the residual. All is shared: heads
+    have no parameters. They act on different points of one sample, so methods on feature gradients
+    find them orthogonal, and see no conflict.
+
+    A metric is the error of u at an objective's test points relative to u's size inside,
+    :math:`\lVert \hat u - u \rVert / \lVert u \rVert`: ``l2_residual`` is the literature's relative
+    L2 error. Each of u's components is taken relative to its own size; for Stokes ``l2_momentum``
+    is that of the pressure and ``l2_divergence`` that of the velocity. The single-task row is of no
+    use as a reference: the equation without a boundary has many solutions.
+
+    Raissi et al., J. Comput. Phys. 378, 2019 (Burgers); Wang et al., arXiv 2001.04536 (Helmholtz and
+    Klein-Gordon, our reading). Deviations: pressure, which a flow determines but for a constant, is
+    given on the boundary; training takes batches of fixed points instead of all.
+
+    Args:
+        equation: which one.
+        samples: of the training split: so many points of each kind, drawn by the seed. Those of
+            validation and test are the same at every seed.
+        width: of the hidden layers.
+        depth: their number.
+    """
+
+    recipe = Recipe(epochs=200, batch_size=256, lr=3e-3, weight_decay=0.0, select="last")
+    objectives: tuple[str, ...] = ("residual", "boundary")
+
+    def __init__(
+        self,
+        *,
+        equation: Literal["poisson", "helmholtz", "burgers", "klein_gordon", "stokes"] = "helmholtz",
+        samples: int = 4_096,
+        width: int = 50,
+        depth: int = 4,
+    ) -> None:
+        for name, value in (("samples", samples), ("width", width), ("depth", depth)):
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1, found {value}")
+        self.equation = EQUATIONS[equation]()
+        self.samples, self.width, self.depth = samples, width, depth
+        self.objectives = tuple(objective.name for objective in self.equation.objectives)
+        self.metrics = {
+            f"l2_{name}": Metric(name, higher_is_better=False, primary=True)
+            for name in self.objectives
+        }
+
+    def setup(self, seed: int, progress: Progress) -> Splits:
+        """Draw the points, and find what is asked there."""
+        kinds = 3 if self.equation.timed else 2
+        parts = {
+            name: drawn(self.equation, count, seeding.generator(of, name))[:, :kinds]
+            for name, count, of in (
+                ("train", self.samples, seed), ("val", HELD_OUT, 0), ("test", HELD_OUT, 0),
+            )
+        }  # fmt: skip
+        jets = {
+            name: exact(self.equation, points.flatten(0, 1)).unflatten(0, points.shape[:2])
+            for name, points in parts.items()
+        }
+        size = jets["test"][:, INSIDE, 0].square().mean(0).sqrt()
+        splits = {
+            name: TensorSplit(
+                points.float(),
+                u=jets[name][:, :, 0],
+                size=size.expand(len(points), -1),
+                **{
+                    objective.name: self.equation.asked(
+                        objective.name, jets[name][:, objective.where]
+                    ).float()
+                    for objective in self.equation.objectives
+                },
+            )
+            for name, points in parts.items()
+        }
+        return Splits(
+            **splits,
+            fingerprint=fingerprint(parts["test"], jets["test"]),
+            notes={"points of each kind": [len(points) for points in parts.values()]},
+        )
+
+    def model(self) -> MultitaskModel:
+        """Return the network, with what each objective asks as its heads."""
+        heads = [Side(self.equation, objective) for objective in self.equation.objectives]
+        return MultitaskModel(Field(self.equation.components, self.width, self.depth), heads)
+
+    def losses(self, outputs: Sequence[Seen], batch: Batch) -> list[Tensor]:
+        """Return the mean squares of what is asked minus what it should be."""
+        return [
+            labelled_loss(F.mse_loss, seen.asked, batch[name])
+            for name, seen in zip(self.objectives, outputs, strict=True)
+        ]
+
+    def meter(self) -> Meter:
+        """Return a fresh meter."""
+        return Errors(self.equation)
