@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtbench import seeding
-from mtbench.data import TensorSplit, fingerprint, known, labelled_loss
+from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import UsageError
-from mtbench.model import MultitaskModel
-from mtbench.task import Batch, Meter, Metric, Progress, Recipe, Splits, Task
+from mtbench.training.data import TensorSplit, fingerprint, known, labelled_loss
+from mtbench.training.task import Batch, Meter, Metric, Progress, Recipe, Splits, Task
 
 INPUTS, OUTPUTS, LAYERS = 250, 100, 4
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtbench import seeding
-from mtbench.data import TensorSplit, fingerprint, known, labelled_loss
+from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import UsageError
-from mtbench.model import MultitaskModel
-from mtbench.task import Batch, Meter, Metric, Progress, Recipe, Splits, Task
+from mtbench.training.data import TensorSplit, fingerprint, known, labelled_loss
+from mtbench.training.task import Batch, Meter, Metric, Progress, Recipe, Splits, Task
 
 HELD_OUT = 4_096
 """Points of each kind in the validation and in the test split."""
@@ -334,7 +334,9 @@ class Pinn(Task):
     def __init__(
         self,
         *,
-        equation: Literal["poisson", "helmholtz", "burgers", "klein_gordon", "stokes"] = "helmholtz",
+        equation: Literal[
+            "poisson", "helmholtz", "burgers", "klein_gordon", "stokes"
+        ] = "helmholtz",
         samples: int = 4_096,
         width: int = 50,
         depth: int = 4,

@@ -6,10 +6,10 @@ from functools import partial
 import pytest
 import torch
 
-from mtbench.data import fingerprint
 from mtbench.errors import UsageError
-from mtbench.task import Splits
 from mtbench.testing import TaskContract
+from mtbench.training.data import fingerprint
+from mtbench.training.task import Splits
 from mtbench_tasks.gradnorm_toy import GradNormToy, Ratios
 
 

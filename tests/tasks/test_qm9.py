@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtbench.errors import DataError
-from mtbench.task import Task
 from mtbench.testing import TaskContract
+from mtbench.training.task import Task
 from mtbench_tasks import _molecules
 from mtbench_tasks._molecules import ATOMS, ELEMENTS, HARTREE, PROPERTIES, TARGETS, read_smiles
 from mtbench_tasks.qm9 import BOHR, QM9, EdgeConvolution, Encoder, Errors, Set2Set, coulomb
