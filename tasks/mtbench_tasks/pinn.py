@@ -329,7 +329,7 @@ class Pinn(Task):
         depth: their number.
     """
 
-    recipe = Recipe(epochs=50, batch_size=128, lr=3e-3, weight_decay=0.0, select="last")
+    recipe = Recipe(epochs=30, batch_size=128, lr=3e-3, weight_decay=0.0, select="last")
     objectives: tuple[str, ...] = ("residual", "boundary")
 
     def __init__(
