@@ -491,7 +491,7 @@ def test_arff_is_read_as_it_says(folder: Path) -> None:
     assert task.inputs == ["water", "the kind", "SP"]
     assert task.table.columns["the kind"] == ("A", "B c", "D")
     assert np.isnan(task.table["FLOW"]).sum() == 15
-    assert whole(setup(task))["inputs"].shape == (36, 5)
+    assert whole(setup(task))["inputs"].shape == (38, 5)
     assert task.model()(torch.zeros(2, 5))[0].shape == (2,)
 
 
@@ -502,7 +502,7 @@ def test_csv_text_is_nominal_and_groups_stay_together(tmp_path: Path) -> None:
     splits = setup(task)
     groups = [set(split.groups() or ()) for split in (splits.train, splits.val, splits.test)]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 30
-    assert splits.notes["groups"] == [18, 4, 8]
+    assert splits.notes["groups"] == [19, 5, 6]
 
 
 def test_every_known_name_has_two_targets_or_more() -> None:
@@ -645,5 +645,5 @@ def test_real_adult_and_parkinsons(real: Path) -> None:
     assert len(splits.test) == 16281
     assert float(whole(splits, "test")["income"].mean()) == pytest.approx(3846 / 16281)
     splits = setup(Parkinsons(data=real, strict=True))
-    assert splits.notes["groups"] == [25, 7, 10]
+    assert splits.notes["groups"] == [26, 7, 9]
     assert sum(splits.notes["rows"]) == 5875
