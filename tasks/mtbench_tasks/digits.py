@@ -143,24 +143,28 @@ def network(layout: Layout, width: int, dropout: float) -> MultitaskModel:
     return MultitaskModel.single_feature(encoder, heads)
 
 
-class DigitsMeter(Meter):
-    """The share of images whose digit is read rightly, for each side."""
+class Accuracy(Meter):
+    """The share of labelled images whose digit is read rightly, for each objective.
 
-    def __init__(self) -> None:
-        self.right = dict.fromkeys(Digits.objectives, 0)
-        self.count = dict.fromkeys(Digits.objectives, 0)
+    Args:
+        objectives: their names.
+    """
+
+    def __init__(self, objectives: Sequence[str]) -> None:
+        self.right = dict.fromkeys(objectives, 0)
+        self.count = dict.fromkeys(objectives, 0)
 
     def update(self, outputs: Sequence[Any], batch: Batch) -> None:
         """Take in one batch."""
-        for side, output in zip(Digits.objectives, outputs, strict=True):
-            self.right[side] += int((output.argmax(1) == batch[side]).sum())
-            self.count[side] += int(known(batch[side]).sum())
+        for name, output in zip(self.right, outputs, strict=True):
+            self.right[name] += int((output.argmax(1) == batch[name]).sum())
+            self.count[name] += int(known(batch[name]).sum())
 
     def compute(self) -> dict[str, float]:
-        """Return every metric of `Digits`."""
+        """Return ``accuracy_OBJECTIVE`` of every objective."""
         return {
-            f"accuracy_{side}": self.right[side] / count if count else math.nan
-            for side, count in self.count.items()
+            f"accuracy_{name}": self.right[name] / count if count else math.nan
+            for name, count in self.count.items()
         }
 
 
@@ -243,7 +247,7 @@ class Digits(Task):
 
     def meter(self) -> Meter:
         """Return a fresh meter."""
-        return DigitsMeter()
+        return Accuracy(self.objectives)
 
     def figures(self, predictor: Predictor, splits: Splits, folder: Path) -> list[Path]:
         """Draw test images with what they hold and what is read."""

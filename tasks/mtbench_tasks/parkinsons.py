@@ -29,8 +29,8 @@ class Parkinsons(tabular.Regression):
     5,875 recordings of 42 subjects, some 140 each over six months. Nearly all of the scores'
     variance lies between subjects, and a subject is recognised by age, sex and voice: a split by
     recording, as most published figures have it, measures that recognition. Here no subject is in
-    two splits (26 or 27 train, 7 validate, 8 or 9 test), and what is measured is a new subject's score.
-    Scores between clinic visits were interpolated by the data's authors.
+    two splits (26 or 27 train, 7 validate, 8 or 9 test), and what is measured is a new subject's
+    score. Scores between clinic visits were interpolated by the data's authors.
 
     Tsanas et al., IEEE Trans. Biomed. Eng. 57 (2010), doi 10.1109/TBME.2009.2036000; UCI, dataset
     189.
