@@ -74,7 +74,7 @@ class Encoder(nn.Sequential):
             nn.Flatten(), nn.Linear(8 * width, 4 * width), nn.ReLU(),
         )  # fmt: skip
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+    def forward(self, inputs: Tensor) -> tuple[Tensor]:
         """Return the features of each domain's image, (B, K, C)."""
         return (super().forward(inputs.flatten(0, 1)).unflatten(0, inputs.shape[:2]),)
 

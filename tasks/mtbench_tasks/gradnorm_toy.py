@@ -119,7 +119,7 @@ class GradNormToy(Task):
             x = torch.randn(count, INPUTS, generator=seeding.generator(seed, part))
             x = F.normalize(x)
             targets = [s * (x @ m.T).tanh() for s, m in zip(self.scales, matrices, strict=True)]
-            return TensorSplit(x, **dict(zip(self.objectives, targets, strict=True)))
+            return TensorSplit(x, groups=None, **dict(zip(self.objectives, targets, strict=True)))
 
         return Splits(
             drawn(self.samples, seed, "train"),

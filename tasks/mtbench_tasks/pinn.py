@@ -1,5 +1,6 @@
 """Physics-informed networks: an equation, its boundary and its start, learnt without data."""
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -115,8 +116,8 @@ class Burgers(Equation):
 
     def residual(self, jets: Tensor) -> Tensor:
         """Return transport and diffusion."""
-        u, x, t, xx, _ = jets.unbind(-2)
-        return t + u * x - self.viscosity * xx
+        u, slope, speed, bend, _ = jets.unbind(-2)
+        return speed + u * slope - self.viscosity * bend
 
 
 class KleinGordon(Equation):
@@ -128,13 +129,13 @@ class KleinGordon(Equation):
 
     def solution(self, points: Tensor) -> Tensor:
         """Return a wave that grows with x."""
-        x, t = points.split(1, dim=-1)
-        return x * (5 * math.pi * t).cos() + (x * t).pow(3)
+        x, t = points.unbind(-1)
+        return (x * (5 * math.pi * t).cos() + (x * t).pow(3))[..., None]
 
     def residual(self, jets: Tensor) -> Tensor:
         """Return the wave operator and the cube of u."""
-        u, _, _, xx, tt = jets.unbind(-2)
-        return tt - xx + u.pow(3)
+        u, _, _, bend, acceleration = jets.unbind(-2)
+        return acceleration - bend + u.pow(3)
 
     def asked(self, name: str, jets: Tensor) -> Tensor:
         """Return u and its speed at the start, otherwise as always."""
@@ -223,10 +224,11 @@ class Field(nn.Module):
     def __init__(self, components: int, width: int, depth: int) -> None:
         super().__init__()
         sizes = [2, *[width] * depth, components]
-        self.layers = nn.ModuleList(map(nn.Linear, sizes[:-1], sizes[1:]))
-        for layer in self.layers:
+        layers = [nn.Linear(*size) for size in itertools.pairwise(sizes)]
+        for layer in layers:
             nn.init.xavier_normal_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, points: Tensor) -> tuple[Tensor]:
         """Return the jets, (B, S, 5, C), at points, (B, S, 2)."""
@@ -234,6 +236,7 @@ class Field(nn.Module):
         axes = torch.eye(2, device=points.device).expand(*shape, 2)
         jets = torch.cat([points[..., None, :], axes, torch.zeros_like(axes)], dim=-2)
         for i, layer in enumerate(self.layers):
+            assert isinstance(layer, nn.Linear)
             if i:
                 value, first, second = jets.split([1, 2, 2], dim=-2)
                 value = value.tanh()
@@ -370,6 +373,7 @@ class Pinn(Task):
         splits = {
             name: TensorSplit(
                 points.float(),
+                groups=None,
                 u=jets[name][:, INSIDE, 0],
                 size=size.expand(len(points), -1),
                 **{

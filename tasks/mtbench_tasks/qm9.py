@@ -231,7 +231,7 @@ class Perceptron(nn.Sequential):
             nn.Linear(width, width), nn.SiLU(),
         )  # fmt: skip
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+    def forward(self, inputs: Tensor) -> tuple[Tensor]:
         """Return z, (B, C)."""
         return (super().forward(inputs),)
 
@@ -346,10 +346,11 @@ class QM9(Task):
             "excluded": molecules.excluded,
             "broken": len(molecules.broken),
         }
+        train_split, val_split, test_split = (
+            self._matrices(parts) if self.network == "coulomb" else parts
+        )
         return Splits(
-            *(self._matrices(parts) if self.network == "coulomb" else parts),
-            fingerprint=molecules.fingerprint,
-            notes=notes,
+            train_split, val_split, test_split, fingerprint=molecules.fingerprint, notes=notes
         )
 
     def _matrices(self, parts: Sequence[Molecular]) -> list[Split]:
