@@ -4,6 +4,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,10 +15,13 @@ from mtbench import seeding
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import UsageError
 from mtbench.training.data import TensorSplit, fingerprint, known, labelled_loss
-from mtbench.training.task import Batch, Meter, Metric, Progress, Recipe, Splits, Task
+from mtbench.training.task import Batch, Meter, Metric, Predictor, Progress, Recipe, Splits, Task
 
 HELD_OUT = 1_000
 """Points of each kind in the validation and in the test split."""
+
+GRID = 101
+"""Points on a side of a picture."""
 
 INSIDE, BOUNDARY, START = range(3)
 """Kinds of points."""
@@ -48,7 +52,7 @@ class Equation(ABC):
         high: h.
         timed: whether the second coordinate is time: its lower side is the start, and its upper one
             no boundary.
-        components: C.
+        components: the names of u's C components.
     """
 
     objectives: tuple[Objective, ...] = (
@@ -58,7 +62,7 @@ class Equation(ABC):
     low = (-1.0, -1.0)
     high = (1.0, 1.0)
     timed = False
-    components = 1
+    components: tuple[str, ...] = ("u",)
 
     @abstractmethod
     def solution(self, points: Tensor) -> Tensor:
@@ -150,7 +154,7 @@ class Stokes(Equation):
         Objective("divergence", INSIDE),
         Objective("boundary", BOUNDARY),
     )
-    components = 3
+    components = ("v1", "v2", "p")
 
     def solution(self, points: Tensor) -> Tensor:
         """Return four eddies, and a pressure."""
@@ -350,6 +354,7 @@ class Pinn(Task):
                 raise UsageError(f"{name} must be at least 1, found {value}")
         self.equation = EQUATIONS[equation]()
         self.samples, self.width, self.depth = samples, width, depth
+        self.kinds = 3 if self.equation.timed else 2
         self.objectives = tuple(objective.name for objective in self.equation.objectives)
         self.metrics = {
             f"rms_{name}": Metric(name, higher_is_better=False, primary=True)
@@ -358,9 +363,8 @@ class Pinn(Task):
 
     def setup(self, seed: int, progress: Progress) -> Splits:
         """Draw the points, and find what is asked there."""
-        kinds = 3 if self.equation.timed else 2
         parts = {
-            name: drawn(self.equation, count, seeding.generator(of, name))[:, :kinds]
+            name: drawn(self.equation, count, seeding.generator(of, name))[:, : self.kinds]
             for name, count, of in (
                 ("train", self.samples, seed), ("val", HELD_OUT, 0), ("test", HELD_OUT, 0),
             )
@@ -394,7 +398,7 @@ class Pinn(Task):
     def model(self) -> MultitaskModel:
         """Return the network, with what each objective asks as its heads."""
         heads = [Side(self.equation, objective) for objective in self.equation.objectives]
-        return MultitaskModel(Field(self.equation.components, self.width, self.depth), heads)
+        return MultitaskModel(Field(len(self.equation.components), self.width, self.depth), heads)
 
     def losses(self, outputs: Sequence[Seen], batch: Batch) -> list[Tensor]:
         """Return the mean squares of what is asked minus what it should be."""
@@ -406,3 +410,40 @@ class Pinn(Task):
     def meter(self) -> Meter:
         """Return a fresh meter."""
         return Errors(self.equation)
+
+    def figures(self, predictor: Predictor, splits: Splits, folder: Path) -> list[Path]:
+        """Draw each component of the solution, what the network makes of it, and the error."""
+        from matplotlib.figure import Figure
+
+        low, high = self.equation.low, self.equation.high
+        axes = [
+            torch.linspace(*ends, GRID, dtype=torch.float64) for ends in zip(low, high, strict=True)
+        ]
+        grid = torch.cartesian_prod(*axes)
+        found = predictor(grid[:, None].expand(-1, self.kinds, -1).float())[0].u.cpu()
+        truth = self.equation.solution(grid)
+        figure = Figure(figsize=(11, 3.2 * truth.shape[1]), layout="constrained")
+        places = iter(figure.subplots(truth.shape[1], 3, squeeze=False).flat)
+        for component, u, v in zip(
+            self.equation.components, truth.unbind(1), found.double().unbind(1), strict=True
+        ):
+            ends, worst = (float(u.min()), float(u.max())), float((v - u).abs().max())
+            for name, values, (least, most), colours in (
+                ("solution", u, ends, "viridis"),
+                ("network", v, ends, "viridis"),
+                ("network minus solution", v - u, (-worst, worst), "RdBu"),
+            ):
+                place = next(places)
+                picture = place.imshow(
+                    values.view(GRID, GRID).T.numpy(), origin="lower", aspect="auto",
+                    extent=(low[0], high[0], low[1], high[1]), vmin=least, vmax=most, cmap=colours,
+                )  # fmt: skip
+                place.set(
+                    title=f"{component}, {name}",
+                    xlabel="x",
+                    ylabel="t" if self.equation.timed else "y",
+                )
+                figure.colorbar(picture, ax=place)
+        file = folder / "solution.png"
+        figure.savefig(file, dpi=110)
+        return [file]

@@ -2,11 +2,14 @@
 
 import math
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from mtbench import Step
@@ -199,6 +202,19 @@ def test_a_seed_draws_the_training_points_alone() -> None:
         a, b = (getattr(splits, part).batch(rows)["inputs"] for splits in (first, other))
         assert torch.equal(a, b)
     assert not torch.equal(first.val.batch(rows)["inputs"], first.test.batch(rows)["inputs"])
+
+
+@pytest.mark.parametrize("name", ["stokes", "burgers"])
+def test_the_solution_is_drawn(name: str, tmp_path: Path) -> None:
+    task = Pinn(equation=name, samples=4, width=4, depth=1)  # type: ignore[arg-type]
+    model = task.model()
+
+    @torch.no_grad()
+    def predictor(inputs: Tensor) -> list[Any]:
+        return model(inputs)
+
+    (file,) = task.figures(predictor, setup(task), tmp_path)
+    assert Image.open(file).size[1] > 300 * len(task.equation.components)
 
 
 @pytest.mark.parametrize("name", ["samples", "width", "depth"])
