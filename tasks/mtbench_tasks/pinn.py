@@ -344,7 +344,7 @@ class Pinn(Task):
         *,
         equation: Literal[
             "poisson", "helmholtz", "burgers", "klein_gordon", "stokes"
-        ] = "helmholtz",
+        ] = "poisson",
         samples: int = 10_000,
         width: int = 50,
         depth: int = 4,

@@ -214,7 +214,8 @@ def test_the_solution_is_drawn(name: str, tmp_path: Path) -> None:
         return model(inputs)
 
     (file,) = task.figures(predictor, setup(task), tmp_path)
-    assert Image.open(file).size[1] > 300 * len(task.equation.components)
+    with Image.open(file) as picture:
+        assert picture.size[1] > 300 * len(task.equation.components)
 
 
 @pytest.mark.parametrize("name", ["samples", "width", "depth"])
