@@ -301,21 +301,20 @@ class Errors(Meter):
 class Pinn(Task):
     r"""A network that solves a differential equation with a known solution, without data.
 
-    ================  ========================================  ==================================
-    ``poisson``       :math:`u_{xx} + u_{yy} = f`               :math:`\sin \pi x \sin \pi y`
-    ``helmholtz``     :math:`u_{xx} + u_{yy} + u = f`           :math:`\sin \pi x \sin 4 \pi y`
-    ``burgers``       :math:`u_t + u u_x = \nu u_{xx}`          from :math:`-\sin \pi x`
-    ``klein_gordon``  :math:`u_{tt} - u_{xx} + u^3 = f`         :math:`x \cos 5 \pi t + (x t)^3`
-    ``stokes``        :math:`\nabla p - \Delta v = f`,          four eddies
-                      :math:`\nabla \cdot v = 0`
-    ================  ========================================  ==================================
+    - ``poisson``: :math:`u_{xx} + u_{yy} = f`, solved by :math:`\sin \pi x \sin \pi y`
+    - ``helmholtz``: :math:`u_{xx} + u_{yy} + u = f`, by :math:`\sin \pi x \sin 4 \pi y`
+    - ``burgers``: :math:`u_t + u u_x = \nu u_{xx}` from :math:`-\sin \pi x`,
+      :math:`\nu = 0.01 / \pi`
+    - ``klein_gordon``: :math:`u_{tt} - u_{xx} + u^3 = f`, by :math:`x \cos 5 \pi t + (x t)^3`
+    - ``stokes``: :math:`\nabla p - \Delta v = f` and :math:`\nabla \cdot v = 0`, by four eddies
 
-    on :math:`[-1, 1]^2`; with t on [-1, 1] x [0, 1] (Burgers, :math:`\nu = 0.01 / \pi`) and [0, 1]
-    x [0, 1] (Klein-Gordon). Objectives are the mean squares of what is wrong with the equation
+    on :math:`[-1, 1]^2`, or with t on [-1, 1] x [0, 1] (Burgers) and [0, 1] x [0, 1]
+    (Klein-Gordon). Objectives are the mean squares of what is wrong with the equation
     (``residual``), on the ``boundary`` and at the start (``initial``: u, and for Klein-Gordon its
     speed too); Stokes has ``momentum`` and ``divergence`` for the residual. All is shared: heads
-    have no parameters. They act on different points of one sample, so methods on feature gradients
-    find them orthogonal, and see no conflict.
+    have no parameters. Objectives at different points of a sample have orthogonal feature
+    gradients, in which methods on features see no conflict. Poisson and Stokes are learnt in the
+    steps of the recipe, the others want several times as many.
 
     ``rms_OBJECTIVE`` is the root of an objective's loss at the test points, and primary. ``l2`` is
     what the literature reports, :math:`\lVert \hat u - u \rVert / \lVert u \rVert` inside, the
@@ -342,9 +341,7 @@ class Pinn(Task):
     def __init__(
         self,
         *,
-        equation: Literal[
-            "poisson", "helmholtz", "burgers", "klein_gordon", "stokes"
-        ] = "poisson",
+        equation: Literal["poisson", "helmholtz", "burgers", "klein_gordon", "stokes"] = "poisson",
         samples: int = 10_000,
         width: int = 50,
         depth: int = 4,
