@@ -146,7 +146,7 @@ class KleinGordon(Equation):
 
     def asked(self, name: str, jets: Tensor) -> Tensor:
         """Return u and its speed at the start, otherwise as always."""
-        return jets[..., [0, 2], 0] if name == "initial" else super().asked(name, jets)
+        return jets[..., 0:3:2, 0] if name == "initial" else super().asked(name, jets)
 
 
 class Stokes(Equation):
@@ -166,7 +166,7 @@ class Stokes(Equation):
 
     def residual(self, jets: Tensor) -> Tensor:
         """Return pressure's slope minus friction, (..., 2)."""
-        return jets[..., [1, 2], 2] - jets[..., 3, :2] - jets[..., 4, :2]
+        return jets[..., 1:3, 2] - jets[..., 3, :2] - jets[..., 4, :2]
 
     def asked(self, name: str, jets: Tensor) -> Tensor:
         """Return momentum, divergence, or all of u."""
