@@ -316,8 +316,8 @@ class Pinn(Task):
     (``residual``), on the ``boundary`` and at the start (``initial``: u, and for Klein-Gordon its
     speed too); Stokes has ``momentum`` and ``divergence`` for the residual. All is shared: heads
     have no parameters. Objectives at different points of a sample have orthogonal feature
-    gradients, in which methods on features see no conflict. Poisson and Stokes are learnt in the
-    steps of the recipe, the others want several times as many.
+    gradients, in which methods on features see no conflict. The recipe is Poisson's; the others
+    want several times as many epochs.
 
     ``rms_OBJECTIVE`` is the root of an objective's loss at the test points, and primary. ``l2`` is
     what the literature reports, :math:`\lVert \hat u - u \rVert / \lVert u \rVert` inside, the
