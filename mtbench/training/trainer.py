@@ -32,12 +32,9 @@ from mtbench.plugins.method import Method
 from mtbench.training import numerics
 from mtbench.training.cache import cache_dir
 from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.selection import SELECTION, selection_score
 from mtbench.training.task import Batch, Metric, Recipe, Split, Splits, Task
 from mtbench.version import __version__
-
-SELECTION = "mean-primary"
-"""The rule of ``select="best"``: the epoch with the largest mean of the primary validation metrics,
-those that are better when lower counted negative, undefined ones left out; of equals, the first."""
 
 CHECKPOINT_SECONDS = 30.0
 
@@ -602,7 +599,7 @@ class Trainer:
             )
         objectives = self.task.objectives
         losses, metrics = self._evaluate(self.splits.val)
-        score = selection_score(metrics, self.task)
+        score = selection_score(metrics, self.task.metrics)
         record = {
             "epoch": self.at.epoch,
             "train_loss": dict(
@@ -803,16 +800,6 @@ def conclude(run: RunDirectory, task: Task, splits: Splits, method: Method) -> l
     done = [run.path / picture.name for picture in pictures]
     shutil.rmtree(drawing)
     return done
-
-
-def selection_score(metrics: dict[str, float], task: Task) -> float:
-    """Return the score of the `SELECTION` rule."""
-    signed = [
-        metrics[name] if metric.higher_is_better else -metrics[name]
-        for name, metric in task.metrics.items()
-        if metric.primary and not math.isnan(metrics[name])
-    ]
-    return statistics.fmean(signed) if signed else -math.inf
 
 
 def _cpu(value: Any) -> Any:

@@ -67,7 +67,7 @@ def test_official_tuning(tuned: Path) -> None:
     assert best["method"] == "dwa"
     assert best["recipe"]["epochs"] == 2
     assert best["chosen"]["ruleset"] == "official"
-    assert best["chosen"]["by"] == "mean-primary"
+    assert best["chosen"]["by"] == "log-primary"
     assert best["chosen"]["trials"] == {"finished": 11}
     assert round(best["chosen"]["score"], 4) == scores[0]
     assert (tuned / best["chosen"]["cell"] / "result.json").exists()

@@ -24,8 +24,9 @@ from mtbench.training.cell import Choice, Request
 from mtbench.training.config import Chosen, Config
 from mtbench.training.locks import Lock
 from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.selection import SELECTION
 from mtbench.training.task import Recipe, Splits
-from mtbench.training.trainer import SELECTION, Observer, Trainer, primary_metrics
+from mtbench.training.trainer import Observer, Trainer, primary_metrics
 
 
 class Tuning:
