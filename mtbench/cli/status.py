@@ -106,7 +106,7 @@ class Watch:
 
 
 def _grid(grid: "Grid", states: "Mapping[Cell, State]") -> "Table":
-    """Return methods x tasks: trials and seeds that are closed, of how many."""
+    """Return rows x tasks: trials and seeds that are closed, of how many."""
     from rich.table import Table
     from rich.text import Text
 
@@ -115,10 +115,10 @@ def _grid(grid: "Grid", states: "Mapping[Cell, State]") -> "Table":
         table.add_column(Text(task))
     found: dict[tuple[str, str], list[tuple[Cell, State]]] = {}
     for cell, state in states.items():
-        key = (cell.entry.choice.method.name, cell.entry.task)
+        key = (cell.entry.label, cell.entry.task)
         found.setdefault(key, []).append((cell, state))
-    for method in dict.fromkeys(entry.choice.method.name for entry in grid.entries):
-        table.add_row(Text(method), *(_square(found[method, task]) for task in grid.tasks))
+    for label in dict.fromkeys(entry.label for entry in grid.entries):
+        table.add_row(Text(label), *(_square(found[label, task]) for task in grid.tasks))
     return table
 
 
