@@ -8,7 +8,7 @@ from rich.text import Text
 
 from mtbench.comparing.judging import leaderboard
 
-_OPTIONAL = ("peak MiB", "P(first)", "trials", "cost ×", "p (Holm)", "P(beats", "s/step")
+_OPTIONAL = ("peak MiB", "P(first)", "trials", "cost ×", "s/step")
 
 
 def print_board(console: Console, board: leaderboard.Board) -> None:

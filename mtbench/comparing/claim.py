@@ -30,6 +30,7 @@ class Claim(BaseModel):
         places: of a trial, where in its range each parameter lies, from 0 to 1.
         trials: how many each repetition has.
         repetitions: how many are planned.
+        seeds: final cells that each repetition has.
         margin: of equivalence, percent of delta-m.
         against: the rows that all others are compared with.
     """
@@ -46,8 +47,29 @@ class Claim(BaseModel):
     places: dict[str, float]
     trials: Annotated[int, Field(ge=0)]
     repetitions: Annotated[int, Field(ge=1)]
+    seeds: Annotated[int, Field(ge=1)]
     margin: Annotated[float, Field(gt=0)]
     against: list[str]
+
+    @property
+    def board(self) -> tuple[str, str]:
+        """What claims on one board have in common."""
+        return self.digest, self.task
+
+    @property
+    def study_is_unit(self) -> bool:
+        """Whether what is compared is repetitions of the whole study; else it is seeds."""
+        return self.trials > 0 and self.repetitions > 1
+
+    @property
+    def planned(self) -> int:
+        """How many units are planned."""
+        return self.repetitions if self.study_is_unit else self.repetitions * self.seeds
+
+    @property
+    def chosen_once(self) -> bool:
+        """Whether all units share one choice of parameters, whose luck no interval then holds."""
+        return self.trials > 0 and self.repetitions == 1
 
 
 _CLAIMS = TypeAdapter(list[Claim])

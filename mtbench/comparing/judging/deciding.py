@@ -167,8 +167,9 @@ def decide(
     )
     quantile = stats.t.isf(two_sided / 2, n - 1)
     reach = np.where(error > 0, quantile * error, 0.0) if two_sided else np.inf + error
+    apart = (p <= two_sided) & (two_sided > 0)
     told = np.select(
-        [p_equivalence <= one_sided, (p <= two_sided) & (mean < 0), (p <= two_sided) & (mean > 0)],
+        [(p_equivalence <= one_sided) & (one_sided > 0), apart & (mean < 0), apart & (mean > 0)],
         ["equivalent", "better", "worse"],
         VERDICTS[3],
     )

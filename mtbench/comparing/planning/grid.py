@@ -193,6 +193,7 @@ class Grid:
             places={} if cell.trial is None else entry.draws[cell.repetition][cell.trial].places,
             trials=suite.budget.trials,
             repetitions=suite.budget.repetitions,
+            seeds=suite.budget.seeds,
             margin=suite.margin,
             against=suite.against,
         )

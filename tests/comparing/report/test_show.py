@@ -22,9 +22,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_page_beside_the_table(mtbench: Mtbench, runs: Path, tmp_path: Path) -> None:
     code, out, err = mtbench("leaderboard", runs, "--html", tmp_path / "a" / "site")
     assert (code, err.split()) == (0, ["page:", str(tmp_path / "a" / "site" / "index.html")])
-    assert "P(beats ls)" in out
+    assert "− ls ↓" in out
     page = (tmp_path / "a" / "site" / "index.html").read_text()
-    assert "P(beats ls)" in page
+    assert "− ls ↓" in page
     (tmp_path / "file").touch()
     code, _, err = mtbench("leaderboard", runs, "--html", tmp_path / "file")
     assert code == 2
@@ -33,7 +33,7 @@ def test_a_page_beside_the_table(mtbench: Mtbench, runs: Path, tmp_path: Path) -
 
 def test_the_baseline_is_a_choice(mtbench: Mtbench, runs: Path) -> None:
     _, text, _ = mtbench("leaderboard", runs, "--baseline", "uw", "--plain", "uw")
-    assert "P(beats uw)" in text
+    assert "− uw ↓" in text
     _, text, _ = mtbench("leaderboard", runs, "--baseline", "nobody")
     assert "no comparison with nobody" in text
 
@@ -44,9 +44,16 @@ def test_csv_has_the_cost_when_asked(mtbench: Mtbench, runs: Path) -> None:
         _, text, _ = mtbench("leaderboard", runs, "-f", "csv", *options)
         tables.append({row["method"]: row for row in csv.DictReader(io.StringIO(text))})
     plain, full = tables
-    assert {"delta_m_low", "p_holm", "mean_rank", "trials"} <= set(plain["uw"])
+    assert {"delta_m_low", "told", "mean_rank", "trials"} <= set(plain["uw"])
     more = set(full["uw"]) - set(plain["uw"])
-    assert more == {"seconds_per_step", "cost_ratio", "peak_mib", "passes", "tuning_hours"}
+    assert more == {
+        "seconds_per_step",
+        "cost_ratio",
+        "peak_mib",
+        "passes",
+        "train_hours",
+        "tuning_hours",
+    }
     assert float(full["ew"]["cost_ratio"]) == 1
     assert float(full["ew"]["tuning_hours"]) == pytest.approx(2 / 60)
     code, _, err = mtbench("leaderboard", runs, "-f", "json", "--cost")

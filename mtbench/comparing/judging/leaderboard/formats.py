@@ -1,6 +1,7 @@
 """A leaderboard as text."""
 
 import json
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -27,13 +28,13 @@ def readable(board: Board) -> pd.DataFrame:
             _spread(a, b, 3) for a, b in zip(rows[name], rows[f"{name}_sd"], strict=True)
         ]
     shown["Δm % ↓"] = _intervals(rows, "delta_m", 2)
-    shown["mean rank ↓"] = [_number(value, 2) for value in rows["mean_rank"]]
+    if rows["difference"].notna().any():
+        shown[f"− {board.baseline} ↓"] = _intervals(rows, "difference", 2)
+        if (rows["told"] != "").any():
+            shown["verdict"] = rows["told"]
+    shown["rank ↓"] = [_number(value, 2) for value in rows["mean_rank"]]
     if rows["first"].notna().any():
         shown["P(first)"] = [_number(value, 2) for value in rows["first"]]
-    if rows["improvement"].notna().any():
-        shown[f"P(beats {board.baseline})"] = _intervals(rows, "improvement", 2)
-    if rows["p_holm"].notna().any():
-        shown["p (Holm)"] = [_number(value, 3) for value in rows["p_holm"]]
     shown["s/step"] = [_number(value, 3) for value in rows["seconds_per_step"]]
     if rows["cost_ratio"].notna().any():
         shown["cost ×"] = [_number(value, 2) for value in rows["cost_ratio"]]
@@ -52,7 +53,7 @@ def _spread(mean: float, deviation: float, digits: int) -> str:
 
 def _intervals(rows: pd.DataFrame, name: str, digits: int) -> list[str]:
     return [
-        _number(v, digits) + ("" if pd.isna(a) else f" [{a:.{digits}f}, {b:.{digits}f}]")
+        _number(v, digits) + (f" [{a:.{digits}f}, {b:.{digits}f}]" if math.isfinite(a) else "")
         for v, a, b in zip(rows[name], rows[f"{name}_low"], rows[f"{name}_high"], strict=True)
     ]
 
@@ -78,8 +79,9 @@ def notes(board: Board) -> list[str]:
 
 
 LEGEND = (
-    "Test split. Mean ± standard deviation over seeds; [95 % paired bootstrap interval over seeds, "
-    "the single-task reference resampled too]."
+    "Test split. Mean ± standard deviation over seeds. Δm [95 % paired bootstrap interval, the "
+    "single-task reference resampled too]; difference to the baseline in points of Δm [interval at "
+    "the level that its verdict has]; rank: the mean over metrics."
 )
 
 
@@ -106,7 +108,7 @@ def _cell(text: str) -> str:
 def overall_markdown(overall: Overall) -> str:
     """Return the boards together as Markdown: ranks, and delta-m where it is known."""
     lines = ["### All boards", ""]
-    heads = ["method", "mean rank ↓", "mean Δm % ↓", *(f"rank: {b}" for b in overall.boards)]
+    heads = ["method", "rank ↓", "mean Δm % ↓", *(f"rank: {b}" for b in overall.boards)]
     lines += ["| " + " | ".join(map(_cell, heads)) + " |", "|" + "---|" * len(heads)]
     for i, method in enumerate(overall.methods):
         numbers = [
@@ -142,7 +144,10 @@ def to_json(found: Sequence[Board]) -> str:
                 "notes": notes(board),
                 "baseline": board.baseline,
                 "reference": board.reference,
+                "margin": board.margin,
+                "unit": board.unit,
                 "places": board.places.tolist(),
+                "pairs": json.loads(board.pairs.to_json(orient="records")),
                 "rows": json.loads(board.rows.to_json(orient="records")),
             }
             for board in found
