@@ -6,6 +6,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from mtbench.comparing import inert
 from mtbench.comparing.judging import leaderboard
 
 _OPTIONAL = ("peak MiB", "P(first)", "trials", "cost ×", "s/step")
@@ -33,13 +34,15 @@ def print_board(console: Console, board: leaderboard.Board) -> None:
                 markup=False, highlight=False,
             )  # fmt: skip
     for note in leaderboard.notes(board):
-        console.print(f"- {note}", markup=False, highlight=False)
+        console.print(f"- {inert.plain(note)}", markup=False, highlight=False)
 
 
 def _table(title: str, shown: pd.DataFrame) -> Table:
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=Text(inert.plain(title)), title_justify="left")
     for i, column in enumerate(shown.columns):
-        table.add_column(Text(column), justify="left" if i == 0 else "right", no_wrap=i == 0)
+        table.add_column(
+            Text(inert.plain(column)), justify="left" if i == 0 else "right", no_wrap=i == 0
+        )
     for row in shown.itertuples(index=False):
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(inert.plain(str(cell))) for cell in row))
     return table

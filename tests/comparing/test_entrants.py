@@ -53,7 +53,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_repetitions_are_the_unit(folder: Path) -> None:
     found = board(folder, "ls", "ew")
-    assert (found.unit, found.suite, found.margin) == ("repetition", True, 2.0)
+    assert found.suite is not None
+    assert (found.unit, found.suite.suite, found.margin) == ("repetition", "core", 2.0)
     told = {name: row["told"] for name, row in rows(found).items()}
     assert told == {"good": "better", "bad": "worse", "stl": "equivalent", "ls": ""}
     assert "8 repetitions; paired t-tests" in found.verdict

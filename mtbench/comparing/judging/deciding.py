@@ -93,6 +93,7 @@ class Verdicts(NamedTuple):
 
     Attributes:
         difference: their mean.
+        deviation: their standard deviation, NaN of one.
         low: of its confidence interval, at the level that the verdict has; infinite where none can
             be given yet, NaN for one unit.
         high: likewise.
@@ -102,6 +103,7 @@ class Verdicts(NamedTuple):
     """
 
     difference: Floats
+    deviation: Floats
     low: Floats
     high: Floats
     p: Floats
@@ -157,8 +159,9 @@ def decide(
         two_sided, one_sided = level(n, most, each), level(n, most, 2 * each) / 2
     if n < 2:
         unknown, told = np.full(mean.shape, np.nan), np.full(mean.shape, VERDICTS[3])
-        return Verdicts(mean, unknown, unknown, unknown, unknown, told)
-    error = d.std(axis=-1, ddof=1) * math.sqrt(1 / n + resplit)
+        return Verdicts(mean, unknown, unknown, unknown, unknown, unknown, told)
+    deviation = d.std(axis=-1, ddof=1)
+    error = deviation * math.sqrt(1 / n + resplit)
     with np.errstate(divide="ignore", invalid="ignore"):  # equal differences have no error
         p = np.where((error == 0) & (mean == 0), 1.0, 2 * stats.t.sf(np.abs(mean) / error, n - 1))
         inside = (margin - np.abs(mean)) / error
@@ -174,7 +177,7 @@ def decide(
         VERDICTS[3],
     )
     return Verdicts(
-        mean, mean - reach, mean + reach,
+        mean, deviation, mean - reach, mean + reach,
         np.minimum(1, comparisons * p), np.minimum(1, comparisons * p_equivalence), told,
     )  # fmt: skip
 
@@ -227,6 +230,23 @@ def prospect(
         units[open_] = np.where(found == VERDICTS[3], most, n)
     shares = {word: float((told == word).mean()) for word in VERDICTS}
     return Prospect(shares, float(units.mean()))
+
+
+def smallest_effect(most: int, comparisons: int, power: float = 0.8) -> float:
+    """Return the difference that is told with some probability, in deviations of one unit.
+
+    Example:
+        >>> round(smallest_effect(20, 1), 1), smallest_effect(5, 1)
+        (0.7, inf)
+    """
+    if most < FIRST:
+        return math.inf
+
+    def lacking(effect: float) -> float:
+        found = prospect(-effect, 1.0, most, margin=1e-9, comparisons=comparisons)
+        return found.shares["better"] - power
+
+    return float(optimize.bisect(lacking, 0.0, 10.0, xtol=0.01))
 
 
 def looks_of(most: int) -> list[int]:

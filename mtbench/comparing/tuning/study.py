@@ -146,7 +146,7 @@ class Tuning:
                 ) from error
             except Exception as error:  # SQLAlchemy, each driver and Optuna have their own
                 raise UsageError(
-                    f"--storage {self.shown}: cannot be opened ({reason(error)})"
+                    f"--storage {self.shown}: cannot be opened ({reason(error, self.storage)})"
                 ) from error
             study.set_metric_names(self.primary if self.mode.multi else ["score"])
         return study
@@ -165,8 +165,8 @@ class Tuning:
                     pass
         except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
             raise RunError(
-                f"--storage {self.shown}: is lost ({reason(error)}); mend it and the same command "
-                "goes on"
+                f"--storage {self.shown}: is lost ({reason(error, self.storage)}); mend it and "
+                "the same command goes on"
             ) from error
 
     def _one(self, count: int, draws: Sequence[Draw], observer: Observer) -> bool:

@@ -12,6 +12,7 @@ from mtbench.comparing.judging.leaderboard.formats import (
     to_json,
     to_latex,
     to_markdown,
+    to_raw,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "to_json",
     "to_latex",
     "to_markdown",
+    "to_raw",
 ]

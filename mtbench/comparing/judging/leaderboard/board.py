@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mtbench.comparing.claim import Claim
 from mtbench.comparing.judging import statistics
 from mtbench.comparing.judging.deciding import ALPHA, FIRST, MARGIN, VERDICTS, Verdicts, decide
 from mtbench.comparing.judging.leaderboard.cells import Cell, read_cells
@@ -46,7 +47,7 @@ class Board:
         margin: of equivalence, percent of delta-m.
         pairs: what is told of each row against each that the suite asks about: ``method``,
             ``against``, ``units`` and the fields of `Verdicts`.
-        suite: whether a suite says who takes part.
+        suite: one of the claims of the suite that says who takes part, None without one.
         unit: what is compared: ``repetition`` or ``seed``.
     """
 
@@ -63,7 +64,7 @@ class Board:
     places: Floats = field(default_factory=lambda: np.zeros((0, 0)))
     margin: float = MARGIN
     pairs: pd.DataFrame = field(default_factory=pd.DataFrame)
-    suite: bool = False
+    suite: Claim | None = None
     unit: str = "seed"
 
 
@@ -314,7 +315,7 @@ class _Scores:
             places[shown] if len(places) else places,
             self.margin,
             self.pairs,
-            self.group.suite is not None,
+            self.group.suite,
             self.unit,
         )
 

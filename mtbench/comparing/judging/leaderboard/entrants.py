@@ -72,7 +72,12 @@ class Group:
 
     @property
     def late(self) -> list[str]:
-        """Rows with trials that finished after a test of the group had been opened."""
+        """Rows with trials that finished after a test of the group had been opened.
+
+        A suite's trials are fixed beforehand: whatever has been seen cannot change them.
+        """
+        if self.suite is not None:
+            return []
         finals = [cell for row in self.rows.values() for cell in row.finals]
         opened = min((modified(cell.run.path / "test.opened") for cell in finals), default=math.inf)
         return sorted(

@@ -6,12 +6,35 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from mtbench.comparing import inert
 from mtbench.comparing.judging.leaderboard.across import Overall
 from mtbench.comparing.judging.leaderboard.board import COST, Board
+from mtbench.errors import UsageError, did_you_mean
 
 
-def readable(board: Board) -> pd.DataFrame:
-    """Return the columns that a reader needs as text; one that says nothing is left out."""
+def readable(board: Board, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return the columns that a reader needs as text; one that says nothing is left out.
+
+    Args:
+        board: what is shown.
+        columns: which, by the beginnings of their names; all by default, the method always.
+
+    Raises:
+        UsageError: no column begins so.
+    """
+    shown = _readable(board)
+    if columns is None or shown.empty:
+        return shown
+    kept = ["method"]
+    for wanted in columns:
+        found = [name for name in shown.columns if name.startswith(wanted)]
+        if not found:
+            raise UsageError(f"--columns: {did_you_mean(wanted, shown.columns)}, found {wanted!r}")
+        kept += found
+    return shown[list(dict.fromkeys(kept))]
+
+
+def _readable(board: Board) -> pd.DataFrame:
     rows = board.rows
     if rows.empty:
         return rows
@@ -85,38 +108,34 @@ LEGEND = (
 )
 
 
-def to_markdown(board: Board) -> str:
+def to_markdown(board: Board, columns: Sequence[str] | None = None) -> str:
     """Return the readable table as Markdown, with title and notes."""
-    shown = readable(board)
-    lines = [f"### {board.title}", ""]
+    shown = readable(board, columns)
+    lines = [f"### {inert.markdown(board.title)}", ""]
     if not shown.empty:
-        lines.append("| " + " | ".join(_cell(column) for column in shown.columns) + " |")
+        lines.append("| " + " | ".join(inert.markdown(column) for column in shown.columns) + " |")
         lines.append("|" + "---|" * len(shown.columns))
         lines += [
-            "| " + " | ".join(_cell(str(cell)) for cell in row) + " |"
+            "| " + " | ".join(inert.markdown(str(cell)) for cell in row) + " |"
             for row in shown.itertuples(index=False)
         ]
         lines += ["", LEGEND]
-    lines += [f"- {note}" for note in notes(board)]
+    lines += [f"- {inert.markdown(note)}" for note in notes(board)]
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def overall_markdown(overall: Overall) -> str:
     """Return the boards together as Markdown: ranks, and delta-m where it is known."""
     lines = ["### All boards", ""]
     heads = ["method", "rank ↓", "mean Δm % ↓", *(f"rank: {b}" for b in overall.boards)]
-    lines += ["| " + " | ".join(map(_cell, heads)) + " |", "|" + "---|" * len(heads)]
+    lines += ["| " + " | ".join(map(inert.markdown, heads)) + " |", "|" + "---|" * len(heads)]
     for i, method in enumerate(overall.methods):
         numbers = [
             _number(overall.mean_rank[:, i].mean(), 2),
             _number(overall.delta_m[:, i].mean(), 2),
             *(_number(rank, 1) for rank in overall.mean_rank[:, i]),
         ]
-        lines.append("| " + " | ".join([_cell(method), *numbers]) + " |")
+        lines.append("| " + " | ".join([inert.markdown(method), *numbers]) + " |")
     return "\n".join([*lines, "", f"- {overall.note}"]) + "\n"
 
 
@@ -129,8 +148,32 @@ def to_csv(found: Sequence[Board], *, cost: bool = False) -> str:
     if not parts:
         return ""
     table = pd.concat(parts)
-    text: str = (table if cost else table.drop(columns=list(COST))).to_csv(index=False)
+    return _csv(table if cost else table.drop(columns=list(COST)))
+
+
+def _csv(table: pd.DataFrame) -> str:
+    """Return a table as CSV in which no text is a formula."""
+    shown = table.map(lambda value: inert.spreadsheet(value) if isinstance(value, str) else value)
+    text: str = shown.rename(columns=inert.spreadsheet).to_csv(index=False)
     return text
+
+
+def to_raw(found: Sequence[Board]) -> str:
+    """Return every metric of every final cell as tidy CSV: a line each."""
+    lines = [
+        {
+            "board": board.title, "task": cell.spec.task, "row": row, "method": cell.spec.method,
+            "parameters": json.dumps(cell.spec.method_params, sort_keys=True), "lr":
+            cell.spec.recipe.get("lr"), "seed": cell.spec.seed, "status": cell.done["status"],
+            "split": split, "metric": metric, "value": value,
+        }
+        for board in found
+        for row, cells in board.cells.items()
+        for cell in cells
+        for split, values in (("validation", cell.val), ("test", cell.run.open_test()))
+        for metric, value in values.items()
+    ]  # fmt: skip
+    return _csv(pd.DataFrame(lines)) if lines else ""
 
 
 def to_json(found: Sequence[Board]) -> str:
@@ -156,28 +199,15 @@ def to_json(found: Sequence[Board]) -> str:
     )
 
 
-_TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$",
-    "<": r"\textless{}", ">": r"\textgreater{}",
-}  # fmt: skip
-
-
-def to_latex(board: Board) -> str:
+def to_latex(board: Board, columns: Sequence[str] | None = None) -> str:
     """Return the readable table as LaTeX; it needs the package booktabs."""
-    shown = readable(board)
-    lines = [f"% {board.title}".replace("\n", " ")]
+    shown = readable(board, columns)
+    lines = [f"% {inert.plain(board.title)}"]
     if not shown.empty:
         lines += [rf"\begin{{tabular}}{{l{'r' * (shown.shape[1] - 1)}}}", r"\toprule"]
-        body = [[_tex(str(cell)) for cell in row] for row in shown.itertuples(index=False)]
-        lines += [" & ".join(_tex(column) for column in shown.columns) + r" \\", r"\midrule"]
+        body = [[inert.tex(str(cell)) for cell in row] for row in shown.itertuples(index=False)]
+        lines += [" & ".join(inert.tex(column) for column in shown.columns) + r" \\", r"\midrule"]
         lines += [" & ".join(row) + r" \\" for row in body]
         lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [f"% {note}".replace("\n", " ") for note in notes(board)]
+    lines += [f"% {inert.plain(note)}" for note in notes(board)]
     return "\n".join(lines) + "\n"
-
-
-def _tex(text: str) -> str:
-    found = "".join(_TEX.get(character, character) for character in text)
-    return f"{{{found}}}" if found.startswith("[") else found  # \\[ would be a length
