@@ -5,6 +5,7 @@ from mtbench.comparing.judging.leaderboard.board import Board, boards
 from mtbench.comparing.judging.leaderboard.cells import Cell
 from mtbench.comparing.judging.leaderboard.formats import (
     LEGEND,
+    compact,
     notes,
     overall_markdown,
     readable,
@@ -21,6 +22,7 @@ __all__ = [
     "Cell",
     "Overall",
     "boards",
+    "compact",
     "notes",
     "overall",
     "overall_markdown",

@@ -65,6 +65,26 @@ def _readable(board: Board) -> pd.DataFrame:
     return shown
 
 
+def compact(board: Board, shown: pd.DataFrame) -> pd.DataFrame:
+    """Return a readable table with each row's three worst metrics in the place of all.
+
+    They are worst against the single-task row, or else the first row, in percent.
+    """
+    reference = board.rows.set_index("method").loc[board.reference or board.rows["method"].iloc[0]]
+    worst = []
+    for row in board.rows.to_dict("records"):
+        losses = {
+            name: (row[name] - reference[name]) / abs(reference[name]) * (-100 if higher else 100)
+            for name, higher in board.primary.items()
+            if reference[name] != 0 and math.isfinite(row[name]) and math.isfinite(reference[name])
+        }
+        largest = sorted(losses, key=lambda name: -losses[name])[:3]
+        worst.append(", ".join(f"{name} {losses[name]:+.1f}" for name in largest))
+    kept = [name for name in shown.columns if name.removesuffix(" ↑").removesuffix(" ↓")
+            not in board.primary]  # fmt: skip
+    return shown[kept].assign(**{"worst metrics, % worse": worst})
+
+
 def _number(value: float, digits: int) -> str:
     return "-" if pd.isna(value) else f"{value:.{digits}f}"
 
