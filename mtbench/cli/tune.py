@@ -85,7 +85,8 @@ def tune(
     from mtbench.comparing.tuning.mode import Mode
     from mtbench.comparing.tuning.study import Tuning
     from mtbench.training.cell import Request
-    from mtbench.training.trainer import primary_metrics, resolve_device
+    from mtbench.training.device import resolve_device
+    from mtbench.training.evaluation import primary_metrics
 
     given = options.overrides(context, settings, data=data, epochs=epochs)
     options.at_least(0, seed=seed)

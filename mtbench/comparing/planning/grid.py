@@ -22,9 +22,9 @@ from mtbench.plugins import params
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import entries
 from mtbench.training.cell import Choice, Request
+from mtbench.training.device import resolve_device
 from mtbench.training.rundir import RunDirectory, Spec
 from mtbench.training.task import Batch, Recipe, Split, Splits
-from mtbench.training.trainer import resolve_device
 
 MOST = 1_000_000
 """Cells of a suite: what lists them all must end."""

@@ -7,9 +7,11 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from mtbench.training.evaluation import primary_metrics
+from mtbench.training.observer import Observer
 from mtbench.training.rundir import RunDirectory
 from mtbench.training.task import Metric
-from mtbench.training.trainer import Observer, Trainer, primary_metrics
+from mtbench.training.trainer import Trainer
 
 
 def train(
