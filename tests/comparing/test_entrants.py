@@ -59,7 +59,7 @@ def test_repetitions_are_the_unit(folder: Path) -> None:
     assert told == {"good": "better", "bad": "worse", "stl": "equivalent", "ls": ""}
     assert "8 repetitions; paired t-tests" in found.verdict
     assert rows(found)["good"]["trials"] == 16
-    assert found.title.startswith("made_up · suite core")
+    assert found.title.startswith("made_up suite=core@dddddd")
 
 
 def test_a_study_that_was_not_repeated_gives_no_verdict(tmp_path: Path) -> None:

@@ -97,14 +97,13 @@ def draw(method: Method, num_objectives: int, search: Search, count: int, seed: 
     found = [Draw()] * min(count, 1)
     for coordinates in _points(seed, max(0, count - 1)):
         point = _Point(coordinates)
-        recipe = {
-            key: point.suggest_float(f"recipe.{key}", *bounds, log=True)
-            if bounds is not None
-            else point.skip()
-            for key, bounds in vars(search).items()
-        }
+        common = {}
+        for key, bounds in vars(search).items():
+            if bounds is None:
+                point.skip()
+            else:
+                common[key] = point.suggest_float(f"recipe.{key}", *bounds, log=True)
         params = method.suggest(point, num_objectives)  # type: ignore[arg-type]
-        common = {key: value for key, value in recipe.items() if value is not None}
         found.append(Draw(params, common, point.asked, point.places))
     return found
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,7 @@ class _Scores:
         self.tests = [{cell: self._test(cell) for cell in row.finals} for row in self.rows]
         self.units = sorted({u for row in self.rows if row.official for u in row.units})
         self.x = self._scores()
-        self.known = np.isfinite(self.x).all(axis=2)
+        self.known: Mask = np.asarray(np.isfinite(self.x).all(axis=2))
         self.there = np.array([[self._closed(row, u) for u in self.units] for row in self.rows])
         self.wanted, self.base, self.plain = baseline, self.find(baseline), self.find(plain)
         self.remarks: list[str] = []
@@ -223,7 +224,7 @@ class _Scores:
             told = decide(
                 (self.costs[i] - self.costs[anchor])[common], margin=self.margin,
                 most=most if most is None else max(most, int(common.sum())),
-                comparisons=len(others), resplit=self._resplit(),
+                comparisons=len(others), resplit=self.resplit,
             )  # fmt: skip
             values = [value.item() for value in told]
             if not self.decidable:
@@ -231,7 +232,8 @@ class _Scores:
             found.append([self.names[i], self.names[anchor], int(common.sum()), *values])
         return found
 
-    def _resplit(self) -> float:
+    @cached_property
+    def resplit(self) -> float:
         """Return the ratio of test to training samples where units split one collection again."""
         notes = [c.done.get("notes", {}).get("resplit", 0.0) for r in self.rows for c in r.finals]
         return max(map(float, [0.0, *notes]))
@@ -240,8 +242,8 @@ class _Scores:
         """Say who is ranked, on which units, and why others are not."""
         known = self.known & self.there
         rows = np.flatnonzero(self.official & known.any(axis=1))
-        self.ranked = np.zeros(len(self.rows), bool)
-        self.common = np.zeros(len(self.units), bool)
+        self.ranked: Mask = np.zeros(len(self.rows), bool)
+        self.common: Mask = np.zeros(len(self.units), bool)
         if len(rows):
             inside, _ = largest_block(known[rows])
             self.ranked[rows[inside]] = True
@@ -249,7 +251,7 @@ class _Scores:
             if self.base is not None:  # a question that was decided takes no more units
                 decided = decided[decided["against"] == self.names[self.base]]
                 self.ranked |= np.isin(self.names, decided["method"])
-            self.common = known[self.ranked].all(axis=0)
+            self.common = np.asarray(known[self.ranked].all(axis=0))
         if not self.common.any():
             self.ranked[:] = False
         self.reasons = [self._reason(i) for i in range(len(self.rows))]
@@ -285,9 +287,9 @@ class _Scores:
             columns[f"{name}_sd"] = [_deviation_of(v) for v in values]
         if n > 1 and (note := statistics.interval_note(n)):
             self.remarks.insert(0, note)
-        columns["delta_m"], columns["delta_m_low"], columns["delta_m_high"] = self._delta_m()
+        columns["delta_m"], columns["delta_m_low"], columns["delta_m_high"] = self.delta
         columns["iqm"] = self._iqm()
-        columns["mean_rank"], columns["first"], places = self._ranks()
+        columns["mean_rank"], columns["first"], places = self.ranks
         verdict = self._verdict()
         columns |= self._against_the_baseline()
         columns["hypervolume"] = self._hypervolume()
@@ -321,14 +323,15 @@ class _Scores:
 
     def _order(self) -> list[int]:
         """Return the rows, best first: by delta-m, or by rank where there is none."""
-        delta, ranks = self._delta_m()[0], self._ranks()[0]
+        delta, ranks = self.delta[0], self.ranks[0]
         key = delta if np.isfinite(delta[self.ranked]).all() else ranks
         return sorted(
             range(len(self.names)),
             key=lambda i: (not self.ranked[i], math.isnan(key[i]), key[i], self.names[i]),
         )
 
-    def _delta_m(self) -> Floats:
+    @cached_property
+    def delta(self) -> Floats:
         """Return delta-m and its interval (3, rows), over the units that both have."""
         found = np.full((3, len(self.names)), np.nan)
         if self.reference is None:
@@ -354,7 +357,8 @@ class _Scores:
             found[self.ranked] = statistics.iqm(change)
         return found
 
-    def _ranks(self) -> tuple[Floats, Floats, Floats]:
+    @cached_property
+    def ranks(self) -> tuple[Floats, Floats, Floats]:
         """Return mean ranks, the probability of the first place, and of every place."""
         ranks, first = np.full((2, len(self.names)), np.nan)
         places = np.zeros((0, 0))
@@ -556,7 +560,8 @@ def _val(cell: Cell, primary: dict[str, bool]) -> list[float]:
 
 
 def _mean_val(cells: Sequence[Cell], primary: dict[str, bool]) -> Floats:
-    return _mean(np.array([_val(cell, primary) for cell in cells])[None])[0]
+    mean: Floats = _mean(np.array([_val(cell, primary) for cell in cells])[None])[0]
+    return mean
 
 
 def _mean(x: Floats) -> Floats:

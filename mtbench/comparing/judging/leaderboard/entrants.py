@@ -123,7 +123,7 @@ def _claimed(claims: Iterable[tuple[Claim, Cell]]) -> Group:
     group = Group()
     for claim, cell in claims:
         group.suite = claim
-        group.title = f"{claim.task} · suite {claim.suite} {claim.digest[:6]}"
+        group.title = f"{claim.task} suite={claim.suite}@{claim.digest[:6]}"
         if cell.spec.stage == "trial":
             if cell.result is not None and claim.draw is not None:
                 row = group.rows.setdefault(claim.label, Row())

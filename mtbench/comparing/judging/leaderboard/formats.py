@@ -96,7 +96,8 @@ def _spread(mean: float, deviation: float, digits: int) -> str:
 
 def _intervals(rows: pd.DataFrame, name: str, digits: int) -> list[str]:
     return [
-        _number(v, digits) + (f" [{a:.{digits}f}, {b:.{digits}f}]" if math.isfinite(a) else "")
+        _number(v, digits)
+        + (f" [{a:.{digits}f}, {b:.{digits}f}]" if math.isfinite(float(a)) else "")
         for v, a, b in zip(rows[name], rows[f"{name}_low"], rows[f"{name}_high"], strict=True)
     ]
 
