@@ -33,7 +33,7 @@ def test_those_shipped_are_found_by_name() -> None:
         assert load(name).name == name
 
 
-@pytest.mark.parametrize("name", ["quick", "thyroid", "ddti", "toys", "methods"])
+@pytest.mark.parametrize("name", ["quick", "core", "thyroid", "ddti", "toys", "methods"])
 def test_those_shipped_name_what_is_there(name: str) -> None:
     suite = load(name)
     grid = Grid(Order(suite))
