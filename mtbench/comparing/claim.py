@@ -31,6 +31,7 @@ class Claim(BaseModel):
         trials: how many each repetition has.
         repetitions: how many are planned.
         seeds: final cells that each repetition has.
+        rows: how many the suite has, on each task.
         margin: of equivalence, percent of delta-m.
         against: the rows that all others are compared with.
     """
@@ -48,6 +49,7 @@ class Claim(BaseModel):
     trials: Annotated[int, Field(ge=0)]
     repetitions: Annotated[int, Field(ge=1)]
     seeds: Annotated[int, Field(ge=1)]
+    rows: Annotated[int, Field(ge=1)]
     margin: Annotated[float, Field(gt=0)]
     against: list[str]
 

@@ -80,6 +80,22 @@ def test_error_rate_with_collapses() -> None:
     assert ever(normal() + 10 * (hit[0] - hit[1]), ("better", "worse"), margin=1e-9) < 0.05
 
 
+def test_what_is_chosen_once_covers_too_little_and_repetitions_what_they_say() -> None:
+    """Two methods that are equal over all the luck of tuning, which moves each choice by 2 points.
+
+    Ten seeds move it by 1: an interval over them knows the smaller part. This is why a suite that
+    tunes once gives no verdict.
+    """
+    rng = np.random.default_rng(5)
+    luck, seeds = 2 * rng.normal(size=(STUDIES, 10)), rng.normal(size=(STUDIES, 10))
+    covered = {}
+    for name, units in (("once", luck[:, :1] + seeds), ("repeated", luck + seeds)):
+        found = decide(units)
+        covered[name] = ((found.low <= 0) & (found.high >= 0)).mean()
+    assert covered["once"] < 0.4
+    assert 0.94 < covered["repeated"] < 0.96
+
+
 def test_nadeau_and_bengio_hold_where_units_split_one_collection() -> None:
     """Correlated differences, as of re-splits with a fifth for testing: rho = 0.25."""
     rng = np.random.default_rng(4)

@@ -20,7 +20,7 @@ def claimed(run: RunDirectory, **changed: Any) -> RunDirectory:
     fields: dict[str, Any] = {
         "suite": "core", "digest": "d" * 12, "task": "made_up", "label": run.spec().method,
         "repetition": run.spec().seed % 1000, "draw": 0, "sampler": "sobol", "places": {},
-        "trials": 2, "repetitions": 8, "seeds": 1, "margin": 2.0, "against": ["ls"],
+        "trials": 2, "repetitions": 8, "seeds": 1, "rows": 4, "margin": 2.0, "against": ["ls"],
     }  # fmt: skip
     claim.add(run, Claim(**fields | changed))
     return run
@@ -92,6 +92,16 @@ def test_what_is_not_of_the_suite_is_shown_and_changes_nothing(folder: Path) -> 
     assert set(strays["reason"]) == {"not of the suite"}
     assert strays["delta_m"].isna().all()
     assert after.verdict == before.verdict
+
+
+def test_a_suite_that_has_no_result_yet_and_strays(tmp_path: Path) -> None:
+    claimed(cell(tmp_path, "ls", 0, status="unfinished"))
+    cell(tmp_path, "ew", 0)
+    cell(tmp_path, "ew", 1, status="diverged")
+    found = board(tmp_path, "ls")
+    assert found.rows["method"].tolist() == ["ew (not of the suite)"]
+    assert "no comparison with ls" in "\n".join(found.remarks)
+    assert "unfinished, not in the table: ls seed0" in leaderboard.to_markdown(found)
 
 
 def test_a_glance_at_part_of_what_is_planned(tmp_path: Path) -> None:

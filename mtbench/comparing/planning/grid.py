@@ -194,6 +194,7 @@ class Grid:
             trials=suite.budget.trials,
             repetitions=suite.budget.repetitions,
             seeds=suite.budget.seeds,
+            rows=len(self.entries) // len(self.suite.tasks),
             margin=suite.margin,
             against=suite.against,
         )

@@ -69,7 +69,7 @@ def _claim(
     claim = {
         "suite": "made up", "digest": "0123456789ab", "task": task, "label": method,
         "repetition": repetition, "draw": draw, "sampler": "sobol", "places": {}, "trials": 8,
-        "repetitions": repetitions, "seeds": 1, "margin": 2.0, "against": ["ls"],
+        "repetitions": repetitions, "seeds": 1, "rows": 4, "margin": 2.0, "against": ["ls"],
     }  # fmt: skip
     (path / "suites.json").write_text(json.dumps([claim]))
 

@@ -128,7 +128,8 @@ class _Scores:
         self.units = sorted({u for row in self.rows if row.official for u in row.units})
         self.x = self._scores()
         self.known: Mask = np.asarray(np.isfinite(self.x).all(axis=2))
-        self.there = np.array([[self._closed(row, u) for u in self.units] for row in self.rows])
+        there = [[self._closed(row, u) for u in self.units] for row in self.rows]
+        self.there = np.array(there, bool)
         self.wanted, self.base, self.plain = baseline, self.find(baseline), self.find(plain)
         self.remarks: list[str] = []
         self.reference = self._reference()
@@ -151,8 +152,14 @@ class _Scores:
         columns = [self.metrics.index(name) for name in self.primary]
         found = np.full((len(self.rows), len(self.units), len(columns)), np.nan)
         signs = np.where(self.higher, 1.0, -1.0)
-        every = [test[columns] for tests in self.tests for test in tests.values()]
-        gains = np.where(np.isfinite(every), np.array(every) * signs, np.inf).min(axis=0)
+        tested = [
+            test[columns]
+            for row, tests in zip(self.rows, self.tests, strict=True)
+            for test in tests.values()
+            if row.official
+        ]
+        every = np.array(tested).reshape(-1, len(columns)) * signs
+        gains = np.where(np.isfinite(every), every, np.inf).min(axis=0, initial=np.inf)
         worst = np.where(np.isfinite(gains), gains * signs, np.nan)
         for i, row in enumerate(self.rows):
             for u, unit in enumerate(self.units):
@@ -217,14 +224,15 @@ class _Scores:
         others = [i for i in np.flatnonzero(self.official) if i != anchor and self.known[i].any()]
         if self.costs is None or not self.official[anchor]:
             return []
-        most = None if self.group.suite is None else self.group.suite.planned
-        found = []
+        suite, found = self.group.suite, []
         for i in others:
             common = self.known[i] & self.known[anchor]
             told = decide(
                 (self.costs[i] - self.costs[anchor])[common], margin=self.margin,
-                most=most if most is None else max(most, int(common.sum())),
-                comparisons=len(others), resplit=self.resplit,
+                most=None if suite is None else max(suite.planned, int(common.sum())),
+                # As many as were asked, whoever is there yet.
+                comparisons=len(others) if suite is None else max(suite.rows - 1, 1),
+                resplit=self.resplit,
             )  # fmt: skip
             values = [value.item() for value in told]
             if not self.decidable:
@@ -428,7 +436,7 @@ class _Scores:
             f"{_listed(groups['worse'])}; equivalent within {self.margin:g} %: "
             f"{_listed(groups['equivalent'])}; not told apart: "
             f"{_listed(groups['not told apart'])}. ({most} {self.unit}s{looks}; paired t-tests, "
-            f"{100 * ALPHA:g} % for all {len(pairs)} comparisons.)"
+            f"{100 * ALPHA:g} % for all comparisons.)"
         )
 
     def pairs_of(self, against: str, told: str) -> list[str]:
