@@ -4,9 +4,9 @@ import csv
 import io
 import json
 import math
-import os
 import random
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -360,8 +360,9 @@ def test_trials_after_a_test_was_opened_are_told(tmp_path: Path) -> None:
         cell(tmp_path, method, 0)
     assert not any("opened" in note for note in leaderboard.notes(board(tmp_path)))
     late = cell(tmp_path, "uw", 9, stage="trial", method_params={"w": 1})
-    opened = max(file.stat().st_mtime for file in tmp_path.rglob("test.opened"))
-    os.utime(late.path / "result.json", (opened + 5, opened + 5))
+    record = json.loads((late.path / "result.json").read_text())
+    record["times"] = {"started": 0.0, "ended": time.time() + 5}  # of the record, not of the file
+    late.write_text("result.json", json.dumps(record))
     [note] = [note for note in leaderboard.notes(board(tmp_path)) if "opened" in note]
     assert note.endswith(": uw")
 

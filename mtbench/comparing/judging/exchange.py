@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from mtbench.comparing import claim
 from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key, shadows
 from mtbench.errors import RunError, UsageError, did_you_mean
-from mtbench.training.rundir import RunDirectory, Spec, find_runs
+from mtbench.training.rundir import RunDirectory, Spec, find_runs, parse
 from mtbench.training.task import Recipe
 from mtbench.version import __version__
 
@@ -93,6 +93,8 @@ class _Result(_Record):
     score: float | None = None
     cost: _Cost
     environment: dict[str, str | int]
+    plugins: dict[str, str] = {}
+    times: dict[str, float] = {}
 
 
 class _Epoch(_Record):
@@ -164,8 +166,9 @@ class Cell(Finished):
 
     @property
     def substance(self) -> str:
-        """What two runs of one cell must agree on: all but cost and environment."""
-        result = self.result.model_dump(mode="json", exclude={"cost", "environment"})
+        """What two runs of one cell must agree on: all but how and when they were made."""
+        made = {"cost", "environment", "plugins", "times"}
+        result = self.result.model_dump(mode="json", exclude=made)
         return _json([result, json.loads(self.files.get("test.json", b"null"))])
 
 
@@ -454,21 +457,12 @@ def _cells(members: dict[str, bytes]) -> list[Cell]:
 def _parse(model: type[_Model], raw: bytes, where: str) -> _Model:
     """Return JSON as a model, refusing what any later reader of the file would stumble on."""
     try:
-        json.loads(raw.decode(), object_pairs_hook=_once)
+        parse(raw.decode())
         return model.model_validate_json(raw)
     except ValidationError as error:
         raise RunError(f"{where}: not of version 1: {_first(error)}") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
         raise RunError(f"{where}: does not parse ({error})") from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object whose keys are there once: readers differ in which one they take."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise ValueError(f"key {_show(twice)} is there twice")
-    return found
 
 
 def _first(error: ValidationError) -> str:

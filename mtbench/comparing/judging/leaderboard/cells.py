@@ -85,6 +85,11 @@ class Cell:
         """The validation metrics of the selected epoch, none of a diverged cell."""
         return {} if self.diverged else self.done.get("val", {})
 
+    @property
+    def ended(self) -> float:
+        """When it ended, in seconds since 1970, as far as the record says so."""
+        return float(self.done.get("times", {}).get("ended", -math.inf))
+
 
 def _check(result: dict[str, Any], spec: Spec) -> None:
     if result["status"] not in ("finished", "diverged"):
@@ -184,11 +189,3 @@ def _settings(spec: Spec) -> dict[str, Any]:
         "init": spec.init and spec.init[:8],
         **{f"{name}.py": digest[:8] for name, digest in spec.plugins.items()},
     }
-
-
-def modified(file: Path) -> float:
-    """Return when a file was last written, infinite if it is not there."""
-    try:
-        return file.stat().st_mtime
-    except OSError:
-        return math.inf

@@ -17,7 +17,6 @@ from mtbench.comparing.judging.leaderboard.cells import (
     Cell,
     group_key,
     labels,
-    modified,
     titles,
 )
 
@@ -79,14 +78,11 @@ class Group:
         if self.suite is not None:
             return []
         finals = [cell for row in self.rows.values() for cell in row.finals]
-        opened = min((modified(cell.run.path / "test.opened") for cell in finals), default=math.inf)
+        opened = [when for cell in finals if (when := cell.run.opened()) is not None]
         return sorted(
             label
             for label, row in self.rows.items()
-            if any(
-                opened < modified(trial.run.path / "result.json") < math.inf
-                for trial in row.trials.values()
-            )
+            if any(trial.ended > min(opened, default=math.inf) for trial in row.trials.values())
         )
 
 
