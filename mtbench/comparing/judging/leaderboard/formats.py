@@ -70,7 +70,8 @@ def compact(board: Board, shown: pd.DataFrame) -> pd.DataFrame:
 
     They are worst against the single-task row, or else the first row, in percent.
     """
-    reference = board.rows.set_index("method").loc[board.reference or board.rows["method"].iloc[0]]
+    named = board.rows.set_index("method").to_dict("index")
+    reference = named[board.reference or next(iter(named))]
     worst = []
     for row in board.rows.to_dict("records"):
         losses = {
