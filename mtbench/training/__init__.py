@@ -2,7 +2,7 @@
 
 - What is run: `task` (the contract, with the recipe), `data` (ready-made parts), `cell` (from a
   command line to a spec), `config`.
-- How it is trained: `trainer` puts a cell together, `loop` makes the steps (``Loop._update`` is what
+- How it is trained: `trainer` puts a cell together, `loop` makes steps (``Loop._update`` is what
   happens in one), on `batches`, with `learner` (model and method), `optimization`, `nonfinite`.
 - How good it is: `evaluation`, `selection`, `diagnostics`.
 - What stays: `rundir` (files), `record` (checkpoint, log, selected weights), `numbers` (on their
