@@ -832,7 +832,7 @@ def test_other_bad_words_to_the_thyroid_task(mtbench: Mtbench, tmp_path: Path) -
     refused(mtbench(*line, "--source", "ddti"), "--data")
     refused(mtbench(*line, "--source", "ddtj"), "thyroid.source", "'phantom' or 'ddti'", "'ddtj'")
     refused(mtbench(*line, "--cases", 3), "cases", "at least 20", "3")
-    refused(mtbench(*line, "--image-size", 50), "image_size", "multiple of 16", "50")
+    refused(mtbench(*line, "--image-size", 50), "image_size", "multiple of 32", "50")
     refused(mtbench(*line, "--width", 0), "width", "at least 1")
     refused(mtbench(*line, "--augmentation", 2), "augmentation", "between 0 and 1")
     refused(mtbench(*line, "--guide", -1), "guide")
