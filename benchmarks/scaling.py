@@ -17,8 +17,8 @@ from torch import distributed, nn
 from torch.nn.functional import mse_loss
 
 from mtbench import Engine, MultitaskModel, Step
-from mtbench.distributed import Group, Ranks, started
-from mtbench.method import Method
+from mtbench.balancing.distributed import Group, Ranks, started
+from mtbench.plugins.method import Method
 
 ENCODERS = {"ResNet-18": 11e6, "ResNet-50": 25e6, "ViT-B": 86e6}
 COUNTS = (2, 8, 40)

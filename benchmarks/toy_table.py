@@ -11,8 +11,8 @@ import time
 
 import torch
 
-from mtbench.cell import Request
-from mtbench.step import Step
+from mtbench.balancing.step import Step
+from mtbench.training.cell import Request
 from mtbench_tasks.toy import STARTS, Toy
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -11,7 +11,7 @@ from torchmetrics import MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy
 
 from mtbench import Metric, MultitaskModel, Recipe, Splits, Task
-from mtbench.data import DatasetSplit, TorchmetricsMeter, fingerprint, labelled_loss
+from mtbench.training.data import DatasetSplit, TorchmetricsMeter, fingerprint, labelled_loss
 
 
 def flowers():

@@ -12,7 +12,7 @@ from torchmetrics import MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy
 
 from mtbench import Metric, MultitaskModel, Recipe, Splits, Task, seeding
-from mtbench.data import DatasetSplit, TorchmetricsMeter, labelled_loss
+from mtbench.training.data import DatasetSplit, TorchmetricsMeter, labelled_loss
 
 # What was there before: a sample is (image, digit, amount of ink); the network gives two outputs.
 

@@ -6,8 +6,10 @@ The names below are loaded on first use, so that ``import mtbench`` does not imp
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mtbench.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from mtbench.balancer import (
+    from mtbench.balancing.balancer import (
         Aggregator,
         Balancer,
         Scalarizer,
@@ -15,35 +17,34 @@ if TYPE_CHECKING:
         WeightingWrapper,
         Wrapper,
     )
-    from mtbench.engine import Engine
+    from mtbench.balancing.engine import Engine
+    from mtbench.balancing.model import MultitaskModel
+    from mtbench.balancing.step import Step
     from mtbench.errors import MtbenchError, UsageError
-    from mtbench.method import Method, combine
-    from mtbench.model import MultitaskModel
-    from mtbench.step import Step
-    from mtbench.task import Metric, Recipe, Split, Splits, Task
-
-__version__ = "0.1.0"
+    from mtbench.plugins.method import Method, combine
+    from mtbench.training.task import Metric, Recipe, Split, Splits, Task
 
 _HOMES = {
-    "Aggregator": "balancer",
-    "Balancer": "balancer",
-    "Engine": "engine",
-    "Method": "method",
-    "Metric": "task",
+    "Aggregator": "balancing.balancer",
+    "Balancer": "balancing.balancer",
+    "Engine": "balancing.engine",
+    "Method": "plugins.method",
+    "Metric": "training.task",
     "MtbenchError": "errors",
-    "MultitaskModel": "model",
-    "Recipe": "task",
-    "Scalarizer": "balancer",
-    "Split": "task",
-    "Splits": "task",
-    "Step": "step",
-    "Task": "task",
+    "MultitaskModel": "balancing.model",
+    "Recipe": "training.task",
+    "Scalarizer": "balancing.balancer",
+    "Split": "training.task",
+    "Splits": "training.task",
+    "Step": "balancing.step",
+    "Task": "training.task",
     "UsageError": "errors",
-    "Weighting": "balancer",
-    "WeightingWrapper": "balancer",
-    "Wrapper": "balancer",
-    "combine": "method",
+    "Weighting": "balancing.balancer",
+    "WeightingWrapper": "balancing.balancer",
+    "Wrapper": "balancing.balancer",
+    "combine": "plugins.method",
 }
+_MODULES = {"data": "training.data", "solvers": "balancing.solvers"}
 __all__ = [  # noqa: RUF022 - the reading order
     "Step",
     "Engine",
@@ -63,10 +64,16 @@ __all__ = [  # noqa: RUF022 - the reading order
     "Recipe",
     "MtbenchError",
     "UsageError",
+    "data",
+    "seeding",
+    "solvers",
+    "testing",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"mtbench.{_MODULES[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module 'mtbench' has no attribute {name!r}")
     return getattr(import_module(f"mtbench.{_HOMES[name]}"), name)

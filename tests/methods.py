@@ -1,6 +1,6 @@
 """Every method in the tree, by a name that runs."""
 
-from mtbench.registry import entries
+from mtbench.plugins.registry import entries
 
 BASES = {
     "cr_mogm": "cr_mogm+pcgrad",

@@ -19,13 +19,13 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from mtbench.cell import Request
-from mtbench.engine import Engine
-from mtbench.rundir import RunDirectory, Spec
-from mtbench.trainer import Trainer
+from mtbench.balancing.engine import Engine
+from mtbench.training.cell import Request
+from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.trainer import Trainer
+from tests.conftest import TINY
 from tests.methods import METHODS
 
-TINY = Path(__file__).parent / "plugins" / "tiny.py"
 TASKS = {
     "tiny": {"epochs": "3", "missing": "true"},
     "digits": {"epochs": "2", "batch_size": "256"},

@@ -20,19 +20,19 @@ import pytest
 import torch
 
 from mtbench import cli
-from mtbench.grid import Order
-from mtbench.progress import Display
-from mtbench.rundir import RunDirectory, WriteError
-from mtbench.suite import Suite
-from mtbench.sweep import prepare
-from mtbench.trainer import CHECKPOINT_VERSION
-from mtbench.worker import Assignment
+from mtbench.cli.display import Display
+from mtbench.comparing.planning.grid import Order
+from mtbench.comparing.planning.suite import Suite
+from mtbench.comparing.running.sweep import prepare
+from mtbench.comparing.running.worker import Assignment
+from mtbench.training.rundir import RunDirectory, WriteError
+from mtbench.training.trainer import CHECKPOINT_VERSION
+from tests.conftest import TINY
 from tests.refusals import refused
 from tests.soak import differences
 
 Mtbench = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[1]
-TINY = Path(__file__).parent / "plugins" / "tiny.py"
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda whole: whole[: len(whole) // 2],
     "garbage": lambda _: b"\xff\xfe\x00garbage",

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Aggregator
+from mtbench.balancing.balancer import Aggregator
 
 
 class Tracking(Aggregator):

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench import solvers
-from mtbench.balancer import Weighting
+from mtbench.balancing import solvers
+from mtbench.balancing.balancer import Weighting
 from mtbench.errors import UsageError
 
 if TYPE_CHECKING:

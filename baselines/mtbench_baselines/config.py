@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Weighting
+from mtbench.balancing.balancer import Weighting
 
 _RANK = 1e-12
 """Eigenvalues of the cosines below it are rounding of float32 gradients."""

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Weighting
-from mtbench.engine import grad
+from mtbench.balancing.balancer import Weighting
+from mtbench.balancing.engine import grad
+from mtbench.balancing.solvers import fair_shares
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.solvers import fair_shares
-from mtbench.step import Step
 
 if TYPE_CHECKING:
     from optuna import Trial

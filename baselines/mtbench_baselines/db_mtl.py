@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.engine import largest, lengths
+from mtbench.balancing.engine import largest, lengths
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 from mtbench_baselines._tracked import Tracking
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mtbench.balancer import Weighting
+from mtbench.balancing.balancer import Weighting
 
 
 class DiBSMTL(Weighting):

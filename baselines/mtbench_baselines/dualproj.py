@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Weighting
-from mtbench.solvers import cone_projections
+from mtbench.balancing.balancer import Weighting
+from mtbench.balancing.solvers import cone_projections
 
 
 class DualProj(Weighting):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 from torch import Tensor
 
-from mtbench.balancer import Weighting
+from mtbench.balancing.balancer import Weighting
 from mtbench.errors import UsageError
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Balancer
+from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 
 if TYPE_CHECKING:
     from optuna import Trial

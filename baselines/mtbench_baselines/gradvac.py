@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtbench.balancer import Weighting
+from mtbench.balancing.balancer import Weighting
 from mtbench.errors import UsageError
 
 if TYPE_CHECKING:

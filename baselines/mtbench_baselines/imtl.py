@@ -5,10 +5,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mtbench.balancer import Weighting
+from mtbench.balancing.balancer import Weighting
+from mtbench.balancing.solvers import equal_projections
+from mtbench.balancing.step import Space, Step
 from mtbench.errors import UsageError
-from mtbench.solvers import equal_projections
-from mtbench.step import Space, Step
 
 
 class IMTL(Weighting):

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from mtbench.balancer import Weighting
-from mtbench.solvers import equal_projections
+from mtbench.balancing.balancer import Weighting
+from mtbench.balancing.solvers import equal_projections
 
 
 class IMTLG(Weighting):

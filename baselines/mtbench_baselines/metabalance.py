@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Balancer
-from mtbench.engine import lengths
+from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.engine import lengths
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Weighting
+from mtbench.balancing.balancer import Weighting
+from mtbench.balancing.solvers import min_norm
+from mtbench.balancing.step import Space
 from mtbench.errors import UsageError
-from mtbench.solvers import min_norm
-from mtbench.step import Space
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.engine import gramian, largest
+from mtbench.balancing.engine import gramian, largest
 from mtbench.errors import UsageError
 from mtbench_baselines._tracked import Tracking, project
 

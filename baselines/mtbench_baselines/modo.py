@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.engine import largest, products
+from mtbench.balancing.engine import largest, products
 from mtbench.errors import UsageError
 from mtbench_baselines._tracked import Tracking, project
 

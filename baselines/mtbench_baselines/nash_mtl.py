@@ -5,10 +5,10 @@ from math import inf
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Weighting
+from mtbench.balancing.balancer import Weighting
+from mtbench.balancing.solvers import fair_shares, shorten
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.solvers import fair_shares, shorten
-from mtbench.step import Step
 
 
 class NashMTL(Weighting):

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Aggregator, Weighting, Wrapper
-from mtbench.step import Step
+from mtbench.balancing.balancer import Aggregator, Weighting, Wrapper
+from mtbench.balancing.step import Step
 
 
 class NormMatched(Wrapper):

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Weighting
+from mtbench.balancing.balancer import Weighting
+from mtbench.balancing.step import Space, Step
 from mtbench.errors import UsageError
-from mtbench.step import Space, Step
 
 if TYPE_CHECKING:
     from optuna import Trial

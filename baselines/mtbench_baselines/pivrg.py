@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Weighting
+from mtbench.balancing.balancer import Weighting
+from mtbench.balancing.solvers import fair_shares, shorten
 from mtbench.errors import UsageError
-from mtbench.solvers import fair_shares, shorten
 
 if TYPE_CHECKING:
     from optuna import Trial

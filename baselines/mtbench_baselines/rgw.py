@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Weighting
-from mtbench.step import Step
+from mtbench.balancing.balancer import Weighting
+from mtbench.balancing.step import Step
 
 
 class RandomGradientWeighting(Weighting):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Scalarizer
-from mtbench.distributed import ALONE, Ranks
+from mtbench.balancing.balancer import Scalarizer
+from mtbench.balancing.distributed import ALONE, Ranks
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 
 if TYPE_CHECKING:
     from optuna import Trial

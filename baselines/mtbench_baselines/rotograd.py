@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Balancer
-from mtbench.distributed import Ranks
+from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.distributed import Ranks
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 
 if TYPE_CHECKING:
     from optuna import Trial
 
-    from mtbench.model import MultitaskModel
+    from mtbench.balancing.model import MultitaskModel
 
 _BETAS = (0.9, 0.999)
 _EPS = 1e-8

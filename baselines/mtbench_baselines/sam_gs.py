@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.engine import lengths
+from mtbench.balancing.engine import lengths
 from mtbench.errors import UsageError
 from mtbench_baselines._tracked import Tracking
 

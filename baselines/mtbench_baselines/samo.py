@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Balancer, Wrapper
-from mtbench.engine import grad
+from mtbench.balancing.balancer import Balancer, Wrapper
+from mtbench.balancing.engine import grad
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Weighting
+from mtbench.balancing.balancer import Weighting
+from mtbench.balancing.solvers import min_norm
 from mtbench.errors import UsageError
-from mtbench.solvers import min_norm
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from mtbench.balancer import Scalarizer
-from mtbench.step import Step
+from mtbench.balancing.balancer import Scalarizer
+from mtbench.balancing.step import Step
 
 _LEAST = 1e-20
 

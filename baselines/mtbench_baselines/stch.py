@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Scalarizer
+from mtbench.balancing.balancer import Scalarizer
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtbench.balancer import Scalarizer
-from mtbench.model import MultitaskModel
-from mtbench.step import Step
+from mtbench.balancing.balancer import Scalarizer
+from mtbench.balancing.model import MultitaskModel
+from mtbench.balancing.step import Step
 
 
 class _Encoders(nn.Module):

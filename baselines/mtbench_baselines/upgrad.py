@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtbench.balancer import Weighting
-from mtbench.solvers import cone_projections
+from mtbench.balancing.balancer import Weighting
+from mtbench.balancing.solvers import cone_projections
 
 
 class UPGrad(Weighting):

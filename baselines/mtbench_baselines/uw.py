@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from mtbench.balancer import Scalarizer
-from mtbench.step import Step
+from mtbench.balancing.balancer import Scalarizer
+from mtbench.balancing.step import Step
 
 
 class UncertaintyWeighting(Scalarizer):

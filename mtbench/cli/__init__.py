@@ -64,7 +64,7 @@ app.add_typer(new.app, name="new")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from mtbench import __version__
+        from mtbench.version import __version__
 
         typer.echo(f"mtbench {__version__}")
         raise typer.Exit

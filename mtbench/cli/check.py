@@ -9,7 +9,7 @@ import typer
 from mtbench.cli.options import Plugins
 
 if TYPE_CHECKING:
-    from mtbench.conformance import Verdict
+    from mtbench.testing.conformance import Verdict
 
 
 def check(
@@ -31,9 +31,9 @@ def check(
     from rich.table import Table
     from rich.text import Text
 
-    from mtbench.catalogue import kind_of
     from mtbench.errors import UsageError
-    from mtbench.overrides import parse
+    from mtbench.plugins.catalogue import kind_of
+    from mtbench.plugins.overrides import parse
 
     options = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
     names, given, plugins = words[:options], parse([], words[options:]), plugin or []
@@ -75,8 +75,8 @@ def check(
 
 
 def _method(name: str, plugins: Sequence[Path]) -> "Sequence[Verdict]":
-    from mtbench.conformance import of_method
-    from mtbench.method import Method
+    from mtbench.plugins.method import Method
+    from mtbench.testing.conformance import of_method
 
     return of_method(Method.find(name, plugins))
 
@@ -84,12 +84,12 @@ def _method(name: str, plugins: Sequence[Path]) -> "Sequence[Verdict]":
 def _task(name: str, given: dict[str, str], plugins: Sequence[Path]) -> "Sequence[Verdict]":
     from functools import partial
 
-    from mtbench import params
-    from mtbench.conformance import of_task
     from mtbench.errors import MtbenchError, PluginError
-    from mtbench.registry import find
-    from mtbench.task import Task
+    from mtbench.plugins import params
+    from mtbench.plugins.registry import find
+    from mtbench.testing.conformance import of_task
     from mtbench.testing.tasks import prepared
+    from mtbench.training.task import Task
 
     entry = find("task", name, plugins)
     task = entry.load(Task)

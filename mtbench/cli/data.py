@@ -23,8 +23,8 @@ def inspect(
     from rich.table import Table
     from rich.text import Text
 
-    from mtbench.registry import find
-    from mtbench.task import Task
+    from mtbench.plugins.registry import find
+    from mtbench.training.task import Task
 
     rows = find("task", task, plugin or []).load(Task).inspect(source, data)
     table = Table("count", "what", "why", title=f"{source}: what is used, repaired and dropped")
@@ -39,8 +39,8 @@ def verify(
     source: Source, data: Data = None, task: TaskName = "thyroid", plugin: Plugins = None
 ) -> None:
     """Read every file of a source: a line for each problem and exit code 2, or that all is well."""
-    from mtbench.registry import find
-    from mtbench.task import Task
+    from mtbench.plugins.registry import find
+    from mtbench.training.task import Task
 
     count, problems = find("task", task, plugin or []).load(Task).verify(source, data)
     for problem in problems:
@@ -59,8 +59,8 @@ def template(
 ) -> None:
     """Write a file that describes your own data, with examples, to be filled in."""
     from mtbench.errors import RunError
-    from mtbench.registry import find
-    from mtbench.task import Task
+    from mtbench.plugins.registry import find
+    from mtbench.training.task import Task
 
     text = find("task", task, plugin or []).load(Task).template()
     try:
@@ -83,8 +83,8 @@ def preview(
 ) -> None:
     """Draw a few cases of a source with their labels."""
     from mtbench.errors import RunError
-    from mtbench.registry import find
-    from mtbench.task import Task
+    from mtbench.plugins.registry import find
+    from mtbench.training.task import Task
 
     if to.suffix.lower() != ".png" or not to.resolve().parent.is_dir():
         raise RunError(f"--to {to}: must be a .png file in a folder that exists")

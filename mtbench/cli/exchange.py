@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mtbench.exchange import Outcome
+    from mtbench.comparing.judging.exchange import Outcome
 
 Runs = Annotated[list[Path], typer.Argument(help="Folders that hold run directories.")]
 
@@ -23,7 +23,7 @@ def export(
 
     It holds the records of final cells and of the trials comparable with them; no weights.
     """
-    from mtbench import exchange
+    from mtbench.comparing.judging import exchange
 
     _tell("exported", exchange.export(runs, method, task, to))
     typer.echo(f"written: {to}")
@@ -37,7 +37,7 @@ def import_(
 
     All or nothing: a file that is broken, or disagrees with what is there, changes nothing.
     """
-    from mtbench import exchange
+    from mtbench.comparing.judging import exchange
 
     _tell("imported", exchange.import_(files, out))
 
@@ -53,7 +53,7 @@ def merge(
 
     Nothing is copied if two folders hold other results of the same cell.
     """
-    from mtbench import exchange
+    from mtbench.comparing.judging import exchange
 
     _tell("copied", exchange.merge(out, runs, weights))
 

@@ -24,7 +24,7 @@ def list_(
 ) -> None:
     """List the methods or the tasks that are there."""
     from mtbench.errors import UsageError
-    from mtbench.registry import entries
+    from mtbench.plugins.registry import entries
 
     found = entries("method" if kind is Kinds.methods else "task", plugin or [])
     if not markdown:
@@ -33,7 +33,7 @@ def list_(
         return
     if kind is not Kinds.methods:
         raise UsageError("--markdown is for methods; `mtbench info NAME` tells of a task")
-    from mtbench import catalogue
+    from mtbench.plugins import catalogue
 
     typer.echo(catalogue.markdown(found), nl=False)
 
@@ -46,12 +46,12 @@ def info(name: str, plugin: Plugins = None) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from mtbench import params
-    from mtbench.balancer import Balancer
-    from mtbench.catalogue import family, kind_of
-    from mtbench.registry import entries
-    from mtbench.search import search_space
-    from mtbench.task import Task
+    from mtbench.balancing.balancer import Balancer
+    from mtbench.plugins import params
+    from mtbench.plugins.catalogue import family, kind_of
+    from mtbench.plugins.registry import entries
+    from mtbench.plugins.search import search_space
+    from mtbench.training.task import Task
 
     kind = kind_of(name, plugin or [])
     entry = entries(kind, plugin or [])[name]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mtbench.registry import Kind
+    from mtbench.plugins.registry import Kind
 
 app = typer.Typer(help="Write a working start for a plugin.", no_args_is_help=True)
 
@@ -37,7 +37,7 @@ from pathlib import Path
 import pytest
 
 from mtbench import Balancer
-from mtbench.registry import find
+from mtbench.plugins.registry import find
 from mtbench.testing import BalancerContract
 
 
@@ -57,7 +57,7 @@ from torchmetrics import MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy
 
 from mtbench import Metric, MultitaskModel, Recipe, Splits, Task, seeding
-from mtbench.data import TensorSplit, TorchmetricsMeter, fingerprint, labelled_loss
+from mtbench.training.data import TensorSplit, TorchmetricsMeter, fingerprint, labelled_loss
 
 
 class CLASS(Task):
@@ -104,7 +104,7 @@ from pathlib import Path
 import pytest
 
 from mtbench import Task
-from mtbench.registry import find
+from mtbench.plugins.registry import find
 from mtbench.testing import TaskContract
 
 
@@ -135,7 +135,7 @@ def task(name: Name, folder: Folder = Path()) -> None:
 
 def _write(kind: "Kind", name: str, folder: Path, plugin: str, test: str) -> None:
     from mtbench.errors import PluginError, UsageError
-    from mtbench.registry import entries
+    from mtbench.plugins.registry import entries
 
     if not name.isidentifier() or name.startswith("_"):
         raise UsageError(

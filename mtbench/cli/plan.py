@@ -1,17 +1,6 @@
 """``mtbench plan``."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from mtbench.cli.options import Plugins
-
-SuiteName = Annotated[str, typer.Argument(help="A shipped suite, such as quick, or a .toml file.")]
-Data = Annotated[Path | None, typer.Option(help="Where the data lies, if the suite needs any.")]
-Jobs = Annotated[
-    int | None, typer.Option("--jobs", "-j", help="Worker processes; by default one a core.")
-]
+from mtbench.cli.options import Data, Jobs, Plugins, SuiteName, number_of_jobs
 
 
 def plan(suite: SuiteName, data: Data = None, jobs: Jobs = None, plugin: Plugins = None) -> None:
@@ -22,13 +11,12 @@ def plan(suite: SuiteName, data: Data = None, jobs: Jobs = None, plugin: Plugins
     from rich.table import Table
     from rich.text import Text
 
-    from mtbench import statistics
+    from mtbench.cli.display import Display
     from mtbench.cli.status import duration
-    from mtbench.cli.sweep import number_of_jobs
-    from mtbench.grid import Grid, Order, needs_data
-    from mtbench.plan import probe
-    from mtbench.progress import Display
-    from mtbench.suite import load
+    from mtbench.comparing.judging import statistics
+    from mtbench.comparing.planning.cost import probe
+    from mtbench.comparing.planning.grid import Grid, Order, needs_data
+    from mtbench.comparing.planning.suite import load
 
     workers = number_of_jobs(jobs)
     order = Order(load(suite), data, tuple(plugin or ()))

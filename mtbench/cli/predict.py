@@ -25,9 +25,10 @@ def predict(
     """
     import json
 
-    from mtbench import package, params
     from mtbench.errors import DataError, RunError, UsageError, did_you_mean
-    from mtbench.overrides import parse
+    from mtbench.plugins import params
+    from mtbench.plugins.overrides import parse
+    from mtbench.training import package
 
     named, extra = _sort(files)
     if not named:

@@ -56,7 +56,7 @@ def reproduce(
     The single-task reference is trained too. Without a method, the published tables are printed as
     Markdown. Finished cells are skipped and interrupted ones resumed.
     """
-    from mtbench import published as papers
+    from mtbench.comparing.judging import published as papers
     from mtbench.errors import UsageError, did_you_mean
 
     if task is None or not method:
@@ -78,11 +78,11 @@ def reproduce(
     from rich.table import Table
     from rich.text import Text
 
-    from mtbench import leaderboard
-    from mtbench.cache import cache_dir
+    from mtbench.balancing.engine import Engine
     from mtbench.cli.running import run_cells
-    from mtbench.engine import Engine
-    from mtbench.overrides import parse
+    from mtbench.comparing.judging import leaderboard
+    from mtbench.plugins.overrides import parse
+    from mtbench.training.cache import cache_dir
 
     given = parse(settings or [], context.args)
     for key, value in (("data", data), ("epochs", epochs)):

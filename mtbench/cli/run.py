@@ -96,14 +96,14 @@ def run(
     import sys
     from functools import partial
 
-    from mtbench import distributed
-    from mtbench.cache import cache_dir
-    from mtbench.cell import Request
+    from mtbench.balancing import distributed
+    from mtbench.balancing.engine import Engine
     from mtbench.cli.running import run_cells
-    from mtbench.config import Config
-    from mtbench.engine import Engine
     from mtbench.errors import UsageError
-    from mtbench.overrides import parse
+    from mtbench.plugins.overrides import parse
+    from mtbench.training.cache import cache_dir
+    from mtbench.training.cell import Request
+    from mtbench.training.config import Config
 
     given = parse(settings or [], context.args)
     for key, value in (("data", data), ("epochs", epochs)):

@@ -7,15 +7,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mtbench import distributed, figures, leaderboard
-from mtbench.cell import Request, initial_weights
+from mtbench.balancing import distributed
+from mtbench.balancing.engine import Engine
+from mtbench.cli.display import Display
 from mtbench.cli.tables import print_board
-from mtbench.engine import Engine
+from mtbench.comparing.judging import leaderboard
 from mtbench.errors import RunError
-from mtbench.progress import Display
-from mtbench.rundir import RunDirectory
-from mtbench.task import History
-from mtbench.trainer import Reader, Trainer, conclude, primary_metrics, resolve_device
+from mtbench.training import figures
+from mtbench.training.cell import Request, initial_weights
+from mtbench.training.rundir import RunDirectory
+from mtbench.training.task import History
+from mtbench.training.trainer import Reader, Trainer, conclude, primary_metrics, resolve_device
 
 
 def run_cells(

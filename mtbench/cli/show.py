@@ -36,10 +36,10 @@ def leaderboard(
     """Compare finished runs: effect, uncertainty, rank, cost. Opens the sealed test metrics."""
     from rich.console import Console
 
-    from mtbench import leaderboard as boards
     from mtbench.cli.tables import print_board
+    from mtbench.comparing.judging import leaderboard as boards
     from mtbench.errors import RunError, UsageError
-    from mtbench.rundir import find_runs
+    from mtbench.training.rundir import find_runs
 
     if form is Format.table and to is not None:
         raise UsageError("--to needs --format markdown, csv, json or latex")
@@ -47,7 +47,7 @@ def leaderboard(
         raise UsageError("--cost is for --format csv; the other formats have the cost anyway")
     found = boards.boards(list(find_runs(runs)), baseline, plain)
     if html is not None:
-        from mtbench import report
+        from mtbench.comparing.judging import report
 
         typer.echo(f"page: {report.write(found, html)}", err=True)
     if form is Format.table:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from mtbench.grid import Cell, Grid, State, Status
+    from mtbench.comparing.planning.grid import Cell, Grid, State, Status
 
 
 def status(
@@ -30,9 +30,9 @@ def status(
     """Show how far a sweep is."""
     from rich.console import Console
 
+    from mtbench.comparing.planning.grid import Grid, Order, Survey
+    from mtbench.comparing.planning.suite import load
     from mtbench.errors import RunError
-    from mtbench.grid import Grid, Order, Survey
-    from mtbench.suite import load
 
     console = Console()
     if not out.is_dir():
@@ -190,8 +190,8 @@ def _content(out: Path) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    from mtbench.grid import state_of
-    from mtbench.rundir import find_runs
+    from mtbench.comparing.planning.grid import state_of
+    from mtbench.training.rundir import find_runs
 
     counts: dict[tuple[str, str, str], Counter[Status]] = {}
     for run in find_runs([out]):

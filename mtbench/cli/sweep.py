@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtbench.cli.options import Plugins
-from mtbench.cli.plan import Data, Jobs, SuiteName
+from mtbench.cli.options import Data, Jobs, Plugins, SuiteName, number_of_jobs
 
 if TYPE_CHECKING:
-    from mtbench.executors import Executor
+    from mtbench.comparing.running.executors import Executor
 
 
 class Where(StrEnum):
@@ -21,22 +20,6 @@ class Where(StrEnum):
     local = "local"
     slurm = "slurm"
     dask = "dask"
-
-
-def number_of_jobs(given: int | None) -> int:
-    """Return the number of worker processes.
-
-    Raises:
-        UsageError: it is below 1.
-    """
-    import os
-
-    from mtbench.errors import UsageError
-
-    if given is not None and given < 1:
-        raise UsageError(f"--jobs must be at least 1, found {given}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return given or cores or 1
 
 
 def sweep(
@@ -68,12 +51,12 @@ def sweep(
     """
     from rich.console import Console
 
+    from mtbench.cli.display import Display
     from mtbench.cli.status import Watch
-    from mtbench.grid import Grid, Order, needs_data
-    from mtbench.progress import Display
-    from mtbench.suite import load
-    from mtbench.sweep import check_data, prepare
-    from mtbench.sweep import sweep as run
+    from mtbench.comparing.planning.grid import Grid, Order, needs_data
+    from mtbench.comparing.planning.suite import load
+    from mtbench.comparing.running.sweep import check_data, prepare
+    from mtbench.comparing.running.sweep import sweep as run
 
     workers = number_of_jobs(jobs)
     _check(executor, jobs, slurm, scheduler, batch)
@@ -138,7 +121,7 @@ def _check(
 def _executor(
     where: Where, out: Path, jobs: int, slurm: Sequence[str], scheduler: str, batch: int
 ) -> "Executor":
-    from mtbench.executors import Dask, Local, Slurm
+    from mtbench.comparing.running.executors import Dask, Local, Slurm
 
     if where is Where.slurm:
         pairs = (text.partition("=") for text in slurm)

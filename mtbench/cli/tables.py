@@ -6,7 +6,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from mtbench import leaderboard
+from mtbench.comparing.judging import leaderboard
 
 _OPTIONAL = ("peak MiB", "P(first)", "trials", "cost ×", "p (Holm)", "P(beats", "s/step")
 

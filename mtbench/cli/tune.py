@@ -85,12 +85,12 @@ def tune(
     """
     from rich.console import Console
 
-    from mtbench import tuning
-    from mtbench.cell import Request
     from mtbench.cli.tuning import TrialDisplay, refuse_searched, report, search_of
+    from mtbench.comparing.tuning import tuning
     from mtbench.errors import UsageError
-    from mtbench.overrides import parse
-    from mtbench.trainer import primary_metrics, resolve_device
+    from mtbench.plugins.overrides import parse
+    from mtbench.training.cell import Request
+    from mtbench.training.trainer import primary_metrics, resolve_device
 
     given = parse(settings or [], context.args)
     for key, value in (("data", data), ("epochs", epochs)):

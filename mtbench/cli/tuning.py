@@ -7,13 +7,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mtbench import params, tuning_figures
+from mtbench.cli.display import Display
+from mtbench.comparing.tuning import figures as tuning_figures
+from mtbench.comparing.tuning.tuning import Draw, Outcome, Search, Tuning
 from mtbench.errors import UsageError
-from mtbench.method import Method
-from mtbench.progress import Display
-from mtbench.rundir import Spec
-from mtbench.task import Recipe
-from mtbench.tuning import Draw, Outcome, Search, Tuning
+from mtbench.plugins import params
+from mtbench.plugins.method import Method
+from mtbench.training.rundir import Spec
+from mtbench.training.task import Recipe
 
 
 class TrialDisplay(Display):

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from mtbench.balancer import Balancer
-from mtbench.cache import cache_dir
-from mtbench.engine import Engine
+from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.engine import Engine
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench.integrations import loss_scale
-from mtbench.step import Step
+from mtbench.training.cache import cache_dir
 
 if TYPE_CHECKING:
     from lightning import LightningModule

@@ -21,10 +21,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtbench.balancer import Balancer
-from mtbench.engine import Engine
-from mtbench.model import MultitaskModel
-from mtbench.step import Step
+from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.engine import Engine
+from mtbench.balancing.model import MultitaskModel
+from mtbench.balancing.step import Step
 
 Change = Callable[[int, Tensor], Tensor]
 

@@ -14,11 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtbench import params, seeding
-from mtbench.engine import grad
-from mtbench.model import MultitaskModel
-from mtbench.task import Batch, Metric, Split, Splits, Task
-from mtbench.trainer import to_device
+from mtbench import seeding
+from mtbench.balancing.engine import grad
+from mtbench.balancing.model import MultitaskModel
+from mtbench.plugins import params
+from mtbench.training.task import Batch, Metric, Split, Splits, Task
+from mtbench.training.trainer import to_device
 
 Unlabelled = Callable[[Batch, str], Batch | None]
 """Maps a batch and an objective's name to the batch without its labels; None if it cannot."""

@@ -12,9 +12,19 @@ from matplotlib.lines import Line2D
 from torch import Tensor, nn
 
 from mtbench import seeding
+from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import UsageError
-from mtbench.model import MultitaskModel
-from mtbench.task import Batch, History, Meter, Metric, Progress, Recipe, Split, Splits, Task
+from mtbench.training.task import (
+    Batch,
+    History,
+    Meter,
+    Metric,
+    Progress,
+    Recipe,
+    Split,
+    Splits,
+    Task,
+)
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5d3a9b")
 """Okabe and Ito's, safe for the colour-blind, without those that vanish on grey or white."""

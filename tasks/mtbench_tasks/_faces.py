@@ -16,9 +16,9 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from PIL import Image
 
-from mtbench.cache import cache_dir
 from mtbench.errors import DataError
-from mtbench.task import Progress
+from mtbench.training.cache import cache_dir
+from mtbench.training.task import Progress
 
 ATTRIBUTES = (
     "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs",

@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from mtbench.cache import cache_dir
 from mtbench.errors import DataError
-from mtbench.task import Progress
+from mtbench.training.cache import cache_dir
+from mtbench.training.task import Progress
 
 ELEMENTS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtbench.data import TensorSplit, known, labelled_loss, regular
+from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError, did_you_mean
-from mtbench.model import MultitaskModel
-from mtbench.task import Batch, Meter, Metric, Splits, Task
+from mtbench.training.data import TensorSplit, known, labelled_loss, regular
+from mtbench.training.task import Batch, Meter, Metric, Splits, Task
 
 Floats = NDArray[np.float64]
 

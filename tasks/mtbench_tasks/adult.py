@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtbench import seeding
-from mtbench.data import TensorSplit, labelled_loss
+from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError
-from mtbench.model import MultitaskModel
-from mtbench.task import Batch, Meter, Metric, Progress, Recipe, Splits, Task
+from mtbench.training.data import TensorSplit, labelled_loss
+from mtbench.training.task import Batch, Meter, Metric, Progress, Recipe, Splits, Task
 from mtbench_tasks import _tabular as tabular
 
 FILES = {"train": ("adult-train.csv", "adult.data"), "test": ("adult-test.csv", "adult.test")}

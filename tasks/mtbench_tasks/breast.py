@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtbench.errors import DataError
-from mtbench.task import Progress, Recipe
+from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.files import fingerprint, must_unpack, read_image, read_mask
 from mtbench_tasks._lesion.task import LesionTask, Source

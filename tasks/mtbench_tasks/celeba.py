@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError
-from mtbench.model import MultitaskModel
-from mtbench.task import Batch, Meter, Metric, Progress, Recipe, Split, Splits, Task
+from mtbench.training.task import Batch, Meter, Metric, Progress, Recipe, Split, Splits, Task
 from mtbench_tasks._faces import ATTRIBUTES, Faces, load
 
 CHANNELS = ((1,), (2, 2), (4, 4), (8, 8))

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from mtbench.task import Recipe
+from mtbench.training.task import Recipe
 from mtbench_tasks._dense.folder import Layout
 from mtbench_tasks._dense.task import Dense
 

@@ -16,10 +16,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtbench import seeding
-from mtbench.data import known, labelled_loss
+from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError, did_you_mean
-from mtbench.model import MultitaskModel
-from mtbench.task import Batch, Meter, Metric, Predictor, Progress, Recipe, Split, Splits, Task
+from mtbench.training.data import known, labelled_loss
+from mtbench.training.task import (
+    Batch,
+    Meter,
+    Metric,
+    Predictor,
+    Progress,
+    Recipe,
+    Split,
+    Splits,
+    Task,
+)
 
 Bytes = NDArray[np.uint8]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from mtbench import seeding
+from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError
-from mtbench.model import MultitaskModel
-from mtbench.task import Progress, Recipe, Splits
+from mtbench.training.task import Progress, Recipe, Splits
 from mtbench_tasks import _tabular as tabular
 
 FILE = "parkinsons_updrs.data"

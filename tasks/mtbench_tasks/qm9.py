@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtbench import seeding
+from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError
-from mtbench.model import MultitaskModel
-from mtbench.task import Batch, Meter, Metric, Progress, Recipe, Split, Splits, Task
+from mtbench.training.task import Batch, Meter, Metric, Progress, Recipe, Split, Splits, Task
 from mtbench_tasks._molecules import ELEMENTS, TARGETS, Molecules, load
 
 BOND_TYPES = 4

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mtbench.task import Recipe
+from mtbench.training.task import Recipe
 from mtbench_tasks._analytic import Analytic
 
 STARTS = ((3.0, -2.0), (0.0, -3.0), (-4.0, 4.0), (-3.0, 4.0), (-5.0, -1.0))

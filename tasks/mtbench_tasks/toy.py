@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtbench.errors import UsageError
-from mtbench.task import Recipe
+from mtbench.training.task import Recipe
 from mtbench_tasks._analytic import Analytic
 
 SCALES = {"equal": (1.0, 1.0), "unequal": (0.1, 1.0)}

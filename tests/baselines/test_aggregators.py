@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtbench.balancer import Aggregator
+from mtbench.balancing.balancer import Aggregator
 from mtbench.errors import UsageError
 from mtbench_baselines.config import ConFIG
 from mtbench_baselines.db_mtl import DBMTL

@@ -6,8 +6,8 @@ import torch
 from scipy.optimize import least_squares
 from torch import nn
 
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 from mtbench_baselines.consmtl import ConsMTL
 
 K = 3

@@ -6,10 +6,10 @@ from pathlib import Path
 import optuna
 import pytest
 
-from mtbench.balancer import Balancer, WeightingWrapper, Wrapper
-from mtbench.catalogue import markdown
-from mtbench.method import Method
-from mtbench.registry import entries, find
+from mtbench.balancing.balancer import Balancer, WeightingWrapper, Wrapper
+from mtbench.plugins.catalogue import markdown
+from mtbench.plugins.method import Method
+from mtbench.plugins.registry import entries, find
 from mtbench.testing import BalancerContract
 
 NAMES = list(entries("method"))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 from mtbench_baselines.cov_weighting import CoVWeighting
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mtbench import Balancer, Method, Step, Wrapper
-from mtbench.registry import entries, find
+from mtbench.plugins.registry import entries, find
 
 K, EPOCHS, STEPS = 3, 7, 4
 SAME = [

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mtbench.step import Step
+from mtbench.balancing.step import Step
 from mtbench_baselines.famo import FAMO
 from mtbench_baselines.si import ScaleInvariant
 from tests.baselines.test_scalarizers import apply, by_autograd, close, draw

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 from mtbench_baselines.gradnorm import GradNorm
 
 K = 3

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 from mtbench_baselines.igb import ImprovableGapBalancing
 from mtbench_baselines.si import ScaleInvariant
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtbench.step import Step
+from mtbench.balancing.step import Step
 from mtbench_baselines.imtl import IMTL
 from tests.baselines import libmtl_shim
 

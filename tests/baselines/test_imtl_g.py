@@ -1,4 +1,4 @@
-"""imtl_g: equal projections, and torchjd. The closed form: tests/core/test_solvers.py."""
+"""imtl_g: equal projections, and torchjd. The closed form: tests/balancing/test_solvers.py."""
 
 import pytest
 import torch

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from mtbench.balancing.solvers import min_norm
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.solvers import min_norm
-from mtbench.step import Step
 from mtbench_baselines._tracked import project
 from mtbench_baselines.db_mtl import DBMTL
 from mtbench_baselines.moco import MoCo

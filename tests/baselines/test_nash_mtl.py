@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from mtbench.engine import grad
+from mtbench.balancing.engine import grad
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 from mtbench_baselines.nash_mtl import NashMTL
 
 
@@ -107,7 +107,7 @@ def test_between_solutions_one_encoder_backward_suffices(monkeypatch):
         calls.append(inputs)
         return grad(outputs, inputs, *args, **kwargs)
 
-    monkeypatch.setattr("mtbench.step.grad", counted)
+    monkeypatch.setattr("mtbench.balancing.step.grad", counted)
     method = NashMTL(2, update_weights_every=2)
     x = torch.tensor([2.0, 5.0], requires_grad=True)
     for backwards in (2, 1, 2, 1):

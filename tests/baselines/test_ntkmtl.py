@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 from mtbench.testing import BalancerContract
 from mtbench_baselines.ntkmtl import NTKMTL
 

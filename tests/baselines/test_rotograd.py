@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from mtbench.balancing.model import MultitaskModel
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.model import MultitaskModel
-from mtbench.step import Step
 from mtbench_baselines.rotograd import RotoGrad
 
 K = 3

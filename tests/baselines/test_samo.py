@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.method import Method
-from mtbench.step import Step
+from mtbench.plugins.method import Method
 from mtbench_baselines.ew import EqualWeights
 from mtbench_baselines.mgda import MGDA
 from mtbench_baselines.samo import SAMO

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mtbench.balancer import Balancer
+from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.model import MultitaskModel
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.model import MultitaskModel
-from mtbench.step import Step
 from mtbench_baselines.cosmos import COSMOS
 from mtbench_baselines.dwa import DynamicWeightAverage
 from mtbench_baselines.ew import EqualWeights

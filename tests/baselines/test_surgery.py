@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from mtbench.engine import grad
+from mtbench.balancing.engine import grad
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 from mtbench_baselines.cagrad import CAGrad
 from mtbench_baselines.mgda import MGDA
 from mtbench_baselines.pcgrad import PCGrad, project
@@ -129,7 +129,7 @@ def test_mgda_upper_bound_takes_one_encoder_backward(monkeypatch):
         calls.append(inputs)
         return grad(outputs, inputs, *args, **kwargs)
 
-    monkeypatch.setattr("mtbench.step.grad", counted)
+    monkeypatch.setattr("mtbench.balancing.step.grad", counted)
     for space, backwards in (("shared", 3), ("features", 1)):
         calls.clear()
         x = torch.randn(4, requires_grad=True)

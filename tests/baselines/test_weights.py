@@ -4,8 +4,8 @@ import optuna
 import pytest
 import torch
 
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 from mtbench_baselines.ls import LinearScalarization
 from mtbench_baselines.uw import UncertaintyWeighting
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.step import Step
 from mtbench_baselines.cagrad import CAGrad
 from mtbench_baselines.cr_mogm import CRMOGM
 from mtbench_baselines.damped import Damped

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fuzzing import budget, in_time
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.fuzz.fuzzing import budget, in_time
 
 Mtbench = Callable[..., tuple[int, str, str]]
 

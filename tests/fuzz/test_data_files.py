@@ -17,7 +17,6 @@ import openpyxl
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
-from fuzzing import budget, damaged, in_time, scribbled, told
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pil
@@ -30,6 +29,7 @@ from mtbench_tasks._lesion.cases import Collection
 from mtbench_tasks._tabular import read_lines
 from mtbench_tasks.multitarget import Multitarget
 from mtbench_tasks.thyroid import aimi, ddti, thyroidxl, tn3k
+from tests.fuzz.fuzzing import budget, damaged, in_time, scribbled, told
 
 READERS = (files.read_image, files.read_mask, files.read_spacing, files.colour, files.is_image)
 

@@ -2,18 +2,15 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image as Pil
 
-from mtbench import leaderboard, report
-from mtbench.rundir import find_runs
+from mtbench.comparing.judging import leaderboard, report
+from mtbench.training.rundir import find_runs
 from mtbench_tasks._lesion import report as reading
-
-sys.path.append(str(Path(__file__).parents[1] / "report"))
-from made_up import write
+from tests.comparing.report.made_up import write
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")

@@ -1,31 +1,30 @@
 """Run folders, weights, suites and configurations of somebody else.
 
-Exported files are in tests/core/test_exchange.py.
+Exported files are in tests/comparing/test_exchange.py.
 """
 
 import json
 import os
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fuzzing import budget, damaged, in_time, scribbled, told
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from mtbench import exchange, leaderboard, published, report, suite, weights
-from mtbench.config import Config
+from mtbench.comparing.judging import exchange, leaderboard, published, report
+from mtbench.comparing.planning import suite
 from mtbench.errors import RunError
 from mtbench.integrations.record import Record
-from mtbench.rundir import RunDirectory, find_runs
-
-sys.path.append(str(Path(__file__).parents[1] / "report"))
-from made_up import PIXEL, write
+from mtbench.training import weights
+from mtbench.training.config import Config
+from mtbench.training.rundir import RunDirectory, find_runs
+from tests.comparing.report.made_up import PIXEL, write
+from tests.fuzz.fuzzing import budget, damaged, in_time, scribbled, told
 
 FILES = ("spec.json", "result.json", "test.json", "epochs.jsonl")
 

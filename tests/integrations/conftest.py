@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mtbench import Balancer, MultitaskModel, seeding
-from mtbench.cell import Request
-from mtbench.rundir import RunDirectory, Spec
-from mtbench.task import Batch, Splits, Task
-from mtbench.trainer import Trainer, build
+from mtbench.training.cell import Request
+from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.task import Batch, Splits, Task
+from mtbench.training.trainer import Trainer, build
 
 
 class Silent:

@@ -5,7 +5,6 @@ import math
 import shutil
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 
@@ -17,11 +16,10 @@ with warnings.catch_warnings():  # not ours
 from mtbench import cli
 from mtbench.integrations.mlflow import Log
 from mtbench.integrations.record import Record
-from mtbench.rundir import find_runs
+from mtbench.training.rundir import find_runs
+from tests.conftest import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-TINY = Path(__file__).parents[1] / "plugins" / "tiny.py"
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mtbench.cell import Request
+from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.registry import entries
-from mtbench.step import Step
-from mtbench.task import History
+from mtbench.plugins.registry import entries
+from mtbench.training.cell import Request
+from mtbench.training.task import History
 from mtbench_tasks._analytic import TINY
 from mtbench_tasks.dtlz2 import Dtlz2
 from mtbench_tasks.quadratic import Quadratic

@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from mtbench.registry import find
-from mtbench.task import Task
+from mtbench.plugins.registry import find
 from mtbench.testing import TaskContract
+from mtbench.training.task import Task
 
 NAMES = ("dtlz2", "quadratic", "toy", "vlmop2", "zdt1", "zdt2", "zdt3")
 

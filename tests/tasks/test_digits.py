@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from mtbench.errors import DataError, UsageError
-from mtbench.task import Splits
 from mtbench.testing import TaskContract
+from mtbench.training.task import Splits
 from mtbench_tasks.digits import Digits, PairSplit, read_idx
 from tests.refusals import refused
 

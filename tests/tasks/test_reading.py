@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtbench.errors import DataError
-from mtbench.task import Trained
+from mtbench.training.task import Trained
 from mtbench_tasks._lesion import radiomics, reading, report
 from mtbench_tasks._lesion.calibration import calibration_error, temperature
 from mtbench_tasks._lesion.files import colour, is_image, read_image

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtbench.data import labelled_loss
-from mtbench.registry import find
-from mtbench.task import Task
+from mtbench.plugins.registry import find
+from mtbench.training.data import labelled_loss
+from mtbench.training.task import Task
 from mtbench_tasks._dense import losses as dense
 from mtbench_tasks._lesion import losses as lesion
 from tests.syncs import Device

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
 from mtbench.errors import DataError
-from mtbench.task import Batch, Splits, Task
 from mtbench.testing import TaskContract
+from mtbench.training.task import Batch, Splits, Task
 from mtbench_tasks import _tabular as tabular
 from mtbench_tasks.adult import COLUMNS, Adult
 from mtbench_tasks.multitarget import KNOWN, Multitarget

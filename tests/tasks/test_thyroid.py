@@ -20,8 +20,8 @@ from torch import Tensor
 
 import mtbench_tasks.thyroid as thyroid
 from mtbench import Splits
-from mtbench.cell import Request
 from mtbench.errors import DataError
+from mtbench.training.cell import Request
 from mtbench_tasks._lesion.augment import augment
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.grid import Placement, Prepared, prepare, to_input

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from mtbench.method import Method
+    from mtbench.plugins.method import Method
 
 
 class What(StrEnum):
@@ -112,7 +112,7 @@ def command(
     from rich.text import Text
 
     from mtbench.errors import UsageError
-    from mtbench.trainer import resolve_device
+    from mtbench.training.trainer import resolve_device
     from mtbench_speed import measure, memory, peers, report
     from mtbench_speed.timing import settled
 
@@ -175,9 +175,9 @@ def command(
 
 def _methods(names: list[str] | None) -> "list[Method]":
     """Return the methods of these names; by default all, wrappers around a common base."""
-    from mtbench.balancer import Balancer, Wrapper
-    from mtbench.method import Method
-    from mtbench.registry import entries
+    from mtbench.balancing.balancer import Balancer, Wrapper
+    from mtbench.plugins.method import Method
+    from mtbench.plugins.registry import entries
 
     if not names:
         known = entries("method")

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from mtbench.engine import Engine
-from mtbench.method import Method
-from mtbench.step import Step
+from mtbench.balancing.engine import Engine
+from mtbench.balancing.step import Step
+from mtbench.plugins.method import Method
 from mtbench_speed.models import Problem
 
 Run = Callable[[int], object]

@@ -9,10 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mtbench import engine as engines
-from mtbench.balancer import Aggregator, Weighting
+from mtbench.balancing import engine as engines
+from mtbench.balancing.balancer import Aggregator, Weighting
 from mtbench.errors import UsageError
-from mtbench.method import Method
+from mtbench.plugins.method import Method
 from mtbench_speed import peers
 from mtbench_speed.contestants import Contestant, Run, floor, floor_and_products, ours, plain
 from mtbench_speed.models import Problem

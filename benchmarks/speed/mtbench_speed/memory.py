@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from mtbench import numerics
-from mtbench.balancer import Weighting
-from mtbench.engine import Engine
-from mtbench.method import Method
+from mtbench.balancing.balancer import Weighting
+from mtbench.balancing.engine import Engine
+from mtbench.plugins.method import Method
+from mtbench.training import numerics
 from mtbench_speed import peers
 from mtbench_speed.contestants import Run, floor, ours, plain
 from mtbench_speed.measure import Row, Settings

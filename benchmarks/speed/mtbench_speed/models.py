@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mtbench.model import MultitaskModel, View
-from mtbench.trainer import autocast
+from mtbench.balancing.model import MultitaskModel, View
+from mtbench.training.trainer import autocast
 
 BATCHES = 4
 """Batches that a problem turns through, so that no step sees the Gramian of the one before."""

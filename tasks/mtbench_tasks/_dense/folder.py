@@ -22,9 +22,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from mtbench.cache import cache_dir
 from mtbench.errors import DataError
-from mtbench.task import Progress
+from mtbench.training.cache import cache_dir
+from mtbench.training.task import Progress
 
 VERSION = 1
 """Part of the fingerprint and of the cache key: raise it when the same files give other samples."""

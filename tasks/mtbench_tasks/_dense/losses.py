@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtbench.data import mean_where
+from mtbench.training.data import mean_where
 
 IGNORED = -1
 """The label of a pixel whose class is not known."""

@@ -13,7 +13,7 @@ from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtbench.model import MultitaskModel
+from mtbench.balancing.model import MultitaskModel
 
 WIDTH = 64
 """Channels of the first level in both publications."""

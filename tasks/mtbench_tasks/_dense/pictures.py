@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from mtbench.task import Batch, Predictor
+from mtbench.training.task import Batch, Predictor
 from mtbench_tasks._dense.losses import known_depth, known_normals
 from mtbench_tasks._dense.splits import DenseSplit
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from mtbench.task import Batch, Meter, Metric
+from mtbench.training.task import Batch, Meter, Metric
 from mtbench_tasks._dense.losses import IGNORED, known_depth, known_normals
 
 WITHIN = (11.25, 22.5, 30.0)

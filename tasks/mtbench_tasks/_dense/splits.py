@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtbench import seeding
-from mtbench.task import Batch, Split
+from mtbench.training.task import Batch, Split
 from mtbench_tasks._dense.folder import Sample, load
 
 SCALES = (1.0, 1.2, 1.5)

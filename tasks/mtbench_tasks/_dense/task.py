@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError
-from mtbench.model import MultitaskModel
-from mtbench.task import Batch, Meter, Metric, Predictor, Progress, Recipe, Splits, Task
+from mtbench.training.task import Batch, Meter, Metric, Predictor, Progress, Recipe, Splits, Task
 from mtbench_tasks._dense import folder, losses
 from mtbench_tasks._dense.splits import DenseSplit, carve
 

@@ -11,7 +11,7 @@ from monai.metrics.meandice import compute_dice
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_cohen_kappa
 
-from mtbench.task import Predictor
+from mtbench.training.task import Predictor
 from mtbench_tasks._lesion.splits import TRUTH, CaseSplit, Opinion
 
 MODEL = "this model"

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pil
 
-from mtbench.data import regular
 from mtbench.errors import DataError
-from mtbench.task import Progress
+from mtbench.training.data import regular
+from mtbench.training.task import Progress
 from mtbench_tasks._lesion.cases import Image, Mask
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from monai.losses.dice import DiceLoss
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtbench.data import known, mean_where
+from mtbench.training.data import known, mean_where
 
 UNGRADED = -1
 """The category of a case whose grade is not known."""

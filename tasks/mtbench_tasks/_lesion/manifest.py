@@ -10,9 +10,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mtbench.data import regular
 from mtbench.errors import DataError, UsageError, did_you_mean
-from mtbench.task import Progress, Recipe
+from mtbench.training.data import regular
+from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.files import fingerprint, read_image, read_mask, read_spacing
 from mtbench_tasks._lesion.task import Source

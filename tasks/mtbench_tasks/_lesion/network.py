@@ -7,7 +7,7 @@ from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock, Un
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mtbench.model import MultitaskModel
+from mtbench.balancing.model import MultitaskModel
 
 SLOPE = 0.1
 """Of the risk head's leaky rectifiers."""

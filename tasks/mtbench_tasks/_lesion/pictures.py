@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mtbench.errors import DataError
-from mtbench.task import Predictor
+from mtbench.training.task import Predictor
 from mtbench_tasks._lesion.cases import Collection
 from mtbench_tasks._lesion.grid import Placement
 from mtbench_tasks._lesion.splits import CaseSplit

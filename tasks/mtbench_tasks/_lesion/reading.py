@@ -13,7 +13,7 @@ from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import cdist
 from skimage.measure import find_contours, label
 
-from mtbench.task import Predictor
+from mtbench.training.task import Predictor
 from mtbench_tasks._lesion.cases import Image, Mask, View
 from mtbench_tasks._lesion.grid import Placement, to_input
 from mtbench_tasks._lesion.radiomics import FEATURES, Standardiser, extract

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image as Pil
 
-from mtbench.task import Trained
+from mtbench.training.task import Trained
 from mtbench_tasks._lesion.card import calibrated
 from mtbench_tasks._lesion.cases import Image
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES

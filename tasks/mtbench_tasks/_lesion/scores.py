@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from mtbench.task import Batch, Meter, Metric
+from mtbench.training.task import Batch, Meter, Metric
 
 
 def metrics(grades: Sequence[str]) -> dict[str, Metric]:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtbench.task import Batch, Split
+from mtbench.training.task import Batch, Split
 from mtbench_tasks._lesion.augment import augment
 from mtbench_tasks._lesion.cases import Case, Reading
 from mtbench_tasks._lesion.grid import Prepared

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtbench import seeding
-from mtbench.cache import cache_dir
+from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError, did_you_mean
-from mtbench.model import MultitaskModel
-from mtbench.task import Batch, Meter, Predictor, Progress, Recipe, Splits, Task, Trained
+from mtbench.training.cache import cache_dir
+from mtbench.training.task import Batch, Meter, Predictor, Progress, Recipe, Splits, Task, Trained
 from mtbench_tasks._lesion import radiomics
 from mtbench_tasks._lesion.cases import Case, Collection, Image, View
 from mtbench_tasks._lesion.consensus import with_consensus

@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from mtbench.cache import cache_dir
 from mtbench.errors import UsageError
-from mtbench.task import Progress, Recipe
+from mtbench.training.cache import cache_dir
+from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion import manifest
 from mtbench_tasks._lesion.cases import Collection
 from mtbench_tasks._lesion.task import LesionTask, Source

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtbench.errors import DataError
-from mtbench.task import Progress
+from mtbench.training.task import Progress
 from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, Reading, digest
 
 if TYPE_CHECKING:

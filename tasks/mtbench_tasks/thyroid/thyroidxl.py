@@ -18,9 +18,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from mtbench.data import regular
 from mtbench.errors import DataError
-from mtbench.task import Progress
+from mtbench.training.data import regular
+from mtbench.training.task import Progress
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.files import fingerprint, read_image, read_mask
 

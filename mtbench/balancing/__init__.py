@@ -1,0 +1,1 @@
+"""One step: from a forward pass to gradients. Knows no trainer, no task, no file."""

@@ -1,0 +1,287 @@
+"""What a balancing method is: the class that turns one forward pass into gradients.
+
+A method picks the narrowest signature that it needs: losses (`Scalarizer`), the K x K Gramian
+(`Weighting`), the K x d Jacobian (`Aggregator`), or everything (`Balancer`).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from mtbench.balancing.engine import largest
+from mtbench.balancing.step import Space, Step
+from mtbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+    from mtbench.balancing.model import MultitaskModel
+
+LossesFn = Callable[[], Sequence[Tensor]]
+
+
+class Balancer(nn.Module, ABC):
+    """A balancing method.
+
+    All that step t+1 needs is a parameter, a buffer or extra state, so that `state_dict` carries
+    it; trainable parameters of a balancer never get the model's weight decay. Every method is
+    constructed as ``Method(num_objectives, seed, **its_own_keyword_parameters)``.
+
+    Args:
+        num_objectives: K.
+        seed: seeds `generator`, the only source of randomness a method may use.
+
+    Attributes:
+        paper: where the method is defined.
+        passes: what a step costs: F forward, H heads' backward, E encoder backward.
+        checked_against: the independent implementations that the tests compare it with.
+        reference: whether its row is the one that delta-m is measured against.
+        needs_features: whether the method cannot do with losses and parameters alone.
+        needs_again: whether it repeats the forward pass, to take gradients at other parameters.
+        finds_front: whether it ends near the Pareto set where the objectives are convex.
+        sized_later: buffers whose shape is not known before the first step; a state is loaded
+            whatever their shape in it.
+        on_host: buffers that stay on the CPU, as they are, wherever the method is moved: those that
+            a solver reads there.
+    """
+
+    paper: ClassVar[str]
+    passes: ClassVar[str]
+    checked_against: ClassVar[str] = ""
+    reference: ClassVar[bool] = False
+    needs_features: bool = False
+    needs_again: bool = False
+    finds_front: bool = True
+    sized_later: ClassVar[tuple[str, ...]] = ()
+    on_host: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, num_objectives: int, seed: int = 0) -> None:
+        super().__init__()
+        if num_objectives < 1:
+            raise ValueError(f"num_objectives must be at least 1, found {num_objectives}")
+        self.num_objectives = num_objectives
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @abstractmethod
+    def backward(self, step: Step) -> Tensor | None:
+        """Write ``.grad``s for one forward pass.
+
+        Returns:
+            The effective weights (K,) of the objectives, for the record, where the method has any.
+        """
+
+    def after_step(self, losses_fn: LossesFn) -> None:
+        """Act after the optimizer's step; `losses_fn()` repeats the forward on the same batch."""
+
+    def after_epoch(self) -> None:
+        """Act after an epoch."""
+
+    def view(self, features: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
+        """Return the features as head k shall see them."""
+        return features
+
+    def wrap(self, model: "MultitaskModel") -> "MultitaskModel":
+        """Return the model that shall be trained in the place of `model`."""
+        return model
+
+    @classmethod
+    def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
+        """Draw this method's own parameters from its search space, for K objectives."""
+        return {}
+
+    def get_extra_state(self) -> Tensor:
+        """Return the generator's state, so that a resumed run draws what it would have drawn."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore what `get_extra_state` returned."""
+        self.generator.set_state(state.cpu())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        kept = {name: self._buffers[name] for name in self.on_host}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._buffers.update(kept)
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        for name in self.sized_later:
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                own: Tensor = getattr(self, name)
+                setattr(self, name, own.new_empty(saved.shape, dtype=saved.dtype))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+class Scalarizer(Balancer):
+    """A method that minimises one scalar: every parameter, heads too, gets its gradient."""
+
+    passes = "F + H + E"
+
+    @abstractmethod
+    def objective(self, step: Step) -> tuple[Tensor, Tensor | None]:
+        """Return the scalar to minimise, and the effective weights (K,) for the record."""
+
+    def backward(self, step: Step) -> Tensor | None:
+        """Differentiate the scalar once."""
+        objective, weights = self.objective(step)
+        step.descend(objective)
+        return None if weights is None else weights.detach()
+
+
+class Weighting(Balancer):
+    """A method that finds weights from the Gramian of the objectives' gradients.
+
+    The shared parameters get sum_k w_k dL_k, every head the unweighted gradient of its own loss.
+
+    An objective whose gradient is zero (no label in this batch, or solved) has nothing to say: it
+    is left out before the method is asked, and its recorded weight is 0.
+
+    Attributes:
+        space: where the gradients are taken.
+        sees_zero_rows: whether `weights` is asked with all K objectives all the same, for the sake
+            of what it keeps per objective.
+    """
+
+    passes = "F + H + K E"
+    space: Space = "shared"
+    sees_zero_rows: bool = False
+
+    @abstractmethod
+    def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        """Return the (K,) weights.
+
+        Args:
+            gramian: G = J J^T, (K, K), float64, every diagonal entry positive.
+            losses: the K loss values, float64.
+        """
+
+    def weigh(self, gramian: Tensor, losses: Tensor) -> Tensor:
+        """Return the weights of all K objectives, those without a gradient left out.
+
+        Where a gradient is not finite the answer is 1 each, so that ``.grad`` shows it to whoever
+        skips such steps (`torch.amp.GradScaler`), and what the method keeps does not see it.
+        """
+        # Python's floats: a solver takes some 50 microseconds, each small operation of torch 2 to
+        # 10. A gradient that is not finite has no finite square: the diagonal tells.
+        squares = gramian.diagonal().tolist()
+        if not math.isfinite(sum(squares)):
+            return torch.ones_like(losses)
+        if self.sees_zero_rows or min(squares) > 0:
+            return self.weights(gramian, losses)
+        active = gramian.diagonal() > 0
+        weights = torch.zeros_like(losses)
+        if active.any():
+            found = self.weights(gramian[active][:, active], losses[active])
+            weights[active] = found.to(weights)
+        return weights
+
+    def backward(self, step: Step) -> Tensor:
+        """Find the weights and apply them."""
+        gramian = step.gramian(self.space)
+        weights = self.weigh(gramian, step.host_values)
+        step.backward(weights, self.space)
+        return weights
+
+
+class Aggregator(Balancer):
+    """A method that finds a direction from the whole Jacobian; all else as in `Weighting`.
+
+    Attributes:
+        sees_zero_rows: as in `Weighting`.
+        asks_nothing: whether `direction` may be given any Jacobian, rows that are zero or not
+            finite too, and shows the latter in what it returns. Then the host waits for nothing.
+    """
+
+    passes = "F + H + K E"
+    sees_zero_rows: bool = False
+    asks_nothing: bool = False
+
+    @abstractmethod
+    def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
+        """Return the (d,) direction that takes the gradient's place.
+
+        Args:
+            jacobian: (K, d), every row nonzero.
+            losses: the K loss values.
+        """
+
+    def direct(self, jacobian: Tensor, losses: Tensor) -> Tensor:
+        """Return the direction, objectives without a gradient left out.
+
+        Where a gradient is not finite it is the plain sum, as in `Weighting.weigh`.
+        """
+        if self.asks_nothing:
+            return self.direction(jacobian, losses)
+        sizes = largest(jacobian).cpu()
+        active = sizes > 0
+        if not sizes.isfinite().all():
+            return jacobian.sum(0)
+        if self.sees_zero_rows or active.all():
+            return self.direction(jacobian, losses)
+        if not active.any():
+            return jacobian.new_zeros(jacobian.shape[1])
+        return self.direction(jacobian[active], losses[active])
+
+    def backward(self, step: Step) -> None:
+        """Find the direction and apply it."""
+        jacobian = step.jacobian()
+        step.assign(self.direct(jacobian, step.values.to(jacobian)))
+
+
+class Wrapper(Balancer):
+    """A method around another one, ``--method wrapper+base``; what it leaves alone is the base's.
+
+    Args:
+        base: the method inside.
+        seed: seeds `generator`.
+    """
+
+    passes = "the base's"
+
+    def __init__(self, base: Balancer, seed: int = 0) -> None:
+        super().__init__(base.num_objectives, seed)
+        self.base = base
+        self.needs_features = self.needs_features or base.needs_features
+        self.needs_again = self.needs_again or base.needs_again
+        self.finds_front = self.finds_front and base.finds_front
+
+    def after_step(self, losses_fn: LossesFn) -> None:
+        """Ask the base."""
+        self.base.after_step(losses_fn)
+
+    def after_epoch(self) -> None:
+        """Ask the base."""
+        self.base.after_epoch()
+
+    def view(self, features: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
+        """Ask the base."""
+        return self.base.view(features, k)
+
+    def wrap(self, model: "MultitaskModel") -> "MultitaskModel":
+        """Ask the base."""
+        return self.base.wrap(model)
+
+
+class WeightingWrapper(Wrapper, Weighting):
+    """A wrapper that changes what a `Weighting` is asked, or what it answers.
+
+    Raises:
+        UsageError: the base is of another family.
+    """
+
+    base: Weighting
+    sees_zero_rows = True
+
+    def __init__(self, base: Balancer, seed: int = 0) -> None:
+        super().__init__(base, seed)
+        if not isinstance(base, Weighting):
+            raise UsageError(
+                f"{type(self).__name__} wraps methods on the Gramian, found {type(base).__name__}"
+            )
+        self.space = base.space

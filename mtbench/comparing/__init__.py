@@ -1,0 +1,1 @@
+"""Many cells: what is to be run, running it, choosing, and judging."""

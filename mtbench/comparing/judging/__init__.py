@@ -1,0 +1,1 @@
+"""Judging and showing: statistics, leaderboards, the page, exchange, published results."""

@@ -1,0 +1,31 @@
+"""From finished cells to a table, and what it supports."""
+
+from mtbench.comparing.judging.leaderboard.across import Overall, overall
+from mtbench.comparing.judging.leaderboard.board import Board, boards
+from mtbench.comparing.judging.leaderboard.cells import Cell
+from mtbench.comparing.judging.leaderboard.formats import (
+    LEGEND,
+    notes,
+    overall_markdown,
+    readable,
+    to_csv,
+    to_json,
+    to_latex,
+    to_markdown,
+)
+
+__all__ = [
+    "LEGEND",
+    "Board",
+    "Cell",
+    "Overall",
+    "boards",
+    "notes",
+    "overall",
+    "overall_markdown",
+    "readable",
+    "to_csv",
+    "to_json",
+    "to_latex",
+    "to_markdown",
+]

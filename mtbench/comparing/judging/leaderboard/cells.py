@@ -1,0 +1,172 @@
+"""Cells as a leaderboard needs them: every file is read once."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtbench.errors import RunError
+from mtbench.plugins import params
+from mtbench.training.rundir import RunDirectory, Spec
+
+BUDGET = ("epochs", "batch_size")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell's record; what is asked of its result is there and of the right type.
+
+    Attributes:
+        run: its folder.
+        spec: what it is.
+        result: what came of it, None while it is unfinished.
+    """
+
+    run: RunDirectory
+    spec: Spec
+    result: dict[str, Any] | None
+
+    @classmethod
+    def read(cls, run: RunDirectory) -> "Cell":
+        """Read a cell.
+
+        Raises:
+            RunError: a file does not parse, or lacks what it must have.
+        """
+        cell = cls(run, run.spec(), run.result())
+        if lacking := [key for key in BUDGET if key not in cell.spec.recipe]:
+            raise RunError(f"{run.path / 'spec.json'}: its recipe has no {lacking[0]}")
+        if cell.result is not None:
+            try:
+                _check(cell.result, cell.spec)
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise RunError(
+                    f"{run.path / 'result.json'}: is no result of version 1 ({error}); delete it "
+                    "to finish the cell again"
+                ) from error
+        return cell
+
+    @property
+    def done(self) -> dict[str, Any]:
+        """The result of a cell that has one."""
+        assert self.result is not None
+        return self.result
+
+    @property
+    def diverged(self) -> bool:
+        """Whether training ended in a loss that is not finite."""
+        return bool(self.done["status"] == "diverged")
+
+    @property
+    def score(self) -> float:
+        """The selection score on validation, NaN of a diverged cell."""
+        return math.nan if self.diverged else float(self.done.get("score", math.nan))
+
+    @property
+    def val(self) -> dict[str, float]:
+        """The validation metrics of the selected epoch, none of a diverged cell."""
+        return {} if self.diverged else self.done.get("val", {})
+
+
+def _check(result: dict[str, Any], spec: Spec) -> None:
+    if result["status"] not in ("finished", "diverged"):
+        raise ValueError(f"status {result['status']!r}")
+    if result["seed"] != spec.seed:
+        raise ValueError(f"seed {result['seed']!r} in the folder of seed {spec.seed}")
+    if not isinstance(result["reference"], bool):
+        raise TypeError("reference is no boolean")
+    for metric in result["metrics"].values():
+        if not isinstance(metric["higher_is_better"], bool) or not isinstance(
+            metric["primary"], bool
+        ):
+            raise TypeError("metrics: higher_is_better and primary must be booleans")
+    cost = result["cost"]
+    numbers = [cost["seconds_per_step"], cost["peak_mib"], cost.get("train_seconds", 0.0)]
+    for value in [*numbers, result.get("score", 0.0), *result.get("val", {}).values()]:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{value!r} is no number")
+    if not isinstance(result.get("environment", {}), dict):
+        raise TypeError("environment is no object")
+
+
+def read_cells(runs: Iterable[RunDirectory]) -> list[Cell]:
+    """Read cells; one counts once, however many folders hold it, and a finished copy is preferred.
+
+    Raises:
+        RunError: a record does not parse.
+    """
+    known: dict[str, Cell] = {}
+    for run in runs:
+        cell = Cell.read(run)
+        key = cell.spec.canonical()
+        if key not in known or (known[key].result is None and cell.result is not None):
+            known[key] = cell
+    return list(known.values())
+
+
+def group_key(spec: Spec) -> str:
+    """Return what cells have in common that may be compared."""
+    recipe = {k: spec.recipe[k] for k in BUDGET}
+    common = [spec.task, spec.task_params, spec.data, recipe, spec.precision]
+    return json.dumps(common, sort_keys=True)
+
+
+def titles(groups: Sequence[Spec]) -> list[str]:
+    """Return a title for each group, given one spec of it; they differ."""
+    short = [
+        f"{s.task} {params.own_keys({**s.task_params, **{k: s.recipe[k] for k in BUDGET}})}"
+        for s in groups
+    ]
+    return [
+        title
+        if short.count(title) == 1
+        else f"{title} data={spec.data[:12]} precision={spec.precision}"
+        for title, spec in zip(short, groups, strict=True)
+    ]
+
+
+def labels(cells: Sequence[Cell]) -> list[str]:
+    """Return each cell's row: its method, and the settings in which cells of the method differ."""
+    settings = [_settings(cell.spec) for cell in cells]
+    totals = Counter(cell.spec.method for cell in cells)
+    counts = Counter(
+        (cell.spec.method, key, repr(value))
+        for cell, setting in zip(cells, settings, strict=True)
+        for key, value in setting.items()
+    )
+    found = []
+    meant: dict[str, str] = {}
+    for cell, setting in zip(cells, settings, strict=True):
+        method = cell.spec.method
+        differing = {
+            k: v for k, v in setting.items() if counts[method, k, repr(v)] < totals[method]
+        }
+        label = f"{method} {params.own_keys(differing)}".strip()
+        exact = repr(sorted(differing.items()))
+        if meant.setdefault(label, exact) != exact:  # 1 and "1" read the same
+            label += f" #{hashlib.sha256(exact.encode()).hexdigest()[:6]}"
+        found.append(label)
+    return found
+
+
+def _settings(spec: Spec) -> dict[str, Any]:
+    recipe = {k: v for k, v in spec.recipe.items() if k not in BUDGET}
+    return {
+        **{f"recipe.{k}" if k in spec.method_params else k: v for k, v in recipe.items()},
+        **spec.method_params,
+        "device": spec.device,
+        "init": spec.init and spec.init[:8],
+        **{f"{name}.py": digest[:8] for name, digest in spec.plugins.items()},
+    }
+
+
+def modified(file: Path) -> float:
+    """Return when a file was last written, infinite if it is not there."""
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return math.inf

@@ -1,0 +1,312 @@
+"""Results that papers report: what packages ship of them, and how a run compares.
+
+A package announced in the group ``mtbench.suites`` may have a folder ``published`` with one
+``TASK.toml`` per task: the boards (tables) that papers print of it, with their sources.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mtbench.comparing.judging import leaderboard
+from mtbench.errors import UsageError, did_you_mean
+from mtbench.plugins import params
+from mtbench.training import toml
+
+DELTA_M, MEAN_RANK = "delta_m", "mean_rank"
+_HEADS = {DELTA_M: "Δm % ↓", MEAN_RANK: "mean rank ↓"}
+
+
+INTRODUCTION = """# Published results
+
+What papers report of the tasks that are here, as `mtbench reproduce` prints it. Rows have the names
+of our methods, and settings where these are not our defaults; `ew` is what papers call LS. Δm is in
+percent against each paper's own single-task models, and a mean rank is one among the rows of its
+paper's table: neither can be set beside another table's, or beside ours without the protocol.
+`mtbench reproduce TASK --method METHOD --data PATH` trains the single-task reference and a method
+with the task's recipe, prints both beside the paper's row, and says what was done otherwise. A dash
+is a number that the source does not print.
+
+"""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class PaperBoard(_Strict):
+    """One table of a paper.
+
+    Attributes:
+        title: what sets it apart from the task's other boards.
+        source: where it is printed.
+        seeds: over which its numbers are means; 0 where that is not known.
+        recipe: what of the recipe is known, in the words of `mtbench.Recipe`.
+        protocol: what else was done, where it may differ from here.
+        columns: metrics of the task, ``delta_m`` and ``mean_rank``.
+        rows: by method and settings, as a leaderboard's rows are called; NaN where nothing is
+            printed.
+    """
+
+    title: str
+    source: str
+    seeds: int = 0
+    recipe: dict[str, Any] = {}
+    protocol: list[str] = []
+    columns: list[str] = Field(min_length=1)
+    rows: dict[str, list[float]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> "PaperBoard":
+        for label, row in self.rows.items():
+            if len(row) != len(self.columns):
+                raise ValueError(f"{label!r} has {len(row)} values for {len(self.columns)} columns")
+        return self
+
+    def label(self, method: str, settings: Mapping[str, Any]) -> str | None:
+        """Return the row of a method whose settings fit best, None if none fits."""
+        fitting = []
+        for label in self.rows:
+            name, *named = label.split()
+            pairs = (text.partition("=") for text in named)
+            if name == method and all(str(settings.get(k)) == v for k, _, v in pairs):
+                fitting.append(label)
+        return max(fitting, key=len, default=None)
+
+    def value(self, label: str | None, column: str) -> float:
+        """Return a number, NaN where none is printed."""
+        if label not in self.rows or column not in self.columns:
+            return math.nan
+        return self.rows[label][self.columns.index(column)]
+
+
+class Published(_Strict):
+    """What papers report of a task.
+
+    Attributes:
+        version: of this format.
+        metrics: of the task, with whether higher is better.
+        boards: the papers' tables.
+    """
+
+    version: Literal[1]
+    metrics: dict[str, bool]
+    boards: list[PaperBoard] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _columns_are_known(self) -> "Published":
+        for board in self.boards:
+            for column in board.columns:
+                if column not in self.metrics and column not in _HEADS:
+                    raise ValueError(f"column {column!r} of {board.title!r} is none of metrics")
+        return self
+
+    def methods(self) -> list[str]:
+        """Return the methods that have a row."""
+        return sorted({label.split()[0] for board in self.boards for label in board.rows})
+
+    def markdown(self, task: str) -> str:
+        """Return the boards as a leaderboard's Markdown, best delta-m first."""
+        return "\n".join(self._board(task, board) for board in self.boards)
+
+    def _board(self, task: str, board: PaperBoard) -> str:
+        heads = ["method", *(self.head(column) for column in board.columns)]
+        # What delta-m is measured against has none, and comes first.
+        deltas = {label: board.value(label, DELTA_M) for label in board.rows}
+        rows = sorted(deltas, key=lambda r: -math.inf if math.isnan(deltas[r]) else deltas[r])
+        body = [
+            [label, *(_number(board.value(label, column), column) for column in board.columns)]
+            for label in rows
+        ]
+        lines = [f"### {task}: {board.title}", "", table(heads, body), ""]
+        known = ", ".join(f"{key} {value}" for key, value in board.recipe.items())
+        said = [
+            f"source: {board.source}",
+            f"means over {board.seeds} seeds" if board.seeds else "",
+            f"recipe: {known}" if known else "",
+            *board.protocol,
+        ]
+        return "\n".join([*lines, *(f"- {line}" for line in said if line)]) + "\n"
+
+    def head(self, column: str) -> str:
+        """Return what a column is called in a table."""
+        return _HEADS.get(column) or f"{column} {'↑' if self.metrics[column] else '↓'}"
+
+
+def shipped() -> dict[str, Path]:
+    """Return the files of published results, by task."""
+    found: dict[str, Path] = {}
+    for point in entry_points(group="mtbench.suites"):
+        spec = find_spec(point.value)
+        for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
+            found |= {file.stem: file for file in sorted((folder / "published").glob("*.toml"))}
+    return dict(sorted(found.items()))
+
+
+def page() -> str:
+    """Return everything that is shipped as one Markdown page."""
+    return INTRODUCTION + "\n".join(load(task).markdown(task) for task in shipped())
+
+
+def load(task: str, file: Path | None = None) -> Published:
+    """Return what is published of a task.
+
+    Args:
+        task: its name.
+        file: instead of what is shipped.
+
+    Raises:
+        UsageError: there is nothing, or the file is not of this format.
+    """
+    if file is None:
+        known = shipped()
+        if task not in known:
+            raise UsageError(
+                f"no published results of task {task!r}: {did_you_mean(task, known)} (or give a "
+                "file with --published)"
+            )
+        file = known[task]
+    try:
+        return Published.model_validate(toml.load(file))
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise UsageError(
+            f"{file}: no published results of version 1: {where}: {first['msg']}"
+        ) from error
+    except ValueError as error:  # broken TOML or UTF-8
+        raise UsageError(f"{file}: is no TOML: {error}") from error
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run beside a paper's row.
+
+    Attributes:
+        title: of the paper's board and row.
+        heads: of the columns.
+        rows: one a metric.
+        notes: the source, and what was done otherwise.
+    """
+
+    title: str
+    heads: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+    def markdown(self) -> str:
+        """Return it as Markdown."""
+        lines = [f"### {self.title}", "", table(self.heads, self.rows), ""]
+        return "\n".join([*lines, *(f"- {note}" for note in self.notes)]) + "\n"
+
+
+def compare(
+    published: Published, board: leaderboard.Board, reference: str, method: str
+) -> list[Comparison]:
+    """Return finished cells of a method and the reference beside every row that papers have of it.
+
+    Args:
+        published: what papers report of the task.
+        board: the cells, which all have the same recipe.
+        reference: the single-task method.
+        method: the method, with one row on the board.
+
+    Raises:
+        UsageError: the papers' metrics are not the task's.
+    """
+    for name in published.metrics:
+        if name not in board.rows:
+            raise UsageError(f"the published metric {name!r} is none of this task's")
+    settings = board.cells[_only(board, method)][0].spec.method_params
+    found = [(paper, paper.label(method, settings)) for paper in published.boards]
+    return [
+        _compare(published, paper, board, reference, method, label)
+        for paper, label in found
+        if label is not None
+    ]
+
+
+def _compare(
+    published: Published,
+    paper: PaperBoard,
+    board: leaderboard.Board,
+    reference: str,
+    method: str,
+    label: str,
+) -> Comparison:
+    rows = board.rows.set_index("method")
+    single: Any = rows.loc[_only(board, reference)]
+    ours: Any = rows.loc[_only(board, method)]
+    body = []
+    for name in [*(column for column in paper.columns if column in published.metrics), DELTA_M]:
+        theirs = paper.value(label, name)
+        body.append(
+            [
+                published.head(name),
+                _number(paper.value(reference, name), name),
+                _here(single, name),
+                _number(theirs, name),
+                _here(ours, name),
+                _number(ours[name] - theirs, name, sign="+"),
+            ]
+        )
+    who = [f"{name}, {where}" for name in (reference, label) for where in ("paper", "here")]
+    return Comparison(
+        f"{label} beside the paper's: {paper.title}",
+        ["", *who, "difference"],
+        body,
+        _differences(paper, board, method),
+    )
+
+
+def _only(board: leaderboard.Board, method: str) -> str:
+    return next(name for name, cells in board.cells.items() if cells[0].spec.method == method)
+
+
+def _differences(paper: PaperBoard, board: leaderboard.Board, method: str) -> list[str]:
+    """Return where this run and the paper part."""
+    cell = board.cells[_only(board, method)][0]
+    recipe, seeds = cell.spec.recipe, int(board.rows["seeds"].max())
+    notes = [f"source: {paper.source}"]
+    notes += [
+        f"{key}: paper {value}, here {recipe.get(key)}"
+        for key, value in paper.recipe.items()
+        if recipe.get(key) != value
+    ]
+    if paper.seeds != seeds:
+        notes.append(f"seeds: paper {paper.seeds or 'unknown'}, here {seeds}")
+    notes += [f"paper: {line}" for line in paper.protocol]
+    given = {k: v for k, v in cell.spec.task_params.items() if v is not None}
+    made = {k: v for k, v in cell.done["notes"].items() if k not in given}
+    for what in (recipe, given | made, cell.spec.method_params):
+        if what:
+            notes.append(f"here: {params.own_keys(what)}")
+    return notes
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _number(value: float, column: str, *, sign: str = "") -> str:
+    digits = ".2f" if column in _HEADS else ".4g"
+    return "-" if math.isnan(value) else f"{value:{sign}{digits}}"
+
+
+def _here(row: Any, name: str) -> str:
+    """Return a mean with its standard deviation, delta-m with its interval."""
+    text, low = _number(row[name], name), row.get(f"{name}_low", math.nan)
+    if not math.isnan(low):
+        return f"{text} [{_number(low, name)}, {_number(row[f'{name}_high'], name)}]"
+    deviation = row.get(f"{name}_sd", math.nan)
+    return text if math.isnan(deviation) else f"{text} ± {_number(deviation, name)}"

@@ -1,0 +1,322 @@
+"""What the page shows of a board, as plain values: undefined numbers are None."""
+
+import base64
+import io
+import json
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from mtbench.comparing.judging import statistics
+from mtbench.comparing.judging.leaderboard import Board, Cell, notes
+from mtbench.comparing.judging.leaderboard.board import ALPHA
+from mtbench.training.rundir import parse
+
+EPOCHS = 60  # of a curve at most
+CURVES = 24  # rows with curves at most: as many as can be told apart, several times over
+PICTURE = 300_000  # bytes that a picture may have as it is; a larger one is made smaller
+_DIAGNOSTICS = ("update", "weights", "shared gradients", "features gradients")
+LARGEST = 50_000_000  # pixels of a picture
+_PNG = b"\x89PNG\r\n\x1a\n"
+PICTURES = 8_000_000  # bytes of a board's at most
+
+
+@dataclass(frozen=True)
+class Section:
+    """One board's part of the page.
+
+    Attributes:
+        board: what is shown.
+        summary: its size, in words.
+        notes: what a reader must know.
+        rows: the table's rows, with what is in their cells.
+        charts: what the script draws.
+        pictures: of the cells: caption and data URI.
+        cards: where each row comes from.
+        left_out: how many pictures are not there, for they would be too much.
+    """
+
+    board: Board
+    summary: str
+    notes: list[str]
+    rows: list[dict[str, Any]]
+    charts: dict[str, Any]
+    pictures: list[tuple[str, str]]
+    cards: list[dict[str, Any]]
+    left_out: int
+
+
+def section(board: Board) -> Section:
+    """Return everything that the page shows of a board."""
+    rows = [_plain(row) for row in board.rows.to_dict("records")]
+    cells = sum(map(len, board.cells.values()))
+    trials = {c.run.path for row in board.trials.values() for c in row}
+    seeds = max((row["seeds"] for row in rows), default=0)
+    counts = {"row": len(rows), "cell": cells, "seed": seeds, "tuning trial": len(trials)}
+    summary = " · ".join(f"{n} {what}{'s' * (n != 1)}" for what, n in counts.items())
+    pictures, left_out = _pictures(board)
+    span = _span(rows)
+    for row in rows:
+        row["bar"] = _bar(row, span)
+    return Section(
+        board=board,
+        summary=summary,
+        notes=[note for note in notes(board) if note != board.verdict],
+        rows=rows,
+        charts=_charts(board, rows),
+        pictures=pictures,
+        cards=[_card(board, name) for name in board.cells],
+        left_out=left_out,
+    )
+
+
+def _plain(row: dict[Any, Any]) -> dict[str, Any]:
+    return {str(key): finite(value) for key, value in row.items()}
+
+
+def finite(value: Any) -> Any:
+    """Return a plain value, None for a number that is not finite."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _short(values: ArrayLike) -> list[float | None]:
+    """Return numbers as JSON has them, with no more digits than a picture can show."""
+    array = np.asarray(values, float).ravel()
+    return [float(f"{v:.5g}") if math.isfinite(v) else None for v in array]
+
+
+def _span(rows: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
+    """Return the values between which delta-m's bars are drawn; zero is among them."""
+    values = [r[k] for r in rows for k in ("delta_m", "delta_m_low", "delta_m_high")]
+    known = [v for v in values if v is not None]
+    if not known:
+        return None
+    low, high = min(*known, 0.0), max(*known, 0.0)
+    return (low, high) if high > low else None
+
+
+def _bar(row: dict[str, Any], span: tuple[float, float] | None) -> dict[str, float] | None:
+    """Return where a row's interval lies on the common scale, in percent of its width."""
+    if span is None or row["delta_m"] is None:
+        return None
+
+    def place(value: float) -> float:
+        return round(100 * (value - span[0]) / (span[1] - span[0]), 2)
+
+    low = row["delta_m"] if row["delta_m_low"] is None else row["delta_m_low"]
+    high = row["delta_m"] if row["delta_m_high"] is None else row["delta_m_high"]
+    return {
+        "left": place(low),
+        "width": round(place(high) - place(low), 2),
+        "dot": place(row["delta_m"]),
+        "zero": place(0.0),
+    }
+
+
+def _charts(board: Board, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    fields = (
+        "delta_m", "delta_m_low", "delta_m_high", "mean_rank", "complete", "reason",
+        "seconds_per_step", "cost_ratio", "hypervolume",
+    )  # fmt: skip
+    names = list(board.cells)
+    drawn = _drawn(board)
+    return {
+        "title": board.title,
+        "names": names,
+        "baseline": board.baseline,
+        "reference": board.reference,
+        "rows": [{key: row[key] for key in fields} for row in rows],
+        "primary": board.primary,
+        "places": [_short(row) for row in board.places],
+        "difference": _difference(board),
+        "budget": _budget(board),
+        "front": _front(board),
+        "histories": {name: _history(board.cells[name], board.primary) for name in drawn},
+        "drawn": drawn,
+    }
+
+
+def _drawn(board: Board) -> list[str]:
+    """Return the rows that curves are drawn of: the best ones, and what they are compared with."""
+    first = [name for name in (board.baseline, board.reference) if name is not None]
+    return list(dict.fromkeys([*first, *board.cells]))[:CURVES]
+
+
+def _difference(board: Board) -> dict[str, Any] | None:
+    """Return the critical-difference diagram, where the tests allow one."""
+    ranking = board.ranking
+    if ranking is None or ranking.note or not ranking.p <= ALPHA:
+        return None
+    names = [name for name, ok in zip(board.cells, board.rows["complete"], strict=True) if ok]
+    return {
+        "names": names,
+        "ranks": _short(ranking.mean_ranks),
+        "critical": ranking.critical_difference,
+        "cliques": [list(clique) for clique in ranking.cliques],
+        "p": ranking.p,
+    }
+
+
+def _budget(board: Board) -> dict[str, Any]:
+    """Return the expected best validation score of n trials, by row."""
+    found = {}
+    for name, trials in board.trials.items():
+        if len(trials) > 1:
+            curve = statistics.best_of([t.score for t in trials], higher=True)
+            found[name] = [_short(part) for part in curve]
+    return found
+
+
+def _front(board: Board) -> dict[str, Any] | None:
+    """Return the two primary metrics on validation: rows, trials, and the baseline's front."""
+    if len(board.primary) != 2:
+        return None
+    points = {}
+    for name, cells in board.cells.items():
+        known = _values(cells, board.primary)
+        if len(known):
+            points[name] = _short(known.mean(axis=0))
+    trials = {}
+    for name in _drawn(board):
+        known = _values(board.trials[name], board.primary)
+        if len(known):
+            trials[name] = [_short(point) for point in known]
+    front = np.empty((0, 2))
+    if board.baseline is not None:
+        known = _values(board.trials[board.baseline], board.primary)
+        signs = np.where(list(board.primary.values()), -1.0, 1.0)
+        front = known[statistics.pareto_mask(known * signs)] if len(known) else known
+        front = front[np.argsort(front[:, 0], kind="stable")]
+    return {"points": points, "trials": trials, "front": [_short(point) for point in front]}
+
+
+def _values(cells: Iterable[Cell], primary: dict[str, bool]) -> Any:
+    table = [[cell.val.get(name, math.nan) for name in primary] for cell in cells]
+    array = np.array(table, dtype=float).reshape(-1, len(primary))
+    return array[np.isfinite(array).all(axis=1)]
+
+
+def _history(cells: Sequence[Cell], primary: Iterable[str]) -> dict[str, Any]:
+    """Return curves by quantity: epochs, mean over seeds, and the least and greatest seed's."""
+    wanted = set(primary)
+    kinds: dict[str, dict[int, list[float]]] = {}
+    for cell in cells:
+        for record in _records(cell):
+            values = [
+                *((f"loss {k} (training)", v) for k, v in _part(record, "train_loss")),
+                *((f"loss {k} (validation)", v) for k, v in _part(record, "val_loss")),
+                *((f"{k} (validation)", v) for k, v in _part(record, "val") if k in wanted),
+                *((f"{kind}: {k}", v) for kind in _DIAGNOSTICS for k, v in _part(record, kind)),
+            ]
+            for quantity, value in values:
+                if isinstance(value, int | float) and math.isfinite(value):
+                    kinds.setdefault(quantity, {}).setdefault(record["epoch"], []).append(value)
+    return {
+        quantity: {
+            "x": [epoch + 1 for epoch in sorted(by_epoch)],
+            "mean": _short([fmean(by_epoch[e]) for e in sorted(by_epoch)]),
+            "low": _short([min(by_epoch[e]) for e in sorted(by_epoch)]),
+            "high": _short([max(by_epoch[e]) for e in sorted(by_epoch)]),
+        }
+        for quantity, by_epoch in kinds.items()
+    }
+
+
+def _records(cell: Cell) -> list[dict[str, Any]]:
+    """Return a cell's epochs, thinned before they are parsed; a broken line ends them."""
+    file = cell.run.path / "epochs.jsonl"
+    try:
+        lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    except (OSError, ValueError):
+        return []
+    chosen = np.unique(np.linspace(0, len(lines) - 1, min(len(lines), EPOCHS)).astype(int))
+    found = []
+    for i in chosen:
+        try:
+            record = parse(lines[i])
+        except (ValueError, TypeError, RecursionError, OverflowError):
+            break
+        if isinstance(record.get("epoch"), int):
+            found.append(record)
+    return found
+
+
+def _part(record: dict[str, Any], name: str) -> Iterable[tuple[str, Any]]:
+    part = record.get(name)
+    return part.items() if isinstance(part, dict) else ()
+
+
+def _pictures(board: Board) -> tuple[list[tuple[str, str]], int]:
+    """Return the pictures of each row's first seed as data URIs, and how many are left out."""
+    found, total, left_out = [], 0, 0
+    for name, cells in board.cells.items():
+        cell = min(cells, key=lambda c: c.spec.seed)
+        for file in sorted(cell.run.path.glob("*.png")):
+            if file.is_symlink() or not file.is_file():
+                continue  # a link in a folder from elsewhere would put any file on the page
+            data, kind = file.read_bytes(), "png"
+            if not data.startswith(_PNG):
+                data = b""
+            if len(data) > PICTURE:
+                data, kind = _smaller(data), "jpeg"
+            if not data or total + len(data) > PICTURES:
+                left_out += 1
+                continue
+            total += len(data)
+            uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+            found.append((f"{name}, seed {cell.spec.seed}: {file.stem}", uri))
+    return found, left_out
+
+
+def _smaller(data: bytes) -> bytes:
+    """Return a picture as a small JPEG, nothing if it is broken."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data), formats=["PNG"])
+        with picture:
+            if picture.width * picture.height > LARGEST:
+                return b""
+            small = picture.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return b""
+    small.thumbnail((1100, 1100))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=82)
+    return stream.getvalue()
+
+
+def _card(board: Board, name: str) -> dict[str, Any]:
+    """Return what it takes to make a row again, and what it was made with."""
+    cells = sorted(board.cells[name], key=lambda c: c.spec.seed)
+    spec = cells[0].spec.model_dump(mode="json")
+    del spec["seed"]
+    environment: dict[str, list[str]] = {}
+    for cell in cells:
+        for key, value in cell.done.get("environment", {}).items():
+            seen = environment.setdefault(str(key), [])
+            if str(value) not in seen:
+                seen.append(str(value))
+    trials = board.trials[name]
+    facts = {
+        "data": str(spec["data"]),
+        "selected by": str(cells[0].done.get("selection", "–")),
+        "tuning trials": str(len(trials)),
+        "device": spec["device"],
+        **{key: ", ".join(values) for key, values in environment.items()},
+    }
+    return {
+        "name": name,
+        "facts": facts,
+        "seeds": [(c.spec.seed, c.spec.hash, c.done["status"]) for c in cells],
+        "spec": json.dumps(spec, indent=2, sort_keys=True),
+    }

@@ -1,0 +1,86 @@
+"""The page: a template filled with boards."""
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from mtbench.comparing.judging.leaderboard import LEGEND, Board, overall
+from mtbench.comparing.judging.report.content import finite, section
+from mtbench.errors import RunError
+from mtbench.version import __version__
+
+
+def render(boards: Sequence[Board]) -> str:
+    """Return the page's HTML."""
+    here = files("mtbench.comparing.judging.report")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = _number
+    sections = [section(board) for board in boards]
+    return environment.from_string((here / "page.html").read_text("utf-8")).render(
+        boards=sections,
+        overall=_together(boards),
+        data=_embedded([one.charts for one in sections]),
+        style=Markup((here / "page.css").read_text("utf-8")),  # noqa: S704  # our own files
+        script=Markup((here / "page.js").read_text("utf-8")),  # noqa: S704
+        version=__version__,
+        legend=LEGEND,
+    )
+
+
+def write(boards: Sequence[Board], folder: Path) -> Path:
+    """Write ``index.html`` into a folder and return its path.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    file = folder / "index.html"
+    text = render(boards)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"--html {folder}: cannot be written ({error.strerror})") from error
+    return file
+
+
+def _together(boards: Sequence[Board]) -> dict[str, Any] | None:
+    """Return the table over all boards: a heading for each, a row for each method."""
+    found = overall(boards)
+    if found is None:
+        return None
+    ranks = found.mean_rank.T
+    return {
+        "boards": found.boards,
+        "note": found.note,
+        "rows": [
+            {
+                "method": method,
+                "rank": finite(ranks[i].mean()),
+                "delta": finite(found.delta_m[:, i].mean()),
+                "cells": [
+                    (finite(rank), finite(delta), (rank - 1) / max(1, len(ranks) - 1))
+                    for rank, delta in zip(ranks[i], found.delta_m[:, i], strict=True)
+                ],
+            }
+            for i, method in enumerate(found.methods)
+        ],
+    }
+
+
+def _embedded(value: Any) -> Markup:
+    """Return JSON that nothing in it can end the script element of."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)  # noqa: S704  # escaped above
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"

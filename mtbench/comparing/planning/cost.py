@@ -1,0 +1,113 @@
+"""What a suite will take, from a few real steps of each method on each task."""
+
+import dataclasses
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtbench.balancing.engine import Engine
+from mtbench.comparing.planning.grid import Entry, Grid
+from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.task import Batch, Progress, Split, Splits
+from mtbench.training.trainer import Trainer
+
+STEPS = 8
+"""Steps that are timed, the first of which pays for what is set up once."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method takes on a task.
+
+    Attributes:
+        entry: the method on the task.
+        step: seconds a step.
+        cell: seconds a cell; NaN if the method cannot train there.
+    """
+
+    entry: Entry
+    step: float
+    cell: float
+
+
+def probe(grid: Grid, progress: Progress) -> Iterator[Cost]:
+    """Yield the costs of each entry, on one thread.
+
+    Raises:
+        DataError: a task's data is absent or broken.
+    """
+    for entries in grid.tasks.values():
+        splits = entries[0].request.task.setup(grid.first_seed, progress)
+        for entry in entries:
+            yield _cost(grid, entry, splits)
+
+
+def _cost(grid: Grid, entry: Entry, splits: Splits) -> Cost:
+    request, choice = entry.setting(None)
+    recipe = request.recipe
+    some = dataclasses.replace(splits, train=_Some(splits.train, STEPS * recipe.batch_size))
+    short = dataclasses.replace(request, recipe=dataclasses.replace(recipe, epochs=1))
+    spec = short.spec(
+        choice, some, grid.first_seed, grid.suite.precision, grid.device, stage="trial"
+    )
+    clock = _Clock()
+    with tempfile.TemporaryDirectory(prefix="mtbench-plan-") as folder:
+        run = RunDirectory.at(Path(folder), spec)
+        engine = Engine(batched=False) if grid.device == "cpu" else None
+        try:
+            Trainer(
+                spec, request.task, some, choice.method, run, clock, 1, None, engine
+            ).run()  # fmt: skip
+        except Exception:  # a broken method is the sweep's to record
+            return Cost(entry, math.nan, math.nan)
+    steps = math.ceil(len(splits.train) / recipe.batch_size)
+    return Cost(entry, clock.step, recipe.epochs * (steps * clock.step + clock.evaluation))
+
+
+class _Some(Split):
+    """The first samples of a split."""
+
+    def __init__(self, split: Split, count: int) -> None:
+        self.split, self.count = split, min(count, len(split))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        return self.split.batch(indices, generator)
+
+
+class _Clock:
+    """An observer that takes times: of a step, batch included, and of an epoch's end."""
+
+    def __init__(self) -> None:
+        self.ticks: list[float] = []
+        self.end = math.nan
+
+    @property
+    def step(self) -> float:
+        first, *rest = self.ticks[1:] if len(self.ticks) > 2 else self.ticks  # told in bunches
+        return (rest[-1] - first) / len(rest) if rest else math.nan
+
+    @property
+    def evaluation(self) -> float:
+        return self.end - self.ticks[-1] if self.ticks else math.nan
+
+    def started(self, spec: Spec, epochs: int, steps: int, done: int) -> None:
+        self.ticks.append(time.perf_counter())
+
+    def stepped(self, epoch: int, losses: dict[str, float]) -> None:
+        self.ticks.append(time.perf_counter())
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        self.end = time.perf_counter()
+
+    def finished(self, result: dict[str, Any]) -> None:
+        """Nothing is timed here."""

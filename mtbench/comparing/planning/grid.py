@@ -1,0 +1,412 @@
+"""A suite's cells, and how far they are in a folder."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from mtbench.balancing.balancer import Balancer, Wrapper
+from mtbench.comparing.planning.suite import EVERY, Ranges, Suite, TaskSetting
+from mtbench.comparing.tuning.tuning import Draw, Search, draw
+from mtbench.errors import MtbenchError, PluginError, RunError, UsageError, did_you_mean
+from mtbench.plugins import params
+from mtbench.plugins.method import Method
+from mtbench.plugins.registry import entries
+from mtbench.training.cell import Choice, Request
+from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.task import Batch, Recipe, Split, Splits
+from mtbench.training.trainer import resolve_device
+
+CRASHES = 2
+"""How often a cell may crash before it counts as failed."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """All that a process needs to know of a sweep; it can be pickled.
+
+    Attributes:
+        suite: what is compared.
+        data: where the data of the tasks that need some lies.
+        plugins: plugin files.
+    """
+
+    suite: Suite
+    data: Path | None = None
+    plugins: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A method on a task: its trials, then its final cells.
+
+    Attributes:
+        task: the column's title.
+        request: the task; its choices are not used.
+        choice: the method with its parameters' defaults, and those that the suite fixes.
+        fixed: the latter.
+        draws: of the trials.
+    """
+
+    task: str
+    request: Request
+    choice: Choice
+    fixed: dict[str, Any]
+    draws: list[Draw]
+
+    def setting(self, trial: int | None) -> tuple[Request, Choice]:
+        """Return what a trial runs, the defaults for None."""
+        if trial is None:
+            return self.request, self.choice
+        drawn, method = self.draws[trial], self.choice.method
+        changed: dict[str, Any] = dict(drawn.recipe)
+        recipe = dataclasses.replace(self.request.recipe, **changed)
+        params = method.resolve({**drawn.params, **self.fixed})
+        return dataclasses.replace(self.request, recipe=recipe), Choice(method, params)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a suite.
+
+    Attributes:
+        entry: the method and the task.
+        seed: the cell's.
+        trial: its number; None for a final cell.
+    """
+
+    entry: Entry
+    seed: int
+    trial: int | None = None
+
+    def __str__(self) -> str:
+        part = f"seed {self.seed}" if self.trial is None else f"trial {self.trial}"
+        return f"{self.entry.task} {self.entry.choice.method.name} {part}"
+
+
+class Grid:
+    """A suite with everything looked up and checked.
+
+    Attributes:
+        entries: task by task, in the suite's order.
+        cells: in the order in which they are run: a task's trials, then seed by seed, so that what
+            is there can be compared at any time.
+
+    Raises:
+        UsageError: an unknown name or parameter, a value that does not fit, or data that is needed
+            and not given.
+        PluginError: a plugin that does not load.
+    """
+
+    def __init__(self, order: Order) -> None:
+        self.order, self.suite = order, order.suite
+        self.device = resolve_device(self.suite.device)
+        methods = _methods(self.suite, order.plugins)
+        self.entries: list[Entry] = []
+        self.cells: list[Cell] = []
+        for i, setting in enumerate(self.suite.tasks):
+            with _within(f"{self.suite.name}: tasks.{i}"):
+                request = Request.of(setting.name, [], self._given(setting), order.plugins)
+                found = [self._entry(setting, request, method) for method in methods]
+            self.entries += found
+            self.cells += [
+                Cell(entry, self.suite.budget.tuning_seed, trial)
+                for entry in found
+                for trial in range(self.suite.budget.trials)
+            ]
+            self.cells += [
+                Cell(entry, seed) for seed in self.suite.budget.final_seeds for entry in found
+            ]
+
+    @cached_property
+    def tasks(self) -> dict[str, list[Entry]]:
+        """The entries by task."""
+        found: dict[str, list[Entry]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.task, []).append(entry)
+        return found
+
+    @property
+    def first_seed(self) -> int:
+        """The seed that is run first."""
+        return self.cells[0].seed
+
+    def spec(self, cell: Cell, fingerprint: str, trial: int | None) -> Spec:
+        """Return the spec of a cell.
+
+        Args:
+            cell: the cell.
+            fingerprint: of the data at its seed.
+            trial: which one's parameters it has.
+        """
+        request, choice = cell.entry.setting(trial)
+        data = Splits(_NOTHING, _NOTHING, _NOTHING, fingerprint)
+        stage: Literal["trial", "final"] = "final" if cell.trial is None else "trial"
+        return request.spec(choice, data, cell.seed, self.suite.precision, self.device, stage=stage)
+
+    def _given(self, setting: TaskSetting) -> dict[str, str]:
+        given = {f"{setting.name}.{key}": _text(value) for key, value in setting.set.items()}
+        given |= {f"recipe.{key}": _text(value) for key, value in setting.recipe.items()}
+        if setting.needs_data and self.order.data is not None:
+            given[f"{setting.name}.data"] = str(self.order.data)
+        return given
+
+    def _entry(self, setting: TaskSetting, request: Request, method: Method) -> Entry:
+        K = len(request.task.objectives)
+        fixed = self.suite.fixed.get(method.name, {})
+        own = method.resolve(fixed)
+        method(K, 0, **own)  # a bad value is told before anything is run
+        search = _search(self.suite.search, request.recipe)
+        draws = draw(method, K, search, self.suite.budget.trials, self.suite.budget.tuning_seed)
+        label = f"{setting.name} {params.own_keys({**setting.set, **setting.recipe})}".strip()
+        return Entry(label, request, Choice(method, own), fixed, draws)
+
+
+def needs_data(order: Order) -> None:
+    """Check that data is given where it is needed, and only there.
+
+    Raises:
+        UsageError: it is not so.
+    """
+    wanting = [task.name for task in order.suite.tasks if task.needs_data]
+    if wanting and order.data is None:
+        raise UsageError(
+            f"suite {order.suite.name}: task {wanting[0]} needs data: say --data FOLDER"
+        )
+    if order.data is not None and not wanting:
+        raise UsageError(f"--data {order.data}: no task of suite {order.suite.name} needs data")
+    if order.data is not None and not order.data.exists():
+        raise UsageError(f"--data {order.data}: does not exist")
+
+
+def best(scores: Sequence[float]) -> int:
+    """Return which trial is taken: the first of the best.
+
+    >>> best([-math.inf, 0.5, 0.5])
+    1
+    """
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
+def record_crash(run: RunDirectory, reason: str, details: str = "") -> None:
+    """Note that a cell crashed; once too often, and it has failed."""
+    before = crash(run)
+    count = 1 + (before["crashes"] if before else 0)
+    record = {"crashes": count, "reason": " ".join(reason.split()), "details": details}
+    run.write_text("crash.json", json.dumps(record, indent=2))
+    if count >= CRASHES:
+        (run.path / "crash.json").replace(run.path / "failed.json")
+
+
+def crash(run: RunDirectory) -> dict[str, Any] | None:
+    """Return the record of a cell's crashes, None if there was none.
+
+    Raises:
+        RunError: it does not parse.
+    """
+    for name in ("failed.json", "crash.json"):
+        file = run.path / name
+        if file.exists():
+            try:
+                record: dict[str, Any] = json.loads(file.read_text())
+            except ValueError as error:
+                raise RunError(f"{file}: does not parse ({error}); delete it") from error
+            return record
+    return None
+
+
+def failed(run: RunDirectory) -> bool:
+    """Return whether a cell is given up."""
+    return (run.path / "failed.json").exists()
+
+
+Status = Literal["open", "running", "finished", "diverged", "failed"]
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a cell is.
+
+    Attributes:
+        status: in a word.
+        note: the selection score, or why there is none.
+        score: on the validation split; minus infinity where there is none.
+        seconds: that training took.
+        run: its directory, once there is one.
+    """
+
+    status: Status
+    note: str = ""
+    score: float = -math.inf
+    seconds: float = math.nan
+    run: Path | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.status not in ("open", "running")
+
+
+class Survey:
+    """Looks at a folder, again and again; what is finished is read once.
+
+    Cells are found by all of their specs but the data's fingerprint, so no data is needed.
+
+    Args:
+        grid: the cells.
+        out: the folder.
+    """
+
+    def __init__(self, grid: Grid, out: Path) -> None:
+        self.grid, self.out = grid, out
+        self._known: set[Path] = set()
+        self._at: dict[str, list[Path]] = {}
+        self._keys: dict[tuple[Cell, int | None], str] = {}
+        self._closed: dict[Path, State] = {}
+
+    def look(self) -> dict[Cell, State]:
+        """Return every cell's state.
+
+        Raises:
+            RunError: a record does not parse.
+        """
+        self._find()
+        found: dict[Cell, State] = {}
+        for cell in self.grid.cells:
+            if cell.trial is not None:
+                found[cell] = self._state(cell, cell.trial)
+        trials = self.grid.suite.budget.trials
+        tuning = self.grid.suite.budget.tuning_seed
+        taken: dict[Entry, int | None] = {}
+        for entry in self.grid.entries:
+            states = [found[Cell(entry, tuning, t)] for t in range(trials)]
+            if all(state.closed for state in states):
+                taken[entry] = best([state.score for state in states]) if states else None
+        for cell in self.grid.cells:
+            if cell.trial is None:
+                tuned = cell.entry in taken
+                found[cell] = self._state(cell, taken[cell.entry]) if tuned else State("open")
+        return found
+
+    def _find(self) -> None:
+        folders = {
+            self.out / entry.request.entry.name / entry.choice.method.name
+            for entry in self.grid.entries
+        }
+        for folder in folders:
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if path not in self._known and (path / "spec.json").exists():
+                    self._known.add(path)
+                    spec = RunDirectory(path).spec()
+                    self._at.setdefault(_key(spec), []).append(path)
+
+    def _state(self, cell: Cell, trial: int | None) -> State:
+        key = self._keys.get((cell, trial))
+        if key is None:
+            key = self._keys[cell, trial] = _key(self.grid.spec(cell, "", trial))
+        states = [self._read(path) for path in self._at.get(key, ())]
+        # Data that has changed makes a second directory: what is left to do there is to be seen.
+        return min(states, key=lambda state: state.closed, default=State("open"))
+
+    def _read(self, path: Path) -> State:
+        if path not in self._closed:
+            state = state_of(RunDirectory(path))
+            if not state.closed:
+                return State("running" if RunDirectory(path).holder() else "open")
+            self._closed[path] = state
+        return self._closed[path]
+
+
+def state_of(run: RunDirectory) -> State:
+    """Return the state of a run directory that nobody works on.
+
+    Raises:
+        RunError: a record does not parse, or is none.
+    """
+    result = run.result()
+    if result is None:
+        if failed(run) and (record := crash(run)):
+            return State("failed", record["reason"], run=run.path)
+        return State("open", run=run.path)
+    try:
+        seconds = float(result["cost"]["train_seconds"])
+        if result["status"] == "diverged":
+            return State("diverged", result["reason"], seconds=seconds, run=run.path)
+        score = float(result["score"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"{run.path / 'result.json'}: is no result of version 1 ({error}); delete it to finish "
+            "the cell again"
+        ) from error
+    return State("finished", f"score {score:.4g}", score, seconds, run.path)
+
+
+def _key(spec: Spec) -> str:
+    return spec.model_copy(update={"data": ""}).canonical()
+
+
+def _methods(suite: Suite, plugins: Sequence[Path]) -> list[Method]:
+    found: dict[str, Method] = {}
+    for i, name in enumerate(suite.methods):
+        with _within(f"{suite.name}: methods.{i}"):
+            for each in _alone(plugins) if name == EVERY else [name]:
+                found.setdefault(each, Method.find(each, plugins))
+    for name in suite.fixed:
+        if name not in found:
+            raise UsageError(
+                f"suite {suite.name}: fixed.{name}: is no method here: {did_you_mean(name, found)}"
+            )
+    return list(found.values())
+
+
+def _alone(plugins: Sequence[Path]) -> Iterator[str]:
+    """Yield every method that needs no other inside."""
+    for entry in entries("method", plugins).values():
+        try:
+            wraps = issubclass(entry.load(Balancer), Wrapper)
+        except PluginError:  # a plugin file is listed as a method and may be a task
+            if entry.module is not None:
+                raise
+            continue
+        if not wraps:
+            yield entry.name
+
+
+def _search(asked: Ranges | None, recipe: Recipe) -> Search:
+    if asked is None:
+        return Search.around(recipe)
+    lr, decay = ((r[0], r[1]) if r else None for r in (asked.lr, asked.weight_decay))
+    return Search(lr, decay)
+
+
+@contextmanager
+def _within(where: str) -> Iterator[None]:
+    """Say where in a suite an error is."""
+    try:
+        yield
+    except MtbenchError as error:
+        raise type(error)(f"suite {where}: {error}") from error
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+class _Nothing(Split):
+    """Stands in for data where only its fingerprint is asked for."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def batch(self, indices: Tensor, generator: Any = None) -> Batch:
+        raise NotImplementedError
+
+
+_NOTHING = _Nothing()

@@ -1,0 +1,1 @@
+"""Running it: the sweep over open cells, its workers, and what starts these."""

@@ -1,0 +1,143 @@
+"""Running a suite's cells: what is open is given to an executor's workers until nothing is.
+
+All that is known lies in the folder: any number of sweeps may work on one, and this process may be
+stopped at any moment and started again.
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mtbench.comparing.planning.grid import Cell, Grid, State, Survey
+from mtbench.comparing.running.executors import Executor
+from mtbench.comparing.running.worker import Assignment, Report
+from mtbench.errors import RunError
+from mtbench.training.task import Progress
+
+LOOK = 1.0
+"""Seconds between two looks at the folder."""
+
+DEATHS = 3
+"""How many workers in a row may die outside any cell."""
+
+Watcher = Callable[[Mapping[Cell, State]], None]
+"""Is told now and then how far the cells are."""
+
+
+def prepare(out: Path) -> None:
+    """Make the folder of a sweep.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        (out / ".sweep").mkdir(parents=True, exist_ok=True)
+        (out / ".sweep" / "workers.log").touch()
+    except OSError as error:
+        raise RunError(
+            f"--out {out}: cannot be written ({error.strerror}); choose another folder"
+        ) from error
+
+
+def check_data(grid: Grid, progress: Progress) -> None:
+    """Set up each task's data once, which fills caches, so that what is broken is told at once.
+
+    Raises:
+        DataError: the data is absent or broken.
+    """
+    for entries in grid.tasks.values():
+        entries[0].request.task.setup(grid.first_seed, progress)
+
+
+def sweep(grid: Grid, out: Path, executor: Executor, watch: Watcher) -> dict[Cell, State]:
+    """Run what is open; return every cell's state at the end.
+
+    Args:
+        grid: the cells.
+        out: the folder; `prepare` has made it.
+        executor: starts the workers.
+        watch: is told how it goes.
+
+    Raises:
+        RunError: the workers cannot work, or the folder can no more be written.
+    """
+    drive = _Drive(grid, out, executor, watch)
+    try:
+        while drive.go_on():
+            pass
+    except OSError as error:  # the disk is full, say
+        raise RunError(f"{out}: {error.strerror or error}; mend it and sweep again") from error
+    finally:
+        executor.stop()
+    return drive.look()
+
+
+class _Drive:
+    def __init__(self, grid: Grid, out: Path, executor: Executor, watch: Watcher) -> None:
+        self.grid, self.out, self.executor, self.watch = grid, out, executor, watch
+        self.survey = Survey(grid, out)
+        self.closed: set[int] = set()  # by what workers say, who know the data
+        self.under_way: dict[str, Assignment] = {}
+        self.deaths = 0
+        self.look()
+
+    def look(self) -> dict[Cell, State]:
+        """Look at the folder."""
+        begin = time.monotonic()
+        self.states = self.survey.look()
+        self.watch(self.states)
+        # A folder so large that looking takes long is looked at less often.
+        self.due = time.monotonic() + max(LOOK, 9 * (time.monotonic() - begin))
+        return self.states
+
+    def go_on(self) -> bool:
+        """Start workers and listen to those that end; return whether there is more to do."""
+        left = len(self.grid.cells) - len(self.closed)
+        begun = [
+            Assignment(self.grid.order, self.out, uuid.uuid4().hex, cells)
+            for cells in self.executor.shares(self._open(), left, len(self.under_way))
+        ]
+        self.under_way |= {assignment.name: assignment for assignment in begun}
+        self.executor.submit(begun)
+        for name, outcome in self.executor.ended(LOOK):
+            self._part(self.under_way.pop(name), outcome)
+        if time.monotonic() >= self.due or not self.under_way:
+            self.look()
+        return bool(self.under_way) or not all(map(self._is_closed, range(len(self.grid.cells))))
+
+    def _is_closed(self, number: int) -> bool:
+        return number in self.closed or self.states[self.grid.cells[number]].closed
+
+    def _open(self) -> list[int]:
+        """Return the cells that nobody works on or is to, and whose parameters are known."""
+        cells = self.grid.cells
+        given = {i for assignment in self.under_way.values() for i in assignment.cells or ()}
+        waiting = {
+            cell.entry
+            for i, cell in enumerate(cells)
+            if cell.trial is not None and not self._is_closed(i)
+        }
+        return [
+            i
+            for i, cell in enumerate(cells)
+            if i not in given
+            and i not in self.closed
+            and self.states[cell].status == "open"
+            and (cell.trial is not None or cell.entry not in waiting)
+        ]
+
+    def _part(self, assignment: Assignment, outcome: Report | str) -> None:
+        if isinstance(outcome, Report):
+            if outcome.error is not None:
+                raise outcome.error
+            self.closed.update(outcome.closed)
+            self.deaths = 0
+        elif assignment.blame(outcome):
+            self.deaths = 0
+        else:
+            self.deaths += 1
+            if self.deaths >= DEATHS:
+                raise RunError(
+                    f"{outcome} before any cell, {DEATHS} times in a row: see {self.executor.log}"
+                )

@@ -1,0 +1,248 @@
+"""What a worker of a sweep does, wherever it runs: it takes cells and trains them.
+
+Workers share nothing but the folder. Each holds its cell by a lock that the kernel releases when
+the worker ends, however it ends; files are replaced atomically, and a cell goes on from its
+checkpoint.
+"""
+
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtbench.balancing.engine import Engine
+from mtbench.comparing.planning.grid import (
+    Cell,
+    Entry,
+    Grid,
+    Order,
+    best,
+    failed,
+    record_crash,
+    state_of,
+)
+from mtbench.errors import MtbenchError, RunError
+from mtbench.training.cache import cache_dir
+from mtbench.training.locks import HeldError
+from mtbench.training.rundir import RunDirectory, Spec, WriteError
+from mtbench.training.task import Splits
+from mtbench.training.trainer import Trainer, conclude
+
+PINNED = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT"), "1")
+"""The environment of a worker: one thread, one process."""
+
+WAIT = 0.2
+"""Seconds between two looks for an open cell, where others hold all that is left."""
+
+KEPT = 2
+"""How many seeds' data a worker keeps."""
+
+_ALONE = threading.Lock()
+"""Training uses the process' random generators: one worker a process, whatever its threads."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a worker has to say when it ends.
+
+    Attributes:
+        closed: the cells, by their number in the grid, on which nothing is left to do.
+        error: what the user has to mend.
+    """
+
+    closed: tuple[int, ...] = ()
+    error: MtbenchError | None = None
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a worker is to do; it can be pickled, and called again when it was cut off.
+
+    Attributes:
+        order: of the sweep.
+        out: its folder.
+        name: of the worker; no other has it.
+        cells: their numbers in the grid; None for all, and then it waits for what others hold.
+    """
+
+    order: Order
+    out: Path
+    name: str
+    cells: tuple[int, ...] | None
+
+    @property
+    def note(self) -> Path:
+        """The file that holds the directory of the cell that the worker is at."""
+        return self.out / ".sweep" / f"{self.name}.cell"
+
+    def __call__(self) -> Report:
+        """Do it."""
+        with _ALONE:
+            try:
+                if not self.note.parent.is_dir():
+                    raise RunError(
+                        f"--out {self.out}: a worker does not see this folder: it must lie on a "
+                        "file system that all machines share"
+                    )
+                self.blame("the worker at it died")
+                return Report(Worker(Grid(self.order), self.out, self.note).run(self.cells))
+            except MtbenchError as error:
+                return Report(error=error)
+
+    def blame(self, reason: str) -> bool:
+        """Record a crash of the cell that a worker was at when it died.
+
+        Returns:
+            whether there was one.
+        """
+        try:
+            path = self.note.read_text()
+        except FileNotFoundError:
+            return False
+        self.note.unlink()
+        run = RunDirectory(Path(path))
+        if path and run.result() is None and not failed(run):
+            record_crash(run, reason)
+        return bool(path)
+
+
+class Worker:
+    """Trains cells.
+
+    Args:
+        grid: the cells.
+        out: the folder.
+        note: the file that says which cell it is at.
+    """
+
+    def __init__(self, grid: Grid, out: Path, note: Path) -> None:
+        self.grid, self.out, self.note = grid, out, note
+        self.data: OrderedDict[tuple[str, int], Splits] = OrderedDict()
+        self.fingerprints: dict[tuple[str, int], str] = {}
+        self.trials: dict[Cell, RunDirectory] = {}
+        self.taken: dict[Entry, int] = {}
+
+    def run(self, numbers: Sequence[int] | None = None) -> tuple[int, ...]:
+        """Take one open cell after another, until none is left.
+
+        Args:
+            numbers: of the cells, None for all. What others hold is waited for if it is all, and
+                otherwise left to them.
+
+        Returns:
+            the numbers of those on which nothing is left to do.
+        """
+        cells = self.grid.cells
+        wanted = cells if numbers is None else [cells[number] for number in numbers]
+        left = list(dict.fromkeys([*self._trials_of(wanted), *wanted]))
+        while left:
+            closed = next(filter(self._close, left), None)
+            if closed is not None:
+                left.remove(closed)
+            elif numbers is None:
+                time.sleep(WAIT)
+            else:
+                break
+        done = set(wanted) - set(left)
+        return tuple(i for i, cell in enumerate(cells) if cell in done)
+
+    def _trials_of(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Return the trials that final cells take their parameters from."""
+        budget = self.grid.suite.budget
+        entries = dict.fromkeys(cell.entry for cell in cells if cell.trial is None)
+        return [
+            Cell(entry, budget.tuning_seed, trial)
+            for entry in entries
+            for trial in range(budget.trials)
+        ]
+
+    def _close(self, cell: Cell) -> bool:
+        """Do what is to do of a cell; return whether nothing is left."""
+        trial = cell.trial
+        if trial is None and self.grid.suite.budget.trials:
+            trial = self._best(cell.entry)
+            if trial is None:
+                return False
+        spec = self.grid.spec(cell, self._fingerprint(cell), trial)
+        run = RunDirectory.at(self.out, spec)
+        if not _closed(run):
+            try:
+                with run.claim():
+                    if not _closed(run):
+                        self._train(cell, spec, run)
+            except HeldError:
+                return False
+            if not _closed(run):
+                return False
+        if cell.trial is not None:
+            self.trials[cell] = run
+        return True
+
+    def _best(self, entry: Entry) -> int | None:
+        """Return the number of the trial that is taken, None while some are open."""
+        if entry not in self.taken:
+            budget = self.grid.suite.budget
+            cells = [Cell(entry, budget.tuning_seed, t) for t in range(budget.trials)]
+            if not all(cell in self.trials for cell in cells):
+                return None
+            self.taken[entry] = best([state_of(self.trials[cell]).score for cell in cells])
+        return self.taken[entry]
+
+    def _train(self, cell: Cell, spec: Spec, run: RunDirectory) -> None:
+        task, method = cell.entry.request.task, cell.entry.choice.method
+        on_cpu = spec.device == "cpu"
+        engine = Engine(batched=False) if on_cpu else Engine(notebook=cache_dir())
+        splits = self._splits(cell)
+        self.note.write_text(str(run.path))
+        try:
+            Trainer(spec, task, splits, method, run, _Silent(), 1, None, engine).run()
+            if spec.stage == "final" and spec.seed == self.grid.suite.budget.first_seed:
+                conclude(run, task, splits, method)
+        except WriteError:  # no fault of the cell
+            self.note.unlink(missing_ok=True)
+            raise
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            place = f" ({Path(where.filename).name}, line {where.lineno})"
+            known = isinstance(error, MtbenchError)
+            reason = str(error) if known else f"{type(error).__name__}: {error}{place}"
+            record_crash(run, reason, traceback.format_exc())
+        self.note.unlink(missing_ok=True)
+
+    def _fingerprint(self, cell: Cell) -> str:
+        key = (cell.entry.task, cell.seed)
+        if key not in self.fingerprints:
+            self.fingerprints[key] = self._splits(cell).fingerprint
+        return self.fingerprints[key]
+
+    def _splits(self, cell: Cell) -> Splits:
+        key = (cell.entry.task, cell.seed)
+        if key not in self.data:
+            self.data[key] = cell.entry.request.task.setup(cell.seed, lambda *_: None)
+            if len(self.data) > KEPT:
+                self.data.popitem(last=False)
+        return self.data[key]
+
+
+def _closed(run: RunDirectory) -> bool:
+    return run.result() is not None or failed(run)
+
+
+class _Silent:
+    """An observer that tells nobody: the folder says how a sweep goes."""
+
+    def started(self, spec: Spec, epochs: int, steps: int, done: int) -> None:
+        """Say nothing."""
+
+    def stepped(self, epoch: int, losses: dict[str, float]) -> None:
+        """Say nothing."""
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """Say nothing."""
+
+    def finished(self, result: dict[str, Any]) -> None:
+        """Say nothing."""

@@ -1,0 +1,1 @@
+"""Choosing: trials of a method's parameters, and the best of them."""

@@ -1,0 +1,110 @@
+"""What the plugins are, found out from their classes."""
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from mtbench.balancing.balancer import (
+    Aggregator,
+    Balancer,
+    Scalarizer,
+    Weighting,
+    WeightingWrapper,
+    Wrapper,
+)
+from mtbench.errors import PluginError, UsageError, did_you_mean
+from mtbench.plugins import params
+from mtbench.plugins.registry import Entry, Kind, entries
+from mtbench.plugins.search import search_space
+
+_FAMILIES = {  # the first that fits
+    WeightingWrapper: "wrapper of weightings",
+    Wrapper: "wrapper",
+    Scalarizer: "losses",
+    Weighting: "Gramian",
+    Aggregator: "Jacobian",
+    Balancer: "anything",
+}
+
+
+def kind_of(name: str, plugins: Iterable[Path] = ()) -> Kind:
+    """Return whether a name is a method's or a task's.
+
+    Raises:
+        UsageError: it is neither's; the message suggests one.
+    """
+    plugins = list(plugins)
+    methods, tasks = entries("method", plugins), entries("task", plugins)
+    if name not in methods and name not in tasks:
+        raise UsageError(f"no method or task {name!r}: {did_you_mean(name, {*methods, *tasks})}")
+    if name not in methods or name not in tasks:
+        return "method" if name in methods else "task"
+    try:  # a plugin file is listed as both
+        methods[name].load(Balancer)
+    except PluginError:
+        return "task"
+    return "method"
+
+
+def family(method: type[Balancer]) -> str:
+    """Return what a method works on, in a word."""
+    return next(word for base, word in _FAMILIES.items() if issubclass(method, base))
+
+
+def summary(method: type[Balancer]) -> str:
+    """Return the first sentence of a method's docstring."""
+    return _markdown((inspect.getdoc(method) or "").split("\n\n")[0].replace("\n", " "))
+
+
+def deviations(method: type[Balancer]) -> str:
+    """Return what a method's docstring says of its deviations, as one Markdown text."""
+    text = inspect.getdoc(method) or ""
+    found = re.search(r"^Deviations?:(.*?)(?=\n\n\S|\Z)", text, flags=re.DOTALL | re.MULTILINE)
+    if found is None:
+        return ""
+    points = re.split(r"^\s*- ", found[1], flags=re.MULTILINE)
+    joined = [" ".join(point.split()) for point in points if point.strip()]
+    return _markdown("; ".join(point.rstrip(".;") for point in joined) + ".")
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r":math:`(.*?)`", r"$\1$", text).replace("``", "`")
+
+
+def markdown(methods: Mapping[str, Entry]) -> str:
+    """Return the methods as a Markdown table, and their deviations as a list."""
+    lines = [
+        "| method | what it does | works on | a step costs | parameters (search space) | paper | "
+        "checked against |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    notes = []
+    for name, entry in methods.items():
+        method = entry.load(Balancer)
+        space = search_space(method)
+        own = [
+            f"`{key}={params.own_keys({'': p.default})[1:]}`" + f" {space.get(key, '')}".rstrip()
+            for key, p in params.declared(method).items()
+        ]
+        needs = [
+            word
+            for word, wanted in (
+                ("features", method.needs_features),
+                ("reruns", method.needs_again),
+            )
+            if wanted
+        ]
+        cells = (
+            f"`{name}`",
+            summary(method),
+            ", ".join([family(method), *needs]),
+            method.passes,
+            "<br>".join(own),
+            method.paper,
+            method.checked_against,
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        if said := deviations(method):
+            notes.append(f"- `{name}`: {said}")
+    return "\n".join([*lines, "", "## Deviations from the papers", "", *notes, ""])

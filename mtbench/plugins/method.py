@@ -1,0 +1,193 @@
+"""What a method's name stands for: a balancer's class, perhaps inside wrappers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from inspect import Parameter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mtbench import seeding
+from mtbench.balancing.balancer import Balancer, Wrapper
+from mtbench.balancing.step import Step
+from mtbench.errors import UsageError
+from mtbench.plugins import params
+from mtbench.plugins.registry import Entry, find
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that can be constructed; called like a balancer's class.
+
+    Its parameters are its class's own. Where several classes are involved they are called
+    ``part.key``, as in ``damped.rate``.
+
+    Attributes:
+        name: as given, such as ``mgda``, or ``damped+mgda`` with wrappers before their base.
+        entries: where each part comes from, in the name's order.
+        classes: the parts' classes.
+    """
+
+    name: str
+    entries: tuple[Entry, ...]
+    classes: tuple[type[Balancer], ...]
+
+    @classmethod
+    def find(cls, name: str, plugins: Sequence[Path] = ()) -> "Method":
+        """Return the method of a name.
+
+        Raises:
+            UsageError: no such method, or a composition that makes no sense.
+            PluginError: a module that does not load.
+        """
+        entries = [find("method", part, plugins) for part in name.split("+")]
+        if len({entry.name for entry in entries}) < len(entries):
+            raise UsageError(f"method {name!r} names a part twice")
+        classes = [entry.load(Balancer) for entry in entries]
+        *outer, (last, base) = zip(entries, classes, strict=True)
+        for entry, part in outer:
+            if not issubclass(part, Wrapper):
+                raise UsageError(f"method {name!r}: {entry.name} wraps no other method")
+        if issubclass(base, Wrapper):
+            raise UsageError(
+                f"method {name!r}: {last.name} wraps another method: name it, as in "
+                f"{last.name}+METHOD"
+            )
+        return cls(name, tuple(entries), tuple(classes))
+
+    @cached_property
+    def declared(self) -> dict[str, dict[str, Parameter]]:
+        """The parameters of each part, by its name."""
+        return {
+            entry.name: params.declared(part)
+            for entry, part in zip(self.entries, self.classes, strict=True)
+        }
+
+    def key(self, part: str, parameter: str) -> str:
+        """Return what a part's parameter is called."""
+        return parameter if len(self.classes) == 1 else f"{part}.{parameter}"
+
+    def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return every parameter, those given over the defaults.
+
+        Raises:
+            UsageError: an unknown name, a value of the wrong type, or a required one missing.
+        """
+        return {
+            self.key(entry.name, parameter): value
+            for entry, part, share in zip(
+                self.entries, self.classes, self._shares(given), strict=True
+            )
+            for parameter, value in params.resolve(part, share, entry.name).items()
+        }
+
+    def _shares(self, given: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if len(self.classes) == 1:
+            return [dict(given)]
+        shares: dict[str, dict[str, Any]] = {entry.name: {} for entry in self.entries}
+        for name, value in given.items():
+            part, _, parameter = name.partition(".")
+            if part not in shares:
+                raise UsageError(f"{self.name} has no parameter {name!r}: say PART.PARAMETER")
+            shares[part][parameter] = value
+        return list(shares.values())
+
+    def __call__(self, num_objectives: int, seed: int = 0, **parameters: Any) -> Balancer:
+        """Return a new balancer.
+
+        Raises:
+            UsageError: a parameter that does not exist or has no such value.
+        """
+        shares = self._shares(self.resolve(parameters))
+        balancer = self.classes[-1](num_objectives, seed, **shares[-1])
+        for entry, part, share in reversed(
+            list(zip(self.entries, self.classes, shares, strict=True))[:-1]
+        ):
+            wrapper: Any = part
+            balancer = wrapper(balancer, seeding.derive(seed, entry.name), **share)
+        return balancer
+
+    def suggest(self, trial: "Trial", num_objectives: int) -> dict[str, Any]:
+        """Draw every part's parameters from its search space; the rest keeps its defaults."""
+        found: dict[str, Any] = {}
+        for entry, part in zip(self.entries, self.classes, strict=True):
+            asked: Any = trial if len(self.classes) == 1 else _Prefixed(trial, entry.name)
+            own = part.suggest(asked, num_objectives)
+            found |= {self.key(entry.name, name): value for name, value in own.items()}
+        return found
+
+    @property
+    def passes(self) -> str:
+        """What a step costs."""
+        *outer, base = self.classes
+        own = [part.passes for part in outer if part.passes != Wrapper.passes]
+        return ", around ".join([*own, base.passes])
+
+    @property
+    def reference(self) -> bool:
+        """Whether its row is the one that delta-m is measured against."""
+        return len(self.classes) == 1 and self.classes[0].reference
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The sha256 of each plugin file involved, by the part's name."""
+        found = {entry.name: entry.digest() for entry in self.entries}
+        return {name: digest for name, digest in found.items() if digest}
+
+
+class _Prefixed:
+    """A trial whose parameters are called after the part that asks for them."""
+
+    def __init__(self, trial: "Trial", part: str) -> None:
+        self._trial, self._part = trial, part
+
+    def __getattr__(self, ask: str) -> Any:
+        return lambda name, *args, **kwargs: getattr(self._trial, ask)(
+            f"{self._part}.{name}", *args, **kwargs
+        )
+
+
+def combine(
+    name: str,
+    jacobian: Tensor,
+    losses: Tensor | None = None,
+    *,
+    seed: int = 0,
+    **parameters: Any,
+) -> Tensor:
+    """Return the (d,) direction that a method makes of K gradients, as at its first step.
+
+    Args:
+        name: the method's, such as ``cagrad``.
+        jacobian: (K, d), the gradients as rows.
+        losses: the K loss values; ones by default.
+        seed: of the method's randomness.
+        parameters: the method's own.
+
+    Raises:
+        UsageError: an unknown method or parameter, or shapes that do not fit.
+
+    Example:
+        >>> combine("mgda", torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
+        tensor([0.4000, 0.8000])
+    """
+    if jacobian.ndim != 2 or not len(jacobian):
+        raise UsageError(f"combine: jacobian must be (K, d), found {tuple(jacobian.shape)}")
+    losses = jacobian.new_ones(len(jacobian)) if losses is None else losses.to(jacobian)
+    if losses.shape != jacobian.shape[:1]:
+        raise UsageError(f"combine: losses must be ({len(jacobian)},), found {tuple(losses.shape)}")
+    x = torch.zeros_like(jacobian[0], requires_grad=True)
+
+    def step() -> Step:
+        z = x[None] * 1  # linear losses: their gradients at z, and at x, are the rows
+        values = [value + z[0] @ row for value, row in zip(losses, jacobian, strict=True)]
+        return Step(values, features=z, shared=[x], again=step)
+
+    Method.find(name)(len(jacobian), seed, **parameters).backward(step())
+    return torch.zeros_like(x) if x.grad is None else x.grad

@@ -1,5 +1,0 @@
-"""One self-contained page about leaderboards: no network, no server, works from file://."""
-
-from mtbench.report.page import render, write
-
-__all__ = ["render", "write"]

@@ -1,0 +1,170 @@
+"""From what a user asks for to cells that can be run."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mtbench import seeding
+from mtbench.errors import UsageError
+from mtbench.plugins import overrides, params
+from mtbench.plugins.method import Method
+from mtbench.plugins.registry import Entry, find
+from mtbench.training import weights
+from mtbench.training.rundir import Spec
+from mtbench.training.task import Recipe, Splits, Task
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method with its parameters.
+
+    Attributes:
+        method: what can be constructed.
+        params: every own parameter.
+    """
+
+    method: Method
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A task, the methods to run on it, and the recipe, checked and with defaults filled in.
+
+    Attributes:
+        entry: where the task comes from.
+        task: an instance.
+        task_params: its every own parameter.
+        choices: the methods.
+        recipe: the optimisation.
+    """
+
+    entry: Entry
+    task: Task
+    task_params: dict[str, Any]
+    choices: list[Choice]
+    recipe: Recipe
+
+    @classmethod
+    def of(
+        cls,
+        task: str,
+        methods: Sequence[str],
+        given: dict[str, str],
+        plugins: Sequence[Path] = (),
+        options: Sequence[str] = (),
+    ) -> "Request":
+        """Return the request of a command line.
+
+        Args:
+            task: the task's name.
+            methods: the methods' names.
+            given: overrides of parameters, as text.
+            plugins: plugin files.
+            options: the command's own options, for hints.
+
+        Raises:
+            UsageError: an unknown name or parameter, or a value that does not fit.
+            PluginError: a plugin that does not load.
+        """
+        task_entry = find("task", task, plugins)
+        found = [Method.find(name, plugins) for name in dict.fromkeys(methods)]
+        task_class = task_entry.load(Task)
+        share = overrides.route(
+            given,
+            {
+                "task": {task: list(params.declared(task_class))},
+                "recipe": {"recipe": list(params.declared(Recipe))},
+                "method": {
+                    part: list(known) for method in found for part, known in method.declared.items()
+                },
+            },
+            options,
+        )
+        task_params = params.resolve(task_class, share[task], task)
+        instance = task_class(**task_params)
+        task_params |= instance.dependent
+        known = params.declared(Recipe)
+        changed = {
+            key: params.convert(value, known[key].annotation, f"recipe.{key}")
+            for key, value in share["recipe"].items()
+        }
+        choices = []
+        for method in found:
+            own = method.resolve(
+                {
+                    method.key(part, parameter): value
+                    for part in method.declared
+                    for parameter, value in share[part].items()
+                }
+            )
+            method(len(instance.objectives), 0, **own)  # a bad value is told before data is loaded
+            choices.append(Choice(method, own))
+        recipe = dataclasses.replace(instance.recipe, **changed)
+        return cls(task_entry, instance, task_params, choices, recipe)
+
+    def spec(
+        self,
+        choice: Choice,
+        splits: Splits,
+        seed: int,
+        precision: str,
+        device: str,
+        init: str | None = None,
+        stage: Literal["trial", "final"] = "final",
+    ) -> Spec:
+        """Return the spec of one cell. Locations of data are no part of it, their content is."""
+        digest = self.entry.digest()
+        return Spec(
+            task=self.entry.name,
+            task_params={k: v for k, v in self.task_params.items() if not isinstance(v, Path)}
+            | {k: None for k, v in self.task_params.items() if isinstance(v, Path)},
+            method=choice.method.name,
+            method_params=choice.params,
+            plugins=choice.method.digests | ({self.entry.name: digest} if digest else {}),
+            data=splits.fingerprint,
+            init=init,
+            recipe=dataclasses.asdict(self.recipe),
+            seed=seed,
+            precision=precision,  # type: ignore[arg-type]  # pydantic checks it
+            device=device,
+            stage=stage,
+        )
+
+
+def initial_weights(path: Path, task: Task) -> weights.Fit:
+    """Return which tensors of a run, a packaged model or a checkpoint fit a task's model.
+
+    Raises:
+        RunError: it is absent or broken, or nothing fits.
+    """
+    with seeding.preserved():
+        return weights.fit(path, task.model())
+
+
+def reload(
+    spec: Spec, origin: Path, plugins: Sequence[Path] = (), data: Path | None = None
+) -> tuple[Task, Method]:
+    """Return the task and the method of a spec.
+
+    Args:
+        spec: of a cell.
+        origin: where it lies, for messages.
+        plugins: plugin files.
+        data: where the task's data lies, which a spec does not say.
+
+    Raises:
+        UsageError: the plugin files that it was made with are not given, or have changed.
+    """
+    task, method = find("task", spec.task, plugins), Method.find(spec.method, plugins)
+    for entry in (task, *method.entries):
+        if spec.plugins.get(entry.name) != entry.digest():
+            raise UsageError(
+                f"{origin}: was made with another version of {entry.name!r} than "
+                f"{entry.path}; give the plugin file that it was made with"
+            )
+    task_class = task.load(Task)
+    given = spec.task_params if data is None else spec.task_params | {"data": data}
+    return task_class(**params.resolve(task_class, given, spec.task)), method

@@ -1,0 +1,231 @@
+"""Ready-made parts of a task: splits, losses where labels are missing, torchmetrics.
+
+They share a convention: a batch holds each objective's labels under the objective's name, and a
+label is missing where it is NaN or, if it is an integer, negative.
+"""
+
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from mtbench import seeding
+from mtbench.errors import DataError, UsageError
+from mtbench.training.task import Batch, Meter, Split, Task
+
+if TYPE_CHECKING:
+    import torchmetrics
+
+
+class TensorSplit(Split):
+    """Samples in memory, one row of each tensor.
+
+    >>> split = TensorSplit(torch.zeros(3, 4), size=torch.tensor([1.0, 2.0, torch.nan]))
+    >>> split.batch(torch.tensor([0, 1]))["size"]
+    tensor([1., 2.])
+
+    Args:
+        inputs: (N, ...), what goes to the encoder.
+        groups: each sample's group, such as its patient; None if samples are independent.
+        labels: (N, ...) each, what else a batch holds.
+
+    Raises:
+        DataError: numbers of rows differ.
+    """
+
+    def __init__(
+        self, inputs: Tensor, *, groups: Sequence[Hashable] | None = None, **labels: Tensor
+    ) -> None:
+        self._tensors = {"inputs": inputs, **labels}
+        rows = {name: len(tensor) for name, tensor in self._tensors.items()}
+        if len(set(rows.values())) > 1:
+            raise DataError(f"a split's tensors have one row per sample each, found {rows}")
+        self._groups = groups
+
+    def __len__(self) -> int:
+        return len(self._tensors["inputs"])
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """Return the rows at `indices`."""
+        return {name: tensor[indices] for name, tensor in self._tensors.items()}
+
+    def groups(self) -> Sequence[Hashable] | None:
+        """Return each sample's group."""
+        return self._groups
+
+
+class DatasetSplit(Split):
+    """A map-style Dataset, of torch's or of anybody's, collated as torch's ``DataLoader`` does.
+
+    If it augments, it draws from the global generators of Python, numpy or torch: these are seeded
+    from the batch's own for as long as it is read, and equally so where no augmentation is wanted.
+
+    >>> pairs = [(torch.zeros(4), 1), (torch.ones(4), 0)]
+    >>> DatasetSplit(pairs, names=("inputs", "kind")).batch(torch.tensor([1, 0]))["kind"]
+    tensor([0, 1])
+
+    Args:
+        dataset: has ``__len__`` and ``__getitem__``.
+        names: what the parts of a sample are called in a batch; None for samples that are
+            dictionaries and have ``inputs``.
+        groups: each sample's group, such as its patient; None if samples are independent.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        names: Sequence[str] | None = None,
+        groups: Sequence[Hashable] | None = None,
+    ) -> None:
+        self._dataset, self._names, self._groups = dataset, names, groups
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """Return the samples at `indices`."""
+        drawn = 0 if generator is None else torch.randint(2**62, (), generator=generator).item()
+        with seeding.preserved():
+            seeding.seed_everything(int(drawn))
+            samples = [self._dataset[i] for i in indices.tolist()]
+        if self._names is not None:
+            samples = [dict(zip(self._names, sample, strict=True)) for sample in samples]
+        batch: Batch = default_collate(samples)
+        return batch
+
+    def groups(self) -> Sequence[Hashable] | None:
+        """Return each sample's group."""
+        return self._groups
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """Return what identifies the content of tensors: the sha256 of types, shapes and values.
+
+    >>> fingerprint(torch.zeros(2)) == fingerprint(torch.zeros(2)) != fingerprint(torch.zeros(1, 2))
+    True
+    """
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def regular(path: Path) -> Path:
+    """Return a path that is to be read, unless reading might never end.
+
+    >>> regular(Path("/dev/null"))
+    Traceback (most recent call last):
+        ...
+    mtbench.errors.DataError: /dev/null: is a pipe or a device; give a regular file
+
+    Raises:
+        DataError: it is a pipe, a device or a socket. What is not there is for the reader to tell.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path}: is a pipe or a device; give a regular file")
+    return path
+
+
+def known(labels: Tensor) -> Tensor:
+    """Return which samples have a label, (B,): those of which some entry is not missing.
+
+    >>> known(torch.tensor([2, -1]))
+    tensor([ True, False])
+    >>> known(torch.tensor([[torch.nan, 0.5], [torch.nan, torch.nan]]))
+    tensor([ True, False])
+
+    Args:
+        labels: (B, ...).
+    """
+    missing = labels.isnan() if labels.is_floating_point() else labels < 0
+    return ~missing[:, None].flatten(1).all(1)
+
+
+def labelled_loss(loss: Callable[..., Tensor], output: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean loss of the samples that have a label; zero, but on the graph, without any.
+
+    >>> output, labels = torch.tensor([[9.0, 0.0], [0.0, 0.0]]), torch.tensor([-1, 1])
+    >>> labelled_loss(torch.nn.functional.cross_entropy, output, labels)
+    tensor(0.6931)
+
+    Args:
+        loss: one of `torch.nn.functional`, or what takes ``(output, labels, reduction="none")`` as
+            they do, and answers with (B, ...) losses.
+        output: (B, ...); it is taken in float32 at any precision of the forward pass.
+        labels: (B, ...).
+    """
+    here = known(labels)
+    labels = torch.where(_beside(labels, here), labels, 0)
+    return mean_where(here, loss(output.float(), labels, reduction="none"))
+
+
+def mean_where(here: Tensor, values: Tensor) -> Tensor:
+    """Return the mean of the values of some samples; zero, but on the graph, if there is none.
+
+    The host need not know how many there are, and so does not wait for the device.
+
+    Args:
+        here: which, (B,) or (B, ...).
+        values: (B, ...).
+    """
+    here = _beside(values, here).expand_as(values)
+    return torch.where(here, values, 0).sum() / here.sum().clamp(min=1)
+
+
+def _beside(values: Tensor, here: Tensor) -> Tensor:
+    return here.reshape(here.shape + (1,) * (values.dim() - here.dim()))
+
+
+class TorchmetricsMeter(Meter):
+    """Metrics of torchmetrics: each is fed its objective's output and labels, ``batch[objective]``.
+
+    Samples without a label are left out. Binary metrics want probabilities: of logits they guess,
+    batch by batch, whether to apply the sigmoid. A metric that saw none, or says by a warning or a
+    ValueError that it is undefined on what it saw (an AUROC of one class), is NaN.
+
+    Args:
+        task: whose `metrics` say which objective each one judges.
+        metrics: those of torchmetrics by the same names, new ones.
+
+    Raises:
+        UsageError: the names differ.
+    """
+
+    def __init__(self, task: Task, metrics: "Mapping[str, torchmetrics.Metric]") -> None:
+        if differ := sorted(task.metrics.keys() ^ metrics.keys()):
+            raise UsageError(f"a meter has the metrics that its task declares, found {differ}")
+        self._objectives = {
+            name: task.objectives.index(metric.objective) for name, metric in task.metrics.items()
+        }
+        self._names, self._metrics = task.objectives, metrics
+
+    def update(self, outputs: Sequence[Any], batch: Batch) -> None:
+        """Take in one batch."""
+        for name, metric in self._metrics.items():
+            k = self._objectives[name]
+            labels = batch[self._names[k]]
+            here = known(labels)
+            if here.any():
+                metric.update(outputs[k][here].detach().float().cpu(), labels[here].cpu())
+
+    def compute(self) -> dict[str, float]:
+        """Return every metric."""
+        return {name: _value(metric) for name, metric in self._metrics.items()}
+
+
+def _value(metric: "torchmetrics.Metric") -> float:
+    if not metric.update_called:
+        return math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        try:
+            return float(metric.compute())
+        except (UserWarning, ValueError):
+            return math.nan

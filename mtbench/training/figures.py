@@ -1,0 +1,61 @@
+"""Figures of training that make sense for any task."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from mtbench.training.rundir import RunDirectory
+
+
+def curves(runs: Sequence[RunDirectory], primary: Sequence[str], file: Path) -> Path | None:
+    """Draw losses and primary validation metrics over epochs, one colour a method.
+
+    Lines are means over the seeds at hand; None if no run has ended an epoch.
+    """
+    history = pd.DataFrame([row for run in runs for row in _rows(run, primary)])
+    if history.empty:
+        return None
+    quantities = list(dict.fromkeys(history["quantity"]))
+    columns = min(len(quantities), 4)
+    rows = -(-len(quantities) // columns)
+    figure = Figure(figsize=(3.6 * columns, 2.8 * rows), layout="constrained")
+    methods = sorted(set(history["method"]))
+    for i, quantity in enumerate(quantities):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        axes.set_title(quantity, fontsize=10)
+        axes.set_xlabel("epoch", fontsize=9)
+        axes.tick_params(labelsize=8)
+        for j, method in enumerate(methods):
+            chosen = history[(history["quantity"] == quantity) & (history["method"] == method)]
+            for kind, style in (("train", ":"), ("validation", "-")):
+                line = chosen[chosen["kind"] == kind].groupby("epoch")["value"].mean()
+                if len(line):
+                    axes.plot(
+                        line.index + 1, line.to_numpy(), style,
+                        color=colormaps["tab10"](j % 10), marker="." if len(line) < 3 else "",
+                        label=method if kind == "validation" and i == 0 else None,
+                    )  # fmt: skip
+    figure.legend(loc="outside lower center", ncols=min(len(methods), 6), fontsize=9)
+    figure.suptitle("validation (solid) and training (dotted), mean over seeds", fontsize=10)
+    figure.savefig(file, dpi=110)
+    return file
+
+
+def _rows(run: RunDirectory, primary: Sequence[str]) -> list[dict[str, Any]]:
+    method = run.spec().method
+    found = []
+    for record in run.history():
+        values = [
+            *((f"loss: {k}", "train", v) for k, v in record["train_loss"].items()),
+            *((f"loss: {k}", "validation", v) for k, v in record["val_loss"].items()),
+            *((name, "validation", record["val"][name]) for name in primary),
+        ]
+        found += [
+            {"method": method, "epoch": record["epoch"], "quantity": q, "kind": k, "value": v}
+            for q, k, v in values
+        ]
+    return found

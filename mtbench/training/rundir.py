@@ -1,0 +1,324 @@
+"""The run directory: the record of one cell.
+
+``spec.json`` (what), ``epochs.jsonl`` and ``steps.csv`` (how it went), ``checkpoint.pt`` (where to
+go on), ``best.pt`` (the selected weights), ``test.json`` (sealed: opened by those who compare),
+``result.json`` (written last: with it a cell is finished), ``fitted.json`` (what reading new files
+needs beside the weights), ``init.json`` (what it started from). Every file is replaced atomically.
+``.lock`` is held by the process that works on the cell.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mtbench.errors import RunError
+from mtbench.training.locks import Lock
+
+
+class WriteError(RunError):
+    """A file of a run directory cannot be written, since the disk is full, say."""
+
+
+class Spec(BaseModel):
+    """All that determines a cell; equal specs are the same cell.
+
+    Attributes:
+        version: of this format.
+        task: its name, and `task_params` with every default filled in.
+        method: its name, and `method_params` likewise.
+        plugins: sha256 of each plugin file involved, by name.
+        data: the data's fingerprint.
+        init: sha256 of the weights that training started from, None for fresh ones.
+        recipe: the optimisation, defaults filled in.
+        seed: of everything random.
+        precision: ``fp32``, or ``bf16`` autocast.
+        device: the device's type.
+        stage: a ``trial`` is there to choose parameters and never sees the test split; a ``final``
+            cell is tested.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    task: str
+    task_params: dict[str, Any]
+    method: str
+    method_params: dict[str, Any]
+    plugins: dict[str, str] = {}
+    data: str
+    init: str | None = None
+    recipe: dict[str, Any]
+    seed: int
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: str = "cpu"
+    stage: Literal["trial", "final"] = "final"
+
+    def canonical(self) -> str:
+        """Return the JSON text that is hashed: sorted keys, no white space."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def hash(self) -> str:
+        """The first 12 hexadecimal digits of the sha256 of `canonical`."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()[:12]
+
+
+class RunDirectory:
+    """Reads and writes the files of one cell.
+
+    Args:
+        path: the folder; `at` finds the one of a spec.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = Lock(path / ".lock")
+
+    @classmethod
+    def at(cls, out: Path, spec: Spec) -> "RunDirectory":
+        """Return the directory of a cell below `out`, made and marked with its spec.
+
+        Raises:
+            RunError: it cannot be written, or holds another spec.
+        """
+        run = cls(out / spec.task / spec.method / f"seed{spec.seed}-{spec.hash}")
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            if not (run.path / "spec.json").exists():
+                own = f"spec.json.{uuid.uuid4().hex}"  # another process may make the same cell
+                run.write_text(own, json.dumps(spec.model_dump(mode="json"), indent=2))
+                (run.path / own).replace(run.path / "spec.json")
+        except OSError as error:
+            raise RunError(
+                f"{run.path}: cannot be written ({error.strerror}); choose another --out"
+            ) from error
+        if run.spec().canonical() != spec.canonical():
+            raise RunError(
+                f"{run.path}: spec.json is of another cell ({run.spec().hash}, wanted "
+                f"{spec.hash}); it was edited or moved: remove the folder or choose another --out"
+            )
+        return run
+
+    def claim(self) -> AbstractContextManager[None]:
+        """Hold the cell: who changes the directory does it within this context.
+
+        A process that ends, however it ends, lets go.
+
+        Raises:
+            HeldError: another process holds it; the message says which.
+            RunError: the directory cannot be written, or its file system has no locks.
+        """
+        return self._lock.hold(str(self.path))
+
+    def holder(self) -> str | None:
+        """Return which process holds the cell, None if none does."""
+        return self._lock.holder()
+
+    def clear(self) -> None:
+        """Remove all but the spec, so that the cell is trained from its start."""
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != ".lock" and "spec.json" not in path.name:
+                path.unlink()
+
+    def spec(self) -> Spec:
+        """Return the spec.
+
+        Raises:
+            RunError: this is no run directory, or its spec does not parse.
+        """
+        file = self._file("spec.json")
+        if file is None:
+            raise RunError(f"{self.path}: no run directory (it has no spec.json)")
+        try:
+            return Spec.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "file"
+            raise RunError(f"{file}: not a spec of version 1: {where}: {first['msg']}") from error
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result, None while the cell is unfinished.
+
+        Raises:
+            RunError: it does not parse.
+        """
+        return self._read("result.json", "delete it to finish the cell again")
+
+    def fitted(self) -> dict[str, Any] | None:
+        """Return what `Task.fit` returned, None where it has not been asked.
+
+        Raises:
+            RunError: it does not parse.
+        """
+        return self._read("fitted.json", "delete it and repeat the `mtbench run` that made it")
+
+    def open_test(self) -> dict[str, float]:
+        """Return the test metrics, none where there are none; that it was opened stays on record.
+
+        Raises:
+            RunError: they do not parse.
+        """
+        file = self._file("test.json")
+        if file is None:
+            return {}
+        with suppress(OSError):  # opened before, or in somebody else's read-only folder
+            (self.path / "test.opened").touch(exist_ok=False)
+        try:
+            metrics: dict[str, float] = _object(parse(file.read_text())["metrics"])
+        except (*_BROKEN, KeyError) as error:
+            raise RunError(
+                f"{file}: does not parse ({error}); delete result.json and repeat the run, which "
+                "writes both again"
+            ) from error
+        return metrics
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the records of the epochs that have ended.
+
+        Raises:
+            RunError: they do not parse.
+        """
+        file = self._file("epochs.jsonl")
+        if file is None:
+            return []
+        try:
+            return [parse(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        except _BROKEN as error:
+            raise RunError(
+                f"{file}: does not parse ({error}); delete result.json and repeat the run, which "
+                "writes both again"
+            ) from error
+
+    def _read(self, name: str, remedy: str) -> dict[str, Any] | None:
+        """Return a JSON file's object, None where there is no such file."""
+        file = self._file(name)
+        if file is None:
+            return None
+        try:
+            return parse(file.read_text())
+        except _BROKEN as error:
+            raise RunError(f"{file}: does not parse ({error}); {remedy}") from error
+
+    def _file(self, name: str) -> Path | None:
+        """Return a file that is to be read, None where there is none.
+
+        Raises:
+            RunError: it is a folder, or a pipe or device, reading which might never end.
+        """
+        file = self.path / name
+        if file.is_file():
+            return file
+        if file.exists():
+            raise RunError(f"{file}: is no regular file; remove it")
+        return None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replace a text file atomically.
+
+        Raises:
+            WriteError: it cannot be written; what was there before still is.
+        """
+        with self._replacing(name) as stream:
+            stream.write(text.encode())
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Replace a tensor file atomically.
+
+        Raises:
+            WriteError: it cannot be written; what was there before still is.
+        """
+        with self._replacing(name) as stream:
+            try:
+                torch.save(state, stream)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # why the stream refused torch's writer
+                    raise error.__context__ from error
+                raise
+
+    @contextmanager
+    def _replacing(self, name: str) -> Iterator[BinaryIO]:
+        temporary = self.path / f".{name}.tmp"
+        try:
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self.path / name)
+        except OSError as error:
+            with suppress(OSError):  # gives back what little space there was
+                temporary.unlink()
+            raise WriteError(
+                f"{self.path / name}: cannot be written ({error.strerror}); mend that and repeat "
+                "the command, which goes on from the last checkpoint"
+            ) from error
+
+    def load(self, name: str, device: str = "cpu") -> dict[str, Any] | None:
+        """Return a tensor file, None where there is none.
+
+        Raises:
+            RunError: it is corrupt.
+        """
+        file = self._file(name)
+        if file is None:
+            return None
+        try:
+            state = _object(torch.load(file, map_location=device, weights_only=True))
+        except Exception as error:  # torch raises many kinds for a broken file
+            raise RunError(
+                f"{file}: corrupt, does not load ({type(error).__name__}); delete the folder to "
+                "train this cell from its start"
+            ) from error
+        return state
+
+
+_BROKEN = (ValueError, TypeError, RecursionError, OverflowError)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("no JSON object")
+    return value
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Return a JSON object of a record.
+
+    Raises:
+        ValueError, TypeError, RecursionError, OverflowError: it is none, is nested too deeply, or
+            has a whole number that is no float, or text that is no Unicode.
+    """
+    value = _object(json.loads(text, parse_int=_whole))
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair cannot be written
+    return value
+
+
+def _whole(text: str) -> int:
+    float(number := int(text))
+    return number
+
+
+def find_runs(roots: list[Path]) -> Iterator[RunDirectory]:
+    """Yield every run directory at or below the roots, in a stable order.
+
+    Raises:
+        RunError: a root does not exist.
+    """
+    for root in roots:
+        if not root.is_dir():
+            raise RunError(f"{root}: no such folder; give the --out of earlier runs")
+        for file in sorted(root.rglob("spec.json")):
+            hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
+            if not hidden:  # cells that somebody is still bringing in
+                yield RunDirectory(file.parent)

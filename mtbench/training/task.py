@@ -1,0 +1,273 @@
+"""What a benchmark task is: data, model, losses and metrics."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mtbench.balancing.model import MultitaskModel
+from mtbench.errors import UsageError
+
+Batch = dict[str, Any]
+"""What a split yields. ``batch["inputs"]`` goes to the encoder; the rest is the task's own."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, total) while something long is prepared."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the trainer and the leaderboard must know of a metric.
+
+    Attributes:
+        objective: the objective it judges.
+        higher_is_better: its direction.
+        primary: whether it counts for model selection, delta-m and ranks.
+    """
+
+    objective: str
+    higher_is_better: bool = True
+    primary: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a cell is optimised, by AdamW.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: samples a step.
+        lr: the peak learning rate.
+        weight_decay: of the model's parameters; a balancer's own get none.
+        schedule: ``cosine`` rises linearly over the first 5 % of the steps and falls to zero;
+            ``step`` halves the rate after half of the steps.
+        select: which epoch's weights are tested: ``last``, or ``best`` by the trainer's rule on the
+            validation split, which small validation splits make a lottery.
+        clip: the largest norm of the whole gradient, or none.
+        nonfinite: what is done where a loss or a gradient is infinite or NaN: ``stop`` the cell,
+            which has diverged; ``skip`` the step, up to 1 % of all steps; or go on, from this
+            step, in ``fp32`` where the run was in bf16. The last two keep a copy of the method's
+            state.
+    """
+
+    epochs: int = 10
+    batch_size: int = 16
+    lr: float = 1e-3
+    weight_decay: float = 1e-4
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    select: Literal["best", "last"] = "best"
+    clip: float | None = None
+    nonfinite: Literal["stop", "skip", "fp32"] = "stop"
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} must be at least {least}, found {getattr(self, name)}")
+        if not 0 < self.lr < float("inf"):
+            raise UsageError(f"lr must be positive, found {self.lr}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise UsageError(f"weight_decay must not be negative, found {self.weight_decay}")
+        if self.clip is not None and not self.clip > 0:
+            raise UsageError(f"clip must be positive or none, found {self.clip}")
+
+
+class Split(ABC):
+    """One part of the data."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """Return the samples at `indices`.
+
+        Args:
+            indices: (B,) integers.
+            generator: the only source of randomness for augmentation; None means none is wanted.
+        """
+
+    def groups(self) -> Sequence[Hashable] | None:
+        """Return each sample's group, such as its patient, which lies in one split only.
+
+        None says that samples are independent.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a cell.
+
+    Attributes:
+        train: what is learnt from.
+        val: what epochs and hyper-parameters are selected on.
+        test: what is reported.
+        fingerprint: identifies the content; it is part of the cell's spec.
+        notes: what a person should know of the data, printed and recorded.
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    fingerprint: str
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Meter(ABC):
+    """Accumulates metrics over the batches of a split."""
+
+    @abstractmethod
+    def update(self, outputs: Sequence[Any], batch: Batch) -> None:
+        """Take in one batch."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """Return every metric; NaN where it is undefined on what was seen."""
+
+
+Predictor = Callable[[Any], list[Any]]
+"""Maps ``batch["inputs"]`` to the K heads' outputs of a trained model, without gradients."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model, as new files are read with it.
+
+    Attributes:
+        predictor: the model.
+        name: which one it is, for a person.
+        fitted: what `Task.fit` returned; empty where it has not been asked.
+    """
+
+    predictor: Predictor
+    name: str
+    fitted: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class History:
+    """How one cell went.
+
+    Attributes:
+        method: its name.
+        seed: its seed.
+        epochs: the records of ``epochs.jsonl``: ``epoch``, ``train_loss``, ``val_loss``, ``val``.
+    """
+
+    method: str
+    seed: int
+    epochs: Sequence[Mapping[str, Any]]
+
+
+class Task(ABC):
+    """A benchmark task; its own parameters are the keyword-only arguments of ``__init__``.
+
+    Attributes:
+        objectives: the names of the K objectives, in the order of heads and losses.
+        metrics: by name; at least one primary metric for each objective.
+        recipe: the default recipe, possibly set by ``__init__``.
+        dependent: the parameters whose default depends on other parameters, with the values in
+            use; a spec records these.
+    """
+
+    objectives: tuple[str, ...]
+    metrics: Mapping[str, Metric]
+    recipe: Recipe = Recipe()
+    dependent: Mapping[str, Any] = MappingProxyType({})
+
+    @abstractmethod
+    def setup(self, seed: int, progress: Progress) -> Splits:
+        """Load the data and split it; the same seed gives the same splits to every method.
+
+        Raises:
+            DataError: the data is absent or broken.
+        """
+
+    @abstractmethod
+    def model(self) -> MultitaskModel:
+        """Return a fresh model, initialised from torch's global generator."""
+
+    @abstractmethod
+    def losses(self, outputs: Sequence[Any], batch: Batch) -> list[Tensor]:
+        """Return the K losses, each on the graph even where no sample has a label."""
+
+    @abstractmethod
+    def meter(self) -> Meter:
+        """Return a fresh meter."""
+
+    def figures(self, predictor: Predictor, splits: Splits, folder: Path) -> list[Path]:
+        """Draw what a person wants to see of a trained model; return the pictures.
+
+        Their tables may lie beside them.
+        """
+        return []
+
+    def overview(self, cells: Sequence[History], folder: Path) -> list[Path]:
+        """Draw what a person wants to see of all cells side by side; return the files written."""
+        return []
+
+    def fit(self, predictor: Predictor, splits: Splits) -> dict[str, Any]:
+        """Return what `predict` needs beside the weights, found on training and validation.
+
+        Such as a calibration; JSON-able. It is asked once, of the model that is kept.
+        """
+        return {}
+
+    def predict(self, trained: Trained, path: Path, to: Path) -> dict[str, Any]:
+        """Apply a trained model to a user's file.
+
+        Further keyword-only parameters become options of ``mtbench predict``.
+
+        Args:
+            trained: the model.
+            path: the file.
+            to: folder and first part of the name of whatever is written.
+
+        Returns:
+            A JSON-able record.
+
+        Raises:
+            DataError: the file cannot be read; others may still be.
+        """
+        raise UsageError(f"task {_name(type(self))} does not predict on files")
+
+    @classmethod
+    def reads(cls, path: Path) -> bool:
+        """Return whether `predict` is for such a file, when a folder is read."""
+        return True
+
+    def card(self, fitted: Mapping[str, Any]) -> str:
+        """Return the sections of a model card that only the task can write, in Markdown.
+
+        What goes in and comes out, what it is meant for, where its limits are.
+        """
+        return ""
+
+    @classmethod
+    def inspect(cls, source: str, data: Path | None) -> list[tuple[str, str, str]]:
+        """Return (count, what, why) rows: what of a data source is used, repaired and dropped."""
+        raise UsageError(f"task {_name(cls)} has no data to inspect")
+
+    @classmethod
+    def preview(cls, source: str, data: Path | None, picture: Path) -> None:
+        """Draw a few cases of a data source with their labels."""
+        raise UsageError(f"task {_name(cls)} has no data to preview")
+
+    @classmethod
+    def verify(cls, source: str, data: Path | None) -> tuple[int, list[str]]:
+        """Read all of a data source; return the number of cases, and a line for each problem."""
+        raise UsageError(f"task {_name(cls)} has no data to verify")
+
+    @classmethod
+    def template(cls) -> str:
+        """Return a text file that describes a user's own data, with examples, to be filled in."""
+        raise UsageError(f"task {_name(cls)} has no template: it does not read a user's own data")
+
+
+def _name(task: type[Task]) -> str:
+    return task.__module__.rpartition(".")[2].removeprefix("mtbench_plugin_")

@@ -1,0 +1,87 @@
+"""What the signatures decide once for all methods: zero rows, heads, batches without a label."""
+
+import pytest
+import torch
+
+from mtbench.balancing.balancer import Aggregator, Scalarizer, Weighting
+from mtbench.balancing.step import Step
+
+
+class Asked(Weighting):
+    """Returns known weights and remembers what it was asked."""
+
+    paper = "none"
+
+    def weights(self, gramian, losses):
+        self.gramian, self.losses = gramian, losses
+        return torch.arange(1.0, 1 + len(losses))
+
+
+class Summed(Aggregator):
+    paper = "none"
+    rows = 0
+
+    def direction(self, jacobian, losses):
+        self.rows = len(jacobian)
+        assert len(losses) == len(jacobian)
+        return jacobian.sum(0)
+
+
+class First(Scalarizer):
+    paper = "none"
+
+    def objective(self, step):
+        return step.losses[0], torch.tensor([1.0, 0.0], requires_grad=True)
+
+
+def problem():
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    heads = [torch.tensor(3.0, requires_grad=True) for _ in range(3)]
+    z = x * 1.0
+    losses = [heads[0] * z[0], heads[1] * z.sum() * 0, heads[2] * z[1] * 2]
+    return x, heads, Step(losses, features=z)
+
+
+def test_weighting_leaves_zero_rows_out():
+    x, heads, step = problem()
+    method = Asked(3)
+    assert method.backward(step).tolist() == [1, 0, 2]
+    torch.testing.assert_close(method.gramian, torch.diag(torch.tensor([9.0, 36.0])).double())
+    assert method.losses.tolist() == [3, 12]
+    assert x.grad.tolist() == [3, 12]
+    # Heads get the unweighted gradient of their own loss.
+    assert [head.grad.item() for head in heads] == [1, 0, 4]
+
+
+def test_aggregator_leaves_zero_rows_out():
+    x, heads, step = problem()
+    method = Summed(3)
+    method.backward(step)
+    assert method.rows == 2
+    assert x.grad.tolist() == [3, 6]
+    assert [head.grad.item() for head in heads] == [1, 0, 4]
+
+
+@pytest.mark.parametrize("method", [Asked(2), Summed(2)])
+def test_no_gradient_at_all_is_no_step(method):
+    x = torch.ones(2, requires_grad=True)
+    method.backward(Step([x.sum() * 0, x.prod() * 0], shared=[x]))
+    assert not x.grad.any()
+
+
+def test_scalarizer_records_weights_off_the_graph():
+    x = torch.ones(2, requires_grad=True)
+    weights = First(2).backward(Step([x.sum(), x.prod()], shared=[x]))
+    assert not weights.requires_grad
+    assert x.grad.tolist() == [1, 1]
+
+
+def test_scalarizer_without_any_label():
+    x = torch.ones(2, requires_grad=True)
+    First(2).backward(Step([torch.zeros(()), torch.zeros(())], shared=[x]))
+    assert x.grad is None
+
+
+def test_num_objectives():
+    with pytest.raises(ValueError, match="at least 1, found 0"):
+        First(0)

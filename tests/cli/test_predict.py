@@ -1,0 +1,373 @@
+"""Trained models at the command line: packaged, read back, started from, applied to new files."""
+
+import contextlib
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from scipy.ndimage import gaussian_filter1d
+
+from mtbench import cli
+from tests.conftest import Mtbench
+from tests.refusals import refused
+
+SMALL = ("--cases", 24, "--image-size", 32, "--width", 4, "--epochs", 1, "--threads", 1)
+
+
+def made(out: Path, *line: object) -> Path:
+    """Run a cell; return its directory."""
+    words = ["mtbench", "run", *map(str, line), "--out", str(out)]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+    assert leaving.value.code == 0
+    [result] = out.rglob("result.json")
+    return result.parent
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on phantoms; nobody may change it."""
+    return made(tmp_path_factory.mktemp("thyroid"), "--method", "ew", *SMALL)
+
+
+@pytest.fixture(scope="module")
+def packed(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its model, with ONNX."""
+    folder = tmp_path_factory.mktemp("packed") / "model"
+    with contextlib.redirect_stdout(io.StringIO()) as said, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["mtbench", "package", str(run), "--to", str(folder), "--onnx"])
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+    assert leaving.value.code == 0
+    assert "onnxruntime differs from torch by at most" in said.getvalue()
+    return folder
+
+
+@pytest.fixture
+def neck() -> Any:
+    """Speckle with a dark disk."""
+    noise = np.random.default_rng(0).normal(size=(80, 110))
+    y, x = np.indices(noise.shape)
+    smooth = gaussian_filter1d(noise, 2.0, axis=1)
+    grey = 110 + 60 * smooth - 60 * (np.hypot(y - 40, x - 55) < 20)
+    return grey.clip(20, 255).astype(np.uint8)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+# Packaging
+
+
+def test_the_package_holds_what_its_card_says(run: Path, packed: Path) -> None:
+    assert files(packed) == {"README.md", "model.json", "model.safetensors", "model.onnx"}
+    card = (packed / "README.md").read_text()
+    spec = json.loads((run / "spec.json").read_text())
+    result = json.loads((run / "result.json").read_text())
+    for text in (
+        run.name[-12:],
+        spec["data"],
+        "Research use only. Not a medical device.",
+        "Licence",
+    ):
+        assert text in card
+    for name, value in result["val"].items():
+        test = json.loads((run / "test.json").read_text())["metrics"][name]
+        assert f"| {name} | {value:.4g} | {test:.4g} |" in card
+    known = json.loads((packed / "model.json").read_text())
+    assert known["spec"] == spec
+    assert known["fitted"] == json.loads((run / "fitted.json").read_text())
+    tensors = load_file(packed / "model.safetensors")
+    state = torch.load(run / "best.pt", weights_only=True)["model"]
+    assert {f"model.{name}" for name in state} == {n for n in tensors if n.startswith("model.")}
+    assert all(torch.equal(tensors[f"model.{name}"], value) for name, value in state.items())
+
+
+def test_sealed_test_metrics_stay_sealed(
+    mtbench: Mtbench, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = run / "test.opened"
+    assert opened.exists()  # by the report of `mtbench run`
+    opened.rename(tmp_path / "aside")
+    try:
+        code, _, _ = mtbench("package", run, "--to", tmp_path / "p")
+        card = (tmp_path / "p" / "README.md").read_text()
+        assert code == 0
+        assert not opened.exists()
+    finally:
+        (tmp_path / "aside").rename(opened)
+    assert "| metric | validation |\n" in card
+    assert "have not been opened" in card
+
+
+def test_onnx_is_the_model(run: Path, packed: Path) -> None:
+    """In onnxruntime, with any number of images, and by the names the card gives."""
+    import onnxruntime
+
+    from mtbench.training import package
+
+    _, trained = package.load(run)
+    session = onnxruntime.InferenceSession(packed / "model.onnx")
+    names = [output.name for output in session.get_outputs()]
+    assert names == ["segmentation", "risk.logits", "risk.guided"]
+    for count in (1, 2, 7):
+        inputs = torch.rand(count, 1, 32, 32, generator=torch.Generator().manual_seed(count))
+        mask, risk = trained.predictor(inputs)
+        found = session.run(names, {"inputs": inputs.numpy()})
+        for value, wanted in zip(found, (mask, risk.logits, risk.guided), strict=True):
+            torch.testing.assert_close(torch.from_numpy(value), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_method_that_turns_the_features_is_part_of_its_model(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
+    """RotoGrad's rotations lie in the balancer: package and ONNX have them."""
+    from mtbench.training import package
+
+    line = ("--plugin", tiny, "--task", "tiny", "--method", "rotograd", "--threads", 1)
+    run = made(tmp_path / "runs", *line)
+    to = tmp_path / "model"
+    code, _, err = mtbench("package", run, "--to", to, "--onnx", "--plugin", tiny)
+    assert (code, err) == (0, "")
+    inputs = torch.randn(5, 4)
+    (_, one), (_, other) = (package.load(path, [tiny]) for path in (run, to))
+    for wanted, found in zip(one.predictor(inputs), other.predictor(inputs), strict=True):
+        assert torch.equal(wanted, found)
+    rotations = {n for n in load_file(to / "model.safetensors") if n.startswith("balancer.")}
+    assert rotations
+
+
+def test_a_model_of_one_batch_size_is_not_written(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "tiny.py"
+    bound = "features[0].reshape(len(features[0]), -1)"
+    text = tiny.read_text().replace("forward(features[0])", f"forward({bound})")
+    assert bound in text
+    plugin.write_text(text)
+    line = ("--plugin", plugin, "--task", "tiny", "--method", "ew", "--threads", 1)
+    run = made(tmp_path / "runs", *line)
+    to = tmp_path / "model"
+    answer = mtbench("package", run, "--to", to, "--onnx", "--plugin", plugin)
+    refused(answer, "takes batches of 2 only", "x.shape[0]")
+    assert not to.exists()
+
+
+def test_a_model_that_onnx_misreads_is_not_written(
+    mtbench: Mtbench, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtbench.training.package.TOLERANCE", -1.0)
+    answer = mtbench("package", run, "--to", tmp_path / "p", "--onnx")
+    refused(answer, "differs from torch by", "nothing was written")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_words_to_package(
+    mtbench: Mtbench, tiny: Path, run: Path, packed: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    to = tmp_path / "p"
+    refused(mtbench("package", tmp_path / "absent", "--to", to), "no run directory")
+    refused(mtbench("package", packed, "--to", to), "is a packaged model already")
+    refused(mtbench("package", run, "--to", packed), "exists already")
+    refused(mtbench("package", run, "--to", run / "spec.json" / "p"), "cannot be written")
+    refused(mtbench("package", run), "--to")
+    monkeypatch.setattr("mtbench.training.package.find_spec", lambda name: None)
+    refused(mtbench("package", run, "--to", to, "--onnx"), "pip install 'mtbench-toolkit[onnx]'")
+    assert not to.exists()
+
+
+def test_a_package_that_was_changed_is_refused(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    import shutil
+
+    Image.fromarray(neck).save(tmp_path / "a.png")
+    copy = Path(shutil.copytree(packed, tmp_path / "copy"))
+    line = ("predict", copy, tmp_path / "a.png", "--out", tmp_path / "out")
+    tensors = load_file(copy / "model.safetensors")
+    save_file({name: value + 1 for name, value in tensors.items()}, copy / "model.safetensors")
+    refused(mtbench(*line), "model.safetensors", "is not the file that")
+    (copy / "model.safetensors").unlink()
+    refused(mtbench(*line), "cannot be read", "model.safetensors")
+    (copy / "model.json").write_text("{}")
+    refused(mtbench(*line), "model.json", "not of version 1")
+    assert not (tmp_path / "out").exists()
+
+
+# Starting from it
+
+
+@pytest.mark.parametrize("kind", ["run", "package", "safetensors", "encoder"])
+def test_training_starts_from_it(
+    mtbench: Mtbench, run: Path, packed: Path, tmp_path: Path, kind: str
+) -> None:
+    state = torch.load(run / "best.pt", weights_only=True)["model"]
+    encoder = {n.removeprefix("encoder."): v for n, v in state.items() if n.startswith("encoder.")}
+    torch.save({"state_dict": encoder}, tmp_path / "encoder.pth")
+    start, loaded = {
+        "run": (run, len(state)),
+        "package": (packed, len(state)),
+        "safetensors": (packed / "model.safetensors", len(state)),
+        "encoder": (tmp_path / "encoder.pth", len(encoder)),
+    }[kind]
+    line = ("run", "--method", "ew", *SMALL, "--init", start, "--out", tmp_path / "out")
+    code, out, err = mtbench(*line)
+    assert (code, err) == (0, "")
+    assert f"start: {loaded} of the model's {len(state)} tensors are from {start}" in out
+    [told] = (tmp_path / "out").rglob("init.json")
+    record = json.loads(told.read_text())
+    assert len(record["loaded"]) == loaded
+    assert len(record["missing"]) == len(state) - loaded
+    spec = json.loads((told.parent / "spec.json").read_text())
+    assert spec["init"] == record["sha256"]
+
+
+def test_bad_words_to_init(mtbench: Mtbench, tmp_path: Path) -> None:
+    line = ("run", "--method", "ew", *SMALL, "--out", tmp_path / "out", "--init")
+    refused(mtbench(*line, tmp_path / "absent.pt"), "absent.pt", "no such file or folder")
+    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    refused(mtbench(*line, tmp_path / "other.pt"), "other.pt", "none of its 1 tensors fits")
+    assert not list((tmp_path / "out").rglob("spec.json"))
+
+
+# Reading new files
+
+
+def test_run_and_package_read_alike(
+    mtbench: Mtbench, run: Path, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    Image.fromarray(neck).save(tmp_path / "a.png")
+    line = (tmp_path / "a.png", "--out", tmp_path / "out", "--report", "both")
+    code, out, err = mtbench("predict", run, *line)
+    assert (code, err) == (0, "")
+    assert mtbench("predict", packed, *line) == (0, out, "")
+    [record] = json.loads(out)
+    assert record["use"] == "Research use only. Not a medical device."
+    assert files(tmp_path / "out") == {
+        "a_mask.png", "a_overlay.png", "a_report.html", "a_report.pdf", "predictions.json"
+    }  # fmt: skip
+    known = json.loads((packed / "model.json").read_text())["fitted"]["calibration"]
+    assert record["temperature"] == known["temperature"]
+    page = (tmp_path / "out" / "a_report.html").read_text()
+    assert f"temperature {known['temperature']:.2f}" in page
+    assert (tmp_path / "out" / "a_report.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_folder_is_read_to_the_bottom(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    """Whatever is no image is counted; a broken one is named, and the others are read."""
+    data, out = tmp_path / "data", tmp_path / "data" / "out"
+    (data / "sub" / ".hidden").mkdir(parents=True)
+    Image.fromarray(neck).save(data / "a.jpg")
+    Image.fromarray(neck).save(data / "sub" / "a.jpg")  # of the same name
+    Image.fromarray(neck).save(data / "sub" / ".hidden" / "b.jpg")
+    volume = sitk.GetImageFromArray(neck)
+    volume.SetSpacing((0.08, 0.08))
+    for name in ("1.2.840.1", "1.2.840.2"):  # DICOM files often have such names
+        sitk.WriteImage(volume, str(data / "x.dcm"))
+        (data / "x.dcm").rename(data / name)
+    sitk.WriteImage(volume, str(data / "scan.nii.gz"))
+    whole = (data / "1.2.840.1").read_bytes()
+    (data / "cut.dcm").write_bytes(whole[: len(whole) // 2])
+    (data / "text.png").write_text("no picture")
+    (data / "notes.txt").write_text("not to be read")
+    code, printed, err = mtbench("predict", packed, data, "--out", out)
+    assert code == 2
+    lines = err.splitlines()
+    assert lines[0].startswith(f"error: {data / 'cut.dcm'}: does not decode")
+    assert lines[1].startswith(f"error: {data / 'text.png'}: does not decode")
+    assert lines[2:] == [
+        "passed over: 1 files that are no input of this task",
+        f"error: 2 of 7 files could not be read, the others are in {out}",
+    ]
+    records = {Path(r["image"]).relative_to(data).as_posix(): r for r in json.loads(printed)}
+    good = {"1.2.840.1", "1.2.840.2", "a.jpg", "scan.nii.gz", "sub/a.jpg"}
+    assert {name for name, record in records.items() if "error" not in record} == good
+    assert set(records) - good == {"cut.dcm", "text.png"}
+    for name in good:
+        assert Path(records[name]["mask"]).exists()
+        metric = name not in ("a.jpg", "sub/a.jpg")
+        assert ("long_axis_mm" in records[name]["views"][0]) == metric
+    assert {"1.2.840.1_mask.png", "scan_mask.png", "sub/a_mask.png"} <= files(out)
+    # What was written there is not read the next time.
+    _, again, _ = mtbench("predict", packed, data, "--out", out)
+    assert again == printed
+
+
+def test_16_bit_dicom_that_shows_black_as_white(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    """It is read as the same picture in 8 bits is."""
+    deep = sitk.GetImageFromArray(4095 - neck.astype(np.uint16) * 16)
+    said = {"0028|0004": "MONOCHROME1", "0028|1050": "2055.5", "0028|1051": "4081"}
+    for tag, value in said.items():
+        deep.SetMetaData(tag, value)
+    sitk.WriteImage(deep, str(tmp_path / "deep.dcm"))
+    Image.fromarray(neck).save(tmp_path / "plain.png")
+    line = (tmp_path / "deep.dcm", tmp_path / "plain.png", "--out", tmp_path / "out")
+    code, out, err = mtbench("predict", packed, *line)
+    assert (code, err) == (0, "")
+    [one], [other] = (record["views"] for record in json.loads(out))
+    for grade, chance in one["probabilities"].items():
+        assert chance == pytest.approx(other["probabilities"][grade], abs=0.02)
+
+
+def test_a_photograph_and_a_pixel_are_read_with_a_warning(
+    mtbench: Mtbench, packed: Path, tmp_path: Path
+) -> None:
+    y, x = np.mgrid[:90, :120]
+    photo = np.stack([2 * x, 255 - 2 * y, (x * y) % 255], 2).astype(np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.jpg")
+    Image.fromarray(np.full((1, 1), 90, np.uint8)).save(tmp_path / "one.png")
+    line = (tmp_path / "photo.jpg", tmp_path / "one.png", "--out", tmp_path / "out")
+    code, out, err = mtbench("predict", packed, *line, "--report", "both")
+    assert (code, err) == (0, "")
+    photo_notes, pixel_notes = (record["notes"] for record in json.loads(out))
+    assert re.search(r"\d\d% of the pixels are coloured", photo_notes[0])
+    assert "1 x 1 pixels are too few" in pixel_notes[0]
+    assert photo_notes[0] in (tmp_path / "out" / "photo_report.html").read_text()
+
+
+def test_a_name_of_markup_stays_a_name(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    name = "<img src=x onerror=alert(1)> $x_1$ & 超"
+    Image.fromarray(neck).save(tmp_path / f"{name}.png")
+    line = (tmp_path / f"{name}.png", "--out", tmp_path / "out", "--report", "both")
+    code, _, err = mtbench("predict", packed, *line)
+    assert (code, err) == (0, "")
+    page = (tmp_path / "out" / f"{name}_report.html").read_text()
+    assert "<img src=x" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt; $x_1$ &amp; 超.png" in page
+    assert "http" not in page.replace('http-equiv="Content-Security-Policy"', "")  # self-contained
+
+
+def test_bad_words_to_predict(mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any) -> None:
+    for name in ("a.png", "a.jpg"):
+        Image.fromarray(neck).save(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").touch()
+    start, image = ("predict", packed), tmp_path / "a.png"
+    out = ("--out", tmp_path / "out")
+    refused(mtbench(*start, tmp_path / "absent", *out), "absent: no such file or folder")
+    refused(mtbench(*start, tmp_path / "empty", *out), "holds no file that this task reads")
+    refused(mtbench(*start, image, tmp_path / "a.jpg", *out), "same files")
+    refused(mtbench(*start, image, "--out", tmp_path), "holds", "choose another folder")
+    refused(mtbench(*start, image, *out, "--report", "doc"), "--report", "'html'", "'doc'")
+    refused(mtbench(*start, image, *out, "--reprot", "pdf"), "did you mean 'report'?")
+    refused(mtbench("predict", tmp_path, image, *out), "no run directory")
+    assert not list((tmp_path / "out").glob("*"))

@@ -1,0 +1,326 @@
+"""``mtbench plan``, ``sweep`` and ``status``: what is typed, what is killed, and what is left."""
+
+import io
+import json
+import os
+import platform
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from mtbench.cli.status import Watch
+from mtbench.comparing.planning.grid import Grid, Order, State
+from mtbench.comparing.planning.suite import load
+from mtbench.training.rundir import find_runs
+from tests.refusals import refused
+
+SUITE = """
+version = 1
+name = "mine"
+title = "a [small] comparison"
+methods = [{methods}]
+
+[budget]
+trials = {trials}
+seeds = 2
+
+[[tasks]]
+name = "tiny"
+set = {{sleep = {sleep}}}
+recipe = {{epochs = 2}}
+"""
+BROKEN = '''
+from mtbench.balancing.balancer import Scalarizer
+class Broken(Scalarizer):
+    """Fails."""
+    paper = "none"
+    def objective(self, step):
+        {what}
+'''
+START = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+sys.argv[0] = "mtbench"
+from mtbench.cli import main
+main()
+"""
+
+Mtbench = Callable[..., tuple[int, str, str]]
+
+
+def suite(folder: Path, *methods: str, trials: int = 2, sleep: float = 0.0) -> Path:
+    file = folder / "mine.toml"
+    names = ", ".join(f'"{method}"' for method in methods)
+    file.write_text(SUITE.format(methods=names, trials=trials, sleep=sleep))
+    return file
+
+
+def start(*line: object) -> subprocess.Popen[str]:
+    """Start the command line in a session of its own, so that all of it can be killed."""
+    return subprocess.Popen(
+        [sys.executable, "-c", START, *map(str, line)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def outcome(out: Path) -> dict[str, Any]:
+    """Return what a sweep found: all but times, memory and environment."""
+    found: dict[str, Any] = {}
+    for file in out.rglob("spec.json"):
+        result = json.loads((file.parent / "result.json").read_text())
+        for clock in ("cost", "environment"):
+            del result[clock]
+        test = file.with_name("test.json")
+        found[str(file.parent.relative_to(out))] = (
+            json.dumps(result),
+            test.read_bytes() if test.exists() else b"",
+        )
+    return found
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    """Return the ids of a sweep's workers."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+                command = (folder / "cmdline").read_text()
+            except OSError:
+                continue
+            if int(parent) == process.pid and "spawn_main" in command:
+                found.append(int(folder.name))
+    return found
+
+
+def wait_for(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 180
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_a_sweep_from_plan_to_leaderboard(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
+    file, out = suite(tmp_path, "stl", "ew"), tmp_path / "out"
+    code, said, err = mtbench("plan", file, "--plugin", tiny, "--jobs", 2)
+    assert (code, err) == (0, "")
+    assert "tasks 1 x methods 2 x (trials 2 + seeds 2) = 8" in said
+    assert re.search(r"smallest effect that 2 paired seeds detect .*: \d+\.\d\d standard", said)
+    assert "2 seeds: Wilcoxon cannot go below p = 0.5; 0.05 takes at least 6 seeds" in said
+    assert not out.exists()
+    code, said, err = mtbench("sweep", file, "--plugin", tiny, "--jobs", 2, "--out", out)
+    assert (code, err) == (0, "")
+    assert "8 cells: 8 finished, 0 diverged, 0 failed" in said
+    assert f"compare: mtbench leaderboard {out} --html {out}/site" in said
+    lines = [line for line in said.splitlines() if line.startswith("[")]
+    assert len(lines) == 8
+    assert lines[-1].startswith("[8/8 ")
+    assert "\x1b" not in said
+    code, said, err = mtbench("status", out, file, "--plugin", tiny)
+    assert (code, err) == (0, "")
+    assert said.count("trials 2/2  seeds 2/2") == 2
+    assert "8 of 8 cells are closed" in said
+    code, said, err = mtbench("status", out)
+    assert (code, err) == (0, "")
+    rows = [row.replace("│", " ").split() for row in said.splitlines() if row.startswith("│")]
+    assert rows == [["tiny", m, stage, "2"] for m in ("ew", "stl") for stage in ("final", "trial")]
+    code, said, err = mtbench("sweep", file, "--plugin", tiny, "--jobs", 1, "--out", out)
+    assert code == 0
+    assert "8 of 8 cells are closed already" in said
+    assert mtbench("leaderboard", out)[0] == 0
+
+
+def test_a_plan_tells_what_does_not_run(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "broken.py"
+    plugin.write_text(BROKEN.format(what="raise ZeroDivisionError"))
+    file = suite(tmp_path, "ew", "broken")
+    code, said, err = mtbench("plan", file, "--plugin", tiny, "--plugin", plugin)
+    assert (code, err) == (0, "")
+    rows = {row.split()[1]: row for row in said.splitlines() if row.startswith("│")}
+    assert "does not run" in rows["broken"]
+    assert re.search(r"1\.00", rows["ew"])
+
+
+def test_a_terminal_shows_the_grid(tiny: Path, tmp_path: Path) -> None:
+    grid = Grid(Order(load(str(suite(tmp_path, "ew", "ls"))), None, (tiny,)))
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    states = dict.fromkeys(grid.cells, State("finished", "score 1", 1.0, 30.0))
+    states[grid.cells[1]] = State("running")
+    states[grid.cells[2]] = State("diverged", "why")
+    states[grid.cells[-2]] = State("failed", "why")
+    states[grid.cells[-1]] = State("open")
+    with Watch(console, grid, 1) as watch:
+        watch(states)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", console.file.getvalue())  # type: ignore[attr-defined]
+    assert "6 of 8 cells are closed, 1 running, 1 diverged, 1 failed; about 60 s left" in text
+    assert "a [small] comparison" in text
+    assert re.search(r"ew +│ trials 1/2  seeds 2/2  1 running  1 failed", text)
+    assert re.search(r"ls +│ trials 2/2  seeds 1/2  1 diverged", text)
+
+
+def test_two_sweeps_on_one_folder_run_each_cell_once(tiny: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "counted.py"  # a method that leaves a line for each time it is trained
+    plugin.write_text(BROKEN.format(what=f"""
+        if not hasattr(self, "told"):
+            self.told = True
+            with open({str(tmp_path / "counts")!r}, "a") as stream:
+                print("begun", file=stream)
+        return step.total(), None"""))  # fmt: skip
+    file, out = suite(tmp_path, "counted", trials=4), tmp_path / "out"
+    line = ("sweep", file, "--plugin", tiny, "--plugin", plugin, "--jobs", 2, "--out", out)
+    both = [start(*line), start(*line)]
+    for process in both:
+        code, said, err = ended(process)
+        assert (code, err) == (0, ""), said
+        assert "6 cells: 6 finished, 0 diverged, 0 failed" in said
+    assert (tmp_path / "counts").read_text().count("begun") == 6
+
+
+@pytest.mark.parametrize(
+    "what", ["raise ZeroDivisionError('x')", "import os; os.kill(os.getpid(), 9)"]
+)
+def test_a_method_that_crashes_fails_alone(tiny: Path, tmp_path: Path, what: str) -> None:
+    plugin = tmp_path / "broken.py"
+    plugin.write_text(BROKEN.format(what=what))
+    file, out = suite(tmp_path, "broken", "ew", trials=0), tmp_path / "out"
+    code, said, err = ended(
+        start("sweep", file, "--plugin", tiny, "--plugin", plugin, "--jobs", 2, "--out", out)
+    )
+    assert (code, err) == (1, "")
+    assert "4 cells: 2 finished, 0 diverged, 2 failed" in said
+    reason = "ZeroDivisionError: x (broken.py, line 7)"
+    if "kill" in what:
+        reason = "the worker was killed by SIGKILL"
+    told = [text for text in said.splitlines() if text.startswith("failed: ")]
+    assert len(told) == 2
+    assert all(reason in text and "delete" in text for text in told)
+    records = [json.loads(file.read_text()) for file in out.rglob("failed.json")]
+    assert [record["crashes"] for record in records] == [2, 2]
+
+
+def test_a_killed_worker_is_replaced(tiny: Path, tmp_path: Path) -> None:
+    file, out = suite(tmp_path, "ew", trials=0, sleep=0.15), tmp_path / "out"
+    process = start("sweep", file, "--plugin", tiny, "--jobs", 1, "--out", out)
+    wait_for(lambda: list(out.rglob("checkpoint.pt")))
+    os.kill(workers(process)[0], signal.SIGKILL)
+    code, said, err = ended(process)
+    assert (code, err) == (0, "")
+    assert "2 cells: 2 finished" in said
+    assert len(list(out.rglob("crash.json"))) == 1
+    assert not list(out.rglob("failed.json"))
+
+
+def test_two_runs_of_one_cell(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
+    """One wins and the other says so; when the winner is killed, the cell is free."""
+    line = ("run", "--plugin", tiny, "-t", "tiny", "-m", "ew", "--threads", 1, "--sleep", 20)
+    line = (*line, "--out", tmp_path)
+    both = [start(*line), start(*line)]
+    wait_for(lambda: any(process.poll() is not None for process in both))
+    [loser] = [process for process in both if process.poll() is not None]
+    [winner] = [process for process in both if process is not loser]
+    code, _, err = ended(loser)
+    [run] = find_runs([tmp_path])
+    holder = f"process {winner.pid} on {platform.node()}"
+    assert code == 2
+    assert err == f"error: {run.path}: {holder} works on it; wait for that, or end it\n"
+    refused(mtbench(*line, "--no-resume"), holder)
+    assert run.holder() == holder
+    winner.kill()
+    winner.communicate()
+    assert run.holder() is None
+    with run.claim():
+        pass
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_it_stops_when_told_to(tiny: Path, tmp_path: Path, sign: signal.Signals) -> None:
+    file, out = suite(tmp_path, "ew", trials=0, sleep=0.3), tmp_path / "out"
+    process = start("sweep", file, "--plugin", tiny, "--jobs", 2, "--out", out)
+    wait_for(lambda: list(out.rglob("spec.json")))
+    crew = workers(process)
+    if sign is signal.SIGINT:  # what a terminal does
+        os.killpg(process.pid, sign)
+    else:
+        process.send_signal(sign)
+    code, _, err = ended(process)
+    assert not list(out.rglob("result.json"))  # no cell was waited for
+    assert code == 130
+    assert err == "stopped; the same command goes on from the last checkpoint\n"
+    assert all(map(gone, crew))
+    assert not list(out.rglob("crash.json"))
+
+
+def test_workers_end_with_a_sweep_that_is_killed(tiny: Path, tmp_path: Path) -> None:
+    file, out = suite(tmp_path, "ew", trials=0, sleep=0.3), tmp_path / "out"
+    process = start("sweep", file, "--plugin", tiny, "--jobs", 1, "--out", out)
+    wait_for(lambda: list(out.rglob("spec.json")))
+    crew = workers(process)
+    process.kill()
+    ended(process)
+    wait_for(lambda: all(map(gone, crew)))
+
+
+def test_killed_at_random_moments_it_ends_the_same(tiny: Path, tmp_path: Path) -> None:
+    """Three times here; MTBENCH_KILLS says how often."""
+    file = suite(tmp_path, "ew", "famo", sleep=0.05)
+    line = ("sweep", file, "--plugin", tiny, "--jobs", 2, "--out")
+    code, _, err = ended(start(*line, tmp_path / "calm"))
+    assert (code, err) == (0, "")
+    out = tmp_path / "disturbed"
+    moments = random.Random(0)
+    for _ in range(int(os.environ.get("MTBENCH_KILLS", "3"))):
+        process = start(*line, out)
+        wait_for(lambda process=process: len(workers(process)) == 2)
+        time.sleep(moments.uniform(1, 4))
+        os.killpg(process.pid, signal.SIGKILL)
+        ended(process)
+    code, said, err = ended(start(*line, out))
+    assert (code, err) == (0, ""), said
+    assert not list(out.rglob("failed.json"))
+    assert outcome(out) == outcome(tmp_path / "calm")
+
+
+@pytest.mark.parametrize("command", ["plan", "sweep"])
+def test_a_suite_that_is_none_is_refused(mtbench: Mtbench, tmp_path: Path, command: str) -> None:
+    refused(mtbench(command, "quik"), "no suite 'quik': did you mean 'quick'?")
+    file = tmp_path / "bad.toml"
+    file.write_text("version = ")
+    refused(mtbench(command, file), str(file), "is no TOML")
+    refused(mtbench(command, "ddti"), "suite ddti: task thyroid needs data: say --data FOLDER")
+    refused(mtbench(command, "ddti", "--data", tmp_path / "no"), "does not exist")
+    refused(mtbench(command, "quick", "--jobs", 0), "--jobs must be at least 1, found 0")
+
+
+def test_what_cannot_be_is_refused(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
+    file = suite(tmp_path, "ew", trials=0)
+    wall = tmp_path / "wall"
+    wall.touch()
+    line = ("sweep", file, "--plugin", tiny, "--out")
+    refused(mtbench(*line, wall / "out"), f"--out {wall / 'out'}: cannot be written")
+    out = tmp_path / "o"
+    refused(mtbench("sweep", "ddti", "--data", tmp_path, "--out", out), "is no DDTI folder")
+    refused(mtbench("status", tmp_path / "none"), "no such folder")
+    refused(mtbench("status", tmp_path, "quik"), "no suite 'quik'")
+    assert not (out / "thyroid").exists()

@@ -1,0 +1,262 @@
+"""`mtbench tune` and `run --config`, end to end."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import optuna
+import pytest
+
+from mtbench.training.rundir import find_runs
+from tests.conftest import TINY
+from tests.refusals import refused
+
+Mtbench = Callable[..., tuple[int, str, str]]
+
+COMMON = ("--task", "tiny", "--device", "cpu", "--threads", 1)
+
+
+def words(tiny: Path, out: Path, *more: object, method: str = "dwa") -> list[object]:
+    return ["tune", "--plugin", tiny, *COMMON, "--method", method, "--out", out, *more]
+
+
+def only(out: Path, pattern: str) -> Path:
+    [found] = out.rglob(pattern)
+    return found
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The out folder of eleven official trials; nobody may change it."""
+    out = tmp_path_factory.mktemp("tuned")
+    done = start(words(TINY, out, "--trials", 11, "--epochs", 2))
+    output, error = done.communicate(timeout=120)
+    assert done.returncode == 0, error
+    assert error == ""
+    (out / "output").write_text(output)
+    return out
+
+
+def start(line: Sequence[object]) -> subprocess.Popen[str]:
+    program = "import sys; sys.argv[0] = 'mtbench'; from mtbench.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-W", "error::UserWarning", "-c", program, *map(str, line)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"COLUMNS": "160"},
+    )  # fmt: skip
+
+
+def test_official_tuning(tuned: Path) -> None:
+    text = (tuned / "output").read_text()
+    assert "search: lr 0.001 to 0.1, log-uniform" in text
+    assert "search: weight_decay 1e-05 to 0.001, log-uniform" in text
+    scores = [float(x) for x in re.findall(r"│ +\d+ │ +(-?\d\.\d{4}) │", text)]
+    assert len(scores) == 11
+    assert scores == sorted(scores, reverse=True)
+    assert "exploratory" not in text
+    for name in ("history", "slices", "importances"):
+        assert only(tuned, f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    best = tomllib.loads(only(tuned, "best.toml").read_text())
+    assert best["task"] == "tiny"
+    assert best["method"] == "dwa"
+    assert best["recipe"]["epochs"] == 2
+    assert best["chosen"]["ruleset"] == "official"
+    assert best["chosen"]["by"] == "mean-primary"
+    assert best["chosen"]["trials"] == {"finished": 11}
+    assert round(best["chosen"]["score"], 4) == scores[0]
+    assert (tuned / best["chosen"]["cell"] / "result.json").exists()
+    assert not list(tuned.rglob("test.*"))
+
+
+def test_the_storage_is_plain_optuna(tuned: Path) -> None:
+    storage = f"sqlite:///{tuned / 'tune.db'}"
+    [name] = optuna.get_all_study_names(storage)
+    study = optuna.load_study(study_name=name, storage=storage)
+    assert name.startswith("tiny/dwa/official-")
+    for trial in study.trials:
+        assert (tuned / trial.user_attrs["cell"] / "spec.json").exists()
+        assert trial.value == trial.user_attrs["score"]
+        assert set(trial.user_attrs["val"]) == {"mae_sum", "within"}
+        assert list(trial.intermediate_values) == [0, 1]
+
+
+def test_best_runs(tuned: Path, mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
+    file = only(tuned, "best.toml")
+    best = tomllib.loads(file.read_text())
+    line = ["run", "--config", file, "--plugin", tiny, "--device", "cpu", "--threads", 1]
+    code, _, err = mtbench(*line, "--out", tmp_path / "plain")
+    assert code == 0, err
+    [run] = find_runs([tmp_path / "plain"])
+    spec = run.spec()
+    assert spec.stage == "final"
+    assert spec.seed == 0
+    assert spec.recipe["lr"] == best["recipe"]["lr"]
+    assert spec.method_params["temperature"] == best["method_params"]["temperature"]
+    assert run.open_test()
+
+    more = ["--method", "dwa", "--method", "ew", "--epochs", 1, "--lr", 0.5, "--temperature", 3]
+    code, _, err = mtbench(*line, "--out", tmp_path / "more", *more)
+    assert code == 0, err
+    specs = {run.spec().method: run.spec() for run in find_runs([tmp_path / "more"])}
+    assert set(specs) == {"dwa", "ew"}
+    assert specs["dwa"].method_params["temperature"] == 3
+    for spec in specs.values():
+        assert spec.recipe["epochs"] == 1
+        assert spec.recipe["lr"] == 0.5
+        assert spec.recipe["weight_decay"] == best["recipe"]["weight_decay"]
+
+
+def test_final_seeds_are_fresh(tuned: Path, mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
+    line = ["run", "--config", only(tuned, "best.toml"), "--plugin", tiny, "--out", tmp_path]
+    refused(mtbench(*line, "--seed", 999, "--seeds", 2), "best.toml", "seed 1000", "give another")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("task = 3", ["best.toml: task: ", "found 3"]),
+        ("method = 'ew'", ["task: Field required"]),
+        ("task", ["is no TOML file"]),
+        ("task='tiny'\nmethod='ew'\nspeed=2", ["speed: ", "found 2"]),
+        ("task='tiny'\nmethod='ew'\nversion=2", ["version: ", "found 2"]),
+        ("task='tiny'\nmethod='ewe'", ["best.toml: unknown method 'ewe'"]),
+        ("task='tiny'\nmethod='dwa'\n[method_params]\nx=1", ["best.toml: ", "x"]),
+        ("task='tiny'\nmethod='ew'\n[recipe]\nlr='fast'", ["recipe.lr must be float", "'fast'"]),
+        ("task='tiny'\nmethod='ew'\n[recipe]\nlr=-1", ["lr must be positive, found -1"]),
+        ("task='tiny'\nmethod='ew'\n[recipe]\nlr={a=1}", ["recipe.lr must be float"]),
+        ("task='tiny'\nmethod='ew'\nprecision='fp8'", ["precision: ", "found 'fp8'"]),
+    ],
+)
+def test_bad_configs(
+    text: str, said: list[str], mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "best.toml"
+    file.write_text(text)
+    refused(mtbench("run", "--config", file, "--plugin", tiny, "--out", tmp_path / "o"), *said)
+    assert not (tmp_path / "o").exists()
+
+
+def test_no_config_and_no_method(mtbench: Mtbench, tmp_path: Path) -> None:
+    refused(mtbench("run", "--config", tmp_path / "none.toml"), "none.toml", "cannot be read")
+    refused(mtbench("run"), "--method NAME, or --config FILE")
+
+
+def test_exploratory_with_several_objectives(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
+    code, text, err = mtbench(*words(tiny, tmp_path, "--multi", "--trials", 4, "--epochs", 1))
+    assert code == 0, err
+    assert "exploratory: an official comparison does not rank" in text
+    assert "no importances: they take 10 finished trials, here are 4" in text
+    assert only(tmp_path, "pareto.png").exists()
+    best = tomllib.loads(only(tmp_path, "best.toml").read_text())
+    assert best["chosen"]["ruleset"] == "exploratory"
+    assert best["chosen"]["mode"] == "tpe-multi"
+
+
+def test_pruning(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
+    storage = tmp_path / "study.log"
+    line = words(tiny, tmp_path, "--pruner", "median", "--trials", 12, "--storage", storage)
+    code, text, err = mtbench(*line)
+    assert code == 0, err
+    assert not (tmp_path / "tune.db").exists()
+    trials = tomllib.loads(only(tmp_path, "best.toml").read_text())["chosen"]["trials"]
+    assert sum(trials.values()) == 12
+    assert trials["pruned"] == text.count("pruned │") >= 1
+    results = [run.result() for run in find_runs([tmp_path])]
+    assert results.count(None) == trials["pruned"]
+
+
+def test_all_diverge(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
+    line = words(tiny, tmp_path, "--trials", 2, "--explode", "yes", "--storage", tmp_path / "a.log")
+    refused(mtbench(*line), "no trial has finished: all 2 diverged or were pruned")
+    assert not list(tmp_path.rglob("best.toml"))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--trials", 0], ["--trials must be at least 1, found 0"]),
+        (["--seed", -1], ["--seed must be at least 0"]),
+        (["--sampler", "tep"], ["sampler must be one of tpe", "found tep"]),
+        (["--pruner", "medium"], ["pruner must be one of none", "found medium"]),
+        (["--pruner", "median", "--multi"], ["single-objective"]),
+        (["--lr-range", "1"], ["--lr-range must be LOW,HIGH or none, found '1'"]),
+        (["--lr-range", "a,b"], ["--lr-range must be", "'a,b'"]),
+        (["--lr-range", "2,1"], ["range of lr must be 0 < low < high, found 2 1"]),
+        (["--weight-decay-range", "0,1"], ["range of weight_decay"]),
+        (["--temperature", 2], ["temperature is searched"]),
+        (["--dwa.temperature", 2], ["dwa.temperature is searched"]),
+        (["--weight_decay", 0.5], ["weight_decay is searched"]),
+        (["--storage", "tune"], ["--storage must be a database URL", "found 'tune'"]),
+        (["--storage", "sqlite:////no/such/folder/x.db"], ["--storage sqlite", "cannot be opened"]),
+        (["--storage", "nosuch://me:secret@host/x"], ["nosuch://...@host/x: cannot be opened"]),
+        (["--trails", 3], ["trails", "did you mean 'trials'"]),
+        (["--precision", "fp8"], ["--precision"]),
+    ],
+)
+def test_bad_input(
+    more: list[object], said: list[str], mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
+    answer = mtbench(*words(tiny, tmp_path), *more)
+    refused(answer, *said)
+    assert "secret" not in answer[2]
+
+
+@pytest.mark.parametrize("kind", ["sqlite:///", "journal:"])
+def test_a_broken_storage(kind: str, mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
+    file = tmp_path / "broken"
+    file.write_text("no study is in here\n" * 100)
+    refused(mtbench(*words(tiny, tmp_path, "--storage", f"{kind}{file}")), "cannot be opened")
+
+
+def test_nothing_to_search(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
+    none = ["--lr-range", "none", "--weight-decay-range", "none"]
+    refused(mtbench(*words(tiny, tmp_path, *none, method="ew")), "ew: there is nothing to search")
+
+
+def test_a_given_lr_moves_the_range(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
+    more = ["--trials", 1, "--epochs", 1, "--lr", 0.5, "--storage", tmp_path / "a.log"]
+    code, text, err = mtbench(*words(tiny, tmp_path, *more, "--weight-decay-range", "none"))
+    assert code == 0, err
+    assert "search: lr 0.05 to 5, log-uniform" in text
+    assert "search: weight_decay" not in text
+
+
+def test_sigkill_and_resume(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
+    line = words(tiny, tmp_path / "cut", "--trials", 2, "--epochs", 3, "--sleep", 0.05)
+    process = start(line)
+    limit = time.monotonic() + 60
+    while len(list((tmp_path / "cut").rglob("checkpoint.pt"))) < 2:  # in the second trial
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    running = (optuna.trial.TrialState.RUNNING,)
+    assert len(load(tmp_path / "cut").get_trials(states=running)) == 1
+
+    again = start(line)
+    text, error = again.communicate(timeout=120)
+    assert again.returncode == 0, error
+    assert "resumed at step" in text
+    study = load(tmp_path / "cut")
+    assert study.get_trials(states=running) == []
+    complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    assert len({trial.user_attrs["cell"] for trial in complete}) == len(complete) == 2
+    assert len(list(find_runs([tmp_path / "cut"]))) == 2
+    whole = words(tiny, tmp_path / "whole", "--trials", 2, "--epochs", 3, "--sleep", 0.05)
+    assert mtbench(*whole)[0] == 0
+    assert (
+        only(tmp_path / "whole", "best.toml").read_text()
+        == only(tmp_path / "cut", "best.toml").read_text()
+    )
+
+
+def load(out: Path) -> optuna.Study:
+    storage = f"sqlite:///{out / 'tune.db'}"
+    return optuna.load_study(study_name=optuna.get_all_study_names(storage)[0], storage=storage)

@@ -1,0 +1,486 @@
+"""The leaderboard, on records written by hand: every number can be checked on paper."""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from mtbench.comparing.judging import leaderboard
+from mtbench.comparing.judging.leaderboard import Board
+from mtbench.errors import RunError
+from mtbench.training.rundir import RunDirectory, Spec, find_runs
+
+METRICS = {
+    "dice": {"objective": "mask", "higher_is_better": True, "primary": True},
+    "error": {"objective": "grade", "higher_is_better": False, "primary": True},
+    "extra": {"objective": "grade", "higher_is_better": True, "primary": False},
+}
+
+
+def cell(
+    out: Path, method: str, seed: int, dice: float = 0.5, error: float = 1.0, *,
+    status: str = "finished", seconds: float = 0.25, peak: float = 100.0, score: float = 0.5,
+    **spec: Any,
+) -> RunDirectory:  # fmt: skip
+    """Write one cell; `stl` is the reference."""
+    fields: dict[str, Any] = {
+        "task": "made_up", "task_params": {"size": 8}, "method": method, "method_params": {},
+        "data": "d", "recipe": {"epochs": 2, "batch_size": 4, "lr": 0.1}, "seed": seed,
+    }  # fmt: skip
+    run = RunDirectory.at(out, Spec(**fields | spec))
+    if status == "unfinished":
+        return run
+    result: dict[str, Any] = {
+        "status": status, "reference": method == "stl", "seed": seed, "metrics": METRICS,
+        "cost": {
+            "seconds_per_step": seconds, "peak_mib": peak, "train_seconds": 1800.0,
+            "passes": "F + B",
+        },
+    }  # fmt: skip
+    if status == "finished":
+        metrics = {"dice": dice, "error": error, "extra": 7.0}
+        result |= {"val": metrics, "score": score}
+        if run.spec().stage == "final":
+            run.write_text("test.json", json.dumps({"metrics": metrics}))
+    run.write_text("result.json", json.dumps(result))
+    return run
+
+
+def board(out: Path, baseline: str | None = None, plain: str | None = None) -> Board:
+    [only] = leaderboard.boards(list(find_runs([out])), baseline, plain)
+    return only
+
+
+def rows(found: Board) -> dict[str, pd.Series]:
+    return {row["method"]: row for _, row in found.rows.iterrows()}
+
+
+def test_delta_m_by_hand(tmp_path: Path) -> None:
+    cell(tmp_path, "stl", 0, dice=0.5, error=2.0)
+    cell(tmp_path, "stl", 1, dice=0.8, error=1.0)
+    cell(tmp_path, "ew", 0, dice=0.6, error=1.0)  # -20 % and -50 %: better is negative
+    cell(tmp_path, "ew", 1, dice=0.4, error=1.5)  # +50 % and +50 %
+    found = rows(board(tmp_path))
+    # Of the means: dice 0.5 against 0.65, error 1.25 against 1.5.
+    assert found["ew"]["delta_m"] == pytest.approx(100 * (3 / 13 - 1 / 6) / 2)
+    # Both draws of one seed give the limits: (-20 - 50) / 2 and (50 + 50) / 2.
+    assert found["ew"]["delta_m_low"] == pytest.approx(-35)
+    assert found["ew"]["delta_m_high"] == pytest.approx(50)
+    assert found["stl"][["delta_m", "delta_m_low", "delta_m_high"]].tolist() == [0, 0, 0]
+    assert found["ew"]["dice"] == pytest.approx(0.5)
+    assert found["ew"]["dice_sd"] == pytest.approx(0.2 / math.sqrt(2))
+    assert found["ew"]["extra"] == 7
+
+
+def test_delta_m_of_a_negative_reference(tmp_path: Path) -> None:
+    """Losses of analytic tasks are negative: lower is better there too."""
+    cell(tmp_path, "stl", 0, dice=-0.5, error=-2.0)
+    cell(tmp_path, "ew", 0, dice=-0.4, error=-3.0)  # -20 % and -50 %: both better
+    assert rows(board(tmp_path))["ew"]["delta_m"] == pytest.approx(-35)
+
+
+def test_a_reference_next_to_zero_is_no_unit(tmp_path: Path) -> None:
+    """An analytic task's single-task model reaches its minimum, 0."""
+    cell(tmp_path, "stl", 0, dice=0.5, error=1e-12)
+    cell(tmp_path, "ew", 0, dice=0.4, error=0.1)
+    found = board(tmp_path)
+    assert found.rows["delta_m"].isna().all()
+    assert any("single-task error is next to 0" in note for note in leaderboard.notes(found))
+    assert not any("exactly one locally run" in note for note in leaderboard.notes(found))
+
+
+def test_delta_m_uses_the_seeds_that_both_have(tmp_path: Path) -> None:
+    cell(tmp_path, "stl", 1, dice=0.5, error=2.0)
+    cell(tmp_path, "ew", 0, dice=0.1, error=9.0)
+    cell(tmp_path, "ew", 1, dice=0.6, error=1.0)
+    cell(tmp_path, "uw", 0)
+    found = rows(board(tmp_path))
+    assert found["ew"]["delta_m"] == pytest.approx(-35)
+    assert math.isnan(found["uw"]["delta_m"])
+
+
+def test_mean_rank_by_hand(tmp_path: Path) -> None:
+    cell(tmp_path, "a", 0, dice=0.9, error=3.0)  # ranks 1, 3
+    cell(tmp_path, "b", 0, dice=0.8, error=1.0)  # 2.5, 1
+    cell(tmp_path, "c", 0, dice=0.8, error=2.0)  # 2.5, 2
+    found = board(tmp_path)
+    assert list(found.rows["method"]) == ["b", "a", "c"]  # best first
+    assert list(found.rows["mean_rank"]) == [1.75, 2.0, 2.25]
+
+
+def test_cost_is_the_median_step_and_the_highest_peak(tmp_path: Path) -> None:
+    for seed, (seconds, peak) in enumerate([(0.1, 10.0), (0.2, 30.0), (0.9, 20.0)]):
+        cell(tmp_path, "ew", seed, seconds=seconds, peak=peak)
+    row = rows(board(tmp_path))["ew"]
+    assert (row["seconds_per_step"], row["peak_mib"]) == (0.2, 30.0)
+
+
+def test_an_incomplete_row_is_shown_not_ranked(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        cell(tmp_path, "ew", seed, dice=0.5)
+        cell(tmp_path, "uw", seed, dice=0.6)
+    cell(tmp_path, "rlar", 0, dice=0.99, error=0.01)  # the best, at the one seed that it has
+    cell(tmp_path, "rlar", 1, status="unfinished")
+    found = board(tmp_path)
+    assert list(found.rows["method"]) == ["uw", "ew", "rlar"]  # the best of all is last
+    assert list(found.rows["complete"]) == [True, True, False]
+    assert found.rows["mean_rank"].tolist()[:2] == [1.25, 1.75]  # as if it were not there
+    assert math.isnan(found.rows["mean_rank"].iloc[2])
+    shown = leaderboard.readable(found).iloc[2]
+    assert shown["mean rank ↓"] == "-"
+    assert shown["dice ↑"] == "0.990"
+    said = "\n".join(leaderboard.notes(found))
+    assert "shown, not ranked" in said
+    assert "unfinished, not in the table: rlar seed1-" in said
+
+
+def test_a_diverged_cell_counts_against_its_row(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        cell(tmp_path, "stl", seed, dice=0.5, error=2.0)
+        cell(tmp_path, "ls", seed, status="diverged")
+    cell(tmp_path, "ew", 0, dice=0.6, error=1.0)
+    cell(tmp_path, "ew", 1, status="diverged")
+    found = board(tmp_path)
+    by_name = rows(found)
+    assert (by_name["ew"]["seeds"], by_name["ew"]["diverged"]) == (1, 1)
+    assert by_name["ew"]["delta_m"] == pytest.approx(-35)
+    assert by_name["stl"]["mean_rank"] == 1
+    for name in ("ew", "ls"):
+        assert not by_name[name]["complete"]
+        assert math.isnan(by_name[name]["mean_rank"])
+    shown = leaderboard.readable(found).set_index("method")
+    assert shown["seeds"].to_dict() == {
+        "stl": "2",
+        "ew": "1 (+1 diverged)",
+        "ls": "0 (+2 diverged)",
+    }
+    assert shown.loc["ls", "dice ↑"] == "-"
+
+
+def test_all_diverged_is_a_table_all_the_same(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, status="diverged")
+    found = board(tmp_path)
+    assert leaderboard.readable(found)["seeds"].tolist() == ["0 (+1 diverged)"]
+    assert "0 (+1 diverged)" in leaderboard.to_markdown(found)
+
+
+def test_no_reference_no_delta_m(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0)
+    found = board(tmp_path)
+    assert leaderboard.readable(found)["Δm % ↓"].tolist() == ["-"]
+    said = leaderboard.notes(found)
+    assert any("no Δm" in note and "single-task" in note for note in said)
+    assert any("one seed" in note for note in said)
+    for seed in (0, 1):
+        cell(tmp_path, "stl", seed)
+        cell(tmp_path, "ew", seed)
+    [said] = leaderboard.notes(board(tmp_path))
+    assert "2 seeds: a 95 % interval cannot cover" in said
+    for seed in range(2, 6):
+        cell(tmp_path, "stl", seed)
+        cell(tmp_path, "ew", seed)
+    assert leaderboard.notes(board(tmp_path)) == []
+
+
+def test_two_references_are_none(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0)
+    cell(tmp_path, "stl", 0, recipe={"epochs": 2, "batch_size": 4, "lr": 0.1})
+    cell(tmp_path, "stl", 0, recipe={"epochs": 2, "batch_size": 4, "lr": 0.2})
+    found = board(tmp_path)
+    assert found.rows["delta_m"].isna().all()
+    assert any("exactly one" in note for note in leaderboard.notes(found))
+
+
+def test_an_undefined_metric_of_the_reference_is_not_zero(tmp_path: Path) -> None:
+    cell(tmp_path, "stl", 0, dice=math.nan)
+    cell(tmp_path, "ew", 0, dice=0.6)
+    assert math.isnan(rows(board(tmp_path))["ew"]["delta_m"])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"recipe": {"epochs": 3, "batch_size": 4, "lr": 0.1}},
+        {"recipe": {"epochs": 2, "batch_size": 8, "lr": 0.1}},
+        {"task_params": {"size": 16}},
+        {"data": "e"},
+        {"precision": "bf16"},
+        {"task": "another"},
+    ],
+    ids=lambda changed: "-".join(changed),
+)
+def test_what_may_not_be_compared_is_apart(tmp_path: Path, changed: dict[str, Any]) -> None:
+    cell(tmp_path, "ew", 0)
+    cell(tmp_path, "uw", 0)
+    cell(tmp_path, "ew", 0, **changed)
+    found = leaderboard.boards(list(find_runs([tmp_path])))
+    assert sorted(len(one.rows) for one in found) == [1, 2]
+
+
+def test_one_method_with_two_settings_has_two_labelled_rows(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        cell(tmp_path, "cagrad", seed, dice=0.6, method_params={"c": 0.4, "rescale": True})
+        cell(tmp_path, "cagrad", seed, dice=0.7, method_params={"c": 0.8, "rescale": True})
+        cell(tmp_path, "ew", seed, recipe={"epochs": 2, "batch_size": 4, "lr": 0.2})
+    found = board(tmp_path)
+    assert set(found.rows["method"]) == {"cagrad c=0.4", "cagrad c=0.8", "ew"}
+    assert set(found.rows["seeds"]) == {2}
+    assert rows(found)["cagrad c=0.8"]["dice"] == pytest.approx(0.7)
+
+
+def test_settings_of_the_recipe_and_the_device_tell_rows_apart(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0)
+    cell(tmp_path, "ew", 0, recipe={"epochs": 2, "batch_size": 4, "lr": 0.2})
+    cell(tmp_path, "uw", 0)
+    cell(tmp_path, "uw", 0, device="cuda")
+    names = set(board(tmp_path).rows["method"])
+    assert names == {"ew lr=0.1", "ew lr=0.2", "uw device=cpu", "uw device=cuda"}
+
+
+def test_a_cell_in_two_folders_counts_once(tmp_path: Path) -> None:
+    cell(tmp_path / "a", "ew", 0, status="unfinished")
+    cell(tmp_path / "b", "ew", 0, dice=0.7)
+    cell(tmp_path / "c", "ew", 0, status="unfinished")
+    cell(tmp_path / "c", "stl", 0)
+    found = board(tmp_path)
+    assert found.pending == []
+    assert rows(found)["ew"]["seeds"] == 1
+    assert rows(found)["ew"]["dice"] == pytest.approx(0.7)
+    assert rows(found)["ew"]["delta_m"] == pytest.approx(-20)
+
+
+def test_markdown_is_one_table_whatever_a_label_holds(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, method_params={"mode": "a|b"})
+    cell(tmp_path, "ew", 0, method_params={"mode": "c"})
+    text = leaderboard.to_markdown(board(tmp_path))
+    assert "ew mode=a\\|b" in text
+    lines = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_numbers_as_shown(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        cell(tmp_path, "stl", seed, dice=0.5, error=1.0)
+        cell(tmp_path, "ew", seed, dice=0.5 + 0.1 * seed, error=1.0, seconds=0.25, peak=99.6)
+    shown = leaderboard.readable(board(tmp_path)).set_index("method").loc["ew"]
+    assert shown["dice ↑"] == "0.550 ± 0.071"
+    assert shown["error ↓"] == "1.000 ± 0.000"
+    assert shown["Δm % ↓"] == "-5.00 [-10.00, 0.00]"
+    assert shown["s/step"] == "0.250"
+    assert shown["peak MiB"] == "100"
+    assert "extra" not in " ".join(shown.index)  # no primary metric
+
+
+def test_csv_and_json_hold_every_number(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, dice=0.125)
+    cell(tmp_path, "uw", 0, status="diverged")
+    cell(tmp_path, "ew", 0, data="e", dice=0.25)
+    found = leaderboard.boards(list(find_runs([tmp_path])))
+
+    def refuse(word: str) -> float:
+        raise AssertionError(f"{word} is no JSON")
+
+    boards = json.loads(leaderboard.to_json(found), parse_constant=refuse)
+    assert len(boards) == 2
+    every = {(row["method"], row["dice"]) for one in boards for row in one["rows"]}
+    assert every == {("ew", 0.125), ("uw", None), ("ew", 0.25)}
+    assert all(one["primary"] == {"dice": True, "error": False} for one in boards)
+    table = list(csv.DictReader(io.StringIO(leaderboard.to_csv(found))))
+    assert {(row["method"], row["dice"]) for row in table} == {
+        ("ew", "0.125"), ("uw", ""), ("ew", "0.25")
+    }  # fmt: skip
+    assert all(row["extra"] in ("7.0", "") and row["board"] for row in table)
+
+
+def test_nothing_finished_yet(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, status="unfinished")
+    found = board(tmp_path)
+    assert found.rows.empty
+    assert leaderboard.to_csv([found]) == ""
+    assert json.loads(leaderboard.to_json([found]))[0]["rows"] == []
+    assert "unfinished, not in the table: ew seed0-" in leaderboard.to_markdown(found)
+
+
+def test_no_runs_at_all() -> None:
+    with pytest.raises(RunError, match="no runs found"):
+        leaderboard.boards([])
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"status": "finished", "metrics": {}}'])
+def test_a_result_that_is_none_is_explained(tmp_path: Path, text: str) -> None:
+    run = cell(tmp_path, "ew", 0)
+    (run.path / "result.json").write_text(text)
+    with pytest.raises(RunError, match=r"result\.json: .* delete it"):
+        board(tmp_path)
+
+
+def test_a_row_of_fewer_trials_is_not_ranked(tmp_path: Path) -> None:
+    for method, count in (("ls", 3), ("ew", 3), ("uw", 2)):
+        for t in range(count):  # one diverged trial is a trial
+            cell(
+                tmp_path, method, 9, stage="trial", method_params={"w": t},
+                status="diverged" if t == 0 else "finished",
+            )  # fmt: skip
+        cell(tmp_path, method, 0, method_params={"w": 1}, dice=0.9 if method == "uw" else 0.5)
+    cell(tmp_path, "uw", 9, stage="trial", method_params={"w": 7}, status="unfinished")
+    found = board(tmp_path)
+    by_name = rows(found)
+    assert found.rows["method"].tolist() == ["ew", "ls", "uw"]  # no trial is a row
+    assert [by_name[m]["trials"] for m in ("ew", "ls", "uw")] == [3, 3, 2]
+    assert by_name["uw"]["reason"] == "2 of 3 trials"
+    assert math.isnan(by_name["uw"]["mean_rank"])
+    assert by_name["ew"]["mean_rank"] == 1.5
+    assert by_name["ew"]["tuning_hours"] == pytest.approx(1.5)
+    assert "shown, not ranked: uw: 2 of 3 trials" in leaderboard.notes(found)
+    assert leaderboard.readable(found)["trials"].tolist() == ["3", "3", "2"]
+
+
+def test_trials_after_a_test_was_opened_are_told(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 9, stage="trial")
+    cell(tmp_path, "uw", 9, stage="trial")
+    for method in ("ew", "uw"):
+        cell(tmp_path, method, 0)
+    assert not any("opened" in note for note in leaderboard.notes(board(tmp_path)))
+    late = cell(tmp_path, "uw", 9, stage="trial", method_params={"w": 1})
+    opened = max(file.stat().st_mtime for file in tmp_path.rglob("test.opened"))
+    os.utime(late.path / "result.json", (opened + 5, opened + 5))
+    [note] = [note for note in leaderboard.notes(board(tmp_path)) if "opened" in note]
+    assert note.endswith(": uw")
+
+
+def paired(out: Path, methods: dict[str, float], seeds: int) -> None:
+    """Cells whose dice differs between methods by the same at every seed."""
+    for seed in range(seeds):
+        for method, offset in methods.items():
+            cell(out, method, seed, dice=0.5 + 0.01 * seed + offset, error=1 - offset)
+
+
+def test_the_tests_against_the_baseline(tmp_path: Path) -> None:
+    paired(tmp_path, {"stl": 0, "ls": 0.1, "better": 0.2, "worse": -0.1, "same": 0.1}, 8)
+    found = board(tmp_path, "ls")
+    by_name = rows(found)
+    # All 8 differences have one sign: p = 2 / 2^8. Three of four are least, so Holm takes 4 times.
+    assert by_name["better"]["p"] == pytest.approx(2 / 2**8)
+    assert by_name["better"]["p_holm"] == pytest.approx(4 * 2 / 2**8)
+    assert by_name["same"]["p_holm"] == 1
+    assert math.isnan(by_name["ls"]["p"])
+    told = {name: row["told"] for name, row in by_name.items()}
+    assert told == {"better": "better", "worse": "worse", "stl": "worse", "same": "", "ls": ""}
+    improvement = {name: row["improvement"] for name, row in by_name.items()}
+    assert improvement["better"] == 1
+    assert improvement["worse"] == 0
+    assert improvement["same"] == 0.5
+    assert math.isnan(improvement["ls"])
+    assert 0 < by_name["better"]["improvement_low"] < 1
+    assert by_name["better"]["improvement_high"] == 1
+    assert found.verdict.startswith("Better than ls: better. Worse: stl, worse. Not told apart")
+    assert leaderboard.readable(found)["P(beats ls)"].iloc[0].startswith("1.00 [0.6")
+
+
+def test_where_significance_is_out_of_reach_it_is_said(tmp_path: Path) -> None:
+    paired(tmp_path, {"stl": 0, "ls": 0.1, "better": 0.2}, 2)
+    found = board(tmp_path, "ls")
+    assert found.verdict.startswith("Whether anything beats ls cannot be told. 2 seeds: Wilcoxon")
+    assert set(found.rows["told"]) == {""}
+    assert any("Friedman and Nemenyi take at least" in remark for remark in found.remarks)
+
+
+@pytest.mark.parametrize("baseline", ["absent", "rival", "cut"])
+def test_no_baseline_no_comparison(tmp_path: Path, baseline: str) -> None:
+    paired(tmp_path, {"stl": 0, "rival a": 0.1}, 6)
+    for w in (0, 1):
+        for seed in range(6):
+            cell(tmp_path, "rival", seed, method_params={"w": w})
+    cell(tmp_path, "cut", 0)
+    found = board(tmp_path, baseline)
+    assert found.verdict == ""
+    assert found.rows["p"].isna().all()
+    assert any(f"no comparison with {baseline}" in note for note in leaderboard.notes(found))
+    assert board(tmp_path, "rival w=1").baseline == "rival w=1"  # a row may be named
+
+
+def test_places_are_shares_and_follow_the_rows(tmp_path: Path) -> None:
+    paired(tmp_path, {"a": 0.0, "b": 0.2, "c": 0.1}, 4)
+    cell(tmp_path, "d", 0, dice=1)
+    found = board(tmp_path)
+    assert found.rows["method"].tolist() == ["b", "c", "a", "d"]
+    assert found.places.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert found.rows["first"].tolist()[:3] == [1, 0, 0]
+
+
+def test_critical_difference_follows_the_rows(tmp_path: Path) -> None:
+    offsets = {"stl": 0.0, "b": 0.2, "c": 0.1, "d": 0.3}
+    paired(tmp_path, offsets, 10)
+    found = board(tmp_path)
+    assert found.ranking is not None
+    assert found.rows["method"].tolist() == ["d", "b", "c", "stl"]
+    assert found.ranking.mean_ranks.tolist() == [1, 2, 3, 4]
+    assert found.ranking.cliques == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_cost_ratio_and_hypervolume_by_hand(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, seconds=0.2, dice=0.5, error=1.0)
+    cell(tmp_path, "uw", 0, seconds=0.3, dice=0.3, error=0.5)
+    cell(tmp_path, "mgda", 0, seconds=0.3, dice=0.4, error=0.75)
+    by_name = rows(board(tmp_path, plain="ew"))
+    assert by_name["uw"]["cost_ratio"] == pytest.approx(1.5)
+    # The box is [0.3, 0.5] x [0.5, 1]; a corner of it dominates nothing, its middle a quarter.
+    assert by_name["mgda"]["hypervolume"] == pytest.approx(0.25)
+    assert by_name["ew"]["hypervolume"] == by_name["uw"]["hypervolume"] == 0
+
+
+def test_csv_of_the_same_results_is_the_same_bytes(tmp_path: Path) -> None:
+    for name, seconds in (("a", 0.1), ("b", 0.7)):
+        for seed in range(4):
+            for method, dice in (("stl", 0.5), ("ls", 0.6), ("uw", 0.55)):
+                cell(tmp_path / name, method, seed, dice=dice + 0.01 * seed, seconds=seconds)
+    one, two = (leaderboard.boards(list(find_runs([tmp_path / name])), "ls", "ls") for name in "ab")
+    assert leaderboard.to_csv(one) == leaderboard.to_csv(two)
+    assert leaderboard.to_csv(one, cost=True) != leaderboard.to_csv(two, cost=True)
+    assert "seconds" not in leaderboard.to_csv(one)
+
+
+def test_latex_is_escaped_and_has_as_many_columns_as_it_says(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, method_params={"mode": "a_b&50%{\\"})
+    cell(tmp_path, "ew", 0, method_params={"mode": "c"})
+    text = leaderboard.to_latex(board(tmp_path))
+    assert r"ew mode=a\_b\&50\%\{\textbackslash{}" in text
+    [spec] = re.findall(r"\\begin\{tabular\}\{(lr+)\}", text)
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(body) == 3
+    assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in body} == {len(spec)}
+    for rule in ("toprule", "midrule", "bottomrule"):
+        assert text.count(f"\\{rule}") == 1
+
+
+def test_a_test_that_holds_no_numbers_is_explained(tmp_path: Path) -> None:
+    run = cell(tmp_path, "ew", 0)
+    run.write_text("test.json", json.dumps({"metrics": {"dice": "high"}}))
+    with pytest.raises(RunError, match=r"test\.json: 'high' is no number"):
+        board(tmp_path)
+
+
+def test_titles_tell_boards_apart(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0)
+    cell(tmp_path, "ew", 0, data="e")
+    titles = [one.title for one in leaderboard.boards(list(find_runs([tmp_path])))]
+    assert len(set(titles)) == 2
+    assert all("data=" in title for title in titles)
+
+
+def test_what_only_some_cells_have_tells_rows_apart(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, method_params={"a": 1})
+    cell(tmp_path, "ew", 0, method_params={"b": 1})
+    cell(tmp_path, "uw", 0, method_params={"a": 1})
+    cell(tmp_path, "uw", 0, method_params={"a": "1"})
+    names = board(tmp_path).rows["method"].tolist()
+    assert {"ew a=1", "ew b=1"} <= set(names)
+    assert len(set(names)) == 4

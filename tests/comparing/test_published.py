@@ -1,0 +1,217 @@
+"""What papers report agrees with itself and with our tasks; `mtbench reproduce` shows it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtbench.comparing.judging import leaderboard, published
+from mtbench.comparing.judging.published import PaperBoard
+from mtbench.errors import UsageError
+from mtbench.plugins.method import Method
+from mtbench.plugins.registry import find
+from mtbench.training.rundir import find_runs
+from mtbench.training.task import Task
+from tests.refusals import refused
+
+TASKS = list(published.shipped())
+
+PAPER = """
+version = 1
+
+[metrics]
+mae_sum = false
+within = true
+
+[[boards]]
+title = "first"
+source = "a paper, Table 1"
+seeds = 3
+recipe = { epochs = 4, batch_size = 8, lr = 2e-2 }
+protocol = ["no validation split"]
+columns = ["mae_sum", "within", "mean_rank", "delta_m"]
+
+[boards.rows]
+stl = [0.5, 0.25, nan, nan]
+ew = [0.25, 0.5, 1.0, -75.0]
+"rlw normal=false" = [0.75, 0.2, 2.0, 35.0]
+
+[[boards]]
+title = "second"
+source = "another"
+columns = ["delta_m"]
+
+[boards.rows]
+ew = [1.5]
+"""
+
+
+@pytest.fixture
+def paper(tmp_path: Path) -> Path:
+    file = tmp_path / "paper.toml"
+    file.write_text(PAPER)
+    return file
+
+
+def test_four_tasks_of_the_field_are_shipped() -> None:
+    assert TASKS == ["celeba", "cityscapes", "nyuv2", "qm9"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_shipped_metrics_are_the_tasks_and_methods_ours(task: str) -> None:
+    found = published.load(task)
+    metrics = find("task", task).load(Task)().metrics
+    for name, higher in found.metrics.items():
+        assert metrics[name].higher_is_better == higher, name
+        assert metrics[name].primary, name
+    for label in {label for board in found.boards for label in board.rows}:
+        name, *settings = label.split()
+        method = Method.find(name)
+        for setting in settings:
+            assert setting.partition("=")[0] in method.declared[name], label
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_published_delta_m_follows_from_the_published_metrics(task: str) -> None:
+    """Swapped columns or rows would show; what is left is the papers' rounding."""
+    found = published.load(task)
+    for board in found.boards:
+        metrics = [column for column in board.columns if column in found.metrics]
+        for label in board.rows:
+            x = [board.value(label, name) for name in metrics]
+            if not metrics or label == "stl" or any(map(math.isnan, x)):
+                continue
+            reference = [board.value("stl", name) for name in metrics]
+            changes = [
+                100 * (r - a if found.metrics[m] else a - r) / r
+                for a, r, m in zip(x, reference, metrics, strict=True)
+            ]
+            assert sum(changes) / len(changes) == pytest.approx(
+                board.value(label, "delta_m"), abs=0.5
+            ), (board.title, label)
+
+
+def test_the_page_of_the_documentation_is_what_is_shipped() -> None:
+    page = Path(__file__).parents[2] / "docs" / "published.md"
+    assert page.read_text(encoding="utf-8") == published.page()
+
+
+def test_a_rows_settings_must_be_the_runs() -> None:
+    rows = {"m": [1.0], "m a=1": [2.0], "m a=1 b=x": [3.0], "other a=2": [4.0]}
+    board = PaperBoard(title="t", source="s", columns=["delta_m"], rows=rows)
+    assert board.label("m", {}) == "m"
+    assert board.label("m", {"a": 2}) == "m"
+    assert board.label("m", {"a": 1, "b": "y"}) == "m a=1"
+    assert board.label("m", {"a": 1, "b": "x"}) == "m a=1 b=x"
+    assert board.label("other", {"a": 1}) is None
+    assert board.label("o", {}) is None
+    assert math.isnan(board.value("m", "mean_rank"))
+    assert math.isnan(board.value(None, "delta_m"))
+
+
+def test_markdown_has_the_reference_first_and_then_the_best(paper: Path) -> None:
+    text = published.load("tiny", paper).markdown("tiny")
+    first = text.split("###")[1].splitlines()
+    assert first[0] == " tiny: first"
+    assert first[2] == "| method | mae_sum ↓ | within ↑ | mean rank ↓ | Δm % ↓ |"
+    assert first[4:7] == [
+        "| stl | 0.5 | 0.25 | - | - |",
+        "| ew | 0.25 | 0.5 | 1.00 | -75.00 |",
+        "| rlw normal=false | 0.75 | 0.2 | 2.00 | 35.00 |",
+    ]
+    assert "- source: a paper, Table 1" in first
+    assert "- means over 3 seeds" in first
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("version = 1", "version = 2", "version"),
+        ("version = 1", "version 1", "is no TOML"),
+        ("ew = [1.5]", "ew = [1.5, 2.0]", "2 values for 1 columns"),
+        ("ew = [1.5]", "", "rows"),
+        ('columns = ["delta_m"]', 'columns = ["dm"]', "'dm'"),
+        ('title = "second"', 'name = "second"', "boards.1"),
+    ],
+)
+def test_files_of_another_form(paper: Path, old: str, new: str, said: str) -> None:
+    paper.write_text(PAPER.replace(old, new))
+    with pytest.raises(UsageError, match=said):
+        published.load("tiny", paper)
+
+
+def test_reproduce_puts_a_run_beside_the_paper(
+    tiny: Path, paper: Path, tmp_path: Path, mtbench: Any
+) -> None:
+    out = tmp_path / "runs"
+    words = ("reproduce", "tiny", "--plugin", tiny, "--published", paper, "--threads", 1)
+    words = (*words, "--out", out, "--epochs", 1, "--seeds", 2, "--method", "ew")
+    code, said, err = mtbench(*words)
+    assert code == 0, err
+    assert len([*out.glob("tiny/*/*/result.json")]) == 4  # stl and ew at two seeds
+    written = (out / "tiny" / "reproduce.md").read_text()
+    [board] = leaderboard.boards([*find_runs([out])])
+    rows = board.rows.set_index("method")
+    cells = {
+        line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")
+        for line in written.split("###")[1].splitlines()
+        if line.startswith("| ")
+    }
+    assert cells["mae_sum ↓"][1] == "0.5"
+    assert cells["mae_sum ↓"][3] == "0.25"
+    assert float(cells["mae_sum ↓"][2].split(" ±")[0]) == pytest.approx(
+        rows.loc["stl", "mae_sum"], rel=1e-3
+    )
+    ours = float(rows.loc["ew", "mae_sum"])  # type: ignore[arg-type]
+    assert float(cells["mae_sum ↓"][5]) == pytest.approx(ours - 0.25, rel=1e-3)
+    delta = float(rows.loc["ew", "delta_m"])  # type: ignore[arg-type]
+    assert cells["Δm % ↓"][4].startswith(f"{delta:.2f} [")
+    assert float(cells["Δm % ↓"][5]) == pytest.approx(delta + 75, abs=0.01)
+    for line in (
+        "- epochs: paper 4, here 1",
+        "- lr: paper 0.02, here 0.01",
+        "- seeds: paper 3, here 2",
+        "- seeds: paper unknown, here 2",
+        "- paper: no validation split",
+        "- source: another",
+    ):
+        assert line in written.splitlines()
+        assert line in said
+    assert "batch_size: paper" not in written  # as in the paper
+    code, said, _ = mtbench(*words)
+    assert code == 0
+    assert "already finished" in said
+
+
+def test_reproduce_says_when_the_settings_are_not_the_papers(
+    tiny: Path, paper: Path, tmp_path: Path, mtbench: Any
+) -> None:
+    words = ("reproduce", "tiny", "--plugin", tiny, "--published", paper, "--threads", 1)
+    words = (*words, "--out", tmp_path / "runs", "--epochs", 1, "--seeds", 1, "--method", "rlw")
+    code, said, err = mtbench(*words)
+    assert code == 0, err
+    assert "no paper reports rlw with these settings" in said
+
+
+def test_reproduce_without_a_method_prints_the_tables(mtbench: Any) -> None:
+    code, said, _ = mtbench("reproduce")
+    assert code == 0
+    assert said == published.page()
+    code, said, _ = mtbench("reproduce", "qm9")
+    assert code == 0
+    assert said == published.load("qm9").markdown("qm9")
+
+
+def test_refusals(tiny: Path, paper: Path, tmp_path: Path, mtbench: Any) -> None:
+    refused(mtbench("reproduce", "qm8"), "no published results", "qm9")
+    refused(mtbench("reproduce", "--method", "ew"), "say which task")
+    refused(mtbench("reproduce", "qm9", "--method", "nashmtl"), "did you mean 'nash_mtl'")
+    refused(mtbench("reproduce", "qm9", "--method", "ew", "--seeds", 0), "--seeds")
+    refused(mtbench("reproduce", "qm9", "--method", "ew", "--epochs", 2, "--set", "epochs=3"),
+            "given twice")  # fmt: skip
+    refused(mtbench("reproduce", "qm9", "--published", tmp_path / "none.toml"), "cannot be read")
+    paper.write_text(PAPER.replace("mae_sum", "mae_other"))
+    words = ("reproduce", "tiny", "--plugin", tiny, "--published", paper, "--threads", 1)
+    words = (*words, "--out", tmp_path / "runs", "--epochs", 1, "--seeds", 1, "--method", "ew")
+    refused(mtbench(*words), "'mae_other' is none of this task's")

@@ -1,0 +1,615 @@
+"""Statistics: values worked by hand, exhaustive twins, simulated coverage, quoted facts."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from mtbench.comparing.judging import statistics as s
+from mtbench.errors import UsageError
+
+HIGHER = [True, False, True]
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def table(methods: int = 5, n: int = 6, seed: int = 0) -> Any:
+    return rng(seed).uniform(0.5, 2, (methods, n, 3))
+
+
+# --- effect sizes ---------------------------------------------------------------------------------
+
+
+def test_relative_change_by_hand() -> None:
+    # Reference means: 0.5 and -4. A tenth up is 20 % better; 2 down of 4 is 50 % better.
+    reference = [[0.4, -3.0], [0.6, -5.0]]
+    found = s.relative_change([[0.6, -6.0], [0.5, -4.0]], reference, [True, False])
+    np.testing.assert_allclose(found, [[-20, -50], [0, 0]], atol=1e-12)
+
+
+def test_delta_m_is_of_means_not_a_mean_of_ratios() -> None:
+    scores, reference = np.array([[2.0], [2.0]]), np.array([[1.0], [3.0]])
+    assert s.delta_m(scores, reference, [False]) == 0  # ratios of seeds: (100 - 33) / 2
+    assert s.delta_m(scores[:1], reference[:1], [False]) == 100
+
+
+def test_delta_m_of_published_numbers() -> None:
+    # NYUv2, single-task and linear scalarization, as in Nash-MTL (arXiv 2202.01017).
+    single = [38.30, 63.76, 0.6754, 0.2780, 25.01, 19.21, 30.14, 57.20, 69.15]
+    linear = [39.29, 65.33, 0.5493, 0.2263, 28.15, 23.96, 22.09, 47.50, 61.08]
+    higher = [True, True, False, False, False, False, True, True, True]
+    assert s.delta_m([linear], [single], higher) == pytest.approx(5.59, abs=0.005)
+
+
+def test_a_reference_of_zero_or_a_missing_score_is_nan() -> None:
+    assert math.isnan(s.delta_m([[1.0, 1.0]], [[0.0, 1.0]], [True, True]))
+    scores = table()
+    scores[2, 1, 0] = math.nan
+    found = s.delta_m(scores, scores[0], HIGHER)
+    assert np.isnan(found).tolist() == [False, False, True, False, False]
+
+
+@given(
+    st.integers(0, 10**6),
+    st.permutations(range(6)),
+    st.permutations(range(3)),
+    st.lists(st.sampled_from([1e-6, 0.3, 1e3]), min_size=3, max_size=3),
+)
+def test_effects_know_no_units_and_no_order(
+    seed: int, seeds: list[int], metrics: list[int], units: list[float]
+) -> None:
+    scores, reference = table(seed=seed), table(seed=seed + 1)[0]
+    other = (scores * units)[:, seeds][..., metrics]
+    base = (reference * units)[seeds][:, metrics]
+    higher = [HIGHER[m] for m in metrics]
+    delta = s.delta_m(scores, reference, HIGHER)
+    np.testing.assert_allclose(s.delta_m(other, base, higher), delta, atol=1e-9)
+    np.testing.assert_allclose(s.mean_rank(other, higher), s.mean_rank(scores, HIGHER))
+    # A metric turned round, with its direction, is the same metric.
+    flipped = [not h for h in HIGHER]
+    np.testing.assert_allclose(s.delta_m(-scores, -reference, flipped), delta, atol=1e-9)
+    np.testing.assert_allclose(s.mean_rank(-scores, flipped), s.mean_rank(scores, HIGHER))
+    np.testing.assert_allclose(s.relative_change(scores, reference, HIGHER).mean((-2, -1)), delta)
+
+
+def test_iqm_by_hand() -> None:
+    # Ten values: two are cut off at either end.
+    values = np.array([[-90.0, 1, 2, 3, 4], [5, 6, 7, 8, 999]])
+    assert s.iqm(values) == pytest.approx(np.mean([2, 3, 4, 5, 6, 7]))
+    assert s.iqm(values) == stats.trim_mean(values.ravel(), 0.25)
+    assert s.iqm([[7.0]]) == 7
+
+
+def test_iqm_does_not_trim_what_is_missing() -> None:
+    values = np.ones((2, 4, 3))
+    values[1, 0, 0] = math.nan
+    found = s.iqm(values)
+    assert found[0] == 1
+    assert math.isnan(found[1])
+
+
+# --- ranks ----------------------------------------------------------------------------------------
+
+
+def test_mean_rank_by_hand() -> None:
+    # Means, first metric: .9 .7 .7 (ranks 1, 2.5, 2.5); second: 3 1 2 (3, 1, 2).
+    scores = [[[0.8, 4], [1.0, 2]], [[0.7, 1], [0.7, 1]], [[0.6, 2], [0.8, 2]]]
+    assert s.mean_rank(scores, [True, False]).tolist() == [2, 1.75, 2.25]
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf, -math.inf])
+def test_an_incomplete_method_is_not_ranked_and_moves_nobody(lost: float) -> None:
+    scores = table()
+    without = s.mean_rank(np.delete(scores, 2, axis=0), HIGHER)
+    scores[2, 0, 1] = lost
+    found = s.mean_rank(scores, HIGHER)
+    assert math.isnan(found[2])
+    assert np.delete(found, 2).tolist() == without.tolist()
+    # Nor in a draw that happens to miss the seed it lacks.
+    whole = s.resample(lambda x: s.mean_rank(x, HIGHER), scores, seed=0, resamples=200)
+    part = s.resample(
+        lambda x: s.mean_rank(x, HIGHER), np.delete(scores, 2, axis=0), seed=0, resamples=200
+    )
+    assert np.isnan(whole[:, 2]).all()
+    np.testing.assert_array_equal(np.delete(whole, 2, axis=1), part)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 7))
+def test_ranks_sum_to_a_constant(seed: int, methods: int) -> None:
+    scores = rng(seed).integers(0, 3, (methods, 2, 3))
+    assert s.mean_rank(scores, HIGHER).mean() == pytest.approx((methods + 1) / 2)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 6))
+def test_rank_probabilities_are_doubly_stochastic(seed: int, methods: int) -> None:
+    draws = rng(seed).integers(0, 4, (50, methods)).astype(float)
+    found = s.rank_probabilities(draws)
+    np.testing.assert_allclose(found.sum(axis=0), 1)
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    # Expected places are expected average ranks.
+    places = found @ np.arange(1, methods + 1)
+    np.testing.assert_allclose(places, stats.rankdata(draws, axis=1).mean(axis=0))
+
+
+def test_rank_probabilities_leave_out_who_has_no_rank() -> None:
+    found = s.rank_probabilities([[1.0, math.nan, 2.0], [1.0, math.nan, 2.0]])
+    np.testing.assert_array_equal(found, [[1, 0, 0], [math.nan] * 3, [0, 1, 0]])
+    assert np.isnan(s.rank_probabilities([[math.nan] * 2])).all()
+
+
+# --- resampling -----------------------------------------------------------------------------------
+
+
+def test_draws_are_those_of_all_index_tuples() -> None:
+    scores, reference = table(2, 3), table(1, 3, seed=1)[0]
+    draws = s.resample(lambda x, y: s.delta_m(x, y, HIGHER), scores, reference, seed=0)
+    every = np.array(
+        [
+            s.delta_m(scores[:, index], reference[list(index)], HIGHER)
+            for index in map(list, itertools.product(range(3), repeat=3))
+        ]
+    )
+    assert draws.shape == (10_000, 2)
+    for k in range(2):
+        assert set(draws[:, k].round(9)) == set(every[:, k].round(9))
+    error = np.abs(draws.mean(axis=0) - every.mean(axis=0))
+    assert (error < 4 * every.std(axis=0) / 100).all()
+
+
+def test_the_reference_is_drawn_with_the_method() -> None:
+    # The same numbers up to a factor: paired draws leave delta-m constant.
+    reference = table(1)[0]
+    found = s.paired_bootstrap(
+        lambda x, y: s.delta_m(x, y, [False] * 3), 1.1 * reference, reference, seed=0
+    )
+    np.testing.assert_allclose(found, 10)
+    alone = s.paired_bootstrap(
+        lambda x: s.delta_m(x, reference, [False] * 3), 1.1 * reference, seed=0
+    )
+    assert alone.high - alone.low > 1
+
+
+def test_against_scipy_at_the_expanded_level() -> None:
+    x, y = rng().normal(1, 0.2, (2, 10))
+    n = 10
+    tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1))
+
+    def ratio(a: Any, b: Any, axis: int = -1) -> Any:
+        return a.mean(axis=axis) / b.mean(axis=axis)
+
+    theirs = stats.bootstrap(
+        (x, y), ratio, paired=True, vectorized=True, method="percentile",
+        n_resamples=50_000, confidence_level=1 - 2 * tail, rng=rng(),
+    ).confidence_interval  # fmt: skip
+    ours = s.paired_bootstrap(
+        lambda a, b: (a.mean(-2) / b.mean(-2))[..., 0], x[:, None], y[:, None], seed=1
+    )
+    assert ours.value == pytest.approx(x.mean() / y.mean())
+    width = theirs.high - theirs.low
+    np.testing.assert_allclose(ours[1:], theirs, atol=0.03 * width)
+
+
+@pytest.mark.parametrize(("n", "expected"), [(3, 0.75), (6, 0.93), (10, 0.945)])
+def test_coverage_of_delta_m(n: int, expected: float) -> None:
+    generator = rng(n)
+    ours, single = np.array([0.45, 2.4, 0.8]), np.array([0.5, 2.0, 0.8])
+    common = generator.normal(1, 0.03, (1000, n, 3))
+    x = ours * (common + generator.normal(0, 0.03, common.shape))
+    y = single * (common + generator.normal(0, 0.03, common.shape))
+    truth = s.delta_m([ours], [single], HIGHER)
+    found = s.paired_bootstrap(lambda x, y: s.delta_m(x, y, HIGHER), x, y, seed=0, resamples=1000)
+    covered = np.mean((found.low <= truth) & (truth <= found.high))
+    assert covered == pytest.approx(expected, abs=0.03)
+
+
+def test_resampling_is_reproducible_and_does_not_depend_on_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def statistic(x: Any) -> Any:
+        return s.mean_rank(x, HIGHER)
+
+    first = s.resample(statistic, table(), seed=3, resamples=101)
+    monkeypatch.setattr(s, "_CHUNK", 1)
+    np.testing.assert_array_equal(first, s.resample(statistic, table(), seed=3, resamples=101))
+    assert (first != s.resample(statistic, table(), seed=4, resamples=101)).any()
+
+
+def test_a_missing_score_has_no_interval() -> None:
+    scores = table()
+    scores[1, 0, 0] = math.nan
+    found = s.paired_bootstrap(
+        lambda x, y: s.delta_m(x, y, HIGHER), scores, scores[0], seed=0, resamples=100
+    )
+    for part in found:
+        assert np.isnan(part).tolist() == [False, True, False, False, False]
+
+
+def test_one_seed_has_no_interval() -> None:
+    found = s.paired_bootstrap(lambda x: x.mean((-2, -1)), [[3.0]], seed=0)
+    assert found.value == 3
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+def test_unpaired_samples_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"paired by seed, found \[3, 5\]"):
+        s.resample(lambda x, y: x, np.ones((3, 1)), np.ones((5, 1)), seed=0)
+    with pytest.raises(UsageError, match="found 3 and 5"):
+        s.probability_of_improvement(np.ones((3, 1)), np.ones((5, 1)), [True], paired=False)
+
+
+def test_what_few_seeds_can_cover() -> None:
+    assert s.interval_note(6) == ""
+    assert "cannot cover more than 93.8 %" in s.interval_note(5)
+    assert "1 seed: a 95 % interval cannot cover more than 0 %" in s.interval_note(1)
+    inside = np.abs(np.sign(rng().normal(size=(20_000, 4))).sum(axis=1)) < 4
+    assert inside.mean() == pytest.approx(1 - 2.0**-3, abs=0.01)
+    assert "87.5 %" in s.interval_note(4)
+
+
+# --- probability of improvement -------------------------------------------------------------------
+
+
+def test_probability_of_improvement_by_hand() -> None:
+    x, y = [[3.0], [1.0], [2.0]], [[1.0], [1.0], [3.0]]
+    paired = s.probability_of_improvement(x, y, [True], paired=True)
+    assert paired.value == pytest.approx((1 + 0.5 + 0) / 3)
+    unpaired = s.probability_of_improvement(x, y, [True], paired=False)
+    assert unpaired.value == pytest.approx((2.5 + 1 + 2) / 9)
+    u = stats.mannwhitneyu(np.ravel(x), np.ravel(y)).statistic
+    assert unpaired.value == pytest.approx(u / 9)
+
+
+@pytest.mark.parametrize("wins", range(8))
+def test_its_limits_are_exact_binomial_ones(wins: int) -> None:
+    x = np.where(np.arange(7) < wins, 1.0, -1.0)[:, None]
+    found = s.probability_of_improvement(x, np.zeros((7, 1)), [True], paired=True)
+    theirs = stats.binomtest(wins, 7).proportion_ci(method="exact")
+    np.testing.assert_allclose(found, [wins / 7, *theirs])
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize(("n", "shift"), [(3, 2.0), (10, 0.5), (10, 2.0)])
+def test_they_cover_where_a_bootstrap_would_collapse(paired: bool, n: int, shift: float) -> None:
+    x, y = rng(1).normal(shift, 1, (1000, n, 1)), rng(2).normal(0, 1, (1000, n, 1))
+    found = s.probability_of_improvement(x, y, [True], paired=paired)
+    truth = stats.norm.cdf(shift / math.sqrt(2))
+    assert np.mean((found.low <= truth) & (truth <= found.high)) >= 0.95
+
+
+@given(st.integers(0, 10**6), st.booleans())
+def test_improvement_of_one_is_deterioration_of_the_other(seed: int, paired: bool) -> None:
+    x, y = rng(seed).integers(0, 4, (2, 3, 5, 3)).astype(float)
+    forth = s.probability_of_improvement(x, y, HIGHER, paired=paired)
+    back = s.probability_of_improvement(y, x, HIGHER, paired=paired)
+    np.testing.assert_allclose(forth.value + back.value, 1)
+    np.testing.assert_allclose(forth.low + back.high, 1)
+    assert (forth.low <= forth.value).all()
+    assert (forth.value <= forth.high).all()
+    flat = s.probability_of_improvement(x, y[0], HIGHER, paired=paired)  # methods against one
+    np.testing.assert_allclose(flat.value[0], forth.value[0])
+
+
+def test_improvement_of_what_is_missing_is_unknown() -> None:
+    found = s.probability_of_improvement([[1.0], [math.nan]], [[0.0], [0.0]], [True], paired=True)
+    assert all(math.isnan(part) for part in found)
+
+
+# --- tests ----------------------------------------------------------------------------------------
+
+
+def test_holm_by_hand() -> None:
+    # Sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .04, made monotone.
+    np.testing.assert_allclose(s.holm([0.04, 0.01, 0.03, 0.02]), [0.06, 0.04, 0.06, 0.06])
+    np.testing.assert_allclose(s.holm([0.5, math.nan, 0.9]), [1, math.nan, 1])
+    assert s.holm([]).tolist() == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=7), st.floats(0.01, 0.5))
+def test_holm_rejects_what_its_steps_reject(p: list[float], alpha: float) -> None:
+    rejected = set()
+    for step, i in enumerate(np.argsort(p)):
+        if p[i] * (len(p) - step) > alpha:
+            break
+        rejected.add(int(i))
+    assert {i for i, value in enumerate(s.holm(p)) if value <= alpha} == rejected
+
+
+def signed_rank_p(differences: Any) -> float:
+    """Return Wilcoxon's two-sided p from all sign patterns."""
+    d = differences[differences != 0]
+    ranks = stats.rankdata(np.abs(d))
+    centre = ranks.sum() / 2
+    sums = np.array([np.dot(signs, ranks) for signs in itertools.product([0, 1], repeat=len(d))])
+    observed = abs(ranks[d > 0].sum() - centre)
+    return float(np.mean(np.abs(sums - centre) >= observed - 1e-9))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8, 10])
+@pytest.mark.parametrize("ties", [False, True])
+def test_wilcoxon_against_all_sign_patterns(n: int, ties: bool) -> None:
+    generator = rng(n)
+    differences = generator.integers(-3, 6, (8, n)) if ties else generator.normal(0.5, 1, (8, n))
+    found = s.wilcoxon_holm(differences, np.zeros(n))
+    np.testing.assert_allclose(found.p, [signed_rank_p(row) for row in differences])
+    np.testing.assert_array_equal(found.adjusted, s.holm(found.p))
+
+
+def test_wilcoxon_of_twins_and_of_the_incomplete() -> None:
+    baseline = np.arange(10.0)
+    scores = np.stack([baseline, baseline + 1, np.append(baseline[:-1], math.nan)])
+    found = s.wilcoxon_holm(scores, baseline)
+    assert found.p[0] == 1
+    assert found.p[1] < 0.01
+    assert math.isnan(found.p[2])
+    assert found.adjusted[1] == 2 * found.p[1]  # two comparisons, not three
+    assert found.note == ""
+
+
+@pytest.mark.parametrize("comparisons", [1, 2, 9, 10, 59])
+@pytest.mark.parametrize("alpha", [0.05, 0.01])
+def test_the_seeds_that_significance_takes(comparisons: int, alpha: float) -> None:
+    needed = s.seeds_needed(comparisons, alpha)
+    for n, reached in ((needed, True), (needed - 1, False)):
+        # All at their best: every method better on every seed, by different amounts.
+        scores = np.arange(1.0, n + 1) * np.arange(1.0, comparisons + 1)[:, None]
+        found = s.wilcoxon_holm(scores, np.zeros(n), alpha)
+        assert bool(found.adjusted.min() <= alpha) is reached
+        assert (found.note == "") is reached
+        if not reached:
+            assert f"{alpha:g} takes at least {needed} seeds" in found.note
+            assert f"p = {min(1, found.adjusted.min()):.3g};" in found.note
+
+
+def test_quoted_facts() -> None:
+    assert [s.seeds_needed(1), s.seeds_needed(9)] == [6, 9]
+    assert "0.0625" in s.significance_note(5, 1)
+    costs = np.tile(np.arange(10), (20, 1))
+    assert s.friedman_nemenyi(costs[:5]).critical_difference == pytest.approx(6.06, abs=0.005)
+    assert s.friedman_nemenyi(costs).critical_difference == pytest.approx(3.03, abs=0.005)
+
+
+# Demšar 2006, table 5: q / sqrt 2 at infinite degrees of freedom.
+@pytest.mark.parametrize(("k", "q"), [(3, 2.343), (5, 2.728), (8, 3.031), (10, 3.164)])
+@pytest.mark.parametrize("N", [4, 14])
+def test_critical_difference_of_the_printed_table(k: int, q: float, N: int) -> None:
+    found = s.friedman_nemenyi(rng().normal(size=(N, k)))
+    assert found.critical_difference == pytest.approx(q * math.sqrt(k * (k + 1) / 6 / N), rel=5e-4)
+
+
+def friedman_statistic(ranks: Any) -> Any:
+    N, k = ranks.shape[-2:]
+    spread = (ranks.mean(axis=-2) - (k + 1) / 2) ** 2
+    return 12 * N / (k * (k + 1)) * spread.sum(axis=-1)
+
+
+def test_friedman_by_its_formula_and_how_near_it_is_to_the_exact_p() -> None:
+    costs = np.array([[1, 2, 3], [1, 2, 3], [1, 3, 2], [2, 1, 3]])
+    found = s.friedman_nemenyi(costs)
+    assert found.mean_ranks.tolist() == [1.25, 2, 2.75]
+    assert friedman_statistic(costs) == pytest.approx(4.5)
+    assert found.p == pytest.approx(stats.chi2.sf(4.5, 2))
+    rows = list(itertools.permutations((1, 2, 3)))
+    every = friedman_statistic(np.array(list(itertools.product(rows, repeat=4))))
+    costs[2] = 1, 2, 3  # rank sums 5, 7, 12 of mean 8
+    more = s.friedman_nemenyi(costs)
+    assert more.p == pytest.approx(stats.chi2.sf(6.5, 2))
+    assert np.mean(every >= 6.5 - 1e-9) == pytest.approx(0.042, abs=5e-4)  # printed tables
+    # The docstring's case: 6.0 is 0.0498 by chi-squared, 0.069 exactly.
+    assert stats.chi2.sf(6.0, 2) == pytest.approx(0.0498, abs=5e-5)
+    assert np.mean(every >= 6.0 - 1e-9) == pytest.approx(0.069, abs=5e-4)
+
+
+@pytest.mark.parametrize(("N", "k"), [(1, 5), (4, 2), (1, 2)])
+def test_friedman_where_there_is_none(N: int, k: int) -> None:
+    found = s.friedman_nemenyi(np.arange(float(N * k)).reshape(N, k))
+    assert math.isnan(found.p)
+    assert math.isnan(found.critical_difference)
+    assert found.cliques == []
+    assert f"at least 2 blocks and 3 methods, found {N} and {k}" in found.note
+
+
+@pytest.mark.parametrize("k", [3, 4, 10, 40])
+def test_the_blocks_that_friedman_and_nemenyi_take(k: int) -> None:
+    def agreed(N: int) -> s.Ranking:
+        return s.friedman_nemenyi(np.tile(np.arange(k), (N, 1)))
+
+    needed = next(N for N in range(2, 30) if agreed(N).note == "")
+    assert agreed(needed).p <= 0.05
+    assert agreed(needed).critical_difference <= k - 1
+    before = agreed(needed - 1)
+    if needed > 2:
+        assert before.p > 0.05 or before.critical_difference > k - 1
+        assert f"at least {needed} blocks" in before.note
+
+
+def test_methods_that_always_tie() -> None:
+    found = s.friedman_nemenyi(np.ones((6, 4)))
+    assert found.p == 1
+    assert found.cliques == [(0, 1, 2, 3)]
+
+
+def test_an_incomplete_block_is_not_passed_over() -> None:
+    costs = rng().normal(size=(6, 4))
+    costs[0, 0] = math.nan
+    found = s.friedman_nemenyi(costs)
+    assert math.isnan(found.p)
+    assert np.isnan(found.mean_ranks).all()
+
+
+@given(st.lists(st.integers(2, 16), min_size=1, max_size=8), st.integers(0, 12))
+def test_cliques_are_the_maximal_runs(halves: list[int], reach: int) -> None:
+    ranks, critical = [h / 2 for h in halves], reach / 2
+    found = s.cliques(ranks, critical)
+    together = [
+        set(group)
+        for size in range(2, len(ranks) + 1)
+        for group in itertools.combinations(range(len(ranks)), size)
+        if max(ranks[i] for i in group) - min(ranks[i] for i in group) <= critical
+    ]
+    maximal = [group for group in together if not any(group < other for other in together)]
+    assert sorted(map(sorted, found)) == sorted(map(sorted, maximal))
+    assert all(list(group) == sorted(group, key=lambda i: ranks[i]) for group in found)
+
+
+# --- planning -------------------------------------------------------------------------------------
+
+
+# From statsmodels 0.15, TTestPower().solve_power(nobs=n, alpha=0.05, power=0.8).
+@pytest.mark.parametrize(("n", "d"), [(3, 3.264044), (5, 1.681997), (10, 0.996002), (30, 0.529236)])
+def test_smallest_effect_of_another_program(n: int, d: float) -> None:
+    assert s.smallest_effect(n) == pytest.approx(d, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("n", "power", "alpha"), [(2, 0.8, 0.05), (4, 0.9, 0.05), (10, 0.8, 0.05 / 9)]
+)
+def test_smallest_effect_is_detected_as_often_as_it_says(
+    n: int, power: float, alpha: float
+) -> None:
+    d = s.smallest_effect(n, power, alpha)
+    p = stats.ttest_1samp(rng().normal(d, 1, (20_000, n)), 0, axis=1).pvalue
+    assert np.mean(p <= alpha) == pytest.approx(power, abs=0.01)
+
+
+def test_smallest_effect_needs_a_spread() -> None:
+    assert s.smallest_effect(1) == math.inf
+    effects = [s.smallest_effect(n) for n in range(2, 200)]
+    assert effects == sorted(effects, reverse=True)
+
+
+# --- tuning curves --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_best_of_is_the_mean_over_all_subsets(higher: bool) -> None:
+    trials = rng().normal(size=7).round(1)
+    best = max if higher else min
+    every = [
+        np.mean([best(subset) for subset in itertools.combinations(trials, n)]) for n in range(1, 8)
+    ]
+    np.testing.assert_allclose(s.best_of(trials, higher=higher).value, every)
+
+
+def test_best_of_by_hand() -> None:
+    # Three trials 1, 2, 3: pairs (1,2) (1,3) (2,3) have 2, 3, 3.
+    np.testing.assert_allclose(s.best_of([2, 3, 1], higher=True).value, [2, 8 / 3, 3])
+    np.testing.assert_allclose(s.best_of([2, 3, 1], higher=False).value, [2, 4 / 3, 1])
+
+
+def test_best_of_is_unbiased_and_its_band_holds_what_it_says() -> None:
+    generator, B, n = rng(), 40, 8
+    truth = n / (n + 1)  # the expected maximum of n uniform numbers
+    curves = [s.best_of(generator.uniform(size=B), higher=True, level=0.8) for _ in range(400)]
+    assert np.mean([c.value[n - 1] for c in curves]) == pytest.approx(truth, abs=0.005)
+    fresh = generator.uniform(size=(400, n)).max(axis=1)
+    held = [c.low[n - 1] <= best <= c.high[n - 1] for c, best in zip(curves, fresh, strict=True)]
+    assert np.mean(held) == pytest.approx(0.8, abs=0.06)
+
+
+def test_best_of_band_by_enumeration() -> None:
+    trials, n = np.array([1.0, 2.0, 4.0, 8.0]), 3
+    every = sorted(max(draw) for draw in itertools.product(trials, repeat=n))
+    found = s.best_of(trials, higher=True, level=0.8)
+    for edge, q in ((found.low, 0.1), (found.high, 0.9)):
+        assert edge[n - 1] == next(v for i, v in enumerate(every, 1) if i / len(every) >= q)
+    assert s.best_of(np.arange(40), higher=True).low[0] == 0  # 1/40 is the 2.5 % quantile
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_best_of_counts_what_diverged(higher: bool) -> None:
+    failed = [math.nan, math.inf, -math.inf]
+    worst = 0.1 if higher else 0.9
+    found = s.best_of([0.5, 0.1, 0.9, *failed], higher=higher)
+    np.testing.assert_allclose(found, s.best_of([0.5, 0.1, 0.9, *[worst] * 3], higher=higher))
+    assert all(np.isnan(part).all() for part in s.best_of(failed, higher=higher))
+    assert s.best_of([], higher=higher).value.shape == (0,)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.booleans())
+def test_best_of_improves_with_every_trial(trials: list[float], higher: bool) -> None:
+    found = s.best_of(trials, higher=higher)
+    slack = 1e-9 * (1 + np.abs(trials).max())
+    steps = np.diff(found.value) * (1 if higher else -1)
+    assert (steps >= -slack).all()
+    assert found.value[0] == pytest.approx(np.mean(trials), abs=slack)
+    assert found.value[-1] == pytest.approx(max(trials) if higher else min(trials), abs=slack)
+    assert (found.low <= found.high).all()
+    mirrored = s.best_of([-t for t in trials], higher=not higher)
+    np.testing.assert_allclose(mirrored.value, -found.value, atol=slack)
+
+
+# --- fronts ---------------------------------------------------------------------------------------
+
+
+def front(name: str, size: int) -> Any:
+    t = np.linspace(0, 1, size)
+    if name == "vlmop2":
+        u = 2 * t - 1
+        return np.stack([1 - np.exp(-((1 - u) ** 2)), 1 - np.exp(-((1 + u) ** 2))], axis=1)
+    return np.stack([t, 1 - np.sqrt(t) if name == "zdt1" else 1 - t**2], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "volume"),
+    [("vlmop2", 1.0, 0.342), ("zdt1", 1.1, 0.87667), ("zdt2", 1.1, 0.54333)],
+)
+def test_hypervolume_of_known_fronts(name: str, reference: float, volume: float) -> None:
+    points = front(name, 100_001)
+    digits = 5 if name.startswith("zdt") else 3
+    assert round(s.hypervolume(points, [reference] * 2), digits) == pytest.approx(volume, abs=2e-5)
+    assert s.pareto_mask(front(name, 200)).all()
+
+
+def test_hypervolume_of_a_sphere_octant() -> None:
+    # DTLZ2's front: what it dominates up to (1, 1, 1) is the cube without the ball's octant.
+    a, b = np.meshgrid(*[np.linspace(0, math.pi / 2, 60)] * 2)
+    points = np.stack([np.cos(a) * np.cos(b), np.cos(a) * np.sin(b), np.sin(a)], axis=-1)
+    found = s.hypervolume(points.reshape(-1, 3), [1, 1, 1])
+    assert found == pytest.approx(1 - math.pi / 6, abs=0.02)
+
+
+def by_inclusion_exclusion(points: Any, reference: Any) -> float:
+    volume = 0.0
+    for size in range(1, len(points) + 1):
+        for subset in itertools.combinations(points, size):
+            sides = np.maximum(np.subtract(reference, np.max(subset, axis=0)), 0)
+            volume += (-1) ** (size + 1) * float(np.prod(sides))
+    return volume
+
+
+@given(st.integers(1, 4), st.integers(0, 7), st.integers(0, 10**6))
+@settings(max_examples=60)
+def test_hypervolume_by_inclusion_and_exclusion(K: int, size: int, seed: int) -> None:
+    points = rng(seed).integers(0, 6, (size, K)).astype(float)
+    reference = np.full(K, 4.0)
+    found = s.hypervolume(points, reference)
+    assert found == pytest.approx(by_inclusion_exclusion(points, reference), abs=1e-9)
+    order = rng(seed).permutation(K)
+    assert s.hypervolume(points[::-1, order], reference) == pytest.approx(found)
+    kept = points[s.pareto_mask(points)]
+    assert s.hypervolume(kept, reference) == pytest.approx(found)
+    assert s.hypervolume(3 * points + 1, 3 * reference + 1) == pytest.approx(3**K * found)
+
+
+def test_hypervolume_of_what_diverged_is_nothing() -> None:
+    assert s.hypervolume([[math.nan, 0.0], [2.0, 0.0], [0.0, 1.0]], [1, 1]) == 0
+    assert s.hypervolume([], [1, 1]) == 0
+
+
+@given(st.integers(1, 4), st.integers(0, 10**6))
+def test_pareto_mask_by_definition(K: int, seed: int) -> None:
+    points = rng(seed).integers(0, 4, (12, K)).astype(float)
+    points[0, 0] = math.nan
+    expected = [
+        not any(math.isnan(v) for v in p) and not any(all(q <= p) and any(q < p) for q in points)
+        for p in points
+    ]
+    assert s.pareto_mask(points).tolist() == expected

@@ -1,0 +1,145 @@
+"""Suites: what is shipped makes sense, and what is wrong with a file is told in a line."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtbench.balancing.balancer import Wrapper
+from mtbench.comparing.planning.grid import Grid, Order, needs_data
+from mtbench.comparing.planning.suite import Suite, load, shipped
+from mtbench.errors import UsageError
+from mtbench.plugins.registry import entries
+
+GOOD = """
+version = 1
+name = "mine"
+title = "a comparison"
+methods = ["ew", "ls"]
+
+[budget]
+trials = 2
+seeds = 3
+
+[[tasks]]
+name = "tiny"
+"""
+
+
+def test_those_shipped_are_found_by_name() -> None:
+    assert set(shipped()) >= {"quick", "thyroid", "ddti", "toys", "methods"}
+    for name in shipped():
+        assert load(name).name == name
+
+
+@pytest.mark.parametrize("name", ["quick", "thyroid", "ddti", "toys", "methods"])
+def test_those_shipped_name_what_is_there(name: str) -> None:
+    suite = load(name)
+    grid = Grid(Order(suite))
+    budget = suite.budget
+    assert len(grid.cells) == len(grid.entries) * (budget.trials + budget.seeds)
+    assert len(grid.tasks) == len(suite.tasks)  # columns are told apart
+    assert budget.tuning_seed not in budget.final_seeds
+    for entry in grid.entries:
+        assert len(entry.draws) == budget.trials
+        assert all(draw.recipe["lr"] > 0 for draw in entry.draws)
+
+
+def test_all_are_those_that_stand_alone() -> None:
+    grid = Grid(Order(load("methods")))
+    found = {entry.choice.method.name for entry in grid.entries}
+    known = set(entries("method"))
+    assert {"stl", "ew", "rlar", "cagrad"} <= found < known
+    assert all(not issubclass(e.choice.method.classes[0], Wrapper) for e in grid.entries)
+
+
+def made(tmp_path: Path, text: str) -> Path:
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    return file
+
+
+def test_defaults_of_a_file(tmp_path: Path) -> None:
+    suite = load(str(made(tmp_path, GOOD)))
+    assert (suite.precision, suite.device, suite.search) == ("fp32", "cpu", None)
+    assert suite.budget.final_seeds == range(3)
+    assert suite.methods == ["ew", "ls"]
+    every = load(str(made(tmp_path, GOOD.replace('["ew", "ls"]', '"all"'))))
+    assert every.methods == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("version = 1", "version = 2", r"version: input should be 1, found 2"),
+        ("version = 1", "", r"version is missing"),
+        ("title", "titel", r"unknown key titel: did you mean 'title'"),
+        ("trials = 2", "trails = 2", r"unknown key budget\.trails: did you mean 'trials'"),
+        ('name = "tiny"', 'nane = "tiny"', r"unknown key tasks\.0\.nane: did you mean 'name'"),
+        ("trials = 2", "trials = -2", r"budget\.trials: .*greater than or equal to 0, found -2"),
+        ("seeds = 3", 'seeds = "3"', r"budget\.seeds: .*integer, found '3'"),
+        ("seeds = 3", "seeds = 3\ntuning_seed = 1", r"budget: tuning_seed must be none .* found 1"),
+        ('["ew", "ls"]', "[]", r"methods: .*at least 1 item"),
+        ('["ew", "ls"]', '["ew", 3]', r"methods\.1: .*string, found 3"),
+        ('["ew", "ls"]', '["ew", "ew"]', r"methods\.1: 'ew' is named twice"),
+        ("[budget]", "[search]\nlr = [1]\n[budget]", r"search\.lr: .*at least 2 items"),
+        ("[budget]", "[search]\nlr = [1, 'a']\n[budget]", r"search\.lr\.1: .*number, found 'a'"),
+        ('name = "tiny"', 'name = "tiny"\n[[tasks]]\nname = "tiny"', r"tasks\.1: is the same as"),
+        ("version = 1", "version = ", r"is no TOML: Invalid value \(at line 2"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in GOOD
+    file = made(tmp_path, GOOD.replace(old, new))
+    with pytest.raises(UsageError, match=said) as error:
+        load(str(file))
+    assert str(error.value).startswith(f"{file}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_no_such_suite(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no suite 'quik': did you mean 'quick'"):
+        load("quik")
+    with pytest.raises(UsageError, match=r"cannot be read \(No such file"):
+        load(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"methods": ["eww"]}, r"suite mine: methods\.0: unknown method 'eww': did you mean 'ew'"),
+        ({"methods": ["ew+ls"]}, r"suite mine: methods\.0: .*ew wraps no other"),
+        ({"tasks": [{"name": "tinny"}]}, r"suite mine: tasks\.0: unknown task 'tinny'"),
+        ({"tasks": [{"name": "tiny", "set": {"mising": True}}]}, r"tasks\.0: unknown .*'missing'"),
+        ({"tasks": [{"name": "tiny", "set": {"sleep": [1.0]}}]}, None),
+        ({"tasks": [{"name": "tiny", "recipe": {"epoch": 1}}]}, r"tasks\.0: unknown .*'epochs'"),
+        ({"tasks": [{"name": "tiny", "recipe": {"epochs": 0}}]}, r"epochs must be at least 1"),
+        ({"fixed": {"lss": {}}}, r"fixed\.lss: is no method here: did you mean 'ls'"),
+        ({"fixed": {"ls": {"weight": 1}}}, r"tasks\.0: ls has no parameter 'weight'"),
+        ({"search": {"lr": [0.1, 0.01]}}, r"range of lr must be 0 < low < high, found 0\.1 0\.01"),
+        ({"device": "tpu"}, r"--device tpu: not available"),
+    ],
+)  # fmt: skip
+def test_names_that_are_not_there(tiny: Path, changed: dict[str, Any], said: str | None) -> None:
+    content = {
+        "version": 1, "name": "mine", "title": "t", "methods": ["ew", "ls"],
+        "budget": {"trials": 1, "seeds": 1}, "tasks": [{"name": "tiny"}],
+    }  # fmt: skip
+    suite = Suite.model_validate(content | changed)
+    if said is None:  # a list of one number reads as that number
+        Grid(Order(suite, None, (tiny,)))
+        return
+    with pytest.raises(UsageError, match=said) as error:
+        Grid(Order(suite, None, (tiny,)))
+    assert re.search(r"\n", str(error.value)) is None
+
+
+def test_data_is_given_where_it_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"suite ddti: task thyroid needs data: say --data"):
+        needs_data(Order(load("ddti")))
+    with pytest.raises(UsageError, match=r"does not exist"):
+        needs_data(Order(load("ddti"), tmp_path / "none"))
+    with pytest.raises(UsageError, match=r"no task of suite quick needs data"):
+        needs_data(Order(load("quick"), tmp_path))
+    needs_data(Order(load("ddti"), tmp_path))

@@ -1,0 +1,248 @@
+"""A sweep's parts: which cells there are, who holds one, what is made of a crash."""
+
+import json
+import math
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtbench.comparing.planning.grid import (
+    Cell,
+    Grid,
+    Order,
+    State,
+    Survey,
+    best,
+    crash,
+    failed,
+    record_crash,
+)
+from mtbench.comparing.planning.suite import Suite
+from mtbench.comparing.running.sweep import prepare
+from mtbench.comparing.running.worker import Worker
+from mtbench.errors import RunError
+from mtbench.training.locks import HeldError
+from mtbench.training.rundir import RunDirectory, Spec, find_runs
+
+Made = Callable[..., Grid]
+
+BROKEN = '''
+from mtbench.balancing.balancer import Scalarizer
+class Broken(Scalarizer):
+    """Fails."""
+    paper = "none"
+    def objective(self, step):
+        raise ZeroDivisionError("one\\nthing")
+'''
+
+
+@pytest.fixture
+def make(tiny: Path) -> Made:
+    def made(*plugins: Path, **changed: Any) -> Grid:
+        content = {
+            "version": 1, "name": "mine", "title": "t", "methods": ["ew", "ls"],
+            "budget": {"trials": 2, "seeds": 2},
+            "tasks": [{"name": "tiny", "recipe": {"epochs": 1}}],
+        }  # fmt: skip
+        suite = Suite.model_validate(content | changed)
+        return Grid(Order(suite, None, (tiny, *plugins)))
+
+    return made
+
+
+def work(grid: Grid, out: Path, numbers: Sequence[int] | None = None) -> list[Path]:
+    """Do it in this process; return what was trained."""
+    prepare(out)
+    worker = Counting(grid, out, out / ".sweep" / "me.cell")
+    worker.run(numbers)
+    assert not worker.note.exists()
+    return worker.trained
+
+
+class Counting(Worker):
+    def __init__(self, grid: Grid, out: Path, note: Path) -> None:
+        super().__init__(grid, out, note)
+        self.trained: list[Path] = []
+
+    def _train(self, cell: Cell, spec: Spec, run: RunDirectory) -> None:
+        self.trained.append(run.path)
+        super()._train(cell, spec, run)
+
+
+def test_trials_come_first_and_then_seed_by_seed(make: Made) -> None:
+    grid = make()
+    said = [str(cell).removeprefix("tiny epochs=1 ") for cell in grid.cells]
+    assert said == [
+        "ew trial 0", "ew trial 1", "ls trial 0", "ls trial 1",
+        "ew seed 0", "ls seed 0", "ew seed 1", "ls seed 1",
+    ]  # fmt: skip
+    stages = [grid.spec(cell, "f", cell.trial).stage for cell in grid.cells]
+    assert stages == ["trial"] * 4 + ["final"] * 4
+    assert {cell.seed for cell in grid.cells if cell.trial is not None} == {1000}
+
+
+def test_every_method_gets_the_same_learning_rates(make: Made) -> None:
+    grid = make(methods=["stl", "ew", "ls"])
+    drawn = [[draw.recipe for draw in entry.draws] for entry in grid.entries]
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert len({recipe["lr"] for recipe in drawn[0]}) == 2
+    for entry in grid.entries:
+        for trial, recipe in enumerate(drawn[0]):
+            request, _ = entry.setting(trial)
+            assert (request.recipe.lr, request.recipe.epochs) == (recipe["lr"], 1)
+
+
+def test_what_a_suite_fixes_is_not_searched(make: Made) -> None:
+    grid = make(fixed={"ls": {"weights": [2, 1]}})
+    ls = grid.entries[1]
+    weights = [ls.setting(trial)[1].params["weights"] for trial in (None, 0, 1)]
+    assert weights == [(2.0, 1.0)] * 3
+
+
+def test_final_cells_have_the_best_trials_parameters(make: Made, tmp_path: Path) -> None:
+    grid = make(budget={"trials": 3, "seeds": 2})
+    trained = work(grid, tmp_path)
+    assert len(trained) == len(set(trained)) == len(grid.cells) == 10
+    for entry in grid.entries:
+        runs = list(find_runs([tmp_path / "tiny" / entry.choice.method.name]))
+        trials = {run.spec().recipe["lr"]: run for run in runs if run.spec().stage == "trial"}
+        scores = {lr: (run.result() or {})["score"] for lr, run in trials.items()}
+        winner = max(scores, key=lambda lr: scores[lr])
+        finals = [run for run in runs if run.spec().stage == "final"]
+        assert {run.spec().seed for run in finals} == {0, 1}
+        for run in finals:
+            assert run.spec().recipe["lr"] == winner
+            assert run.spec().method_params == trials[winner].spec().method_params
+            assert (run.path / "test.json").exists()
+        for run in trials.values():
+            assert not (run.path / "test.json").exists()
+
+
+def test_without_trials_the_defaults_are_run(make: Made, tmp_path: Path) -> None:
+    grid = make(budget={"trials": 0, "seeds": 2})
+    assert len(work(grid, tmp_path)) == 4
+    assert {run.spec().recipe["lr"] for run in find_runs([tmp_path])} == {1e-2}
+
+
+def test_what_is_finished_is_not_run_again(make: Made, tmp_path: Path) -> None:
+    grid = make()
+    assert len(work(grid, tmp_path)) == 8
+    assert work(grid, tmp_path) == []
+    more = make(budget={"trials": 2, "seeds": 3}, methods=["ew", "ls", "uw"])
+    assert len(work(more, tmp_path)) == 2 + 5
+
+
+def test_divergence_is_a_result(make: Made, tmp_path: Path) -> None:
+    task = {"name": "tiny", "set": {"explode": True}, "recipe": {"epochs": 1}}
+    grid = make(tasks=[task])
+    assert len(work(grid, tmp_path)) == 8
+    states = Survey(grid, tmp_path).look()
+    assert {state.status for state in states.values()} == {"diverged"}
+    assert all("non-finite loss" in state.note for state in states.values())
+
+
+def test_a_method_that_raises_is_tried_twice(make: Made, tmp_path: Path) -> None:
+    plugin = tmp_path / "broken.py"
+    plugin.write_text(BROKEN)
+    grid = make(plugin, methods=["broken", "ew"])
+    out = tmp_path / "out"
+    trained = work(grid, out)
+    counts = [trained.count(path) for path in dict.fromkeys(trained)]
+    assert counts == [2] * 2 + [1] * 2 + [2, 1] * 2
+    states = Survey(grid, out).look()
+    for cell, state in states.items():
+        broken = cell.entry.choice.method.name == "broken"
+        assert state.status == ("failed" if broken else "finished")
+        if broken:
+            assert state.note == "ZeroDivisionError: one thing (broken.py, line 7)"
+            assert state.run is not None
+            record = json.loads((state.run / "failed.json").read_text())
+            assert record["crashes"] == 2
+            assert "Traceback" in record["details"]
+    assert work(grid, out) == []  # until somebody mends it
+
+
+def test_a_survey_needs_no_data_and_sees_what_is_there(make: Made, tmp_path: Path) -> None:
+    grid = make()
+    survey = Survey(grid, tmp_path)
+    assert set(survey.look().values()) == {State("open")}
+    work(grid, tmp_path)
+    states = survey.look()
+    assert {state.status for state in states.values()} == {"finished"}
+    assert all(state.score > -math.inf and state.seconds > 0 for state in states.values())
+    path = states[grid.cells[-1]].run
+    assert path is not None
+    (path / "result.json").unlink()
+    assert Survey(grid, tmp_path).look()[grid.cells[-1]].status == "open"
+    (path / "result.json").write_text("{}")
+    with pytest.raises(RunError, match="is no result of version 1"):
+        Survey(grid, tmp_path).look()
+    (path / "result.json").unlink()
+    (path / "crash.json").write_text("{")
+    (path / "failed.json").write_text("{")
+    with pytest.raises(RunError, match="does not parse"):
+        Survey(grid, tmp_path).look()
+
+
+def hold(run: RunDirectory, held: Event) -> None:
+    with run.claim():
+        held.set()
+        time.sleep(60)
+
+
+def test_a_cell_is_held_until_its_process_ends(make: Made, tmp_path: Path) -> None:
+    grid = make()
+    prepare(tmp_path)
+    cell = grid.cells[0]
+    run = RunDirectory.at(tmp_path, grid.spec(cell, "tiny-1", 0))
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    holder = context.Process(target=hold, args=(run, held))
+    holder.start()
+    assert held.wait(60)
+    with pytest.raises(HeldError, match=f"process {holder.pid} on .* works on it"), run.claim():
+        pass
+    assert Survey(grid, tmp_path).look()[cell].status == "running"
+    assert work(grid, tmp_path, [0]) == []  # it is left to the other
+    holder.kill()
+    holder.join()
+    assert Survey(grid, tmp_path).look()[cell].status == "open"
+    assert work(grid, tmp_path, [0]) == [run.path]
+
+
+def test_a_batch_takes_the_trials_that_it_needs_along(make: Made, tmp_path: Path) -> None:
+    grid = make()
+    last = len(grid.cells) - 1
+    trained = work(grid, tmp_path, [last])  # a final cell of the second method
+    assert [RunDirectory(path).spec().stage for path in trained] == ["trial", "trial", "final"]
+    assert {path.parent.name for path in trained} == {"ls"}
+    assert Worker(grid, tmp_path, tmp_path / "note").run([last, 2]) == (2, last)
+
+
+def test_crashes_are_counted(make: Made, tmp_path: Path) -> None:
+    grid = make()
+    run = RunDirectory.at(tmp_path, grid.spec(grid.cells[0], "f", 0))
+    assert crash(run) is None
+    record_crash(run, "a\n b")
+    assert not failed(run)
+    assert crash(run) == {"crashes": 1, "reason": "a b", "details": ""}
+    record_crash(run, "c")
+    assert failed(run)
+    assert crash(run) == {"crashes": 2, "reason": "c", "details": ""}
+    assert not (run.path / "crash.json").exists()
+
+
+def test_the_first_of_the_best_trials_is_taken() -> None:
+    assert best([0.1, 0.3, 0.3]) == 1
+    assert best([-math.inf, -math.inf]) == 0
+    assert best([-math.inf, -5.0]) == 1
+
+
+def test_cells_are_compared_by_their_entry(make: Made) -> None:
+    grid = make()
+    assert Cell(grid.entries[0], 1) == Cell(grid.entries[0], 1) != Cell(grid.entries[1], 1)

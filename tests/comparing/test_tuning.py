@@ -1,0 +1,371 @@
+"""Draws, studies and what is chosen, without the command line."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import optuna
+import pytest
+
+from mtbench.comparing.tuning import figures as tuning_figures
+from mtbench.comparing.tuning.tuning import Mode, Outcome, Search, Tuning, draw
+from mtbench.errors import UsageError
+from mtbench.plugins.method import Method
+from mtbench.training.cell import Request
+from mtbench.training.config import Config
+from mtbench.training.rundir import RunDirectory, find_runs
+from mtbench.training.task import Recipe
+
+SEARCH = Search((1e-4, 1e-2), (1e-5, 1e-3))
+
+
+class Silent:
+    """An observer that may be told to cut a trial off."""
+
+    def __init__(self, cut_after: int | None = None) -> None:
+        self.left, self.done = cut_after, []
+
+    def started(self, spec, epochs, steps, done):
+        self.done.append(done)
+
+    def stepped(self, epoch, losses):
+        pass
+
+    def evaluated(self, record):
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+
+    def finished(self, result):
+        pass
+
+
+@pytest.fixture
+def make(tiny: Path, tmp_path: Path):
+    def tuning(method="dwa", mode=None, out=tmp_path, search=SEARCH, given=None, **own) -> Tuning:
+        request = Request.of("tiny", [method], given or {}, [tiny])
+        splits = request.task.setup(7, lambda *_: None)
+        fields = {"seed": 7, "precision": "fp32", "device": "cpu", "threads": 1}
+        fields |= {"storage": f"journal:{tmp_path / 'study'}"} | own  # quicker than SQLite
+        return Tuning(request, splits, search, mode or Mode(), out=out, **fields)
+
+    return tuning
+
+
+@pytest.mark.parametrize("name", ["rlar", "ls", "ew", "aligned_mtl", "damped+mgda"])
+def test_draws_are_fixed_and_a_longer_list_begins_with_the_shorter(name: str) -> None:
+    method = Method.find(name)
+    long = draw(method, 3, SEARCH, 30, 5)
+    assert draw(method, 3, SEARCH, 4, 5) == long[:4]
+    assert draw(method, 3, SEARCH, 4, 6) != long[:4]
+    for one in long:
+        method(3, 0, **method.resolve(one.params))
+        assert 1e-4 <= one.recipe["lr"] <= 1e-2
+        assert 1e-5 <= one.recipe["weight_decay"] <= 1e-3
+
+
+def test_common_parameters_do_not_depend_on_the_method() -> None:
+    recipes = [[d.recipe for d in draw(Method.find(m), 2, SEARCH, 9, 3)] for m in ("ew", "rlar")]
+    assert recipes[0] == recipes[1]
+    no_decay = draw(Method.find("ew"), 2, replace(SEARCH, weight_decay=None), 9, 3)
+    assert [d.recipe for d in no_decay] == [{"lr": r["lr"]} for r in recipes[0]]
+    one, other = (draw(Method.find(m), 2, SEARCH, 9, 3) for m in ("ls", "chebyshev"))
+    assert [d.params["weights"] for d in one] != [d.params["weights"] for d in other]
+
+
+def test_common_parameters_are_log_uniform() -> None:
+    found = draw(Method.find("ew"), 2, SEARCH, 4000, 0)
+    logs = [math.log10(d.recipe["lr"]) for d in found]
+    assert sum(logs) / len(logs) == pytest.approx(-3, abs=0.03)
+    assert sum(-3.5 < x < -2.5 for x in logs) / len(logs) == pytest.approx(0.5, abs=0.03)
+
+
+def test_default_search_is_around_the_recipe() -> None:
+    assert Search.around(Recipe(lr=1e-2, weight_decay=1e-4)) == Search((1e-3, 0.1), (1e-5, 1e-3))
+    assert Search.around(Recipe(weight_decay=0.0)).weight_decay is None
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (2.0, 1.0), (1.0, math.inf), (math.nan, 1.0)])
+def test_bad_ranges(bounds: tuple[float, float]) -> None:
+    with pytest.raises(UsageError, match="range of lr must be 0 < low < high"):
+        Search(bounds, None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ({"sampler": "tep"}, "sampler must be one of tpe"),
+        ({"sampler": "tpe", "pruner": "x"}, "pruner must be one of none"),
+        ({"pruner": "median"}, "need a sampler"),
+        ({"sampler": "tpe", "pruner": "median", "multi": True}, "single-objective"),
+        ({"sampler": "cmaes", "multi": True}, "one objective only"),
+    ],
+)
+def test_bad_modes(mode: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Mode(**mode)
+
+
+def test_mode_names() -> None:
+    assert Mode().name == "official"
+    assert Mode("tpe", "median").name == "tpe-median"
+    assert Mode("nsgaii", multi=True).name == "nsgaii-multi"
+
+
+def test_official_trials_are_the_draws_and_sealed(make, tmp_path: Path) -> None:
+    with make() as study:
+        study.run(3, Silent())
+        outcomes = study.outcomes()
+        drawn = study.draws(3)
+    assert sorted(o.number for o in outcomes) == [0, 1, 2]
+    assert [o.score for o in outcomes] == sorted((o.score for o in outcomes), reverse=True)
+    for outcome in outcomes:
+        wanted = drawn[outcome.number]
+        assert outcome.asked == wanted.asked
+        assert outcome.recipe == wanted.recipe
+        assert outcome.method_params["temperature"] == wanted.params["temperature"]
+    runs = list(find_runs([tmp_path]))
+    assert {run.spec().stage for run in runs} == {"trial"}
+    assert {run.spec().seed for run in runs} == {7}
+    assert not list(tmp_path.rglob("test.*"))
+
+
+def test_a_study_grows_and_its_first_trials_stay(make) -> None:
+    with make() as study:
+        study.run(2, Silent())
+        before = study.outcomes()
+    with make() as study:
+        study.run(4, Silent())
+        after = {outcome.number: outcome for outcome in study.outcomes()}
+    assert sorted(after) == [0, 1, 2, 3]
+    assert all(after[outcome.number] == outcome for outcome in before)
+    with make() as study:
+        watcher = Silent()
+        study.run(4, watcher)
+        assert watcher.done == []
+
+
+@pytest.mark.parametrize("mode", [Mode(), Mode("tpe", "median"), Mode("tpe", multi=True)])
+@pytest.mark.parametrize("storage", ["sqlite:///{}/tune.db", "{}/tune.log"])
+def test_a_trial_that_was_cut_off_is_taken_up(make, mode: Mode, storage, tmp_path: Path) -> None:
+    own = {"mode": mode, "storage": storage.format(tmp_path)}
+    with make(**own) as study, pytest.raises(KeyboardInterrupt):
+        study.run(3, Silent(cut_after=5))  # in the second epoch of the second trial
+    with make(**own) as study:
+        assert len(study.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))) == 1
+        watcher = Silent()
+        study.run(3, watcher)
+        outcomes = study.outcomes()
+        assert study.elsewhere == 0
+    assert watcher.done == [12, 0]  # two of four epochs of six steps were there
+    assert len(outcomes) == 3
+    assert len({outcome.cell for outcome in outcomes}) == 3
+    assert len(list(find_runs([tmp_path]))) == 3
+
+
+def test_an_epoch_that_is_repeated_is_reported_once(make, tmp_path: Path) -> None:
+    """Killed after the record was written and before the checkpoint."""
+    with make() as study, pytest.raises(KeyboardInterrupt):
+        study.run(2, Silent(cut_after=5))
+    [unfinished] = [run for run in find_runs([tmp_path]) if run.result() is None]
+    assert unfinished.history()
+    (unfinished.path / "checkpoint.pt").unlink()
+    with make() as study:
+        study.run(2, watcher := Silent())
+        assert len(study.outcomes()) == 2
+    assert watcher.done == [0]
+
+
+def test_two_folders_share_a_storage(make, tmp_path: Path) -> None:
+    own = {"storage": f"sqlite:///{tmp_path / 'shared.db'}"}
+    with make(out=tmp_path / "a", **own) as one, pytest.raises(KeyboardInterrupt):
+        one.run(4, Silent(cut_after=1))
+    with make(out=tmp_path / "b", **own) as other:
+        other.run(4, Silent())
+        assert other.elsewhere == 1  # left alone
+        assert sorted(o.number for o in other.outcomes()) == [1, 2, 3]
+    with make(out=tmp_path / "a", **own) as one:
+        one.run(4, Silent())
+        assert sorted(o.number for o in one.outcomes()) == [0, 1, 2, 3]
+
+
+def test_two_processes_share_a_folder(make, tmp_path: Path) -> None:
+    """What stands for the second process is a second file descriptor of the lock."""
+    with make() as one, make() as other:
+        first = other._next(3, other.draws(3))
+        assert first is not None
+        run = RunDirectory.at(tmp_path, other._cell(first, other.draws(3)))
+        first.set_user_attr("cell", run.path.relative_to(tmp_path).as_posix())
+        with run.claim():  # alive
+            one.run(3, Silent())
+            assert one.elsewhere == 1
+            assert sorted(o.number for o in one.outcomes()) == [1, 2]
+        one.run(3, Silent())  # dead
+        assert one.elsewhere == 0
+        assert sorted(o.number for o in one.outcomes()) == [0, 1, 2]
+        with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
+            other.study._storage.set_trial_user_attr(first._trial_id, "late", 1)
+    assert len(list(find_runs([tmp_path]))) == 3
+
+
+@pytest.mark.parametrize("mode", [Mode(), Mode("random")])
+def test_folders_that_queue_at_once_run_nothing_twice(make, mode: Mode, tmp_path: Path) -> None:
+    """Both have queued their next trial before either takes one."""
+    own = {"storage": f"sqlite:///{tmp_path / 'shared.db'}", "mode": mode}
+    with make(out=tmp_path / "a", **own) as one, make(out=tmp_path / "b", **own) as other:
+        draws = one.draws(2)
+        for number, study in ((0, one), (0, other)):
+            attrs = {"owner": study.owner} | ({"draw": number} if mode.official else {})
+            study.study.enqueue_trial(draws[0].asked if mode.official else {}, user_attrs=attrs)
+        second = other.study.get_trials()[1]
+        assert other._counts(optuna.trial.Trial(other.study, second._trial_id), 1) is False
+        one.run(2, Silent())
+        other.run(2, Silent())
+        assert len(one.outcomes()) == len(other.outcomes()) == 2
+        assert len({outcome.cell for outcome in one.outcomes()}) == 2
+    assert len(list(find_runs([tmp_path]))) == 2
+
+
+def test_a_trial_that_is_ended_by_hand_is_tried_again(make, tmp_path: Path) -> None:
+    class Meddler(Silent):
+        def evaluated(self, record):
+            super().evaluated(record)
+            if record["epoch"] == 1 and not hasattr(self, "done_it"):
+                self.done_it = True
+                [running] = study.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))
+                study.study.tell(running.number, state=optuna.trial.TrialState.FAIL)
+
+    with make() as study:
+        study.run(2, Meddler())
+        assert sorted(o.number for o in study.outcomes()) == [0, 1]
+    assert len(list(find_runs([tmp_path]))) == 2
+
+
+def test_another_space_seed_or_recipe_is_another_study(make) -> None:
+    names = {
+        make().name, make(search=Search((1e-4, 1e-1), None)).name, make(seed=8).name,
+        make(given={"epochs": "2"}).name, make(method="ls").name, make(mode=Mode("tpe")).name,
+        make(precision="bf16").name,
+    }  # fmt: skip
+    assert len(names) == 7
+    assert make().name == make().name
+
+
+def test_nothing_to_search(make) -> None:
+    with pytest.raises(UsageError, match="ew: there is nothing to search"):
+        make(method="ew", search=Search(None, None))
+
+
+class Hopeless(optuna.pruners.BasePruner):
+    def prune(self, study, trial):
+        return trial.last_step >= 1
+
+
+def test_a_pruned_cell_is_not_finished(make, tmp_path: Path) -> None:
+    with make(mode=Mode("random", "median")) as study:
+        study.study.pruner = Hopeless()
+        study.run(2, Silent())
+        outcomes = study.outcomes()
+        assert [outcome.status for outcome in outcomes] == ["pruned", "pruned"]
+        assert study.best(outcomes) is None
+    for run in find_runs([tmp_path]):
+        assert run.result() is None
+        assert len(run.history()) == 2
+
+
+def test_diverged_trials_are_the_worst_and_count(make) -> None:
+    for mode in (Mode(), Mode("tpe"), Mode("tpe", multi=True)):
+        with make(mode=mode, given={"explode": "true"}) as study:
+            study.run(2, Silent())
+            outcomes = study.outcomes()
+            assert [o.status for o in outcomes] == ["diverged", "diverged"]
+            assert study.best(outcomes) is None
+            assert {o.score for o in outcomes} == {-math.inf}
+
+
+def test_samplers_do_not_repeat_themselves_when_resumed(make) -> None:
+    mode = Mode("random")
+    for count in (1, 2, 3):
+        with make(mode=mode) as study:
+            study.run(count, Silent())
+    assert len({outcome.recipe["lr"] for outcome in study.outcomes()}) == 3
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsgaii", "gp"])
+def test_every_sampler_runs(make, sampler: str) -> None:
+    given = {"epochs": "1"}
+    for mode in (Mode(sampler, "hyperband"), Mode(sampler, multi=True)):
+        with make(mode=mode, given=given) as study:
+            study.run(3, Silent())
+            assert len(study.outcomes()) == 3
+
+
+@pytest.mark.parametrize("method", ["ls", "damped+mgda"])
+def test_best_is_what_ran(make, method: str, tmp_path: Path, tiny: Path) -> None:
+    with make(method=method) as study:
+        study.run(3, Silent())
+        outcomes = study.outcomes()
+    best = study.best(outcomes)
+    assert best is not None
+    assert best.chosen is not None
+    assert best.chosen.ruleset == "official"
+    assert best.chosen.trials == {"finished": 3}
+    assert best.chosen.score == max(outcome.score for outcome in outcomes)
+    best.write(tmp_path / "best.toml")
+    read = Config.read(tmp_path / "best.toml")
+    request = Request.of("tiny", [method], read.overrides("tiny", [method]), [tiny])
+    spec = request.spec(request.choices[0], study.splits, 7, "fp32", "cpu", stage="trial")
+    assert (tmp_path / best.chosen.cell).name == f"seed7-{spec.hash}"
+    assert read.overrides("other", ["ew"]).keys() == {
+        f"recipe.{key}" for key in vars(request.recipe)
+    }
+
+
+def outcome(number: int, score: float, **asked) -> Outcome:
+    status = "finished" if score > -math.inf else "diverged"
+    val = {"a": score, "b": -score} if status == "finished" else {}
+    return Outcome(number, status, score, asked, val, {}, {}, "")
+
+
+def test_figures_of_few_and_odd_trials(tmp_path: Path) -> None:
+    lost = [outcome(0, -math.inf, x=1.0)]
+    file = tmp_path / "a.png"
+    directions = {"a": True, "b": True}
+    assert tuning_figures.history(lost, "t", file) is None
+    assert tuning_figures.slices(lost, "t", file) is None
+    assert tuning_figures.pareto(lost, directions, "t", file) is None
+    mixed = [outcome(1, 0.5, x=1.0, kind="u"), outcome(2, 0.1, x=100.0, kind="v"), *lost]
+    for made in (
+        tuning_figures.history(mixed, "t", tmp_path / "h.png"),
+        tuning_figures.slices(mixed, "t", tmp_path / "s.png"),
+        tuning_figures.pareto(mixed, directions, "t", tmp_path / "p.png"),
+        tuning_figures.pareto(
+            mixed, {"a": True, "b": True, "c": False}, "t", tmp_path / "none.png"
+        ),
+    ):
+        assert made is None or made.stat().st_size > 1000
+
+
+def test_importances_need_trials(make) -> None:
+    study = optuna.create_study(direction="maximize")
+    assert tuning_figures.importances(study, []) == (
+        "no importances: they take 10 finished trials, here are 0"
+    )
+    equal = [outcome(i, 0.5, x=float(i)) for i in range(12)]
+    assert tuning_figures.importances(study, equal) == "no importances: all scores are equal"
+
+
+def test_importances_find_what_makes_the_score_high() -> None:
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(0))
+    found = []
+    for i in range(60):
+        trial = study.ask()
+        x, y = trial.suggest_float("x", 0, 1), trial.suggest_float("y", 0, 1)
+        score = -abs(x - 0.2)
+        trial.set_user_attr("score", score)
+        study.tell(trial, score)
+        found.append(outcome(i, score, x=x, y=y))
+    shares = tuning_figures.importances(study, found)
+    assert isinstance(shares, dict)
+    assert shares["x"] > 0.8

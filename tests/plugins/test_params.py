@@ -1,0 +1,124 @@
+from typing import Any, Literal
+
+import pytest
+
+from mtbench.errors import UsageError
+from mtbench.plugins.overrides import parse, route
+from mtbench.plugins.params import convert, declared, resolve
+from mtbench.training.task import Recipe
+
+
+class Thing:
+    def __init__(self, count: int, *, c: float = 0.5, mode: Literal["a", "b"] = "a") -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation", "value"),
+    [
+        ("3", int, 3),
+        ("1e3", int, 1000),
+        ("0.5", float, 0.5),
+        ("yes", bool, True),
+        ("off", bool, False),
+        ("b", Literal["a", "b"], "b"),
+        ("none", int | None, None),
+        ("1, 2", tuple[float, ...], (1.0, 2.0)),
+        ([1, 2], tuple[float, ...], (1.0, 2.0)),
+    ],
+)
+def test_text_becomes_a_value(text: Any, annotation: Any, value: Any) -> None:
+    found = convert(text, annotation, "x")
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "annotation"),
+    [
+        ("2.5", int),
+        ("x", float),
+        ("maybe", bool),
+        ("c", Literal["a", "b"]),
+        ("1,x", tuple[float, ...]),
+    ],
+)
+def test_a_wrong_value_is_explained(text: str, annotation: Any) -> None:
+    with pytest.raises(UsageError, match=rf"thing\.x must be .*, found '{text}'"):
+        convert(text, annotation, "thing.x")
+
+
+def test_resolve_fills_in_defaults_and_refuses_unknown_names() -> None:
+    assert resolve(Thing, {"c": "0.1"}, "thing") == {"c": 0.1, "mode": "a"}
+    with pytest.raises(UsageError, match=r"thing has no parameter 'moda': did you mean 'mode'\?"):
+        resolve(Thing, {"moda": "a"}, "thing")
+
+
+def test_declared_reads_classes_dataclasses_and_those_without_init() -> None:
+    class Empty: ...
+
+    assert list(declared(Thing)) == ["c", "mode"]
+    assert "lr" in declared(Recipe)
+    assert declared(Empty) == {}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr": 0.0},
+        {"lr": float("nan")},
+        {"weight_decay": -1.0},
+        {"clip": 0.0},
+    ],
+)
+def test_a_recipe_refuses_nonsense(changed: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(changed))):
+        Recipe(**changed)
+
+
+OWNERS = {
+    "task": {"toy": ["c", "width"]},
+    "recipe": {"recipe": ["lr"]},
+    "method": {"m": ["c"], "n": ["c"]},
+}
+
+
+def test_a_key_goes_to_every_method_that_has_it() -> None:
+    owners = {**OWNERS, "task": {"toy": ["width"]}}
+    assert route({"c": "1"}, owners) == {"toy": {}, "recipe": {}, "m": {"c": "1"}, "n": {"c": "1"}}
+
+
+def test_a_key_of_two_kinds_must_name_its_owner() -> None:
+    with pytest.raises(UsageError, match=r"ambiguous: say toy\.c or m\.c or n\.c"):
+        route({"c": "1"}, OWNERS)
+    assert route({"n.c": "1"}, OWNERS)["n"] == {"c": "1"}
+    assert route({"n.c": "1"}, OWNERS)["toy"] == {}
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("widht", r"unknown parameter or option 'widht': did you mean 'width'\?"),
+        ("q.c", "nothing here is called 'q'"),
+        ("m.width", "unknown parameter or option 'm.width'"),
+    ],
+)
+def test_an_unknown_key_is_explained(key: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        route({key: "1"}, OWNERS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "extra", "message"),
+    [
+        (["c"], [], "must be key=value"),
+        (["c=1", "c=2"], [], "given twice"),
+        ([], ["--c"], "value is missing"),
+        ([], ["--c", "--d"], "value is missing"),
+        ([], ["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_malformed_overrides(settings: list[str], extra: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse(settings, extra)

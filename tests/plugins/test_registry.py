@@ -1,0 +1,78 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtbench.balancing.balancer import Balancer
+from mtbench.errors import PluginError, UsageError
+from mtbench.plugins.registry import entries, find
+from mtbench.training.task import Task
+
+METHOD = """
+from mtbench import Weighting
+class Mine(Weighting):
+    paper = "none"
+    def weights(self, gramian, losses):
+        return gramian.diagonal().rsqrt()
+"""
+
+
+def test_in_tree_plugins_are_found_by_file_name() -> None:
+    assert {"ew", "ls", "stl", "uw", "gradnorm", "pcgrad", "cagrad", "mgda", "rlar"} <= set(
+        entries("method")
+    )
+    assert "thyroid" in entries("task")
+    assert find("method", "ew").load(Balancer).__name__ == "EqualWeights"
+    assert find("task", "thyroid").load(Task).objectives == ("segmentation", "risk")
+
+
+def test_listing_imports_neither_torch_nor_the_packages() -> None:
+    code = (
+        "import sys; from mtbench.plugins.registry import entries;"
+        "entries('method'); entries('task');"
+        "assert not {'torch', 'mtbench_baselines', 'mtbench_tasks'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_file_becomes_a_method(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(METHOD)
+    entry = find("method", "mine", [file])
+    assert entry.load(Balancer).__name__ == "Mine"
+    assert len(entry.digest() or "") == 64
+    assert find("method", "ew").digest() is None
+
+
+def test_an_unknown_name_is_explained() -> None:
+    with pytest.raises(UsageError, match=r"unknown method 'cagard': did you mean 'cagrad'\?"):
+        find("method", "cagard")
+
+
+def test_a_duplicate_name_names_both_files(tmp_path: Path) -> None:
+    file = tmp_path / "ew.py"
+    file.write_text(METHOD)
+    with pytest.raises(PluginError, match=r"two methods are called 'ew': .*ew\.py and .*ew\.py"):
+        entries("method", [file])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "found none"),
+        (METHOD + METHOD.replace("Mine", "Yours"), "found Mine, Yours"),
+        ("def broken(:\n", r"line 1: does not import: SyntaxError"),
+        ("import nothing_of_that_name", "does not import: ModuleNotFoundError"),
+    ],
+)
+def test_a_bad_file_is_explained(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "bad.py"
+    file.write_text(text)
+    with pytest.raises(PluginError, match=message):
+        find("method", "bad", [file]).load(Balancer)
+
+
+def test_a_plugin_must_be_a_python_file(tmp_path: Path) -> None:
+    with pytest.raises(PluginError, match=r"an existing Python file"):
+        entries("method", [tmp_path / "absent.py"])

@@ -1,0 +1,269 @@
+"""Run directories: what is written is whole, and what is broken is explained."""
+
+import errno
+import fcntl
+import json
+import multiprocessing
+import os
+import platform
+import threading
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtbench.errors import RunError
+from mtbench.training.locks import HeldError
+from mtbench.training.rundir import RunDirectory, Spec, WriteError, find_runs
+
+
+def make(**changed: Any) -> Spec:
+    fields: dict[str, Any] = {
+        "task": "tiny", "task_params": {}, "method": "ew", "method_params": {}, "data": "d",
+        "recipe": {"epochs": 1}, "seed": 0,
+    }  # fmt: skip
+    return Spec(**fields | changed)
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+parameters = st.dictionaries(st.text(), scalars | st.lists(scalars, max_size=3), max_size=4)
+
+
+@settings(derandomize=True)
+@given(parameters, parameters)
+def test_a_spec_survives_its_file(task: dict[str, Any], method: dict[str, Any]) -> None:
+    spec = make(task_params=task, method_params=method)
+    text = json.dumps(spec.model_dump(mode="json"), indent=2)
+    again = Spec.model_validate_json(text.encode())
+    assert again.canonical() == spec.canonical()
+    assert again.hash == spec.hash
+
+
+def test_the_hash_is_of_the_content() -> None:
+    one = make(method_params={"a": 1, "b": (1.0, 2.0)})
+    assert one.hash == make(method_params={"b": [1.0, 2.0], "a": 1}).hash
+    assert len(one.hash) == 12
+    changes: list[dict[str, Any]] = [
+        {"seed": 1}, {"data": "e"}, {"method": "uw"}, {"task": "other"}, {"precision": "bf16"},
+        {"device": "cuda"}, {"plugins": {"x": "0"}}, {"recipe": {"epochs": 2}},
+        {"task_params": {"a": None}}, {"method_params": {"a": 1}},
+    ]  # fmt: skip
+    assert len({make(**change).hash for change in [{}, *changes]}) == 1 + len(changes)
+
+
+def test_a_directory_is_made_once(tmp_path: Path) -> None:
+    spec = make(seed=3)
+    run = RunDirectory.at(tmp_path, spec)
+    assert run.path == tmp_path / "tiny" / "ew" / f"seed3-{spec.hash}"
+    written = (run.path / "spec.json").stat().st_mtime_ns
+    assert RunDirectory.at(tmp_path, spec).path == run.path
+    assert (run.path / "spec.json").stat().st_mtime_ns == written
+    assert run.spec() == spec
+    assert run.result() is None
+    assert run.load("checkpoint.pt") is None
+
+
+def test_files_are_replaced_not_written_into(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.write_text("a.txt", "first, and long")
+    run.save("a.pt", {"x": torch.arange(3)})
+    with (tmp_path / "a.txt").open() as text, (tmp_path / "a.pt").open("rb") as tensors:
+        before = tensors.read()
+        run.write_text("a.txt", "größer")
+        run.save("a.pt", {"x": torch.ones(2)})
+        assert text.read() == "first, and long"  # who has it open keeps the old file, whole
+        tensors.seek(0)
+        assert tensors.read() == before
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "größer"
+    state = run.load("a.pt")
+    assert state is not None
+    assert torch.equal(state["x"], torch.ones(2))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.pt", "a.txt"]
+
+
+def test_a_write_that_fails_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory(tmp_path)
+    run.write_text("result.json", "{}")
+    run.save("best.pt", {"x": 1})
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WriteError, match=r"result\.json: cannot be written \(No space"):
+        run.write_text("result.json", "{" * 10_000)
+    with pytest.raises(WriteError, match=r"best\.pt: cannot be written \(No space"):
+        run.save("best.pt", {"x": 2})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "result.json"]
+    assert run.result() == {}
+    assert run.load("best.pt") == {"x": 1}
+
+
+class Nasty:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.save("best.pt", {"model": Nasty(tmp_path / "touched")})
+    with pytest.raises(RunError, match=r"best\.pt: corrupt"):
+        run.load("best.pt")
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.9])
+def test_a_cut_checkpoint_is_explained(tmp_path: Path, kept: float) -> None:
+    run = RunDirectory(tmp_path)
+    run.save("best.pt", {"x": torch.arange(1000)})
+    whole = (tmp_path / "best.pt").read_bytes()
+    (tmp_path / "best.pt").write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(RunError, match=r"best\.pt: corrupt, does not load .* delete the folder"):
+        run.load("best.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"status": ', b"\xff\xfe\x00"])
+def test_a_broken_result_is_explained(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "result.json").write_bytes(content)
+    with pytest.raises(RunError, match=r"result\.json: does not parse .* delete it"):
+        RunDirectory(tmp_path).result()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", r"spec\.json: not a spec of version 1"),
+        ("[]", r"not a spec of version 1"),
+        ("{}", r"task: Field required"),
+        (make().model_dump_json().replace('"version":1', '"version":2'), r"version: "),
+        (make().model_dump_json()[:-1] + ', "more": 1}', r"more: "),
+        (make().model_dump_json().replace("fp32", "fp8"), r"precision: "),
+    ],
+)
+def test_a_broken_spec_is_explained(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "spec.json").write_text(text)
+    with pytest.raises(RunError, match=said):
+        RunDirectory(tmp_path).spec()
+
+
+def test_no_run_directory_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"no run directory"):
+        RunDirectory(tmp_path).spec()
+    with pytest.raises(RunError, match=r"no run directory"):
+        RunDirectory(tmp_path / "absent").spec()
+
+
+def test_a_moved_run_directory_is_refused(tmp_path: Path) -> None:
+    one, two = make(seed=1), make(seed=2)
+    first = RunDirectory.at(tmp_path, one)
+    second = tmp_path / "tiny" / "ew" / f"seed2-{two.hash}"
+    first.path.rename(second)
+    with pytest.raises(RunError, match=rf"is of another cell \({one.hash}, wanted {two.hash}\)"):
+        RunDirectory.at(tmp_path, two)
+    assert RunDirectory(second).spec() == one
+
+
+def test_one_holds_a_cell_and_others_are_told_who(tmp_path: Path) -> None:
+    run = RunDirectory.at(tmp_path, make())
+    again = RunDirectory(run.path)
+    assert run.holder() is None
+    with run.claim():
+        assert run.holder() == f"process {os.getpid()} on {platform.node()}"
+        with pytest.raises(HeldError, match=rf"process {os.getpid()} on .* works on it; wait"):
+            again.claim().__enter__()
+        assert again.holder() is not None  # looking takes nothing away
+        (run.path / "fits").mkdir()
+        (run.path / "result.json").write_text("{}")
+        run.clear()
+        assert run.result() is None
+        assert sorted(path.name for path in run.path.iterdir()) == [".lock", "spec.json"]
+        with pytest.raises(HeldError):
+            again.claim().__enter__()
+        (run.path / "spec.json").unlink()  # who makes the cell at that moment does not wait
+        assert RunDirectory.at(tmp_path, make()).path == run.path
+    assert run.holder() is None
+    with again.claim():
+        pass
+
+
+def test_who_looks_is_in_nobodys_way(tmp_path: Path) -> None:
+    run = RunDirectory.at(tmp_path, make())
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.001):
+            run.holder()
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    for _ in range(200):
+        with run.claim():
+            pass
+    stop.set()
+    looker.join()
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory.at(tmp_path, make())
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(RunError, match=r"\.lock: its file system has no locks"):
+        run.claim().__enter__()
+
+
+def begin(out: Path, barrier: Barrier) -> None:
+    for seed in range(30):
+        barrier.wait()
+        RunDirectory.at(out, make(seed=seed))
+
+
+def test_processes_that_make_the_same_cell_do_not_meet(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(3)
+    others = [context.Process(target=begin, args=(tmp_path, barrier)) for _ in range(3)]
+    for process in others:
+        process.start()
+    for process in others:
+        process.join()
+    assert [process.exitcode for process in others] == [0, 0, 0]
+    assert len(list(find_runs([tmp_path]))) == 30
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"cannot be written .* another --out"):
+        RunDirectory.at(tmp_path / "file", make())
+
+
+def test_runs_are_found_in_a_stable_order(tmp_path: Path) -> None:
+    made = [RunDirectory.at(tmp_path / "a", make(seed=seed)).path for seed in (2, 0, 1)]
+    other = RunDirectory.at(tmp_path / "b", make(method="uw")).path
+    (tmp_path / "a" / "tiny" / "report.md").touch()
+    found = [run.path for run in find_runs([tmp_path])]
+    assert found == [*sorted(made), other]
+    assert [run.path for run in find_runs([tmp_path / "b", tmp_path / "a"])] == [
+        other,
+        *sorted(made),
+    ]
+    assert [run.path for run in find_runs([other])] == [other]
+    assert list(find_runs([])) == []
+    for nothing in (tmp_path / "absent", other / "spec.json"):
+        with pytest.raises(RunError, match="no such folder"):
+            list(find_runs([nothing]))

@@ -1,0 +1,407 @@
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtbench.balancing.distributed import Ranks
+from mtbench.errors import RunError
+from mtbench.training.cell import Request, initial_weights
+from mtbench.training.rundir import RunDirectory
+from mtbench.training.trainer import CHECKPOINT_VERSION, Trainer, load_trained
+from tests.methods import METHODS
+from tests.soak import differences
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+    ),
+]
+
+
+class Silent:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.done = -1
+        self.losses: list[dict[str, float]] = []
+
+    def started(self, spec: Any, epochs: int, steps: int, done: int) -> None:
+        self.done = done
+
+    def stepped(self, epoch: int, losses: dict[str, float]) -> None:
+        self.losses.append(losses)
+
+    def evaluated(self, record: dict[str, Any]) -> None: ...
+
+    def finished(self, result: dict[str, Any]) -> None: ...
+
+
+def train(
+    tiny: Path, out: Path, method: str = "ew", seed: int = 0, stop_after: int | None = None,
+    precision: str = "fp32", device: str = "cpu", checkpoint_seconds: float = 30.0, **given: str,
+) -> tuple[RunDirectory, Silent]:  # fmt: skip
+    """Run a cell of the tiny task, or break off after some steps."""
+    request = Request.of("tiny", [method], given, [tiny])
+    splits = request.task.setup(seed, lambda *_: None)
+    spec = request.spec(request.choices[0], splits, seed, precision, device)
+    run = RunDirectory.at(out, spec)
+    observer = Silent()
+    trainer = Trainer(
+        spec, request.task, splits, request.choices[0].method, run, observer, 1,
+        checkpoint_seconds=checkpoint_seconds,
+    )  # fmt: skip
+    if stop_after is not None:
+
+        def stepped(epoch: int, losses: dict[str, float]) -> None:
+            observer.losses.append(losses)
+            if len(observer.losses) == stop_after:
+                raise KeyboardInterrupt
+
+        observer.stepped = stepped  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+    else:
+        trainer.run()
+    return run, observer
+
+
+def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
+    state = run.load("checkpoint.pt")
+    assert state is not None
+    return {f"{part}.{k}": v for part in ("model", "balancer") for k, v in state[part].items()}
+
+
+def same(a: RunDirectory, b: RunDirectory) -> bool:
+    left, right = weights(a), weights(b)
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def test_a_cell_learns_and_leaves_its_record(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path, epochs="30")
+    result = run.result()
+    assert result is not None
+    assert result["status"] == "finished"
+    history = [json.loads(line) for line in (run.path / "epochs.jsonl").read_text().splitlines()]
+    assert len(history) == 30
+    assert history[-1]["val_loss"]["sum"] < 0.3 * history[0]["val_loss"]["sum"]
+    best = max(range(30), key=lambda i: history[i]["score"])
+    assert result["best_epoch"] == best
+    assert result["val"] == history[best]["val"]
+    assert set(run.open_test()) == {"mae_sum", "within", "mae_difference"}
+    assert result["cost"]["seconds_per_step"] > 0
+    header, *rows = (run.path / "steps.csv").read_text().splitlines()
+    assert header == "step,epoch,lr,grad_norm,loss_sum,loss_difference,weight_sum,weight_difference"
+    assert len(rows) == 30 * 6
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("method", METHODS)
+def test_resuming_after_a_break_ends_bit_identical(
+    tiny: Path, tmp_path: Path, method: str, device: str
+) -> None:
+    cell = partial(train, tiny, method=method, device=device, epochs="2", missing="true")
+    whole, _ = cell(tmp_path / "whole")
+    cell(tmp_path / "broken", stop_after=9, checkpoint_seconds=0.0)
+    again, observer = cell(tmp_path / "broken")
+    assert observer.done == 8  # the step that was broken off is lost, no other
+    assert not list(differences(whole.path, again.path))
+
+
+def test_when_the_host_looks_changes_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = []
+    for seconds in (0.0, 1e-3, math.inf):
+        monkeypatch.setattr("mtbench.training.trainer.LOOK_SECONDS", seconds)
+        cells.append(train(tiny, tmp_path / str(seconds), "uw"))
+    (first, told), *others = cells
+    assert len(told.losses) == 4 * 6
+    for other, heard in others:
+        assert not list(differences(first.path, other.path))
+        assert heard.losses == told.losses
+
+
+class _Pair(Ranks):
+    """Two ranks, one of which has nothing to say."""
+
+    size = 2
+
+
+def test_ranks_look_after_the_same_steps_whatever_their_clocks(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request.of("tiny", ["ew"], {"epochs": "1", "batch_size": "2"}, [tiny])
+    splits, choice = request.task.setup(0, lambda *_: None), request.choices[0]
+    spec = request.spec(choice, splits, 0, "fp32", "cpu")
+    for seconds in (0.0, math.inf):
+        monkeypatch.setattr("mtbench.training.trainer.LOOK_SECONDS", seconds)
+        observer, run = Silent(), RunDirectory.at(tmp_path / str(seconds), spec)
+        trainer = Trainer(
+            spec, request.task, splits, choice.method, run, observer, 1, ranks=_Pair(),
+            checkpoint_seconds=seconds,
+        )  # fmt: skip
+        looked, saved = [], []
+
+        def stepped(*_: object, trainer: Trainer = trainer, to: list[int] = looked) -> None:
+            to.append(trainer.at.position)
+
+        def checkpoint(trainer: Trainer = trainer, to: list[int] = saved) -> None:
+            to.append(trainer.at.position)
+            assert not trainer.pending
+
+        observer.stepped = stepped  # type: ignore[method-assign, assignment]
+        trainer._checkpoint = checkpoint  # type: ignore[method-assign]
+        trainer.run()
+        assert looked == [1] + 10 * [11] + 10 * [21] + 3 * [24]
+        assert saved == ([1, 11, 21, 0] if seconds == 0 else [0])
+
+
+def test_resuming_after_sigkill_mid_epoch_ends_bit_identical(tiny: Path, tmp_path: Path) -> None:
+    whole, _ = train(tiny, tmp_path / "whole", "rlar", epochs="6")
+    words = [
+        sys.executable, "-c", "from mtbench.cli import main; main()", "run", "--plugin", str(tiny),
+        "--task", "tiny", "--method", "rlar", "--epochs", "6", "--threads", "1",
+        "--out", str(tmp_path / "killed"),
+    ]  # fmt: skip
+    process = subprocess.Popen([*words, "--sleep", "0.05"], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    log: list[Path] = []
+    while not log and time.monotonic() < deadline:
+        time.sleep(0.01)
+        log = list((tmp_path / "killed").rglob("epochs.jsonl"))
+    time.sleep(0.12)  # into the middle of an epoch: one takes 0.3 s
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = log[0].parent
+    assert not (killed / "result.json").exists()
+    assert 0 < len(log[0].read_text().splitlines()) < 6
+    subprocess.run([*words, "--sleep", "0.05"], check=True, stdout=subprocess.DEVNULL)
+    again = RunDirectory(killed)
+    assert same(whole, again)
+    assert whole.open_test() == again.open_test()
+    assert whole.open_test()
+
+
+def test_methods_are_paired_at_a_seed(tiny: Path, tmp_path: Path) -> None:
+    _, one = train(tiny, tmp_path, "ew")
+    _, two = train(tiny, tmp_path, "pcgrad")
+    _, other = train(tiny, tmp_path, "ew", seed=1)
+    assert one.losses[0] == two.losses[0]  # same weights, same batch, same dropout
+    assert one.losses[-1] != two.losses[-1]
+    assert one.losses[0] != other.losses[0]
+
+
+def test_the_callers_generators_and_settings_are_left_alone(tiny: Path, tmp_path: Path) -> None:
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    train(tiny, tmp_path)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.get_num_threads() == threads
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_divergence_is_recorded(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path, explode="true")
+    result = run.result()
+    assert result is not None
+    assert result["status"] == "diverged"
+    assert "non-finite loss (nan" in result["reason"]
+    assert run.open_test() == {}
+
+
+@pytest.mark.parametrize(
+    "method", ["ew", "uw", "gradnorm", "pcgrad", "cagrad", "mgda", "rlar", "stl"]
+)
+def test_missing_labels_train_the_other_objective(tiny: Path, tmp_path: Path, method: str) -> None:
+    run, observer = train(tiny, tmp_path, method, missing="true", batch_size="2", epochs="12")
+    assert any(losses["difference"] == 0 for losses in observer.losses)
+    history = [json.loads(line) for line in (run.path / "epochs.jsonl").read_text().splitlines()]
+    for objective in ("sum", "difference"):
+        assert history[-1]["val_loss"][objective] < 0.7 * history[0]["val_loss"][objective]
+
+
+def test_single_task_models_do_not_touch_each_other(tiny: Path, tmp_path: Path) -> None:
+    """Without the second objective's labels, the first one's curve must stay what it was."""
+    both, _ = train(tiny, tmp_path, "stl")
+    half, _ = train(tiny, tmp_path, "stl", missing="true")
+    first, second = weights(both), weights(half)
+    own = [k for k in first if "encoders.0" in k or "heads.0" in k]
+    other = [k for k in first if "encoders.1" in k]
+    assert own
+    assert all(torch.equal(first[k], second[k]) for k in own)
+    assert not any(torch.equal(first[k], second[k]) for k in other)
+
+
+def test_a_balancers_parameters_do_not_decay(tiny: Path, tmp_path: Path) -> None:
+    request = Request.of("tiny", ["uw"], {"weight_decay": "0.5"}, [tiny])
+    splits = request.task.setup(0, lambda *_: None)
+    choice = request.choices[0]
+    spec = request.spec(choice, splits, 0, "fp32", "cpu")
+    trainer = Trainer(
+        spec, request.task, splits, choice.method, RunDirectory(tmp_path), Silent(), 1
+    )
+    trainer._build()
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.5, 0.0]
+
+
+def test_bf16_autocast_trains(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path, "rlar", precision="bf16", epochs="20")
+    assert run.open_test()["mae_sum"] < 1.0
+
+
+def test_the_trained_model_is_read_back(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path, "stl", epochs="20")
+    request = Request.of("tiny", ["stl"], {}, [tiny])
+    predict = load_trained(run, request.task, request.choices[0].method)
+    splits = request.task.setup(0, lambda *_: None)
+    batch = splits.test.batch(torch.arange(48))
+    meter = request.task.meter()
+    meter.update(predict(batch["inputs"]), batch)
+    assert meter.compute() == pytest.approx(run.open_test(), abs=1e-6)
+
+
+def test_a_corrupt_checkpoint_is_explained(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path, stop_after=9)
+    (run.path / "checkpoint.pt").write_bytes(b"broken")
+    with pytest.raises(RunError, match=r"checkpoint\.pt: corrupt.* delete the folder"):
+        train(tiny, tmp_path)
+
+
+def test_a_checkpoint_of_something_else_is_explained(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path, stop_after=9)
+    run.save("checkpoint.pt", {"version": CHECKPOINT_VERSION})
+    with pytest.raises(RunError, match=r"checkpoint\.pt: is not of this model \(KeyError\)"):
+        train(tiny, tmp_path)
+    run.save("best.pt", {"model": {"x": torch.zeros(1)}, "balancer": {}, "precision": "fp32"})
+    request = Request.of("tiny", ["ew"], {}, [tiny])
+    with pytest.raises(RunError, match=r"best\.pt: is not of this model \(RuntimeError\)"):
+        load_trained(run, request.task, request.choices[0].method)
+
+
+def test_a_changed_spec_is_refused(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path)
+    file = run.path / "spec.json"
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": 7'))
+    with pytest.raises(RunError, match=r"is of another cell"):
+        train(tiny, tmp_path)
+    file.write_text("{}")
+    with pytest.raises(RunError, match=r"not a spec of version 1"):
+        train(tiny, tmp_path)
+
+
+def test_specs_are_canonical(tiny: Path) -> None:
+    def spec(**given: str) -> Any:
+        request = Request.of("tiny", ["cagrad"], given, [tiny])
+        splits = request.task.setup(0, lambda *_: None)
+        return request.spec(request.choices[0], splits, 0, "fp32", "cpu")
+
+    assert spec().hash == spec(c="0.5").hash == spec(data="/somewhere").hash
+    assert spec().hash != spec(c="0.4").hash
+    assert spec().hash != spec(lr="0.1").hash
+    assert spec().plugins.keys() == {"tiny"}
+
+
+def test_training_starts_from_another_runs_weights(tiny: Path, tmp_path: Path) -> None:
+    first, fresh = train(tiny, tmp_path, epochs="30")
+    request = Request.of("tiny", ["stl"], {}, [tiny])
+    start = initial_weights(first.path, request.task)
+    digest, given = start.digest, start.tensors
+    splits = request.task.setup(0, lambda *_: None)
+    spec = request.spec(request.choices[0], splits, 0, "fp32", "cpu", digest)
+    assert spec.hash != request.spec(request.choices[0], splits, 0, "fp32", "cpu").hash
+    observer = Silent()
+    run = RunDirectory.at(tmp_path, spec)
+    Trainer(spec, request.task, splits, request.choices[0].method, run, observer, 1, given).run()
+    assert observer.losses[0]["sum"] < 0.5 * fresh.losses[0]["sum"]
+
+
+def test_a_run_without_weights_gives_none(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path)
+    (run.path / "best.pt").unlink()
+    with pytest.raises(RunError, match="has no trained weights"):
+        initial_weights(run.path, Request.of("tiny", ["ew"], {}, [tiny]).task)
+
+
+def test_the_updates_length_is_recorded(tiny: Path, tmp_path: Path) -> None:
+    """Relative to the plain sum: 1 for ew, weights / 1 for ls, shorter for mgda."""
+    found = {}
+    for method, given in (("ew", {}), ("ls", {"weights": "3,3"}), ("mgda", {})):
+        run, _ = train(tiny, tmp_path, method, epochs="2", **given)
+        lines = (run.path / "epochs.jsonl").read_text().splitlines()
+        found[method] = [json.loads(line)["update"] for line in lines]
+    for update in found["ew"]:
+        assert update == {"length": pytest.approx(1), "cosine": pytest.approx(1)}
+    for update in found["ls"]:
+        assert update == {"length": pytest.approx(3), "cosine": pytest.approx(1)}
+    for update in found["mgda"]:
+        assert 0 < update["length"] < 0.51
+        assert 0 < update["cosine"] < 1
+
+
+def test_a_trial_never_sees_the_test_split(tiny: Path, tmp_path: Path) -> None:
+    request = Request.of("tiny", ["ew"], {"epochs": "2"}, [tiny])
+    splits = request.task.setup(0, lambda *_: None)
+    choice = request.choices[0]
+    final = request.spec(choice, splits, 0, "fp32", "cpu")
+    spec = final.model_copy(update={"stage": "trial"})
+    assert spec.hash != final.hash
+
+    class Forbidden(type(splits.test)):  # type: ignore[misc]
+        def batch(self, *_: Any) -> Any:
+            raise AssertionError("the test split was read")
+
+    splits.test.__class__ = Forbidden
+    run = RunDirectory.at(tmp_path, spec)
+    result = Trainer(spec, request.task, splits, choice.method, run, Silent(), 1).run()
+    assert result["status"] == "finished"
+    assert set(result["val"]) == {"mae_sum", "within", "mae_difference"}
+    assert not (run.path / "test.json").exists()
+    assert run.open_test() == {}
+
+
+def test_a_sealed_test_says_when_it_was_opened(tiny: Path, tmp_path: Path) -> None:
+    run, _ = train(tiny, tmp_path, epochs="2")
+    assert not (run.path / "test.opened").exists()
+    assert "mae_sum" not in json.dumps({k: v for k, v in (run.result() or {}).items()
+                                        if k not in ("metrics", "val")})  # fmt: skip
+    run.open_test()
+    first = (run.path / "test.opened").stat().st_mtime_ns
+    run.open_test()
+    assert (run.path / "test.opened").stat().st_mtime_ns == first
+    (run.path / "test.json").write_text("{")
+    with pytest.raises(RunError, match=r"test\.json: does not parse"):
+        run.open_test()
+
+
+def test_gradients_are_compared_on_request_or_where_that_is_free(
+    tiny: Path, tmp_path: Path
+) -> None:
+    found = {}
+    for method, diagnose in (("ew", False), ("ew", True), ("mgda", False)):
+        request = Request.of("tiny", [method], {"epochs": "2"}, [tiny])
+        splits = request.task.setup(0, lambda *_: None)
+        choice = request.choices[0]
+        spec = request.spec(choice, splits, 0, "fp32", "cpu")
+        run = RunDirectory.at(tmp_path / str(diagnose), spec)
+        trainer = Trainer(
+            spec, request.task, splits, choice.method, run, Silent(), 1, diagnose=diagnose
+        )
+        trainer.run()
+        found[method, diagnose] = run.history()[1], weights(run)
+    assert not any(key.endswith("gradients") for key in found["ew", False][0])
+    assert found["ew", False][0]["weights"] == {"sum": 1.0, "difference": 1.0}
+    assert set(found["mgda", False][0]) >= {"update", "weights", "shared gradients"}
+    diagnosed, plain = found["ew", True], found["ew", False]
+    for space in ("shared", "features"):
+        values = diagnosed[0][f"{space} gradients"]
+        assert -1 <= values["least cosine"] == values["cosine"] <= 1  # one pair
+        assert 0 < values["magnitude similarity"] <= 1
+    assert all(torch.equal(diagnosed[1][k], plain[1][k]) for k in plain[1])  # looking is free
