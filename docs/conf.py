@@ -19,9 +19,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
-    "method_pages",
-    "command_page",
-    "api_page",
+    "generated",
 ]
 exclude_patterns = ["_build", "generated/families.md"]
 default_role = "py:obj"

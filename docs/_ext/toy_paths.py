@@ -103,7 +103,7 @@ def draw(paths: list[Path2D]) -> str:
 
 def main(names: list[str]) -> None:
     """Compute the paths of these methods, or of all, and write them."""
-    from mtbench.registry import entries
+    from mtbench.plugins.registry import entries
 
     kept = load()
     for name in names or [name for name in entries("method") if name != "stl"]:

@@ -68,7 +68,7 @@ class Balancer(nn.Module, ABC):
 
     @abstractmethod
     def backward(self, step: Step) -> Tensor | None:
-        """Write ``.grad``s for one forward pass.
+        """Write every ``.grad`` for one forward pass.
 
         Returns:
             The effective weights (K,) of the objectives, for the record, where the method has any.

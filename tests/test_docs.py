@@ -1,0 +1,89 @@
+import re
+import shlex
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import typer
+
+import mtbench
+from mtbench.cli import app
+from mtbench.plugins.registry import entries
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHELL = re.compile(r"^```sh\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+
+sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+import toy_paths  # noqa: E402 - it lies beside the site's sources
+
+
+class Loaded(HTMLParser):
+    """What a browser fetches with a page, without a click."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag == "link" and given.get("rel") not in ("canonical", "next", "prev"):
+            self.found.append(given.get("href") or "")
+        elif tag != "a":
+            self.found += [given.get(key) or "" for key in ("src", "srcset", "data", "poster")]
+
+
+def test_the_site_builds_without_a_warning_and_asks_nothing_of_other_hosts(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx")
+    command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going"]
+    built = subprocess.run(
+        [*command, "-d", tmp_path / "trees", ROOT / "docs", tmp_path / "site"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    site = tmp_path / "site"
+    for page in site.rglob("*.html"):
+        loaded = Loaded()
+        loaded.feed(page.read_text(encoding="utf-8"))
+        assert any(loaded.found)
+        assert not [url for url in loaded.found if "//" in url], page
+    for sheet in site.rglob("*.css"):
+        text = sheet.read_text(encoding="utf-8")
+        assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", text), sheet
+
+    for name in entries("method"):
+        page = (site / "generated" / "methods" / f"{name}.html").read_text(encoding="utf-8")
+        assert ("<img" in page) == (name != "stl"), name
+    interface = (site / "generated" / "api.html").read_text(encoding="utf-8")
+    assert not [name for name in mtbench.__all__ if f"mtbench.{name}" not in interface]
+    assert (site / "searchindex.js").stat().st_size > 100_000
+
+
+@pytest.mark.parametrize("name", [name for name in entries("method") if name != "stl"])
+def test_the_kept_path_of_a_method_is_the_methods(name: str) -> None:
+    kept = toy_paths.load()[name]
+    for path, again in zip(kept, toy_paths.walk(name, steps=toy_paths.EVERY), strict=True):
+        assert again == [pytest.approx(point, abs=0.011) for point in path[:2]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_pages_exist_with_their_options(page: Path) -> None:
+    for line in commands(page.read_text(encoding="utf-8")):
+        words = shlex.split(line, comments=True)
+        command = typer.main.get_command(app)
+        while hasattr(command, "get_command") and not words[0].startswith("-"):
+            command = command.get_command(None, words.pop(0))
+            assert command is not None, line
+        known = {name for parameter in command.params for name in parameter.opts}
+        known |= {"--help", "-h", *(s for p in command.params for s in p.secondary_opts)}
+        given = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert command.context_settings.get("ignore_unknown_options") or given <= known, line
+
+
+def commands(text: str) -> list[str]:
+    """Return what follows `mtbench` in the lines of a page's shell blocks."""
+    lines = "\n".join(SHELL.findall(text)).replace("\\\n", " ").splitlines()
+    parts = [part.strip() for line in lines for part in re.split(r"[;]|&&", line)]
+    return [part.removeprefix("mtbench ") for part in parts if part.startswith("mtbench ")]
