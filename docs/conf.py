@@ -1,4 +1,4 @@
-"""The site: `make docs` builds it into docs/_build/html. Pages that come from code are made by _ext."""
+"""The site, which `make docs` builds; _ext makes the pages that come from code."""
 
 import sys
 from importlib.metadata import files
@@ -22,6 +22,7 @@ extensions = [
     "generated",
 ]
 exclude_patterns = ["_build", "generated/families.md"]
+smartquotes_action = "qe"  # two dashes begin an option
 default_role = "py:obj"
 nitpick_ignore_regex = [("py:.*", ".*")]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
@@ -32,6 +33,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Deviations", "Deviation"]
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 copybutton_prompt_text = r">>> |\.\.\. |\$ "

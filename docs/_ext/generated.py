@@ -1,7 +1,8 @@
-"""Pages that are made from the code, into docs/generated: methods, commands, the Python interface."""
+"""Pages made from the code, into docs/generated: methods, commands, the Python interface."""
 
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,19 +45,25 @@ def _write(app: Sphinx) -> None:
     for name, entry in methods.items():
         drawn = entry.load(Balancer).reference  # K models, and no one point in the plane
         if not drawn:
-            _put(folder / "methods" / f"{name}.svg", toy_paths.draw(kept.get(name) or toy_paths.walk(name)))
+            _put(
+                folder / "methods" / f"{name}.svg",
+                toy_paths.draw(kept.get(name) or toy_paths.walk(name)),
+            )
         _put(folder / "methods" / f"{name}.rst", "\n".join(_method(name, entry, not drawn)))
     _put(folder / "families.md", "\n".join(_families(methods)))
     _put(folder / "api.rst", "\n".join(_api()))
     _put(folder / "commands.md", _commands())
     for file in sorted(Path(app.srcdir).parent.glob("benchmarks/results/*.md")):
-        title = file.stem.replace("_", " ").capitalize()
-        _put(folder / "results" / file.name, f"# {title}\n\n{file.read_text(encoding='utf-8')}")
+        _put(folder / "results" / file.name, _results(file))
 
 
-def _spell_out(_app: Sphinx, _what: str, _name: str, _of: object, _options: object, lines: list[str]) -> None:
+def _spell_out(
+    _app: Sphinx, _what: str, _name: str, _of: object, _options: object, lines: list[str]
+) -> None:
     """Keep reStructuredText from reading "K." as the eleventh item of a list."""
-    lines[:] = [line.replace("num_objectives: K.", "num_objectives: how many, K.") for line in lines]
+    lines[:] = [
+        line.replace("num_objectives: K.", "num_objectives: how many, K.") for line in lines
+    ]
 
 
 def _put(file: Path, text: str) -> None:
@@ -72,7 +79,12 @@ def _method(name: str, entry: Entry, drawn: bool) -> Iterator[str]:
     says = (inspect.getdoc(method) or "").split("\n\n")[0]
     yield from (name, "=" * len(name), "", *says.splitlines(), "")
     if drawn:
-        yield from (f".. image:: {name}.svg", f"   :alt: The path of {run} over the toy problem", "   :class: path", "")
+        yield from (
+            f".. image:: {name}.svg",
+            f"   :alt: The path of {run} over the toy problem",
+            "   :class: path",
+            "",
+        )
     yield f":Works on: {family(method)} (:doc:`what this means </methods>`)"
     if needs := _needs(method):
         yield f":Needs: {'; '.join(needs)}"
@@ -80,9 +92,20 @@ def _method(name: str, entry: Entry, drawn: bool) -> Iterator[str]:
     yield f":Paper: {method.paper}"
     if method.checked_against:
         yield f":Checked against: {method.checked_against}"
-    yield from ("", ".. code-block:: sh", "", f"   mtbench run --task toy --method {run} --seeds 3", "")
+    yield from (
+        "",
+        ".. code-block:: sh",
+        "",
+        f"   mtbench run --task toy --method {run} --seeds 3",
+        "",
+    )
     if not method.reference:
-        yield from (".. code-block:: python", "", f'   balancer = mtbench.balancer("{run}", num_objectives=2)', "")
+        yield from (
+            ".. code-block:: python",
+            "",
+            f'   balancer = mtbench.balancer("{run}", num_objectives=2)',
+            "",
+        )
     if declared := params.declared(method):
         space = search_space(method)
         yield from (".. list-table::", "   :header-rows: 1", "", "   * - parameter", "     - type")
@@ -92,7 +115,11 @@ def _method(name: str, entry: Entry, drawn: bool) -> Iterator[str]:
             yield from (f"   * - ``{key}``", f"     - {params.describe(parameter.annotation)}")
             yield from (f"     - ``{default}``", f"     - {space.get(key, '')}")
         yield ""
-    yield from (f".. autoclass:: {method.__module__}.{method.__qualname__}", "   :no-index-entry:", "")
+    yield from (
+        f".. autoclass:: {method.__module__}.{method.__qualname__}",
+        "   :no-index-entry:",
+        "",
+    )
 
 
 def _needs(method: type[Balancer]) -> list[str]:
@@ -114,7 +141,13 @@ def _families(methods: dict[str, Entry]) -> Iterator[str]:
     """Yield the index of methods: a table for each family."""
     found = {name: entry.load(Balancer) for name, entry in methods.items()}
     for word, title in FAMILIES.items():
-        yield from ("", f"## {title}", "", "| method | what it does | a step costs |", "|---|---|---|")
+        yield from (
+            "",
+            f"## {title}",
+            "",
+            "| method | what it does | a step costs |",
+            "|---|---|---|",
+        )
         for name, method in found.items():
             if family(method) == word:
                 says = summary(method).replace("|", "\\|")
@@ -139,16 +172,25 @@ def _api() -> Iterator[str]:
     yield from ("Python interface", "================", "")
     yield "All names on this page are public. Those of ``mtbench`` itself are loaded on first use."
     for wing, parts in sections.items():
-        title = inspect.getdoc(sys.modules[wing]) or wing
-        yield from ("", (first := title.split("\n")[0].rstrip(".")), "-" * len(first), "", *parts)
+        title = wing.rpartition(".")[2].capitalize()
+        says = (inspect.getdoc(sys.modules[wing]) or "").split("\n\n")[0]
+        yield from ("", title, "-" * len(title), "", *says.splitlines(), "", *parts)
     for module in modules:
         yield from ("", module.__name__, "-" * len(module.__name__), "")
         yield from (f".. automodule:: {module.__name__}", "   :members:", "")
 
 
+def _results(file: Path) -> str:
+    """Return a leaderboard's tables as a page."""
+    text = file.read_text(encoding="utf-8").replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+    text = re.sub(r"^#+ (\w+) (.*)$", r"## \1\n\n`\2`", text, flags=re.MULTILINE)
+    return f"# {file.stem.replace('_', ' ').capitalize()}\n\n{text}"
+
+
 def _commands() -> str:
     """Return the reference of the command line, as typer writes it."""
     command = [sys.executable, "-m", "typer", "mtbench.cli", "utils", "docs", "--name", "mtbench"]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    bold = text.replace('<span style="font-weight: bold">', "**").replace("</span>", "**")
-    return bold.replace("# `mtbench`", "# Command line", 1)
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
+    text = re.sub(r"<span[^>]*>(.*?)</span>", r"`\1`", text)
+    text = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", text)  # cut off; the headings have them
+    return text.replace("# `mtbench`", "# Command line", 1)
