@@ -75,7 +75,7 @@ def _put(file: Path, text: str) -> None:
 def _method(name: str, entry: Entry, drawn: bool) -> Iterator[str]:
     """Yield a method's page, line by line."""
     method = entry.load(Balancer)
-    run = toy_paths.BASES.get(name, name)
+    run = toy_paths.runs_as(name)
     says = (inspect.getdoc(method) or "").split("\n\n")[0]
     yield from (name, "=" * len(name), "", *says.splitlines(), "")
     if drawn:
@@ -134,16 +134,16 @@ def _needs(method: type[Balancer]) -> list[str]:
 
 
 def _overrides(method: type[Balancer], hook: str) -> bool:
-    return getattr(method, hook).__module__ == method.__module__
+    return bool(getattr(method, hook).__module__ == method.__module__)
 
 
 def _families(methods: dict[str, Entry]) -> Iterator[str]:
     """Yield the index of methods: a table for each family."""
     found = {name: entry.load(Balancer) for name, entry in methods.items()}
-    for word, title in FAMILIES.items():
+    for word in dict.fromkeys([*FAMILIES, *map(family, found.values())]):
         yield from (
             "",
-            f"## {title}",
+            f"## {FAMILIES.get(word, word)}",
             "",
             "| method | what it does | a step costs |",
             "|---|---|---|",
@@ -158,11 +158,11 @@ def _families(methods: dict[str, Entry]) -> Iterator[str]:
 def _api() -> Iterator[str]:
     """Yield the reference of the public names, one section for each module that defines them."""
     sections: dict[str, list[str]] = {}
-    modules: list[ModuleType] = []
+    modules: dict[str, ModuleType] = {}
     for name in mtbench.__all__:
         value = pkgutil.resolve_name(f"mtbench.{name}")
         if isinstance(value, ModuleType):
-            modules.append(value)
+            modules[f"mtbench.{name}"] = value
         else:
             said = f".. autofunction:: mtbench.{name}\n"
             if inspect.isclass(value):
@@ -175,8 +175,8 @@ def _api() -> Iterator[str]:
         title = wing.rpartition(".")[2].capitalize()
         says = (inspect.getdoc(sys.modules[wing]) or "").split("\n\n")[0]
         yield from ("", title, "-" * len(title), "", *says.splitlines(), "", *parts)
-    for module in modules:
-        yield from ("", module.__name__, "-" * len(module.__name__), "")
+    for name, module in modules.items():
+        yield from ("", name, "-" * len(name), "")
         yield from (f".. automodule:: {module.__name__}", "   :members:", "")
 
 

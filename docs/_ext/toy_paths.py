@@ -13,21 +13,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from mtbench import Method, Step
+from mtbench import Balancer, Method, Step, Wrapper
+from mtbench.plugins.registry import entries, find
 from mtbench_tasks.toy import Toy
 
 FILE = Path(__file__).parents[1] / "paths.json"
 RATE, STEPS, EVERY = 0.02, 1500, 25
-BASES = {
-    "cr_mogm": "cr_mogm+pcgrad",
-    "damped": "damped+mgda",
-    "gramian_ema": "gramian_ema+cagrad",
-    "norm_matched": "norm_matched+imtl",
-    "samo": "samo+fairgrad",
-}
-"""What a wrapper is drawn and run around."""
+BASES = {"damped": "mgda", "cr_mogm": "pcgrad", "norm_matched": "imtl", "samo": "fairgrad"}
+"""What a wrapper is drawn and run around, where that is not CAGrad."""
 
 Path2D = list[tuple[float, float]]
+
+
+def runs_as(name: str) -> str:
+    """Return a method's name with a base, if it is a wrapper."""
+    wraps = issubclass(find("method", name).load(Balancer), Wrapper)
+    return f"{name}+{BASES.get(name, 'cagrad')}" if wraps else name
 
 
 def walk(name: str, steps: int = STEPS) -> list[Path2D]:
@@ -35,7 +36,7 @@ def walk(name: str, steps: int = STEPS) -> list[Path2D]:
     task = Toy()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)  # moments that decay to nothing cost ten times as much
-    return [_walk(task, Method.find(BASES.get(name, name)), seed, steps) for seed in range(3)]
+    return [_walk(task, Method.find(runs_as(name)), seed, steps) for seed in range(3)]
 
 
 def _walk(task: Toy, method: Method, seed: int, steps: int) -> Path2D:
@@ -77,13 +78,12 @@ def draw(paths: list[Path2D]) -> str:
 
     task = Toy()
     grey = "#808080"
-    style = {"svg.hashsalt": "mtbench", "svg.fonttype": "none", "font.family": "sans-serif"}
-    with mpl.rc_context(style):
+    with mpl.rc_context({"svg.hashsalt": "mtbench", "svg.fonttype": "none"}):
         figure = Figure(figsize=(4.4, 4.2), layout="constrained")
         axes = figure.add_subplot()
         grid = torch.linspace(-11, 11, 70)
         points = torch.cartesian_prod(grid, grid)
-        mean = sum(task.value(k, points) for k in range(2)).reshape(70, 70).T / 2
+        mean = (task.value(0, points) + task.value(1, points)).reshape(70, 70).T / 2
         axes.contour(grid, grid, mean, 14, colors=grey, linewidths=0.5, alpha=0.5)
         axes.plot(*task.pareto_set()[::100].T, color=grey, linewidth=5, alpha=0.6)
         for path, colour in zip(paths, ("#d9822b", "#2b95d9", "#8f5fd6"), strict=True):
@@ -103,8 +103,6 @@ def draw(paths: list[Path2D]) -> str:
 
 def main(names: list[str]) -> None:
     """Compute the paths of these methods, or of all, and write them."""
-    from mtbench.plugins.registry import entries
-
     kept = load()
     for name in names or [name for name in entries("method") if name != "stl"]:
         kept[name] = walk(name)
