@@ -22,7 +22,6 @@ extensions = [
     "generated",
 ]
 exclude_patterns = ["_build", "generated/families.md"]
-smartquotes_action = "qe"  # two dashes begin an option
 default_role = "py:obj"
 nitpick_ignore_regex = [("py:.*", ".*")]
 myst_enable_extensions = ["colon_fence", "dollarmath"]

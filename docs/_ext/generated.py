@@ -184,7 +184,7 @@ def _results(file: Path) -> str:
     """Return a leaderboard's tables as a page."""
     text = file.read_text(encoding="utf-8").replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
     text = re.sub(r"^#+ (\w+) (.*)$", r"## \1\n\n`\2`", text, flags=re.MULTILINE)
-    return f"# {file.stem.replace('_', ' ').capitalize()}\n\n{text}"
+    return f"# Results: {file.stem.replace('_', ' ')}\n\n{text}"
 
 
 def _commands() -> str:
@@ -193,4 +193,6 @@ def _commands() -> str:
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout  # noqa: S603
     text = re.sub(r"<span[^>]*>(.*?)</span>", r"`\1`", text)
     text = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+", "", text)  # cut off; the headings have them
-    return text.replace("# `mtbench`", "# Command line", 1)
+    prose_and_code = re.split(r"(`[^`]*`)", text)  # two dashes in prose become one long one
+    prose_and_code[::2] = [re.sub(r"--[a-z-]+", r"`\g<0>`", part) for part in prose_and_code[::2]]
+    return "".join(prose_and_code).replace("# `mtbench`", "# Command line", 1)
