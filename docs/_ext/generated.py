@@ -126,7 +126,7 @@ def _needs(method: type[Balancer]) -> list[str]:
     """Return, in words, what a loop has to hand over or to call."""
     declared = {
         "the latent representation: ``balancer.backward(losses, latent=z)``": method.needs_features,
-        "to repeat the forward pass: ``Step(again=...)``": method.needs_again,
+        "to repeat the forward pass: ``balancer.backward(losses, again=...)``": method.needs_again,
         "``balancer.after_step(...)`` after each step": _overrides(method, "after_step"),
         "``balancer.after_epoch()`` after each epoch": _overrides(method, "after_epoch"),
     }
