@@ -21,7 +21,7 @@ extensions = [
     "sphinx_copybutton",
     "generated",
 ]
-exclude_patterns = ["_build", "generated/families.md"]
+exclude_patterns = ["_build", "_ext", "generated/families.md"]
 default_role = "py:obj"
 nitpick_ignore_regex = [("py:.*", ".*")]
 myst_enable_extensions = ["colon_fence", "dollarmath"]

@@ -1,19 +1,21 @@
-"""Pages made from the code, into docs/generated: methods, commands, the Python interface."""
+"""Pages made from the code, into docs/generated: methods, tasks, commands, the Python interface."""
 
 import inspect
 import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import toy_paths
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sphinx.application import Sphinx
 
 import mtbench
-from mtbench import Balancer
+from mtbench import Balancer, Recipe, Task
 from mtbench.plugins import params
 from mtbench.plugins.catalogue import family, summary
 from mtbench.plugins.registry import Entry, entries
@@ -27,6 +29,10 @@ FAMILIES = {
     "wrapper of weightings": "Wrappers of methods on the Gramian",
     "wrapper": "Wrappers of any method",
 }
+DOCS = Path(__file__).parents[1]
+TEMPLATES = Environment(  # noqa: S701 - what is written is no HTML
+    loader=FileSystemLoader(DOCS / "_ext" / "pages"), undefined=StrictUndefined
+)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -36,149 +42,111 @@ def setup(app: Sphinx) -> dict[str, bool]:
     return {"parallel_read_safe": True}
 
 
-def _write(app: Sphinx) -> None:
-    folder = Path(app.srcdir) / "generated"
-    for name in ("methods", "results"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    methods = entries("method")
-    kept = toy_paths.load()
-    for name, entry in methods.items():
-        drawn = entry.load(Balancer).reference  # K models, and no one point in the plane
-        if not drawn:
-            _put(
-                folder / "methods" / f"{name}.svg",
-                toy_paths.draw(kept.get(name) or toy_paths.walk(name)),
-            )
-        _put(folder / "methods" / f"{name}.rst", "\n".join(_method(name, entry, not drawn)))
-    _put(folder / "families.md", "\n".join(_families(methods)))
-    _put(folder / "api.rst", "\n".join(_api()))
-    _put(folder / "commands.md", _commands())
-    for file in sorted(Path(app.srcdir).parent.glob("benchmarks/results/*.md")):
-        _put(folder / "results" / file.name, _results(file))
+def _write(_app: Sphinx) -> None:
+    methods = {name: entry.load(Balancer) for name, entry in entries("method").items()}
+    paths = toy_paths.load()
+    for name, method in methods.items():
+        _put(f"methods/{name}.rst", _render("method.rst", **_method(name, method)))
+        if not method.reference:  # which is K models, and no point in the plane
+            _put(f"methods/{name}.svg", toy_paths.draw(paths.get(name) or toy_paths.walk(name)))
+    for name, entry in entries("task").items():
+        _put(f"tasks/{name}.rst", _render("task.rst", **_task(name, entry)))
+    _put("families.md", _render("families.md", families=_families(methods)))
+    _put("api.rst", _render("api.rst", **_interface()))
+    _put("commands.md", _commands())
+    for file in sorted(DOCS.parent.glob("benchmarks/results/*.md")):
+        _put(f"results/{file.name}", _results(file))
+
+
+def _put(name: str, text: str) -> None:
+    """Write a file if it changes, so that Sphinx reads again only what has changed."""
+    file = DOCS / "generated" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        file.write_text(text, encoding="utf-8")
+
+
+def _render(template: str, **values: Any) -> str:
+    return TEMPLATES.get_template(template).render(values)
 
 
 def _docstring(
     _app: Sphinx, _what: str, name: str, _of: object, _options: object, lines: list[str]
 ) -> None:
     """Change what the site shows of a docstring."""
-    if name.startswith("mtbench_baselines.") and "" in lines:  # the page begins with that sentence
-        del lines[: lines.index("")]
+    if name.startswith(("mtbench_baselines.", "mtbench_tasks.")) and "" in lines:
+        del lines[: lines.index("")]  # a plugin's page begins with that sentence
     for i, line in enumerate(lines):  # "K." would be the eleventh item of a list
         lines[i] = line.replace("num_objectives: K.", "num_objectives: how many, K.")
 
 
-def _put(file: Path, text: str) -> None:
-    """Write a file if it changes, so that Sphinx reads again only what has changed."""
-    if not file.exists() or file.read_text(encoding="utf-8") != text:
-        file.write_text(text, encoding="utf-8")
+def _plugin(name: str, cls: type[Balancer] | type[Task]) -> dict[str, Any]:
+    """Return what the page of a method and of a task say alike."""
+    return {
+        "name": name,
+        "cls": cls,
+        "says": (inspect.getdoc(cls) or "").split("\n\n")[0],
+        "parameters": {
+            key: (params.describe(parameter.annotation), _default(parameter))
+            for key, parameter in params.declared(cls).items()
+        },
+    }
 
 
-def _method(name: str, entry: Entry, drawn: bool) -> Iterator[str]:
-    """Yield a method's page, line by line."""
-    method = entry.load(Balancer)
-    run = toy_paths.runs_as(name)
-    says = (inspect.getdoc(method) or "").split("\n\n")[0]
-    yield from (name, "=" * len(name), "", *says.splitlines(), "")
-    if drawn:
-        yield from (
-            f".. image:: {name}.svg",
-            f"   :alt: The path of {run} over the toy problem",
-            "   :class: path",
-            "",
-        )
-    yield f":Works on: {family(method)} (:doc:`what this means </methods>`)"
-    if needs := _needs(method):
-        yield f":Needs: {'; '.join(needs)}"
-    yield f":A step costs: {method.passes}"
-    yield f":Paper: {method.paper}"
-    if method.checked_against:
-        yield f":Checked against: {method.checked_against}"
-    yield from (
-        "",
-        ".. code-block:: sh",
-        "",
-        f"   mtbench run --task toy --method {run} --seeds 3",
-        "",
-    )
-    if not method.reference:
-        yield from (
-            ".. code-block:: python",
-            "",
-            f'   balancer = mtbench.balancer("{run}", num_objectives=2)',
-            "",
-        )
-    if declared := params.declared(method):
-        space = search_space(method)
-        yield from (".. list-table::", "   :header-rows: 1", "", "   * - parameter", "     - type")
-        yield from ("     - default", "     - searched in tuning")
-        for key, parameter in declared.items():
-            default = params.own_keys({"": parameter.default})[1:]
-            yield from (f"   * - ``{key}``", f"     - {params.describe(parameter.annotation)}")
-            yield from (f"     - ``{default}``", f"     - {space.get(key, '')}")
-        yield ""
-    yield from (
-        f".. autoclass:: {method.__module__}.{method.__qualname__}",
-        "   :no-index-entry:",
-        "",
-    )
+def _default(parameter: inspect.Parameter) -> str:
+    required = parameter.default is parameter.empty
+    return "required" if required else params.own_keys({"": parameter.default})[1:] or "none"
 
 
-def _needs(method: type[Balancer]) -> list[str]:
-    """Return, in words, what a loop has to hand over or to call."""
-    declared = {
+def _method(name: str, method: type[Balancer]) -> dict[str, Any]:
+    needs = {
         "the latent representation: ``balancer.backward(losses, latent=z)``": method.needs_features,
         "to repeat the forward pass: ``balancer.backward(losses, again=...)``": method.needs_again,
         "``balancer.after_step(...)`` after each step": _overrides(method, "after_step"),
         "``balancer.after_epoch()`` after each epoch": _overrides(method, "after_epoch"),
     }
-    return [words for words, wanted in declared.items() if wanted]
+    return _plugin(name, method) | {
+        "run": toy_paths.runs_as(name),
+        "drawn": not method.reference,
+        "family": family(method),
+        "needs": [words for words, wanted in needs.items() if wanted],
+        "searched": search_space(method),
+    }
 
 
 def _overrides(method: type[Balancer], hook: str) -> bool:
     return bool(getattr(method, hook).__module__ == method.__module__)
 
 
-def _families(methods: dict[str, Entry]) -> Iterator[str]:
-    """Yield the index of methods: a table for each family."""
-    found = {name: entry.load(Balancer) for name, entry in methods.items()}
-    for word in dict.fromkeys([*FAMILIES, *map(family, found.values())]):
-        yield from (
-            "",
-            f"## {FAMILIES.get(word, word)}",
-            "",
-            "| method | what it does | a step costs |",
-            "|---|---|---|",
-        )
-        for name, method in found.items():
-            if family(method) == word:
-                says = summary(method).replace("|", "\\|")
-                yield f"| [`{name}`](generated/methods/{name}.rst) | {says} | {method.passes} |"
-    yield from ("", "```{toctree}", ":hidden:", ":glob:", "", "generated/methods/*", "```", "")
+def _task(name: str, entry: Entry) -> dict[str, Any]:
+    task = entry.load(Task)
+    recipe = [f"{field.name} {getattr(task.recipe, field.name)}" for field in fields(Recipe)]
+    return _plugin(name, task) | {"recipe": recipe, "searched": {}}
 
 
-def _api() -> Iterator[str]:
-    """Yield the reference of the public names, one section for each module that defines them."""
-    sections: dict[str, list[str]] = {}
-    modules: dict[str, ModuleType] = {}
+def _families(methods: dict[str, type[Balancer]]) -> dict[str, list[tuple[str, str, str]]]:
+    """Return, by the family's title, its methods: name, first sentence, cost."""
+    found: dict[str, list[tuple[str, str, str]]] = {title: [] for title in FAMILIES.values()}
+    for name, method in methods.items():
+        says = summary(method).replace("|", "\\|")
+        found[FAMILIES[family(method)]].append((name, says, method.passes))
+    return found
+
+
+def _interface() -> dict[str, Any]:
+    """Return the public names, by the wing that they come from."""
+    wings: dict[str, tuple[str, dict[str, bool]]] = {}
+    modules: dict[str, str] = {}
     for name in mtbench.__all__:
         value = pkgutil.resolve_name(f"mtbench.{name}")
         if isinstance(value, ModuleType):
-            modules[f"mtbench.{name}"] = value
-        else:
-            said = f".. autofunction:: mtbench.{name}\n"
-            if inspect.isclass(value):
-                said = f".. autoclass:: mtbench.{name}\n   :members:\n"
-            wing = ".".join(value.__module__.split(".")[:2])
-            sections.setdefault(wing, []).append(said)
-    yield from ("Python interface", "================", "")
-    yield "All names on this page are public. Those of ``mtbench`` itself are loaded on first use."
-    for wing, parts in sections.items():
-        title = wing.rpartition(".")[2].capitalize()
+            modules[f"mtbench.{name}"] = value.__name__
+            continue
+        wing = ".".join(value.__module__.split(".")[:2])
         says = (inspect.getdoc(sys.modules[wing]) or "").split("\n\n")[0]
-        yield from ("", title, "-" * len(title), "", *says.splitlines(), "", *parts)
-    for name, module in modules.items():
-        yield from ("", name, "-" * len(name), "")
-        yield from (f".. automodule:: {module.__name__}", "   :members:", "")
+        _, names = wings.setdefault(wing.rpartition(".")[2].capitalize(), (says, {}))
+        names[name] = inspect.isclass(value)
+    return {"wings": wings, "modules": modules}
 
 
 def _results(file: Path) -> str:
