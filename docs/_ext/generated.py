@@ -31,7 +31,9 @@ FAMILIES = {
 }
 DOCS = Path(__file__).parents[1]
 TEMPLATES = Environment(  # noqa: S701 - what is written is no HTML
-    loader=FileSystemLoader(DOCS / "_ext" / "pages"), undefined=StrictUndefined
+    loader=FileSystemLoader(DOCS / "_ext" / "pages"),
+    undefined=StrictUndefined,
+    keep_trailing_newline=True,, keep_trailing_newline=True
 )
 
 
@@ -82,20 +84,7 @@ def _docstring(
 
 def _plugin(name: str, cls: type[Balancer] | type[Task]) -> dict[str, Any]:
     """Return what the page of a method and of a task say alike."""
-    return {
-        "name": name,
-        "cls": cls,
-        "says": (inspect.getdoc(cls) or "").split("\n\n")[0],
-        "parameters": {
-            key: (params.describe(parameter.annotation), _default(parameter))
-            for key, parameter in params.declared(cls).items()
-        },
-    }
-
-
-def _default(parameter: inspect.Parameter) -> str:
-    required = parameter.default is parameter.empty
-    return "required" if required else params.own_keys({"": parameter.default})[1:] or "none"
+    return {"name": name, "cls": cls, "says": (inspect.getdoc(cls) or "").split("\n\n")[0]}
 
 
 def _method(name: str, method: type[Balancer]) -> dict[str, Any]:
@@ -110,7 +99,14 @@ def _method(name: str, method: type[Balancer]) -> dict[str, Any]:
         "drawn": not method.reference,
         "family": family(method),
         "needs": [words for words, wanted in needs.items() if wanted],
-        "searched": search_space(method),
+        "parameters": {
+            key: (
+                params.describe(parameter.annotation),
+                params.own_keys({"": parameter.default})[1:],
+                search_space(method).get(key, ""),
+            )
+            for key, parameter in params.declared(method).items()
+        },
     }
 
 
@@ -121,7 +117,8 @@ def _overrides(method: type[Balancer], hook: str) -> bool:
 def _task(name: str, entry: Entry) -> dict[str, Any]:
     task = entry.load(Task)
     recipe = [f"{field.name} {getattr(task.recipe, field.name)}" for field in fields(Recipe)]
-    return _plugin(name, task) | {"recipe": recipe, "searched": {}}
+    fixed = task.recipe is not Task.recipe  # else it depends on the task's parameters
+    return _plugin(name, task) | {"recipe": recipe if fixed else []}
 
 
 def _families(methods: dict[str, type[Balancer]]) -> dict[str, list[tuple[str, str, str]]]:
