@@ -33,7 +33,7 @@ DOCS = Path(__file__).parents[1]
 TEMPLATES = Environment(  # noqa: S701 - what is written is no HTML
     loader=FileSystemLoader(DOCS / "_ext" / "pages"),
     undefined=StrictUndefined,
-    keep_trailing_newline=True,, keep_trailing_newline=True
+    keep_trailing_newline=True,
 )
 
 
