@@ -13,6 +13,7 @@ from mtbench.cli import app
 from mtbench.plugins.registry import entries
 
 ROOT = Path(__file__).parents[1]
+TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = re.compile(r"^```sh\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 
@@ -61,11 +62,17 @@ def test_the_site_builds_without_a_warning_and_asks_nothing_of_other_hosts(tmp_p
     assert (site / "searchindex.js").stat().st_size > 100_000
 
 
-@pytest.mark.parametrize("name", [name for name in entries("method") if name != "stl"])
+@pytest.mark.parametrize("name", toy_paths.load())
 def test_the_kept_path_of_a_method_is_the_methods(name: str) -> None:
     kept = toy_paths.load()[name]
     for path, again in zip(kept, toy_paths.walk(name, steps=toy_paths.EVERY), strict=True):
         assert again == [pytest.approx(point, abs=0.011) for point in path[:2]]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.name)
+def test_links_of_texts_outside_of_the_site_lead_somewhere(text: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)[)#]", text.read_text(encoding="utf-8"))
+    assert not [target for target in targets if not (ROOT / target).exists()]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
