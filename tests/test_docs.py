@@ -62,7 +62,7 @@ def test_the_site_builds_without_a_warning_and_asks_nothing_of_other_hosts(tmp_p
     assert (site / "searchindex.js").stat().st_size > 100_000
 
 
-@pytest.mark.parametrize("name", toy_paths.load())
+@pytest.mark.parametrize("name", sorted({*toy_paths.load()} & {*entries("method")}))
 def test_the_kept_path_of_a_method_is_the_methods(name: str) -> None:
     kept = toy_paths.load()[name]
     for path, again in zip(kept, toy_paths.walk(name, steps=toy_paths.EVERY), strict=True):
