@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mtbench.balancing.model import MultitaskModel
     from mtbench.balancing.step import Step
     from mtbench.errors import MtbenchError, UsageError
-    from mtbench.plugins.method import Method, combine
+    from mtbench.plugins.method import Method, balancer, combine
     from mtbench.plugins.registry import find
     from mtbench.training.task import Metric, Recipe, Split, Splits, Task
 
@@ -43,11 +43,13 @@ _HOMES = {
     "Weighting": "balancing.balancer",
     "WeightingWrapper": "balancing.balancer",
     "Wrapper": "balancing.balancer",
+    "balancer": "plugins.method",
     "combine": "plugins.method",
     "find": "plugins.registry",
 }
 _MODULES = {"data": "training.data", "solvers": "balancing.solvers"}
 __all__ = [  # noqa: RUF022 - the reading order
+    "balancer",
     "Step",
     "Engine",
     "Balancer",

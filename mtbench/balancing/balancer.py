@@ -6,15 +6,16 @@ A method picks the narrowest signature that it needs: losses (`Scalarizer`), the
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict, Unpack, final, overload
 
 import torch
 from torch import Tensor, nn
 
-from mtbench.balancing.engine import largest
-from mtbench.balancing.step import Space, Step
-from mtbench.errors import UsageError
+from mtbench.balancing.distributed import Ranks
+from mtbench.balancing.engine import Engine, largest
+from mtbench.balancing.step import Again, Space, Step
+from mtbench.errors import StepError, UsageError
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
     from mtbench.balancing.model import MultitaskModel
 
 LossesFn = Callable[[], Sequence[Tensor]]
+Losses = Sequence[Tensor | None] | Mapping[str, Tensor | None]
+
+
+class Said(TypedDict, total=False):
+    """What `Step` is told beside the losses."""
+
+    features: Tensor | Sequence[Tensor]
+    shared: Iterable[Tensor] | None
+    latent: int | Tensor
+    again: Again | None
+    engine: Engine | None
+    loss_scale: "float | torch.amp.GradScaler"
+    ranks: Ranks | None
 
 
 class Balancer(nn.Module, ABC):
@@ -64,11 +78,91 @@ class Balancer(nn.Module, ABC):
         if num_objectives < 1:
             raise ValueError(f"num_objectives must be at least 1, found {num_objectives}")
         self.num_objectives = num_objectives
+        self.engine = Engine(batched=False)
+        self._names: tuple[str, ...] = ()
         self.generator = torch.Generator().manual_seed(seed)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "backward" in vars(cls):  # what `balance` was called before there was the one call
+            cls.balance = vars(cls)["backward"]  # type: ignore[method-assign]
+            del cls.backward
+
+    @overload
+    def backward(
+        self, losses: Step | Sequence[Tensor | None], **said: Unpack[Said]
+    ) -> Tensor | None: ...
+
+    @overload
+    def backward(
+        self, losses: Mapping[str, Tensor | None], **said: Unpack[Said]
+    ) -> dict[str, Tensor] | None: ...
+
+    @final
+    def backward(
+        self, losses: Step | Losses, **said: Unpack[Said]
+    ) -> Tensor | dict[str, Tensor] | None:
+        """Write every ``.grad`` for one forward pass, in the place of ``sum(losses).backward()``.
+
+        Args:
+            losses: K scalars on the graph, in a sequence or by the objectives' names; None for an
+                objective without labels in this batch. Or a `Step`, which may be told more.
+            said: what `Step` takes beside losses: ``latent=z`` for methods that look at the latent
+                representation, ``loss_scale=scaler`` with a gradient scaler.
+
+        Returns:
+            The effective weights (K,) of the objectives, for the record, where the method has any;
+            by name if the losses are.
+
+        Raises:
+            StepError: losses that are not K scalars, or that the graph does not bear out.
+        """
+        names: tuple[str, ...] = ()
+        if isinstance(losses, Step):
+            step = losses
+        else:
+            if isinstance(losses, Mapping):
+                names = self._names = self._named(losses)
+                losses = [losses[name] for name in names]
+            said.setdefault("engine", self.engine)
+            step = Step(losses, **said)
+            step.refuse_constants()
+        self._check(step)
+        weights = self.balance(step)
+        if weights is None or not names:
+            return weights
+        return dict(zip(names, weights.unbind(), strict=True))
+
+    def _named(self, losses: Mapping[str, Tensor | None]) -> tuple[str, ...]:
+        names = self._names or tuple(losses)
+        if set(names) != set(losses):
+            raise StepError(
+                f"{self._called} balances {', '.join(names)}, found losses named "
+                f"{', '.join(losses)}: the same names each time, None for one without labels"
+            )
+        return names
+
+    def _check(self, step: Step) -> None:
+        """Refuse a step that is not this balancer's."""
+        K, found = self.num_objectives, step.num_objectives
+        if found != K:
+            raise StepError(
+                f"{self._called} balances {K} objectives, found {found} losses: "
+                f"construct it with num_objectives={found}, or hand over {K}"
+            )
+        if self.needs_features and not step.features:
+            raise StepError(
+                f"{self._called} looks at the features: give latent=z, the tensor that the "
+                "heads get"
+            )
+
+    @property
+    def _called(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
     @abstractmethod
-    def backward(self, step: Step) -> Tensor | None:
-        """Write every ``.grad`` for one forward pass.
+    def balance(self, step: Step) -> Tensor | None:
+        """Write every ``.grad`` for one pass: what a method implements, and `backward` calls.
 
         Returns:
             The effective weights (K,) of the objectives, for the record, where the method has any.
@@ -127,7 +221,7 @@ class Scalarizer(Balancer):
     def objective(self, step: Step) -> tuple[Tensor, Tensor | None]:
         """Return the scalar to minimise, and the effective weights (K,) for the record."""
 
-    def backward(self, step: Step) -> Tensor | None:
+    def balance(self, step: Step) -> Tensor | None:
         """Differentiate the scalar once."""
         objective, weights = self.objective(step)
         step.descend(objective)
@@ -181,8 +275,9 @@ class Weighting(Balancer):
             weights[active] = found.to(weights)
         return weights
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Find the weights and apply them."""
+        step.release()
         gramian = step.gramian(self.space)
         weights = self.weigh(gramian, step.host_values)
         step.backward(weights, self.space)
@@ -228,8 +323,9 @@ class Aggregator(Balancer):
             return jacobian.new_zeros(jacobian.shape[1])
         return self.direction(jacobian[active], losses[active])
 
-    def backward(self, step: Step) -> None:
+    def balance(self, step: Step) -> None:
         """Find the direction and apply it."""
+        step.release()
         jacobian = step.jacobian()
         step.assign(self.direct(jacobian, step.values.to(jacobian)))
 

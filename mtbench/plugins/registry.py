@@ -62,25 +62,40 @@ class Entry:
             UsageError: an extra that it needs is not installed.
             PluginError: the module does not import, or defines none or several.
         """
+        public = self._public(base)
+        own = [item for item in public if not inspect.isabstract(item)]
+        if len(own) != 1:
+            found = ", ".join(sorted(item.__name__ for item in own)) or "none"
+            for item in public if not own else ():
+                lacks = ", ".join(sorted(item.__abstractmethods__))  # type: ignore[attr-defined]
+                found += f"; {item.__name__} does not define {lacks}"
+            raise PluginError(
+                f"{self.path}: a plugin file defines exactly one concrete, public subclass of "
+                f"mtbench.{base.__name__}, found {found}"
+            )
+        return own[0]
+
+    def defines(self, base: type) -> bool:
+        """Return whether the plugin has a class of a kind, a whole one or not.
+
+        Raises:
+            UsageError: an extra that it needs is not installed.
+            PluginError: the module does not import.
+        """
+        return bool(self._public(base))
+
+    def _public(self, base: type[Plugin]) -> list[type[Plugin]]:
         if extra := self.extra():
             extras.need(extra, self.name, self.owner or "")
         module = self._import()
-        own = [
+        return [
             item
             for item in vars(module).values()
             if inspect.isclass(item)
             and issubclass(item, base)
             and item.__module__ == module.__name__
             and not item.__name__.startswith("_")
-            and not inspect.isabstract(item)
         ]
-        if len(own) != 1:
-            found = ", ".join(sorted(item.__name__ for item in own)) or "none"
-            raise PluginError(
-                f"{self.path}: a plugin file defines exactly one concrete, public subclass of "
-                f"mtbench.{base.__name__}, found {found}"
-            )
-        return own[0]
 
     def digest(self) -> str | None:
         """Return the sha256 of a plugin file, None for a module of an installed package."""

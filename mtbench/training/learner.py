@@ -77,7 +77,6 @@ class Learner:
             done.losses,
             features=done.features,
             shared=self.model.encoder.parameters(),
-            heads=[head.parameters() for head in self.model.heads],
             latent=self.model.latent,
             again=lambda: self.step(batch, ranks),
             engine=self.engine,

@@ -104,7 +104,7 @@ class Loop:
             seeding.seed_everything(seeding.derive(self.batches.seed, "rank", ranks.rank, index))
 
         step = self.learner.step(batch, ranks)
-        made = Made(at.epoch, at.position, lr, {"loss": [step.values]})
+        made = Made(at.epoch, at.position, lr, {"loss": [step.observed]})
         self.numbers.pending.append(made)
         look = Look(step, self.diagnose) if at.position == 0 else None
         weights = balancer.backward(step)

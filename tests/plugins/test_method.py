@@ -25,8 +25,8 @@ from mtbench import Wrapper
 
 class Plain(Wrapper):
     paper, passes = "none", "one look"
-    def backward(self, step):
-        return self.base.backward(step)
+    def balance(self, step):
+        return self.base.balance(step)
 ''',
 }
 ORTHOGONAL = torch.diag(torch.tensor([2.0, 1.0]))
