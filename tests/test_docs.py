@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 import mtbench
@@ -67,6 +68,33 @@ def test_the_kept_path_of_a_method_is_the_methods(name: str) -> None:
     kept = toy_paths.load()[name]
     for path, again in zip(kept, toy_paths.walk(name, steps=toy_paths.EVERY), strict=True):
         assert again == [pytest.approx(point, abs=0.011) for point in path[:2]]
+
+
+def test_the_code_of_the_guides_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    encoder, grade, size = (torch.nn.Linear(3, 3) for _ in range(3))
+    images = torch.randn(4, 3)
+    known = {
+        "torch": torch, "mtbench": mtbench, "encoder": encoder, "grade": grade, "size": size,
+        "model": torch.nn.ModuleList([encoder, grade, size]), "images": images, "batch": images,
+        "loader": [images, images], "scaler": torch.amp.GradScaler("cpu"),
+        "grade_loss": lambda out: out.square().mean(), "size_loss": lambda out: out.exp().mean(),
+        "compute_losses": lambda model, batch: [
+            model[1](model[0](batch)).square().mean(), model[2](model[0](batch)).exp().mean()
+        ],
+    }  # fmt: skip
+    own_loop, method = (
+        re.findall(
+            r"^```python\n((?!>>>).*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE
+        )
+        for page in ("docs/own-loop.md", "docs/write-a-method.md")
+    )
+    for block in own_loop:
+        known["losses"] = known["compute_losses"](known["model"], images)
+        exec(block, known)
+    assert (tmp_path / "checkpoint.pt").exists()
+    exec(method[0], known)
+    known["Mine"](2).backward(known["compute_losses"](known["model"], images))
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: text.name)
