@@ -10,7 +10,7 @@ def weighting(owner: str, base: Balancer) -> Weighting:
     Raises:
         UsageError: the base is another one.
     """
-    if not isinstance(base, Weighting) or type(base).backward is not Weighting.backward:
+    if not isinstance(base, Weighting) or type(base).balance is not Weighting.balance:
         raise UsageError(
             f"{owner} wraps methods that find weights from the Gramian and do no more, found "
             f"{type(base).__name__}"

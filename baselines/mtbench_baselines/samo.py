@@ -118,6 +118,7 @@ class SAMO(Wrapper):
                 losses,
                 shared=shared,
                 again=step.again,
+                validation=step.validation,
                 engine=step.engine,
                 loss_scale=step.loss_scale,
                 ranks=ALONE,

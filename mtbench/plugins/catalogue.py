@@ -89,6 +89,7 @@ def markdown(methods: Mapping[str, Entry]) -> str:
             for word, wanted in (
                 ("features", method.needs_features),
                 ("reruns", method.needs_again),
+                ("validation", method.needs_validation),
             )
             if wanted
         ]

@@ -24,6 +24,7 @@ from typing import Literal, TypeVar
 
 from mtbench.errors import PluginError, UsageError, did_you_mean
 from mtbench.plugins import extras
+from mtbench.plugins.code import PREFIX, module_digest
 
 Kind = Literal["method", "task"]
 Plugin = TypeVar("Plugin")
@@ -97,11 +98,11 @@ class Entry:
             and not item.__name__.startswith("_")
         ]
 
-    def digest(self) -> str | None:
-        """Return the sha256 of a plugin file, None for a module of an installed package."""
-        if self.module is not None:
-            return None
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+    def digest(self) -> str:
+        """Return the sha256 of a plugin file, or of all that a plugin in a package is made of."""
+        if self.module is None:
+            return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return module_digest(self.path, self.module)
 
     def _import(self) -> ModuleType:
         try:
@@ -117,7 +118,7 @@ class Entry:
 
 @cache
 def _import_file(path: Path) -> ModuleType:
-    spec = spec_from_file_location(f"mtbench_plugin_{path.stem}", path)
+    spec = spec_from_file_location(f"{PREFIX}{path.stem}", path)
     if spec is None or spec.loader is None:
         raise PluginError(f"{path}: a plugin is a Python file (.py)")
     module = module_from_spec(spec)

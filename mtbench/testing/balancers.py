@@ -102,7 +102,8 @@ class BalancerContract(Promises):
         def again() -> Step:
             return Step(losses, features=features, shared=[weight])
 
-        balancer.backward(Step(losses, features=features, shared=[weight], again=again))
+        step = Step(losses, features=features, shared=[weight], again=again, validation=again)
+        balancer.backward(step)
         assert weight.grad is not None
         assert weight.grad.isfinite().all()
         assert weight.grad.any()
@@ -191,7 +192,9 @@ class BalancerContract(Promises):
 
         def step() -> Step:
             features = x * 1.0
-            return Step(losses(features), features=features, shared=[x], again=step)
+            return Step(
+                losses(features), features=features, shared=[x], again=step, validation=step
+            )
 
         for _ in range(800):
             optimizer.zero_grad()

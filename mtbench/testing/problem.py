@@ -15,6 +15,10 @@ from mtbench.balancing.step import Step
 Change = Callable[[int, Tensor], Tensor]
 
 
+HELD_OUT = 500
+"""What is added to a batch's number for the validation batch beside it."""
+
+
 class Make(Protocol):
     """How a method is constructed."""
 
@@ -76,11 +80,14 @@ class Problem:
         features = self.model.encode(inputs)
         losses = self.losses(features, batch)
         again = partial(self.step, batch, with_features)
+        held_out = partial(self.step, batch + HELD_OUT, with_features)
         # As in a trainer, the next step's Jacobian takes the place of this one's.
         if with_features:
-            return Step(losses, features=features, again=again, engine=self.engine)
+            return Step(
+                losses, features=features, again=again, validation=held_out, engine=self.engine
+            )
         shared = self.model.encoder.parameters()
-        return Step(losses, shared=shared, again=again, engine=self.engine)
+        return Step(losses, shared=shared, again=again, validation=held_out, engine=self.engine)
 
     def _losses_again(self, batch: int) -> Sequence[Tensor]:
         return self.step(batch).losses

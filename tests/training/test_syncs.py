@@ -69,7 +69,7 @@ def reads(out: Path, method: str, odd: Odd = "", **given: Any) -> tuple[Any, Dev
     kept = [getattr(m, name) for m in modules for name in getattr(m, "on_host", ())]
     moved = [[*m.parameters(), *m.buffers()] for m in (model, balancer)]
     there = [x for x in tensors(moved) if not any(x is y for y in kept)]
-    memory = [there, list(loop.optimizer.state.values()), vars(trained.engine)]
+    memory = [there, loop.descent.state_dict(), vars(trained.engine)]
     device = Device(memory)
     with device.watched() as found:
         loop.step(loop.batches.at(0, 3))
