@@ -30,6 +30,7 @@ suppress_warnings = ["myst.header"]  # published.md begins its tables at the thi
 
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True
 napoleon_custom_sections = ["Deviations", "Deviation"]
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

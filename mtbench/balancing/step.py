@@ -40,7 +40,7 @@ class Step(Passes):
         features: what the encoder hands to every head, for methods that look there. Then the shared
             parameters are those that the features depend on.
         shared: where gradients are compared; by default every `nn.Parameter` that several losses
-            reach, or that lie under the features. What several losses reach beside a part that is
+            reach, or that lies under the features. What several losses reach beside a part that is
             chosen here gets the gradient of the sum with the weights found. Frozen ones are
             skipped.
         latent: the latent representation z: a tensor, or its index among the features.
