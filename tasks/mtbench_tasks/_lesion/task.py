@@ -1,5 +1,6 @@
 """A task of two objectives: a lesion's mask and its risk category, from one image."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +16,21 @@ from mtbench import seeding
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.training.cache import cache_dir
-from mtbench.training.task import Batch, Meter, Predictor, Progress, Recipe, Splits, Task, Trained
+from mtbench.training.task import (
+    Batch,
+    Meter,
+    Predictor,
+    Progress,
+    Recipe,
+    Splits,
+    Task,
+    Trained,
+    Verdict,
+)
 from mtbench_tasks._lesion import radiomics
 from mtbench_tasks._lesion.cases import Case, Collection, Image, View
 from mtbench_tasks._lesion.consensus import with_consensus
+from mtbench_tasks._lesion.doubts import alike, survey
 from mtbench_tasks._lesion.grid import Prepared, prepare
 from mtbench_tasks._lesion.splits import CaseSplit, Sample, join_patients, split_patients
 
@@ -87,7 +99,8 @@ class LesionTask(Task):
         guide: weight of the radiomics guidance within the risk loss; by default what suits the
             source.
         risk_loss: ``ce``, or ``emd``: the squared earth mover's distance (Hou et al. 2016).
-        strict: stop at what is broken in the data, instead of leaving it out.
+        strict: stop at what is broken in the data, or looks odd, instead of leaving it out, or
+            using it.
         labels: of a case with several readers, ``reader``: those of one, drawn by the seed;
             ``all``: each reading is a sample; ``consensus``: STAPLE of the masks and the majority
             of the categories, of equally frequent ones the most suspicious.
@@ -163,8 +176,10 @@ class LesionTask(Task):
             lambda done, total: progress("preparing images", done, total),
         )
         problems = [*collection.problems, *prepared.broken.values()]
-        if self.strict and problems:
-            raise DataError(f"{problems[0]} (of {len(problems)} such; --strict stops at them)")
+        doubts = [*collection.doubts, *itertools.chain(*prepared.doubts.values())]
+        doubts += alike(cases, prepared.hashes)
+        if self.strict and (wrong := problems + doubts):
+            raise DataError(f"{wrong[0]} (of {len(wrong)} such; --strict stops at them)")
         usable = [i for i in range(len(cases)) if i not in prepared.broken]
         rng = np.random.default_rng(seeding.derive(seed, "split"))
         joined = join_patients([cases[i] for i in usable], [prepared.images[i] for i in usable])
@@ -212,6 +227,9 @@ class LesionTask(Task):
         if problems:
             notes["left out"] = len(problems)
             notes["problems"] = problems[:SHOWN]
+        if doubts:
+            notes["looks odd"] = len(doubts)
+            notes["doubts"] = doubts[:SHOWN]
         fingerprint = collection.fingerprint
         return Splits(made[0], made[1], made[2], fingerprint=fingerprint, notes=notes)
 
@@ -354,13 +372,19 @@ class LesionTask(Task):
         return card(self.image_size, self.grades, fitted)
 
     @classmethod
-    def inspect(cls, source: str, data: Path | None) -> list[tuple[str, str, str]]:
-        """Return what of a source is used, repaired and dropped."""
-        collection = _load(source, cls.sources[cls._known(source)], data, _silent)
+    def inspect(
+        cls, source: str, data: Path | None, *, grades: tuple[str, ...] | None = None
+    ) -> list[tuple[str, str, str]]:
+        """Return what of a source is used, repaired and dropped, and what looks odd."""
+        collection = cls._collection(source, data, grades)
+        problems, doubts = survey(collection)
         rows = [(str(count), what, why) for count, what, why in collection.report]
-        if problems := collection.problems:
-            why = f"left out; the first: {problems[0]}; `mtbench data verify` lists all"
-            rows.append((str(len(problems)), "problems", why))
+        for lines, what, why in (
+            (problems, "problems", "left out"), (doubts, "things that look odd", "used")
+        ):  # fmt: skip
+            if lines:
+                said = f"{why}; the first: {lines[0]}; `mtbench data verify` lists all"
+                rows.append((str(len(lines)), what, said))
         return rows + [("", "note", remark) for remark in collection.remarks]
 
     @classmethod
@@ -379,11 +403,30 @@ class LesionTask(Task):
         return manifest.template() if "manifest" in cls.sources else super().template()
 
     @classmethod
-    def verify(cls, source: str, data: Path | None) -> tuple[int, list[str]]:
-        """Read all of a source; return the number of cases and a line per problem."""
-        collection = _load(source, cls.sources[cls._known(source)], data, _silent)
-        faults = [fault for case in collection.cases for fault in case.faults()]
-        return len(collection.cases), [*collection.problems, *faults]
+    def verify(
+        cls, source: str, data: Path | None, *, grades: tuple[str, ...] | None = None
+    ) -> Verdict:
+        """Read all of a source; return what is broken, would be refused, or looks odd."""
+        collection = cls._collection(source, data, grades)
+        problems, doubts = survey(collection)
+        if min(map(len, split_patients(collection.cases, np.random.default_rng(0)))) == 0:
+            count = len({case.patient for case in collection.cases})
+            problems.append(
+                f"{source}: {len(collection.cases)} cases of {count} patients are too few to be "
+                "split in three"
+            )
+        return Verdict(len(collection.cases), problems, doubts)
+
+    @classmethod
+    def _collection(
+        cls, source: str, data: Path | None, grades: tuple[str, ...] | None
+    ) -> Collection:
+        origin = cls.sources[cls._known(source)]
+        if grades is not None:
+            if origin.graded is None:
+                raise UsageError(f"the grades of source {source} are fixed: leave out --grades")
+            origin = origin.graded(data, grades)
+        return _load(source, origin, data, _silent)
 
     @classmethod
     def _known(cls, source: str) -> str:
