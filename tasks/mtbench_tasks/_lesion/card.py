@@ -49,9 +49,32 @@ def calibrated(fitted: Mapping[str, Any]) -> str:
     found = fitted.get("calibration")
     if not found or not found["readings"]:
         return "The probabilities are not calibrated (temperature 1)."
+    if found["temperature"] == 1:
+        return (
+            f"The probabilities are not calibrated (temperature 1): on {found['readings']} "
+            "validation readings no temperature gains more than its standard error."
+        )
     return (
         f"The probabilities are calibrated on {found['readings']} validation readings: "
         f"temperature {found['temperature']:.2f}; expected calibration error "
         f"{found['error_before']:.3f} before, {found['error_after']:.3f} after, on these same "
         "readings."
+    )
+
+
+def judged(fitted: Mapping[str, Any]) -> str:
+    """Return how good the model is on validation, in a sentence: it stands beside what it says.
+
+    >>> judged({"validation": {"auroc": 0.613, "dice": 0.704, "graded": 41, "outlined": 58}})
+    'On validation: AUROC 0.61 (41 graded readings), Dice 0.70 (58 outlines).'
+    >>> judged({})
+    'How good the model is on validation is not known.'
+    """
+    found = fitted.get("validation")
+    if not found:
+        return "How good the model is on validation is not known."
+    auroc, dice = ("none" if found[k] is None else f"{found[k]:.2f}" for k in ("auroc", "dice"))
+    return (
+        f"On validation: AUROC {auroc} ({found['graded']} graded readings), Dice {dice} "
+        f"({found['outlined']} outlines)."
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CENTIMETRES = 3  # of Physical Units X/Y Direction, PS3.3 C.8.5.5.1.15
 PLANE = 1  # of Region Spatial Format: 2-D; others are M-mode, spectra, graphs
+SPACINGS = "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"
 AGREE = 0.02  # share by which spacings of one image may differ
 LEADING = {b"\x02\0", b"\x08\0"}  # group of the first element of a file without preamble
 
@@ -127,8 +128,8 @@ def _geometry(data: "Dataset") -> Geometry:
             spacing = said
         elif not np.allclose(said, spacing, rtol=AGREE):
             told.append(
-                f"its regions of ultrasound say {_by(spacing)} mm per pixel, PixelSpacing says "
-                f"{_by(said)}: the regions' is taken"
+                f"its regions of ultrasound say {_by(spacing)} mm per pixel, its pixel spacing "
+                f"is {_by(said)}: the regions' is taken"
             )
     if spacing is None and (ratio := _numbers(data.get("PixelAspectRatio"))):
         return geometry(shape, None, ratio[0] / ratio[1], _around(regions), told=tuple(told))
@@ -172,11 +173,11 @@ def _around(regions: Sequence[_Region]) -> View | None:
 
 def _pixel_spacing(data: "Dataset") -> tuple[float, float] | None:
     """Return millimetres down and across; 1 x 1 is what writers put who do not know."""
-    said = data.get("PixelSpacing")
     shared = data.get("SharedFunctionalGroupsSequence")
-    if said is None and shared and (measures := shared[0].get("PixelMeasuresSequence")):
-        said = measures[0].get("PixelSpacing")
-    found = _numbers(said)
+    measures = shared[0].get("PixelMeasuresSequence") if shared else None
+    places = (data.get(name) for name in SPACINGS)
+    within = measures[0].get("PixelSpacing") if measures else None
+    found = next(filter(None, map(_numbers, (*places, within))), None)
     return None if found == (1, 1) else found
 
 

@@ -20,10 +20,10 @@ from matplotlib.patches import Rectangle
 from PIL import Image as Pil
 
 from mtbench.training.task import Trained
-from mtbench_tasks._lesion.card import calibrated
+from mtbench_tasks._lesion.card import calibrated, judged
 from mtbench_tasks._lesion.cases import Image
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES
-from mtbench_tasks._lesion.reading import USE, beside, outlined
+from mtbench_tasks._lesion.reading import USE, beside, headline, outlined
 
 TITLE = "Reading by a trained model"
 EXPLAINED = (
@@ -50,7 +50,7 @@ class Section:
     """What is said of one view."""
 
     picture: Pil.Image
-    category: str
+    headline: str
     measurements: list[tuple[str, str]]
     chances: list[tuple[str, float]]
     radiomics: list[tuple[str, list[Row]]]
@@ -63,6 +63,7 @@ class Page:
     name: str
     facts: list[tuple[str, str]]
     notes: list[str]
+    judged: str
     sections: list[Section]
 
 
@@ -107,7 +108,9 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
         ("Size", f"{image.shape[1]} x {image.shape[0]} pixels"),
         (
             "Spacing",
-            "unknown: lengths are in pixels" if spacing is None else f"{spacing:g} mm/pixel",
+            "unknown: lengths are in pixels"
+            if spacing is None
+            else f"{spacing:g} mm/pixel ({record['spacing_from']})",
         ),
         ("Model", trained.name),
         ("Calibration", calibrated(trained.fitted)),
@@ -115,14 +118,14 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
     sections = [
         Section(
             picture=whole.crop(view["box"]),
-            category=view["category"],
+            headline=headline(view),
             measurements=_measurements(view),
             chances=list(view["probabilities"].items()),
             radiomics=_radiomics(view["radiomics"]),
         )
         for view in record["views"]
     ]
-    return Page(facts[0][1], facts, record["notes"], sections)
+    return Page(facts[0][1], facts, record["notes"], judged(trained.fitted), sections)
 
 
 def html(page: Page) -> str:
@@ -165,6 +168,13 @@ def _measurements(view: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Short axis", lengths["short_axis"]),
         ("Height x width", f"{lengths['height']} x {lengths['width']}"),
         ("Taller than wide", "yes" if view["taller_than_wide"] else "no"),
+        *(
+            (
+                f"Region {number}",
+                f"{other[f'long_axis_{unit}']:g} x {other[f'short_axis_{unit}']:g} {unit}",
+            )
+            for number, other in enumerate(view["others"], 2)
+        ),
     ]
 
 
@@ -214,8 +224,9 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
         write(0.2, y, "\n".join(lines), colour=colour)
         y -= 0.0155 * len(lines)
     _picture(figure, section.picture, (0.08, y - 0.32, 0.48, 0.31))
-    write(0.6, y - 0.012, f"Category {section.category}", 15, weight="bold")
-    _chances(figure, section.chances, (0.7, y - 0.2, 0.22, 0.15))
+    write(0.6, y - 0.012, section.headline, 15, weight="bold")
+    _chances(figure, section.chances, (0.7, y - 0.17, 0.22, 0.12))
+    write(0.6, y - 0.18, "\n".join(textwrap.wrap(page.judged, 48)), 8, QUIET)
     for number, (label, value) in enumerate(section.measurements):
         write(0.6, y - 0.225 - 0.02 * number, label, colour=QUIET)
         write(0.74, y - 0.225 - 0.02 * number, value)

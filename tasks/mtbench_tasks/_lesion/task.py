@@ -300,11 +300,14 @@ class LesionTask(Task):
         train, val = splits.train, splits.val
         assert isinstance(train, CaseSplit)
         assert train.standardise is not None
-        outputs = [
-            predictor(val.batch(positions)["inputs"])[1].logits.float().cpu()
-            for positions in torch.split(torch.arange(len(val)), BATCH)
-        ]
         assert isinstance(val, CaseSplit)
+        meter, outputs = self.meter(), []
+        for positions in torch.split(torch.arange(len(val)), BATCH):
+            batch = val.batch(positions)
+            found = predictor(batch["inputs"])
+            meter.update(found, batch)
+            outputs.append(found[1].logits.float().cpu())
+        measured = {k: None if math.isnan(v) else v for k, v in meter.compute().items()}
         known = val.category >= 0
         logits, category = torch.cat(outputs)[known], val.category[known]
         scale = temperature(logits, category)
@@ -316,6 +319,12 @@ class LesionTask(Task):
                 "readings": len(category),
                 "error_before": before,
                 "error_after": after,
+            },
+            "validation": {
+                "auroc": measured["auroc"],
+                "dice": measured["dice"],
+                "graded": len(category),
+                "outlined": int(val.has_mask.sum()),
             },
             "radiomics": {
                 "features": [feature.name for feature in radiomics.FEATURES],
@@ -331,6 +340,8 @@ class LesionTask(Task):
         to: Path,
         *,
         spacing: float | None = None,
+        views: Literal["auto", "whole"] = "auto",
+        frame: str | None = None,
         report: Literal["html", "pdf", "both", "none"] = "html",
     ) -> dict[str, Any]:
         """Segment, grade and measure what an image shows.
@@ -339,8 +350,12 @@ class LesionTask(Task):
             trained: the model.
             path: an image file.
             to: where mask, overlay and report go, and how their names begin.
-            spacing: millimetres per pixel; by default as the file's header says (DICOM, NIfTI).
+            spacing: millimetres per pixel, where the file's header (DICOM, NIfTI) says none.
                 Lengths are given in pixels where neither does.
+            views: ``auto`` crops an image to what was scanned and cuts a split screen in two, as in
+                training; ``whole`` reads it as it is.
+            frame: of a file of several, the number of one, from 1, ``middle``, or ``all``: then
+                the record's ``frames`` has one of each.
             report: which kind of page is written of each image.
         """
         from mtbench_tasks._lesion import files, reading
@@ -348,15 +363,25 @@ class LesionTask(Task):
 
         if spacing is not None and not 0 < spacing < float("inf"):
             raise UsageError(f"spacing must be positive (millimetres per pixel), found {spacing}")
-        image = files.read_image(path)
-        scale = spacing or files.read_spacing(path)
-        record = reading.read(
-            trained.predictor, image, path, to, self.image_size, self.grades, scale,
-            self.origin.views, reading.Reference.of(trained.fitted),
-        )  # fmt: skip
-        record["notes"] = reading.notes(image, files.colour(path), record["views"])
-        record["reports"] = page.write(report, record, image, trained, to)
-        return record
+
+        def read(number: int | None, to: Path) -> dict[str, Any]:
+            picture = files.read_picture(path, number)
+            record = reading.read(
+                trained.predictor, picture, path, to, self.image_size, self.grades, spacing,
+                whole if views == "whole" else self.origin.views,
+                reading.Reference.of(trained.fitted),
+            )  # fmt: skip
+            record["frame"] = number
+            record["reports"] = page.write(report, record, picture.pixels, trained, to)
+            return record
+
+        numbers = _frames(path, frame)
+        if len(numbers) == 1:
+            return read(numbers[0], to)
+        return {
+            "image": str(path),
+            "frames": [read(n, to.with_name(f"{to.name}_frame{n}")) for n in numbers],
+        }
 
     @classmethod
     def reads(cls, path: Path) -> bool:
@@ -441,6 +466,27 @@ def _load(name: str, source: Source, data: Path | None, progress: Progress) -> C
     return source.load(data or Path(), progress)
 
 
+def _frames(path: Path, wanted: str | None) -> list[int | None]:
+    """Return which frames of a file are read; None is the only one.
+
+    Raises:
+        UsageError: `wanted` is no frame.
+        DataError: the file is absent or broken, or has several where none is named.
+    """
+    from mtbench_tasks._lesion import files
+
+    if wanted is not None and wanted not in ("middle", "all") and not wanted.isdecimal():
+        raise UsageError(f"--frame must be a number, middle or all, found {wanted!r}")
+    count = files.frames(path)
+    if wanted is None:
+        if count > 1:
+            raise DataError(f"{path}: has {count} frames: give --frame N, middle or all")
+        return [None]
+    if wanted == "all":
+        return list(range(1, count + 1))
+    return [(count + 1) // 2 if wanted == "middle" else int(wanted)]
+
+
 def _authority(cases: Sequence[Case]) -> str:
     """Return whose labels a test on these cases is against."""
     if all(case.truth for case in cases):
@@ -459,18 +505,20 @@ def _targets(
 ) -> NDArray[np.float64]:
     """Return raw radiomics of samples, (N, R), NaN where there is no contour."""
     found = np.full((len(samples), len(radiomics.FEATURES)), np.nan)
-    pixels, contours, keys, where = [], [], [], []
+    pixels, contours, keys, spacings, where = [], [], [], [], []
     for position, (i, number) in enumerate(samples):
         contour = cases[i].said[number].contour
-        if contour is not None:
+        if contour is not None and prepared.rows[i][number] >= 0:
             pixels.append(cases[i].pixels)
             contours.append(contour)
             keys.append(f"{prepared.images[i]} {prepared.contours[prepared.rows[i][number]]}")
+            spacings.append(cases[i].spacing)
             where.append(position)
     found[where] = radiomics.extract_all(
         pixels,
         contours,
         keys,
+        spacings,
         cache=cache_dir(),
         progress=lambda done, total: progress("radiomics", done, total),
     )
