@@ -635,8 +635,11 @@ def test_broken_files_are_counted_and_the_rest_goes_on(
     save(tmp_path / "small.png", np.eye(9, dtype=np.uint8))
     header, *rows = (line.replace("images", f"{data}/images").replace("masks", f"{data}/masks")
                      for line in lines)  # fmt: skip
-    rows += ["broken.png,,TR4,x,ann", f"{data}/images/01.dcm,small.png,TR4,0,cat",
-             "none.png,,TR4,z,"]
+    rows += [
+        "broken.png,,TR4,x,ann",
+        f"{data}/images/01.dcm,small.png,TR4,0,cat",
+        "none.png,,TR4,z,",
+    ]
     source = tmp_path / "cases.csv"
     source.write_text("\n".join([header, *rows, ""]))
     code, printed, err = mtbench("data", "verify", "manifest", "--data", source)

@@ -355,7 +355,8 @@ def test_the_page_says_it_all(tmp_path: Path) -> None:
     assert text.count(reading.USE) == 2
     for words in (
         "a.png", "120 x 80 pixels", "0.1 mm/pixel", "the &lt;model&gt;", "a &lt;note&gt;",
-        "temperature 2.00", "0.200 before", "AUROC 0.61 (30 graded readings), Dice 0.70 (40 outlines)", "Category high", "Long axis", "Taller than wide",
+        "temperature 2.00", "0.200 before", "AUROC 0.61 (30 graded readings)",
+        "Dice 0.70 (40 outlines)", "Category high", "Long axis", "Taller than wide",
         "composition", "echogenicity", "shape", "margin", "echogenic foci", "edge sharpness",
     ):  # fmt: skip
         assert words in text, words
