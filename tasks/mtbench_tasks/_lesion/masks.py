@@ -12,8 +12,9 @@ from mtbench_tasks._lesion.cases import Mask
 FEW = 32  # more different values than this are edges, noise or an image, and no list of labels
 BETWEEN = 0.1  # share of pixels neither dark nor bright, from which a file is no mask but an image
 REGION = 0.01  # of what is marked: a smaller patch of one value is an edge or a speck
-CORE = 0.02  # of a mask: less is left of an outline when two pixels of its border are taken away
-THIN = 3.0  # an outline's inside is more than this much larger than the outline
+RING = 1.5  # what an outline encloses, the outline included, is at least so much larger than it
+CORE = 0.02  # of a mask: less is left of lines when two pixels of their border are taken away
+BRIDGED = (2, 4, 8)  # pixels from each side of a gap
 
 
 def outlined(values: NDArray[Any], *, lossy: bool, value: int | None) -> tuple[Mask, list[str]]:
@@ -97,8 +98,13 @@ def _plateaus(plane: NDArray[Any]) -> list[float]:
     bright = even & (plane > 0.2 * top)
     level = np.round(5 * plane[bright] / top)
     found, counts = np.unique(level, return_counts=True)
-    least = 0.1 * counts.sum()
-    return [float(np.median(plane[bright][level == v])) for v in found[counts > least]]
+    labels = list[float]()
+    for value in found[counts > 0.1 * counts.sum()]:
+        label = float(np.median(plane[bright][level == value]))
+        if labels and label - labels[-1] < 0.2 * top:  # one plateau on two levels
+            labels.pop()
+        labels.append(label)
+    return labels
 
 
 def _checked(mask: Mask) -> tuple[Mask, list[str]]:
@@ -113,19 +119,24 @@ def _checked(mask: Mask) -> tuple[Mask, list[str]]:
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     part = np.pad(mask[box], 1)
-    area = int(part.sum())
-    if area > FEW and ndimage.binary_erosion(part, iterations=2).sum() < CORE * area:
-        filled = ndimage.binary_fill_holes(part)
-        if filled.sum() > THIN * area:
-            mask = mask.copy()
-            mask[box] = filled[1:-1, 1:-1]
-            told.append("is an outline: what it encloses was filled")
-        elif _open(part):
-            raise DataError("is an outline that is not closed: close and fill it")
+    filled = ndimage.binary_fill_holes(part)
+    if filled.sum() > RING * part.sum():
+        mask = mask.copy()
+        mask[box] = filled[1:-1, 1:-1]
+        told.append("is an outline: what it encloses was filled")
+    elif part.sum() > FEW and _is_open(part):
+        raise DataError("is an outline that is not closed: close and fill it")
     return mask, told
 
 
-def _open(mask: Mask) -> bool:
-    """Return whether thin lines go around much more than they cover."""
-    closed = ndimage.binary_fill_holes(ndimage.binary_dilation(np.pad(mask, 6), iterations=5))
-    return bool(closed.sum() > THIN * mask.sum() and mask.size > 2 * THIN * mask.sum())
+def _is_open(mask: Mask) -> bool:
+    """Return whether a mask is thin lines that enclose an area once their gaps are bridged."""
+    if ndimage.binary_erosion(mask, iterations=2).sum() > CORE * mask.sum():
+        return False
+    wide = np.pad(mask, max(BRIDGED))
+    for reach in BRIDGED:
+        thick = ndimage.binary_dilation(wide, iterations=reach)
+        hole = ndimage.binary_fill_holes(thick).sum() - thick.sum()
+        if hole > (RING - 1) * mask.sum():
+            return True
+    return False
