@@ -13,6 +13,7 @@ from PIL import Image as Pil
 from mtbench.errors import DataError
 from mtbench_tasks import breast
 from mtbench_tasks._lesion.cases import Collection
+from mtbench_tasks._lesion.doubts import examine
 
 Mtbench = Callable[..., tuple[int, str, str]]
 SMALL = ("--image-size", 32, "--width", 2, "--epochs", 1, "--threads", 1, "--set", "batch_size=16")
@@ -191,7 +192,7 @@ def test_the_real_images() -> None:
     malignancy = load(DATA, "Classification")
     assert [count(malignancy, f"images of {grade}") for grade in malignancy.grades] == [154, 98]
     for case in collection.cases[::20]:
-        assert case.faults() == []
+        assert examine(case).faults == ()
         assert case.spacing is not None
         assert 0.04 < case.spacing < 0.14
         mask = case.readings[0].mask

@@ -716,7 +716,7 @@ def test_a_new_image_is_read(
         for view in record["views"]:
             assert set(view) == {
                 "box", "category", "probabilities", "long_axis_mm", "short_axis_mm", "height_mm",
-                "width_mm", "taller_than_wide", "radiomics",
+                "width_mm", "taller_than_wide", "others", "radiomics",
             }  # fmt: skip
             assert view["category"] in phantom.GRADES
             assert tuple(view["probabilities"]) == phantom.GRADES

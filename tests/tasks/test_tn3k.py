@@ -150,8 +150,9 @@ def test_it_trains_all_methods_and_shows_itself(mtbench: Mtbench, tmp_path: Path
     assert (code, err) == (0, "")
     assert "images of the test part" in out
     code, out, err = mtbench("data", "verify", "tn3k", "--data", root)
-    assert (code, out.count("\n")) == (2, 2)
+    assert (code, out.count("\n")) == (2, 3)
     assert "0005.jpg" in out
+    assert "0007 and test/0003 look like one image" in out
     picture = tmp_path / "preview.png"
     assert mtbench("data", "preview", "tn3k", "--data", root, "--to", picture)[0] == 0
     assert picture.stat().st_size > 10_000

@@ -18,6 +18,7 @@ from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, look
 HALF = 0.5  # of the image: a lesion seldom covers more
 SMALLEST = 32  # pixels: a smaller mask has no texture to speak of
 SPECK = 0.05  # of a mask: a smaller part of it is no lesion of its own
+BLANK = 8  # grey levels: an image that has fewer shows nothing
 BLACK = 12  # grey values up to this are background, JPEG noise included
 LIT = 0.2  # of a row or column: text and marks light less of it
 HASH = 16  # side of the perceptual hash
@@ -105,10 +106,10 @@ def survey(collection: Collection) -> tuple[list[str], list[str]]:
 def of_image(image: Image) -> Iterator[str]:
     """Yield what is odd about an image's pixels."""
     height, width = image.shape
-    if np.ptp(image) < 8:
-        yield "is blank"
-    elif max(height, width) < SMALLEST:
+    if max(height, width) < SMALLEST:
         yield f"{width} x {height} pixels are too few to show a lesion"
+    elif np.ptp(image) < BLANK:
+        yield "is blank"
 
 
 def of_mask(mask: Mask) -> Iterator[str]:
