@@ -25,7 +25,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet torch numpy setuptools wheel hatchling editables
 	$(BIN)/pip install --quiet --no-build-isolation pyradiomics==3.0.1
-	$(BIN)/pip install --quiet --no-build-isolation --editable .
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[thyroid]'
 	touch $@
 
 $(VENV)/tested: $(VENV)/installed

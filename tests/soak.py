@@ -34,7 +34,7 @@ TASKS = {
 }
 PER_CELL = 3
 PROCESSES = multiprocessing.get_context("forkserver")  # torch is imported once
-PROCESSES.set_forkserver_preload(["mtbench.cell", "mtbench.engine", "mtbench.trainer"])
+PROCESSES.set_forkserver_preload(["mtbench.training.trainer"])
 
 
 class Nobody:

@@ -59,7 +59,11 @@ def test_every_extra_that_a_message_names_exists():
         extra
         for package in PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
         for file in (ROOT / package).rglob("*.py")
-        for extra in re.findall(r"pip install 'mtbench-toolkit\[([\w,]+)\]'", file.read_text())
+        for extra in re.findall(
+            r"""(?:pip install 'mtbench-toolkit\[|extras\.need\(\s*"|^EXTRA = ")([\w,]+)""",
+            file.read_text(),
+            re.MULTILINE,
+        )
     }
     assert named <= EXTRAS.keys()
     assert named or not (ROOT / "mtbench").is_dir()
@@ -75,7 +79,7 @@ def test_torch_is_pinned_once():
 
 
 @in_checkout
-@pytest.mark.parametrize("name", ["run", "minimum", "wheel"])
+@pytest.mark.parametrize("name", ["run", "minimum", "wheel", "door"])
 def test_ci_scripts_parse(name):
     script = SCRIPTS / name
     assert script.stat().st_mode & 0o100

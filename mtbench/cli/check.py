@@ -32,6 +32,7 @@ def check(
     from rich.text import Text
 
     from mtbench.errors import UsageError
+    from mtbench.plugins import extras
     from mtbench.plugins.catalogue import kind_of
     from mtbench.plugins.overrides import parse
 
@@ -46,6 +47,7 @@ def check(
         raise UsageError(
             f"say what to check: NAME, method NAME or task NAME, found {' '.join(names)!r}"
         )
+    extras.need("check", "mtbench check")
     console = Console()
     with console.status(f"checking {name}"):
         if kind == "task":

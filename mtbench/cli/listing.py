@@ -24,12 +24,15 @@ def list_(
 ) -> None:
     """List the methods or the tasks that are there."""
     from mtbench.errors import UsageError
+    from mtbench.plugins.extras import command
     from mtbench.plugins.registry import entries
 
     found = entries("method" if kind is Kinds.methods else "task", plugin or [])
     if not markdown:
-        for name in found:
-            typer.echo(name)
+        for name, entry in found.items():
+            extra = entry.extra() if entry.missing() else None
+            note = f"  (not installed: {command(extra, entry.owner or '')})" if extra else ""
+            typer.echo(f"{name}{note}")
         return
     if kind is not Kinds.methods:
         raise UsageError("--markdown is for methods; `mtbench info NAME` tells of a task")

@@ -18,6 +18,80 @@ Jobs = Annotated[
     int | None, typer.Option("--jobs", "-j", help="Worker processes; by default one a core.")
 ]
 
+# Of the commands that train cells of one task: run, tune and reproduce.
+TaskData = Annotated[
+    Path | None, typer.Option("--data", help="Where the task's data lies, if it needs any.")
+]
+Epochs = Annotated[
+    int | None, typer.Option(help="Passes over the training split; the task has a default.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Precision = Annotated[str | None, typer.Option(help="fp32, the default, or bf16 autocast.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A parameter of method, task or recipe."),
+]
+Out = Annotated[Path, typer.Option(help="Folder for run directories and report.")]
+RUNS = Path("runs")
+Threads = Annotated[int | None, typer.Option(help="CPU threads; measured at the start by default.")]
+
+
+def names(context: typer.Context) -> list[str]:
+    """Return the options of a command, without dashes, for hints."""
+    return [option.opts[0].lstrip("-") for option in context.command.params]
+
+
+def overrides(
+    context: typer.Context, settings: list[str] | None, **named: object
+) -> dict[str, str]:
+    """Return the overrides of a command line by parameter, as text.
+
+    Args:
+        context: holds the words that are no option of the command.
+        settings: of ``--set``.
+        named: options that stand for a parameter of their name; None where not given.
+
+    Raises:
+        UsageError: a word of another form, or a parameter that is given twice.
+    """
+    from mtbench.errors import UsageError
+    from mtbench.plugins.overrides import parse
+
+    given = parse(settings or [], context.args)
+    for key, value in named.items():
+        if value is not None:
+            if key in given:
+                raise UsageError(f"parameter {key!r} is given twice: {value} and {given[key]}")
+            given[key] = str(value)
+    return given
+
+
+def check_precision(given: str | None) -> str:
+    """Return the precision, fp32 by default.
+
+    Raises:
+        UsageError: there is no such one.
+    """
+    from mtbench.errors import UsageError
+
+    if given not in (None, "fp32", "bf16"):
+        raise UsageError(f"--precision must be fp32 or bf16, found {given!r}")
+    return given or "fp32"
+
+
+def at_least(least: int, **numbers: int | None) -> None:
+    """Check numbers that options give.
+
+    Raises:
+        UsageError: one is too small.
+    """
+    from mtbench.errors import UsageError
+
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} must be at least {least}, found {number}")
+
 
 def number_of_jobs(given: int | None) -> int:
     """Return the number of worker processes.
@@ -27,10 +101,7 @@ def number_of_jobs(given: int | None) -> int:
     """
     import os
 
-    from mtbench.errors import UsageError
-
-    if given is not None and given < 1:
-        raise UsageError(f"--jobs must be at least 1, found {given}")
+    at_least(1, jobs=given)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return given or cores or 1
 

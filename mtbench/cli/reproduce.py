@@ -5,12 +5,18 @@ from typing import Annotated
 
 import typer
 
-from mtbench.cli.options import Plugins
-
-OPTIONS = (
-    "method", "data", "epochs", "seed", "seeds", "reference", "published", "device", "precision",
-    "set", "out", "threads", "plugin",
-)  # fmt: skip
+from mtbench.cli import options
+from mtbench.cli.options import (
+    RUNS,
+    Device,
+    Epochs,
+    Out,
+    Plugins,
+    Precision,
+    Settings,
+    TaskData,
+    Threads,
+)
 
 
 def reproduce(
@@ -22,14 +28,10 @@ def reproduce(
         list[str] | None,
         typer.Option("--method", "-m", help="A method that papers report; repeatable."),
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Where the task's data lies, if it needs any.")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training split; the task has a default.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds; papers mostly have 3.")] = 3,
+    data: TaskData = None,
+    epochs: Epochs = None,
+    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    seeds: Annotated[int, typer.Option(help="How many seeds; papers mostly have 3.")] = 3,
     reference: Annotated[
         str, typer.Option(help="The single-task method that delta-m is measured against.")
     ] = "stl",
@@ -37,18 +39,11 @@ def reproduce(
         Path | None,
         typer.Option(metavar="FILE", help="Published results to use instead of the shipped ones."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, or bf16 autocast.")] = "fp32",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A parameter of method, task or recipe."),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for run directories and report.")] = Path(
-        "runs"
-    ),
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; measured at the start by default.")
-    ] = None,
+    device: Device = "auto",
+    precision: Precision = None,
+    settings: Settings = None,
+    out: Out = RUNS,
+    threads: Threads = None,
     plugin: Plugins = None,
 ) -> None:
     """Train a method as papers did, and put it beside their row.
@@ -81,21 +76,16 @@ def reproduce(
     from mtbench.balancing.engine import Engine
     from mtbench.cli.running import run_cells
     from mtbench.comparing.judging import leaderboard
-    from mtbench.plugins.overrides import parse
     from mtbench.training.cache import cache_dir
 
-    given = parse(settings or [], context.args)
-    for key, value in (("data", data), ("epochs", epochs)):
-        if value is not None:
-            if key in given:
-                raise UsageError(f"parameter {key!r} is given twice: {value} and {given[key]}")
-            given[key] = str(value)
-    if precision not in ("fp32", "bf16"):
-        raise UsageError(f"--precision must be fp32 or bf16, found {precision!r}")
+    given = options.overrides(context, settings, data=data, epochs=epochs)
+    options.at_least(0, seed=seed)
+    options.at_least(1, seeds=seeds, threads=threads)
+    exact = options.check_precision(precision)
     runs = run_cells(
-        task, [reference, *method], given, range(seed, seed + seeds), device, precision, out,
+        task, [reference, *method], given, range(seed, seed + seeds), device, exact, out,
         fresh=False, threads=threads, engine=partial(Engine, notebook=cache_dir()), init=None,
-        diagnose=False, plugins=plugin or [], options=OPTIONS,
+        diagnose=False, plugins=plugin or [], options=options.names(context),
     )  # fmt: skip
     [board] = leaderboard.boards(runs)
     console = Console()

@@ -15,9 +15,12 @@ from mtbench.comparing.judging import leaderboard
 from mtbench.errors import RunError
 from mtbench.training import figures
 from mtbench.training.cell import Request, initial_weights
-from mtbench.training.rundir import RunDirectory
+from mtbench.training.device import resolve_device
+from mtbench.training.evaluation import primary_metrics
+from mtbench.training.rundir import Reader, RunDirectory
 from mtbench.training.task import History
-from mtbench.training.trainer import Reader, Trainer, conclude, primary_metrics, resolve_device
+from mtbench.training.trained import conclude
+from mtbench.training.trainer import Trainer
 
 
 def run_cells(

@@ -1,16 +1,22 @@
 """``mtbench tune``."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mtbench.cli.options import Plugins
+from mtbench.cli import options
+from mtbench.cli.options import (
+    RUNS,
+    Device,
+    Epochs,
+    Out,
+    Plugins,
+    Precision,
+    Settings,
+    TaskData,
+    Threads,
+)
 
-OPTIONS = (
-    "method", "task", "trials", "data", "epochs", "lr-range", "weight-decay-range", "sampler",
-    "pruner", "multi", "storage", "seed", "device", "precision", "set", "out", "threads", "plugin",
-)  # fmt: skip
 RANGE = "LOW,HIGH"
 
 
@@ -21,12 +27,8 @@ def tune(
     trials: Annotated[
         int, typer.Option(help="How many in all: the same command goes on to that number.")
     ] = 20,
-    data: Annotated[
-        Path | None, typer.Option(help="Where the task's data lies, if it needs any.")
-    ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training split; the task has a default.")
-    ] = None,
+    data: TaskData = None,
+    epochs: Epochs = None,
     lr_range: Annotated[
         str | None,
         typer.Option(
@@ -64,18 +66,11 @@ def tune(
     seed: Annotated[
         int | None, typer.Option(help="Of the trials and the draws; final seeds are others.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, or bf16 autocast.")] = "fp32",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A parameter of method, task or recipe."),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for run directories and results.")] = Path(
-        "runs"
-    ),
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads; measured at the start by default.")
-    ] = None,
+    device: Device = "auto",
+    precision: Precision = None,
+    settings: Settings = None,
+    out: Out = RUNS,
+    threads: Threads = None,
     plugin: Plugins = None,
 ) -> None:
     """Search a method's hyper-parameters, and write best.toml for `mtbench run --config`.
@@ -86,34 +81,28 @@ def tune(
     from rich.console import Console
 
     from mtbench.cli.tuning import TrialDisplay, refuse_searched, report, search_of
-    from mtbench.comparing.tuning import tuning
-    from mtbench.errors import UsageError
-    from mtbench.plugins.overrides import parse
+    from mtbench.comparing.tuning.draws import SEED
+    from mtbench.comparing.tuning.mode import Mode
+    from mtbench.comparing.tuning.study import Tuning
     from mtbench.training.cell import Request
-    from mtbench.training.trainer import primary_metrics, resolve_device
+    from mtbench.training.device import resolve_device
+    from mtbench.training.evaluation import primary_metrics
 
-    given = parse(settings or [], context.args)
-    for key, value in (("data", data), ("epochs", epochs)):
-        if value is not None:
-            if key in given:
-                raise UsageError(f"parameter {key!r} is given twice: {value} and {given[key]}")
-            given[key] = str(value)
-    for name, number, least in (("trials", trials, 1), ("seed", seed, 0), ("threads", threads, 1)):
-        if number is not None and number < least:
-            raise UsageError(f"--{name} must be at least {least}, found {number}")
-    if precision not in ("fp32", "bf16"):
-        raise UsageError(f"--precision must be fp32 or bf16, found {precision!r}")
+    given = options.overrides(context, settings, data=data, epochs=epochs)
+    options.at_least(0, seed=seed)
+    options.at_least(1, trials=trials, threads=threads)
+    exact = options.check_precision(precision)
     exploratory = sampler or ("tpe" if multi or pruner != "none" else None)
-    mode = tuning.Mode(exploratory, pruner, multi)
-    request = Request.of(task, [method], given, plugin or [], OPTIONS)
+    mode = Mode(exploratory, pruner, multi)
+    request = Request.of(task, [method], given, plugin or [], options.names(context))
     search = search_of(request.recipe, lr_range, weight_decay_range)
     where = resolve_device(device)
     console = Console()
-    at = tuning.SEED if seed is None else seed
+    at = SEED if seed is None else seed
     with TrialDisplay(console, primary_metrics(dict(request.task.metrics))) as display:
         splits = request.task.setup(at, display.prepare)
-        study = tuning.Tuning(
-            request, splits, search, mode, seed=at, precision=precision, device=where, out=out,
+        study = Tuning(
+            request, splits, search, mode, seed=at, precision=exact, device=where, out=out,
             storage=storage, threads=threads,
         )  # fmt: skip
         refuse_searched(given, request.choices[0].method, study.draws(1)[0])

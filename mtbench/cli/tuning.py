@@ -9,7 +9,9 @@ from rich.text import Text
 
 from mtbench.cli.display import Display
 from mtbench.comparing.tuning import figures as tuning_figures
-from mtbench.comparing.tuning.tuning import Draw, Outcome, Search, Tuning
+from mtbench.comparing.tuning.draws import Draw, Search
+from mtbench.comparing.tuning.outcome import Outcome
+from mtbench.comparing.tuning.study import Tuning
 from mtbench.errors import UsageError
 from mtbench.plugins import params
 from mtbench.plugins.method import Method

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from mtbench.errors import RunError, UsageError
+from mtbench.errors import RunError
 from mtbench.integrations.record import Record
+from mtbench.plugins import extras
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -27,12 +28,9 @@ class Log:
     """
 
     def __init__(self, uri: str) -> None:
-        try:
-            from mlflow import MlflowClient
-        except ImportError as error:
-            raise UsageError(
-                "--mlflow needs MLflow: pip install 'mtbench-toolkit[mlflow]'"
-            ) from error
+        extras.need("mlflow", "--mlflow")
+        from mlflow import MlflowClient
+
         self.uri = uri
         self.experiments: dict[str, str] = {}
         with _told(uri):

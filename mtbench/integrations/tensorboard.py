@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from mtbench.errors import RunError, UsageError
+from mtbench.errors import RunError
 from mtbench.integrations.record import Record
+from mtbench.plugins import extras
 
 
 class Log:
@@ -17,12 +18,7 @@ class Log:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            import tensorboard  # noqa: F401
-        except ImportError as error:
-            raise UsageError(
-                "--tensorboard needs TensorBoard: pip install 'mtbench-toolkit[tensorboard]'"
-            ) from error
+        extras.need("tensorboard", "--tensorboard")
         self.folder = folder
 
     def write(self, record: Record) -> bool:

@@ -3,10 +3,14 @@
 Packages announce themselves by an entry point in the group ``mtbench.methods`` or
 ``mtbench.tasks`` that names the package; each of its public modules is one plugin. Single files
 join with ``--plugin``. Listing reads directory listings and imports nothing.
+
+A plugin that needs an extra of its distribution says so by a line of its module,
+``EXTRA = "thyroid"``, which is read without importing it.
 """
 
 import hashlib
 import inspect
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +23,7 @@ from types import ModuleType
 from typing import Literal, TypeVar
 
 from mtbench.errors import PluginError, UsageError, did_you_mean
+from mtbench.plugins import extras
 
 Kind = Literal["method", "task"]
 Plugin = TypeVar("Plugin")
@@ -26,18 +31,39 @@ Plugin = TypeVar("Plugin")
 
 @dataclass(frozen=True)
 class Entry:
-    """One plugin: its name, the file it lives in, and the module to import (None for a file)."""
+    """One plugin.
+
+    Attributes:
+        name: as in ``--method NAME``.
+        path: the file it lives in.
+        module: what to import; None for a file.
+        owner: the distribution that it is installed by; None for a file.
+    """
 
     name: str
     path: Path
     module: str | None
+    owner: str | None = None
+
+    def extra(self) -> str | None:
+        """Return the extra that the plugin says it needs."""
+        said = re.search(rb'^EXTRA = "([\w-]+)"$', self.path.read_bytes(), re.MULTILINE)
+        return said[1].decode() if said and self.owner else None
+
+    def missing(self) -> list[str]:
+        """Return the packages that the plugin needs and that are not installed."""
+        extra = self.extra()
+        return extras.missing(extra, self.owner or "") if extra else []
 
     def load(self, base: type[Plugin]) -> type[Plugin]:
         """Import the plugin and return the one subclass of `base` that it defines.
 
         Raises:
+            UsageError: an extra that it needs is not installed.
             PluginError: the module does not import, or defines none or several.
         """
+        if extra := self.extra():
+            extras.need(extra, self.name, self.owner or "")
         module = self._import()
         own = [
             item
@@ -122,12 +148,13 @@ def _installed(kind: Kind) -> list[Entry]:
     found = []
     for point in entry_points(group=f"mtbench.{kind}s"):
         spec = find_spec(point.value)
+        owner = point.dist.name if point.dist else None
         for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
             for path in sorted(folder.iterdir()):
                 is_package = (path / "__init__.py").is_file()
                 if not path.name.startswith(("_", ".")) and (is_package or path.suffix == ".py"):
                     file = path / "__init__.py" if is_package else path
-                    found.append(Entry(path.stem, file, f"{point.value}.{path.stem}"))
+                    found.append(Entry(path.stem, file, f"{point.value}.{path.stem}", owner))
     return found
 
 

@@ -18,8 +18,8 @@ from mtbench import seeding
 from mtbench.balancing.engine import grad
 from mtbench.balancing.model import MultitaskModel
 from mtbench.plugins import params
+from mtbench.training.device import to_device
 from mtbench.training.task import Batch, Metric, Split, Splits, Task
-from mtbench.training.trainer import to_device
 
 Unlabelled = Callable[[Batch, str], Batch | None]
 """Maps a batch and an objective's name to the batch without its labels; None if it cannot."""

@@ -11,7 +11,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +21,12 @@ from torch import Tensor, nn
 
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, RunError, UsageError
+from mtbench.plugins import extras
 from mtbench.training.cell import reload
+from mtbench.training.learner import Learner
 from mtbench.training.rundir import RunDirectory, Spec
 from mtbench.training.task import Splits, Task, Trained
-from mtbench.training.trainer import EXTRA_STATE, Predict, load_trained, restore
+from mtbench.training.trained import EXTRA_STATE, load_trained, restore
 from mtbench.training.weights import BALANCER, MODEL, PACKED, unpack
 from mtbench.version import __version__
 
@@ -75,7 +76,8 @@ def load(path: Path, plugins: Sequence[Path] = ()) -> tuple[Task, Trained]:
             raise RunError(
                 f"{path}: is not finished (no result.json); `mtbench run` goes on with it"
             )
-        return task, Trained(load_trained(run, task, method), name(spec), run.fitted() or {})
+        trained = load_trained(run, task, method)
+        return task, Trained(trained.predict, name(spec), run.fitted() or {})
     file = path / DESCRIPTION
     try:
         known = Description.model_validate_json(file.read_bytes())
@@ -91,13 +93,13 @@ def load(path: Path, plugins: Sequence[Path] = ()) -> tuple[Task, Trained]:
     task, method = reload(known.spec, path, plugins)
     spec = known.spec.model_copy(update={"precision": known.precision})
     try:
-        predictor = restore(spec, task, method, *unpack(path / PACKED))
+        trained = restore(spec, task, method, *unpack(path / PACKED))
     except (KeyError, RuntimeError) as error:
         raise RunError(
             f"{path}: its weights are not those of this model ({type(error).__name__}); mtbench or "
             f"a plugin has changed since {known.mtbench}: package it again"
         ) from error
-    return task, Trained(predictor, name(known.spec), known.fitted)
+    return task, Trained(trained.predict, name(known.spec), known.fitted)
 
 
 def name(spec: Spec) -> str:
@@ -127,8 +129,8 @@ def write(
         DataError: the data is absent, broken, or not what the run was trained on.
         UsageError: the model has no form that ONNX takes, or the extra is not installed.
     """
-    if onnx and not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))):
-        raise UsageError("--onnx needs the extra onnx: pip install 'mtbench-toolkit[onnx]'")
+    if onnx:
+        extras.need("onnx", "--onnx")
     if (path / DESCRIPTION).exists():
         raise UsageError(f"{path}: is a packaged model already; give the run directory")
     if to.exists():
@@ -141,27 +143,27 @@ def write(
         raise RunError(f"{path}: is not finished (no result.json); `mtbench run` goes on with it")
     if result["status"] != "finished":
         raise RunError(f"{path}: has no model to package, it {result['status']}")
-    predict = load_trained(run, task, method)
+    trained = load_trained(run, task, method)
     fitted = run.fitted()
     splits = None
     if onnx or (fitted is None and type(task).fit is not Task.fit):
         splits = _splits(spec, task, path)
     if fitted is None:
-        fitted = {} if splits is None else task.fit(predict, splits)
+        fitted = {} if splits is None else task.fit(trained.predict, splits)
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".package-", dir=to.parent) as temporary:
             folder = Path(temporary) / "model"
             folder.mkdir()
-            _save(predict, folder / PACKED)
+            _save(trained, folder / PACKED)
             said = None
             if onnx:
                 assert splits is not None
-                said = _export(predict, task, splits, folder / ONNX)
+                said = _export(trained, task, splits, folder / ONNX)
             known = Description(
                 mtbench=__version__,
                 spec=spec,
-                precision=predict.spec.precision,
+                precision=trained.precision,
                 weights=hashlib.sha256((folder / PACKED).read_bytes()).hexdigest(),
                 fitted=fitted,
             )
@@ -186,8 +188,8 @@ def _splits(spec: Spec, task: Task, path: Path) -> Splits:
     return splits
 
 
-def _save(predict: Predict, file: Path) -> None:
-    parts = ((MODEL, predict.model.state_dict()), (BALANCER, predict.balancer.state_dict()))
+def _save(trained: Learner, file: Path) -> None:
+    parts = ((MODEL, trained.model.state_dict()), (BALANCER, trained.balancer.state_dict()))
     tensors = {
         start + key: value.detach().cpu().contiguous().clone()
         for start, state in parts
@@ -200,10 +202,10 @@ def _save(predict: Predict, file: Path) -> None:
 class _Flat(nn.Module):
     """The model as ONNX wants it: one tensor in, a flat tuple of tensors out."""
 
-    def __init__(self, predict: Predict, objectives: Sequence[str]) -> None:
+    def __init__(self, trained: Learner, objectives: Sequence[str]) -> None:
         super().__init__()
-        self.model: MultitaskModel = predict.model
-        self.balancer, self.objectives = predict.balancer, objectives
+        self.model: MultitaskModel = trained.model
+        self.balancer, self.objectives = trained.balancer, objectives
 
     def named(self, inputs: Tensor) -> dict[str, Tensor]:
         """Return the outputs by name."""
@@ -233,7 +235,7 @@ def _tensors(objective: str, output: Any) -> Iterator[tuple[str, Tensor]]:
         yield f"{objective}.{field}", value
 
 
-def _export(predict: Predict, task: Task, splits: Splits, file: Path) -> str:
+def _export(trained: Learner, task: Task, splits: Splits, file: Path) -> str:
     """Write a model as ONNX and return how far it is from torch."""
     real = splits.val.batch(torch.arange(min(REAL, len(splits.val))))["inputs"]
     if not isinstance(real, Tensor) or not real.is_floating_point():
@@ -243,7 +245,7 @@ def _export(predict: Predict, task: Task, splits: Splits, file: Path) -> str:
         )
     noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
     random = real.mean() + real.std() * noise
-    flat = _Flat(predict, task.objectives).eval()
+    flat = _Flat(trained, task.objectives).eval()
     with torch.no_grad():
         names = list(flat.named(real))
     with _quiet():

@@ -282,6 +282,16 @@ class RunDirectory:
         return state
 
 
+class Reader(RunDirectory):
+    """A run directory to all ranks but the first, which writes for all."""
+
+    def write_text(self, name: str, text: str) -> None:
+        """Leave it to rank 0."""
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Leave it to rank 0."""
+
+
 _BROKEN = (ValueError, TypeError, RecursionError, OverflowError)
 
 

@@ -16,6 +16,8 @@ from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, must_unpack
 from mtbench_tasks._lesion.task import LesionTask, Source
 
+EXTRA = "thyroid"
+
 GRADES = {"BIRADS": ("2", "3", "4a", "4b", "4c", "5"), "Classification": ("benign", "malignant")}
 """What may be learnt, by its column, from benign to malignant."""
 DESCRIPTORS = ("Shape", "Margin", "Echogenicity", "Posterior_features", "Halo", "Calcifications")

@@ -26,11 +26,13 @@ from mtbench.balancing.distributed import ALONE, Group, Ranks
 from mtbench.errors import RunError, UsageError
 from mtbench.plugins.method import Method
 from mtbench.training.cell import Request
-from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.loop import Loop
+from mtbench.training.rundir import Reader, RunDirectory, Spec
 from mtbench.training.task import Batch, Meter, Progress, Recipe
-from mtbench.training.trainer import Reader, Trainer
+from mtbench.training.trainer import Trainer
 from tests.conftest import TINY
 from tests.methods import METHODS
+from tests.opened import OpenTrainer
 
 RECIPE = Recipe(epochs=2, batch_size=7, lr=1e-2, select="last")
 CASES: dict[str, dict[str, Any]] = {
@@ -169,7 +171,7 @@ class _Silent:
     def finished(self, result: dict[str, Any]) -> None: ...
 
 
-def _trainer(case: dict[str, Any], out: Path, ranks: Ranks) -> Trainer:
+def _trainer(case: dict[str, Any], out: Path, ranks: Ranks) -> OpenTrainer:
     name = case["method"]
     method = Method.find(name)
     task = _Uneven(coupled=case.get("coupled", False))
@@ -182,19 +184,20 @@ def _trainer(case: dict[str, Any], out: Path, ranks: Ranks) -> Trainer:
     path.mkdir(parents=True, exist_ok=True)
     run = Reader(path) if ranks.rank else RunDirectory(path)
     engine = Engine(batched=case.get("batched", False), parts=case.get("parts", 1))
-    return Trainer(spec, task, splits, method, run, _Silent(), 1, engine=engine, ranks=ranks)
+    return OpenTrainer(spec, task, splits, method, run, _Silent(), 1, engine=engine, ranks=ranks)
 
 
-def _state(trainer: Trainer) -> dict[str, list[Tensor]]:
+def _state(trainer: OpenTrainer) -> dict[str, list[Tensor]]:
+    learner, record = trainer.loop.learner, trainer.loop.record
     return {
-        "model": [v.detach().double() for v in trainer.model.state_dict().values()],
+        "model": [v.detach().double() for v in learner.model.state_dict().values()],
         "balancer": [
-            v.double() for v in trainer.balancer.state_dict().values() if isinstance(v, Tensor)
+            v.double() for v in learner.balancer.state_dict().values() if isinstance(v, Tensor)
         ],
-        "losses": [torch.tensor([r[4:] for r in trainer.rows]).double().nan_to_num()],
+        "losses": [torch.tensor([r[4:] for r in record.rows]).double().nan_to_num()],
         "validation": [
             torch.tensor(list(r["val_loss"].values()) + list(r["val"].values())).double()
-            for r in trainer.at.history
+            for r in record.at.history
         ],
     }
 
@@ -267,18 +270,19 @@ def _undisturbed(ranks: Ranks, out: Path) -> None:
     ).run()
 
 
-class _Drifting(Trainer):
-    def _step(self, batch: Batch) -> None:
-        super()._step(batch)
+class _Drifting(Loop):
+    def step(self, batch: Batch) -> None:
+        super().step(batch)
         with torch.no_grad():
-            next(self.model.parameters()).add_(1e-6 * self.ranks.rank)
+            next(self.learner.model.parameters()).add_(1e-6 * self.ranks.rank)
 
 
 def _drift(ranks: Ranks, out: Path) -> str:
     trainer = _trainer({"method": "ew"}, out, ranks)
-    trainer.__class__ = _Drifting
-    with pytest.raises(RunError) as caught:
-        trainer.run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtbench.training.trainer.Loop", _Drifting)
+        with pytest.raises(RunError) as caught:
+            trainer.run()
     return str(caught.value)
 
 

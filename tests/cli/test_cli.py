@@ -563,7 +563,7 @@ def test_a_new_method_where_nothing_can_be_written(mtbench: Mtbench, tmp_path: P
         (["--epochs", "0"], ["epochs must be at least 1", "0"]),
         (["--seeds", "0"], ["--seeds must be at least 1", "0"]),
         (["--seeds", "-2"], ["--seeds must be at least 1", "-2"]),
-        (["--seed", "-1"], ["--seed must not be negative", "-1"]),
+        (["--seed", "-1"], ["--seed must be at least 0", "-1"]),
         (["--precision", "fp8"], ["--precision", "fp32", "'fp8'"]),
         (["--threads", "0"], ["--threads must be at least 1"]),
         (["--device", "abacus"], ["--device abacus", "--device cpu"]),

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from scipy.ndimage import gaussian_filter1d
 
 from mtbench import cli
+from mtbench.plugins import extras
 from tests.conftest import Mtbench
 from tests.refusals import refused
 
@@ -184,7 +185,7 @@ def test_bad_words_to_package(
     refused(mtbench("package", run, "--to", packed), "exists already")
     refused(mtbench("package", run, "--to", run / "spec.json" / "p"), "cannot be written")
     refused(mtbench("package", run), "--to")
-    monkeypatch.setattr("mtbench.training.package.find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "_is_installed", lambda name: name != "onnxruntime")
     refused(mtbench("package", run, "--to", to, "--onnx"), "pip install 'mtbench-toolkit[onnx]'")
     assert not to.exists()
 

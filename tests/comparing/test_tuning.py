@@ -8,7 +8,10 @@ import optuna
 import pytest
 
 from mtbench.comparing.tuning import figures as tuning_figures
-from mtbench.comparing.tuning.tuning import Mode, Outcome, Search, Tuning, draw
+from mtbench.comparing.tuning.draws import Search, draw
+from mtbench.comparing.tuning.mode import Mode
+from mtbench.comparing.tuning.outcome import Outcome
+from mtbench.comparing.tuning.study import Tuning
 from mtbench.errors import UsageError
 from mtbench.plugins.method import Method
 from mtbench.training.cell import Request
@@ -193,9 +196,9 @@ def test_two_folders_share_a_storage(make, tmp_path: Path) -> None:
 def test_two_processes_share_a_folder(make, tmp_path: Path) -> None:
     """What stands for the second process is a second file descriptor of the lock."""
     with make() as one, make() as other:
-        first = other._next(3, other.draws(3))
+        first = other.queue.next(3, other.draws(3))
         assert first is not None
-        run = RunDirectory.at(tmp_path, other._cell(first, other.draws(3)))
+        run = RunDirectory.at(tmp_path, other.cell(first, other.draws(3)))
         first.set_user_attr("cell", run.path.relative_to(tmp_path).as_posix())
         with run.claim():  # alive
             one.run(3, Silent())
@@ -216,10 +219,10 @@ def test_folders_that_queue_at_once_run_nothing_twice(make, mode: Mode, tmp_path
     with make(out=tmp_path / "a", **own) as one, make(out=tmp_path / "b", **own) as other:
         draws = one.draws(2)
         for number, study in ((0, one), (0, other)):
-            attrs = {"owner": study.owner} | ({"draw": number} if mode.official else {})
+            attrs = {"owner": study.queue.owner} | ({"draw": number} if mode.official else {})
             study.study.enqueue_trial(draws[0].asked if mode.official else {}, user_attrs=attrs)
         second = other.study.get_trials()[1]
-        assert other._counts(optuna.trial.Trial(other.study, second._trial_id), 1) is False
+        assert other.queue.counts(optuna.trial.Trial(other.study, second._trial_id), 1) is False
         one.run(2, Silent())
         other.run(2, Silent())
         assert len(one.outcomes()) == len(other.outcomes()) == 2

@@ -10,9 +10,10 @@ import torch
 
 from mtbench import Balancer, MultitaskModel, seeding
 from mtbench.training.cell import Request
+from mtbench.training.learner import build
 from mtbench.training.rundir import RunDirectory, Spec
 from mtbench.training.task import Batch, Splits, Task
-from mtbench.training.trainer import Trainer, build
+from mtbench.training.trainer import Trainer
 
 
 class Silent:

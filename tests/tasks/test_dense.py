@@ -21,7 +21,7 @@ from torch import Tensor
 from mtbench import Splits, Step, Task
 from mtbench.errors import DataError, UsageError
 from mtbench.testing import TaskContract
-from mtbench_tasks._dense import folder, losses, networks, scores, splits
+from mtbench_tasks._dense import deeplab, folder, losses, networks, scores, splits
 from mtbench_tasks._dense.folder import Sample
 from mtbench_tasks.cityscapes import Cityscapes
 from mtbench_tasks.nyuv2 import NYUv2
@@ -423,7 +423,7 @@ def test_the_networks_have_the_published_sizes() -> None:
     # MTAN's code gives its single-task SegNet with 13 classes 24,981,069 parameters.
     assert parameters(networks.SegNet(64)) + parameters(head.predict) == 24_981_069
     # torchvision's resnet50 has 25,557,032, of which 2,049,000 are its classifier's.
-    resnet = networks.DilatedResNet(64)
+    resnet = deeplab.DilatedResNet(64)
     assert parameters(resnet) == 25_557_032 - 2_049_000
     assert {"conv1.weight", "layer3.5.conv2.weight", "layer4.0.downsample.1.running_var"} <= set(
         resnet.state_dict()
@@ -468,9 +468,7 @@ def test_every_parameter_is_trained_and_the_shared_ones_by_all(
 def test_unit_vectors_have_two_derivatives_even_at_zero() -> None:
     """Whole regions are 0 where rectifiers are dead, and RLAR differentiates a gradient."""
     vector = torch.tensor([0.0, 3.0], requires_grad=True)
-    unit = networks._finished(
-        torch.stack([vector, vector * 4 / 3, vector * 0])[None, :, None], True
-    )
+    unit = networks.finished(torch.stack([vector, vector * 4 / 3, vector * 0])[None, :, None], True)
     assert torch.allclose(unit[0, :, 0, 1], torch.tensor([0.6, 0.8, 0.0]))
     (first,) = torch.autograd.grad(unit.sum(), vector, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), vector)
@@ -479,7 +477,7 @@ def test_unit_vectors_have_two_derivatives_even_at_zero() -> None:
 
 
 def test_the_resnet_dilates_instead_of_striding() -> None:
-    resnet = networks.DilatedResNet(1).eval()
+    resnet = deeplab.DilatedResNet(1).eval()
     (found,) = resnet(torch.zeros(1, 3, 64, 96))
     assert found.shape == (1, 32, 8, 12)
     rates = [

@@ -16,11 +16,13 @@ from mtbench import Engine, Metric, MultitaskModel, Split, Splits, Task
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench.plugins.method import Method
+from mtbench.training.loop import Loop
 from mtbench.training.rundir import RunDirectory, Spec
 from mtbench.training.task import Batch, Meter, Progress, Recipe
-from mtbench.training.trainer import Trainer, load_trained
+from mtbench.training.trained import load_trained
 from mtbench_baselines.ew import EqualWeights
 from tests.methods import METHODS
+from tests.opened import OpenTrainer
 from tests.soak import Nobody, same
 
 FEW = ["ew", "uw", "gradnorm", "moco", "rlar", "norm_matched+imtl", "stl"]
@@ -108,8 +110,7 @@ class _Regressions(Task):
 
 
 def trainer(
-    out: Path, method: str, task: _Regressions, precision: str = "fp32", kind: Any = Trainer,
-    **recipe: Any,
+    out: Path, method: str, task: _Regressions, precision: str = "fp32", **recipe: Any,
 ) -> Any:  # fmt: skip
     found = Method.find(method)
     asked = Recipe(**{"epochs": 2, "batch_size": 4, "lr": 1e-2, "schedule": "constant"} | recipe)
@@ -118,11 +119,11 @@ def trainer(
         data="numbers", recipe=vars(asked), seed=0, precision=precision,
     )  # fmt: skip
     run, splits = RunDirectory.at(out, spec), task.setup(0, lambda *_: None)
-    return kind(spec, task, splits, found, run, Nobody(), 1, None, Engine(batched=False))
+    return OpenTrainer(spec, task, splits, found, run, Nobody(), 1, None, Engine(batched=False))
 
 
 def kept(trained: Any) -> list[dict[str, Any]]:
-    return [trained.model.state_dict(), trained.balancer.state_dict()]
+    return list(trained.loop.learner.state().values())
 
 
 def finite(state: Any) -> bool:
@@ -185,11 +186,11 @@ def test_the_step_to_blame_is_found_whenever_the_host_looks(
 ) -> None:
     found = []
     for seconds in (0.0, math.inf):
-        monkeypatch.setattr("mtbench.training.trainer.LOOK_SECONDS", seconds)
+        monkeypatch.setattr("mtbench.training.loop.LOOK_SECONDS", seconds)
         task = _Late(poison=poison, poisoned=3)
         trained = trainer(tmp_path / str(seconds), method, task, epochs=3)
         result = trained.run()
-        at = [trained._batch(1, position)["poisoned"] for position in range(6)].index(True)
+        at = [trained.loop.batches.at(1, position)["poisoned"] for position in range(6)].index(True)
         assert at < 5  # there are steps after it, whose numbers are no better
         assert f"non-finite {poison}" in result["reason"]
         assert result["reason"].endswith(f"in epoch 1, step {at}")
@@ -217,8 +218,8 @@ def _strict(step: Step) -> None:
 def test_a_method_may_raise_where_numbers_are_not_finite(
     tmp_path: Path, poison: Poison, nonfinite: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtbench.training.trainer.LOOK_SECONDS", math.inf)
-    monkeypatch.setattr("mtbench.training.trainer.MOST_SKIPPED", 0.5)
+    monkeypatch.setattr("mtbench.training.loop.LOOK_SECONDS", math.inf)
+    monkeypatch.setattr("mtbench.training.nonfinite.MOST_SKIPPED", 0.5)
     objective = EqualWeights.objective
     monkeypatch.setattr(
         EqualWeights, "objective", lambda self, step: (_strict(step), objective(self, step))[1]
@@ -243,13 +244,13 @@ def test_what_a_method_raises_on_numbers_goes_on(
         trained.run()
 
 
-class _Watched(Trainer):
+class _Watched(Loop):
     """Checks that a step that is skipped changes nothing."""
 
-    def _step(self, batch: Batch) -> None:
-        before = copy.deepcopy([*kept(self), self.optimizer.state_dict()])
-        super()._step(batch)
-        after = [*kept(self), self.optimizer.state_dict()]
+    def step(self, batch: Batch) -> None:
+        before = copy.deepcopy([self.learner.state(), self.optimizer.state_dict()])
+        super().step(batch)
+        after = [self.learner.state(), self.optimizer.state_dict()]
         assert same(before, after) == batch["poisoned"]
 
 
@@ -257,9 +258,10 @@ class _Watched(Trainer):
 def test_a_step_that_is_skipped_leaves_no_trace(
     tmp_path: Path, method: str, poison: Poison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtbench.training.trainer.MOST_SKIPPED", 0.5)
+    monkeypatch.setattr("mtbench.training.nonfinite.MOST_SKIPPED", 0.5)
+    monkeypatch.setattr("mtbench.training.trainer.Loop", _Watched)
     task = _Regressions(poison=poison)
-    trained = trainer(tmp_path, method, task, kind=_Watched, nonfinite="skip", weight_decay=0.1)
+    trained = trainer(tmp_path, method, task, nonfinite="skip", weight_decay=0.1)
     result = trained.run()
     assert result["status"] == "finished"
     assert [(at["epoch"], at["answer"]) for at in result["nonfinite"]] == [
@@ -276,7 +278,7 @@ def test_a_step_that_is_skipped_leaves_no_trace(
 def test_what_is_looked_at_in_a_skipped_step_is_not_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtbench.training.trainer.MOST_SKIPPED", 0.5)
+    monkeypatch.setattr("mtbench.training.nonfinite.MOST_SKIPPED", 0.5)
     task = _Regressions(poison="gradient", poisoned=15)
     trained = trainer(tmp_path, "mgda", task, nonfinite="skip")
     events = trained.run()["nonfinite"]
@@ -320,7 +322,7 @@ def broken_off(out: Path, method: str, task: _Regressions, stop: int, **given: A
 def test_resuming_around_a_skipped_step(
     tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtbench.training.trainer.MOST_SKIPPED", 0.5)
+    monkeypatch.setattr("mtbench.training.nonfinite.MOST_SKIPPED", 0.5)
     one = trainer(tmp_path / "one", "moco", _Regressions(poison="loss"), nonfinite="skip")
     one.run()
     broken_off(tmp_path / "two", "moco", _Regressions(poison="loss"), stop, nonfinite="skip")
@@ -345,9 +347,9 @@ def test_the_precision_is_lowered_to_fp32_once(tmp_path: Path, method: str) -> N
     at = task.dtypes.index(torch.float32)
     assert all(dtype == torch.float32 for dtype in task.dtypes[at:])
     assert finite(kept(one))
-    predict = load_trained(one.run_directory, task, one.method)
-    assert predict.spec.precision == "fp32"
-    assert predict(torch.ones(2, 3))[0].dtype == torch.float32
+    found = load_trained(one.run_directory, task, one.method)
+    assert found.precision == "fp32"
+    assert found.predict(torch.ones(2, 3))[0].dtype == torch.float32
 
     broken_off(tmp_path / "two", method, _Regressions(poison="bf16"), 10, **given)
     two = trainer(tmp_path / "two", method, _Regressions(poison="bf16"), **given)

@@ -55,23 +55,23 @@ def _without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reads(out: Path, method: str, odd: Odd = "", **given: Any) -> tuple[Any, Device, list[str]]:
-    """Return a trainer after its fourth step, and what the host has read in that one."""
+    """Return a loop after its fourth step, and what the host has read in that one."""
     trained = trainer(out, method, _Regressions(5, odd), **given)
-    trained._build()
-    trained._restore()
-    trained.model.train()
+    loop = trained.prepare()
+    loop.learner.model.train()
     for position in range(3):
-        trained._step(trained._batch(0, position))
-        trained.at.position += 1
-    modules = [*trained.model.modules(), *trained.balancer.modules()]
+        loop.step(loop.batches.at(0, position))
+        loop.record.at.position += 1
+    model, balancer = loop.learner.model, loop.learner.balancer
+    modules = [*model.modules(), *balancer.modules()]
     kept = [getattr(m, name) for m in modules for name in getattr(m, "on_host", ())]
-    moved = [[*m.parameters(), *m.buffers()] for m in (trained.model, trained.balancer)]
+    moved = [[*m.parameters(), *m.buffers()] for m in (model, balancer)]
     there = [x for x in tensors(moved) if not any(x is y for y in kept)]
-    memory = [there, list(trained.optimizer.state.values()), vars(trained.engine)]
+    memory = [there, list(loop.optimizer.state.values()), vars(trained.engine)]
     device = Device(memory)
     with device.watched() as found:
-        trained._step(trained._batch(0, 3))
-    return trained, device, list(found)
+        loop.step(loop.batches.at(0, 3))
+    return loop, device, list(found)
 
 
 def bound(method: str, balancer: Any) -> int:
@@ -83,8 +83,8 @@ def bound(method: str, balancer: Any) -> int:
 @pytest.mark.parametrize("odd", ["", "mixed"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_reads_what_a_solver_needs(tmp_path: Path, method: str, odd: Odd) -> None:
-    trained, device, found = reads(tmp_path, method, odd, clip=1.0)
-    allowed = bound(method, trained.balancer)
+    loop, device, found = reads(tmp_path, method, odd, clip=1.0)
+    allowed = bound(method, loop.learner.balancer)
     assert len(found) <= allowed, found
     assert allowed or not device.uploads, device.uploads
 
@@ -109,13 +109,13 @@ def test_what_decides_before_the_optimizer_reads_once(tmp_path: Path, given: Any
 
 
 def test_the_numbers_of_many_steps_come_in_one_copy(tmp_path: Path) -> None:
-    trained, device, _ = reads(tmp_path, "uw")
-    assert len(trained.pending) == 4
+    loop, device, _ = reads(tmp_path, "uw")
+    assert len(loop.numbers.pending) == 4
     with device.watched() as found:
-        trained._count()
+        loop.count()
     assert len(found) == 1, found
-    assert not trained.pending
-    assert len(trained.rows) == 4
+    assert not loop.numbers.pending
+    assert len(loop.record.rows) == 4
 
 
 X = torch.tensor([2.0, 0.0, 3.0])

@@ -14,8 +14,11 @@ import torch
 from mtbench.balancing.distributed import Ranks
 from mtbench.errors import RunError
 from mtbench.training.cell import Request, initial_weights
+from mtbench.training.loop import Loop
+from mtbench.training.record import CHECKPOINT_VERSION, Progress
 from mtbench.training.rundir import RunDirectory
-from mtbench.training.trainer import CHECKPOINT_VERSION, Trainer, load_trained
+from mtbench.training.trained import load_trained
+from mtbench.training.trainer import Trainer
 from tests.methods import METHODS
 from tests.soak import differences
 
@@ -121,7 +124,7 @@ def test_when_the_host_looks_changes_nothing(
 ) -> None:
     cells = []
     for seconds in (0.0, 1e-3, math.inf):
-        monkeypatch.setattr("mtbench.training.trainer.LOOK_SECONDS", seconds)
+        monkeypatch.setattr("mtbench.training.loop.LOOK_SECONDS", seconds)
         cells.append(train(tiny, tmp_path / str(seconds), "uw"))
     (first, told), *others = cells
     assert len(told.losses) == 4 * 6
@@ -143,23 +146,25 @@ def test_ranks_look_after_the_same_steps_whatever_their_clocks(
     splits, choice = request.task.setup(0, lambda *_: None), request.choices[0]
     spec = request.spec(choice, splits, 0, "fp32", "cpu")
     for seconds in (0.0, math.inf):
-        monkeypatch.setattr("mtbench.training.trainer.LOOK_SECONDS", seconds)
+        monkeypatch.setattr("mtbench.training.loop.LOOK_SECONDS", seconds)
         observer, run = Silent(), RunDirectory.at(tmp_path / str(seconds), spec)
         trainer = Trainer(
             spec, request.task, splits, choice.method, run, observer, 1, ranks=_Pair(),
             checkpoint_seconds=seconds,
         )  # fmt: skip
         looked, saved = [], []
+        loop = trainer.prepare()
 
-        def stepped(*_: object, trainer: Trainer = trainer, to: list[int] = looked) -> None:
-            to.append(trainer.at.position)
+        def stepped(*_: object, at: Progress = loop.record.at, to: list[int] = looked) -> None:
+            to.append(at.position)
 
-        def checkpoint(trainer: Trainer = trainer, to: list[int] = saved) -> None:
-            to.append(trainer.at.position)
-            assert not trainer.pending
+        def checkpoint(loop: Loop = loop, to: list[int] = saved) -> None:
+            to.append(loop.record.at.position)
+            assert not loop.numbers.pending
 
         observer.stepped = stepped  # type: ignore[method-assign, assignment]
-        trainer._checkpoint = checkpoint  # type: ignore[method-assign]
+        loop.record.checkpoint = checkpoint  # type: ignore[method-assign]
+        monkeypatch.setattr(trainer, "prepare", lambda loop=loop: loop)
         trainer.run()
         assert looked == [1] + 10 * [11] + 10 * [21] + 3 * [24]
         assert saved == ([1, 11, 21, 0] if seconds == 0 else [0])
@@ -248,8 +253,8 @@ def test_a_balancers_parameters_do_not_decay(tiny: Path, tmp_path: Path) -> None
     trainer = Trainer(
         spec, request.task, splits, choice.method, RunDirectory(tmp_path), Silent(), 1
     )
-    trainer._build()
-    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.5, 0.0]
+    optimizer = trainer.prepare().optimizer
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
 
 
 def test_bf16_autocast_trains(tiny: Path, tmp_path: Path) -> None:
@@ -260,7 +265,7 @@ def test_bf16_autocast_trains(tiny: Path, tmp_path: Path) -> None:
 def test_the_trained_model_is_read_back(tiny: Path, tmp_path: Path) -> None:
     run, _ = train(tiny, tmp_path, "stl", epochs="20")
     request = Request.of("tiny", ["stl"], {}, [tiny])
-    predict = load_trained(run, request.task, request.choices[0].method)
+    predict = load_trained(run, request.task, request.choices[0].method).predict
     splits = request.task.setup(0, lambda *_: None)
     batch = splits.test.batch(torch.arange(48))
     meter = request.task.meter()

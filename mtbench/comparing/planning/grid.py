@@ -14,15 +14,15 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer, Wrapper
 from mtbench.comparing.planning.suite import EVERY, Ranges, Suite, TaskSetting
-from mtbench.comparing.tuning.tuning import Draw, Search, draw
+from mtbench.comparing.tuning.draws import Draw, Search, draw
 from mtbench.errors import MtbenchError, PluginError, RunError, UsageError, did_you_mean
 from mtbench.plugins import params
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import entries
 from mtbench.training.cell import Choice, Request
+from mtbench.training.device import resolve_device
 from mtbench.training.rundir import RunDirectory, Spec
 from mtbench.training.task import Batch, Recipe, Split, Splits
-from mtbench.training.trainer import resolve_device
 
 CRASHES = 2
 """How often a cell may crash before it counts as failed."""

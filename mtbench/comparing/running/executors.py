@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mtbench.comparing.running.worker import PINNED, Assignment, Report
 from mtbench.errors import RunError, UsageError, did_you_mean
+from mtbench.plugins import extras
 
 if TYPE_CHECKING:
     from submitit import Job
@@ -219,12 +220,9 @@ class Slurm:
     """
 
     def __init__(self, out: Path, batch: int, options: Mapping[str, str]) -> None:
-        try:
-            import submitit
-        except ImportError:
-            raise UsageError(
-                "--executor slurm needs submitit: pip install 'mtbench-toolkit[slurm]'"
-            ) from None
+        extras.need("slurm", "--executor slurm")
+        import submitit
+
         self.batch, self.log = batch, str(out.absolute() / ".sweep" / "slurm")
         own = dict(options)
         cluster = own.pop("cluster", "slurm")
@@ -329,12 +327,9 @@ class Dask:
     log = "the output of the Dask workers"
 
     def __init__(self, address: str, batch: int) -> None:
-        try:
-            from distributed import Client
-        except ImportError:
-            raise UsageError(
-                "--executor dask needs Dask: pip install 'mtbench-toolkit[dask]'"
-            ) from None
+        extras.need("dask", "--executor dask")
+        from distributed import Client
+
         self.batch, self.address = batch, address
         self.futures: dict[str, Any] = {}
         try:

@@ -30,7 +30,8 @@ from mtbench.training.cache import cache_dir
 from mtbench.training.locks import HeldError
 from mtbench.training.rundir import RunDirectory, Spec, WriteError
 from mtbench.training.task import Splits
-from mtbench.training.trainer import Trainer, conclude
+from mtbench.training.trained import conclude
+from mtbench.training.trainer import Trainer
 
 PINNED = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT"), "1")
 """The environment of a worker: one thread, one process."""

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from mtbench.comparing.tuning.tuning import Outcome
+from mtbench.comparing.tuning.outcome import Outcome
 
 ENOUGH = 10
 """Finished trials below which an importance would be noise with a number on it."""

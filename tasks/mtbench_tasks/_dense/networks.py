@@ -1,6 +1,6 @@
-"""The two networks of the field: SegNet with MTAN's attention, a dilated ResNet with ASPP heads.
+"""SegNet with MTAN's attention, the smaller of the field's two networks.
 
-Both use batch normalisation, as published. In training it computes a sample's output from the whole
+It uses batch normalisation, as published. In training it computes a sample's output from the whole
 batch, so that samples mix, in the encoder and in the heads. A method that looks at single samples,
 as RLAR does, then sees in a sample's dL_k/dz what this sample does to the others' losses as well;
 and data-parallel training, where each rank normalises by its own shard, is not the one-rank
@@ -8,8 +8,6 @@ computation.
 """
 
 import torch
-from monai.networks.blocks.aspp import SimpleASPP
-from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,15 +19,12 @@ WIDTH = 64
 LEVELS = 5
 """Of SegNet: the image's sides must divide by 2^5."""
 
-RATES = (1, 12, 24, 36)
-"""Dilations of the ASPP heads; the first kernel is 1 x 1."""
-
-
 EPSILON = 1e-8
 """Added to a vector's squared length before it is brought to length 1."""
 
 
-def _convolution(before: int, after: int, size: int = 3) -> nn.Sequential:
+def convolution(before: int, after: int, size: int = 3) -> nn.Sequential:
+    """Return a convolution with batch norm and a rectifier."""
     return nn.Sequential(
         nn.Conv2d(before, after, size, padding=size // 2), nn.BatchNorm2d(after), nn.ReLU()
     )
@@ -45,7 +40,7 @@ def _unpool(x: Tensor, where: Tensor) -> Tensor:
 
 def _attention(before: int, after: int) -> nn.Sequential:
     return nn.Sequential(
-        _convolution(before, after, 1),
+        convolution(before, after, 1),
         nn.Conv2d(after, after, 1),
         nn.BatchNorm2d(after),
         nn.Sigmoid(),
@@ -79,10 +74,10 @@ class SegNet(nn.Module):
         before = 3
         for level, (own, finer) in enumerate(_widths(width)):
             repeats = 1 if level < 2 else 2
-            self.enter.append(_convolution(before, own))
-            self.stay.append(nn.Sequential(*(_convolution(own, own) for _ in range(repeats))))
-            self.leave.append(_convolution(own, finer))
-            self.refine.append(nn.Sequential(*(_convolution(finer, finer) for _ in range(repeats))))
+            self.enter.append(convolution(before, own))
+            self.stay.append(nn.Sequential(*(convolution(own, own) for _ in range(repeats))))
+            self.leave.append(convolution(own, finer))
+            self.refine.append(nn.Sequential(*(convolution(finer, finer) for _ in range(repeats))))
             before = own
         self.apply(_initialise)
 
@@ -127,8 +122,8 @@ class AttentionHead(nn.Module):
         self.up_mask, self.up = nn.ModuleList(), nn.ModuleList()
         for level, ((own, finer), below) in enumerate(zip(levels, coarser, strict=True)):
             self.down_mask.append(_attention(own if level == 0 else 2 * own, own))
-            self.down.append(_convolution(own, below))
-            self.up.append(_convolution(own, finer))
+            self.down.append(convolution(own, below))
+            self.up.append(convolution(own, finer))
             self.up_mask.append(_attention(own + finer, finer))
         self.predict = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, channels, 1)
@@ -149,70 +144,11 @@ class AttentionHead(nn.Module):
             x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)
             x = self.up[level](x)
             x = self.up_mask[level](torch.cat([raised, x], 1)) * kept
-        return _finished(self.predict(x), self.unit)
+        return finished(self.predict(x), self.unit)
 
 
-class DilatedResNet(ResNet):
-    """ResNet-50 at an eighth of the resolution: its last two stages dilate instead of striding.
-
-    Its parameters have the names and shapes of torchvision's ``resnet50``, at ``width=64``.
-
-    Args:
-        width: channels of the stem; the last stage hands over 32 times as many.
-    """
-
-    def __init__(self, width: int) -> None:
-        planes = [width * 2**stage for stage in range(4)]
-        super().__init__(
-            "bottleneck", [3, 4, 6, 3], planes, spatial_dims=2, conv1_t_stride=2,
-            feed_forward=False, bias_downsample=False,
-        )  # fmt: skip
-        for stage, dilation in ((self.layer3, 2), (self.layer4, 4)):
-            for module in stage.modules():
-                if isinstance(module, nn.Conv2d):
-                    rate = dilation // 2 if module.stride == (2, 2) else dilation
-                    module.stride = (1, 1)
-                    if module.kernel_size == (3, 3):
-                        module.dilation, module.padding = (rate, rate), (rate, rate)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """Return the last stage's map, (B, 32 width, H / 8, W / 8)."""
-        x = self.maxpool(self.act(self.bn1(self.conv1(x))))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
-        return (x,)
-
-
-class ASPPHead(nn.Module):
-    """Atrous spatial pyramid pooling (Chen et al., arXiv 1706.05587) and the prediction.
-
-    MONAI's block: unlike the publication's it has no branch for the image's mean (whose batch
-    norm fails on a last batch of one image), and normalises after the branches are joined.
-
-    Args:
-        width: of the ResNet.
-        channels: of the prediction.
-        unit: whether the prediction is a unit vector at each pixel.
-    """
-
-    def __init__(self, width: int, channels: int, unit: bool) -> None:
-        super().__init__()
-        branch = 4 * width
-        self.layers = nn.Sequential(
-            SimpleASPP(2, 32 * width, branch, dilations=RATES, acti_type="RELU"),
-            _convolution(branch * len(RATES), branch),
-            nn.Conv2d(branch, channels, 1),
-        )
-        self.unit = unit
-
-    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        """Return the prediction, (B, channels, H, W)."""
-        small = self.layers(features[0])
-        full = F.interpolate(small, scale_factor=8.0, mode="bilinear", align_corners=True)
-        return _finished(full, self.unit)
-
-
-def _finished(prediction: Tensor, unit: bool) -> Tensor:
+def finished(prediction: Tensor, unit: bool) -> Tensor:
+    """Return the prediction, brought to length 1 at each pixel if it is a unit vector."""
     if not unit:
         return prediction
     vector = prediction.float()
@@ -233,17 +169,3 @@ def segnet_mtan(width: int, channels: list[int], units: list[bool]) -> Multitask
     """
     heads = [AttentionHead(width, c, unit) for c, unit in zip(channels, units, strict=True)]
     return MultitaskModel(SegNet(width), heads, latent=2 * LEVELS - 1)
-
-
-def deeplab_resnet50(width: int, channels: list[int], units: list[bool]) -> MultitaskModel:
-    """Return the dilated ResNet-50 with an ASPP head per objective; z is its last map.
-
-    Deviation: it starts from random weights, where published runs start from ImageNet's.
-
-    Args:
-        width: channels of the stem.
-        channels: per objective.
-        units: per objective, whether it predicts unit vectors.
-    """
-    heads = [ASPPHead(width, c, unit) for c, unit in zip(channels, units, strict=True)]
-    return MultitaskModel(DilatedResNet(width), heads)

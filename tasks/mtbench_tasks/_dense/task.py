@@ -1,6 +1,6 @@
 """The task of dense prediction on a pre-processed folder, but for what the folder holds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError
+from mtbench.plugins import extras
 from mtbench.training.task import Batch, Meter, Metric, Predictor, Progress, Recipe, Splits, Task
 from mtbench_tasks._dense import folder, losses
 from mtbench_tasks._dense.splits import DenseSplit, carve
@@ -40,6 +41,8 @@ class Dense(Task):
             raise UsageError(f"width must be at least 1, found {width}")
         if not 0 < validation < 1:
             raise UsageError(f"validation must be between 0 and 1, found {validation}")
+        if network == "deeplab_resnet50":
+            extras.need("dense", f"network={network}")
         self.data, self.network, self.width = data, network, width
         self.augmentation, self.validation, self.strict = augmentation, validation, strict
         self.recipe = self.recipes[network]
@@ -86,12 +89,11 @@ class Dense(Task):
 
     def model(self) -> MultitaskModel:
         """Return the network that was chosen."""
-        from mtbench_tasks._dense import networks
-
-        build = {
-            "segnet_mtan": networks.segnet_mtan,
-            "deeplab_resnet50": networks.deeplab_resnet50,
-        }[self.network]
+        build: Callable[[int, list[int], list[bool]], MultitaskModel]
+        if self.network == "segnet_mtan":
+            from mtbench_tasks._dense.networks import segnet_mtan as build
+        else:
+            from mtbench_tasks._dense.deeplab import deeplab_resnet50 as build
         channels = {"segmentation": self.layout.classes, "depth": 1, "normals": 3}
         return build(
             self.width,

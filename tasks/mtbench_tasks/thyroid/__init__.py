@@ -13,6 +13,8 @@ from mtbench_tasks._lesion.cases import Collection
 from mtbench_tasks._lesion.task import LesionTask, Source
 from mtbench_tasks.thyroid import aimi, ddti, phantom, thyroidxl, tn3k
 
+EXTRA = "thyroid"
+
 HIGH = 3
 """The grade index from which a nodule counts as high risk: DDTI's 4b, ACR's TR4."""
 

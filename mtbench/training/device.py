@@ -1,0 +1,45 @@
+"""Where a cell is computed, and at which precision."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtbench.errors import UsageError
+from mtbench.training.task import Batch
+
+
+def resolve_device(name: str) -> str:
+    """Return the device's type to train on.
+
+    Raises:
+        UsageError: torch knows no such device, or this machine has none.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("mtbench trains on cpu, cuda and mps")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UsageError(
+            f"--device {name}: not available here ({reason}); use --device cpu"
+        ) from error
+    return str(device)
+
+
+def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
+    """Return the context in which a forward pass runs at a precision."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """Return the batch with its tensors on the device, or on their way there."""
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
+    }

@@ -1,0 +1,130 @@
+"""What is trained: a task's model, and the method that balances its objectives."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mtbench import seeding
+from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.distributed import ALONE, Ranks
+from mtbench.balancing.engine import Engine
+from mtbench.balancing.model import MultitaskModel
+from mtbench.balancing.step import Step
+from mtbench.plugins.method import Method
+from mtbench.training.device import autocast
+from mtbench.training.rundir import Spec
+from mtbench.training.task import Batch, Task
+
+
+class Pass(NamedTuple):
+    """A batch sent through the model.
+
+    Attributes:
+        features: what the encoder handed to every head.
+        outputs: of the K heads.
+        losses: K scalars on the graph.
+    """
+
+    features: tuple[Tensor, ...]
+    outputs: list[Any]
+    losses: list[Tensor]
+
+
+class Learner:
+    """A task's model, and the method that balances its objectives.
+
+    Args:
+        spec: the cell, which says where they are and at which precision they compute.
+        task: whose losses are minimised.
+        model: what is trained.
+        balancer: the method.
+        engine: how Jacobians are computed.
+
+    Attributes:
+        precision: at which a forward pass runs from now on.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        task: Task,
+        model: MultitaskModel,
+        balancer: Balancer,
+        engine: Engine | None = None,
+    ) -> None:
+        self.task, self.model, self.balancer = task, model, balancer
+        self.engine = Engine() if engine is None else engine
+        self.device, self.precision = spec.device, spec.precision
+
+    def forward(self, batch: Batch, ranks: Ranks = ALONE) -> Pass:
+        """Send a batch through the model.
+
+        A loss need not be a mean over samples, and labels may be missing: so every rank computes
+        all losses, from the outputs for all samples.
+        """
+        inputs, sizes = ranks.share(batch["inputs"])
+        with autocast(self.precision, self.device):
+            features = self.model.encode(inputs)
+            outputs = ranks.gather(self.model.decode(features, self.balancer.view), sizes)
+            return Pass(features, outputs, self.task.losses(outputs, batch))
+
+    def step(self, batch: Batch, ranks: Ranks = ALONE) -> Step:
+        """Send a batch through the model, for the method to make gradients of."""
+        done = self.forward(batch, ranks)
+        return Step(
+            done.losses,
+            features=done.features,
+            shared=self.model.encoder.parameters(),
+            heads=[head.parameters() for head in self.model.heads],
+            latent=self.model.latent,
+            again=lambda: self.step(batch, ranks),
+            engine=self.engine,
+            ranks=ranks,
+        )
+
+    @torch.no_grad()
+    def predict(self, inputs: Any) -> list[Any]:
+        """Return the K heads' outputs of the trained model."""
+        self.model.eval()
+        if isinstance(inputs, Tensor):
+            inputs = inputs.to(self.device)
+        with autocast(self.precision, self.device):
+            return self.model.decode(self.model.encode(inputs), self.balancer.view)
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Return the state dicts of both."""
+        return {"model": self.model.state_dict(), "balancer": self.balancer.state_dict()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned, whatever else is in there."""
+        self.model.load_state_dict(state["model"])
+        self.balancer.load_state_dict(state["balancer"])
+
+
+def build(
+    spec: Spec, task: Task, method: Method, init: Mapping[str, Tensor] | None = None
+) -> tuple[MultitaskModel, Balancer]:
+    """Return the initial model, equal for every method at one seed, and the balancer.
+
+    Args:
+        spec: the cell.
+        task: an instance with the spec's parameters.
+        method: what constructs the balancer.
+        init: weights to start from, taken where name and shape agree.
+    """
+    seeding.seed_everything(seeding.derive(spec.seed, "model"))
+    model = task.model()
+    if init is not None:
+        model.load_state_dict(_fitting(model, init), strict=False)
+    balancer = method(
+        len(task.objectives), seeding.derive(spec.seed, "balancer"), **spec.method_params
+    )
+    return balancer.wrap(model).to(spec.device), balancer.to(spec.device)
+
+
+def _fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return those weights whose name and shape the model has."""
+    own = model.state_dict()
+    return {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}

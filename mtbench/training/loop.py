@@ -1,0 +1,156 @@
+"""The loop over the steps of an epoch."""
+
+import math
+import time
+
+from torch import nn
+from torch.optim import Optimizer
+
+from mtbench import seeding
+from mtbench.balancing.distributed import Ranks
+from mtbench.training.batches import Batches
+from mtbench.training.diagnostics import Look
+from mtbench.training.learner import Learner
+from mtbench.training.nonfinite import Guard
+from mtbench.training.numbers import Made, Numbers
+from mtbench.training.observer import Observer
+from mtbench.training.optimization import rate
+from mtbench.training.record import Record
+from mtbench.training.task import Batch, Recipe
+
+LOOK_SECONDS = 0.5
+"""How long the host leaves the numbers of the steps that it makes on the device."""
+
+LOOK_STEPS = 10
+"""The same in steps, for several ranks: all must stop after the same one, and clocks differ."""
+
+
+class Loop:
+    """Makes steps.
+
+    The host does not wait for a device in every step: what it wants to know of a step is kept there
+    and read together with that of the steps after it, after half a second, and before anything is
+    written. A step that was not finite is found then, and what was made of it is dropped with the
+    steps after it. With ``nonfinite`` ``skip`` or ``fp32``, which must know before the optimizer's
+    step, the host reads in every step.
+
+    Args:
+        recipe: how the cell is optimised.
+        learner: what is trained.
+        optimizer: moves it.
+        batches: what it learns from.
+        record: what is kept of it.
+        observer: who is told of it.
+        ranks: the processes that share every batch.
+        diagnose: whether the objectives' gradients are compared for every method.
+        checkpoint_seconds: how long after a checkpoint the next one is written.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        learner: Learner,
+        optimizer: Optimizer,
+        batches: Batches,
+        record: Record,
+        observer: Observer,
+        ranks: Ranks,
+        diagnose: bool,
+        checkpoint_seconds: float,
+    ) -> None:
+        self.recipe, self.learner, self.optimizer, self.batches = (
+            recipe, learner, optimizer, batches,
+        )  # fmt: skip
+        self.record, self.observer, self.ranks, self.diagnose = record, observer, ranks, diagnose
+        self.checkpoint_seconds = checkpoint_seconds
+        self.steps = batches.steps * recipe.epochs
+        self.numbers = Numbers(learner.device)
+        self.guard = Guard(recipe, learner, record.at.nonfinite, self.steps)
+        self.looked = -math.inf
+
+    def epoch(self) -> None:
+        """Go through an epoch, or what is left of it."""
+        at = self.record.at
+        self.learner.model.train()
+        begin = saved = time.perf_counter()
+        while at.position < self.batches.steps:
+            self.step(self.batches.at(at.epoch, at.position))
+            at.position += 1
+            if at.position == self.batches.steps or self._due():
+                self.count()
+            since = time.perf_counter() - saved
+            saving = since > self.checkpoint_seconds and at.position < self.batches.steps
+            if saving and not self.numbers.pending:
+                at.seconds += time.perf_counter() - begin
+                self.record.checkpoint()
+                begin = saved = time.perf_counter()
+        self.learner.balancer.after_epoch()
+        at.seconds += time.perf_counter() - begin
+
+    def step(self, batch: Batch) -> None:
+        """Make a step, or do what is to be done where it is not finite."""
+        if not self.guard.attempt(lambda: self._attempt(batch), self._undo):
+            self.observer.stepped(self.record.at.epoch, {})
+
+    def _update(self, batch: Batch) -> None:
+        """What happens in a step."""
+        begin, at, balancer = time.perf_counter(), self.record.at, self.learner.balancer
+        index = at.epoch * self.batches.steps + at.position
+        lr = rate(self.recipe, index, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        ranks = self.ranks.of(self.batches.samples(at.position))
+        if self.ranks.size > 1:  # dropout differs between ranks, and a checkpoint is rank 0's alone
+            seeding.seed_everything(seeding.derive(self.batches.seed, "rank", ranks.rank, index))
+
+        step = self.learner.step(batch, ranks)
+        made = Made(at.epoch, at.position, lr, {"loss": [step.values]})
+        self.numbers.pending.append(made)
+        look = Look(step, self.diagnose) if at.position == 0 else None
+        weights = balancer.backward(step)
+        if look is not None:
+            at.diagnostics = look.after(weights, self.learner.task.objectives)
+        del step, look  # frees the graph before the optimizer allocates
+
+        limit = math.inf if self.recipe.clip is None else self.recipe.clip
+        norms = [nn.utils.clip_grad_norm_(self.learner.model.parameters(), limit)]
+        made.numbers["gradient"] = norms
+        if own := [p for p in balancer.parameters() if p.grad is not None]:
+            norms.append(nn.utils.clip_grad_norm_(own, math.inf))
+        if weights is not None and self.record.logs(at.position):
+            made.numbers["weight"] = [weights.detach().clone()]
+        if self.guard.before:
+            self.numbers.look()
+        self.optimizer.step()
+        balancer.after_step(lambda: self.learner.forward(batch, ranks).losses)
+        self.optimizer.zero_grad()
+        made.seconds = time.perf_counter() - begin
+
+    def _attempt(self, batch: Batch) -> None:
+        try:
+            self._update(batch)
+        except Exception:
+            self.numbers.look()  # what is not finite may raise anything where it is worked with
+            raise
+
+    def _undo(self) -> None:
+        """Drop what a step that was not finite has left."""
+        self.numbers.pending.clear()
+        self.optimizer.zero_grad()
+        if self.record.at.position == 0:  # of what is looked at once an epoch
+            self.record.at.diagnostics = {}
+
+    def _due(self) -> bool:
+        """Return whether the host looks now, which changes no number."""
+        if self.guard.before:
+            return True
+        if self.ranks.size > 1:
+            return self.record.at.position % LOOK_STEPS == 1
+        return time.perf_counter() - self.looked > min(LOOK_SECONDS, self.checkpoint_seconds)
+
+    def count(self) -> None:
+        """Enter the steps that were made since the last time into the record, and tell of them."""
+        for made in self.numbers.take():
+            losses = self.record.enter(made)
+            self.observer.stepped(self.record.at.epoch, losses)
+        self.looked = time.perf_counter()

@@ -1,0 +1,24 @@
+"""Who is told how a cell goes."""
+
+from typing import Any, Protocol
+
+from mtbench.training.rundir import Spec
+
+
+class Observer(Protocol):
+    """Is told how a cell goes."""
+
+    def started(self, spec: Spec, epochs: int, steps: int, done: int) -> None:
+        """A cell begins, or goes on after `done` of its epochs x steps."""
+
+    def stepped(self, epoch: int, losses: dict[str, float]) -> None:
+        """One step was made; there are no losses if it was skipped.
+
+        Steps are told in their order, the first of a run at once, others when the host looks.
+        """
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """An epoch ended with this record."""
+
+    def finished(self, result: dict[str, Any]) -> None:
+        """The cell ended."""

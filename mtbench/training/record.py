@@ -1,0 +1,224 @@
+"""What is kept of a cell while it is trained: checkpoint, log, and the selected weights."""
+
+import csv
+import io
+import json
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from mtbench import seeding
+from mtbench.errors import RunError
+from mtbench.training import numerics
+from mtbench.training.learner import Learner
+from mtbench.training.numbers import Made
+from mtbench.training.rundir import RunDirectory
+
+CHECKPOINT_VERSION = 1
+
+LOGGED = 500
+"""About how many steps have a line in ``steps.csv``."""
+
+
+@dataclass
+class Progress:
+    """Where a cell stands: all that is kept beside weights and generators."""
+
+    epoch: int = 0
+    position: int = 0
+    sums: list[float] = field(default_factory=list)
+    counted: int = 0  # steps in the sums
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best_score: float = -math.inf
+    seconds: float = 0.0
+    threads: int = 0
+    batched: bool | None = None
+    diagnostics: dict[str, dict[str, float]] = field(default_factory=dict)
+    peak_mib: float = 0.0
+    processes: int = 1
+    precision: str = "fp32"
+    nonfinite: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Record:
+    """Writes a cell's files as it is trained, and finds where it was broken off.
+
+    Args:
+        run: the cell's directory.
+        learner: whose weights are kept.
+        optimizer: whose state is kept.
+        steps: an epoch.
+        epochs: of the run.
+
+    Attributes:
+        at: where the cell stands.
+        rows: of ``steps.csv``.
+        step_seconds: what the last steps took.
+    """
+
+    def __init__(
+        self, run: RunDirectory, learner: Learner, optimizer: Optimizer, steps: int, epochs: int
+    ) -> None:
+        self._run, self._learner, self._optimizer, self._steps = run, learner, optimizer, steps
+        self._objectives = learner.task.objectives
+        self._every = max(1, steps * epochs // LOGGED)
+        self.at = Progress(sums=[0.0] * len(self._objectives), precision=learner.precision)
+        self.rows: list[list[Any]] = []
+        self.step_seconds: deque[float] = deque(maxlen=1000)
+
+    def resume(self) -> bool:
+        """Take up the checkpoint; return whether there is one.
+
+        Raises:
+            RunError: it is broken, or of something else.
+        """
+        state = self._run.load("checkpoint.pt", self._learner.device)
+        if state is None:
+            return False
+        file = self._run.path / "checkpoint.pt"
+        if state.get("version") != CHECKPOINT_VERSION:
+            raise RunError(
+                f"{file}: is of version {state.get('version')}, and this mtbench reads version "
+                f"{CHECKPOINT_VERSION}: go on with the mtbench that wrote it, or delete the folder "
+                "to train this cell from its start"
+            )
+        with fits(self._run, "checkpoint.pt"):
+            self._learner.load(state)
+            self._optimizer.load_state_dict(state["optimizer"])
+            self.at = Progress(**state["progress"])
+            seeding.set_global_state({k: _cpu(v) for k, v in state["rng"].items()})
+            self.step_seconds.extend(state["step_seconds"])
+            self.rows = state["rows"]
+        self._learner.precision = self.at.precision
+        self._learner.engine.batched = self.at.batched
+        if self.at.history and not file.with_name("best.pt").exists():
+            raise RunError(
+                f"{file.with_name('best.pt')}: the selected weights are gone; delete the folder to "
+                "train this cell from its start"
+            )
+        self._write_log()  # may have been cut, or be ahead of the checkpoint
+        return True
+
+    def checkpoint(self) -> None:
+        """Write where the cell stands."""
+        self.at.precision = self._learner.precision
+        self.at.batched = self._learner.engine.batched
+        self.measure_memory()
+        # The log first: a checkpoint that says it is at the end must not lack its last lines.
+        self._write_log()
+        self._run.save(
+            "checkpoint.pt",
+            {
+                "version": CHECKPOINT_VERSION,
+                **self._learner.state(),
+                "optimizer": self._optimizer.state_dict(),
+                "progress": vars(self.at),
+                "rng": seeding.global_state(),
+                "rows": self.rows,
+                "step_seconds": list(self.step_seconds),
+            },
+        )
+
+    def logs(self, position: int) -> bool:
+        """Return whether the step at a position of this epoch has a line in ``steps.csv``."""
+        return self._index(position) % self._every == 0
+
+    def enter(self, made: Made) -> dict[str, float]:
+        """Take in a step; return its losses by name."""
+        losses = made.read["loss"]
+        self.at.sums = [a + b for a, b in zip(self.at.sums, losses, strict=True)]
+        self.at.counted += 1
+        self.step_seconds.append(made.seconds)
+        if self.logs(made.position):
+            shown = made.read.get("weight", [math.nan] * len(losses))
+            norm = made.read["gradient"][0]
+            index = self._index(made.position)
+            self.rows.append([index, self.at.epoch, made.lr, norm, *losses, *shown])
+        return dict(zip(self._objectives, losses, strict=True))
+
+    def end_epoch(
+        self, losses: dict[str, float], metrics: dict[str, float], score: float, keep: bool
+    ) -> dict[str, Any]:
+        """Close an epoch; return its record.
+
+        Args:
+            losses: on the validation split.
+            metrics: likewise.
+            score: by the selection rule.
+            keep: whether its weights are kept whatever the score.
+        """
+        at = self.at
+        means = [total / at.counted if at.counted else math.nan for total in at.sums]
+        record = {
+            "epoch": at.epoch,
+            "train_loss": dict(zip(self._objectives, means, strict=True)),
+            "val_loss": losses,
+            "val": metrics,
+            "score": score,
+            **at.diagnostics,
+        }
+        if keep or score > at.best_score or not at.history:
+            at.best_score = score
+            kept = {"epoch": at.epoch, "precision": self._learner.precision}
+            self._run.save("best.pt", self._learner.state() | kept)
+        at.history.append(record)
+        at.epoch, at.position = at.epoch + 1, 0
+        at.sums, at.counted = [0.0] * len(self._objectives), 0
+        at.diagnostics = {}
+        return record
+
+    def select(self) -> dict[str, Any]:
+        """Load the selected weights; return the record of their epoch."""
+        best = self._run.load("best.pt", self._learner.device) or {}
+        with fits(self._run, "best.pt"):
+            self._learner.load(best)
+            record: dict[str, Any] = self.at.history[best["epoch"]]
+        return record
+
+    def measure_memory(self) -> float:
+        """Return the peak so far, in MiB, broken-off parts of the run included."""
+        peak = numerics.peak_memory(torch.device(self._learner.device))
+        self.at.peak_mib = max(self.at.peak_mib, peak)
+        return self.at.peak_mib
+
+    def _index(self, position: int) -> int:
+        return self.at.epoch * self._steps + position
+
+    def _write_log(self) -> None:
+        lines = [json.dumps(record) + "\n" for record in self.at.history]
+        self._run.write_text("epochs.jsonl", "".join(lines))
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        names: Sequence[str] = self._objectives
+        losses, weights = [f"loss_{n}" for n in names], [f"weight_{n}" for n in names]
+        writer.writerow(["step", "epoch", "lr", "grad_norm", *losses, *weights])
+        writer.writerows(self.rows)
+        self._run.write_text("steps.csv", table.getvalue())
+
+
+@contextmanager
+def fits(run: RunDirectory, name: str) -> Iterator[None]:
+    """Explain a tensor file that loads, but is of another model or program."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"{run.path / name}: is not of this model ({type(error).__name__}); mtbench or a "
+            "plugin has changed since: delete the folder to train this cell from its start"
+        ) from error
+
+
+def _cpu(value: Any) -> Any:
+    """Return generator states on the CPU, where torch wants them whatever the device."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, list | tuple):
+        return type(value)(_cpu(item) for item in value)
+    return value

@@ -1,0 +1,79 @@
+"""Trained models: reading one back, and what is made of it once."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mtbench import seeding
+from mtbench.errors import RunError
+from mtbench.plugins.method import Method
+from mtbench.training.learner import Learner, build
+from mtbench.training.record import fits
+from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.task import Splits, Task
+
+EXTRA_STATE = "_extra_state"
+"""What torch calls that part of a module's state which is neither parameter nor buffer."""
+
+
+def load_trained(run: RunDirectory, task: Task, method: Method) -> Learner:
+    """Return the selected model of a finished cell.
+
+    Raises:
+        RunError: the cell has no selected weights, or the file is corrupt.
+    """
+    state = run.load("best.pt")
+    if state is None:
+        raise RunError(f"{run.path}: has no trained weights (best.pt) yet; finish the run first")
+    with fits(run, "best.pt"):
+        spec = run.spec().model_copy(update={"precision": state["precision"]})
+        return restore(spec, task, method, state["model"], state["balancer"])
+
+
+def restore(
+    spec: Spec,
+    task: Task,
+    method: Method,
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+) -> Learner:
+    """Return a trained model on the CPU from the state dicts of model and balancer.
+
+    The balancer's extra state, which only training needs, may be left out.
+    """
+    spec = spec.model_copy(update={"device": "cpu"})
+    with seeding.preserved():
+        model, balancer = build(spec, task, method)
+    model.load_state_dict(weights)
+    absent, unknown = balancer.load_state_dict(state, strict=False)
+    if unknown or not all(name.endswith(EXTRA_STATE) for name in absent):
+        raise KeyError(f"the balancer's {(unknown + absent)[0]}")
+    return Learner(spec, task, model, balancer)
+
+
+def conclude(run: RunDirectory, task: Task, splits: Splits, method: Method) -> list[Path]:
+    """Fit what the task's `predict` needs and draw its figures, unless that is done.
+
+    Returns:
+        The figures' files.
+    """
+    done = sorted(run.path.glob("*.png"))
+    if not (run.path / "best.pt").exists():
+        return done
+    predictor = load_trained(run, task, method).predict
+    if run.fitted() is None and (fitted := task.fit(predictor, splits)):
+        run.write_text("fitted.json", json.dumps(fitted, indent=2))
+    drawing = run.path / ".figures"  # while it is there, the figures are not all drawn
+    if done and not drawing.exists():
+        return done
+    drawing.mkdir(exist_ok=True)
+    pictures = task.figures(predictor, splits, drawing)
+    for file in drawing.iterdir():
+        file.replace(run.path / file.name)
+    done = [run.path / picture.name for picture in pictures]
+    shutil.rmtree(drawing)
+    return done
