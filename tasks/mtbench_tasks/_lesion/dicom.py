@@ -1,4 +1,4 @@
-"""DICOM files, by pydicom (``pip install 'mtbench-toolkit[thyroid]'``)."""
+"""DICOM files, by pydicom, with GDCM as decoder of what it does not decode itself."""
 
 import math
 import warnings
@@ -71,10 +71,8 @@ def load(path: Path, frame: int) -> Stored:
 
 
 def _open(path: Path, *, header: bool) -> "Dataset":
-    try:
-        import pydicom
-    except ImportError:
-        raise DataError("DICOM needs pydicom: pip install 'mtbench-toolkit[thyroid]'") from None
+    import pydicom  # takes a moment: not everybody reads DICOM
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
