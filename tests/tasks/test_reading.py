@@ -12,7 +12,7 @@ import SimpleITK as sitk  # noqa: N813
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,7 +21,9 @@ from mtbench.errors import DataError
 from mtbench.training.task import Trained
 from mtbench_tasks._lesion import radiomics, reading, report
 from mtbench_tasks._lesion.calibration import calibration_error, likeliest, temperature
+from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.files import is_image, read_image, read_picture
+from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks._lesion.network import Risk
 from mtbench_tasks._lesion.pixels import Picture
 from mtbench_tasks._lesion.reading import Reference
@@ -223,6 +225,8 @@ def test_nothing_found_is_an_answer(tmp_path: Path) -> None:
     [view] = record["views"]
     assert (view["long_axis_px"], view["short_axis_px"]) == (0, 0)
     assert (view["height_px"], view["taller_than_wide"], view["radiomics"]) == (0, None, None)
+    assert view["category"] is None
+    assert reading.headline(view) == "No lesion found"
     [note] = record["notes"]
     assert note.startswith("nothing was segmented")
     assert not np.asarray(Image.open(record["mask"])).any()
@@ -331,6 +335,66 @@ def test_a_temperature_mends_what_it_should() -> None:
     assert math.isnan(calibration_error(honest[:0], category[:0]))
     with_end = torch.tensor([[1.0, 0.0]] * 5), torch.zeros(5, dtype=torch.long)  # all right
     assert temperature(*with_end) == pytest.approx(1 / 20, rel=0.01)
+
+
+# Not this kind of image
+
+
+def necks(count: int, seed: int = 0) -> list[np.ndarray]:
+    """Speckle that is darker with depth, each at its own gain."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(count):
+        fall = np.linspace(rng.uniform(1.1, 1.4), rng.uniform(0.5, 0.7), 80)[:, None]
+        found.append((rng.uniform(0.8, 1.1) * fall * tissue(seed=100 * seed + i)).clip(0, 255))
+    return [image.astype(np.uint8) for image in found]
+
+
+def grids(images: list[np.ndarray]) -> list[np.ndarray]:
+    return [to_input(image, 64)[0].numpy() for image in images]
+
+
+def strange() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    text = Image.new("L", (120, 80), 255)
+    for y in range(2, 78, 12):
+        ImageDraw.Draw(text).text((2, y), "no ultrasound at all", fill=0)
+    y, x = np.mgrid[:80, :120]
+    neck = necks(1, 9)[0]
+    return {
+        "noise": rng.integers(0, 256, (80, 120)).astype(np.uint8),
+        "text": np.asarray(text),
+        "blank": np.full((80, 120), 90, np.uint8),
+        "photograph": (120 + 60 * np.sin(x / 30) + 50 * np.cos(y / 20)).astype(np.uint8),
+        "upside down": np.ascontiguousarray(neck[::-1]),
+        "inverted": 255 - neck,
+        "on its side": np.ascontiguousarray(np.rot90(neck)),
+    }
+
+
+def test_what_is_not_like_the_training_is_told() -> None:
+    known = Familiar.fit(grids(necks(120)))
+    known = Familiar.of(json.loads(json.dumps(known.to_json())))
+    fresh = [known.doubt(grid) is not None for grid in grids(necks(100, seed=5))]
+    assert np.mean(fresh) < 0.06
+    mirrored = [np.ascontiguousarray(image[:, ::-1]) for image in necks(40, seed=6)]
+    assert np.mean([known.doubt(grid) is not None for grid in grids(mirrored)]) < 0.1
+    for name, image in strange().items():
+        said = known.doubt(grids([image])[0])
+        assert said is not None, name
+        assert "does not look like the training's images" in said
+
+
+def test_a_reading_says_so(tmp_path: Path) -> None:
+    images = necks(60)
+    features = [radiomics.extract(image, tissue() > 0) for image in images[:1]]
+    known = radiomics.Standardiser(np.zeros(len(features[0])), np.full(len(features[0]), 1e-3))
+    reference = Reference(None, known, Familiar.fit([to_input(i, 96)[0].numpy() for i in images]))
+    fine = read(predictor(standing), necks(1, 7)[0], tmp_path, reference=reference)["notes"]
+    odd = read(predictor(standing), strange()["noise"], tmp_path, reference=reference)["notes"]
+    assert not any("does not look like" in note for note in fine)
+    assert any("does not look like" in note for note in odd)
+    assert any("radiomics lie far outside the training's" in note for note in fine)
 
 
 # The page

@@ -16,13 +16,15 @@ from skimage.measure import find_contours
 from mtbench.training.task import Predictor
 from mtbench_tasks._lesion.cases import Image, Mask, View
 from mtbench_tasks._lesion.doubts import of_image, parts
+from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.grid import Placement, to_input
 from mtbench_tasks._lesion.pixels import Picture, implausible
-from mtbench_tasks._lesion.radiomics import FEATURES, Standardiser, extract
+from mtbench_tasks._lesion.radiomics import CLIP, FEATURES, Standardiser, extract
 
 CONTOUR = (255, 196, 0)
+ODD = 3  # features outside the training's range: one or two are chance
 CLEAR = 0.5  # of the probability: a category that has less is no headline
-UNCLEAR = "No clear category"
+UNCLEAR, NOTHING = "No clear category", "No lesion found"
 LESSER = 0.25  # of the largest region: a smaller one is taken for noise
 USE = "Research use only. Not a medical device."
 
@@ -34,10 +36,12 @@ class Reference:
     Attributes:
         temperature: the logits are divided by it; None where the model is not calibrated.
         standardise: the training's radiomics, None where they are not known.
+        familiar: what the training's images are like, None where that is not known.
     """
 
     temperature: float | None = None
     standardise: Standardiser | None = None
+    familiar: Familiar | None = None
 
     @classmethod
     def of(cls, fitted: Mapping[str, Any]) -> Self:
@@ -47,7 +51,9 @@ class Reference:
         mean, scale = (np.array(fitted["radiomics"][key]) for key in ("mean", "scale"))
         graded = fitted["calibration"]["readings"]
         return cls(
-            fitted["calibration"]["temperature"] if graded else None, Standardiser(mean, scale)
+            fitted["calibration"]["temperature"] if graded else None,
+            Standardiser(mean, scale),
+            Familiar.of(fitted["familiar"]) if "familiar" in fitted else None,
         )
 
 
@@ -104,7 +110,8 @@ def read(
         right, bottom), the category, the probability of each, and of the largest segmented region
         the axes, height and width, whether it is taller than wide, and its radiomics, with ``z`` in
         standard deviations from the mean of the training's contours. ``others`` has the lengths of
-        further regions. Where nothing is segmented, lengths are 0 and the rest is null.
+        further regions. Where nothing is segmented, there is no lesion: lengths are 0, and the rest
+        is null; the probabilities are those of a lesion, if there were one.
     """
     image, spacing = picture.pixels, picture.spacing or given
     whole = np.zeros(image.shape, dtype=bool)
@@ -118,7 +125,7 @@ def read(
         views.append(
             {
                 "box": [columns.start, rows.start, columns.stop, rows.stop],
-                "category": grades[int(probabilities.argmax())],
+                "category": grades[int(probabilities.argmax())] if regions else None,
                 "probabilities": {
                     g: round(float(p), 4) for g, p in zip(grades, probabilities, strict=True)
                 },
@@ -136,7 +143,7 @@ def read(
         "image": str(path), "use": USE, "spacing_mm": spacing,
         "spacing_from": _origin(picture, given),
         "temperature": reference.temperature, "mask": str(mask_file), "overlay": str(overlay_file),
-        "views": views, "notes": list(_notes(picture, given, views)),
+        "views": views, "notes": list(_notes(picture, given, views, size, reference)),
     }  # fmt: skip
 
 
@@ -155,13 +162,24 @@ def _origin(picture: Picture, given: float | None) -> str | None:
 
 
 def _notes(
-    picture: Picture, given: float | None, views: Sequence[Mapping[str, Any]]
+    picture: Picture,
+    given: float | None,
+    views: Sequence[Mapping[str, Any]],
+    size: int,
+    reference: Reference,
 ) -> Iterator[str]:
     """Yield what a person should know before they believe a reading."""
     yield from picture.told
     for view in views:
         left, top, right, bottom = view["box"]
-        yield from of_image(picture.pixels[top:bottom, left:right])
+        pixels = picture.pixels[top:bottom, left:right]
+        yield from of_image(pixels)
+        grid = to_input(pixels, size)[0].numpy()
+        if reference.familiar is not None and (odd := reference.familiar.doubt(grid)):
+            yield odd
+        scores = [found["z"] for found in (view["radiomics"] or {}).values()]
+        if (far := sum(z is not None and abs(z) >= CLIP for z in scores)) >= ODD:
+            yield f"{far} of {len(scores)} radiomics lie far outside the training's"
     own = picture.spacing
     if own is None:
         yield from implausible(given)
@@ -175,7 +193,7 @@ def _notes(
     empty = sum(view["taller_than_wide"] is None for view in views)
     if empty:
         where = "" if len(views) == 1 else f" in {empty} of {len(views)} views"
-        yield f"nothing was segmented{where}: there, the category is of no lesion"
+        yield f"nothing was segmented{where}: no lesion was found there"
 
 
 def headline(view: Mapping[str, Any]) -> str:
@@ -185,7 +203,11 @@ def headline(view: Mapping[str, Any]) -> str:
     'Category TR4'
     >>> headline({"category": "TR4", "probabilities": {"TR2": 0.3, "TR3": 0.3, "TR4": 0.4}})
     'No clear category'
+    >>> headline({"category": None, "probabilities": {"TR2": 0.1, "TR4": 0.9}})
+    'No lesion found'
     """
+    if view["category"] is None:
+        return NOTHING
     clear = view["probabilities"][view["category"]] >= CLEAR
     return f"Category {view['category']}" if clear else UNCLEAR
 
@@ -243,8 +265,9 @@ def _name(picture: Pil.Image, views: Sequence[dict[str, Any]]) -> None:
     draw = ImageDraw.Draw(picture)
     for view in views:
         left, top, *_ = view["box"]
-        chance = view["probabilities"][view["category"]]
-        text = f"{view['category']}  {chance:.0%}" if chance >= CLEAR else UNCLEAR
+        text = headline(view)
+        if text not in (UNCLEAR, NOTHING):
+            text = f"{view['category']}  {view['probabilities'][view['category']]:.0%}"
         area = draw.textbbox((left + 4, top + 4), text)
         draw.rectangle((area[0] - 2, area[1] - 2, area[2] + 2, area[3] + 2), fill=(0, 0, 0))
         draw.text((left + 4, top + 4), text, fill=CONTOUR)

@@ -31,6 +31,7 @@ from mtbench_tasks._lesion import radiomics
 from mtbench_tasks._lesion.cases import Case, Collection, Image, View
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.doubts import alike, survey
+from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.grid import Prepared, prepare
 from mtbench_tasks._lesion.splits import CaseSplit, Sample, join_patients, split_patients
 
@@ -291,9 +292,11 @@ class LesionTask(Task):
         return drawn
 
     def fit(self, predictor: Predictor, splits: Splits) -> dict[str, Any]:
-        """Return the temperature that calibrates the categories, and the training's radiomics.
+        """Return what a reading is set against.
 
-        The temperature is fitted on the validation readings, where its effect is told too.
+        The temperature that calibrates the categories, fitted on the validation readings, where its
+        effect is told too; how good the model is there; what the training's images are like, and
+        their radiomics.
         """
         from mtbench_tasks._lesion.calibration import calibration_error, temperature
 
@@ -301,6 +304,11 @@ class LesionTask(Task):
         assert isinstance(train, CaseSplit)
         assert train.standardise is not None
         assert isinstance(val, CaseSplit)
+        grids = [
+            grid.numpy()
+            for positions in torch.split(torch.arange(len(train)), BATCH)
+            for grid in train.batch(positions)["inputs"][:, 0]
+        ]
         meter, outputs = self.meter(), []
         for positions in torch.split(torch.arange(len(val)), BATCH):
             batch = val.batch(positions)
@@ -326,6 +334,7 @@ class LesionTask(Task):
                 "graded": len(category),
                 "outlined": int(val.has_mask.sum()),
             },
+            "familiar": Familiar.fit(grids).to_json(),
             "radiomics": {
                 "features": [feature.name for feature in radiomics.FEATURES],
                 "mean": train.standardise.mean.tolist(),
