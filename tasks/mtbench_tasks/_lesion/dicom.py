@@ -15,6 +15,7 @@ from mtbench_tasks._lesion.pixels import LARGEST, Geometry, Stored, geometry
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.uid import UID
 
 CENTIMETRES = 3  # of Physical Units X/Y Direction, PS3.3 C.8.5.5.1.15
 PLANE = 1  # of Region Spatial Format: 2-D; others are M-mode, spectra, graphs
@@ -53,16 +54,17 @@ def load(path: Path, frame: int) -> Stored:
     Raises:
         DataError: it is no DICOM image, is broken, or has no such frame.
     """
-    import pydicom.pixels as tools
+    from pydicom.pixels.processing import apply_color_lut
+    from pydicom.pixels.utils import pixel_array
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom mends what it warns of
         data = _open(path, header=False)
         found = _geometry(data)
         try:
-            values = tools.pixel_array(data, index=frame - 1)
+            values = pixel_array(data, index=frame - 1)
             if "palette" in _text(data, "PhotometricInterpretation").casefold():
-                values = tools.apply_color_lut(values, data)
+                values = apply_color_lut(values, data)
         except Exception as error:  # of four decoders and of what a header may hold
             raise DataError(f"does not decode as DICOM ({_line(error)})") from error
         if values.ndim == 3:
@@ -90,7 +92,7 @@ def _open(path: Path, *, header: bool) -> "Dataset":
     return data
 
 
-def _syntax(data: "Dataset") -> str:
+def _syntax(data: "Dataset") -> "UID":
     """Return the transfer syntax of a file that does not name it; compressed ones always do."""
     from pydicom import uid
 
@@ -118,7 +120,7 @@ def _geometry(data: "Dataset") -> Geometry:
     regions = _regions(data, shape, told)
     calibrated = [region.spacing for region in regions if region.spacing is not None]
     spacing = calibrated[0] if calibrated else None
-    if not all(np.allclose(other, spacing, rtol=AGREE) for other in calibrated):
+    if not all(np.allclose(other, calibrated[0], rtol=AGREE) for other in calibrated):
         told.append("its regions of ultrasound have different spacings: none is taken")
         spacing = None
     elif said := _pixel_spacing(data):
@@ -190,20 +192,20 @@ def _numbers(said: Any) -> tuple[float, float] | None:
 
 def _grey(data: "Dataset", values: NDArray[Any], found: Geometry) -> Stored:
     """Return grey values with how they are to be shown: PS3.3 C.11.1 and C.11.2."""
-    import pydicom.pixels as tools
+    from pydicom.pixels import processing
 
     hidden = _padding(data, values)
     inverse = _text(data, "PhotometricInterpretation") == "MONOCHROME1"
     try:
-        values = tools.apply_modality_lut(values, data)
+        values = processing.apply_modality_lut(values, data)
         if lut := data.get("VOILUTSequence"):
             bits = int(lut[0].LUTDescriptor[2])
             values = np.rint(values).astype(np.int32) if values.dtype.kind == "f" else values
-            values, shown = tools.apply_voi(values, data), (0.0, 2.0**bits - 1)
+            values, shown = processing.apply_voi(values, data), (0.0, 2.0**bits - 1)
         elif _numbers([_first(data, "WindowWidth"), 1]) and _first(data, "WindowWidth") > 1:
             ends = np.array([-1e12, 1e12])
-            low, high = tools.apply_windowing(ends, data)
-            values, shown = tools.apply_windowing(values, data), (float(low), float(high))
+            low, high = processing.apply_windowing(ends, data)
+            values, shown = processing.apply_windowing(values, data), (float(low), float(high))
         elif inverse and values.min() >= 0 and values.max() <= 255 and _whole(values):
             shown = (0.0, 255.0)
         elif inverse:

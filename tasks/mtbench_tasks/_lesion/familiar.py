@@ -4,6 +4,7 @@ Told by what a picture is like, and not by the network's features: an instance-n
 forgets brightness and contrast, and what it makes of a photograph need not be odd.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -16,6 +17,7 @@ Vector = NDArray[np.float64]
 COUNT = 16  # statistics
 DARK, LIGHT = 0.03, 0.97  # grey values, of 1, that count as black and as white
 SMALLEST = 8  # pixels of the grid: less shows nothing
+LEAST = 0.01  # deviation of a statistic: one that hardly varies in training may do so a little
 LIMIT = 99.0  # percentile of the training's distances: what lies beyond is told
 
 
@@ -78,8 +80,9 @@ class Familiar:
         from sklearn.covariance import LedoitWolf
 
         found = np.array([describe(grid) for grid in grids])
-        scale = found.std(axis=0) + 1e-9  # shrinking is towards equal variances
-        precision = LedoitWolf().fit(found / scale).precision_ / np.outer(scale, scale)
+        scale = np.maximum(found.std(axis=0), LEAST)  # shrinking is towards equal variances
+        covariance = LedoitWolf().fit(found / scale).covariance_ + np.diag((LEAST / scale) ** 2)
+        precision = np.linalg.inv(covariance) / np.outer(scale, scale)
         made = cls(found.mean(axis=0), precision, 0.0)
         limit = float(np.percentile([made._distance(row) for row in found], LIMIT))
         return cls(made.mean, precision, limit)
@@ -110,4 +113,4 @@ class Familiar:
 
     def _distance(self, row: Vector) -> float:
         apart = row - self.mean
-        return float(np.sqrt(max(0.0, apart @ self.precision @ apart)))
+        return math.sqrt(max(0.0, float(apart @ self.precision @ apart)))

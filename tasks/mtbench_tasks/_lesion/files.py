@@ -287,9 +287,7 @@ def _photo(path: Path) -> Stored:
             lossy = found.format in LOSSY
             if found.mode[0] in "IF":
                 values = np.asarray(found)
-                inverse = (
-                    found.format == "TIFF" and found.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
-                )
+                inverse = found.getexif().get(_PHOTOMETRIC) == _WHITE_IS_ZERO
                 if inverse and values.dtype.kind in "iu":
                     values = np.iinfo(values.dtype).max - values
                 return Stored(values, lies, lossy=lossy)

@@ -108,8 +108,9 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     if order is None:
         problems.append(_unknown(path, cells, meant.why))
         order = tuple(sorted({cell.casefold(): cell for cell in cells}.values()))
-    odd = grades is None and meant.grades is not None and meant.why
-    doubts = [f"{path}: the categories {meant.why}"] if odd else []
+    doubts = []
+    if grades is None and meant.grades is not None and meant.why:
+        doubts.append(f"{path}: the categories {meant.why}")
     images: dict[tuple[Path, int | None], dict[int, Row]] = {}
     bare = 0
     for line, row in table.rows.items():

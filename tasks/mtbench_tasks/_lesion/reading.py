@@ -170,16 +170,17 @@ def _notes(
 ) -> Iterator[str]:
     """Yield what a person should know before they believe a reading."""
     yield from picture.told
-    for view in views:
+    for number, view in enumerate(views, 1):
+        which = f"view {number}: " if len(views) > 1 else ""
         left, top, right, bottom = view["box"]
         pixels = picture.pixels[top:bottom, left:right]
-        yield from of_image(pixels)
+        yield from (which + text for text in of_image(pixels))
         grid = to_input(pixels, size)[0].numpy()
         if reference.familiar is not None and (odd := reference.familiar.doubt(grid)):
-            yield odd
+            yield which + odd
         scores = [found["z"] for found in (view["radiomics"] or {}).values()]
         if (far := sum(z is not None and abs(z) >= CLIP for z in scores)) >= ODD:
-            yield f"{far} of {len(scores)} radiomics lie far outside the training's"
+            yield f"{which}{far} of {len(scores)} radiomics lie far outside the training's"
     own = picture.spacing
     if own is None:
         yield from implausible(given)
