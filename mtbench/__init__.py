@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mtbench.balancing.step import Step
     from mtbench.errors import MtbenchError, UsageError
     from mtbench.plugins.method import Method, combine
+    from mtbench.plugins.registry import find
     from mtbench.training.task import Metric, Recipe, Split, Splits, Task
 
 _HOMES = {
@@ -43,6 +44,7 @@ _HOMES = {
     "WeightingWrapper": "balancing.balancer",
     "Wrapper": "balancing.balancer",
     "combine": "plugins.method",
+    "find": "plugins.registry",
 }
 _MODULES = {"data": "training.data", "solvers": "balancing.solvers"}
 __all__ = [  # noqa: RUF022 - the reading order
@@ -56,6 +58,7 @@ __all__ = [  # noqa: RUF022 - the reading order
     "WeightingWrapper",
     "Method",
     "combine",
+    "find",
     "MultitaskModel",
     "Task",
     "Split",

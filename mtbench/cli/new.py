@@ -36,8 +36,7 @@ from pathlib import Path
 
 import pytest
 
-from mtbench import Balancer
-from mtbench.plugins.registry import find
+from mtbench import Balancer, find
 from mtbench.testing import BalancerContract
 
 
@@ -56,8 +55,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torchmetrics import MeanSquaredError
 from torchmetrics.classification import MulticlassAccuracy
 
-from mtbench import Metric, MultitaskModel, Recipe, Splits, Task, seeding
-from mtbench.training.data import TensorSplit, TorchmetricsMeter, fingerprint, labelled_loss
+from mtbench import Metric, MultitaskModel, Recipe, Splits, Task, data, seeding
 
 
 class CLASS(Task):
@@ -76,10 +74,10 @@ class CLASS(Task):
         distance = x.norm(dim=1)  # here NaN would
         order = torch.randperm(len(x), generator=seeding.generator(seed, "split"))
         parts = [
-            TensorSplit(x[rows], side=side[rows], distance=distance[rows])
+            data.TensorSplit(x[rows], side=side[rows], distance=distance[rows])
             for rows in order.split([600, 150, 250])  # training, validation, test
         ]
-        return Splits(*parts, fingerprint=fingerprint(x, side, distance))
+        return Splits(*parts, fingerprint=data.fingerprint(x, side, distance))
 
     def model(self):
         encoder = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
@@ -88,13 +86,13 @@ class CLASS(Task):
 
     def losses(self, outputs, batch):
         return [
-            labelled_loss(cross_entropy, outputs[0], batch["side"]),
-            labelled_loss(mse_loss, outputs[1], batch["distance"]),
+            data.labelled_loss(cross_entropy, outputs[0], batch["side"]),
+            data.labelled_loss(mse_loss, outputs[1], batch["distance"]),
         ]
 
     def meter(self):
         metrics = {"accuracy": MulticlassAccuracy(2), "mse": MeanSquaredError()}
-        return TorchmetricsMeter(self, metrics)
+        return data.TorchmetricsMeter(self, metrics)
 '''
 
 TASK_TEST = '''"""mtbench's conformance suite, on NAME."""
@@ -103,8 +101,7 @@ from pathlib import Path
 
 import pytest
 
-from mtbench import Task
-from mtbench.plugins.registry import find
+from mtbench import Task, find
 from mtbench.testing import TaskContract
 
 
@@ -115,25 +112,49 @@ class TestCLASS(TaskContract):
         return find("task", "NAME", [plugin]).load(Task)
 '''
 
+DOCSTRING = '"""The KIND NAME for mtbench."""\n'
+PACKAGE = """[build-system]
+requires = ["hatchling>=1.27"]
+build-backend = "hatchling.build"
+
+[project]
+name = "mtbench-DASHED"
+version = "0.1.0"
+description = "The KIND NAME for mtbench"
+requires-python = ">=3.11"
+dependencies = ["mtbench-toolkit"]
+
+[project.optional-dependencies]
+test = ["mtbench-toolkit[check]"]
+
+# Every public module of this package is a KIND of mtbench's.
+[project.entry-points."mtbench.KINDs"]
+NAME = "mtbench_NAME"
+
+[tool.hatch.build.targets.wheel]
+packages = ["src/mtbench_NAME"]
+"""
+
 Name = Annotated[str, typer.Argument(help="Its name, which is its file's.")]
 Folder = Annotated[Path, typer.Option(help="Where to write.")]
+Package = Annotated[
+    bool, typer.Option("--package", help="A folder that pip installs, which others can publish.")
+]
 
 
 @app.command()
-def method(name: Name, folder: Folder = Path()) -> None:
+def method(name: Name, folder: Folder = Path(), package: Package = False) -> None:
     """Write NAME.py, a working method, and test_NAME.py, its conformance test."""
-    _write("method", name, folder, METHOD, METHOD_TEST)
-    typer.echo(f"run it:  mtbench run --plugin {folder / name}.py --method {name} --method ew")
+    _write("method", name, folder, package, METHOD, METHOD_TEST)
 
 
 @app.command()
-def task(name: Name, folder: Folder = Path()) -> None:
+def task(name: Name, folder: Folder = Path(), package: Package = False) -> None:
     """Write NAME.py, a working task, and test_NAME.py, its conformance test."""
-    _write("task", name, folder, TASK, TASK_TEST)
-    typer.echo(f"run it:  mtbench run --plugin {folder / name}.py --task {name} --method ew")
+    _write("task", name, folder, package, TASK, TASK_TEST)
 
 
-def _write(kind: "Kind", name: str, folder: Path, plugin: str, test: str) -> None:
+def _write(kind: "Kind", name: str, folder: Path, package: bool, plugin: str, test: str) -> None:
     from mtbench.errors import PluginError, UsageError
     from mtbench.plugins.registry import entries
 
@@ -144,17 +165,37 @@ def _write(kind: "Kind", name: str, folder: Path, plugin: str, test: str) -> Non
         )
     if name in entries(kind):
         raise UsageError(f"a {kind} {name!r} exists already: {entries(kind)[name].path}")
-    title = "".join(part.capitalize() for part in name.split("_"))
-    files = {folder / f"{name}.py": plugin, folder / f"test_{name}.py": test}
+    place = plugins = tests = folder
+    files = {}
+    if package:
+        place = folder / f"mtbench-{name.replace('_', '-')}"
+        plugins, tests = place / "src" / f"mtbench_{name}", place / "tests"
+        files = {place / "pyproject.toml": PACKAGE, plugins / "__init__.py": DOCSTRING}
+        test = test.replace('"NAME", [plugin]', '"NAME"')
+        test = test.replace('        plugin = Path(__file__).with_name("NAME.py")\n', "")
+        test = test.replace("from pathlib import Path\n\n", "")
+    files |= {plugins / f"{name}.py": plugin, tests / f"test_{name}.py": test}
     for file in files:
         if file.exists():
             raise PluginError(f"{file}: exists already; choose another name or folder")
+    words = {
+        "NAME": name,
+        "CLASS": "".join(part.capitalize() for part in name.split("_")),
+        "DASHED": name.replace("_", "-"),
+        "KIND": kind,
+    }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for file, template in files.items():
-            text = template.replace("NAME", name).replace("CLASS", title)
+        for file, text in files.items():
+            for word, value in words.items():
+                text = text.replace(word, value)
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
             typer.echo(f"written: {file}")
     except OSError as error:
-        raise PluginError(f"{folder}: cannot be written ({error.strerror})") from error
-    typer.echo(f"test it: pytest {folder / f'test_{name}.py'}")
+        raise PluginError(f"{place}: cannot be written ({error.strerror})") from error
+    if package:
+        typer.echo(f"install: pip install --editable '{place}[test]'")
+    typer.echo(f"test it: pytest {tests / f'test_{name}.py'}")
+    given = "" if package else f" --plugin {folder / name}.py"
+    wanted = f"--method {name} --method ew" if kind == "method" else f"--task {name} --method ew"
+    typer.echo(f"run it:  mtbench run{given} {wanted}")

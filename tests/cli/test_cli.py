@@ -511,6 +511,29 @@ def test_a_new_task_runs_and_passes_its_test(mtbench: Mtbench, tmp_path: Path) -
     refused(mtbench("new", "task", "my task", "--folder", tmp_path), "is no task name")
 
 
+@pytest.mark.parametrize("kind", ["method", "task"])
+def test_a_new_package_installs_and_is_found(mtbench: Mtbench, tmp_path: Path, kind: str) -> None:
+    code, out, err = mtbench("new", kind, "my_plugin", "--package", "--folder", tmp_path)
+    assert code == 0, err
+    package, site = tmp_path / "mtbench-my-plugin", tmp_path / "site"
+    words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*words, "--target", site, package], check=True, timeout=120)
+    where = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), *filter(None, sys.path)])}
+    lines = [["list", f"{kind}s"], ["run", f"--{kind}", "my_plugin", "--epochs", "1"]]
+    lines[1] += ["--task", "toy"] if kind == "method" else ["--method", "ew"]
+    for line in lines:
+        done = subprocess.run(
+            [sys.executable, "-m", "mtbench", *line], capture_output=True, text=True, timeout=120,
+            cwd=tmp_path, env=where, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "my_plugin" in done.stdout
+    test = package / "tests" / "test_my_plugin.py"
+    assert f"pytest {test}" in out
+    compile(test.read_text(), test, "exec")
+    refused(mtbench("new", kind, "my_plugin", "--package", "--folder", tmp_path), "exists already")
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
