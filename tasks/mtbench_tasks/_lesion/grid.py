@@ -64,7 +64,7 @@ class Placement:
 def to_input(image: Image, size: int) -> Tensor:
     """Return an image as the network takes it, (1, size, size), 0 to 1."""
     shape = (image.shape[0], image.shape[1])
-    return Placement(shape, size).to_grid((image / 255).astype(np.float32))[None]
+    return Placement(shape, size).to_grid(image.astype(np.float32) / np.float32(255))[None]
 
 
 @dataclass(frozen=True)

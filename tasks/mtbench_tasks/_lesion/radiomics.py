@@ -30,6 +30,7 @@ from mtbench_tasks._lesion.pixels import SQUARE, implausible
 Vector = NDArray[np.float64]
 
 VERSION = 2  # part of every cache key: raise it when the same input gives other numbers
+LARGEST = 4_000_000  # pixels around a mask: more is no ultrasound, and takes minutes
 STEP = 0.1  # millimetres per pixel at which textures are compared
 BIN_WIDTH = 8  # grey levels: 32 bins over the 8-bit range, the same for every image
 RING = 8  # pixels: how far the surrounding tissue reaches from the mask
@@ -84,7 +85,7 @@ def extract(image: Image, mask: Mask, spacing: float | None = None) -> Vector:
 
     Returns:
         (len(FEATURES),); all NaN for a mask of fewer than `SMALLEST` pixels, less than three wide
-        or high, or without surroundings.
+        or high, without surroundings, or with more than `LARGEST` pixels around it.
     """
     nothing = np.full(len(FEATURES), np.nan)
     mask = next(iter(parts(mask)), mask)
@@ -95,6 +96,8 @@ def extract(image: Image, mask: Mask, spacing: float | None = None) -> Vector:
     margin = math.ceil((RING + 1) / scale)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     crop = [slice(max(int(at[0]) - margin, 0), int(at[-1]) + margin + 1) for at in (rows, columns)]
+    if image[*crop].size * scale**2 > LARGEST:
+        return nothing
     grey, mask = image[*crop].astype(np.float64), mask[*crop].astype(bool)
     if abs(scale - 1) > SQUARE:
         grey, mask = _resampled(grey, mask, scale)

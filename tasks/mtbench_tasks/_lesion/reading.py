@@ -1,5 +1,6 @@
 """Reading a new image with a trained model: mask, category, measurements."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from mtbench_tasks._lesion.pixels import Picture, implausible
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES, Standardiser, extract
 
 CONTOUR = (255, 196, 0)
+SHOWN = 4096  # pixels: the longer side of what is drawn for a person
 ODD = 3  # features outside the training's range: one or two are chance
 CLEAR = 0.5  # of the probability: a category that has less is no headline
 UNCLEAR, NOTHING = "No clear category", "No lesion found"
@@ -66,7 +68,9 @@ def axes(mask: Mask) -> tuple[float, float]:
     >>> axes(np.ones((3, 7), dtype=bool))
     (7.6, 5.5)
     """
-    rows, columns = np.nonzero(mask)
+    rows = np.flatnonzero(mask.any(axis=1)).repeat(2)
+    columns = mask[rows].argmax(axis=1)  # the first of each row, and the last: others lie between
+    columns[1::2] = mask.shape[1] - 1 - mask[rows[1::2], ::-1].argmax(axis=1)
     corners = np.concatenate([np.stack([rows + i, columns + j], 1) for i in (0, 1) for j in (0, 1)])
     try:
         corners = corners[ConvexHull(corners).vertices]
@@ -136,8 +140,8 @@ def read(
         )
     mask_file, overlay_file = beside(to, "_mask.png"), beside(to, "_overlay.png")
     Pil.fromarray(whole.astype(np.uint8) * 255).save(mask_file)
-    drawn = outlined(image, whole)
-    _name(drawn, views)
+    drawn, fewer = outlined(image, whole)
+    _name(drawn, views, fewer)
     drawn.save(overlay_file)
     return {
         "image": str(path), "use": USE, "spacing_mm": spacing,
@@ -218,13 +222,17 @@ def beside(to: Path, ending: str) -> Path:
     return to.with_name(to.name + ending)
 
 
-def outlined(image: Image, mask: Mask) -> Pil.Image:
-    """Return an image in colour with the outline of a mask."""
-    picture = Pil.fromarray(image).convert("RGB")
+def outlined(image: Image, mask: Mask) -> tuple[Pil.Image, int]:
+    """Return an image in colour with the outline of a mask, and by how much it was made smaller.
+
+    Only what is longer than `SHOWN` pixels is.
+    """
+    fewer = math.ceil(max(image.shape) / SHOWN)
+    picture = Pil.fromarray(image).reduce(fewer).convert("RGB")
     draw = ImageDraw.Draw(picture)
-    for contour in find_contours(np.pad(mask, 1).astype(float), 0.5):
+    for contour in find_contours(np.pad(mask[::fewer, ::fewer], 1).astype(float), 0.5):
         draw.line([(x - 1, y - 1) for y, x in contour], fill=CONTOUR, width=2)
-    return picture
+    return picture, fewer
 
 
 def _predict(
@@ -261,11 +269,11 @@ def _radiomics(
     }
 
 
-def _name(picture: Pil.Image, views: Sequence[dict[str, Any]]) -> None:
+def _name(picture: Pil.Image, views: Sequence[dict[str, Any]], fewer: int) -> None:
     """Write each view's category and its probability into the view's corner."""
     draw = ImageDraw.Draw(picture)
     for view in views:
-        left, top, *_ = view["box"]
+        left, top = (side // fewer for side in view["box"][:2])
         text = headline(view)
         if text not in (UNCLEAR, NOTHING):
             text = f"{view['category']}  {view['probabilities'][view['category']]:.0%}"

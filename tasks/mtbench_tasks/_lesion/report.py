@@ -30,8 +30,10 @@ EXPLAINED = (
     "Radiomics are measured within the outline that the model drew, and compared with the training "
     "images' outlines: z is the distance from their mean in standard deviations."
 )
+NO_TEXTURE = "None: nothing was segmented whose texture can be measured."
 ENDS = (f"−{CLIP:g}", f"+{CLIP:g}")  # of the scale of z
 WIDTH, HEIGHT = 8.27, 11.69  # inches: A4
+PITCH = 0.019  # of the radiomics' rows, in heights of the page
 INK, QUIET, BAR, WARNING = "#1c2430", "#5d6875", "#2f6f9f", "#9b2c2c"
 
 
@@ -101,7 +103,7 @@ def write(
 def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
     """Return the words and pictures of a reading."""
     with Pil.open(record["mask"]) as picture:
-        whole = outlined(image, np.asarray(picture) > 0)
+        whole, fewer = outlined(image, np.asarray(picture) > 0)
     spacing = record["spacing_mm"]
     facts = [
         ("Image", _text(Path(record["image"]).name)),
@@ -117,7 +119,7 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
     ]
     sections = [
         Section(
-            picture=whole.crop(view["box"]),
+            picture=whole.crop([side // fewer for side in view["box"]]),
             headline=headline(view),
             measurements=_measurements(view),
             chances=list(view["probabilities"].items()),
@@ -136,7 +138,7 @@ def html(page: Page) -> str:
     environment.filters["embedded"] = _embedded
     template = (files("mtbench_tasks._lesion") / "report.html").read_text("utf-8")
     return environment.from_string(template).render(
-        page=page, title=TITLE, use=USE, explained=EXPLAINED, ends=ENDS
+        page=page, title=TITLE, use=USE, explained=EXPLAINED, ends=ENDS, no_texture=NO_TEXTURE
     )
 
 
@@ -223,20 +225,21 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
         write(0.08, y, label, colour=QUIET)
         write(0.2, y, "\n".join(lines), colour=colour)
         y -= 0.0155 * len(lines)
-    _picture(figure, section.picture, (0.08, y - 0.32, 0.48, 0.31))
+    high = min(0.31, max(0.2, y - 0.41))  # notes may leave less
+    _picture(figure, section.picture, (0.08, y - high - 0.01, 0.48, high))
     write(0.6, y - 0.012, section.headline, 15, weight="bold")
-    _chances(figure, section.chances, (0.7, y - 0.17, 0.22, 0.12))
-    write(0.6, y - 0.18, "\n".join(textwrap.wrap(page.judged, 48)), 8, QUIET)
+    _chances(figure, section.chances, (0.7, y - 0.13, 0.22, 0.09))
+    write(0.6, y - 0.14, "\n".join(textwrap.wrap(page.judged, 48)), 8, QUIET)
     for number, (label, value) in enumerate(section.measurements):
-        write(0.6, y - 0.225 - 0.02 * number, label, colour=QUIET)
-        write(0.74, y - 0.225 - 0.02 * number, value)
-    y -= 0.35
+        write(0.6, y - 0.175 - 0.018 * number, label, colour=QUIET)
+        write(0.74, y - 0.175 - 0.018 * number, value)
+    y -= high + 0.04
     write(0.08, y, "Radiomics by descriptor", 12, weight="bold")
     write(0.08, y - 0.022, "\n".join(textwrap.wrap(EXPLAINED, 105)), 8, QUIET)
     y -= 0.08
     write(0.08, 0.035, USE, 8, QUIET)
     if not section.radiomics:
-        write(0.08, y, "None: nothing large enough was segmented.")
+        write(0.08, y, NO_TEXTURE)
         return figure
     heads = ((0.08, "Descriptor"), (0.23, "Feature"), (0.5, "Value"), (0.58, "z"), (0.62, ENDS[0]),
              (0.92, ENDS[1]))  # fmt: skip
@@ -244,14 +247,14 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
         side = "right" if x in (0.5, 0.58, 0.92) else "left"
         write(x, y + 0.022, head, 8, QUIET, ha=side)
     rows = sum(len(rows) for _, rows in section.radiomics)
-    axes = figure.add_axes((0.62, y - 0.022 * rows, 0.3, 0.022 * rows))
+    axes = figure.add_axes((0.62, y - PITCH * rows, 0.3, PITCH * rows))
     axes.set(xlim=(-1, 1), ylim=(rows, 0))
     axes.set_axis_off()
     line = 0
     for descriptor, group in section.radiomics:
-        write(0.08, y - 0.022 * line, descriptor, weight="bold")
+        write(0.08, y - PITCH * line, descriptor, weight="bold")
         for row in group:
-            at = y - 0.022 * line
+            at = y - PITCH * line
             write(0.23, at, row.name)
             write(0.5, at, row.value, ha="right")
             write(0.58, at, row.z, ha="right")
