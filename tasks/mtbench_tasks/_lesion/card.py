@@ -24,6 +24,7 @@ It marks one lesion in a grey-scale ultrasound image and gives its risk category
 - Out: `segmentation`, logits of the mask on the same grid; `risk.logits`, one per category;
   `risk.guided`, an estimate of the standardised radiomics.
 - {calibrated(fitted)} Probabilities are softmax(`risk.logits` / temperature).
+- {judged(fitted)}
 
 ## What it is for
 
@@ -34,8 +35,8 @@ depends on it. It is not meant for diagnosis, for triage, or for choosing who ge
 
 - It knows the scanners, the people and the readers of its training data only; on others it has to
   be tested first.
-- It reads single images, marks one lesion in each view, and gives a category even where there is no
-  lesion.
+- It reads single images. `risk.logits` are of a lesion, if there is one: where the mask is empty,
+  they mean nothing.
 - The metrics below are against readers' opinions, unless the notes on the data say otherwise.
 """
 

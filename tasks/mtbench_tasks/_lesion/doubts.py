@@ -135,7 +135,8 @@ def parts(mask: Mask) -> list[Mask]:
     regions, count = ndimage.label(mask[box], np.ones((3, 3)))
     if count == 1:
         return [mask]
-    sizes = np.bincount(regions.ravel())[1:]
+    places = ndimage.find_objects(regions)
+    sizes = np.array([np.count_nonzero(regions[at] == i) for i, at in enumerate(places, 1)])
     found = []
     for number in np.argsort(-sizes, kind="stable") + 1:
         if sizes[number - 1] >= SPECK * sizes.sum():

@@ -64,7 +64,9 @@ class Placement:
 def to_input(image: Image, size: int) -> Tensor:
     """Return an image as the network takes it, (1, size, size), 0 to 1."""
     shape = (image.shape[0], image.shape[1])
-    return Placement(shape, size).to_grid(image.astype(np.float32) / np.float32(255))[None]
+    plane = image.astype(np.float32)
+    plane /= 255
+    return Placement(shape, size).to_grid(plane)[None]
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,9 @@ def _predict(
     """Return the segmented regions at the view's resolution, largest first, and probabilities."""
     logits, risk = predictor(to_input(view, size)[None])
     plane = Placement((view.shape[0], view.shape[1]), size).from_grid(logits[0, 0].float().cpu())
-    regions = parts(plane.numpy() > 0)
+    drawn = plane.numpy() > 0
+    del plane  # of a large image, most of the memory
+    regions = parts(drawn)
     large = [region for region in regions if region.sum() >= LESSER * regions[0].sum()]
     return large, (risk.logits[0].float() / (temperature or 1.0)).softmax(0).cpu().numpy()
 
