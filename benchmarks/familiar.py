@@ -1,7 +1,7 @@
 """How often images that are not DDTI's are told: `python benchmarks/familiar.py ddti/ breast/`.
 
-What is familiar is fitted on the views of 60 % of DDTI's patients; the others' are turned, inverted,
-replaced.
+What is familiar is fitted on the views of 60 % of DDTI's patients; the others' are turned,
+inverted, replaced.
 """
 
 import sys
