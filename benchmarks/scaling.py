@@ -100,9 +100,8 @@ def _step(model: MultitaskModel, balancer: Any, ranks: Ranks, engine: Engine) ->
         z = model.encode(mine)
         outputs = ranks.gather(model.decode(z), sizes)
         losses = [mse_loss(o[:, 0], y[:, k]) for k, o in enumerate(outputs)]
-        heads = [head.parameters() for head in model.heads]
         shared = model.encoder.parameters()
-        return Step(losses, features=z, shared=shared, heads=heads, engine=engine, ranks=ranks)
+        return Step(losses, features=z, shared=shared, engine=engine, ranks=ranks)
 
     balancer.backward(forward())
     balancer.after_step(lambda: forward().losses)

@@ -39,8 +39,8 @@ for _ in range(22):
         begin = time.perf_counter()
         features = encoders[kind](batch["inputs"])
         losses = task.losses(model.decode(features), batch)
-        shared, heads = model.encoder.parameters(), [h.parameters() for h in model.heads]
-        balancers[name].backward(Step(losses, features=features, shared=shared, heads=heads))
+        shared = model.encoder.parameters()
+        balancers[name].backward(Step(losses, features=features, shared=shared))
         model.zero_grad()
         seconds[name + kind].append(time.perf_counter() - begin)
 medians = {name: statistics.median(times[2:]) for name, times in seconds.items()}

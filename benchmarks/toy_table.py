@@ -39,7 +39,7 @@ def end(choice, task, seed):
         features = (x.view_as(x),)
         seen = [balancer.view(features, k)[0] for k in range(2)]
         losses = [task.value(k, point).sum() for k, point in enumerate(seen)]
-        return Step(losses, features=features, shared=[x], heads=[[], []], again=forward)
+        return Step(losses, features=features, shared=[x], again=forward)
 
     for done in range(1, given.steps + 1):
         optimizer.zero_grad()

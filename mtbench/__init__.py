@@ -12,27 +12,30 @@ if TYPE_CHECKING:
     from mtbench.balancing.balancer import (
         Aggregator,
         Balancer,
+        Judged,
         Scalarizer,
         Weighting,
         WeightingWrapper,
         Wrapper,
     )
     from mtbench.balancing.engine import Engine
-    from mtbench.balancing.model import MultitaskModel
+    from mtbench.balancing.model import MultitaskModel, PerObjective
     from mtbench.balancing.step import Step
     from mtbench.errors import MtbenchError, UsageError
-    from mtbench.plugins.method import Method, combine
+    from mtbench.plugins.method import Method, balancer, combine
     from mtbench.plugins.registry import find
     from mtbench.training.task import Metric, Recipe, Split, Splits, Task
 
 _HOMES = {
     "Aggregator": "balancing.balancer",
     "Balancer": "balancing.balancer",
+    "Judged": "balancing.balancer",
     "Engine": "balancing.engine",
     "Method": "plugins.method",
     "Metric": "training.task",
     "MtbenchError": "errors",
     "MultitaskModel": "balancing.model",
+    "PerObjective": "balancing.model",
     "Recipe": "training.task",
     "Scalarizer": "balancing.balancer",
     "Split": "training.task",
@@ -43,14 +46,17 @@ _HOMES = {
     "Weighting": "balancing.balancer",
     "WeightingWrapper": "balancing.balancer",
     "Wrapper": "balancing.balancer",
+    "balancer": "plugins.method",
     "combine": "plugins.method",
     "find": "plugins.registry",
 }
 _MODULES = {"data": "training.data", "solvers": "balancing.solvers"}
 __all__ = [  # noqa: RUF022 - the reading order
+    "balancer",
     "Step",
     "Engine",
     "Balancer",
+    "Judged",
     "Scalarizer",
     "Weighting",
     "Aggregator",
@@ -60,6 +66,7 @@ __all__ = [  # noqa: RUF022 - the reading order
     "combine",
     "find",
     "MultitaskModel",
+    "PerObjective",
     "Task",
     "Split",
     "Splits",

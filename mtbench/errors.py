@@ -16,6 +16,10 @@ class UsageError(MtbenchError):
     """An option, name or parameter that does not exist or has no such value."""
 
 
+class StepError(UsageError, ValueError):
+    """Losses, features or parameters of a step that are not what the graph says."""
+
+
 class DataError(MtbenchError):
     """Input data that is absent, broken, or not what its source promises."""
 

@@ -114,7 +114,8 @@ class _Calls(TorchFunctionMode):
             target = torch.device("cpu") if device.holds(target) else "cpu"
         found = func(*args, **kwargs)
         if name in ("to", "cpu") and target == "cpu" and device.holds(args[0]):
-            device.waits(name, device.reads)
+            if not kwargs.get("non_blocking"):  # else it is under way, behind what was asked before
+                device.waits(name, device.reads)
             found = found.clone()
             del device.memory[found.untyped_storage()._cdata]
         elif isinstance(target, torch.device):

@@ -78,11 +78,11 @@ class Chebyshev(Balancer):
         ]
         return {"weights": tuple(w * num_objectives / sum(drawn) for w in drawn)}
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Apply the weight of the worst objective, and 0 for the others."""
         preferences = self.preferences.to(step.values)
         distances = preferences * (step.values - self.ideal.to(step.values))
         worst = distances.masked_fill(step.values == 0, -inf).argmax(keepdim=True)
         weights = torch.zeros_like(preferences).scatter(0, worst, preferences[worst])
-        step.backward(weights, "features" if step.features else "shared")
+        step.backward(weights, "features")
         return weights

@@ -77,7 +77,7 @@ class ExcessMTL(Balancer):
         """Draw eta log-uniformly from [1e-4, 1]."""
         return {"step_size": trial.suggest_float("step_size", 1e-4, 1.0, log=True)}
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Move the weights, then apply them."""
         jacobian = step.jacobian()
         if self.roots.shape != jacobian.shape:

@@ -98,7 +98,7 @@ class GradNorm(Balancer):
         """Draw alpha from [0, 3]."""
         return {"alpha": trial.suggest_float("alpha", 0.0, 3.0)}
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Apply the weights, then move them."""
         weights = self.loss_weights.clone()
         step.backward(weights, self.space, head_weights=weights)

@@ -16,7 +16,8 @@ class IMTL(Weighting):
 
     Both halves of the paper at once. The losses are scaled to :math:`e^{s_k} L_k` (``imtl_l``); on
     the shared parameters the scaled losses' gradients are summed with the weights alpha that make
-    the sum's projections on all of them equal (``imtl_g``, `mtbench.solvers.equal_projections`):
+    the sum's projections on all of them equal (``imtl_g``,
+    `mtbench.balancing.solvers.equal_projections`):
 
     .. math:: d = \sum_k \alpha_k e^{s_k} g_k, \qquad
         \langle d, g_k \rangle / \|g_k\| = \text{const}, \qquad \sum_k \alpha_k = 1
@@ -70,7 +71,7 @@ class IMTL(Weighting):
         scales = self.log_scale.detach().exp().to(gramian)
         return scales * equal_projections(gramian * torch.outer(scales, scales))
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Apply the weights, scale the heads' gradients, and give s its own."""
         weights = self.weigh(step.gramian(self.space), step.host_values)
         step.backward(weights, self.space, head_weights=self.log_scale.detach().exp())

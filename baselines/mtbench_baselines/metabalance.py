@@ -81,7 +81,7 @@ class MetaBalance(Balancer):
         """Draw r from [0, 1]."""
         return {"relax": trial.suggest_float("relax", 0.0, 1.0)}
 
-    def backward(self, step: Step) -> None:
+    def balance(self, step: Step) -> None:
         """Move the averages and write the rescaled sum."""
         jacobian = step.jacobian()
         spans = list(pairwise(step.offsets))

@@ -87,10 +87,10 @@ class NTKMTL(Weighting):
         mean = torch.logsumexp(logs, dim=0) - torch.tensor(float(len(logs))).log()
         return torch.exp(self.power * (mean - logs))
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Find the weights and apply them."""
         if self.space == "shared":
-            return super().backward(step)
+            return super().balance(step)
         rows = [_squares(grads[step.latent]) for grads in step.feature_grads()]
         samples = step.ranks.gather(torch.stack(rows, dim=1))
         eigenvalues = torch.stack([_top_eigenvalue(row, self.splits) for row in samples.T])

@@ -32,12 +32,12 @@ class RandomGradientWeighting(Weighting):
         drawn = torch.randn(len(gramian), generator=self.generator, dtype=torch.float64)
         return drawn.softmax(0)
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Draw the weights and apply them; no gradient need be known by itself.
 
         An objective counts as being without one where its loss is exactly 0.
         """
         losses = step.host_values
         weights = self.weigh(torch.diag((losses != 0).double()), losses)
-        step.backward(weights, "features" if step.features else "shared")
+        step.backward(weights, "features")
         return weights

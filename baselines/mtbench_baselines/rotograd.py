@@ -140,7 +140,7 @@ class RotoGrad(Balancer):
         seen[self.latent] = torch.cat([turned.reshape(moved.shape), kept], dim=1)
         return tuple(seen)
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Write gradients of one norm, then turn the rotations."""
         self.latent = step.latent
         grads = [grads[step.latent] for grads in step.feature_grads()]

@@ -6,15 +6,26 @@ A method picks the narrowest signature that it needs: losses (`Scalarizer`), the
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    NamedTuple,
+    Self,
+    TypedDict,
+    Unpack,
+    final,
+    overload,
+)
 
 import torch
 from torch import Tensor, nn
 
-from mtbench.balancing.engine import largest
-from mtbench.balancing.step import Space, Step
-from mtbench.errors import UsageError
+from mtbench.balancing.distributed import Ranks
+from mtbench.balancing.engine import Engine, largest
+from mtbench.balancing.step import Again, Space, Step
+from mtbench.errors import StepError, UsageError
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -22,6 +33,38 @@ if TYPE_CHECKING:
     from mtbench.balancing.model import MultitaskModel
 
 LossesFn = Callable[[], Sequence[Tensor]]
+Losses = Sequence[Tensor | None] | Mapping[str, Tensor | None]
+
+
+class Said(TypedDict, total=False):
+    """What `Step` is told beside the losses."""
+
+    features: Tensor | Sequence[Tensor]
+    shared: Iterable[Tensor] | None
+    latent: int | Tensor
+    again: Again | None
+    validation: Again | None
+    engine: Engine | None
+    loss_scale: "float | torch.amp.GradScaler"
+    ranks: Ranks | None
+
+
+class Judged(NamedTuple):
+    """A metric on the validation split, at the end of an epoch.
+
+    Attributes:
+        name: of the metric.
+        value: NaN where it is undefined.
+        objective: the number of the objective that it judges.
+        higher_is_better: its direction.
+        primary: whether it counts for model selection.
+    """
+
+    name: str
+    value: float
+    objective: int
+    higher_is_better: bool
+    primary: bool
 
 
 class Balancer(nn.Module, ABC):
@@ -42,6 +85,9 @@ class Balancer(nn.Module, ABC):
         reference: whether its row is the one that delta-m is measured against.
         needs_features: whether the method cannot do with losses and parameters alone.
         needs_again: whether it repeats the forward pass, to take gradients at other parameters.
+        needs_validation: whether it asks for `Step.validation`.
+        holds_out: the share of the training samples that are kept for `Step.validation` and never
+            trained on; 0 if validation batches are other batches of the training split.
         finds_front: whether it ends near the Pareto set where the objectives are convex.
         sized_later: buffers whose shape is not known before the first step; a state is loaded
             whatever their shape in it.
@@ -55,6 +101,8 @@ class Balancer(nn.Module, ABC):
     reference: ClassVar[bool] = False
     needs_features: bool = False
     needs_again: bool = False
+    needs_validation: bool = False
+    holds_out: float = 0.0
     finds_front: bool = True
     sized_later: ClassVar[tuple[str, ...]] = ()
     on_host: ClassVar[tuple[str, ...]] = ()
@@ -64,11 +112,91 @@ class Balancer(nn.Module, ABC):
         if num_objectives < 1:
             raise ValueError(f"num_objectives must be at least 1, found {num_objectives}")
         self.num_objectives = num_objectives
+        self.engine = Engine(batched=False)
+        self._names: tuple[str, ...] = ()
         self.generator = torch.Generator().manual_seed(seed)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "backward" in vars(cls):  # what `balance` was called before there was the one call
+            cls.balance = vars(cls)["backward"]  # type: ignore[method-assign]
+            del cls.backward
+
+    @overload
+    def backward(
+        self, losses: Step | Sequence[Tensor | None], **said: Unpack[Said]
+    ) -> Tensor | None: ...
+
+    @overload
+    def backward(
+        self, losses: Mapping[str, Tensor | None], **said: Unpack[Said]
+    ) -> dict[str, Tensor] | None: ...
+
+    @final
+    def backward(
+        self, losses: Step | Losses, **said: Unpack[Said]
+    ) -> Tensor | dict[str, Tensor] | None:
+        """Write ``.grad``s for one forward pass, in the place of ``sum(losses).backward()``.
+
+        Args:
+            losses: K scalars on the graph, in a sequence or by the objectives' names; None for an
+                objective without labels in this batch. Or a `Step`, which may be told more.
+            said: what `Step` takes beside losses: ``latent=z`` for methods that look at the latent
+                representation, ``loss_scale=scaler`` with a gradient scaler.
+
+        Returns:
+            The effective weights (K,) of the objectives, for the record, where the method has any;
+            by name if the losses are.
+
+        Raises:
+            StepError: losses that are not K scalars, or that the graph does not bear out.
+        """
+        names: tuple[str, ...] = ()
+        if isinstance(losses, Step):
+            step = losses
+        else:
+            if isinstance(losses, Mapping):
+                names = self._names = self._named(losses)
+                losses = [losses[name] for name in names]
+            said.setdefault("engine", self.engine)
+            step = Step(losses, **said)
+            step.refuse_constants()
+        self._check(step)
+        weights = self.balance(step)
+        if weights is None or not names:
+            return weights
+        return dict(zip(names, weights.unbind(), strict=True))
+
+    def _named(self, losses: Mapping[str, Tensor | None]) -> tuple[str, ...]:
+        names = self._names or tuple(losses)
+        if set(names) != set(losses):
+            raise StepError(
+                f"{self._called} balances {', '.join(names)}, found losses named "
+                f"{', '.join(losses)}: the same names each time, None for one without labels"
+            )
+        return names
+
+    def _check(self, step: Step) -> None:
+        """Refuse a step that is not this balancer's."""
+        K, found = self.num_objectives, step.num_objectives
+        if found != K:
+            raise StepError(
+                f"{self._called} balances {K} objectives, found {found} losses: "
+                f"construct it with num_objectives={found}, or hand over {K}"
+            )
+        if self.needs_features and not step.features:
+            raise StepError(
+                f"{self._called} looks at the features: give latent=z, the tensor that the "
+                "heads get"
+            )
+
+    @property
+    def _called(self) -> str:
+        return type(self).__module__.rpartition(".")[2]
+
     @abstractmethod
-    def backward(self, step: Step) -> Tensor | None:
-        """Write ``.grad``s for one forward pass.
+    def balance(self, step: Step) -> Tensor | None:
+        """Write ``.grad``s for one forward pass: what a method implements, `backward` its call.
 
         Returns:
             The effective weights (K,) of the objectives, for the record, where the method has any.
@@ -79,6 +207,9 @@ class Balancer(nn.Module, ABC):
 
     def after_epoch(self) -> None:
         """Act after an epoch."""
+
+    def after_evaluation(self, metrics: Sequence[Judged]) -> None:
+        """Act on the epoch's validation metrics."""
 
     def view(self, features: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
         """Return the features as head k shall see them."""
@@ -127,7 +258,7 @@ class Scalarizer(Balancer):
     def objective(self, step: Step) -> tuple[Tensor, Tensor | None]:
         """Return the scalar to minimise, and the effective weights (K,) for the record."""
 
-    def backward(self, step: Step) -> Tensor | None:
+    def balance(self, step: Step) -> Tensor | None:
         """Differentiate the scalar once."""
         objective, weights = self.objective(step)
         step.descend(objective)
@@ -181,8 +312,9 @@ class Weighting(Balancer):
             weights[active] = found.to(weights)
         return weights
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         """Find the weights and apply them."""
+        step.release()
         gramian = step.gramian(self.space)
         weights = self.weigh(gramian, step.host_values)
         step.backward(weights, self.space)
@@ -228,8 +360,9 @@ class Aggregator(Balancer):
             return jacobian.new_zeros(jacobian.shape[1])
         return self.direction(jacobian[active], losses[active])
 
-    def backward(self, step: Step) -> None:
+    def balance(self, step: Step) -> None:
         """Find the direction and apply it."""
+        step.release()
         jacobian = step.jacobian()
         step.assign(self.direct(jacobian, step.values.to(jacobian)))
 
@@ -249,6 +382,8 @@ class Wrapper(Balancer):
         self.base = base
         self.needs_features = self.needs_features or base.needs_features
         self.needs_again = self.needs_again or base.needs_again
+        self.needs_validation = self.needs_validation or base.needs_validation
+        self.holds_out = max(self.holds_out, base.holds_out)
         self.finds_front = self.finds_front and base.finds_front
 
     def after_step(self, losses_fn: LossesFn) -> None:
@@ -258,6 +393,10 @@ class Wrapper(Balancer):
     def after_epoch(self) -> None:
         """Ask the base."""
         self.base.after_epoch()
+
+    def after_evaluation(self, metrics: Sequence[Judged]) -> None:
+        """Ask the base."""
+        self.base.after_evaluation(metrics)
 
     def view(self, features: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
         """Ask the base."""

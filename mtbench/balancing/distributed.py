@@ -279,6 +279,14 @@ def _map(change: Callable[[Any], Any], tree: Any) -> Any:
     return change(tree)
 
 
+def processes() -> int:
+    """Return how many processes `torch.distributed` has joined to this one, itself included."""
+    from torch import distributed
+
+    joined = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if joined else 1
+
+
 def started() -> bool:
     """Return whether this process is one of several that ``torchrun`` or `launch` started."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -6,17 +6,21 @@ The numbers do not depend on it, but for rounding; time and memory do.
 import hashlib
 import platform
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from scipy.linalg import lapack
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
+
+from mtbench.errors import StepError
 
 
 class Sized(Protocol):
@@ -31,32 +35,48 @@ Item = TypeVar("Item", bound=Sized)
 _COLUMNS = 1024  # whose float32 products are summed before float64 takes over
 _CACHED = 64 * _COLUMNS  # as many float64 as stay in a CPU's cache
 _LEAST = 1e-3  # eigenvalue of the cosines above which float32 products suffice
+_SHARDED = ("placements", "_is_flat_param", "ds_id", "_hp_mapping")
+"""What DTensor, FSDP and DeepSpeed (ZeRO 3; 1 and 2) leave on a parameter."""
+
 _RANGE = (1e-30, 1e35)  # squared norms that float32 sums without loss
 
 
 def grad(
-    outputs: Sequence[Tensor],
+    outputs: Sequence[Tensor | GradientEdge],
     inputs: Sequence[Tensor | GradientEdge],
-    seeds: Sequence[Tensor] | None = None,
+    seeds: Sequence[Tensor | None] | None = None,
     *,
     create_graph: bool = False,
     batched: bool = False,
+    free: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """`torch.autograd.grad`, answering None where nothing depends on an input.
+
+    Args:
+        outputs: tensors, or edges of the graph.
+        inputs: likewise.
+        seeds: what backward begins with, per output; one that is None leaves its output out.
+        create_graph: as torch has it.
+        batched: whether seeds have a first axis more, of backwards done at once.
+        free: whether this is the last pass through this part of the graph, which then goes.
 
     Raises:
         RuntimeError: what is compiled gives its buffers away in the first of several backwards.
     """
-    live = [i for i, output in enumerate(outputs) if output.requires_grad]
+    live = [
+        i
+        for i, output in enumerate(outputs)
+        if _is_on_graph(output) and (seeds is None or seeds[i] is not None)
+    ]
     wanted = [point for point in inputs if _is_on_graph(point)]
     if not live or not wanted:
         return (None,) * len(inputs)
     try:
         found = torch.autograd.grad(
-            [outputs[i] for i in live],
-            wanted,  # type: ignore[arg-type]  # torch takes mixtures too
+            [outputs[i] for i in live],  # type: ignore[arg-type]  # torch takes mixtures too
+            wanted,  # type: ignore[arg-type]
             grad_outputs=None if seeds is None else [seeds[i] for i in live],
-            retain_graph=True,
+            retain_graph=not free,
             create_graph=create_graph,
             is_grads_batched=batched,
             allow_unused=True,
@@ -84,15 +104,20 @@ def must_be_whole(parameters: Iterable[Tensor]) -> None:
     shards is a DTensor, and what it had put together for the backward pass has no memory any more.
 
     Raises:
-        ValueError: there is one.
+        StepError: there is one.
     """
     for p in parameters:
-        if hasattr(p, "placements") or (p.numel() and not p.untyped_storage().size()):
-            raise ValueError(
-                "a parameter is sharded (fully_shard), and this method takes gradients objective "
-                "by objective: take a method that descends one scalar, or replicate the model and "
-                "give Step(ranks=Group())"
+        put_away = p.layout == torch.strided and p.numel() and not p.untyped_storage().size()
+        if put_away or any(hasattr(p, mark) for mark in _SHARDED):
+            raise StepError(
+                "a parameter is sharded (fully_shard) or held by FSDP or DeepSpeed, and this "
+                "method takes gradients objective by objective: take a method that descends one "
+                "scalar, or replicate the model and give ranks=Group()"
             )
+
+
+def _nothing() -> None:
+    """Stand for a parameter that is gone."""
 
 
 class Engine:
@@ -123,6 +148,22 @@ class Engine:
             raise ValueError(f"Engine: parts must be at least 1, found {parts}")
         self.batched, self.parts, self.notebook = batched, parts, notebook
         self._buffer = torch.empty(0)
+        self._common: dict[int, weakref.ref[Tensor]] = {}
+
+    def __reduce__(self) -> Any:
+        """A copy has the choices, and nothing of the memory."""
+        return partial(Engine, batched=self.batched, parts=self.parts, notebook=self.notebook), ()
+
+    def remember(self, common: Iterable[Tensor]) -> tuple[Tensor, ...]:
+        """Return all parameters that objectives were ever found to have in common, in one order.
+
+        A batch in which an objective has no label does not show what it shares with others.
+        """
+        for parameter in common:
+            if self._common.get(id(parameter), _nothing)() is not parameter:
+                self._common[id(parameter)] = weakref.ref(parameter)
+        found = (known() for known in self._common.values())
+        return tuple(p for p in found if p is not None and p.requires_grad)
 
     def choose(self, pull: Callable[[bool], object], sizes: str) -> bool:
         """Return `batched`, measured now if it is not settled.
@@ -214,7 +255,7 @@ def lengths(rows: Tensor) -> Tensor:
     return squares.sqrt()
 
 
-def gramian(blocks: Sequence[Tensor], to_host: Callable[[Tensor], Tensor] = Tensor.cpu) -> Tensor:
+def gramian(blocks: Sequence[Tensor]) -> Tensor:
     """Return the sum over blocks (K, n) of B B^T, float64, on the CPU.
 
     Float32 products, summed in float64 every 1,024 columns, err by about 1e-7 of the norms. Where
@@ -223,7 +264,7 @@ def gramian(blocks: Sequence[Tensor], to_host: Callable[[Tensor], Tensor] = Tens
     with torch.autocast(blocks[0].device.type, enabled=False):
         found = [products(block, block) for block in blocks if block.shape[1]]
         found = found or [blocks[0].new_zeros(len(blocks[0]), len(blocks[0]), dtype=torch.float64)]
-        fast = to_host(torch.stack(found).sum(0) if len(found) > 1 else found[0])
+        fast = (torch.stack(found).sum(0) if len(found) > 1 else found[0]).cpu()
         if _suffices(fast, blocks):
             return fast
         return torch.stack([_exact(block, block) for block in blocks]).sum(0).cpu()

@@ -6,7 +6,7 @@ has, their products follow from much smaller matrices.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -150,8 +150,8 @@ class Layer:
         return x.movedim(1, 1 + len(self.window)).flatten(0, len(self.window)).flatten(1)
 
 
-def find(roots: Iterable[Tensor], parameters: Iterable[Tensor], objectives: int) -> list[Layer]:
-    """Return the layers of the graph under `roots` for which it pays.
+def find(parents: Mapping[Node, Any], parameters: Iterable[Tensor], objectives: int) -> list[Layer]:
+    """Return the layers of a graph for which it pays.
 
     Their parameters are leaves that nothing else reads, and their inputs lie in memory as they were
     (under `torch.utils.checkpoint` they would be computed anew).
@@ -159,14 +159,7 @@ def find(roots: Iterable[Tensor], parameters: Iterable[Tensor], objectives: int)
     known = {id(p): p.numel() for p in parameters}
     if objectives * sum(known.values()) < _FEWEST:
         return []
-    uses: Counter[Node] = Counter()
-    stack = [root.grad_fn for root in roots]
-    while stack:
-        node = stack.pop()
-        if node is not None:
-            uses[node] += 1
-            if uses[node] == 1:
-                stack.extend(parent for parent, _ in node.next_functions)
+    uses = Counter(parent for edges in parents.values() for parent, _ in edges)
 
     def parameter(node: Node, parent: int | None, transposed: bool = False) -> Tensor | None:
         found = None if parent is None else node.next_functions[parent][0]
@@ -181,12 +174,12 @@ def find(roots: Iterable[Tensor], parameters: Iterable[Tensor], objectives: int)
         return variable
 
     layers = []
-    for node in uses:
+    for node in parents:
         kind = _KINDS.get(node.name())
         if kind is not None and _is_plain(node, kind):
             weight = parameter(node, kind.weight, kind.transposed)
             bias = parameter(node, kind.bias)
-            if weight is not None and (bias is None or bias.dim() == 1):
+            if weight is not None and (bias is None or bias.shape == weight.shape[:1]):
                 layers.append(Layer(node, weight, bias))
     return [layer for layer in layers if layer.pays(objectives)]
 
@@ -196,4 +189,7 @@ def _is_plain(node: Any, kind: _Kind) -> bool:
         return False
     if kind.input == "mat1" and not node._saved_alpha == node._saved_beta == 1:
         return False
-    return getattr(node, f"_raw_saved_{kind.input}").unpack_hook is None
+    if getattr(node, f"_raw_saved_{kind.input}").unpack_hook is not None:
+        return False
+    saved: Tensor | None = getattr(node, f"_saved_{kind.input}")
+    return saved is not None and saved.layout == torch.strided and saved.is_floating_point()

@@ -1,126 +1,73 @@
 """One forward pass of a multitask model, and every derivative a balancing method may ask of it."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from itertools import accumulate, chain
-from typing import Literal, NamedTuple
+from itertools import accumulate as running_sums
+from itertools import chain
+from math import inf
+from typing import Literal
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch import Tensor, nn
 
-from mtbench.balancing.distributed import ALONE, Ranks
+from mtbench.balancing.distributed import ALONE, Ranks, processes
 from mtbench.balancing.engine import Engine, grad, gramian, must_be_whole
-from mtbench.balancing.layers import Layer, find
+from mtbench.balancing.graph import part
+from mtbench.balancing.jacobian import accumulate, views, width
+from mtbench.balancing.passes import Passes
+from mtbench.errors import StepError
 
 Space = Literal["shared", "features"]
+Again = Callable[[], "Step | Sequence[Tensor | None]"]
 
 
-def _leaves(roots: Iterable[Tensor], stop: Iterable[Tensor] = ()) -> list[Tensor]:
-    """Return the leaf tensors that autograd reaches from `roots` without crossing `stop`."""
-    seen = {tensor.grad_fn for tensor in stop}
-    stack = [root.grad_fn for root in roots]
-    found: dict[int, Tensor] = {}
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)  # only AccumulateGrad nodes have one
-        if variable is not None:
-            found[id(variable)] = variable
-        stack.extend(parent for parent, _ in node.next_functions)
-    return list(found.values())
-
-
-class Pulled(NamedTuple):
-    """All objectives' gradients of shared parameters, times the loss scale.
-
-    Attributes:
-        layers: those whose gradients were not formed, with the gradients at their output, (K, n).
-        parameters: the others.
-        blocks: their gradients side by side, (K, n) each.
-    """
-
-    layers: list[tuple[Layer, Tensor]]
-    parameters: list[Tensor]
-    blocks: list[Tensor]
-
-    def gramian(self, to_host: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the gradients' products, (K, K), float64, on the CPU."""
-        with torch.autocast(self.blocks[0].device.type, enabled=False):
-            turned = chain.from_iterable(layer.turn(grads) for layer, grads in self.layers)
-            return gramian([*turned, *self.blocks], to_host)
-
-    def mixed(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return each parameter with the gradient of sum_k w_k L_k."""
-        with torch.autocast(self.blocks[0].device.type, enabled=False):
-            own = [block.T @ _beside(block, weights) for block in self.blocks]
-            found = list(views(own[0] if len(own) == 1 else torch.cat(own), self.parameters))
-            for layer, grads in self.layers:
-                at_output = grads.T @ _beside(grads, weights)
-                found += zip(layer.parameters, layer.pull_back(at_output), strict=True)
-        return found
-
-
-def views(flat: Tensor, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each parameter with its part of a flat vector, in its shape."""
-    sizes = [p.numel() for p in parameters]
-    for parameter, part in zip(parameters, torch.split(flat, sizes), strict=True):
-        yield parameter, part.view_as(parameter)
-
-
-def _beside(gradients: Tensor, weights: Tensor) -> Tensor:
-    """Return the weights as these gradients need them, without waiting for the device."""
-    return weights.to(gradients.device, gradients.dtype, non_blocking=True)
-
-
-def _point(item: Layer | Tensor) -> Tensor | GradientEdge:
-    return item.edge if isinstance(item, Layer) else item
-
-
-def _accumulate(parameter: Tensor, value: Tensor) -> None:
-    parameter.grad = value if parameter.grad is None else parameter.grad.add_(value)
-
-
-class Step:
+class Step(Passes):
     r"""One forward pass; each derivative is computed on first use, once.
 
-    With :math:`K` objectives, shared parameters :math:`\theta \in \mathbb{R}^d` and features
-    :math:`h`, the chain rule splits at the features: the heads are differentiated once per
-    objective, the encoder at most :math:`K` times, and nothing twice.
+    With :math:`K` objectives and shared parameters :math:`\theta \in \mathbb{R}^d`, the chain rule
+    splits where the objectives' ways through autograd's graph part: the heads are differentiated
+    once per objective, the encoder at most :math:`K` times, and nothing twice. Where it does not
+    split (a head reads a parameter of the encoder, or what another head's features come from),
+    every objective goes back from its loss in one piece, at the same price.
+
+    A batch without a label for an objective is said by None, by a loss that is exactly 0, or by one
+    that is NaN without a gradient, as torch's mean over nothing is. Its head's ``.grad`` stays
+    None, and methods see the loss 0.
 
     Args:
-        losses: K scalar losses on the graph. They are never stacked: a stack would send each
-            objective's backward through all heads.
-        features: what the encoder hands to every head. No feature may be computed from another:
-            where the encoder goes on from ``f``, hand over ``f.view_as(f)``. Leave out to use only
-            losses and parameters.
-        shared: the encoder's parameters; by default those that the features depend on. Frozen ones
-            are skipped.
-        heads: per objective, the parameters of its head; by default those that its loss reaches
-            beside the encoder.
-        latent: which of the features is the latent representation z.
-        again: repeats the forward pass on the same batch with the parameters as they are then, for
-            methods that look at other points (``needs_again``).
+        losses: K scalar losses on the graph, None for one without labels. They are never stacked: a
+            stack would send each objective's backward through all heads.
+        features: what the encoder hands to every head, for methods that look there. Then the shared
+            parameters are those that the features depend on.
+        shared: where gradients are compared; by default the `nn.Parameter`s that several losses
+            reach, or that lie under the features. What several losses reach beside a part that is
+            chosen here gets the gradient of the sum with the weights found. Frozen ones are
+            skipped.
+        latent: the latent representation z: a tensor, or its index among the features.
+        again: repeats the forward pass on the same batch with the parameters as they are then, and
+            returns its losses, for methods that look at other points (``needs_again``).
+        validation: sends a batch of held-out training samples through the model, likewise, for
+            methods that learn from it (``needs_validation``).
         engine: how the Jacobian is computed and where it lies; one for all steps of a loop saves
             allocations, and only the last step's Jacobian is valid then.
-        loss_scale: S, of a `torch.amp.GradScaler`: hand over the losses as they are. Gradients are
-            computed S times as large, so that float16 holds them, and so they reach ``.grad``;
-            what methods see of them is divided by S.
+        loss_scale: a `torch.amp.GradScaler`, or its scale S: hand over the losses as they are.
+            Gradients are computed S times as large, so that float16 holds them, and so they reach
+            ``.grad``; what methods see of them is divided by S.
         ranks: the processes that share the batch, `mtbench.balancing.distributed.Group()`. Features
             are of this rank's samples; losses have the value of the whole batch's, on the graph of
             this rank's samples. Then all that methods see is of the whole batch, but for what is
             per sample (`feature_grads`, `sensitivities`), and so is ``.grad``:
-            :math:`J = \sum_r J^{(r)}`.
+            :math:`J = \sum_r J^{(r)}`. ``ALONE`` says that of several processes each trains by
+            itself.
 
     Raises:
-        ValueError: no loss, a loss that is not a scalar, or neither features nor shared parameters.
+        StepError: what is said contradicts itself; what contradicts the graph is found when a
+            derivative is asked for.
 
     Example:
         >>> encoder, head_1, head_2 = (torch.nn.Linear(2, 2) for _ in range(3))
         >>> z = encoder(torch.ones(4, 2))
-        >>> step = Step([head_1(z).square().mean(), head_2(z).abs().mean()], features=z)
+        >>> step = Step([head_1(z).square().mean(), head_2(z).abs().mean()])
         >>> step.jacobian().shape
         torch.Size([2, 6])
         >>> step.backward(torch.tensor([0.3, 0.7]))
@@ -130,37 +77,40 @@ class Step:
 
     def __init__(
         self,
-        losses: Sequence[Tensor],
+        losses: Sequence[Tensor | None],
         *,
         features: Tensor | Sequence[Tensor] = (),
         shared: Iterable[Tensor] | None = None,
-        heads: Sequence[Iterable[Tensor]] | None = None,
-        latent: int = -1,
-        again: "Callable[[], Step] | None" = None,
+        latent: int | Tensor = -1,
+        again: Again | None = None,
+        validation: Again | None = None,
         engine: Engine | None = None,
-        loss_scale: float = 1.0,
-        ranks: Ranks = ALONE,
+        loss_scale: "float | torch.amp.GradScaler" = 1.0,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.losses = tuple(losses)
-        self.features = (features,) if isinstance(features, Tensor) else tuple(features)
-        self.latent = latent
-        if not self.losses:
-            raise ValueError("Step: losses must hold at least one scalar tensor, found none")
-        for k, loss in enumerate(self.losses):
-            if loss.numel() != 1:
-                shape = tuple(loss.shape)
-                raise ValueError(f"Step: losses[{k}] must be a scalar, found shape {shape}")
-        if shared is None:
-            if not self.features:
-                raise ValueError("Step: give features, shared parameters, or both; found neither")
-            shared = _leaves(self.features)
-        self.shared = tuple(p for p in shared if p.requires_grad)
-        self._given_heads = heads
-        self._again = again
-        self.engine = Engine(batched=False) if engine is None else engine
-        self.loss_scale = loss_scale
-        self.ranks = ranks
-        self._head_grads: list[tuple[Tensor | None, ...]] = []
+        checked = _losses(losses)
+        told = (features,) if isinstance(features, Tensor) else tuple(features)
+        self.latent = latent if isinstance(latent, int) else 0
+        if isinstance(latent, Tensor) and told:
+            self.latent = next((i for i, f in enumerate(told) if f is latent), -1)
+            if self.latent < 0:
+                raise StepError("Step: latent must be one of the features, found another tensor")
+        if ranks is None and processes() > 1:
+            raise StepError(
+                f"Step: {processes()} processes train, and gradients are not averaged: give "
+                "ranks=Group() of mtbench.balancing.distributed, and losses of the whole batch; or "
+                "ranks=ALONE where each process trains by itself"
+            )
+        super().__init__(
+            checked,
+            told or ((latent,) if isinstance(latent, Tensor) else ()),
+            bool(told),
+            None if shared is None else _parameters(shared),
+            Engine(batched=False) if engine is None else engine,
+            _scale(loss_scale, checked[0].device),
+            ranks or ALONE,
+        )
+        self._again, self._validation = again, validation
         self.gramians: dict[Space, Tensor] = {}  # those computed so far
 
     @property
@@ -168,27 +118,68 @@ class Step:
         """K, the number of losses."""
         return len(self.losses)
 
+    @property
+    def shared(self) -> tuple[Tensor, ...]:
+        """The parameters whose gradients are compared."""
+        return self.roles.shared if self._chosen is None else self._chosen
+
+    @property
+    def heads(self) -> tuple[tuple[Tensor, ...], ...]:
+        """Per objective, the trainable parameters that are its own."""
+        return self.roles.heads
+
     def again(self) -> "Step":
         """Return a new step of the same batch at the parameters as they are now.
 
         This step's Jacobian may be overwritten by the other's.
 
         Raises:
-            ValueError: it was not said how.
+            StepError: it was not said how.
         """
         if self._again is None:
-            raise ValueError("Step.again: this method needs Step(again=...), found none")
-        return self._again()
+            raise StepError("Step.again: this method needs Step(again=...), found none")
+        return self._beside(self._again())
+
+    def _beside(self, found: "Step | Sequence[Tensor | None]") -> "Step":
+        if isinstance(found, Step):
+            return found
+        return Step(
+            found,
+            shared=self._chosen,
+            again=self._again,
+            validation=self._validation,
+            engine=self.engine,
+            loss_scale=self.loss_scale,
+            ranks=self.ranks,
+        )
+
+    def validation(self) -> "Step":
+        """Return a step of a batch of held-out training samples, at the parameters as they are now.
+
+        Another call is another batch. This step's Jacobian may be overwritten by the other's.
+
+        Raises:
+            StepError: it was not said how.
+        """
+        if self._validation is None:
+            raise StepError("Step.validation: this method needs Step(validation=...), found none")
+        return self._beside(self._validation())
 
     @property
     def z(self) -> Tensor:
         """The latent representation, (B, ...)."""
+        self._need_features("z")
         return self.features[self.latent]
 
     @cached_property
-    def values(self) -> Tensor:
-        """The K loss values, detached, (K,)."""
+    def observed(self) -> Tensor:
+        """The K loss values as they are, detached, (K,)."""
         return self._stacked().detach().float()
+
+    @cached_property
+    def values(self) -> Tensor:
+        """The K loss values as methods see them, 0 where there is no label, detached, (K,)."""
+        return self.observed.nan_to_num(nan=0.0, posinf=inf, neginf=-inf)
 
     def _stacked(self) -> Tensor:
         return torch.stack([x if x.dim() == 0 else x.reshape(()) for x in self.losses])
@@ -198,6 +189,8 @@ class Step:
         if weights is None:
             return sum(self.losses[1:], start=self.losses[0])
         if isinstance(weights, Tensor):
+            if weights.requires_grad:  # a weight's gradient is a loss, which may be NaN
+                weights = torch.where(self.observed.isnan(), weights.detach(), weights)
             return (self._stacked() * weights).sum()
         terms: list[Tensor] = [
             weight * loss for weight, loss in zip(weights, self.losses, strict=True)
@@ -205,54 +198,9 @@ class Step:
         return sum(terms[1:], start=terms[0])
 
     @cached_property
-    def _read_directly(self) -> list[list[Tensor]]:
-        """Per objective, the trainable parameters that its loss reaches beside the features."""
-        if self._given_heads is None:
-            return [_leaves([loss], stop=self.features) for loss in self.losses]
-        return [[p for p in head if p.requires_grad] for head in self._given_heads]
-
-    @cached_property
-    def heads(self) -> tuple[tuple[Tensor, ...], ...]:
-        """Per objective, the trainable parameters that are not shared."""
-        shared = {id(p) for p in self.shared}
-        return tuple(tuple(p for p in head if id(p) not in shared) for head in self._read_directly)
-
-    @cached_property
-    def _splits(self) -> bool:
-        """Whether all that the shared parameters do to the losses goes through the features.
-
-        It does not where a head reads one of them too (tied weights): then every objective goes
-        back from its loss, in one piece.
-        """
-        direct = {id(p) for head in self._read_directly for p in head}
-        return bool(self.features) and not any(id(p) in direct for p in self.shared)
-
-    @cached_property
     def offsets(self) -> list[int]:
         """Where each shared parameter begins in the flat vector; the last entry is d."""
-        return list(accumulate((p.numel() for p in self.shared), initial=0))
-
-    @cached_property
-    def _seeds(self) -> list[Tensor]:
-        """Per loss, what its backward begins with."""
-        return [torch.full_like(loss, self.loss_scale) for loss in self.losses]
-
-    @cached_property
-    def _feature_grads(self) -> tuple[tuple[Tensor, ...], ...]:
-        """Per objective dL_k/dfeatures, times the loss scale; the heads' own on the way."""
-        split = len(self.features)
-        rows = []
-        self._head_grads = []
-        for loss, seed, head in zip(self.losses, self._seeds, self.heads, strict=True):
-            row = grad([loss], (*self.features, *head), [seed])
-            self._head_grads.append(row[split:])
-            rows.append(
-                tuple(
-                    torch.zeros_like(feature) if value is None else value
-                    for feature, value in zip(self.features, row[:split], strict=True)
-                )
-            )
-        return tuple(rows)
+        return list(running_sums((width(p) for p in self.shared), initial=0))
 
     def feature_grads(self) -> tuple[tuple[Tensor, ...], ...]:
         """Return per objective dL_k/dfeatures, detached, a tuple with the features' shapes.
@@ -287,122 +235,36 @@ class Step:
     def jacobian(self) -> Tensor:
         """Return the (K, d) matrix of dL_k/dshared.
 
-        Costs the heads' backward once and K encoder backwards; without features, K backwards.
+        Costs the heads' backward once and K encoder backwards.
         """
-        blocks = self._whole.blocks
+        _ = self._sent
+        blocks = self.whole.blocks
         return self._unscaled(blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1))
 
     @cached_property
-    def _whole(self) -> Pulled:
-        return self._pull_back_all(self.shared)
+    def _sent(self) -> tuple[Tensor, torch.cuda.Event | None]:
+        """The losses on their way to the host: whoever reads them waits for the forward pass only.
+
+        What is asked of the device afterwards goes on meanwhile.
+        """
+        sent = self.observed.double().to("cpu", non_blocking=True)
+        event = torch.cuda.Event() if self.observed.is_cuda else None  # type: ignore[no-untyped-call]
+        if event is not None:
+            event.record()
+        return sent, event
 
     @cached_property
-    def _factored(self) -> Pulled:
-        return self._pull_back_all(self._items)
-
-    @property
-    def _held(self) -> Pulled:
-        """What products are taken of: the Jacobian if it is there, perhaps in the others' place."""
-        whole: Pulled | None = self.__dict__.get("_whole")
-        return self._factored if whole is None else whole
-
-    @cached_property
-    def _items(self) -> list[Layer | Tensor]:
-        """The shared parameters, but for those of layers whose gradients need not be formed."""
-        # Other ranks' samples are not at hand, and products of sums are no sums of products.
-        layers = (
-            find(self.features, self.shared, self.num_objectives)
-            if self._splits and self.ranks.size == 1
-            else []
-        )
-        of = {id(p): layer for layer in layers for p in layer.parameters}
-        return list(dict.fromkeys(of.get(id(p), p) for p in self.shared))
-
-    def _pull_back_all(self, items: Sequence[Layer | Tensor]) -> Pulled:
-        """Return all objectives' gradients at some layers' outputs, and of some parameters."""
-        layers = [item for item in items if isinstance(item, Layer)]
-        parameters = [item for item in items if isinstance(item, Tensor)]
-        blocks = self._blocks([*layers, *parameters])
-        must_be_whole(p for layer in layers for p in layer.parameters)
-        if len(blocks) == 1:
-            sizes = [layer.numel() for layer in layers]
-            rest = blocks[0].shape[1] - sum(sizes)
-            blocks = list(torch.split(blocks[0], [*sizes, rest], dim=1))
-        own = blocks[len(layers) :] or [blocks[0][:, :0]]
-        return Pulled(list(zip(layers, blocks, strict=False)), parameters, own)
-
-    def _blocks(self, items: Sequence[Layer | Tensor]) -> list[Tensor]:
-        """Return all objectives' gradients side by side, in one block or in one (K, n) per item."""
-        if not self._splits or not items:
-            return self._looped(items, self.ranks)
-        _ = self._feature_grads  # so that the encoder alone is measured
-        pulls = {False: self._looped, True: self._vmapped}
-        if self.engine.batched is None:
-            shapes = [tuple(x.shape) for x in (*self.features, *items)]
-            choice = self.engine.choose(
-                lambda batched: pulls[batched](items),
-                f"{self.num_objectives} {shapes} {self.features[0].device}",
-            )
-            self.engine.batched = bool(self.ranks.agree(choice))
-        return pulls[self.engine.batched](items, self.ranks)
-
-    def _vmapped(self, items: Sequence[Layer | Tensor], ranks: Ranks = ALONE) -> list[Tensor]:
-        K = self.num_objectives
-        seeds = [torch.stack(grads) for grads in zip(*self._feature_grads, strict=True)]
-        found = grad(self.features, [_point(item) for item in items], seeds, batched=True)
-        blocks = [
-            self.shared[0].new_zeros(K, item.numel())
-            if value is None
-            else value.reshape(K, -1).contiguous()
-            for item, value in zip(items, found, strict=True)
-        ]
-        for block in blocks:
-            ranks.begin(block)
-        ranks.wait()
-        return blocks
-
-    def _looped(self, items: Sequence[Layer | Tensor], ranks: Ranks = ALONE) -> list[Tensor]:
-        like = self.shared[0] if self.shared else self.losses[0]
-        columns = sum(item.numel() for item in items)
-        block = self.engine.buffer(self.num_objectives, columns, like)
-        points = [_point(item) for item in items]
-        for row, values in zip(block, self._rows(points), strict=True):
-            end = 0
-            for item, value in zip(items, values, strict=True):
-                start, end = end, end + item.numel()
-                if value is None:
-                    row[start:end].zero_()
-                else:
-                    row[start:end].copy_(value.reshape(-1))
-            ranks.begin(row)  # is under way while the next one is computed
-        ranks.wait()
-        return [block]
-
-    def _rows(self, points: Sequence[Tensor | GradientEdge]) -> Iterator[tuple[Tensor | None, ...]]:
-        """Yield an objective's gradients at some points of the graph, objective by objective."""
-        if self._splits:
-            for feature_grads in self._feature_grads:
-                yield grad(self.features, points, feature_grads)
-            return
-        split = len(points)
-        self._head_grads = []
-        for loss, seed, head in zip(self.losses, self._seeds, self.heads, strict=True):
-            values = grad([loss], (*points, *head), [seed])
-            self._head_grads.append(values[split:])
-            yield values[:split]
+    def _seen(self) -> Tensor:
+        """`observed`, float64, on the CPU."""
+        sent, event = self._sent
+        if event is not None:
+            event.synchronize()
+        return sent
 
     @cached_property
     def host_values(self) -> Tensor:
-        """The K loss values, float64, on the CPU."""
-        return self.values.double().cpu()
-
-    def _to_host(self, gramian: Tensor) -> Tensor:
-        """Copy a Gramian to the CPU, and the losses in the same copy: each waits for the device."""
-        if "host_values" in self.__dict__:
-            return gramian.cpu()
-        both = torch.cat([gramian, self.values[:, None].double()], dim=1).cpu()
-        self.host_values = both[:, -1].clone()
-        return both[:, :-1].clone()
+        """`values`, float64, on the CPU."""
+        return self._seen.nan_to_num(nan=0.0, posinf=inf, neginf=-inf)
 
     def gramian(self, space: Space = "shared") -> Tensor:
         """Return G = J J^T, (K, K), float64, on the CPU, of the gradients in a space.
@@ -410,21 +272,20 @@ class Step:
         Args:
             space: ``"shared"`` parameters, or ``"features"`` (no encoder backward is paid).
         """
+        _ = self._sent
         if space not in self.gramians:
             if space == "features":
-                self._need_features("gramian")
                 blocks = [
                     torch.stack([value.flatten() for value in grads])
                     for grads in zip(*self._feature_grads, strict=True)
                 ]
-                local = gramian(blocks, to_host=self._to_host)
+                local = gramian(blocks)
                 found = self.ranks.total(local)  # every column belongs to one rank's sample
             elif self.engine.parts == 1:
-                found = self._held.gramian(self._to_host)
+                found = self.held.gramian()
             else:
                 parts = [  # each is gone before the next one is there
-                    self._pull_back_all(group).gramian(self._to_host)
-                    for group in self.engine.groups(self._items)
+                    self.pull_back(group).gramian() for group in self.engine.groups(self.items)
                 ]
                 found = torch.stack(parts).sum(0)
             self.gramians[space] = found / self.loss_scale**2
@@ -435,16 +296,26 @@ class Step:
 
         The ``.grad``s are views of the direction. Existing ones are added to (gradient
         accumulation). Head k gets the gradient of its own loss, times ``head_weights[k]`` if given.
+
+        Raises:
+            StepError: the shared parameters are a part of what several losses reach: a direction
+                says nothing about the rest.
         """
+        if self.roles.rest:
+            raise StepError(
+                f"Step: shared= leaves out {len(self.roles.rest)} parameters that several losses "
+                "reach, and this method finds a direction, no weights: leave shared= out"
+            )
         scaled = direction if self.loss_scale == 1 else direction * self.loss_scale
         for parameter, value in views(scaled, self.shared):
-            _accumulate(parameter, value)
+            if self.reaches(parameter):
+                accumulate(parameter, value)
         self._assign_heads(head_weights)
 
     def backward(
         self, weights: Tensor, space: Space = "shared", head_weights: Tensor | None = None
     ) -> None:
-        """Write the gradient of sum_k w_k L_k into the shared parameters' ``.grad``.
+        """Write the gradient of sum_k w_k L_k into the ``.grad`` of what several losses reach.
 
         Args:
             weights: (K,), constants.
@@ -453,31 +324,20 @@ class Step:
                 encoder backward is paid.
             head_weights: as in `assign`.
         """
-        if space == "features":
-            self._need_features("backward")
-        mixed: Iterable[tuple[Tensor, Tensor | None]]
+        _ = self._sent
+        shared, rest, _, _ = self.roles
+        written: Iterable[tuple[Tensor, Tensor | None]] = ()
         if space == "shared" and self.engine.parts == 1:
-            mixed = self._held.mixed(weights)
+            written = self.held.mixed(weights)
         else:
-            mixed = zip(self.shared, self.ranks.sums(self._mixed(weights)), strict=True)
-        for parameter, value in mixed:
-            if value is not None:
-                _accumulate(parameter, value)
+            rest = (*shared, *rest)
+        for parameter, value in (
+            *written,
+            *zip(rest, self.mixed(weights, rest), strict=True),
+        ):
+            if value is not None and self.reaches(parameter):
+                accumulate(parameter, value)
         self._assign_heads(head_weights)
-
-    def _mixed(self, weights: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of sum_k w_k L_k by one backward from the features, or the losses."""
-        if not self._splits:
-            w = _beside(self._seeds[0], weights)
-            seeds = [w_k * seed for w_k, seed in zip(w, self._seeds, strict=True)]
-            return grad(self.losses, self.shared, seeds)
-        mixed = [
-            torch.stack(
-                [w * g for w, g in zip(_beside(grads[0], weights), grads, strict=True)]
-            ).sum(0)
-            for grads in zip(*self._feature_grads, strict=True)
-        ]
-        return grad(self.features, self.shared, mixed)
 
     def descend(self, objective: Tensor) -> None:
         """Write the gradient of a scalar on the graph into every ``.grad`` that it reaches.
@@ -486,39 +346,86 @@ class Step:
         """
         if not objective.requires_grad:  # a batch may hold no label at all
             return
-        model: dict[int, Tensor] = {}
-        if self.ranks.size > 1:
-            model = {id(p): p for p in chain(self.shared, *self.heads)}
-        before = [p.grad for p in model.values()]
-        for parameter in model.values():
-            parameter.grad = None
-        objective.backward(torch.full_like(objective, self.loss_scale))  # type: ignore[no-untyped-call]
-        sums = self.ranks.sums([p.grad for p in model.values()])
-        for parameter, old, value in zip(model.values(), before, sums, strict=True):
-            parameter.grad = old
-            if value is not None:
-                _accumulate(parameter, value)
+        _ = self._sent
+        seed = torch.full_like(objective, self.loss_scale)
+        if self.ranks.size == 1:
+            objective.backward(seed)  # type: ignore[no-untyped-call]
+        else:
+            everything = list(chain(*part([objective]).heads))
+            found = grad([objective], everything, [seed])
+            ours = [p if self.reaches(p) else None for p in everything]
+            sums = self.ranks.sums(
+                [None if p is None else g for p, g in zip(ours, found, strict=True)]
+            )
+            for parameter, mine, value in zip(everything, found, sums, strict=True):
+                if mine is not None:
+                    accumulate(parameter, mine if value is None else value)
+        # A zero would let an optimizer's momentum move the head of an objective without labels.
+        for k in self._perhaps_absent:
+            own = [(p, p.grad) for p in self.parting.heads[k] if p.grad is not None]
+            if own and not torch.stack([value.any() for _, value in own]).any():
+                for parameter, _ in own:
+                    parameter.grad = None
 
     def gradient(self, objective: Tensor) -> Sequence[Tensor | None]:
         """Return the gradient of a scalar on the graph in the shared parameters, unscaled."""
         return self.ranks.sums(grad([objective], self.shared))
 
     def _assign_heads(self, head_weights: Tensor | None) -> None:
-        if self._splits:
-            _ = self._feature_grads  # computes the heads' own on the way
-        elif not self._head_grads:
-            self._head_grads = [
-                grad([loss], head, [seed])
-                for loss, seed, head in zip(self.losses, self._seeds, self.heads, strict=True)
-            ]
         scales = [1.0] * self.num_objectives if head_weights is None else list(head_weights)
-        sums = iter(self.ranks.sums(list(chain(*self._head_grads))))
-        for head, scale in zip(self.heads, scales, strict=True):
-            for parameter in head:
-                value = next(sums)
-                if value is not None:
-                    _accumulate(parameter, value.mul(scale))
+        sums = iter(self.ranks.sums(list(chain(*self.head_grads))))
+        for k, (head, scale) in enumerate(zip(self.heads, scales, strict=True)):
+            own = [(p, value) for p in head if (value := next(sums)) is not None]
+            if k not in self._perhaps_absent or (
+                self._seen[k] != 0 and any(value.any() for _, value in own)
+            ):
+                for parameter, value in own:
+                    accumulate(parameter, value.mul(scale))
+
+    @cached_property
+    def _perhaps_absent(self) -> list[int]:
+        """The objectives whose loss is 0, or NaN as it is without labels and where it diverged."""
+        return [k for k, value in enumerate(self.host_values.tolist()) if value == 0]
 
     def _need_features(self, what: str) -> None:
         if not self.features:
-            raise ValueError(f"Step.{what}: this needs Step(features=...), found no features")
+            raise StepError(f"Step.{what}: give latent=z or features=..., found no features")
+
+
+def _losses(losses: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Return the losses, a constant 0 for one without labels."""
+    found = list(losses)
+    if not found:
+        raise StepError("Step: losses must hold at least one scalar tensor, found none")
+    for k, loss in enumerate(found):
+        if loss is not None and not isinstance(loss, Tensor):
+            kind = type(loss).__name__
+            raise StepError(f"Step: losses[{k}] must be a scalar tensor or None, found a {kind}")
+        if loss is not None and loss.numel() != 1:
+            shape = tuple(loss.shape)
+            raise StepError(f"Step: losses[{k}] must be a scalar, found shape {shape}")
+    like = next((loss for loss in found if loss is not None), torch.zeros(()))
+    return tuple(like.new_zeros(()) if loss is None else loss for loss in found)
+
+
+def _parameters(shared: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Return those that are trained, each once."""
+    if isinstance(shared, nn.Module):
+        name = type(shared).__name__
+        raise StepError(
+            f"Step: shared must be parameters, found a {name}: give .parameters() of it"
+        )
+    found = list(shared)
+    for i, parameter in enumerate(found):
+        if not isinstance(parameter, Tensor) or not parameter.is_leaf:
+            kind = "a tensor that was computed" if isinstance(parameter, Tensor) else parameter
+            raise StepError(f"Step: shared[{i}] must be a parameter, found {kind}")
+    return tuple({id(p): p for p in found if p.requires_grad}.values())
+
+
+def _scale(given: "float | torch.amp.GradScaler", device: torch.device) -> float:
+    """Return S."""
+    if isinstance(given, torch.amp.GradScaler):
+        given.scale(torch.ones((), device=device))  # torch makes the scale at its first use
+        return float(given.get_scale())
+    return given

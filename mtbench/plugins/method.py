@@ -136,9 +136,8 @@ class Method:
 
     @property
     def digests(self) -> dict[str, str]:
-        """The sha256 of each plugin file involved, by the part's name."""
-        found = {entry.name: entry.digest() for entry in self.entries}
-        return {name: digest for name, digest in found.items() if digest}
+        """What code each part is, by its name."""
+        return {entry.name: entry.digest() for entry in self.entries}
 
 
 class _Prefixed:
@@ -151,6 +150,38 @@ class _Prefixed:
         return lambda name, *args, **kwargs: getattr(self._trial, ask)(
             f"{self._part}.{name}", *args, **kwargs
         )
+
+
+def balancer(
+    name: str,
+    num_objectives: int,
+    *,
+    seed: int = 0,
+    plugins: Sequence[Path] = (),
+    **parameters: Any,
+) -> Balancer:
+    """Return a balancer by its method's name.
+
+    Args:
+        name: the method's, such as ``cagrad``; with wrappers before their base, ``damped+mgda``.
+        num_objectives: K.
+        seed: of the method's randomness.
+        plugins: files that define further methods.
+        parameters: the method's own, such as ``c=0.4``; ``**{"damped.rate": 0.1}`` with wrappers.
+
+    Raises:
+        UsageError: an unknown method or parameter.
+
+    Example:
+        >>> model = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
+        >>> z = model[0](torch.ones(4, 2))
+        >>> losses = [model[1](z).square().mean(), model[2](z).abs().mean()]
+        >>> method = balancer("cagrad", num_objectives=2, c=0.4)
+        >>> weights = method.backward(losses)
+        >>> weights.shape, model[0].weight.grad.shape
+        (torch.Size([2]), torch.Size([2, 2]))
+    """
+    return Method.find(name, plugins)(num_objectives, seed, **parameters)
 
 
 def combine(

@@ -320,7 +320,7 @@ def _sharded(ranks: Ranks, method: str) -> float | str:
             losses,
             features=z,
             shared=encoder.parameters(),
-            heads=[head.parameters() for head in heads],
+            ranks=ALONE,  # fully_shard sums
         )
         balancer = Method.find(method)(2, 0)
         try:

@@ -65,7 +65,7 @@ def both_ways(
         gramian = step.gramian()
         step.backward(weights)
         if not whole:
-            taken = sum(isinstance(item, layers.Layer) for item in step._items)
+            taken = sum(isinstance(item, layers.Layer) for item in step.items)
         results.append([gramian, *grads_of(parameters)])
     return taken, results[0], results[1]
 
@@ -266,17 +266,21 @@ def test_what_is_no_plain_layer_is_left_to_the_jacobian(kind: type[nn.Module]) -
 
 
 @pytest.mark.usefixtures("always")
-def test_frozen_and_unshared_parameters_get_nothing() -> None:
+def test_frozen_parameters_get_nothing_and_those_beside_the_chosen_the_weighted_sum() -> None:
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
     encoder = encoder.double()
     encoder[0].weight.requires_grad_(False)
     encoder[2].bias.requires_grad_(False)
     shared = [p for p in encoder.parameters() if p is not encoder[4].weight]
-    taken, ours, theirs = both_ways(encoder, shared, torch.randn(7, 4).double())
+    x = torch.randn(7, 4).double()
+    taken, ours, theirs = both_ways(encoder, shared, x)
     assert taken == 1  # the middle one; the first one's and the last one's biases stand alone
     close(ours, theirs, 1e-12)
-    assert encoder[4].weight.grad is None
+    weights = torch.linspace(0.2, 1.0, 3, dtype=torch.float64)
+    total = sum(w * loss for w, loss in zip(weights, losses_of(encoder(x), 3), strict=True))
+    (expected,) = torch.autograd.grad(total, [encoder[4].weight])
+    torch.testing.assert_close(encoder[4].weight.grad, 2 * expected)  # it was done both ways
 
 
 @pytest.mark.usefixtures("always")
@@ -350,6 +354,6 @@ def test_is_taken_where_it_pays_and_holds_no_jacobian() -> None:
         features = encoder(torch.randn(batch, n))
         step = Step(losses_of(features, K), features=features, engine=engine)
         step.gramian()
-        assert sum(isinstance(item, layers.Layer) for item in step._items) == expected
+        assert sum(isinstance(item, layers.Layer) for item in step.items) == expected
         held = K * 2 * batch * n if expected else K * 2 * (n * n + n)
         assert engine._buffer.numel() == held

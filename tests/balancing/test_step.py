@@ -163,12 +163,10 @@ def test_assign_writes_views_of_one_buffer(net):
     torch.testing.assert_close(torch.cat([p.grad.flatten() for p in step.shared]), direction)
 
 
-def test_found_heads_are_those_given(net):
+def test_heads_are_found(net):
     found = make_step(net).heads
     for head, parameters in zip(net.heads, found, strict=True):
         assert {id(p) for p in parameters} == {id(p) for p in head.parameters()}
-    make_step(net, heads=[h.parameters() for h in net.heads]).backward(torch.ones(K))
-    assert_grads(net, [1.0] * K)
 
 
 def test_frozen_parameters_get_nothing(net):
@@ -220,7 +218,7 @@ def test_missing_label(net, space):
     assert gramian[0, 0] > 0
     assert not gramian[1:].any()
     step.backward(torch.ones(K), space)
-    assert not net.heads[1].weight.grad.any()
+    assert net.heads[1].weight.grad is None  # a zero would let an optimizer's momentum move it
     assert net.heads[2].weight.grad is None
     assert not step.sensitivities[2].any()
     expected = plain_rows(net, net.shared())[0]
@@ -296,13 +294,11 @@ def test_what_is_refused(net):
         Step([], features=z)
     with pytest.raises(ValueError, match=r"losses\[1\] must be a scalar, found shape \(6, 5\)"):
         Step([z.sum(), z], features=z)
-    with pytest.raises(ValueError, match="found neither"):
-        Step([z.sum()])
     step = make_step(net, with_features=False)
     for ask in (
         lambda: step.sensitivities,
-        lambda: step.gramian("features"),
-        lambda: step.backward(torch.ones(K), "features"),
+        lambda: step.feature_grads(),
+        lambda: step.z,
     ):
         with pytest.raises(ValueError, match="features"):
             ask()

@@ -107,7 +107,7 @@ def test_between_solutions_one_encoder_backward_suffices(monkeypatch):
         calls.append(inputs)
         return grad(outputs, inputs, *args, **kwargs)
 
-    monkeypatch.setattr("mtbench.balancing.step.grad", counted)
+    monkeypatch.setattr("mtbench.balancing.passes.grad", counted)
     method = NashMTL(2, update_weights_every=2)
     x = torch.tensor([2.0, 5.0], requires_grad=True)
     for backwards in (2, 1, 2, 1):

@@ -33,8 +33,7 @@ class Net(nn.Module):
         ]
 
     def step(self):
-        heads = [list(head.parameters()) for head in self.heads]
-        return Step(self.losses(), shared=self.encoder.parameters(), heads=heads, again=self.step)
+        return Step(self.losses(), shared=self.encoder.parameters(), again=self.step)
 
 
 def flat(grads):
@@ -105,7 +104,7 @@ def test_alpha_one_is_global_sam_and_draws_nothing():
         return net.step()
 
     step = net.step()
-    method.backward(Step(step.losses, shared=step.shared, heads=step.heads, again=again))
+    method.backward(Step(step.losses, shared=step.shared, again=again))
     assert calls == K
     assert method.generator.get_state().equal(state)
     torch.testing.assert_close(flat([p.grad for p in net.encoder.parameters()]), rows.sum(0))
@@ -129,9 +128,7 @@ def test_parameters_come_back_after_an_exception():
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        SAMO(EqualWeights(K)).backward(
-            Step(step.losses, shared=step.shared, heads=step.heads, again=again)
-        )
+        SAMO(EqualWeights(K)).backward(Step(step.losses, shared=step.shared, again=again))
     assert all(p.equal(b) for p, b in zip(net.parameters(), before, strict=True))
 
 
@@ -161,9 +158,7 @@ def test_a_grad_scaler_changes_nothing_but_the_scale():
     for scale in (1.0, 1024.0):
         net = Net()
         step = net.step()
-        scaled = Step(
-            step.losses, shared=step.shared, heads=step.heads, again=net.step, loss_scale=scale
-        )
+        scaled = Step(step.losses, shared=step.shared, again=net.step, loss_scale=scale)
         SAMO(MGDA(K), rho=0.1).backward(scaled)
         found[scale] = [p.grad / scale for p in net.parameters()]
     for a, b in zip(*found.values(), strict=True):
@@ -174,7 +169,7 @@ def test_needs_to_be_told_how_to_repeat():
     net = Net()
     step = net.step()
     with pytest.raises(ValueError, match="again"):
-        SAMO(EqualWeights(K)).backward(Step(step.losses, shared=step.shared, heads=step.heads))
+        SAMO(EqualWeights(K)).backward(Step(step.losses, shared=step.shared))
     assert Method.find("samo+mgda")(K).needs_again
 
 

@@ -308,7 +308,7 @@ def test_stl_is_k_models_trained_one_by_one():
     method = SingleTask(K)
     together = method.wrap(single)
 
-    def train(model, objectives):
+    def train(model, method, objectives):
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         for seed in range(5):
             x = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
@@ -320,9 +320,9 @@ def test_stl_is_k_models_trained_one_by_one():
             optimizer.step()
         return model.decode(model.encode(torch.ones(1, 4)), method.view)
 
-    outputs = train(together, range(K))
+    outputs = train(together, method, range(K))
     for k in range(K):
-        torch.testing.assert_close(outputs[k], train(alone[k], [k])[k])
+        torch.testing.assert_close(outputs[k], train(alone[k], SingleTask(1), [k])[k])
 
 
 def test_rlw_dirichlet_is_uniform_on_the_simplex():

@@ -129,7 +129,7 @@ def test_mgda_upper_bound_takes_one_encoder_backward(monkeypatch):
         calls.append(inputs)
         return grad(outputs, inputs, *args, **kwargs)
 
-    monkeypatch.setattr("mtbench.balancing.step.grad", counted)
+    monkeypatch.setattr("mtbench.balancing.passes.grad", counted)
     for space, backwards in (("shared", 3), ("features", 1)):
         calls.clear()
         x = torch.randn(4, requires_grad=True)

@@ -449,7 +449,6 @@ def test_every_parameter_is_trained_and_the_shared_ones_by_all(
         found,
         features=features,
         shared=model.encoder.parameters(),
-        heads=[head.parameters() for head in model.heads],
         latent=model.latent,
     )
     assert step.z.shape[1] == (16 if network == "segnet_mtan" else 64)

@@ -32,10 +32,10 @@ class GlobalDraw(Good):
 
 
 class Overwrites(Good):
-    def backward(self, step):
+    def balance(self, step):
         for parameter in (*step.shared, *(p for head in step.heads for p in head)):
             parameter.grad = None
-        return super().backward(step)
+        return super().balance(step)
 
 
 class Ascends(Good):

@@ -82,12 +82,11 @@ def ours(problem: Problem, method: Method, engine: Engine) -> Run:
     balancer = method(problem.objectives).to(problem.inputs.device)
     model = balancer.wrap(problem.model)
     shared = list(model.encoder.parameters())
-    heads = [list(head.parameters()) for head in model.heads]
 
     def forward(at: int) -> Step:
         features, losses = problem.forward(at, model, balancer.view)
         return Step(
-            losses, features=features, shared=shared, heads=heads, latent=model.latent,
+            losses, features=features, shared=shared, latent=model.latent,
             again=lambda: forward(at), engine=engine,
         )  # fmt: skip
 

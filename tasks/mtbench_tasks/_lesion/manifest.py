@@ -18,7 +18,7 @@ from mtbench_tasks._lesion.categories import NONE, SCALES, place, said, scale_of
 from mtbench_tasks._lesion.doubts import same_patient
 from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, read_geometry
 from mtbench_tasks._lesion.pixels import implausible
-from mtbench_tasks._lesion.task import Source
+from mtbench_tasks._lesion.source import Source
 
 VERSION = 2  # part of the fingerprint: raise it when the same files give other cases
 
@@ -180,7 +180,9 @@ SOURCE = Source(
     grades=(),
     high=0,
     # As for DDTI: few graded cases, learnt longer, held back.
-    recipe=Recipe(epochs=36, batch_size=8, lr=2e-3, weight_decay=0.05, select="last"),
+    recipe=Recipe(
+        epochs=18, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
+    ),
     what="a CSV file with a row per image and reader (`mtbench data template` writes one)",
     graded=_graded,
 )

@@ -1,0 +1,99 @@
+"""All objectives' gradients of the shared parameters: laid out, held, multiplied, mixed, written.
+
+Flat vectors are real: a complex number is two of their entries. Sparse gradients lie there densely,
+and those of several dtypes in the one that holds them all.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from mtbench.balancing.engine import gramian
+from mtbench.balancing.layers import Layer
+
+Item = Layer | Tensor
+"""What gradients are taken of: a parameter, or a layer in the place of its parameters."""
+
+
+def width(item: Item) -> int:
+    """Return how many entries of a flat vector an item's gradient takes."""
+    is_complex = isinstance(item, Tensor) and item.is_complex()
+    return 2 * item.numel() if is_complex else item.numel()
+
+
+def point(item: Item) -> Tensor | GradientEdge:
+    """Return where on the graph an item's gradient is taken."""
+    return item.edge if isinstance(item, Layer) else item
+
+
+def flat(value: Tensor) -> Tensor:
+    """Return a gradient as real entries side by side."""
+    if value.layout != torch.strided:
+        value = value.to_dense()
+    if value.is_complex():
+        value = torch.view_as_real(value.resolve_conj())
+    return value.reshape(-1)
+
+
+def dtype_of(parameters: Iterable[Tensor], default: torch.dtype) -> torch.dtype:
+    """Return the real dtype that holds all parameters' gradients."""
+    kinds = dict.fromkeys(p.dtype.to_real() for p in parameters)
+    return reduce(torch.promote_types, kinds) if kinds else default.to_real()
+
+
+def views(vector: Tensor, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each parameter with its part of a flat vector, in its shape."""
+    sizes = [width(p) for p in parameters]
+    for parameter, part in zip(parameters, torch.split(vector, sizes), strict=True):
+        if parameter.is_complex():
+            part = torch.view_as_complex(part.reshape(-1, 2))
+        yield parameter, part.view(parameter.shape)
+
+
+def accumulate(parameter: Tensor, value: Tensor) -> None:
+    """Add a gradient to what a parameter has, in the parameter's dtype and memory format."""
+    if value.layout == torch.strided:
+        value = value.to(parameter)
+        if not parameter.is_contiguous():
+            value = torch.empty_like(parameter).copy_(value)
+    parameter.grad = value if parameter.grad is None else parameter.grad.add_(value)
+
+
+def beside(gradients: Tensor, weights: Tensor) -> Tensor:
+    """Return the weights as these gradients need them, without waiting for the device."""
+    return weights.to(gradients.device, gradients.dtype, non_blocking=True)
+
+
+class Pulled(NamedTuple):
+    """All objectives' gradients of shared parameters, times the loss scale.
+
+    Attributes:
+        layers: those whose gradients were not formed, with the gradients at their output, (K, n).
+        parameters: the others.
+        blocks: their gradients side by side, (K, n) each.
+    """
+
+    layers: list[tuple[Layer, Tensor]]
+    parameters: list[Tensor]
+    blocks: list[Tensor]
+
+    def gramian(self) -> Tensor:
+        """Return the gradients' products, (K, K), float64, on the CPU."""
+        with torch.autocast(self.blocks[0].device.type, enabled=False):
+            turned = chain.from_iterable(layer.turn(grads) for layer, grads in self.layers)
+            return gramian([*turned, *self.blocks])
+
+    def mixed(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return each parameter with the gradient of sum_k w_k L_k."""
+        with torch.autocast(self.blocks[0].device.type, enabled=False):
+            own = [block.T @ beside(block, weights) for block in self.blocks]
+            found = list(views(own[0] if len(own) == 1 else torch.cat(own), self.parameters))
+            for layer, grads in self.layers:
+                at_output = grads.T @ beside(grads, weights)
+                found += zip(layer.parameters, layer.pull_back(at_output), strict=True)
+        return found

@@ -1,0 +1,365 @@
+"""The backward passes of one step: what is differentiated, in which pieces, into which memory."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from mtbench.balancing.distributed import ALONE, Ranks
+from mtbench.balancing.engine import Engine, grad, must_be_whole
+from mtbench.balancing.graph import Parting, edge_of, part, part_at, refuse_hidden
+from mtbench.balancing.jacobian import Item, Pulled, beside, dtype_of, flat, point, width
+from mtbench.balancing.layers import Layer, find
+from mtbench.errors import StepError
+
+Row = tuple[Tensor | None, ...]
+
+
+class Roles(NamedTuple):
+    """Who is who among the parameters.
+
+    Attributes:
+        shared: where gradients are compared.
+        rest: what several objectives reach beside them, where they were chosen.
+        heads: per objective, its own.
+        cut: where the chain rule splits; empty where it does not.
+    """
+
+    shared: tuple[Tensor, ...]
+    rest: tuple[Tensor, ...]
+    heads: tuple[tuple[Tensor, ...], ...]
+    cut: tuple[GradientEdge, ...]
+
+
+class Passes:
+    """The backward passes of K losses, each made on first use, once.
+
+    Args:
+        losses: K scalars.
+        features: where methods in feature space look; may be empty.
+        at_features: whether these are also what parts encoder and heads.
+        chosen: the shared parameters, or None for those found on the graph.
+        engine: how the Jacobian is computed and where it lies.
+        loss_scale: S.
+        ranks: the processes that share the batch.
+    """
+
+    def __init__(
+        self,
+        losses: tuple[Tensor, ...],
+        features: tuple[Tensor, ...],
+        at_features: bool,
+        chosen: tuple[Tensor, ...] | None,
+        engine: Engine,
+        loss_scale: float,
+        ranks: Ranks,
+    ) -> None:
+        self.losses, self.features = losses, features
+        self.engine, self.loss_scale, self.ranks = engine, loss_scale, ranks
+        self._at_features, self._chosen = at_features, chosen
+        self._head_grads: list[Row] = []
+        self._frees = False
+
+    def release(self) -> None:
+        """Say that the next derivative, and what is written from it, is the last one asked for.
+
+        The graph is freed on the way, as `torch.Tensor.backward` frees it.
+        """
+        self._frees = True
+
+    @cached_property
+    def parting(self) -> Parting:
+        """Where the losses part."""
+        chosen = {id(p) for p in self._chosen or ()}
+        if self._at_features:
+            return part_at(self.losses, self.features, chosen)
+        return part(self.losses, chosen)
+
+    @cached_property
+    def roles(self) -> Roles:
+        """Who is who among the parameters.
+
+        Raises:
+            StepError: what was said is not what the graph says.
+        """
+        parting = self.parting
+        refuse_hidden(parting.parents)
+        self.refuse_constants()
+        common = self._common
+        shared = common if self._chosen is None else self._chosen
+        ids = {id(p) for p in shared}
+        live = any(loss.requires_grad for loss in self.losses)
+        if live and shared and ids.isdisjoint(self._reached):
+            raise StepError(
+                f"Step: no loss reaches any of the {len(shared)} shared parameters: is what the "
+                "heads get detached, or another model's?"
+            )
+        rest = tuple(p for p in common if id(p) not in ids)
+        ids |= {id(p) for p in rest}
+        heads = tuple(tuple(p for p in head if id(p) not in ids) for head in parting.heads)
+        splits = sum(map(len, heads)) == sum(map(len, parting.heads))
+        return Roles(shared, rest, heads, parting.cut if splits else ())
+
+    @cached_property
+    def _common(self) -> tuple[Tensor, ...]:
+        """What objectives have in common, to anyone's knowledge."""
+        parting = self.parting
+        if self._at_features:
+            on_graph = any(feature.requires_grad for feature in self.features)
+            if self._chosen is None and on_graph and not parting.shared:
+                raise StepError(
+                    "Step: no parameter lies under the features: hand over what the encoder "
+                    "returns, not a leaf made of it"
+                )
+            return parting.shared
+        if sum(loss.requires_grad for loss in self.losses) > 1:
+            return self.engine.remember(parting.shared)
+        known = self.engine.remember(())
+        if known or self._chosen is not None:
+            return known
+        return tuple(chain(*parting.heads))  # an objective alone has all in common with itself
+
+    @cached_property
+    def _reached(self) -> set[int]:
+        return {id(p) for p in chain(self.parting.shared, *self.parting.heads)}
+
+    def reaches(self, parameter: Tensor) -> bool:
+        """Return whether any loss depends on a parameter."""
+        return id(parameter) in self._reached
+
+    def refuse_constants(self) -> None:
+        """Refuse losses none of which is on the graph, unless they say that there is no label.
+
+        Raises:
+            StepError: there is no gradient, and a loss that has a value.
+        """
+        if not any(loss.requires_grad for loss in self.losses):
+            values = torch.stack([loss.detach().reshape(()) for loss in self.losses])
+            if values.nan_to_num(nan=0.0).any():
+                raise StepError(
+                    "no loss depends on anything that requires grad: was the forward pass under "
+                    "torch.no_grad(), or its output detached?"
+                )
+
+    @cached_property
+    def _seeds(self) -> list[Tensor]:
+        """Per loss, what its backward begins with."""
+        return [torch.full_like(loss, self.loss_scale) for loss in self.losses]
+
+    @cached_property
+    def _at_cut(self) -> list[Row]:
+        """Per objective its gradients at the cut, times the loss scale; the heads' on the way."""
+        _, _, heads, cut = self.roles
+        split, last = len(cut), len(self.losses) - 1
+        rows = []
+        self._head_grads = []
+        for k, (loss, seed, head) in enumerate(zip(self.losses, self._seeds, heads, strict=True)):
+            free = self._frees and (self.parting.apart or k == last)
+            row = grad([loss], (*cut, *head), [seed], free=free)
+            self._head_grads.append(row[split:])
+            rows.append(row[:split])
+        return rows
+
+    @cached_property
+    def _feature_grads(self) -> tuple[tuple[Tensor, ...], ...]:
+        """Per objective dL_k/dfeatures, times the loss scale; at the cut without features."""
+        if self._at_features and self.parting.tangled:
+            raise StepError(
+                f"Step: {self.parting.tangled}, so gradients at the features would count twice: "
+                "hand over each once, and f.view_as(f) where the encoder goes on from f"
+            )
+        edges = [edge_of(feature) for feature in self.features]
+        cut = self.roles.cut
+        place = {(edge.node, edge.output_nr): i for i, edge in enumerate(cut)}
+        if not self.features:
+            if not cut:
+                raise StepError(
+                    "Step: losses alone do not show where features lie: give latent=z, the tensor "
+                    "that the heads get"
+                )
+            columns = [[row[i] for row in self._at_cut] for i in range(len(cut))]
+        elif all(edge is None or (edge.node, edge.output_nr) in place for edge in edges):
+            columns = [
+                [edge and row[place[edge.node, edge.output_nr]] for row in self._at_cut]
+                for edge in edges
+            ]
+        else:
+            rows = [
+                grad([loss], self.features, [seed])
+                for loss, seed in zip(self.losses, self._seeds, strict=True)
+            ]
+            columns = list(map(list, zip(*rows, strict=True)))
+        like = self.features or [next((g for g in c if g is not None), None) for c in columns]
+        return tuple(
+            tuple(
+                torch.zeros_like(shape) if value is None else value
+                for value, shape in zip(row, like, strict=True)
+                if shape is not None
+            )
+            for row in zip(*columns, strict=True)
+        )
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """The shared parameters, but for those of layers whose gradients need not be formed."""
+        shared = self.roles.shared
+        # Other ranks' samples are not at hand, and products of sums are no sums of products.
+        known = {} if self.ranks.size > 1 else self.parting.parents
+        layers = find(known, shared, len(self.losses))
+        of = {id(p): layer for layer in layers for p in layer.parameters}
+        return list(dict.fromkeys(of.get(id(p), p) for p in shared))
+
+    @cached_property
+    def whole(self) -> Pulled:
+        """The Jacobian."""
+        return self.pull_back(self.roles.shared)
+
+    @cached_property
+    def _factored(self) -> Pulled:
+        return self.pull_back(self.items)
+
+    @property
+    def held(self) -> Pulled:
+        """What products are taken of: the Jacobian if it is there, perhaps in the others' place."""
+        whole: Pulled | None = self.__dict__.get("whole")
+        return self._factored if whole is None else whole
+
+    def pull_back(self, items: Sequence[Item]) -> Pulled:
+        """Return all objectives' gradients at some layers' outputs, and of some parameters."""
+        layers = [item for item in items if isinstance(item, Layer)]
+        parameters = [item for item in items if isinstance(item, Tensor)]
+        blocks = self._blocks([*layers, *parameters])
+        must_be_whole(p for layer in layers for p in layer.parameters)
+        if len(blocks) == 1:
+            sizes = [layer.numel() for layer in layers]
+            rest = blocks[0].shape[1] - sum(sizes)
+            blocks = list(torch.split(blocks[0], [*sizes, rest], dim=1))
+        own = blocks[len(layers) :] or [blocks[0][:, :0]]
+        return Pulled(list(zip(layers, blocks, strict=False)), parameters, own)
+
+    def _blocks(self, items: Sequence[Item]) -> list[Tensor]:
+        """Return all objectives' gradients side by side, in one block or in one (K, n) per item."""
+        if not self.roles.cut or not items:
+            return self._looped(items, self.ranks, self._last)
+        pulls = {False: self._looped, True: self._vmapped}
+        if self.engine.batched is None:
+            at_cut = [tuple(g.shape) for g in chain(*self._at_cut) if g is not None]
+            shapes = [at_cut, [width(item) for item in items]]  # the encoder alone is measured
+            choice = self.engine.choose(
+                lambda batched: pulls[batched](items),
+                f"{len(self.losses)} {shapes} {self.losses[0].device}",
+            )
+            self.engine.batched = bool(self.ranks.agree(choice))
+        return pulls[self.engine.batched](items, self.ranks, self._last)
+
+    @property
+    def _last(self) -> bool:
+        """Whether the Jacobian's passes are the last ones through the graph."""
+        return self._frees and self.engine.parts == 1 and not self.roles.rest
+
+    def _vmapped(
+        self, items: Sequence[Item], ranks: Ranks = ALONE, last: bool = False
+    ) -> list[Tensor]:
+        K = len(self.losses)
+        seeds = [_stacked(column) for column in zip(*self._at_cut, strict=True)]
+        points = [point(item) for item in items]
+        found = grad(self.roles.cut, points, seeds, batched=True, free=last)
+        like = self.losses[0].new_zeros(0, dtype=self._dtype)
+        blocks = [
+            like.new_zeros(K, width(item))
+            if value is None
+            else torch.stack([flat(row) for row in value]).to(like)
+            for item, value in zip(items, found, strict=True)
+        ]
+        for block in blocks:
+            ranks.begin(block)
+        ranks.wait()
+        return blocks
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return dtype_of(self.roles.shared, self.losses[0].dtype)
+
+    def _looped(
+        self, items: Sequence[Item], ranks: Ranks = ALONE, last: bool = False
+    ) -> list[Tensor]:
+        like = (*self.roles.shared, self.losses[0])[0].new_zeros(0, dtype=self._dtype)
+        columns = sum(width(item) for item in items)
+        block = self.engine.buffer(len(self.losses), columns, like)
+        points = [point(item) for item in items]
+        for row, values in zip(block, self._rows(points, last), strict=True):
+            end = 0
+            for item, value in zip(items, values, strict=True):
+                start, end = end, end + width(item)
+                if value is None:
+                    row[start:end].zero_()
+                else:
+                    row[start:end].copy_(flat(value))
+            ranks.begin(row)  # is under way while the next one is computed
+        ranks.wait()
+        return [block]
+
+    def _rows(self, points: Sequence[Tensor | GradientEdge], last: bool) -> Iterator[Row]:
+        """Yield an objective's gradients at some points of the graph, objective by objective."""
+        _, _, heads, cut = self.roles
+        if cut:
+            live = [k for k, row in enumerate(self._at_cut) if any(g is not None for g in row)]
+            for k, row in enumerate(self._at_cut):
+                yield grad(cut, points, row, free=last and [k] == live[-1:])
+            return
+        split = len(points)
+        self._head_grads = []
+        live = [k for k, loss in enumerate(self.losses) if loss.requires_grad]
+        for k, (loss, seed, head) in enumerate(zip(self.losses, self._seeds, heads, strict=True)):
+            free = last and (self.parting.apart or [k] == live[-1:])
+            values = grad([loss], (*points, *head), [seed], free=free)
+            self._head_grads.append(values[split:])
+            yield values[:split]
+
+    def mixed(self, weights: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Return the gradient of sum_k w_k L_k by one backward from the cut, or the losses."""
+        if not parameters:
+            return ()
+        cut = self.roles.cut
+        if not cut:
+            w = beside(self._seeds[0], weights)
+            seeds = [w_k * seed for w_k, seed in zip(w, self._seeds, strict=True)]
+            _ = self.head_grads  # before the graph goes
+            found = grad(self.losses, parameters, seeds, free=self._frees)
+        else:
+            mixed = [_mixture(column, weights) for column in zip(*self._at_cut, strict=True)]
+            found = grad(cut, parameters, mixed, free=self._frees)
+        return self.ranks.sums(found)
+
+    @property
+    def head_grads(self) -> list[Row]:
+        """Per objective the gradients of its head, of this rank's samples."""
+        if self.roles.cut:
+            _ = self._at_cut  # computes the heads' own on the way
+        elif not self._head_grads:
+            self._head_grads = [
+                grad([loss], head, [seed])
+                for loss, seed, head in zip(self.losses, self._seeds, self.roles.heads, strict=True)
+            ]
+        return self._head_grads
+
+
+def _stacked(column: Sequence[Tensor | None]) -> Tensor | None:
+    """Return K gradients at one point as one tensor, zeros for None; None if all are."""
+    like = next((g for g in column if g is not None), None)
+    if like is None:
+        return None
+    return torch.stack([torch.zeros_like(like) if g is None else g for g in column])
+
+
+def _mixture(column: Sequence[Tensor | None], weights: Tensor) -> Tensor | None:
+    """Return the weighted sum of K gradients at one point."""
+    found = [(k, g) for k, g in enumerate(column) if g is not None]
+    if not found:
+        return None
+    w = beside(found[0][1], weights)
+    return torch.stack([w[k] * g for k, g in found]).sum(0)
