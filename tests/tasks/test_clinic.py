@@ -651,6 +651,11 @@ def test_the_files_spacing_wins_over_the_tables(folder: Path) -> None:
     assert "spacing 0.08 is given, its header says 0.1, which is taken" in doubt
 
 
+def test_spacings_of_some_images_only_are_remarked(folder: Path) -> None:
+    (folder / "c.csv").write_text("image,category,spacing\n0.png,TR4,0.08\n1.png,TR3,\n")
+    assert "spacing is known of 1 of 2 images" in " ".join(load(folder / "c.csv").remarks)
+
+
 def test_frames_of_one_file_are_cases(folder: Path) -> None:
     clip = np.stack([scan() // k for k in (1, 2, 4)])
     dicom(folder / "a.dcm", clip)

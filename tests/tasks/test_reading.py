@@ -442,12 +442,15 @@ def test_equal_readings_give_equal_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pixels", "told"), [("grey", False), ("marks", False), ("photo", True), ("dicom", True)]
+    ("pixels", "told"),
+    [("grey", False), ("marks", False), ("doppler", True), ("photo", True), ("dicom", True)],
 )
 def test_colour_is_noticed(tmp_path: Path, pixels: str, told: bool) -> None:
     values = np.repeat(tissue()[..., None], 3, 2)
     if pixels == "marks":
         values[:4, :12] = (255, 255, 0)  # as scanners draw
+    elif pixels == "doppler":
+        values[30:45, 50:70] = (200, 60, 40)
     elif pixels != "grey":
         values[:] = (200, 60, 40)
     file = tmp_path / ("a.dcm" if pixels == "dicom" else "a.jpg")

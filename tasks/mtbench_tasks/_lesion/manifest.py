@@ -18,6 +18,7 @@ from mtbench_tasks._lesion.categories import NONE, SCALES, place, said, scale_of
 from mtbench_tasks._lesion.doubts import same_patient
 from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, read_geometry
 from mtbench_tasks._lesion.pixels import implausible
+from mtbench_tasks._lesion.radiomics import STEP
 from mtbench_tasks._lesion.source import Source
 
 VERSION = 2  # part of the fingerprint: raise it when the same files give other cases
@@ -151,6 +152,11 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     remarks = []
     if not owners:
         remarks.append("no patients are named: each image counts as one patient")
+    if 0 < (measured := sum(case.spacing is not None for case in cases)) < len(cases):
+        remarks.append(
+            f"spacing is known of {measured} of {len(cases)} images: their radiomics are taken at "
+            f"{STEP:g} mm per pixel, the others' in their own pixels, and cannot be compared"
+        )
     if others := [name for name in table.columns if name and name not in COLUMNS]:
         remarks.append(f"columns that are not used: {', '.join(others)}")
     return Collection(

@@ -15,6 +15,7 @@ RANGE = (0.5, 99.5)  # percentiles: what lies outside is noise, markers, dead pi
 PLAUSIBLE = (0.02, 0.5)  # millimetres per pixel: what ultrasound scanners and their exports have
 SQUARE = 0.01  # sides of a pixel that differ less than this share count as equal
 LONGEST = 10.0  # of a pixel's sides, the one in the other: beyond it a header is broken
+PHOTOGRAPH, MARKS = 0.2, 0.01  # coloured shares: DDTI's scanner marks are below 0.002
 COLOURED = 32  # grey levels between the channels of a pixel: JPEG's noise is less
 
 
@@ -218,6 +219,8 @@ def to_grey(
 
 def _colours(share: float) -> list[str]:
     """Return what a share of coloured pixels within the sector means: nothing, or a line."""
-    if share > 0.2:
+    if share > PHOTOGRAPH:
         return [f"{share:.0%} of the pixels are coloured: is it a grey-scale ultrasound image?"]
+    if share > MARKS:
+        return [f"{share:.1%} of the pixels are coloured: is it Doppler, or was it drawn on?"]
     return []

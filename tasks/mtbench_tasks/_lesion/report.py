@@ -119,7 +119,7 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
     ]
     sections = [
         Section(
-            picture=whole.crop([side // fewer for side in view["box"]]),
+            picture=_cropped(whole, view["box"], fewer),
             headline=headline(view),
             measurements=_measurements(view),
             chances=list(view["probabilities"].items()),
@@ -150,6 +150,11 @@ def pdf(page: Page, file: Path) -> None:
         for number, section in enumerate(page.sections, 1):
             of = f", view {number} of {len(page.sections)}" if len(page.sections) > 1 else ""
             pages.savefig(_sheet(page, section, of))
+
+
+def _cropped(whole: Pil.Image, box: Sequence[int], fewer: int) -> Pil.Image:
+    left, top, right, bottom = (side // fewer for side in box)
+    return whole.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
 
 
 def _text(name: str) -> str:
