@@ -263,7 +263,8 @@ def test_run_and_package_read_alike(
     known = json.loads((packed / "model.json").read_text())["fitted"]["calibration"]
     assert record["temperature"] == known["temperature"]
     page = (tmp_path / "out" / "a_report.html").read_text()
-    assert f"temperature {known['temperature']:.2f}" in page
+    scale = known["temperature"]  # 1 where few readings cannot tell
+    assert ("temperature 1)" if scale == 1 else f"temperature {scale:.2f}") in page
     assert (tmp_path / "out" / "a_report.pdf").read_bytes().startswith(b"%PDF")
 
 
