@@ -157,13 +157,7 @@ def test_a_steps_gradients_are_those_of_plain_backwards(name: str) -> None:
             for loss in losses
         ]
     )  # fmt: skip
-    step = Step(
-        losses,
-        features=features,
-        shared=shared,
-        heads=[head.parameters() for head in model.heads],
-        latent=model.latent,
-    )
+    step = Step(losses, features=features, shared=shared)
     assert torch.allclose(step.gramian("shared"), (expected @ expected.T).double(), rtol=1e-4)
     assert torch.allclose(step.jacobian(), expected, rtol=1e-4, atol=1e-5)
 

@@ -70,10 +70,10 @@ def compact(board: Board, shown: pd.DataFrame) -> pd.DataFrame:
 
     They are worst against the single-task row, or else the first row, in percent.
     """
-    named = board.rows.set_index("method").to_dict("index")
-    reference = named[board.reference or next(iter(named))]
+    rows = board.rows.to_dict("records")
+    [reference] = [row for row in rows if row["method"] == (board.reference or rows[0]["method"])]
     worst = []
-    for row in board.rows.to_dict("records"):
+    for row in rows:
         losses = {
             name: (row[name] - reference[name]) / abs(reference[name]) * (-100 if higher else 100)
             for name, higher in board.primary.items()
@@ -81,8 +81,8 @@ def compact(board: Board, shown: pd.DataFrame) -> pd.DataFrame:
         }
         largest = sorted(losses, key=lambda name: -losses[name])[:3]
         worst.append(", ".join(f"{name} {losses[name]:+.1f}" for name in largest))
-    kept = [name for name in shown.columns if name.removesuffix(" ↑").removesuffix(" ↓")
-            not in board.primary]  # fmt: skip
+    shown_metrics = {f"{name} {'↑' if higher else '↓'}" for name, higher in board.primary.items()}
+    kept = [name for name in shown.columns if name not in shown_metrics]
     return shown[kept].assign(**{"worst metrics, % worse": worst})
 
 
@@ -96,10 +96,10 @@ def _spread(mean: float, deviation: float, digits: int) -> str:
 
 
 def _intervals(rows: pd.DataFrame, name: str, digits: int) -> list[str]:
+    table = rows[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)
     return [
-        _number(v, digits)
-        + (f" [{a:.{digits}f}, {b:.{digits}f}]" if math.isfinite(float(a)) else "")
-        for v, a, b in zip(rows[name], rows[f"{name}_low"], rows[f"{name}_high"], strict=True)
+        _number(v, digits) + (f" [{a:.{digits}f}, {b:.{digits}f}]" if math.isfinite(a) else "")
+        for v, a, b in table
     ]
 
 
