@@ -148,6 +148,12 @@ class Engine:
             raise ValueError(f"Engine: parts must be at least 1, found {parts}")
         self.batched, self.parts, self.notebook = batched, parts, notebook
         self._buffer = torch.empty(0)
+        self.layered: bool | None = None
+        """Whether layers' gradients need not be formed; None until it is tried."""
+        self.compiled: dict[int, int] = {}
+        """By parameter, whose head it is if it was compiled with the encoder; -1 if shared."""
+        self.hooked: dict[int, Tensor] = {}
+        """Parameters whose ``.grad`` is new, and whose hooks are yet to be told."""
         self._common: dict[int, weakref.ref[Tensor]] = {}
 
     def __reduce__(self) -> Any:
