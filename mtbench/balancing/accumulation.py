@@ -27,7 +27,8 @@ class Held:
     def add(self, step: Step) -> None:
         """Take in a micro-batch, whose graph is freed."""
         common = [*step.roles.shared, *step.roles.rest]
-        self.shared |= {id(p): p for p in step.roles.shared}
+        if step.told:
+            self.shared |= {id(p): p for p in step.roles.shared}
         step.release()
         rows = [list(zip(common, row, strict=True)) for row in step.rows(common)]
         for k, (row, head, own) in enumerate(zip(rows, step.heads, step.head_grads, strict=True)):
@@ -51,7 +52,7 @@ class Held:
             losses.append(_Linear.apply(value, unscaled, *touched) if touched else value)  # type: ignore[no-untyped-call]
         return Step(
             losses,
-            shared=self.shared.values(),
+            shared=self.shared.values() if last.told else None,
             again=last._again,
             engine=last.engine,
             loss_scale=last.loss_scale,

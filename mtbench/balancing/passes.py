@@ -77,6 +77,11 @@ class Passes:
         """
         self._frees = self.transient
 
+    @property
+    def told(self) -> bool:
+        """Whether it was said what is shared, by the parameters or by the features above them."""
+        return self._at_features or self._chosen is not None
+
     @cached_property
     def parting(self) -> Parting:
         """Where the losses part."""
