@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from mtbench.balancing.balancer import (
         Aggregator,
         Balancer,
+        Judged,
         Scalarizer,
         Weighting,
         WeightingWrapper,
         Wrapper,
     )
     from mtbench.balancing.engine import Engine
-    from mtbench.balancing.model import MultitaskModel
+    from mtbench.balancing.model import MultitaskModel, PerObjective
     from mtbench.balancing.step import Step
     from mtbench.errors import MtbenchError, UsageError
     from mtbench.plugins.method import Method, balancer, combine
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "Aggregator": "balancing.balancer",
     "Balancer": "balancing.balancer",
+    "Judged": "balancing.balancer",
     "Engine": "balancing.engine",
     "Method": "plugins.method",
     "Metric": "training.task",
     "MtbenchError": "errors",
     "MultitaskModel": "balancing.model",
+    "PerObjective": "balancing.model",
     "Recipe": "training.task",
     "Scalarizer": "balancing.balancer",
     "Split": "training.task",
@@ -53,6 +56,7 @@ __all__ = [  # noqa: RUF022 - the reading order
     "Step",
     "Engine",
     "Balancer",
+    "Judged",
     "Scalarizer",
     "Weighting",
     "Aggregator",
@@ -62,6 +66,7 @@ __all__ = [  # noqa: RUF022 - the reading order
     "combine",
     "find",
     "MultitaskModel",
+    "PerObjective",
     "Task",
     "Split",
     "Splits",

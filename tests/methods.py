@@ -4,10 +4,15 @@ from mtbench.plugins.registry import entries
 
 BASES = {
     "cr_mogm": "cr_mogm+pcgrad",
+    "cyclic": "cyclic+config",
     "damped": "damped+mgda",
+    "every": "every+mgda",
     "gramian_ema": "gramian_ema+cagrad",
+    "log": "log+upgrad",
     "norm_matched": "norm_matched+imtl",
+    "only": "only+cagrad",
     "samo": "samo+fairgrad",
+    "unit": "unit+mgda",
 }
 """Wrappers, each around a method of another family."""
 

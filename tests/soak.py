@@ -96,14 +96,14 @@ def differences(one: Path, two: Path) -> Iterator[str]:
             yield name
     results = [json.loads((path / "result.json").read_text()) for path in (one, two)]
     for result in results:
-        del result["cost"]
+        del result["cost"], result["times"]
     if repr(results[0]) != repr(results[1]):  # NaN equals itself
         yield "result.json"
     for name in ("best.pt", "checkpoint.pt"):
         left, right = (RunDirectory(path).load(name) or {} for path in (one, two))
         for state in (left, right):
             state.pop("step_seconds", None)
-            for timed in ("seconds", "peak_mib"):
+            for timed in ("seconds", "peak_mib", "started"):
                 state.get("progress", {}).pop(timed, None)
         if not same(left, right):
             yield name

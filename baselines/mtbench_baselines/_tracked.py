@@ -3,18 +3,17 @@
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Aggregator
+from mtbench.balancing.balancer import Aggregator, Balancer
 
 
-class Tracking(Aggregator):
-    """An aggregator with one remembered gradient per objective.
+class Remembering(Balancer):
+    """A method with one remembered gradient per objective.
 
     Attributes:
         tracked: (K, d), zero rows for objectives without a gradient so far; (K, 0) before the first
             step, as d is not known at construction.
     """
 
-    sees_zero_rows = True
     sized_later = ("tracked",)
 
     tracked: Tensor
@@ -24,10 +23,21 @@ class Tracking(Aggregator):
         self.register_buffer("tracked", torch.zeros(num_objectives, 0))
 
     def memory(self, like: Tensor) -> Tensor:
-        """Return the remembered gradients, to be changed in place, where and as `like` is."""
-        fits = self.tracked.shape == like.shape
-        self.tracked = self.tracked.to(like) if fits else torch.zeros_like(like)
+        """Return the remembered gradients, to be changed in place, where and as `like` is.
+
+        Args:
+            like: one of them, (d,), or all, (K, d).
+        """
+        size = (self.num_objectives, like.shape[-1])
+        fits = self.tracked.shape == size
+        self.tracked = self.tracked.to(like) if fits else like.new_zeros(size)
         return self.tracked
+
+
+class Tracking(Remembering, Aggregator):
+    """An aggregator that remembers gradients."""
+
+    sees_zero_rows = True
 
 
 def project(w: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Weighting
 from mtbench.errors import UsageError
+from mtbench_baselines._preference import Preferring
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -16,20 +16,21 @@ Scale = Literal["min", "median", "rmse"]
 _RANK = 1e-12
 
 
-class AlignedMTL(Weighting):
+class AlignedMTL(Preferring):
     r"""Sum the gradients after their matrix has been given the condition number 1.
 
     With the eigenvalues and eigenvectors :math:`G = V \Lambda V^\top` of the Gramian, R of them
     positive, :math:`\lambda_1 \ge \dots \ge \lambda_R > 0`, the weights are
 
-    .. math:: w = \sqrt{\lambda_R}\ V \Lambda^{-1/2} V^\top 1
+    .. math:: w = \sqrt{\lambda_R}\ V \Lambda^{-1/2} V^\top r
 
     so that the rows of :math:`\hat J = \sqrt{\lambda_R}\, V \Lambda^{-1/2} V^\top J` are the
-    orthogonal matrix nearest to J times its least singular value, and :math:`d = \hat J^\top 1`.
+    orthogonal matrix nearest to J times its least singular value, and :math:`d = \hat J^\top r`.
+    r is 1, or a preference scaled to the sum K.
 
     Deviations: the rank R counts eigenvalues above 1e-12 K times the largest: angles below 1e-6,
     noise in float32 gradients. The authors' code has the rounding of the dtype there, so that the
-    rank, and with it d, depends on it. All objectives are preferred alike.
+    rank, and with it d, depends on it.
 
     Scale: d is of length :math:`\sqrt{K \lambda_R}` at full rank, governed by the weakest principal
     component: never longer than ``ew``'s step, and much shorter near dependence. It jumps where the
@@ -40,6 +41,8 @@ class AlignedMTL(Weighting):
         seed: unused.
         scale: in the place of the least eigenvalue, the paper's, the ``median`` one or the mean of
             all (``rmse``), as in the authors' code.
+        preference: r, the paper's task weights, K numbers above 0, of which only the ratios count;
+            by default all alike.
 
     Example:
         Orthogonal gradients of lengths 1 and 2 both get length 1.
@@ -57,8 +60,9 @@ class AlignedMTL(Weighting):
         seed: int = 0,
         *,
         scale: Literal["min", "median", "rmse"] = "min",
+        preference: tuple[float, ...] | None = None,
     ) -> None:
-        super().__init__(num_objectives, seed)
+        super().__init__(num_objectives, seed, preference=preference)
         if scale not in get_args(Scale):
             choices = ", ".join(get_args(Scale))
             raise UsageError(f"aligned_mtl: scale must be one of {choices}, found {scale!r}")
@@ -69,7 +73,7 @@ class AlignedMTL(Weighting):
         """Draw the scale."""
         return {"scale": trial.suggest_categorical("scale", get_args(Scale))}
 
-    def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
+    def preferred(self, gramian: Tensor, shares: Tensor) -> Tensor:
         """Return the weights of the sum of aligned gradients."""
         values, vectors = torch.linalg.eigh(gramian)
         live = values > _RANK * len(values) * values[-1]
@@ -78,5 +82,6 @@ class AlignedMTL(Weighting):
             scale = values[0]
         else:
             scale = values.median() if self.scale == "median" else values.mean()
-        weights: Tensor = vectors @ (vectors.sum(0) * (scale / values).sqrt())
+        target = shares.to(vectors) * len(shares) @ vectors  # r in terms of the eigenvectors
+        weights: Tensor = vectors @ (target * (scale / values).sqrt())
         return weights

@@ -20,8 +20,8 @@ class CAGrad(Weighting):
     .. math:: \max_d \min_k \langle g_k, d\rangle \quad \text{s.t.}\quad \|d - g_0\| \le c\|g_0\|,
         \qquad g_0 = \tfrac1K \textstyle\sum_k g_k
 
-    (paper, eq. 2), solved exactly by `mtbench.solvers.cagrad`. c = 0 is ``ew``; for c < 1 the fixed
-    points are those of the mean loss.
+    (paper, eq. 2), solved exactly by `mtbench.balancing.solvers.cagrad`. c = 0 is ``ew``; for c < 1
+    the fixed points are those of the mean loss.
 
     Scale: the step is :math:`K d / (1 + c^2)`, as in the authors' code (``rescale=1``, then times K
     to match a sum of losses), so that c = 0 is the plain sum and not only parallel to it.

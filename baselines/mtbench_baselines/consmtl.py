@@ -1,6 +1,6 @@
 """ConsMTL: fair weights on the trunk, and heads that learn to pull z where all want it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from mtbench.balancing.engine import grad
 from mtbench.balancing.solvers import fair_shares
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
+from mtbench_baselines._norms import norm
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -94,7 +95,7 @@ class ConsMTL(Weighting):
                 p.grad if b is None or p.grad is None else p.grad - b
                 for p, b in zip(head, saved, strict=True)
             ]
-            scale = (_LIMIT * _norm(own) / _norm(slope).clamp(min=1e-300)).clamp(max=1)
+            scale = (_LIMIT * norm(own) / norm(slope).clamp(min=1e-300)).clamp(max=1)
             for parameter, extra in zip(head, slope, strict=True):
                 if extra is not None and parameter.grad is not None:
                     parameter.grad.add_(extra * scale)
@@ -112,9 +113,3 @@ class ConsMTL(Weighting):
             step.ranks.sums(grad([extra], head, [torch.full_like(extra, step.loss_scale)]))
             for extra, head in zip(extras, step.heads, strict=True)
         ]
-
-
-def _norm(parts: Iterable[Tensor | None]) -> Tensor:
-    """Return the norm of all parts together."""
-    squares = [part.double().square().sum() for part in parts if part is not None]
-    return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), dtype=torch.float64)

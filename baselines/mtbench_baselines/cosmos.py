@@ -9,6 +9,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
+from mtbench_baselines._preference import drawn, ray
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -64,35 +65,29 @@ class COSMOS(Scalarizer):
         preference: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__(num_objectives, seed)
-        ray = (1 / num_objectives,) * num_objectives if preference is None else tuple(preference)
         if not 0 <= penalty < inf:
             raise UsageError(f"cosmos: penalty must be finite and at least 0, found {penalty}")
-        if len(ray) != num_objectives or not all(0 < r < inf for r in ray):
-            raise UsageError(
-                f"cosmos: preference must hold one finite number above 0 per objective "
-                f"({num_objectives}), found {ray}"
-            )
+        if preference is None:
+            preference = (1 / num_objectives,) * num_objectives
         self.penalty = penalty
-        self.register_buffer("preference", torch.tensor(ray, dtype=torch.float64), persistent=False)
+        values = ray("cosmos", preference, num_objectives)
+        self.register_buffer("preference", values, persistent=False)
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
         """Draw lambda from the paper's range, and a preference on the simplex."""
-        drawn = [
-            trial.suggest_float(f"preference_{k}", 0.1, 10.0, log=True)
-            for k in range(num_objectives)
-        ]
+        values = drawn(trial, num_objectives)
         return {
             "penalty": trial.suggest_float("penalty", 0.01, 8.0, log=True),
-            "preference": tuple(r / sum(drawn) for r in drawn),
+            "preference": tuple(r / sum(values) for r in values),
         }
 
     def objective(self, step: Step) -> tuple[Tensor, Tensor]:
         """Return a sum with that gradient, and the weights w."""
         losses = step.values.to(self.preference)
-        ray = self.preference.masked_fill(losses == 0, 0)
+        wanted = self.preference.masked_fill(losses == 0, 0)
         size = losses.norm()
-        toward, present = ray / ray.norm(), losses / size
+        toward, present = wanted / wanted.norm(), losses / size
         turn = toward - (toward @ present) * present
-        weights = torch.where(size > _LEAST, ray - self.penalty * turn / size, ray)
+        weights = torch.where(size > _LEAST, wanted - self.penalty * turn / size, wanted)
         return step.total(weights), weights

@@ -9,6 +9,7 @@ from torch import Tensor
 from mtbench.balancing.engine import largest, lengths
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
+from mtbench_baselines._norms import divisors
 from mtbench_baselines._tracked import Tracking
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class DBMTL(Tracking):
         share = self.beta / self.count.item() ** self.decay
         tracked, seen = self.memory(jacobian), (largest(jacobian) > 0)[:, None]
         tracked.mul_(torch.where(seen, share, 1).to(tracked))
-        tracked.addcmul_(jacobian, (1 - share) / _divisors(losses)[:, None])
+        tracked.addcmul_(jacobian, (1 - share) / divisors(losses)[:, None])
         norms = lengths(tracked)
         weights = torch.where(norms > 0, norms.max() / norms, 0)
         return weights.to(tracked) @ tracked
@@ -87,8 +88,4 @@ class DBMTL(Tracking):
         """Find the direction and apply it; the heads descend their log losses."""
         jacobian = step.jacobian()
         losses = step.values.to(jacobian)
-        step.assign(self.direct(jacobian, losses), head_weights=1 / _divisors(losses))
-
-
-def _divisors(losses: Tensor) -> Tensor:
-    return losses.abs().masked_fill(losses == 0, 1)
+        step.assign(self.direct(jacobian, losses), head_weights=1 / divisors(losses))

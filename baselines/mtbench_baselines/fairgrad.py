@@ -23,7 +23,7 @@ class FairGrad(Weighting):
     with :math:`G = J J^\top`. alpha = 1 is Nash-MTL's direction; alpha to 0 is
     that of ``ew``, alpha to infinity makes all improvements equal. Solved to rounding at every
     scale, for alpha up to 10; how w stays bounded where gradients cancel:
-    `mtbench.solvers.fair_shares`.
+    `mtbench.balancing.solvers.fair_shares`.
 
     Scale: the step is :math:`K d`, cut to the length max_norm, as in the authors' code; there a
     general least-squares solver with absolute tolerances finds w. :math:`\|d\|` grows as the

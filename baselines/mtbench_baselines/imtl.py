@@ -16,7 +16,8 @@ class IMTL(Weighting):
 
     Both halves of the paper at once. The losses are scaled to :math:`e^{s_k} L_k` (``imtl_l``); on
     the shared parameters the scaled losses' gradients are summed with the weights alpha that make
-    the sum's projections on all of them equal (``imtl_g``, `mtbench.solvers.equal_projections`):
+    the sum's projections on all of them equal (``imtl_g``,
+    `mtbench.balancing.solvers.equal_projections`):
 
     .. math:: d = \sum_k \alpha_k e^{s_k} g_k, \qquad
         \langle d, g_k \rangle / \|g_k\| = \text{const}, \qquad \sum_k \alpha_k = 1

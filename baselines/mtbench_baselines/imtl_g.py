@@ -14,7 +14,7 @@ class IMTLG(Weighting):
 
     The paper's closed form inverts a matrix of K - 1 differences. The same weights are those of the
     point nearest to the origin in the affine hull of the unit gradients, which exists for dependent
-    gradients too: `mtbench.solvers.equal_projections`.
+    gradients too: `mtbench.balancing.solvers.equal_projections`.
 
     Deviations: the constant is never negative and the weights are bounded. Where the paper's
     formula, from K = 3 on, has weights of both signs that nearly cancel in the sum or outweigh it,

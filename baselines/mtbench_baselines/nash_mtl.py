@@ -19,8 +19,8 @@ class NashMTL(Weighting):
 
     with :math:`G = J J^\top` and 1/w by element. The direction is invariant to
     the scale of every single objective. The equation is solved to rounding at every scale by
-    `mtbench.solvers.fair_shares`, which says how w stays bounded where gradients cancel; the
-    paper's iteration of convex programs is approximate, and misses it often.
+    `mtbench.balancing.solvers.fair_shares`, which says how w stays bounded where gradients cancel;
+    the paper's iteration of convex programs is approximate, and misses it often.
 
     Scale: :math:`\|d\| = \sqrt K`, whatever the gradients are; then, as in the authors' code, d is
     cut to the length max_norm. Where that is 1 every step has the length 1, and the learning rate

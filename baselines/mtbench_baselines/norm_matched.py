@@ -1,12 +1,11 @@
 """norm_matched: the base's direction, at the length of the plain sum's gradient."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Aggregator, Weighting, Wrapper
 from mtbench.balancing.step import Step
+from mtbench_baselines._norms import norm
 
 
 class NormMatched(Wrapper):
@@ -40,7 +39,7 @@ class NormMatched(Wrapper):
         for parameter in step.shared:
             parameter.grad = None
         weights = self.base.balance(step)
-        length = _length([parameter.grad for parameter in step.shared])
+        length = norm([parameter.grad for parameter in step.shared])
         divisor = torch.where(length > 0, length, 1)
         for parameter, old in zip(step.shared, before, strict=True):
             new = parameter.grad
@@ -57,10 +56,5 @@ class NormMatched(Wrapper):
         if isinstance(self.base, Weighting) and self.base.space == "shared":
             return step.gramian().sum().clamp(min=0).sqrt()
         if isinstance(self.base, Aggregator):
-            return _length([step.jacobian().sum(0)])
-        return _length(step.gradient(step.total()))
-
-
-def _length(gradients: Sequence[Tensor | None]) -> Tensor:
-    squares = [g.double().square().sum() for g in gradients if g is not None]
-    return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), dtype=torch.float64)
+            return norm([step.jacobian().sum(0)])
+        return norm(step.gradient(step.total()))

@@ -9,6 +9,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
+from mtbench_baselines._preference import drawn, ray
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -65,34 +66,27 @@ class PenaltyBoundaryIntersection(Scalarizer):
         reference: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__(num_objectives, seed)
-        ray = (1.0,) * num_objectives if preference is None else tuple(preference)
         origin = (0.0,) * num_objectives if reference is None else tuple(reference)
         if not 0 <= theta < inf:
             raise UsageError(f"pbi: theta must be finite and at least 0, found {theta}")
-        if len(ray) != num_objectives or not all(0 < r < inf for r in ray):
-            raise UsageError(
-                f"pbi: preference must hold one finite number above 0 per objective "
-                f"({num_objectives}), found {ray}"
-            )
+        if preference is None:
+            preference = (1.0,) * num_objectives
+        wanted = ray("pbi", preference, num_objectives)
         if len(origin) != num_objectives or not all(map(isfinite, origin)):
             raise UsageError(
                 f"pbi: reference must hold one finite number per objective ({num_objectives}), "
                 f"found {origin}"
             )
         self.theta = theta
-        for name, values in (("preference", ray), ("reference_point", origin)):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float64), persistent=False)
+        self.register_buffer("preference", wanted, persistent=False)
+        self.register_buffer("reference_point", wanted.new_tensor(origin), persistent=False)
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
         """Draw theta, and each preference log-uniformly from [0.1, 10]."""
-        ray = [
-            trial.suggest_float(f"preference_{k}", 0.1, 10.0, log=True)
-            for k in range(num_objectives)
-        ]
         return {
             "theta": trial.suggest_float("theta", 0.1, 10.0, log=True),
-            "preference": tuple(ray),
+            "preference": drawn(trial, num_objectives),
         }
 
     def objective(self, step: Step) -> tuple[Tensor, Tensor]:
@@ -100,10 +94,10 @@ class PenaltyBoundaryIntersection(Scalarizer):
         losses = step.values.to(self.preference)
         labelled = losses != 0
         f = (losses - self.reference_point).masked_fill(~labelled, 0)
-        ray = self.preference.masked_fill(~labelled, 0)
-        ray = ray / ray.norm().clamp(min=_LEAST)
-        across = f - (f @ ray) * ray
+        wanted = self.preference.masked_fill(~labelled, 0)
+        toward = wanted / wanted.norm().clamp(min=_LEAST)
+        across = f - (f @ toward) * toward
         distance = across.norm()
         off = distance > _ON_THE_RAY * f.norm()
-        weights = torch.where(off, ray + self.theta * across / distance, ray)
+        weights = torch.where(off, toward + self.theta * across / distance, toward)
         return step.total(weights), weights

@@ -25,13 +25,12 @@ class PIVRG(Weighting):
     :math:`T = \max\bigl((\max \Delta - \min \Delta) / \log b,\ T_0\bigr)`, so that no share is
     more than b times another. Equal drops give FairGrad's direction at alpha = 2.
 
-    **The drop is our reading.** The paper's is of the evaluation metrics, which no method here
-    sees. Ours is of the training loss:
-    :math:`\Delta_k = 100\, (\bar L_k - R_k) / |R_k|`, with the mean loss of the last epoch and a
-    reference R_k, for one the final training loss of ``stl``. Without references, in the first
-    epoch, and in a loop that does not call `after_epoch`, omega is 1; it stays as it is over an
-    epoch in which an objective had no gradient. The paper itself could not be read: the equation is
-    second-hand (arXiv 2510.18258), the temperature from code of others.
+    **The drop is our reading.** The authors' code takes the mean drop of the objective's metrics,
+    those of the training outputs of the last epoch, which no method here sees. Ours is of the
+    training loss: :math:`\Delta_k = 100\, (\bar L_k - R_k) / |R_k|`, with the mean loss of the last
+    epoch and a reference R_k, for one the final training loss of ``stl``. Without references, in
+    the first epoch, and in a loop that does not call `after_epoch`, omega is 1; it stays as it is
+    over an epoch in which an objective had no gradient. The paper itself could not be read.
 
     Scale: the step is :math:`K d`, cut to the length max_norm, as with ``fairgrad``.
 
@@ -53,7 +52,7 @@ class PIVRG(Weighting):
         tensor([1.3333, 0.6667], dtype=torch.float64)
     """
 
-    paper = "Qin et al., CVPR 2025, second-hand: arXiv 2510.18258; its own equations were not read"
+    paper = "Qin et al., CVPR 2025, by the authors' code, without its metrics"
     checked_against = "scipy's least_squares on the equation; fairgrad at equal shares"
     sees_zero_rows = True
     on_host = ("omega", "total", "count")

@@ -13,6 +13,7 @@ from mtbench.balancing.distributed import ALONE
 from mtbench.balancing.engine import grad
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
+from mtbench_baselines._norms import norm
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -117,6 +118,7 @@ class SAMO(Wrapper):
                 losses,
                 shared=shared,
                 again=step.again,
+                validation=step.validation,
                 engine=step.engine,
                 loss_scale=step.loss_scale,
                 ranks=ALONE,
@@ -142,15 +144,14 @@ class SAMO(Wrapper):
         return [
             None
             if g is None
-            else self.alpha * g
-            + (1 - self.alpha) * slope.to(z) * z * (_norm([g]) / _norm([z])).to(z)
+            else self.alpha * g + (1 - self.alpha) * slope.to(z) * z * (norm([g]) / norm([z])).to(z)
             for g, z in zip(global_grads, noise, strict=True)
         ]
 
     def _towards(self, direction: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return a direction at the length rho, or 0."""
-        norm = _norm([part for part in direction if part is not None])
-        scale = torch.where(norm > 0, self.rho / norm, 0)
+        length = norm(direction)
+        scale = torch.where(length > 0, self.rho / length, 0)
         return [None if part is None else part * scale.to(part) for part in direction]
 
 
@@ -162,13 +163,6 @@ def _grads(step: Step, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tenso
     """Return dloss/dparameters, None where there is no dependence; float16 needs the scale."""
     found = grad([loss], parameters, [torch.full_like(loss, step.loss_scale)])
     return [None if value is None else value / step.loss_scale for value in step.ranks.sums(found)]
-
-
-def _norm(parts: Sequence[Tensor]) -> Tensor:
-    """Return the norm of all parts together; squares of 1e-30 or 1e30 do not fit in float32."""
-    if not parts:
-        return torch.zeros((), dtype=torch.float64)
-    return torch.stack([part.double().square().sum() for part in parts]).sum().sqrt()
 
 
 def _tangent(loss: Tensor, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:

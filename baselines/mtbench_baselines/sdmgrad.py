@@ -26,7 +26,7 @@ class SDMGrad(Weighting):
 
     d is the shortest vector in the hull of the points
     :math:`p_k = (g_k + \lambda g_0) / (1 + \lambda)`, found by
-    `mtbench.solvers.min_norm`.
+    `mtbench.balancing.solvers.min_norm`.
 
     Deviation: the paper's algorithm approaches w by some steps of projected gradient descent, from
     w of the step before, on products :math:`J J'^\top` of two independent batches, and applies it

@@ -1,25 +1,30 @@
 """UPGrad: the mean of the gradients, each projected to where it harms no objective."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Weighting
 from mtbench.balancing.solvers import cone_projections
+from mtbench_baselines._preference import Preferring
 
 
-class UPGrad(Weighting):
+class UPGrad(Preferring):
     r"""Follow the mean of the projections of all gradients on their dual cone.
 
-    .. math:: d = \tfrac1K \textstyle\sum_k \pi(g_k), \qquad
+    .. math:: d = \textstyle\sum_k r_k\, \pi(g_k), \qquad
         \pi(x) = \arg\min_y \|y - x\| \quad\text{s.t.}\quad \langle g_j, y\rangle \ge 0
         \text{ for all } j
 
-    d improves every objective or, to first order, leaves it as it is; without conflict it is the
-    mean. Every projection is exact, in units of its own gradient: a gradient 1e6 times shorter than
-    the others is not harmed either. `mtbench.solvers.cone_projections`.
+    with :math:`r_k = 1/K`, or a preference, scaled to the sum 1. d improves every objective or, to
+    first order, leaves it as it is; without conflict it is the mean. Every projection is exact, in
+    units of its own gradient: a gradient 1e6 times shorter than the others is not harmed either.
+    `mtbench.balancing.solvers.cone_projections`.
 
     Scale: the mean, as in the paper, 1/K of ``ew``'s step where nothing conflicts.
+
+    Args:
+        num_objectives: K.
+        seed: unused.
+        preference: r, K numbers above 0, of which only the ratios count; by default all alike.
 
     Example:
         g_1 = (1, 0) and g_2 = (-1, 1) are projected to (1/2, 1/2) and (0, 1).
@@ -31,8 +36,7 @@ class UPGrad(Weighting):
     paper = "Quinton and Rey, 2024, arXiv 2406.16232"
     checked_against = "scipy's nnls in gradient space; torchjd 0.18 with its regularisation off"
 
-    def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
-        """Return the weights of the mean projection."""
-        # In numpy: after a solver's calls of it, torch's mean takes 20 microseconds.
-        unit = torch.from_numpy(np.eye(len(gramian)))
-        return torch.from_numpy(cone_projections(gramian, unit).numpy().mean(0))
+    def preferred(self, gramian: Tensor, shares: Tensor) -> Tensor:
+        """Return the weights of the projections' mean, or preferred sum."""
+        # In numpy: after a solver's calls of it, torch's sum takes 20 microseconds.
+        return torch.from_numpy(cone_projections(gramian, torch.diag(shares)).numpy().sum(0))

@@ -9,7 +9,17 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict, Unpack, final, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    NamedTuple,
+    Self,
+    TypedDict,
+    Unpack,
+    final,
+    overload,
+)
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +46,28 @@ class Said(TypedDict, total=False):
     shared: Iterable[Tensor] | None
     latent: int | Tensor
     again: Again | None
+    validation: Again | None
     engine: Engine | None
     loss_scale: "float | torch.amp.GradScaler"
     ranks: Ranks | None
+
+
+class Judged(NamedTuple):
+    """A metric on the validation split, at the end of an epoch.
+
+    Attributes:
+        name: of the metric.
+        value: NaN where it is undefined.
+        objective: the number of the objective that it judges.
+        higher_is_better: its direction.
+        primary: whether it counts for model selection.
+    """
+
+    name: str
+    value: float
+    objective: int
+    higher_is_better: bool
+    primary: bool
 
 
 _PATIENCE = 10
@@ -77,6 +106,9 @@ class Balancer(nn.Module, ABC):
         reference: whether its row is the one that delta-m is measured against.
         needs_features: whether the method cannot do with losses and parameters alone.
         needs_again: whether it repeats the forward pass, to take gradients at other parameters.
+        needs_validation: whether it asks for `Step.validation`.
+        holds_out: the share of the training samples that are kept for `Step.validation` and never
+            trained on; 0 if validation batches are other batches of the training split.
         finds_front: whether it ends near the Pareto set where the objectives are convex.
         sized_later: buffers whose shape is not known before the first step; a state is loaded
             whatever their shape in it.
@@ -90,6 +122,8 @@ class Balancer(nn.Module, ABC):
     reference: ClassVar[bool] = False
     needs_features: bool = False
     needs_again: bool = False
+    needs_validation: bool = False
+    holds_out: float = 0.0
     finds_front: bool = True
     sized_later: ClassVar[tuple[str, ...]] = ()
     on_host: ClassVar[tuple[str, ...]] = ()
@@ -275,6 +309,9 @@ class Balancer(nn.Module, ABC):
     def after_epoch(self) -> None:
         """Act after an epoch."""
 
+    def after_evaluation(self, metrics: Sequence[Judged]) -> None:
+        """Act on the epoch's validation metrics."""
+
     def view(self, features: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
         """Return the features as head k shall see them."""
         return features
@@ -446,6 +483,8 @@ class Wrapper(Balancer):
         self.base = base
         self.needs_features = self.needs_features or base.needs_features
         self.needs_again = self.needs_again or base.needs_again
+        self.needs_validation = self.needs_validation or base.needs_validation
+        self.holds_out = max(self.holds_out, base.holds_out)
         self.finds_front = self.finds_front and base.finds_front
 
     def _uses(self, hook: str) -> bool:
@@ -459,6 +498,10 @@ class Wrapper(Balancer):
     def after_epoch(self) -> None:
         """Ask the base."""
         self.base.after_epoch()
+
+    def after_evaluation(self, metrics: Sequence[Judged]) -> None:
+        """Ask the base."""
+        self.base.after_evaluation(metrics)
 
     def view(self, features: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
         """Ask the base."""

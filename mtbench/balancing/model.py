@@ -10,6 +10,17 @@ from mtbench.errors import PluginError
 View = Callable[[tuple[Tensor, ...], int], tuple[Tensor, ...]]
 
 
+class PerObjective(tuple[Any, ...]):
+    """Inputs of which every objective has its own, in the order of the heads.
+
+    >>> import torch
+    >>> mine, yours = torch.zeros(5, 4), torch.zeros(2, 4)
+    >>> model = MultitaskModel.single_feature(nn.Linear(4, 8), [nn.Linear(8, 1), nn.Linear(8, 3)])
+    >>> [tuple(output.shape) for output in model(PerObjective((mine, yours)))]
+    [(5, 1), (2, 3)]
+    """
+
+
 class _OneFeature(nn.Module):
     """An encoder of ordinary make, its tensor as a tuple."""
 
@@ -78,6 +89,12 @@ class MultitaskModel(nn.Module):
             for k, head in enumerate(self.heads)
         ]
 
-    def forward(self, inputs: Any) -> list[Any]:
-        """Return the K heads' outputs."""
-        return self.decode(self.encode(inputs))
+    def forward(self, inputs: Any, view: View | None = None) -> list[Any]:
+        """Return the K heads' outputs, from one pass, or from K where inputs are `PerObjective`."""
+        if not isinstance(inputs, PerObjective):
+            return self.decode(self.encode(inputs), view)
+        passes = [self.encode(own) for own in inputs]
+        return [
+            head(features if view is None else view(features, k))
+            for k, (head, features) in enumerate(zip(self.heads, passes, strict=True))
+        ]

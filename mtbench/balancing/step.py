@@ -46,6 +46,8 @@ class Step(Passes):
         latent: the latent representation z: a tensor, or its index among the features.
         again: repeats the forward pass on the same batch with the parameters as they are then, and
             returns its losses, for methods that look at other points (``needs_again``).
+        validation: sends a batch of held-out training samples through the model, likewise, for
+            methods that learn from it (``needs_validation``).
         engine: how the Jacobian is computed and where it lies; one for all steps of a loop saves
             allocations, and only the last step's Jacobian is valid then.
         loss_scale: a `torch.amp.GradScaler`, or its scale S: hand over the losses as they are.
@@ -81,6 +83,7 @@ class Step(Passes):
         shared: Iterable[Tensor] | None = None,
         latent: int | Tensor = -1,
         again: Again | None = None,
+        validation: Again | None = None,
         engine: Engine | None = None,
         loss_scale: "float | torch.amp.GradScaler" = 1.0,
         ranks: Ranks | None = None,
@@ -107,7 +110,7 @@ class Step(Passes):
             _scale(loss_scale, checked[0].device),
             ranks or ALONE,
         )
-        self._again = again
+        self._again, self._validation = again, validation
         self.gramians: dict[Space, Tensor] = {}  # those computed so far
 
     @property
@@ -135,17 +138,32 @@ class Step(Passes):
         """
         if self._again is None:
             raise StepError("Step.again: this method needs Step(again=...), found none")
-        found = self._again()
+        return self._beside(self._again())
+
+    def _beside(self, found: "Step | Sequence[Tensor | None]") -> "Step":
         if isinstance(found, Step):
             return found
         return Step(
             found,
             shared=self._chosen,
             again=self._again,
+            validation=self._validation,
             engine=self.engine,
             loss_scale=self.loss_scale,
             ranks=self.ranks,
         )
+
+    def validation(self) -> "Step":
+        """Return a step of a batch of held-out training samples, at the parameters as they are now.
+
+        Another call is another batch. This step's Jacobian may be overwritten by the other's.
+
+        Raises:
+            StepError: it was not said how.
+        """
+        if self._validation is None:
+            raise StepError("Step.validation: this method needs Step(validation=...), found none")
+        return self._beside(self._validation())
 
     @property
     def z(self) -> Tensor:

@@ -71,7 +71,9 @@ def check(
     console.print(table)
     broken = [verdict for verdict in found if verdict.failed]
     if broken:
-        console.print(f"{name} breaks {len(broken)} of {len(found)} rules", style="red")
+        same = sum(not verdict.reasons for verdict in broken)
+        more = f" ({same} of them for a reason that is told above)" if same else ""
+        console.print(f"{name} breaks {len(broken)} of {len(found)} rules tried{more}", style="red")
         raise typer.Exit(1)
     console.print(f"{name} keeps the contract", style="green")
 

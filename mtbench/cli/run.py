@@ -28,6 +28,13 @@ class Jacobian(StrEnum):
     batched = "batched"
 
 
+class WeightsOf(StrEnum):
+    """Which weights of a run are taken as constants."""
+
+    mean = "mean"
+    final = "final"
+
+
 def run(
     context: typer.Context,
     method: Annotated[
@@ -66,6 +73,15 @@ def run(
             help="Start from the weights of a run, a packaged model or a checkpoint, as they fit.",
         ),
     ] = None,
+    weights_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Give ls, as constants, the weights that this run's method found."
+        ),
+    ] = None,
+    weights_of: Annotated[
+        WeightsOf, typer.Option(help="Of all its steps, or of the last one.")
+    ] = WeightsOf.mean,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -95,6 +111,8 @@ def run(
     from mtbench.training.cache import cache_dir
     from mtbench.training.cell import Request
     from mtbench.training.config import Config
+    from mtbench.training.frozen import frozen_weights
+    from mtbench.training.rundir import RunDirectory
 
     known = options.names(context)
     given = options.overrides(context, settings, data=data, epochs=epochs)
@@ -109,6 +127,14 @@ def run(
     if not method:
         raise UsageError("say which method to run: --method NAME, or --config FILE")
     task, precision = "thyroid" if task is None else task, options.check_precision(precision)
+    if weights_from is not None:
+        if not any("ls" in name.split("+") for name in method):
+            raise UsageError("--weights-from gives weights to ls: add --method ls")
+        if {"weights", "ls.weights"} & set(given):
+            raise UsageError("the weights of ls are given twice: as such, and by --weights-from")
+        given["ls.weights"] = ",".join(
+            map(repr, frozen_weights(RunDirectory(weights_from), weights_of.value, task))
+        )
     if nproc > 1 and not distributed.started():
         Request.of(task, method, given, plugin or [], known)  # what is wrong is told once
         distributed.launch(nproc, sys.argv[1:])

@@ -68,7 +68,9 @@ class Record:
         once = _numbers({"selected": result.get("val", {}), "cost": result.get("cost", {})})
         if (run.path / "test.opened").exists():
             once |= _numbers({"test": run.open_test()})
-        end = run.path / "result.json"
+        times = result.get("times", {})  # the first results leave them to their files' own
+        if result and not times:
+            times = {"ended": (run.path / "result.json").stat().st_mtime}
         return cls(
             place=Path(*run.path.resolve().parts[-3:]),
             task=spec.task,
@@ -78,8 +80,8 @@ class Record:
             tags=tags,
             epochs=[_numbers(record) for record in run.history()],
             once=once,
-            started=(run.path / "spec.json").stat().st_mtime,
-            ended=end.stat().st_mtime if result else None,
+            started=times.get("started") or (run.path / "spec.json").stat().st_mtime,
+            ended=times.get("ended"),
         )
 
 

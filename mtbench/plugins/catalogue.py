@@ -13,7 +13,7 @@ from mtbench.balancing.balancer import (
     WeightingWrapper,
     Wrapper,
 )
-from mtbench.errors import PluginError, UsageError, did_you_mean
+from mtbench.errors import UsageError, did_you_mean
 from mtbench.plugins import params
 from mtbench.plugins.registry import Entry, Kind, entries
 from mtbench.plugins.search import search_space
@@ -40,11 +40,8 @@ def kind_of(name: str, plugins: Iterable[Path] = ()) -> Kind:
         raise UsageError(f"no method or task {name!r}: {did_you_mean(name, {*methods, *tasks})}")
     if name not in methods or name not in tasks:
         return "method" if name in methods else "task"
-    try:  # a plugin file is listed as both
-        methods[name].load(Balancer)
-    except PluginError:
-        return "task"
-    return "method"
+    # A plugin file is listed as both.
+    return "method" if methods[name].defines(Balancer) else "task"
 
 
 def family(method: type[Balancer]) -> str:
@@ -92,6 +89,7 @@ def markdown(methods: Mapping[str, Entry]) -> str:
             for word, wanted in (
                 ("features", method.needs_features),
                 ("reruns", method.needs_again),
+                ("validation", method.needs_validation),
             )
             if wanted
         ]

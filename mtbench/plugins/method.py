@@ -136,9 +136,8 @@ class Method:
 
     @property
     def digests(self) -> dict[str, str]:
-        """The sha256 of each plugin file involved, by the part's name."""
-        found = {entry.name: entry.digest() for entry in self.entries}
-        return {name: digest for name, digest in found.items() if digest}
+        """What code each part is, by its name."""
+        return {entry.name: entry.digest() for entry in self.entries}
 
 
 class _Prefixed:

@@ -24,6 +24,7 @@ from typing import Literal, TypeVar
 
 from mtbench.errors import PluginError, UsageError, did_you_mean
 from mtbench.plugins import extras
+from mtbench.plugins.code import PREFIX, module_digest
 
 Kind = Literal["method", "task"]
 Plugin = TypeVar("Plugin")
@@ -62,31 +63,46 @@ class Entry:
             UsageError: an extra that it needs is not installed.
             PluginError: the module does not import, or defines none or several.
         """
-        if extra := self.extra():
-            extras.need(extra, self.name, self.owner or "")
-        module = self._import()
-        own = [
-            item
-            for item in vars(module).values()
-            if inspect.isclass(item)
-            and issubclass(item, base)
-            and item.__module__ == module.__name__
-            and not item.__name__.startswith("_")
-            and not inspect.isabstract(item)
-        ]
+        public = self._public(base)
+        own = [item for item in public if not inspect.isabstract(item)]
         if len(own) != 1:
             found = ", ".join(sorted(item.__name__ for item in own)) or "none"
+            for item in public if not own else ():
+                lacks = ", ".join(sorted(item.__abstractmethods__))  # type: ignore[attr-defined]
+                found += f"; {item.__name__} does not define {lacks}"
             raise PluginError(
                 f"{self.path}: a plugin file defines exactly one concrete, public subclass of "
                 f"mtbench.{base.__name__}, found {found}"
             )
         return own[0]
 
-    def digest(self) -> str | None:
-        """Return the sha256 of a plugin file, None for a module of an installed package."""
-        if self.module is not None:
-            return None
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+    def defines(self, base: type) -> bool:
+        """Return whether the plugin has a class of a kind, a whole one or not.
+
+        Raises:
+            UsageError: an extra that it needs is not installed.
+            PluginError: the module does not import.
+        """
+        return bool(self._public(base))
+
+    def _public(self, base: type[Plugin]) -> list[type[Plugin]]:
+        if extra := self.extra():
+            extras.need(extra, self.name, self.owner or "")
+        module = self._import()
+        return [
+            item
+            for item in vars(module).values()
+            if inspect.isclass(item)
+            and issubclass(item, base)
+            and item.__module__ == module.__name__
+            and not item.__name__.startswith("_")
+        ]
+
+    def digest(self) -> str:
+        """Return the sha256 of a plugin file, or of all that a plugin in a package is made of."""
+        if self.module is None:
+            return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return module_digest(self.path, self.module)
 
     def _import(self) -> ModuleType:
         try:
@@ -102,7 +118,7 @@ class Entry:
 
 @cache
 def _import_file(path: Path) -> ModuleType:
-    spec = spec_from_file_location(f"mtbench_plugin_{path.stem}", path)
+    spec = spec_from_file_location(f"{PREFIX}{path.stem}", path)
     if spec is None or spec.loader is None:
         raise PluginError(f"{path}: a plugin is a Python file (.py)")
     module = module_from_spec(spec)

@@ -15,7 +15,8 @@ collects it::
             return Theirs
 """
 
-from mtbench.testing.balancers import BalancerContract, Make
+from mtbench.testing.balancers import BalancerContract
+from mtbench.testing.problem import Make
 from mtbench.testing.tasks import MakeTask, TaskContract, Unlabelled
 
 __all__ = ["BalancerContract", "Make", "MakeTask", "TaskContract", "Unlabelled"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mtbench import seeding
 from mtbench.balancing.engine import grad
-from mtbench.balancing.model import MultitaskModel
+from mtbench.balancing.model import MultitaskModel, PerObjective
 from mtbench.plugins import params
 from mtbench.training.device import to_device
 from mtbench.training.task import Batch, Metric, Split, Splits, Task
@@ -208,18 +208,19 @@ class TaskContract:
     def test_features(self, task: Task, splits: Splits) -> None:
         """The encoder gives a tuple of features on the graph, from inputs alone."""
         model, batch = _model(task), _batch(task, splits.train)
-        found = model.encoder(batch["inputs"])
+        inputs = _first(batch["inputs"])
+        found = model.encoder(inputs)
         assert isinstance(found, tuple), (
             f"the encoder returns a tuple of tensors, found {type(found).__name__}: "
             "MultitaskModel.single_feature makes a model of ordinary modules"
         )
-        for feature in model.encode(batch["inputs"]):
+        for feature in model.encode(inputs):
             assert feature.is_floating_point(), f"features are floats, found {feature.dtype}"
             assert feature.requires_grad, "a feature is not on the graph: no gradient reaches it"
 
     def test_samples_do_not_mix(self, task: Task, splits: Splits) -> None:
         """In training a sample's features depend on that sample alone."""
-        inputs = _batch(task, splits.train)["inputs"]
+        inputs = _first(_batch(task, splits.train)["inputs"])
         if not (isinstance(inputs, Tensor) and inputs.is_floating_point() and len(inputs) > 1):
             pytest.skip("inputs are no tensor of two or more samples")
         changed = torch.cat([inputs[:1], inputs[1:] * 0.5 + 0.25])
@@ -466,6 +467,11 @@ def _batches(task: Task, split: Split) -> Iterator[Batch]:
 
 def _size(task: Task, split: Split) -> int:
     return min(len(split), SAMPLES, max(2, task.recipe.batch_size))
+
+
+def _first(inputs: Any) -> Any:
+    """Return what one pass of the encoder takes."""
+    return inputs[0] if isinstance(inputs, PerObjective) else inputs
 
 
 def _reaches(loss: Tensor, parameters: Sequence[nn.Parameter]) -> bool:

@@ -116,17 +116,16 @@ class Request:
         stage: Literal["trial", "final"] = "final",
     ) -> Spec:
         """Return the spec of one cell. Locations of data are no part of it, their content is."""
-        digest = self.entry.digest()
         return Spec(
             task=self.entry.name,
             task_params={k: v for k, v in self.task_params.items() if not isinstance(v, Path)}
             | {k: None for k, v in self.task_params.items() if isinstance(v, Path)},
             method=choice.method.name,
             method_params=choice.params,
-            plugins=choice.method.digests | ({self.entry.name: digest} if digest else {}),
+            plugins=choice.method.digests | {self.entry.name: self.entry.digest()},
             data=splits.fingerprint,
             init=init,
-            recipe=dataclasses.asdict(self.recipe),
+            recipe=self.recipe.record(),
             seed=seed,
             precision=precision,  # type: ignore[arg-type]  # pydantic checks it
             device=device,
@@ -156,11 +155,13 @@ def reload(
         data: where the task's data lies, which a spec does not say.
 
     Raises:
-        UsageError: the plugin files that it was made with are not given, or have changed.
+        UsageError: the plugin files that it was made with are not given, or have changed. An
+            installed package may have changed: its weights fit, or loading them says that they
+            do not.
     """
     task, method = find("task", spec.task, plugins), Method.find(spec.method, plugins)
     for entry in (task, *method.entries):
-        if spec.plugins.get(entry.name) != entry.digest():
+        if entry.module is None and spec.plugins.get(entry.name) != entry.digest():
             raise UsageError(
                 f"{origin}: was made with another version of {entry.name!r} than "
                 f"{entry.path}; give the plugin file that it was made with"

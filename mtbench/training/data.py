@@ -9,13 +9,14 @@ import math
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from mtbench import seeding
+from mtbench.balancing.model import PerObjective
 from mtbench.errors import DataError, UsageError
 from mtbench.training.task import Batch, Meter, Split, Task
 
@@ -102,6 +103,47 @@ class DatasetSplit(Split):
     def groups(self) -> Sequence[Hashable] | None:
         """Return each sample's group."""
         return self._groups
+
+
+class PerObjectiveSplit(Split):
+    """Samples of which every objective has its own, from splits of unequal length.
+
+    A batch holds some of each: ``inputs`` are `mtbench.PerObjective`, and the labels of an
+    objective, which lie under its name, are of its own samples. The encoder makes one pass per
+    objective.
+
+    >>> parts = {
+    ...     "a": TensorSplit(torch.arange(5), a=torch.ones(5)),
+    ...     "b": TensorSplit(torch.arange(2), b=torch.zeros(2)),
+    ... }
+    >>> batch = PerObjectiveSplit(parts, "cycle").batch(torch.tensor([0, 1, 4]))
+    >>> batch["inputs"]
+    (tensor([0, 1, 4]), tensor([0, 1, 0]))
+
+    Args:
+        splits: one for each objective, in the task's order; their batches hold ``inputs`` and the
+            labels.
+        rule: ``cycle`` for training: an epoch is a pass over the longest split, and the others
+            begin again. ``once`` for validation and test: who has run out has no sample left.
+    """
+
+    def __init__(self, splits: Mapping[str, Split], rule: Literal["cycle", "once"]) -> None:
+        self._splits, self._rule = splits, rule
+
+    def __len__(self) -> int:
+        return max(map(len, self._splits.values()))
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """Return the samples at `indices` of each split."""
+        own = {
+            name: split.batch(
+                indices % len(split) if self._rule == "cycle" else indices[indices < len(split)],
+                generator,
+            )
+            for name, split in self._splits.items()
+        }
+        inputs = PerObjective(batch["inputs"] for batch in own.values())
+        return {"inputs": inputs} | {name: batch[name] for name, batch in own.items()}
 
 
 def fingerprint(*tensors: Tensor) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtbench.balancing.model import PerObjective
 from mtbench.errors import UsageError
 from mtbench.training.task import Batch
 
@@ -40,6 +41,10 @@ def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """Return the batch with its tensors on the device, or on their way there."""
-    return {
-        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
-    }
+    return {name: _moved(value, device) for name, value in batch.items()}
+
+
+def _moved(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, PerObjective):
+        return PerObjective(_moved(own, device) for own in value)
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

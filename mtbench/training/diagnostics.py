@@ -28,7 +28,8 @@ class Look:
         self._plain = _flat(step.gradient(step.total()), step.shared)
         if gradients:
             for space in get_args(Space):
-                step.gramian(space)
+                if space == "shared" or step.features:
+                    step.gramian(space)
 
     def after(self, weights: Tensor | None, objectives: Sequence[str]) -> Diagnostics:
         """Return what is recorded.

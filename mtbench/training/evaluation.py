@@ -1,19 +1,16 @@
-"""How good a model is on a split, and by which number epochs are chosen."""
+"""How good a model is on a split."""
 
-import math
-import statistics
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
+from mtbench.balancing.balancer import Judged
 from mtbench.balancing.distributed import ALONE, Ranks
+from mtbench.balancing.model import PerObjective
 from mtbench.training.device import to_device
 from mtbench.training.learner import Learner
-from mtbench.training.task import Metric, Split
-
-SELECTION = "mean-primary"
-"""The rule of ``select="best"``: the epoch with the largest mean of the primary validation metrics,
-those that are better when lower counted negative, undefined ones left out; of equals, the first."""
+from mtbench.training.task import Batch, Metric, Split, Task
 
 
 @torch.no_grad()
@@ -25,23 +22,38 @@ def evaluate(
     learner.model.eval()
     meter = task.meter()
     sums = torch.zeros(len(task.objectives), dtype=torch.float64)
+    counts = torch.zeros_like(sums)
     for indices in torch.split(torch.arange(len(split)), batch_size):
         batch = to_device(split.batch(indices), learner.device)
         done = learner.forward(batch, ranks.of(len(indices)))
-        sums += len(indices) * torch.stack([x.detach().double().cpu() for x in done.losses])
+        losses = torch.stack([x.detach().double().cpu() for x in done.losses])
+        samples = _samples(batch, len(indices), losses)
+        sums += torch.where(samples > 0, samples * losses, 0)
+        counts += samples
         meter.update(done.outputs, batch)
-    means = (sums / max(1, len(split))).tolist()
+    means = (sums / counts.clamp(min=1)).tolist()
     return dict(zip(task.objectives, means, strict=True)), meter.compute()
 
 
-def selection_score(values: Mapping[str, float], metrics: Mapping[str, Metric]) -> float:
-    """Return the score of the `SELECTION` rule."""
-    signed = [
-        values[name] if metric.higher_is_better else -values[name]
-        for name, metric in metrics.items()
-        if metric.primary and not math.isnan(values[name])
+def _samples(batch: Batch, count: int, like: Tensor) -> Tensor:
+    """Return how many samples each objective has in a batch, (K,)."""
+    if isinstance(inputs := batch["inputs"], PerObjective):
+        return like.new_tensor([len(own) for own in inputs])
+    return torch.full_like(like, count)
+
+
+def judged(values: Mapping[str, float], task: Task) -> list[Judged]:
+    """Return a task's metrics as a method is told of them."""
+    return [
+        Judged(
+            name,
+            values[name],
+            task.objectives.index(metric.objective),
+            metric.higher_is_better,
+            metric.primary,
+        )
+        for name, metric in task.metrics.items()
     ]
-    return statistics.fmean(signed) if signed else -math.inf
 
 
 def primary_metrics(metrics: Mapping[str, Metric]) -> list[str]:

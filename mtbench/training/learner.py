@@ -1,6 +1,6 @@
 """What is trained: a task's model, and the method that balances its objectives."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +10,12 @@ from mtbench import seeding
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.engine import Engine
-from mtbench.balancing.model import MultitaskModel
+from mtbench.balancing.model import MultitaskModel, PerObjective
 from mtbench.balancing.step import Step
+from mtbench.errors import UsageError
 from mtbench.plugins.method import Method
-from mtbench.training.device import autocast
-from mtbench.training.rundir import Spec
+from mtbench.training.device import autocast, to_device
+from mtbench.training.rundir import Precision, Spec
 from mtbench.training.task import Batch, Task
 
 
@@ -22,7 +23,7 @@ class Pass(NamedTuple):
     """A batch sent through the model.
 
     Attributes:
-        features: what the encoder handed to every head.
+        features: what the encoder handed to every head; none where inputs are `PerObjective`.
         outputs: of the K heads.
         losses: K scalars on the graph.
     """
@@ -56,29 +57,58 @@ class Learner:
     ) -> None:
         self.task, self.model, self.balancer = task, model, balancer
         self.engine = Engine() if engine is None else engine
-        self.device, self.precision = spec.device, spec.precision
+        self.device = spec.device
+        self.precision: Precision = spec.precision
 
     def forward(self, batch: Batch, ranks: Ranks = ALONE) -> Pass:
         """Send a batch through the model.
 
         A loss need not be a mean over samples, and labels may be missing: so every rank computes
         all losses, from the outputs for all samples.
+
+        Raises:
+            UsageError: every objective has its own inputs, and there are several ranks.
         """
+        if isinstance(batch["inputs"], PerObjective):
+            if ranks.size > 1:
+                raise UsageError(
+                    "a task with a batch per objective is trained by one process: leave out --nproc"
+                )
+            with autocast(self.precision, self.device):
+                outputs = self.model(batch["inputs"], self.balancer.view)
+                return Pass((), outputs, self.task.losses(outputs, batch))
         inputs, sizes = ranks.share(batch["inputs"])
         with autocast(self.precision, self.device):
             features = self.model.encode(inputs)
             outputs = ranks.gather(self.model.decode(features, self.balancer.view), sizes)
             return Pass(features, outputs, self.task.losses(outputs, batch))
 
-    def step(self, batch: Batch, ranks: Ranks = ALONE) -> Step:
-        """Send a batch through the model, for the method to make gradients of."""
+    def step(
+        self, batch: Batch, ranks: Ranks = ALONE, validation: Callable[[], Step] | None = None
+    ) -> Step:
+        """Send a batch through the model, for the method to make gradients of.
+
+        Args:
+            batch: of samples.
+            ranks: the processes that share it.
+            validation: sends a batch of held-out samples.
+
+        Raises:
+            UsageError: the method needs features that all heads share, and there are none.
+        """
         done = self.forward(batch, ranks)
+        if self.balancer.needs_features and not done.features:
+            raise UsageError(
+                "this method looks at features that all heads share, and this task has a batch per "
+                "objective: choose another method"
+            )
         return Step(
             done.losses,
             features=done.features,
             shared=self.model.encoder.parameters(),
             latent=self.model.latent,
-            again=lambda: self.step(batch, ranks),
+            again=lambda: self.step(batch, ranks, validation),
+            validation=validation,
             engine=self.engine,
             ranks=ranks,
         )
@@ -87,10 +117,10 @@ class Learner:
     def predict(self, inputs: Any) -> list[Any]:
         """Return the K heads' outputs of the trained model."""
         self.model.eval()
-        if isinstance(inputs, Tensor):
-            inputs = inputs.to(self.device)
+        inputs = to_device({"inputs": inputs}, self.device)["inputs"]
         with autocast(self.precision, self.device):
-            return self.model.decode(self.model.encode(inputs), self.balancer.view)
+            outputs: list[Any] = self.model(inputs, self.balancer.view)
+        return outputs
 
     def state(self) -> dict[str, dict[str, Any]]:
         """Return the state dicts of both."""

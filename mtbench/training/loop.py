@@ -2,19 +2,22 @@
 
 import math
 import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
 
 from torch import nn
-from torch.optim import Optimizer
 
 from mtbench import seeding
 from mtbench.balancing.distributed import Ranks
+from mtbench.balancing.step import Step
 from mtbench.training.batches import Batches
 from mtbench.training.diagnostics import Look
 from mtbench.training.learner import Learner
 from mtbench.training.nonfinite import Guard
 from mtbench.training.numbers import Made, Numbers
 from mtbench.training.observer import Observer
-from mtbench.training.optimization import rate
+from mtbench.training.optimization import Descent
 from mtbench.training.record import Record
 from mtbench.training.task import Batch, Recipe
 
@@ -37,7 +40,7 @@ class Loop:
     Args:
         recipe: how the cell is optimised.
         learner: what is trained.
-        optimizer: moves it.
+        descent: moves it.
         batches: what it learns from.
         record: what is kept of it.
         observer: who is told of it.
@@ -50,7 +53,7 @@ class Loop:
         self,
         recipe: Recipe,
         learner: Learner,
-        optimizer: Optimizer,
+        descent: Descent,
         batches: Batches,
         record: Record,
         observer: Observer,
@@ -58,14 +61,12 @@ class Loop:
         diagnose: bool,
         checkpoint_seconds: float,
     ) -> None:
-        self.recipe, self.learner, self.optimizer, self.batches = (
-            recipe, learner, optimizer, batches,
-        )  # fmt: skip
+        self.recipe, self.learner, self.descent, self.batches = recipe, learner, descent, batches
         self.record, self.observer, self.ranks, self.diagnose = record, observer, ranks, diagnose
         self.checkpoint_seconds = checkpoint_seconds
-        self.steps = batches.steps * recipe.epochs
         self.numbers = Numbers(learner.device)
-        self.guard = Guard(recipe, learner, record.at.nonfinite, self.steps)
+        steps = batches.steps * recipe.epochs
+        self.guard = Guard(recipe, learner, record.at.nonfinite, steps)
         self.looked = -math.inf
 
     def epoch(self) -> None:
@@ -96,14 +97,12 @@ class Loop:
         """What happens in a step."""
         begin, at, balancer = time.perf_counter(), self.record.at, self.learner.balancer
         index = at.epoch * self.batches.steps + at.position
-        lr = rate(self.recipe, index, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        lr = self.descent.set_rate(index)
         ranks = self.ranks.of(self.batches.samples(at.position))
         if self.ranks.size > 1:  # dropout differs between ranks, and a checkpoint is rank 0's alone
             seeding.seed_everything(seeding.derive(self.batches.seed, "rank", ranks.rank, index))
 
-        step = self.learner.step(batch, ranks)
+        step = self.learner.step(batch, ranks, partial(self._validation, count()))
         made = Made(at.epoch, at.position, lr, {"loss": [step.observed]})
         self.numbers.pending.append(made)
         look = Look(step, self.diagnose) if at.position == 0 else None
@@ -121,10 +120,17 @@ class Loop:
             made.numbers["weight"] = [weights.detach().clone()]
         if self.guard.before:
             self.numbers.look()
-        self.optimizer.step()
+        self.descent.step()
         balancer.after_step(lambda: self.learner.forward(batch, ranks).losses)
-        self.optimizer.zero_grad()
+        self.descent.zero_grad()
         made.seconds = time.perf_counter() - begin
+
+    def _validation(self, numbers: Iterator[int]) -> Step:
+        """Send one more validation batch through the model."""
+        at = self.record.at
+        at.validation_passes += 1
+        batch, samples = self.batches.validation(at.epoch, at.position, next(numbers))
+        return self.learner.step(batch, self.ranks.of(samples))
 
     def _attempt(self, batch: Batch) -> None:
         try:
@@ -136,7 +142,7 @@ class Loop:
     def _undo(self) -> None:
         """Drop what a step that was not finite has left."""
         self.numbers.pending.clear()
-        self.optimizer.zero_grad()
+        self.descent.zero_grad()
         if self.record.at.position == 0:  # of what is looked at once an epoch
             self.record.at.diagnostics = {}
 

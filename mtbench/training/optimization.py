@@ -1,32 +1,106 @@
 """The optimizer and the learning rate that a recipe asks for."""
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
-from torch.optim import Optimizer
+from torch import Tensor, optim
 
+from mtbench.errors import UsageError
 from mtbench.training.learner import Learner
 from mtbench.training.task import Recipe
 
-
-def optimizer(recipe: Recipe, learner: Learner) -> Optimizer:
-    """Return the optimizer of model and method; the method's own parameters do not decay."""
-    groups: list[dict[str, Any]] = [{"params": list(learner.model.parameters())}]
-    if own := list(learner.balancer.parameters()):
-        groups.append({"params": own, "weight_decay": 0.0})
-    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+MOMENTUM = 0.9
+"""Of ``sgd``."""
 
 
-def rate(recipe: Recipe, index: int, steps: int) -> float:
-    """Return the learning rate of a step.
+class Descent:
+    """Moves model and method along ``.grad``, as a recipe says.
+
+    The encoder's learning rate is ``encoder_lr`` times that of all else, and the method's own
+    parameters do not decay.
+
+    ``muon`` is meant for the weight matrices of hidden layers: here those of the encoder. All else
+    is moved by AdamW. Muon's updates are made as long as AdamW's (arXiv 2502.16982, which is
+    ``adjust_lr_fn="match_rms_adamw"`` in torch), so that one learning rate serves both.
 
     Args:
-        recipe: has the schedule.
-        index: of the step in the run.
+        recipe: says how.
+        learner: what is moved.
         steps: of the whole run.
+
+    Raises:
+        UsageError: Muon finds no matrix.
     """
-    return recipe.lr * _share(recipe.schedule, index, steps)
+
+    def __init__(self, recipe: Recipe, learner: Learner, steps: int) -> None:
+        self._recipe, self._steps = recipe, steps
+        model, matrices = learner.model, []
+        if recipe.optimizer == "muon":
+            matrices = [p for p in model.encoder.parameters() if p.ndim == 2]
+            if not matrices:
+                raise UsageError(
+                    "optimizer=muon moves the weight matrices of linear layers, and this encoder "
+                    "has none: use adamw"
+                )
+        if recipe.encoder_lr == 1:
+            parts = [(1.0, _without(model.parameters(), matrices))]
+        else:
+            encoder = list(model.encoder.parameters())
+            parts = [
+                (recipe.encoder_lr, _without(encoder, matrices)),
+                (1.0, _without(model.parameters(), encoder)),
+            ]
+        groups: list[dict[str, Any]] = [{"params": parameters} for _, parameters in parts]
+        if own := list(learner.balancer.parameters()):
+            groups.append({"params": own, "weight_decay": 0.0})
+        given: dict[str, Any] = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+        first: optim.Optimizer
+        if recipe.optimizer == "sgd":
+            first = optim.SGD(groups, momentum=MOMENTUM, fused=True, **given)
+        elif recipe.optimizer == "adam":
+            first = optim.Adam(groups, fused=True, **given)
+        else:
+            first = optim.AdamW(groups, fused=True, **given)
+        self._optimizers: list[optim.Optimizer] = [first]
+        self._factors = [[factor for factor, _ in parts] + [1.0] * bool(own)]
+        if matrices:
+            self._optimizers.append(optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **given))
+            self._factors.append([recipe.encoder_lr])
+
+    def set_rate(self, index: int) -> float:
+        """Set the learning rate of the step with this index in the run, and return it."""
+        lr = self._recipe.lr * _share(self._recipe.schedule, index, self._steps)
+        for optimizer, factors in zip(self._optimizers, self._factors, strict=True):
+            for group, factor in zip(optimizer.param_groups, factors, strict=True):
+                group["lr"] = lr * factor
+        return lr
+
+    def step(self) -> None:
+        """Move."""
+        for optimizer in self._optimizers:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Forget every gradient."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the optimizer keeps; of several, ``{"parts": [...]}``."""
+        first, *others = [optimizer.state_dict() for optimizer in self._optimizers]
+        return {"parts": [first, *others]} if others else first
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        parts = state["parts"] if len(self._optimizers) > 1 else [state]
+        for optimizer, part in zip(self._optimizers, parts, strict=True):
+            optimizer.load_state_dict(part)
+
+
+def _without(parameters: Iterable[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+    left_out = {id(p) for p in others}
+    return [p for p in parameters if id(p) not in left_out]
 
 
 def _share(schedule: str, index: int, steps: int) -> float:

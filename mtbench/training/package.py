@@ -24,7 +24,7 @@ from mtbench.errors import DataError, RunError, UsageError
 from mtbench.plugins import extras
 from mtbench.training.cell import reload
 from mtbench.training.learner import Learner
-from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.rundir import Precision, RunDirectory, Spec
 from mtbench.training.task import Splits, Task, Trained
 from mtbench.training.trained import EXTRA_STATE, load_trained, restore
 from mtbench.training.weights import BALANCER, MODEL, PACKED, unpack
@@ -56,7 +56,7 @@ class Description(BaseModel):
     version: Literal[1] = 1
     mtbench: str
     spec: Spec
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     weights: str
     fitted: dict[str, Any]
 

@@ -4,22 +4,24 @@ import csv
 import io
 import json
 import math
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from mtbench import seeding
 from mtbench.errors import RunError
 from mtbench.training import numerics
 from mtbench.training.learner import Learner
 from mtbench.training.numbers import Made
-from mtbench.training.rundir import RunDirectory
+from mtbench.training.optimization import Descent
+from mtbench.training.rundir import Precision, RunDirectory
 
 CHECKPOINT_VERSION = 1
 
@@ -43,8 +45,10 @@ class Progress:
     diagnostics: dict[str, dict[str, float]] = field(default_factory=dict)
     peak_mib: float = 0.0
     processes: int = 1
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     nonfinite: list[dict[str, Any]] = field(default_factory=list)
+    started: float = math.nan  # in seconds since 1970
+    validation_passes: int = 0  # asked by the method beside the steps' own
 
 
 class Record:
@@ -52,8 +56,9 @@ class Record:
 
     Args:
         run: the cell's directory.
+        cell: the spec's hash.
         learner: whose weights are kept.
-        optimizer: whose state is kept.
+        descent: whose state is kept.
         steps: an epoch.
         epochs: of the run.
 
@@ -64,12 +69,21 @@ class Record:
     """
 
     def __init__(
-        self, run: RunDirectory, learner: Learner, optimizer: Optimizer, steps: int, epochs: int
+        self,
+        run: RunDirectory,
+        cell: str,
+        learner: Learner,
+        descent: Descent,
+        steps: int,
+        epochs: int,
     ) -> None:
-        self._run, self._learner, self._optimizer, self._steps = run, learner, optimizer, steps
+        self._run, self._learner, self._descent, self._steps = run, learner, descent, steps
+        self._cell = cell
         self._objectives = learner.task.objectives
         self._every = max(1, steps * epochs // LOGGED)
-        self.at = Progress(sums=[0.0] * len(self._objectives), precision=learner.precision)
+        self.at = Progress(
+            sums=[0.0] * len(self._objectives), precision=learner.precision, started=time.time()
+        )
         self.rows: list[list[Any]] = []
         self.step_seconds: deque[float] = deque(maxlen=1000)
 
@@ -89,9 +103,10 @@ class Record:
                 f"{CHECKPOINT_VERSION}: go on with the mtbench that wrote it, or delete the folder "
                 "to train this cell from its start"
             )
+        check_cell(file, state, self._cell)
         with fits(self._run, "checkpoint.pt"):
             self._learner.load(state)
-            self._optimizer.load_state_dict(state["optimizer"])
+            self._descent.load_state_dict(state["optimizer"])
             self.at = Progress(**state["progress"])
             seeding.set_global_state({k: _cpu(v) for k, v in state["rng"].items()})
             self.step_seconds.extend(state["step_seconds"])
@@ -117,8 +132,9 @@ class Record:
             "checkpoint.pt",
             {
                 "version": CHECKPOINT_VERSION,
+                "cell": self._cell,
                 **self._learner.state(),
-                "optimizer": self._optimizer.state_dict(),
+                "optimizer": self._descent.state_dict(),
                 "progress": vars(self.at),
                 "rng": seeding.global_state(),
                 "rows": self.rows,
@@ -166,7 +182,9 @@ class Record:
         }
         if keep or score > at.best_score or not at.history:
             at.best_score = score
-            kept = {"epoch": at.epoch, "precision": self._learner.precision}
+            kept = {
+                "cell": self._cell, "epoch": at.epoch, "precision": self._learner.precision,
+            }  # fmt: skip
             self._run.save("best.pt", self._learner.state() | kept)
         at.history.append(record)
         at.epoch, at.position = at.epoch + 1, 0
@@ -177,6 +195,7 @@ class Record:
     def select(self) -> dict[str, Any]:
         """Load the selected weights; return the record of their epoch."""
         best = self._run.load("best.pt", self._learner.device) or {}
+        check_cell(self._run.path / "best.pt", best, self._cell)
         with fits(self._run, "best.pt"):
             self._learner.load(best)
             record: dict[str, Any] = self.at.history[best["epoch"]]
@@ -201,6 +220,19 @@ class Record:
         writer.writerow(["step", "epoch", "lr", "grad_norm", *losses, *weights])
         writer.writerows(self.rows)
         self._run.write_text("steps.csv", table.getvalue())
+
+
+def check_cell(file: Path, state: Mapping[str, Any], cell: str) -> None:
+    """Check that a tensor file is of a cell, as far as it says so: the first ones do not.
+
+    Raises:
+        RunError: it is of another one.
+    """
+    if (found := state.get("cell", cell)) != cell:
+        raise RunError(
+            f"{file}: is of another cell ({found}, wanted {cell}); it was moved here: delete the "
+            "folder to train this cell from its start"
+        )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -22,6 +23,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtbench.errors import RunError
 from mtbench.training.locks import Lock
+
+Precision = Literal["fp32", "bf16"]
 
 
 class WriteError(RunError):
@@ -35,7 +38,8 @@ class Spec(BaseModel):
         version: of this format.
         task: its name, and `task_params` with every default filled in.
         method: its name, and `method_params` likewise.
-        plugins: sha256 of each plugin file involved, by name.
+        plugins: sha256 of the code of the task and of each part of the method, by name; the first
+            specs have those of plugin files alone.
         data: the data's fingerprint.
         init: sha256 of the weights that training started from, None for fresh ones.
         recipe: the optimisation, defaults filled in.
@@ -58,7 +62,7 @@ class Spec(BaseModel):
     init: str | None = None
     recipe: dict[str, Any]
     seed: int
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     device: str = "cpu"
     stage: Literal["trial", "final"] = "final"
 
@@ -141,11 +145,13 @@ class RunDirectory:
         if file is None:
             raise RunError(f"{self.path}: no run directory (it has no spec.json)")
         try:
-            return Spec.model_validate_json(file.read_bytes())
+            return Spec.model_validate(parse(file.read_text(encoding="utf-8")))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "file"
             raise RunError(f"{file}: not a spec of version 1: {where}: {first['msg']}") from error
+        except _BROKEN as error:
+            raise RunError(f"{file}: not a spec of version 1: file: {error}") from error
 
     def result(self) -> dict[str, Any] | None:
         """Return the result, None while the cell is unfinished.
@@ -172,8 +178,9 @@ class RunDirectory:
         file = self._file("test.json")
         if file is None:
             return {}
-        with suppress(OSError):  # opened before, or in somebody else's read-only folder
-            (self.path / "test.opened").touch(exist_ok=False)
+        # Opened before, or in somebody else's read-only folder.
+        with suppress(OSError), (self.path / "test.opened").open("x") as stream:
+            stream.write(f"{time.time()}\n")
         try:
             metrics: dict[str, float] = _object(parse(file.read_text())["metrics"])
         except (*_BROKEN, KeyError) as error:
@@ -182,6 +189,19 @@ class RunDirectory:
                 "writes both again"
             ) from error
         return metrics
+
+    def opened(self) -> float | None:
+        """Return when the test metrics were first opened, None if they never were.
+
+        The file says it. Of the first ones, which were empty, its own time is taken.
+        """
+        file = self._file("test.opened")
+        if file is None:
+            return None
+        try:
+            return float(file.read_text() or file.stat().st_mtime)
+        except ValueError as error:
+            raise RunError(f"{file}: is no time ({error}); remove it") from error
 
     def history(self) -> list[dict[str, Any]]:
         """Return the records of the epochs that have ended.
@@ -306,12 +326,20 @@ def parse(text: str) -> dict[str, Any]:
 
     Raises:
         ValueError, TypeError, RecursionError, OverflowError: it is none, is nested too deeply, or
-            has a whole number that is no float, or text that is no Unicode.
+            has a key twice, a whole number that is no float, or text that is no Unicode.
     """
-    value = _object(json.loads(text, parse_int=_whole))
+    value = _object(json.loads(text, parse_int=_whole, object_pairs_hook=_unique))
     if "\\u" in text:
         json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair cannot be written
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise ValueError(f"key {twice!r} is there twice")
+    return found
 
 
 def _whole(text: str) -> int:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -12,9 +12,13 @@ from torch import Tensor
 
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import UsageError
+from mtbench.plugins.code import PREFIX
 
 Batch = dict[str, Any]
-"""What a split yields. ``batch["inputs"]`` goes to the encoder; the rest is the task's own."""
+"""What a split yields. ``batch["inputs"]`` goes to the encoder; the rest is the task's own.
+
+Where every objective has samples of its own, they are a `mtbench.PerObjective` of K inputs, each of
+which has a length, and `losses` and the meter get outputs of as many samples each."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total) while something long is prepared."""
@@ -37,12 +41,22 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a cell is optimised, by AdamW.
+    """How a cell is optimised.
+
+    There is no early stopping: methods would be compared on different budgets, and the rule would
+    reward those that are fast at first. ``select="best"`` keeps the best epoch and shortens
+    nobody's run. There is no L-BFGS: its line search asks for a function that the direction is the
+    gradient of, and most methods' directions are no function's.
 
     Attributes:
         epochs: passes over the training split.
         batch_size: samples a step.
         lr: the peak learning rate.
+        optimizer: ``adamw``, ``adam`` (whose weight decay is added to the gradient), ``sgd`` with
+            momentum 0.9, or ``muon`` for the encoder's weight matrices and AdamW for all else.
+            The Adams forget a direction's length and ``sgd`` does not: so methods that differ in
+            length rank otherwise.
+        encoder_lr: the encoder's learning rate, as a multiple of ``lr``, which all else has.
         weight_decay: of the model's parameters; a balancer's own get none.
         schedule: ``cosine`` rises linearly over the first 5 % of the steps and falls to zero;
             ``step`` halves the rate after half of the steps.
@@ -58,6 +72,8 @@ class Recipe:
     epochs: int = 10
     batch_size: int = 16
     lr: float = 1e-3
+    optimizer: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
+    encoder_lr: float = 1.0
     weight_decay: float = 1e-4
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     select: Literal["best", "last"] = "best"
@@ -68,12 +84,25 @@ class Recipe:
         for name, least in (("epochs", 1), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, found {getattr(self, name)}")
-        if not 0 < self.lr < float("inf"):
-            raise UsageError(f"lr must be positive, found {self.lr}")
+        for name in ("lr", "encoder_lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UsageError(f"{name} must be positive, found {getattr(self, name)}")
         if not 0 <= self.weight_decay < float("inf"):
             raise UsageError(f"weight_decay must not be negative, found {self.weight_decay}")
         if self.clip is not None and not self.clip > 0:
             raise UsageError(f"clip must be positive or none, found {self.clip}")
+
+    def record(self) -> dict[str, Any]:
+        """Return what a spec says of it.
+
+        What the first specs did not have is left out at its default, so that they name the same
+        cells as ever.
+        """
+        later = {f.name: f.default for f in fields(self) if f.name in _LATER}
+        return {k: v for k, v in vars(self).items() if k not in later or v != later[k]}
+
+
+_LATER = ("optimizer", "encoder_lr")
 
 
 class Split(ABC):
@@ -270,4 +299,4 @@ class Task(ABC):
 
 
 def _name(task: type[Task]) -> str:
-    return task.__module__.rpartition(".")[2].removeprefix("mtbench_plugin_")
+    return task.__module__.rpartition(".")[2].removeprefix(PREFIX)

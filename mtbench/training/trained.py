@@ -12,7 +12,7 @@ from mtbench import seeding
 from mtbench.errors import RunError
 from mtbench.plugins.method import Method
 from mtbench.training.learner import Learner, build
-from mtbench.training.record import fits
+from mtbench.training.record import check_cell, fits
 from mtbench.training.rundir import RunDirectory, Spec
 from mtbench.training.task import Splits, Task
 
@@ -29,8 +29,10 @@ def load_trained(run: RunDirectory, task: Task, method: Method) -> Learner:
     state = run.load("best.pt")
     if state is None:
         raise RunError(f"{run.path}: has no trained weights (best.pt) yet; finish the run first")
+    spec = run.spec()
+    check_cell(run.path / "best.pt", state, spec.hash)
     with fits(run, "best.pt"):
-        spec = run.spec().model_copy(update={"precision": state["precision"]})
+        spec = spec.model_copy(update={"precision": state["precision"]})
         return restore(spec, task, method, state["model"], state["balancer"])
 
 

@@ -5,30 +5,32 @@ import json
 import math
 import platform
 import statistics
+import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from mtbench import seeding
 from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.engine import Engine
 from mtbench.errors import RunError, UsageError
+from mtbench.plugins.code import core_digest, origin
 from mtbench.plugins.method import Method
 from mtbench.training import numerics
 from mtbench.training.batches import Batches
 from mtbench.training.cache import cache_dir
-from mtbench.training.evaluation import SELECTION, evaluate, selection_score
+from mtbench.training.evaluation import evaluate, judged
 from mtbench.training.learner import Learner, build
 from mtbench.training.loop import Loop
 from mtbench.training.nonfinite import Diverged
 from mtbench.training.observer import Observer
-from mtbench.training.optimization import optimizer
+from mtbench.training.optimization import Descent
 from mtbench.training.record import Record
 from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.selection import SELECTION, selection_score
 from mtbench.training.task import Recipe, Splits, Task
 from mtbench.version import __version__
 
@@ -107,15 +109,21 @@ class Trainer:
         learner = Learner(
             self.spec, self.task, *build(self.spec, self.task, self.method, self.init), self.engine
         )
-        moves = optimizer(self.recipe, learner)
         batches = Batches(
-            self.splits.train, self.recipe.batch_size, self.spec.seed, self.spec.device
+            self.splits.train,
+            self.recipe.batch_size,
+            self.spec.seed,
+            self.spec.device,
+            learner.balancer.holds_out,
         )
+        descent = Descent(self.recipe, learner, batches.steps * self.recipe.epochs)
         seeding.seed_everything(seeding.derive(self.spec.seed, "training"))
-        record = Record(self.run_directory, learner, moves, batches.steps, self.recipe.epochs)
+        record = Record(
+            self.run_directory, self.spec.hash, learner, descent, batches.steps, self.recipe.epochs
+        )
         if not record.resume():
             record.at.processes = self.ranks.size
-            record.at.threads = self._choose_threads(learner, moves, batches)
+            record.at.threads = self._choose_threads(learner, descent, batches)
         elif record.at.processes != self.ranks.size:  # which would add in another order
             raise RunError(
                 f"{self.run_directory.path}: was begun by {record.at.processes} processes and goes "
@@ -126,11 +134,11 @@ class Trainer:
             # Another number of threads could add in another order: a resumed cell keeps its own.
             torch.set_num_threads(record.at.threads)
         return Loop(
-            self.recipe, learner, moves, batches, record, self.observer, self.ranks,
+            self.recipe, learner, descent, batches, record, self.observer, self.ranks,
             self.diagnose, self.checkpoint_seconds,
         )  # fmt: skip
 
-    def _choose_threads(self, learner: Learner, moves: Optimizer, batches: Batches) -> int:
+    def _choose_threads(self, learner: Learner, descent: Descent, batches: Batches) -> int:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         elif self.ranks.size > 1:
@@ -140,7 +148,7 @@ class Trainer:
 
             def work() -> None:
                 learner.step(batch).total().backward()  # type: ignore[no-untyped-call]
-                moves.zero_grad()
+                descent.zero_grad()
 
             before = copy.deepcopy(learner.model.state_dict())
             with seeding.preserved():
@@ -158,6 +166,7 @@ class Trainer:
         losses, metrics = evaluate(learner, self.splits.val, 2 * self.recipe.batch_size, self.ranks)
         score = selection_score(metrics, self.task.metrics)
         ended = record.end_epoch(losses, metrics, score, keep=self.recipe.select == "last")
+        learner.balancer.after_evaluation(judged(metrics, self.task))
         record.checkpoint()
         self.observer.evaluated(ended)
 
@@ -176,6 +185,7 @@ class Trainer:
             "nonfinite": record.at.nonfinite,
             "metrics": {name: vars(metric) for name, metric in self.task.metrics.items()},
             "notes": dict(self.splits.notes),
+            "plugins": self._origins(),
         }
         if outcome["status"] == "finished":
             with self.ranks.in_turn():  # rank 0 has written it
@@ -184,7 +194,9 @@ class Trainer:
             result["val"], result["score"] = best["val"], best["score"]
             if self.spec.stage == "final":
                 self._test(loop.learner)
-        return result | {"cost": self._cost(loop), "environment": self._environment(record)}
+        result["cost"], result["environment"] = self._cost(loop), self._environment(record)
+        result["times"] = {"started": record.at.started, "ended": time.time()}
+        return result
 
     def _test(self, learner: Learner) -> None:
         loss, metrics = evaluate(learner, self.splits.test, 2 * self.recipe.batch_size, self.ranks)
@@ -199,12 +211,19 @@ class Trainer:
             "train_seconds": record.at.seconds,
             "peak_mib": record.measure_memory(),
             "passes": self.method.passes,
+            "validation_passes": record.at.validation_passes,
             "parameters": sum(p.numel() for p in loop.learner.model.parameters()),
         }
+
+    def _origins(self) -> dict[str, str]:
+        """Return which package and version, or which file, each plugin comes from."""
+        parts = zip(self.method.name.split("+"), self.method.classes, strict=True)
+        return {self.spec.task: origin(type(self.task))} | {n: origin(c) for n, c in parts}
 
     def _environment(self, record: Record) -> dict[str, Any]:
         return {
             "mtbench": __version__,
+            "code": core_digest(),
             "python": platform.python_version(),
             "torch": version("torch"),
             "platform": platform.platform(),

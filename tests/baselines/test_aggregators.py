@@ -12,9 +12,13 @@ from mtbench.balancing.balancer import Aggregator
 from mtbench.errors import UsageError
 from mtbench_baselines.config import ConFIG
 from mtbench_baselines.db_mtl import DBMTL
+from mtbench_baselines.dcgd import DCGD
 from mtbench_baselines.dibs_mtl import DiBSMTL
+from mtbench_baselines.edm import EDM
+from mtbench_baselines.gradcraft import GradCraft
 from mtbench_baselines.graddrop import GradDrop
 from mtbench_baselines.gradvac import GradVac, vaccinate
+from mtbench_baselines.imgrad import IMGrad
 from mtbench_baselines.krum import Krum
 from mtbench_baselines.moco import MoCo
 from mtbench_baselines.modo import MoDo
@@ -28,6 +32,7 @@ METHODS = {
     **{"gradvac": GradVac, "config": ConFIG, "krum": Krum, "sdmgrad": SDMGrad, "pcd": PCD},
     **{"dibs_mtl": DiBSMTL, "rgw": RandomGradientWeighting, "graddrop": GradDrop},
     **{"trimmed_mean": TrimmedMean, "moco": MoCo, "modo": MoDo, "db_mtl": DBMTL},
+    **{"edm": EDM, "dcgd": DCGD, "imgrad": IMGrad, "gradcraft": GradCraft},
 }
 NAMES = list(METHODS)
 
@@ -81,7 +86,10 @@ def test_the_unit_of_the_losses_scales_the_direction(name, K, seed, exponent):
     torch.testing.assert_close(combine(name, 10.0**exponent * J), expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("name", ["config", "sdmgrad", "dibs_mtl", "trimmed_mean"])
+ORDERLESS = ["config", "sdmgrad", "dibs_mtl", "trimmed_mean", "edm", "imgrad", "gradcraft"]
+
+
+@pytest.mark.parametrize("name", ORDERLESS)
 @settings(max_examples=10)
 @given(order=st.permutations(range(5)), seed=st.integers(0, 999))
 def test_order_of_the_objectives_is_of_no_account(name, order, seed):

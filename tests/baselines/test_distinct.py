@@ -12,6 +12,7 @@ from mtbench.plugins.registry import entries, find
 K, EPOCHS, STEPS = 3, 7, 4
 SAME = [
     {"ew", "ls", "stl"},  # ls by default; stl only differs by the model that it asks for
+    {"edm", "imtl_g"},  # where none of imtl_g's weights is negative, as here
     {"fairgrad", "pivrg"},  # pivrg without single-task references
 ]
 

@@ -1,4 +1,4 @@
-"""damped, gramian_ema, cr_mogm, norm_matched."""
+"""damped, gramian_ema, cr_mogm, norm_matched, log, unit, only, every, cyclic."""
 
 import pytest
 import torch
@@ -7,14 +7,25 @@ from torch import nn
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench_baselines.cagrad import CAGrad
+from mtbench_baselines.config import ConFIG
+from mtbench_baselines.consmtl import ConsMTL
 from mtbench_baselines.cr_mogm import CRMOGM
+from mtbench_baselines.cyclic import Cyclic
 from mtbench_baselines.damped import Damped
+from mtbench_baselines.db_mtl import DBMTL
+from mtbench_baselines.dibs_mtl import DiBSMTL
+from mtbench_baselines.every import Every
 from mtbench_baselines.ew import EqualWeights
 from mtbench_baselines.gradnorm import GradNorm
 from mtbench_baselines.gramian_ema import GramianEMA
+from mtbench_baselines.log import Log
 from mtbench_baselines.mgda import MGDA
 from mtbench_baselines.moco import MoCo
 from mtbench_baselines.norm_matched import NormMatched
+from mtbench_baselines.only import Only
+from mtbench_baselines.pcgrad import PCGrad
+from mtbench_baselines.unit import Unit
+from mtbench_baselines.upgrad import UPGrad
 from mtbench_baselines.uw import UncertaintyWeighting
 
 ONES = torch.ones(3).double()
@@ -32,7 +43,7 @@ def without(G, k):
     return G
 
 
-@pytest.mark.parametrize("wrapper", [Damped, GramianEMA, CRMOGM])
+@pytest.mark.parametrize("wrapper", [Damped, GramianEMA, CRMOGM, Log])
 def test_no_gradient_no_weight(wrapper):
     """And the base sees the others alone, as it would without the wrapper."""
     method = wrapper(MGDA(3))
@@ -191,9 +202,206 @@ def test_norm_matched_zero_stays_zero():
     assert x.grad.tolist() == [0]
 
 
+def balanced(method, losses, z):
+    """Return the shared gradient of one step, z being the shared parameters."""
+    z.grad = None
+    weights = method.backward(Step(losses, shared=[z]))
+    return z.grad, weights
+
+
+def curves(seed=0, K=3):
+    """K positive losses of six shared parameters, with conflicting gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(6, generator=generator, dtype=torch.float64).requires_grad_()
+    targets = torch.randn(K, 6, generator=generator, dtype=torch.float64)
+    scales = torch.logspace(-3, 2, K, dtype=torch.float64)
+    losses = [s * (z - t).square().sum() for s, t in zip(scales, targets, strict=True)]
+    return z, losses
+
+
+BALANCED = [MGDA, CAGrad, PCGrad, UPGrad]
+
+
+@pytest.mark.parametrize("base", [*BALANCED, lambda K: MGDA(K, normalise="loss")])
+def test_log_is_the_base_on_log_losses(base):
+    z, losses = curves()
+    expected, weights = balanced(base(3), [loss.log() for loss in losses], z)
+    found, of_losses = balanced(Log(base(3)), losses, z)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(of_losses, weights / torch.stack(losses).detach())
+
+
+def test_log_of_dibs_is_db_mtl_but_for_its_length():
+    """DB-MTL without memory sums the directions of log losses, at the longest one's length."""
+    z, losses = curves()
+    found, _ = balanced(Log(DiBSMTL(3)), losses, z)
+    peer, _ = balanced(DBMTL(3, beta=0.0), losses, z)
+    assert torch.cosine_similarity(found, peer, dim=0) > 1 - 1e-12
+
+
+def test_log_keeps_the_direction_of_a_negative_loss():
+    weights = Log(MGDA(3)).weights(gramian(0), torch.tensor([2.0, -4.0, 0.0]).double())
+    scale = torch.tensor([2.0, 4.0, 1.0]).double()
+    expected = MGDA(3).weights(gramian(0) / scale[:, None] / scale, ONES)
+    torch.testing.assert_close(weights, expected / scale)
+    assert weights[1] > 0
+
+
+@pytest.mark.parametrize("base", BALANCED)
+def test_unit_is_the_base_on_directions(base):
+    J = torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rows = J / J.norm(dim=1, keepdim=True)
+    expected = base(3).weights(rows @ rows.T, ONES) @ rows
+    for scale in (1e-12, 1.0, 1e12):
+        scaled = J * torch.tensor([[1.0], [scale], [3.0]])
+        found = Unit(base(3)).weights(scaled @ scaled.T, ONES) @ scaled
+        torch.testing.assert_close(found, expected)
+
+
+def test_unit_leaves_an_objective_without_a_gradient_out():
+    weights = Unit(MGDA(3)).weights(without(gramian(0), 1), ONES)
+    inside = Unit(MGDA(2)).weights(gramian(0)[::2, ::2], ONES[:2])
+    assert weights[1] == 0
+    torch.testing.assert_close(weights[::2], inside)
+
+
+@pytest.mark.parametrize("base", BALANCED)
+@pytest.mark.parametrize("chosen", [(0,), (0, 2), (2, 1), (0, 1, 2)])
+def test_only_is_the_base_on_a_few(base, chosen):
+    G, order = gramian(2), sorted(chosen)
+    expected = torch.ones(3).double()
+    expected[order] = base(len(order)).weights(G[order][:, order], ONES[order])
+    torch.testing.assert_close(Only(base(3), objectives=chosen).weights(G, ONES), expected)
+
+
+def test_only_by_default_leaves_the_last_to_the_sum():
+    weights = Only(MGDA(3)).weights(gramian(0), ONES)
+    assert weights[2] == 1
+    torch.testing.assert_close(weights[:2], MGDA(2).weights(gramian(0)[:2, :2], ONES[:2]))
+    assert Only(MGDA(3)).weights(without(gramian(0), 2), ONES)[2] == 0
+
+
+def test_every_asks_the_base_at_every_third_step_alone(monkeypatch):
+    net, base = Net(), MGDA(2)
+    asked = []
+    weigh = base.weigh
+    monkeypatch.setattr(base, "weigh", lambda *args: asked.append(len(seen)) or weigh(*args))
+    method, seen = Every(base, steps=3), []
+    for seed in range(7):
+        shared, heads, weights = net.grads(method, seed)
+        seen.append(weights)
+        _, plain_heads, _ = net.grads(EqualWeights(2), seed)
+        if seed % 3:
+            torch.testing.assert_close(weights, seen[seed - seed % 3])
+            torch.testing.assert_close(shared, weights.float() @ net.step(seed).jacobian())
+        else:
+            torch.testing.assert_close(shared, net.grads(MGDA(2), seed)[0])
+        for found, expected in zip(heads, plain_heads, strict=True):
+            torch.testing.assert_close(found, expected)
+    assert asked == [0, 3, 6]
+    assert not torch.equal(seen[0], seen[3])
+
+
+def test_every_pays_one_encoder_backward_in_between():
+    net, method = Net(), Every(MGDA(2), steps=2)
+    net.grads(method)
+    step = net.step(1)
+    method.backward(step)
+    assert "_whole" not in vars(step)
+    assert "_factored" not in vars(step)
+
+
+def test_every_keeps_the_weight_of_a_label_that_is_missing():
+    method, x = Every(MGDA(2), steps=1), torch.ones(2, requires_grad=True)
+    method.backward(Step([x[0], 2 * x[1]], shared=[x]))
+    weights = method.backward(Step([x[0] * 0, 2 * x[1]], shared=[x]))
+    assert weights.tolist() == [0, 1]
+    torch.testing.assert_close(method.kept, torch.tensor([0.8, 1.0]).double())
+
+
+@pytest.mark.parametrize("nothing", [float("nan"), 0.0])
+def test_every_tries_again_where_there_was_nothing_to_find(nothing):
+    method, x = Every(MGDA(2), steps=5), torch.ones(2, requires_grad=True)
+    method.backward(Step([x[0] * nothing, x[1] * nothing], shared=[x]))
+    found = method.backward(Step([x[0], 2 * x[1]], shared=[x]))
+    torch.testing.assert_close(found, torch.tensor([0.8, 0.2]).double())
+
+
+def test_every_goes_around_methods_that_only_weigh():
+    """And into no wrapper that would ask it at every step."""
+    words = "wraps methods that find weights from the Gramian and do no more, found "
+    for base in (EqualWeights(2), ConsMTL(2), MoCo(2), Every(MGDA(2))):
+        for wrapper in (Every, Cyclic):
+            name = wrapper.__name__.lower()
+            with pytest.raises(UsageError, match=f"{name} {words}{type(base).__name__}"):
+                wrapper(base)
+    with pytest.raises(UsageError, match="Damped wraps methods on the Gramian, found Every"):
+        Damped(Every(MGDA(2)))
+    with pytest.raises(UsageError, match=r"cyclic wraps .* found MGDA with space=features"):
+        Cyclic(MGDA(2, space="features"))
+
+
+def test_cyclic_twin():
+    """ConFIG of the corrected averages, one of which a plain backward renews."""
+    torchjd = pytest.importorskip("torchjd.aggregation")
+    net, method = Net(), Cyclic(ConFIG(2), beta=0.7)
+    averages, counts = torch.zeros(2, 16), [0, 0]
+    for seed in range(7):
+        k = seed % 2
+        loss = net.step(seed).losses[k]
+        grads = torch.autograd.grad(loss, list(net.encoder.parameters()))
+        averages[k] = 0.7 * averages[k] + 0.3 * torch.cat([g.flatten() for g in grads])
+        counts[k] += 1
+        rows = [m / (1 - 0.7**n) for m, n in zip(averages, counts, strict=True) if n]
+        expected = torchjd.ConFIG()(torch.stack(rows))
+        found, heads, _ = net.grads(method, seed)
+        torch.testing.assert_close(found, expected)
+        for ours, plain in zip(heads, net.grads(EqualWeights(2), seed)[1], strict=True):
+            torch.testing.assert_close(ours, plain)
+
+
+def test_cyclic_without_memory_of_a_problem_that_stands_still_is_its_base():
+    net, method = Net(), Cyclic(MGDA(2), beta=0.0)
+    net.grads(method)
+    torch.testing.assert_close(net.grads(method)[0], net.grads(MGDA(2))[0])
+
+
+def test_cyclic_passes_over_a_missing_label_and_an_overflow():
+    method = Cyclic(MGDA(3), beta=0.5)
+    x = torch.ones(3, requires_grad=True)
+
+    def backward(*scales):
+        x.grad = None
+        return method.backward(
+            Step([s * x[k] for k, s in enumerate(scales)], shared=[x])
+        ), x.grad.tolist()
+
+    assert backward(0.0, 1.0, 1.0)[1] == [0, 1, 0]
+    _, shown = backward(1.0, 1.0, float("inf"))
+    assert shown[2] == float("inf")
+    assert method.count.tolist() == [0, 1, 0]
+    assert backward(1.0, 1.0, 1.0)[1] == [0, 0.5, 0.5]  # the third has its turn again
+    assert method.count.tolist() == [0, 1, 1]
+
+
+def test_every_resumes_where_it_was():
+    net, method = Net(), Every(MGDA(2), steps=4)
+    for seed in range(2):
+        net.grads(method, seed)
+    other = Every(MGDA(2), steps=4)
+    other.load_state_dict(method.state_dict())
+    for seed in range(2, 7):
+        assert torch.equal(net.grads(other, seed)[2], net.grads(method, seed)[2])
+
+
 @pytest.mark.parametrize(
     ("wrapper", "parameters", "words"),
     [
+        (Cyclic, {"beta": 1.0}, "cyclic: beta must be at least 0 and below 1, found 1.0"),
+        (Every, {"steps": 0}, "every: steps must be at least 1, found 0"),
+        (Only, {"objectives": (0, 2)}, r"only: objectives .* from 0 to 1, .* found \(0, 2\)"),
+        (Only, {"objectives": ()}, r"only: objectives .* found \(\)"),
+        (Only, {"objectives": (1, 1)}, r"only: objectives .* found \(1, 1\)"),
         (Damped, {"damping": -1.0}, "damped: damping must be finite and at least 0, found -1.0"),
         (GramianEMA, {"beta": 1.0}, "gramian_ema: beta must be at least 0 and below 1, found 1.0"),
         (CRMOGM, {"alpha": -0.1}, "cr_mogm: alpha must be at least 0 and below 1, found -0.1"),

@@ -59,7 +59,7 @@ def test_wrappers_around_a_base(plugins):
     }  # fmt: skip
     assert method.passes == Method.find("mgda").passes
     assert Method.find("plain+double+pcgrad", plugins).passes == "one look, around F + H + K E"
-    assert set(method.digests) == {"double"}
+    assert set(method.digests) == {"double", "mgda"}
     balancer = method(2, **{"double.factor": 3, "mgda.normalise": "l2"})
     gramian = ORTHOGONAL.double() @ ORTHOGONAL.double().T
     assert balancer.weights(gramian, torch.ones(2)).tolist() == pytest.approx([1.5, 1.5])
@@ -118,7 +118,7 @@ def test_the_command_line_names_parts(plugins, tiny):
     splits = request.task.setup(0, lambda *_: None)
     spec = request.spec(request.choices[0], splits, 0, "fp32", "cpu")
     assert spec.method == "double+mgda"
-    assert set(spec.plugins) == {"double", "tiny"}
+    assert set(spec.plugins) == {"double", "mgda", "tiny"}
 
 
 def test_combine():

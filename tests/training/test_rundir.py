@@ -6,7 +6,9 @@ import json
 import multiprocessing
 import os
 import platform
+import shutil
 import threading
+import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -267,3 +269,30 @@ def test_runs_are_found_in_a_stable_order(tmp_path: Path) -> None:
     for nothing in (tmp_path / "absent", other / "spec.json"):
         with pytest.raises(RunError, match="no such folder"):
             list(find_runs([nothing]))
+
+
+@pytest.mark.parametrize("name", ["spec.json", "result.json", "fitted.json", "epochs.jsonl"])
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, name: str) -> None:
+    run = RunDirectory(tmp_path)
+    run.write_text(name, '{"a": {"b": 1, "b": 2}}')
+    read = {"epochs.jsonl": "history", "spec.json": "spec", "result.json": "result"}
+    with pytest.raises(RunError, match=rf"{name}: .*key 'b' is there twice"):
+        getattr(run, read.get(name, "fitted"))()
+
+
+def test_when_a_test_was_opened_survives_a_copy(tmp_path: Path) -> None:
+    run, copy = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "copy")
+    run.path.mkdir()
+    run.write_text("test.json", '{"metrics": {}}')
+    assert run.opened() is None
+    before = time.time()
+    run.open_test()
+    shutil.copytree(run.path, copy.path)
+    os.utime(copy.path / "test.opened", (9e9, 9e9))
+    assert before <= run.opened() == copy.opened() < time.time()
+    (copy.path / "test.opened").write_text("")  # as the first ones were
+    os.utime(copy.path / "test.opened", (5, 5))
+    assert copy.opened() == 5
+    (copy.path / "test.opened").write_text("yesterday")
+    with pytest.raises(RunError, match=r"test\.opened: is no time"):
+        copy.opened()

@@ -39,6 +39,8 @@ NEEDS = {
     # Whether rows of the Jacobian are zero, or finite.
     "db_mtl": 1,
     "sam_gs": 1,
+    # Whose turn it is, whether it is finite, and a solver on what is kept.
+    "cyclic+config": 3,
     "trimmed_mean": 1,
     # The same, and a solver on what is kept.
     "moco": 2,
@@ -67,7 +69,7 @@ def reads(out: Path, method: str, odd: Odd = "", **given: Any) -> tuple[Any, Dev
     kept = [getattr(m, name) for m in modules for name in getattr(m, "on_host", ())]
     moved = [[*m.parameters(), *m.buffers()] for m in (model, balancer)]
     there = [x for x in tensors(moved) if not any(x is y for y in kept)]
-    memory = [there, list(loop.optimizer.state.values()), vars(trained.engine)]
+    memory = [there, loop.descent.state_dict(), vars(trained.engine)]
     device = Device(memory)
     with device.watched() as found:
         loop.step(loop.batches.at(0, 3))

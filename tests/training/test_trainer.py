@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,14 @@ import pytest
 import torch
 
 from mtbench.balancing.distributed import Ranks
-from mtbench.errors import RunError
-from mtbench.training.cell import Request, initial_weights
+from mtbench.errors import RunError, UsageError
+from mtbench.training.cell import Request, initial_weights, reload
 from mtbench.training.loop import Loop
 from mtbench.training.record import CHECKPOINT_VERSION, Progress
 from mtbench.training.rundir import RunDirectory
 from mtbench.training.trained import load_trained
 from mtbench.training.trainer import Trainer
+from mtbench.version import __version__
 from tests.methods import METHODS
 from tests.soak import differences
 
@@ -253,8 +255,8 @@ def test_a_balancers_parameters_do_not_decay(tiny: Path, tmp_path: Path) -> None
     trainer = Trainer(
         spec, request.task, splits, choice.method, RunDirectory(tmp_path), Silent(), 1
     )
-    optimizer = trainer.prepare().optimizer
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+    groups = trainer.prepare().descent.state_dict()["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
 
 
 def test_bf16_autocast_trains(tiny: Path, tmp_path: Path) -> None:
@@ -291,6 +293,74 @@ def test_a_checkpoint_of_something_else_is_explained(tiny: Path, tmp_path: Path)
         load_trained(run, request.task, request.choices[0].method)
 
 
+@pytest.mark.parametrize("name", ["checkpoint.pt", "best.pt"])
+def test_a_checkpoint_of_another_cell_is_refused(tiny: Path, tmp_path: Path, name: str) -> None:
+    run, _ = train(tiny, tmp_path, stop_after=9)
+    other, _ = train(tiny, tmp_path, seed=1, stop_after=9)
+    shutil.copy(other.path / name, run.path / name)
+    wanted = rf"{name}: is of another cell \({other.spec().hash}, wanted {run.spec().hash}\)"
+    request = Request.of("tiny", ["ew"], {}, [tiny])
+    read = {
+        "checkpoint.pt": lambda: train(tiny, tmp_path),
+        "best.pt": lambda: load_trained(run, request.task, request.choices[0].method),
+    }
+    with pytest.raises(RunError, match=wanted):
+        read[name]()
+
+
+def test_the_first_checkpoints_which_name_no_cell_are_gone_on_with(
+    tiny: Path, tmp_path: Path
+) -> None:
+    whole, _ = train(tiny, tmp_path / "whole")
+    run, _ = train(tiny, tmp_path, stop_after=9)
+    for name in ("checkpoint.pt", "best.pt"):
+        state = run.load(name)
+        assert state is not None
+        del state["cell"]
+        for later in ("started", "validation_passes"):
+            state.get("progress", {}).pop(later, None)
+        run.save(name, state)
+    again, observer = train(tiny, tmp_path)
+    assert observer.done == 6
+    assert not list(differences(whole.path, again.path))
+
+
+def test_a_changed_method_is_a_new_cell(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = []
+    for digest in ("a", "b"):
+        monkeypatch.setattr("mtbench.plugins.registry.module_digest", lambda *_, d=digest: d)
+        request = Request.of("tiny", ["ew"], {}, [tiny])
+        splits = request.task.setup(0, lambda *_: None)
+        spec = request.spec(request.choices[0], splits, 0, "fp32", "cpu")
+        assert spec.plugins["ew"] == digest
+        hashes.append(spec.hash)
+    assert hashes[0] != hashes[1]
+
+
+def test_models_of_an_older_package_are_read_and_those_of_a_changed_file_are_not(
+    tiny: Path, tmp_path: Path
+) -> None:
+    run, _ = train(tiny, tmp_path, epochs="1")
+    spec = run.spec()
+    first = {"tiny": spec.plugins["tiny"]}  # what the first specs had
+    for plugins in (first, first | {"ew": "another"}):
+        _, method = reload(spec.model_copy(update={"plugins": plugins}), run.path, [tiny])
+        assert method.name == "ew"
+    with pytest.raises(UsageError, match="another version of 'tiny'"):
+        reload(spec.model_copy(update={"plugins": {"tiny": "another"}}), run.path, [tiny])
+
+
+def test_a_result_says_what_made_it_and_when(tiny: Path, tmp_path: Path) -> None:
+    before = time.time()
+    run, _ = train(tiny, tmp_path, stop_after=9)
+    run, _ = train(tiny, tmp_path)
+    result = run.result()
+    assert result is not None
+    assert result["plugins"] == {"tiny": "tiny.py", "ew": f"mtbench-toolkit {__version__}"}
+    assert len(result["environment"]["code"]) == 64
+    assert before < result["times"]["started"] < result["times"]["ended"] < time.time()
+
+
 def test_a_changed_spec_is_refused(tiny: Path, tmp_path: Path) -> None:
     run, _ = train(tiny, tmp_path)
     file = run.path / "spec.json"
@@ -311,7 +381,7 @@ def test_specs_are_canonical(tiny: Path) -> None:
     assert spec().hash == spec(c="0.5").hash == spec(data="/somewhere").hash
     assert spec().hash != spec(c="0.4").hash
     assert spec().hash != spec(lr="0.1").hash
-    assert spec().plugins.keys() == {"tiny"}
+    assert spec().plugins.keys() == {"tiny", "cagrad"}
 
 
 def test_training_starts_from_another_runs_weights(tiny: Path, tmp_path: Path) -> None:

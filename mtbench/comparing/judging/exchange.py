@@ -92,6 +92,8 @@ class _Result(_Record):
     score: float | None = None
     cost: _Cost
     environment: dict[str, str | int]
+    plugins: dict[str, str] = {}
+    times: dict[str, float] = {}
 
 
 class _Epoch(_Record):
@@ -161,8 +163,9 @@ class Cell(Finished):
 
     @property
     def substance(self) -> str:
-        """What two runs of one cell must agree on: all but cost and environment."""
-        result = self.result.model_dump(mode="json", exclude={"cost", "environment"})
+        """What two runs of one cell must agree on: all but how and when they were made."""
+        made = {"cost", "environment", "plugins", "times"}
+        result = self.result.model_dump(mode="json", exclude=made)
         return _json([result, json.loads(self.files.get("test.json", b"null"))])
 
 

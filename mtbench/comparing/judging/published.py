@@ -18,6 +18,7 @@ from mtbench.comparing.judging import leaderboard
 from mtbench.errors import UsageError, did_you_mean
 from mtbench.plugins import params
 from mtbench.training import toml
+from mtbench.training.task import Recipe
 
 DELTA_M, MEAN_RANK = "delta_m", "mean_rank"
 _HEADS = {DELTA_M: "Δm % ↓", MEAN_RANK: "mean rank ↓"}
@@ -274,7 +275,7 @@ def _only(board: leaderboard.Board, method: str) -> str:
 def _differences(paper: PaperBoard, board: leaderboard.Board, method: str) -> list[str]:
     """Return where this run and the paper part."""
     cell = board.cells[_only(board, method)][0]
-    recipe, seeds = cell.spec.recipe, int(board.rows["seeds"].max())
+    recipe, seeds = vars(Recipe(**cell.spec.recipe)), int(board.rows["seeds"].max())
     notes = [f"source: {paper.source}"]
     notes += [
         f"{key}: paper {value}, here {recipe.get(key)}"

@@ -22,10 +22,11 @@ from mtbench.comparing.tuning.storage import open_storage, quiet, reason, withou
 from mtbench.errors import MtbenchError, RunError, UsageError
 from mtbench.training.cell import Choice, Request
 from mtbench.training.config import Chosen, Config
-from mtbench.training.evaluation import SELECTION, primary_metrics
+from mtbench.training.evaluation import primary_metrics
 from mtbench.training.locks import Lock
 from mtbench.training.observer import Observer
 from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.selection import SELECTION
 from mtbench.training.task import Recipe, Splits
 from mtbench.training.trainer import Trainer
 

@@ -1,0 +1,111 @@
+"""cyclic: one objective's gradient a step, and the base on the momenta of all."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mtbench.balancing.balancer import Balancer, Weighting, Wrapper
+from mtbench.balancing.engine import gramian
+from mtbench.balancing.step import Step
+from mtbench.errors import UsageError
+from mtbench_baselines._tracked import Remembering
+from mtbench_baselines._weighing import weighting
+
+if TYPE_CHECKING:
+    from optuna import Trial
+
+
+class Cyclic(Wrapper, Remembering):
+    r"""Let the base balance running averages of the gradients, of which one is renewed a step.
+
+    In turn, objective k's average, (d,), 0 at the start and renewed :math:`t_k` times, becomes
+
+    .. math:: m_k \leftarrow \beta m_k + (1 - \beta) g_k, \qquad
+        \hat m_j = \frac{m_j}{1 - \beta^{t_j}}, \qquad d = \sum_j w_j \hat m_j
+
+    with the base's weights w for the Gramian of the :math:`\hat m_j`. A step costs one encoder
+    backward instead of K. ``cyclic+config`` is the direction of M-ConFIG.
+
+    Deviations: the paper divides d by a second moment, as Adam does, which is the optimizer's part
+    here: take one with a second moment and without a momentum of its own. Heads get the gradient of
+    their own loss in every step. An objective without a label is passed over, and one that had no
+    turn yet is left out; the paper does not speak of either.
+
+    Args:
+        base: a method on the Gramian of the shared parameters.
+        seed: unused.
+        beta: memory, in [0, 1).
+
+    Example:
+        The first step knows one gradient, the second one both.
+
+        >>> from mtbench_baselines.mgda import MGDA
+        >>> method = Cyclic(MGDA(2), beta=0.5)
+        >>> for _ in range(2):
+        ...     x = torch.ones(2, requires_grad=True)
+        ...     method.backward(Step([x[0], 2 * x[1]], shared=[x]))
+        tensor([1., 0.], dtype=torch.float64)
+        tensor([0.8000, 0.2000], dtype=torch.float64)
+        >>> x.grad
+        tensor([0.8000, 0.4000])
+    """
+
+    paper = "Liu et al. (M-ConFIG), ICLR 2025, arXiv 2408.11104, without its second moment"
+    passes = "F + H + E, and one head's backward again"
+    checked_against = "a twin with one backward a step; torchjd 0.18's ConFIG on the averages"
+    on_host = ("count", "turn")
+
+    base: Weighting
+    count: Tensor
+    turn: Tensor
+
+    def __init__(self, base: Balancer, seed: int = 0, *, beta: float = 0.9) -> None:
+        super().__init__(base, seed)
+        self.base = weighting("cyclic", base)
+        if self.base.space != "shared":
+            raise UsageError(
+                f"cyclic wraps methods on the gradients of shared parameters, found "
+                f"{type(base).__name__} with space={self.base.space}"
+            )
+        if not 0 <= beta < 1:
+            raise UsageError(f"cyclic: beta must be at least 0 and below 1, found {beta}")
+        self.beta = beta
+        self.register_buffer("count", torch.zeros(self.num_objectives, dtype=torch.float64))
+        self.register_buffer("turn", torch.zeros((), dtype=torch.long))
+
+    @classmethod
+    def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
+        """Draw 1 - beta log-uniformly from [0.01, 1]."""
+        return {"beta": 1 - trial.suggest_float("one_minus_beta", 1e-2, 1.0, log=True)}
+
+    def balance(self, step: Step) -> Tensor:
+        """Renew one average, and let the base balance them all."""
+        k = self._next(step.host_values)
+        parts = step.gradient(step.losses[k])
+        gradient = torch.cat(
+            [
+                torch.zeros_like(p).flatten() if g is None else g.flatten()
+                for p, g in zip(step.shared, parts, strict=True)
+            ]
+        )
+        tracked = self.memory(gradient)
+        if gradient.isfinite().all():  # an overflow leaves no trace
+            tracked[k].lerp_(gradient, 1 - self.beta)
+            self.count[k] += 1
+            self.turn.fill_((k + 1) % self.num_objectives)
+            corrections = 1 - self.beta ** self.count.clamp(min=1)
+            product = gramian([tracked]) / corrections[:, None] / corrections
+            weights = self.base.weigh(product, step.host_values).to(corrections)
+            step.assign((weights / corrections).to(tracked) @ tracked)
+        else:
+            weights = torch.zeros_like(self.count)
+            weights[k] = 1
+            step.assign(gradient)
+        return weights
+
+    def _next(self, losses: Tensor) -> int:
+        """Return whose turn it is, those without a label passed over."""
+        K, turn = self.num_objectives, int(self.turn)
+        order = [(turn + i) % K for i in range(K)]
+        return next((k for k in order if losses[k] != 0), turn)

@@ -1,0 +1,146 @@
+"""The small regression that methods are tried on."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.engine import Engine
+from mtbench.balancing.model import MultitaskModel
+from mtbench.balancing.step import Step
+
+Change = Callable[[int, Tensor], Tensor]
+
+
+HELD_OUT = 500
+"""What is added to a batch's number for the validation batch beside it."""
+
+
+class Make(Protocol):
+    """How a method is constructed."""
+
+    def __call__(self, num_objectives: int, seed: int = 0, **parameters: Any) -> Balancer:
+        """Return a new balancer."""
+        ...
+
+
+class _Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 6)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        return (torch.tanh(self.body(inputs)),)
+
+
+class _Head(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
+        output: Tensor = self.body(features[0])
+        return output
+
+
+class Problem:
+    """A small regression with K objectives: model, batches, losses, one step of training.
+
+    Args:
+        balancer: the method.
+        change: maps (k, loss) to the loss that is used; the identity by default.
+    """
+
+    def __init__(self, balancer: Balancer, dtype: torch.dtype, change: Change) -> None:
+        self.K, self.balancer = balancer.num_objectives, balancer
+        self.dtype, self.change = dtype, change
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = MultitaskModel(_Encoder(), [_Head() for _ in range(self.K)])
+        self.model = balancer.wrap(model.to(dtype))
+        self.engine = Engine(batched=False)
+
+    def losses(self, features: tuple[Tensor, ...], batch: int) -> list[Tensor]:
+        """Return the K losses of a batch."""
+        generator = torch.Generator().manual_seed(1000 + batch)
+        targets = torch.randn(5, self.K, generator=generator).to(self.dtype)
+        outputs = self.model.decode(features, self.balancer.view)
+        return [
+            self.change(k, (output[:, 0] - targets[:, k]).square().mean())
+            for k, output in enumerate(outputs)
+        ]
+
+    def step(self, batch: int = 0, with_features: bool = True) -> Step:
+        """Send a batch through the model."""
+        generator = torch.Generator().manual_seed(batch)
+        inputs = torch.randn(5, 3, generator=generator).to(self.dtype)
+        features = self.model.encode(inputs)
+        losses = self.losses(features, batch)
+        again = partial(self.step, batch, with_features)
+        held_out = partial(self.step, batch + HELD_OUT, with_features)
+        # As in a trainer, the next step's Jacobian takes the place of this one's.
+        if with_features:
+            return Step(
+                losses, features=features, again=again, validation=held_out, engine=self.engine
+            )
+        shared = self.model.encoder.parameters()
+        return Step(losses, shared=shared, again=again, validation=held_out, engine=self.engine)
+
+    def _losses_again(self, batch: int) -> Sequence[Tensor]:
+        return self.step(batch).losses
+
+    def backward(self, batch: int = 0, with_features: bool = True) -> list[Tensor | None]:
+        """Apply the method to one batch; return copies of all ``.grad``s."""
+        self.balancer.backward(self.step(batch, with_features))
+        return self.grads()
+
+    def grads(self) -> list[Tensor | None]:
+        """Return copies of all ``.grad``s."""
+        return [None if p.grad is None else p.grad.clone() for p in self.parameters()]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the model's parameters and the balancer's."""
+        return [*self.model.parameters(), *self.balancer.parameters()]
+
+    def encoder_grad(self) -> Tensor:
+        """Return the encoder's gradient as one vector."""
+        return flat(self.model.encoder)
+
+    def zero_grad(self) -> None:
+        """Set every ``.grad`` to None."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def train(self, steps: int) -> None:
+        """Train for some steps, with all hooks, two steps an epoch."""
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.05)
+        for batch in range(steps):
+            optimizer.zero_grad()
+            self.balancer.backward(self.step(batch))
+            optimizer.step()
+            self.balancer.after_step(partial(self._losses_again, batch))
+            if batch % 2:
+                self.balancer.after_epoch()
+        self.zero_grad()
+
+
+def flat(module: nn.Module) -> Tensor:
+    """Return a module's gradient as one vector, zeros where there is none."""
+    return torch.cat(
+        [
+            torch.zeros(p.numel(), dtype=p.dtype) if p.grad is None else p.grad.flatten()
+            for p in module.parameters()
+        ]
+    )
+
+
+def problem(
+    balancer: Balancer,
+    dtype: torch.dtype = torch.float32,
+    change: Change = lambda _, loss: loss,
+) -> Problem:
+    """Return the problem of a method."""
+    return Problem(balancer, dtype, change)

@@ -1,0 +1,279 @@
+"""What a method promises by being written down: rules that need no training, or little.
+
+They come first in `BalancerContract`: what breaks one of them breaks others after it.
+"""
+
+import copy
+import inspect
+import random
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtbench.balancing.balancer import Aggregator, Balancer, Scalarizer, Weighting, Wrapper
+from mtbench.plugins import params
+from mtbench.testing.problem import Make, problem
+
+DRAWS = 4
+"""How many points of a search space are tried."""
+
+LONG = 25
+"""Steps after which a history of usual length is in use."""
+
+
+def parts(balancer: Balancer) -> Iterator[Balancer]:
+    """Yield a balancer and, of a wrapper, what it is around."""
+    yield balancer
+    while isinstance(balancer, Wrapper):
+        balancer = balancer.base
+        yield balancer
+
+
+def _asked(balancer: Balancer, K: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a Jacobian (K, 7), its Gramian and K losses, as a method is asked about them."""
+    generator = torch.Generator().manual_seed(seed)
+    jacobian = torch.randn(K, 7, generator=generator)
+    losses = torch.rand(K, generator=generator) + 0.5
+    gramian = jacobian.double() @ jacobian.double().T
+    return jacobian, gramian, losses
+
+
+def _answer(balancer: Balancer, jacobian: Tensor, gramian: Tensor, losses: Tensor) -> Any:
+    if isinstance(balancer, Weighting):
+        return balancer.weights(gramian, losses.double())
+    assert isinstance(balancer, Aggregator)
+    return balancer.direction(jacobian, losses)
+
+
+def _generators() -> dict[str, Any]:
+    return {
+        "torch's global generator": torch.get_rng_state().tolist(),
+        "Python's global generator": random.getstate(),
+        "numpy's global generator": str(np.random.get_state()),  # noqa: NPY002
+    }
+
+
+def _tensors(held: Any, where: str = "self") -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in attributes and containers, and what each is called."""
+    if isinstance(held, Tensor):
+        yield where, held
+    elif isinstance(held, Mapping):
+        for key, value in held.items():
+            name = f"{where}.{key}" if where == "self" else f"{where}[{key!r}]"
+            yield from _tensors(value, name)
+    elif isinstance(held, list | tuple | deque):
+        for i, value in enumerate(held):
+            yield from _tensors(value, f"{where}[{i}]")
+
+
+def _shares(a: Tensor, b: Tensor) -> bool:
+    return a.device == b.device and (
+        a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr() != 0
+    )
+
+
+def _plain(part: Balancer) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes that hold data and that torch does not keep."""
+    for name, value in vars(part).items():
+        if name not in vars(nn.Module()) and _is_data(value):
+            yield name, copy.deepcopy(value)
+
+
+def _is_data(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_data, value.values()))
+    if isinstance(value, list | tuple | deque | set):
+        return all(map(_is_data, value))
+    return value is None or isinstance(value, bool | int | float | str | Tensor | np.ndarray)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor | np.ndarray) or isinstance(b, Tensor | np.ndarray):
+        if a is None or b is None:
+            return False
+        x, y = torch.as_tensor(a), torch.as_tensor(b)
+        return x.shape == y.shape and bool((x == y).all())
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple | deque) and isinstance(b, list | tuple | deque):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return bool(a == b)
+
+
+class Promises:
+    """The first rules of `BalancerContract`."""
+
+    def test_can_be_constructed(self, make: Make) -> None:
+        """Its parameters are keywords with a type and a default, and the base is constructed."""
+        for method in getattr(make, "classes", [make] if isinstance(make, type) else []):
+            self._parameters(method)
+        for K in (1, 2, 3):
+            balancer = make(K)
+            for part in parts(balancer):
+                assert {"_parameters", "num_objectives"} <= vars(part).keys(), (
+                    "__init__ does not construct its base: begin it with "
+                    "super().__init__(num_objectives, seed)"
+                )
+                assert part.num_objectives == K, (
+                    f"__init__ hands num_objectives={part.num_objectives} to its base where "
+                    f"{K} are asked for: super().__init__(num_objectives, seed)"
+                )
+
+    def _parameters(self, method: type[Balancer]) -> None:
+        # The first two are the family's: the number of objectives, or the base; and the seed.
+        for own in list(inspect.signature(method).parameters.values())[2:]:
+            rule = f"parameter {own.name!r} of __init__"
+            assert own.kind is own.KEYWORD_ONLY, (
+                f"{rule} is no keyword: put it behind a *, as in "
+                f"(self, num_objectives: int, seed: int = 0, *, {own.name}: float = 0.5)"
+            )
+            assert own.annotation is not own.empty, (
+                f"{rule} has no type: annotate it, as in {own.name}: float = 0.5"
+            )
+            assert own.default is not own.empty, (
+                f"{rule} has no default: give it one, for trial 0 and for who does not tune"
+            )
+
+    def test_declares_paper_and_cost(self, make: Make) -> None:
+        """`paper` and `passes` say where the method is from, and what a step costs."""
+        method = make(2)
+        assert method.paper, "`paper` is empty: say where the method is defined"
+        assert method.passes, "`passes` is empty: say what a step costs, as in 'F + H + K E'"
+
+    @pytest.mark.parametrize("K", [3, 1])
+    def test_answers_in_shape(self, make: Make, K: int) -> None:
+        """`weights` returns (K,), `direction` (d,), `objective` a scalar on the graph."""
+        balancer = make(K)
+        if isinstance(balancer, Scalarizer):
+            step = problem(balancer).step()
+            found = balancer.objective(step)
+            is_pair = isinstance(found, tuple) and len(found) == 2
+            assert is_pair, "`objective` returns no pair: return (scalar, weights or None)"
+            self._shape("objective", found[0], ())
+            assert found[0].requires_grad, "`objective` is off the graph: keep the losses' graph"
+        elif isinstance(balancer, Weighting | Aggregator) and not isinstance(balancer, Wrapper):
+            jacobian, gramian, losses = _asked(balancer, K)
+            what = "weights" if isinstance(balancer, Weighting) else "direction"
+            wanted = (K,) if isinstance(balancer, Weighting) else (7,)
+            self._shape(what, _answer(balancer, jacobian, gramian, losses), wanted)
+        weights = balancer.backward(problem(balancer).step())
+        if weights is not None:
+            self._shape("backward", weights, (K,))
+            assert weights.isfinite().all(), f"`backward` returns {weights.tolist()}: not finite"
+            assert not weights.requires_grad, "`backward` returns weights on the graph: detach them"
+
+    def _shape(self, what: str, found: Any, wanted: tuple[int, ...]) -> None:
+        assert isinstance(found, Tensor), (
+            f"`{what}` returns {type(found).__name__}: return a tensor of shape {wanted}"
+        )
+        assert found.shape == wanted, (
+            f"`{what}` returns shape {tuple(found.shape)}: return shape {wanted}"
+        )
+
+    @pytest.mark.parametrize("K", [1, 2, 3])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+    def test_every_parameter_gets_a_finite_gradient(
+        self, make: Make, K: int, dtype: torch.dtype
+    ) -> None:
+        """Encoder and every head get gradients of the model's dtype."""
+        tried = problem(make(K), dtype)
+        tried.balancer.backward(tried.step())
+        for name, parameter in tried.model.named_parameters():
+            grad = parameter.grad
+            assert grad is not None, (
+                f"{name} has no .grad: write it by step.backward(weights), "
+                "step.assign(direction) or step.descend(scalar)"
+            )
+            assert grad.dtype == dtype, f"{name}.grad is {grad.dtype}, the model's is {dtype}"
+            assert grad.isfinite().all(), f"{name}.grad is not finite"
+        for part, module in (("encoder", tried.model.encoder), ("heads", tried.model.heads)):
+            for one in module if isinstance(module, nn.ModuleList) else [module]:
+                moved = any(p.grad is not None and p.grad.any() for p in one.parameters())
+                assert moved, f"the {part} get zero gradients, and have a loss to descend"
+
+    def test_global_generators_are_left_alone(self, make: Make) -> None:
+        """All randomness comes from `Balancer.generator`."""
+        tried = problem(make(3))
+        for _ in range(2):
+            before = _generators()
+            tried.train(3)
+            for name, state in _generators().items():
+                assert state == before[name], (
+                    f"{name} was drawn from: draw with generator=self.generator, which a "
+                    "checkpoint keeps"
+                )
+
+    def test_what_it_is_given_stays(self, make: Make) -> None:
+        """Gramian, Jacobian and losses are not changed, and not kept by reference."""
+        balancer = make(3)
+        if isinstance(balancer, Wrapper) or not isinstance(balancer, Weighting | Aggregator):
+            pytest.skip("it is given a step")
+        for seed in range(2):
+            asked = dict(
+                zip(("jacobian", "gramian", "losses"), _asked(balancer, 3, seed), strict=True)
+            )
+            before = {name: value.clone() for name, value in asked.items()}
+            found = _answer(balancer, *asked.values())
+            for name, value in asked.items():
+                assert torch.equal(value, before[name]), (
+                    f"`{name}` was changed in place: the next who asks gets what is left of it; "
+                    "work on a copy"
+                )
+            kept = [*_tensors(vars(balancer)), *_tensors(balancer.state_dict())]
+            for name, value in asked.items():
+                for where, tensor in kept:
+                    assert not _shares(tensor, value), (
+                        f"{where} is the memory of `{name}`, which the next step overwrites: "
+                        "keep a .clone()"
+                    )
+            del found
+
+    def test_state_is_in_the_state_dict(self, make: Make) -> None:
+        """What changes from step to step is a buffer, a parameter or extra state."""
+        tried = problem(make(3))
+        fresh = make(3)
+        begun = [dict(_plain(part)) for part in parts(tried.balancer)]
+        tried.train(LONG)
+        state = {key: copy.deepcopy(value) for key, value in tried.balancer.state_dict().items()}
+        fresh.load_state_dict(state)
+        for old, new, before in zip(parts(tried.balancer), parts(fresh), begun, strict=True):
+            for name, value in vars(old).items():
+                assert not isinstance(value, torch.optim.Optimizer), (
+                    f"self.{name} is an optimizer, whose state no state_dict carries: give the "
+                    "parameters to the loop's optimizer (balancer.parameters()), or keep its "
+                    "moments in buffers"
+                )
+            restored = dict(_plain(new))
+            for name, value in _plain(old):
+                changed = name not in before or not _equal(before[name], value)
+                assert not changed or _equal(restored.get(name), value), (
+                    f"self.{name} changes from step to step and is not restored: make it a "
+                    "buffer (self.register_buffer), or a checkpoint goes on otherwise"
+                )
+
+    def test_search_space_is_drawn(self, make: Make) -> None:
+        """What `suggest` returns are its parameters, with values that train."""
+        suggest = getattr(make, "suggest", None) or type(make(2)).suggest
+        known = {name for part in parts(make(2)) for name in params.declared(type(part))}
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        for _ in range(DRAWS):
+            drawn = suggest(study.ask(), 2)
+            for key in drawn:
+                assert key.rpartition(".")[2] in known, (
+                    f"`suggest` returns {key!r}, which is no parameter of __init__ (there are: "
+                    f"{', '.join(sorted(known)) or 'none'}): it is never used"
+                )
+            if not drawn:
+                return
+            said = ", ".join(f"{key}={value!r}" for key, value in drawn.items())
+            tried = problem(make(2, **drawn))
+            tried.train(2)
+            assert all(p.isfinite().all() for p in tried.model.parameters()), (
+                f"with {said}, which `suggest` draws, the model is not finite after two steps"
+            )

@@ -1,0 +1,47 @@
+"""The weights that a method found, as constants: do its *dynamics* matter?"""
+
+import csv
+import math
+import statistics
+from typing import Literal
+
+from mtbench.errors import RunError, UsageError
+from mtbench.training.rundir import RunDirectory
+
+Kind = Literal["mean", "final"]
+
+
+def frozen_weights(run: RunDirectory, kind: Kind, task: str) -> list[float]:
+    r"""Return a run's K weights, from the T steps that ``steps.csv`` has a line for.
+
+    ``mean`` is :math:`\frac{1}{T} \sum_t w_{tk}`, ``final`` is :math:`w_{Tk}`, as large as the
+    method made them. A method on the Gramian leaves its heads unweighted; who takes its weights for
+    ``ls``, weights these too.
+
+    Args:
+        run: trained on the task.
+        kind: which weights.
+        task: its name.
+
+    Raises:
+        RunError: there are no such steps, or the file does not parse.
+        UsageError: the run is of another task, or its method has no weights.
+    """
+    if (other := run.spec().task) != task:
+        raise UsageError(f"--weights-from {run.path}: is of task {other}, wanted {task}")
+    file = run.path / "steps.csv"
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        names = [name for name in (rows[0] if rows else ()) if name.startswith("weight_")]
+        found = [[float(row[name]) for row in rows] for name in names]
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{file}: cannot be read ({error}); give a run that was trained") from error
+    if not found:
+        raise RunError(f"{file}: has no steps yet; give a run that was trained")
+    if not all(math.isfinite(w) for weights in found for w in weights):
+        raise UsageError(
+            f"--weights-from {run.path}: {run.spec().method} has no weights on record, since it "
+            "finds a direction: give the run of a method that weighs"
+        )
+    return [statistics.fmean(weights) if kind == "mean" else weights[-1] for weights in found]

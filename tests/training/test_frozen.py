@@ -1,0 +1,52 @@
+"""The weights of a run as constants."""
+
+from pathlib import Path
+
+import pytest
+
+from mtbench.errors import RunError, UsageError
+from mtbench.training.frozen import frozen_weights
+from mtbench.training.rundir import RunDirectory
+from tests.conftest import Mtbench
+from tests.training.test_trainer import train
+
+
+def weighed(tiny: Path, out: Path, rows: str) -> RunDirectory:
+    run, _ = train(tiny, out, "uw", epochs="1")
+    (run.path / "steps.csv").write_text("step,loss_sum,weight_sum,weight_difference\n" + rows)
+    return run
+
+
+def test_the_mean_and_the_last(tiny: Path, tmp_path: Path) -> None:
+    run = weighed(tiny, tmp_path, "0,9,1.0,3.0\n1,9,2.0,0.0\n2,9,6.0,1.5\n")
+    assert frozen_weights(run, "mean", "tiny") == [3.0, 1.5]
+    assert frozen_weights(run, "final", "tiny") == [6.0, 1.5]
+
+
+def test_what_cannot_be_taken_is_explained(tiny: Path, tmp_path: Path) -> None:
+    run = weighed(tiny, tmp_path, "0,9,nan,nan\n")
+    with pytest.raises(UsageError, match="uw has no weights on record"):
+        frozen_weights(run, "mean", "tiny")
+    with pytest.raises(UsageError, match="is of task tiny, wanted digits"):
+        frozen_weights(run, "mean", "digits")
+    for broken in ("", "0,9,x,1\n", "0,9\n"):
+        run = weighed(tiny, tmp_path, broken)
+        with pytest.raises(RunError, match=r"steps\.csv: "):
+            frozen_weights(run, "mean", "tiny")
+    with pytest.raises(RunError, match="no run directory"):
+        frozen_weights(RunDirectory(tmp_path / "none"), "mean", "tiny")
+
+
+def test_ls_runs_with_the_weights_of_a_run(tiny: Path, tmp_path: Path, mtbench: Mtbench) -> None:
+    run = weighed(tiny, tmp_path, "0,9,0.1,3.0\n")
+    words = ("run", "--plugin", tiny, "--task", "tiny", "--epochs", 1, "--out", tmp_path / "ls")
+    given = ("-m", "ls", "--weights-from", run.path, "--weights-of", "final")
+    assert mtbench(*words, *given)[0] == 0
+    [spec] = (tmp_path / "ls").rglob("spec.json")
+    assert RunDirectory(spec.parent).spec().method_params == {"weights": [0.1, 3.0]}
+    code, _, error = mtbench(*words, *given, "--set", "ls.weights=1,1")
+    assert code != 0
+    assert "given twice" in error
+    code, _, error = mtbench(*words, "-m", "ew", "--weights-from", run.path)
+    assert code != 0
+    assert "add --method ls" in error
