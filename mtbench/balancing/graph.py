@@ -180,7 +180,7 @@ def _trainable(parents: Parents, chosen: Collection[int]) -> dict[Node, Tensor]:
     own = {
         node: leaf
         for node, leaf in found.items()
-        if isinstance(leaf, nn.Parameter) or id(leaf) in chosen
+        if id(leaf) in chosen or isinstance(leaf, nn.Parameter)
     }
     return own or found
 

@@ -367,13 +367,13 @@ class Passes:
         self, items: Sequence[Item], ranks: Ranks = ALONE, last: bool = False
     ) -> list[Tensor]:
         like = (*self.roles.shared, self.losses[0])[0].new_zeros(0, dtype=self._dtype)
-        columns = sum(width(item) for item in items)
-        block = self.engine.buffer(len(self.losses), columns, like)
+        sizes = [width(item) for item in items]
+        block = self.engine.buffer(len(self.losses), sum(sizes), like)
         points = [point(item) for item in items]
         for row, values in zip(block, self._rows(points, last), strict=True):
             end = 0
-            for item, value in zip(items, values, strict=True):
-                start, end = end, end + width(item)
+            for size, value in zip(sizes, values, strict=True):
+                start, end = end, end + size
                 if value is None:
                     row[start:end].zero_()
                 else:
