@@ -54,6 +54,7 @@ class Held:
             losses,
             shared=self.shared.values() if last.told else None,
             again=last._again,
+            validation=last._validation,
             engine=last.engine,
             loss_scale=last.loss_scale,
             ranks=ALONE,  # they are summed

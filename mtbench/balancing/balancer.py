@@ -187,7 +187,7 @@ class Balancer(nn.Module, ABC):
         weights = self.balance(step)
         hooked, step.engine.hooked = step.engine.hooked, {}
         for parameter in hooked.values():
-            for hook in list(parameter._post_accumulate_grad_hooks.values()):  # type: ignore[attr-defined]
+            for hook in list(parameter._post_accumulate_grad_hooks.values()):
                 hook(parameter)
         if weights is None or not names:
             return weights

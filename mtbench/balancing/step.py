@@ -395,7 +395,7 @@ class Step(Passes):
 
     def _write(self, parameter: Tensor, value: Tensor) -> None:
         accumulate(parameter, value)
-        if parameter._post_accumulate_grad_hooks:  # type: ignore[attr-defined]
+        if parameter._post_accumulate_grad_hooks:
             self.engine.hooked[id(parameter)] = parameter
 
     def _need_features(self, what: str) -> None:
