@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from mtbench.balancing.accumulation import Held
-from mtbench.balancing.distributed import Ranks
+from mtbench.balancing.distributed import Ranks, differ
 from mtbench.balancing.engine import Engine, largest
 from mtbench.balancing.step import Again, Space, Step
 from mtbench.errors import StepError, UsageError
@@ -180,7 +180,7 @@ class Balancer(nn.Module, ABC):
             StepError: losses that are not K scalars, or that the graph does not bear out.
         """
         step, names = self._step(losses, said)
-        self._watch()
+        self._watch(step)
         if self._held is not None:
             self._held.add(step)
             step, self._held = self._held.step(step), None
@@ -257,10 +257,21 @@ class Balancer(nn.Module, ABC):
                 "heads get"
             )
 
-    def _watch(self) -> None:
-        """Warn once of each thing that a loop has to do for this method, and does not."""
+    def _watch(self, step: Step) -> None:
+        """Warn once of each thing that a loop has to do for this method, and does not.
+
+        Raises:
+            StepError: processes train on different losses, and the step does not know.
+        """
         self._calls += 1
         if self._calls == 1:
+            if not step.speaks_of_ranks and differ(step.host_values.tolist()):
+                raise StepError(
+                    "losses differ between the processes that torch.distributed joins, and their "
+                    "gradients would not be averaged: give ranks=Group() of "
+                    "mtbench.balancing.distributed, with losses of the whole batch and no "
+                    "DistributedDataParallel; or ranks=ALONE if each process trains by itself"
+                )
             self._at_first = [p.detach().clone() for p in self.parameters()]
         elif self._calls == _PATIENCE:
             pairs = list(zip(self.parameters(), self._at_first, strict=False))

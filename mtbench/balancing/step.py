@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mtbench.balancing.distributed import ALONE, Ranks, processes
+from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.engine import Engine, grad, gramian, must_be_whole
 from mtbench.balancing.graph import part
 from mtbench.balancing.jacobian import accumulate, views, width
@@ -95,12 +95,6 @@ class Step(Passes):
             self.latent = next((i for i, f in enumerate(told) if f is latent), -1)
             if self.latent < 0:
                 raise StepError("Step: latent must be one of the features, found another tensor")
-        if ranks is None and processes() > 1:
-            raise StepError(
-                f"Step: {processes()} processes train, and gradients are not averaged: give "
-                "ranks=Group() of mtbench.balancing.distributed, and losses of the whole batch; or "
-                "ranks=ALONE where each process trains by itself"
-            )
         super().__init__(
             checked,
             told or ((latent,) if isinstance(latent, Tensor) else ()),
@@ -111,6 +105,7 @@ class Step(Passes):
             ranks or ALONE,
         )
         self._again, self._validation = again, validation
+        self.speaks_of_ranks = ranks is not None
         self.gramians: dict[Space, Tensor] = {}  # those computed so far
 
     @property
