@@ -132,6 +132,10 @@ class Balancer(nn.Module, ABC):
         super().__init__()
         if num_objectives < 1:
             raise ValueError(f"num_objectives must be at least 1, found {num_objectives}")
+        if not isinstance(seed, int):
+            raise UsageError(
+                f"{self._called}: seed must be an integer, found {seed!r}; parameters go by name"
+            )
         self.num_objectives = num_objectives
         self.engine = Engine(batched=False)
         self._names: tuple[str, ...] = ()
