@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export OMP_NUM_THREADS ?= 1
-.PHONY: run test lint clean
+.PHONY: run test lint docs clean
 
 # The main job: RLAR on the embedded thyroid phantom, to a table and a report.
 run: $(VENV)/installed
@@ -18,6 +18,10 @@ lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, into docs/_build/html.
+docs: $(VENV)/tested
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
 
 # pyradiomics 3.0.1 has no wheel and its setup.py imports numpy: hence the order, and no isolation.
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -29,7 +29,7 @@ from tests.methods import METHODS
 TASKS = {
     "tiny": {"epochs": "3", "missing": "true"},
     "digits": {"epochs": "2", "batch_size": "256"},
-    "thyroid": {"epochs": "2", "cases": "24", "image_size": "32"},
+    "thyroid": {"epochs": "2", "cases": "24", "image_size": "32", "width": "4"},
     "dtlz2": {"epochs": "3"},
 }
 PER_CELL = 3

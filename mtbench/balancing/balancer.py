@@ -168,7 +168,7 @@ class Balancer(nn.Module, ABC):
     def backward(
         self, losses: Step | Losses, **said: Unpack[Said]
     ) -> Tensor | dict[str, Tensor] | None:
-        """Write ``.grad``s for one forward pass, in the place of ``sum(losses).backward()``.
+        """Write every ``.grad`` for one forward pass, in the place of ``sum(losses).backward()``.
 
         Args:
             losses: K scalars on the graph, in a sequence or by the objectives' names; None for an
@@ -312,7 +312,7 @@ class Balancer(nn.Module, ABC):
 
     @abstractmethod
     def balance(self, step: Step) -> Tensor | None:
-        """Write ``.grad``s for one forward pass: what a method implements, `backward` its call.
+        """Write every ``.grad`` for one pass: what a method implements, and `backward` calls.
 
         Returns:
             The effective weights (K,) of the objectives, for the record, where the method has any.

@@ -39,8 +39,8 @@ class Step(Passes):
             stack would send each objective's backward through all heads.
         features: what the encoder hands to every head, for methods that look there. Then the shared
             parameters are those that the features depend on.
-        shared: where gradients are compared; by default the `nn.Parameter`s that several losses
-            reach, or that lie under the features. What several losses reach beside a part that is
+        shared: where gradients are compared; by default every `nn.Parameter` that several losses
+            reach, or that lies under the features. What several losses reach beside a part that is
             chosen here gets the gradient of the sum with the weights found. Frozen ones are
             skipped.
         latent: the latent representation z: a tensor, or its index among the features.

@@ -107,5 +107,7 @@ def main() -> None:
 
 
 def _plain(text: str) -> str:
+    from mtbench.comparing import inert
+
     shown = text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair
-    return " ".join(shown.split()).replace("[", "\\[")
+    return inert.plain(" ".join(shown.split())).replace("[", "\\[")

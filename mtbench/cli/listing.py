@@ -43,8 +43,6 @@ def list_(
 
 def info(name: str, plugin: Plugins = None) -> None:
     """Tell what a method or task is: definition, parameters, search space, paper."""
-    import inspect
-
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -74,7 +72,7 @@ def info(name: str, plugin: Plugins = None) -> None:
         cls = task = entry.load(Task)
         facts = {"objectives": ", ".join(task.objectives)}
     console.print(f"[bold]{name}[/]  {entry.path}", highlight=False)
-    console.print(Text(inspect.getdoc(cls) or ""))
+    console.print(Text(params.documented(cls)))
     for fact, value in facts.items():
         if not value:
             continue

@@ -1,19 +1,41 @@
 """``mtbench plan``."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 from mtbench.cli.options import Data, Jobs, Plugins, SuiteName, number_of_jobs
 
-
-def plan(suite: SuiteName, data: Data = None, jobs: Jobs = None, plugin: Plugins = None) -> None:
-    """Tell what a suite takes and what it can show, before anything is spent."""
-    import math
-
+if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+
+    from mtbench.comparing.planning.cost import Cost
+    from mtbench.comparing.planning.grid import Grid
+
+EFFECTS = (1.0, 2.0, 5.0)
+"""Percent of delta-m that are asked about."""
+
+REPETITIONS = (6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100)
+POWER = 0.8
+
+
+def plan(
+    suite: SuiteName,
+    data: Data = None,
+    jobs: Jobs = None,
+    pilot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUNS", help="Finished runs on the same tasks, to learn from how they scatter."
+        ),
+    ] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Tell what a suite takes and what it can show, before anything is spent."""
+    from rich.console import Console
 
     from mtbench.cli.display import Display
-    from mtbench.cli.status import duration
-    from mtbench.comparing.judging import statistics
     from mtbench.comparing.planning.cost import probe
     from mtbench.comparing.planning.grid import Grid, Order, needs_data
     from mtbench.comparing.planning.suite import load
@@ -21,17 +43,37 @@ def plan(suite: SuiteName, data: Data = None, jobs: Jobs = None, plugin: Plugins
     workers = number_of_jobs(jobs)
     order = Order(load(suite), data, tuple(plugin or ()))
     needs_data(order)
-    grid = Grid(order)
-    console, budget = Console(), order.suite.budget
-    costs = []
+    scatter = {} if pilot is None else _scatter(pilot)
+    grid, console, costs = Grid(order), Console(), []
     with Display(console, []) as display:
         for cost in probe(grid, display.prepare):
             costs.append(cost)
             display.prepare("timing a few steps", len(costs), len(grid.entries))
-    each = budget.trials + budget.seeds
+    _print_costs(console, grid, costs)
+    for line in [*_time(grid, costs, workers), *_power(grid, costs, scatter, workers)]:
+        console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
+    given = "" if data is None else f" --data {data}"
+    until = " --until decided" if order.suite.budget.repetitions > 1 else ""
+    console.print(
+        f"run it: mtbench sweep {suite}{given} --out runs{until}",
+        markup=False, highlight=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def _print_costs(console: "Console", grid: "Grid", costs: "list[Cost]") -> None:
+    import math
+
+    from rich.table import Table
+    from rich.text import Text
+
+    from mtbench.cli.status import duration
+    from mtbench.comparing import inert
+
     for task, entries in grid.tasks.items():
-        title = Text(f"{task}: {', '.join(entries[0].request.task.objectives)}")
-        table = Table("method", "steps/s", "ratio", "a cell", "all cells", title=title)
+        title = f"{task}: {', '.join(entries[0].request.task.objectives)}"
+        table = Table(
+            "method", "steps/s", "ratio", "a cell", "all cells", title=Text(inert.plain(title))
+        )
         for column in table.columns[1:]:
             column.justify = "right"
         rows = [cost for cost in costs if cost.entry.task == task]
@@ -39,36 +81,95 @@ def plan(suite: SuiteName, data: Data = None, jobs: Jobs = None, plugin: Plugins
         least = min((row.step for row in rows if not math.isnan(row.step)), default=math.nan)
         for row in rows:
             cells = (f"{1 / row.step:.3g}", f"{row.step / least:.2f}")
-            times = (duration(row.cell), duration(row.cell * each))
+            times = (duration(row.cell), duration(row.cell * grid.suite.budget.cells))
             if math.isnan(row.cell):
                 cells, times = ("-", "-"), ("-", "does not run")
-            table.add_row(Text(row.entry.choice.method.name), *cells, *times)
+            table.add_row(Text(inert.plain(row.entry.label)), *cells, *times)
         console.print(table)
-    total = sum(cost.cell * each for cost in costs if not math.isnan(cost.cell))
-    methods = len(grid.entries) // len(grid.tasks)
-    say = [
-        f"cells: tasks {len(grid.tasks)} x methods {methods} x (trials {budget.trials} + "
-        f"seeds {budget.seeds}) = {len(grid.cells)}",
+
+
+def _hours(costs: "list[Cost]", cells: int) -> float:
+    import math
+
+    return sum(cost.cell * cells for cost in costs if not math.isnan(cost.cell))
+
+
+def _time(grid: "Grid", costs: "list[Cost]", workers: int) -> list[str]:
+    from mtbench.cli.status import duration
+
+    budget = grid.suite.budget
+    total = _hours(costs, budget.cells)
+    return [
+        f"cells: tasks {len(grid.tasks)} x methods {len(grid.entries) // len(grid.tasks)} x "
+        f"repetitions {budget.repetitions} x (trials {budget.trials} + seeds {budget.seeds}) = "
+        f"{len(grid.cells)}",
         f"time: {duration(total)} on one core, {duration(total / workers)} with --jobs {workers} "
         "and as many cores (ratio: to the fastest method)",
     ]
-    effect = statistics.smallest_effect(budget.seeds)
-    if math.isinf(effect):
-        say.append("smallest effect: one seed can detect none")
-    else:
-        text = (
-            f"smallest effect that {budget.seeds} paired seeds detect (power 0.8, level 0.05): "
-            f"{effect:.2f} standard deviations of the paired differences"
-        )
-        if methods > 2:
-            strict = statistics.smallest_effect(budget.seeds, alpha=0.05 / (methods - 1))
-            text += f"; {strict:.2f} as one of {methods - 1} comparisons"
-        say.append(text)
-    say.append(statistics.significance_note(budget.seeds, methods - 1))
-    for line in filter(None, say):
-        console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
-    given = "" if data is None else f" --data {data}"
-    console.print(
-        f"run it: mtbench sweep {suite}{given} --out runs",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+
+
+def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers: int) -> list[str]:
+    """Return what the test that is really made will tell, and what it would take to tell more."""
+    from mtbench.cli.status import duration
+    from mtbench.comparing.judging.deciding import FIRST, looks_of, prospect, smallest_effect
+
+    budget, margin = grid.suite.budget, grid.suite.margin
+    comparisons = max(1, len(grid.entries) // len(grid.tasks) - 1)
+    units = budget.repetitions if budget.trials else budget.repetitions * budget.seeds
+    if budget.trials and budget.repetitions == 1:
+        return [
+            "no verdict will be given: tuning happens once, and its luck is in no interval; "
+            "`repetitions` in the budget repeats the whole study"
+        ]
+    if units < FIRST:
+        return [f"no verdict can be given: it takes at least {FIRST} repetitions, planned {units}"]
+    lines = [
+        f"told with probability {POWER:g}, as one of {comparisons} comparisons at 5 %: a "
+        f"difference of {smallest_effect(units, comparisons):.2f} standard deviations of a "
+        "repetition's paired difference"
+    ]
+    if not scatter:
+        lines.append("what that is in delta-m: give --pilot RUNS")
+    for task, entries in grid.tasks.items():
+        deviation = scatter.get(entries[0].request.entry.name)
+        if deviation is None:
+            continue
+        own = [cost for cost in costs if cost.entry.task == task]
+        lines.append(f"{task}: paired standard deviation {deviation:.2f} points of delta-m")
+        for effect in (0.0, *EFFECTS):
+            word = "equivalent" if effect == 0 else "worse"
+            now = prospect(
+                effect, deviation, units, margin=margin, comparisons=comparisons,
+                looks=looks_of(units),
+            )  # fmt: skip
+            needed = next(
+                (
+                    n
+                    for n in REPETITIONS
+                    if prospect(
+                        effect, deviation, n, margin=margin, comparisons=comparisons, studies=1_000
+                    ).shares[word]
+                    >= POWER
+                ),
+                None,
+            )
+            time = _hours(own, (budget.trials + budget.seeds) * (needed or 0)) / workers
+            takes = f"{POWER:g} takes {needed}, {duration(time)}" if needed else "out of reach"
+            lines.append(
+                f"{task}: a difference of {effect:g} % is told {word} with probability "
+                f"{now.shares[word]:.2f}, after {now.units:.0f} of {units} repetitions; {takes}"
+            )
+    return lines
+
+
+def _scatter(pilot: Path) -> dict[str, float]:
+    """Return the paired standard deviation of delta-m by task: the median of a pilot's pairs."""
+    from mtbench.comparing.judging import leaderboard
+    from mtbench.training.rundir import find_runs
+
+    found: dict[str, float] = {}
+    for board in leaderboard.boards(list(find_runs([pilot])), "ls"):
+        if not board.pairs.empty:
+            task = next(iter(board.cells.values()))[0].spec.task
+            found[task] = float(board.pairs["deviation"].median())
+    return found

@@ -29,6 +29,20 @@ def leaderboard(
         str, typer.Option(help="The row that the others are tested against.")
     ] = "ls",
     plain: Annotated[str, typer.Option(help="The row whose step is the unit of cost.")] = "ew",
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,..",
+            help="Only these columns of a table, by the beginnings of their names.",
+        ),
+    ] = None,
+    raw: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write every metric of every cell as one tidy CSV."),
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write the charts as PDF and SVG.")
+    ] = None,
     cost: Annotated[
         bool, typer.Option("--cost", help="CSV only: times and memory too, which no rerun repeats.")
     ] = False,
@@ -38,34 +52,52 @@ def leaderboard(
 
     from mtbench.cli.tables import print_board
     from mtbench.comparing.judging import leaderboard as boards
-    from mtbench.errors import RunError, UsageError
+    from mtbench.errors import UsageError
     from mtbench.training.rundir import find_runs
 
     if form is Format.table and to is not None:
         raise UsageError("--to needs --format markdown, csv, json or latex")
     if cost and form is not Format.csv:
         raise UsageError("--cost is for --format csv; the other formats have the cost anyway")
+    if columns is not None and form in (Format.csv, Format.json):
+        raise UsageError(f"--columns is for tables; {form} has every column")
+    wanted = None if columns is None else [name.strip() for name in columns.split(",")]
     found = boards.boards(list(find_runs(runs)), baseline, plain)
+    if raw is not None:
+        _write(raw, boards.to_raw(found), "--raw")
+    if figures is not None:
+        from mtbench.comparing.judging.leaderboard.figures import draw
+
+        for file in draw(found, figures):
+            typer.echo(f"figure: {file}", err=True)
     if html is not None:
         from mtbench.comparing.judging import report
 
         typer.echo(f"page: {report.write(found, html)}", err=True)
     if form is Format.table:
         for board in found:
-            print_board(Console(), board)
+            print_board(Console(), board, wanted)
         return
     together = boards.overall(found)
     tail = [boards.overall_markdown(together)] if together else []
     text = {
-        Format.markdown: lambda: "\n".join([*map(boards.to_markdown, found), *tail]),
-        Format.latex: lambda: "\n".join(boards.to_latex(board) for board in found),
+        Format.markdown: lambda: "\n".join(
+            [*(boards.to_markdown(one, wanted) for one in found), *tail]
+        ),
+        Format.latex: lambda: "\n".join(boards.to_latex(one, wanted) for one in found),
         Format.csv: lambda: boards.to_csv(found, cost=cost),
         Format.json: lambda: boards.to_json(found) + "\n",
     }[form]()
     if to is None:
         typer.echo(text, nl=False)
         return
+    _write(to, text, "--to")
+
+
+def _write(file: Path, text: str, option: str) -> None:
+    from mtbench.errors import RunError
+
     try:
-        to.write_text(text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise RunError(f"--to {to}: cannot be written ({error.strerror})") from error
+        raise RunError(f"{option} {file}: cannot be written ({error.strerror})") from error

@@ -30,6 +30,7 @@ def status(
     """Show how far a sweep is."""
     from rich.console import Console
 
+    from mtbench.comparing import inert
     from mtbench.comparing.planning.grid import Grid, Order, Survey
     from mtbench.comparing.planning.suite import load
     from mtbench.errors import RunError
@@ -45,7 +46,8 @@ def status(
     console.print(_grid(grid, states))
     for cell, state in states.items():
         if state.status == "failed":
-            console.print(f"failed: {cell}: {state.note}", markup=False, soft_wrap=True)
+            said = inert.plain(f"failed: {cell}: {state.note}")
+            console.print(said, markup=False, soft_wrap=True)
     running = sum(state.status == "running" for state in states.values())
     console.print(_summary(states, max(1, running)))
 
@@ -80,6 +82,8 @@ class Watch:
         """Show how far the cells are."""
         from rich.console import Group
 
+        from mtbench.comparing import inert
+
         if self.console.is_terminal:
             running = sum(state.status == "running" for state in states.values())
             summary = _summary(states, max(self.jobs, running))
@@ -97,28 +101,32 @@ class Watch:
                     number += 1
                     state = states[cell]
                     took = "" if math.isnan(state.seconds) else f", {duration(state.seconds)}"
+                    done = f"[{number}/{len(states)} {duration(elapsed)}]"
                     self.console.print(
-                        f"[{number}/{len(states)} {duration(elapsed)}] {cell}: {state.status}, "
-                        f"{state.note}{took}",
+                        inert.plain(f"{done} {cell}: {state.status}, {state.note}{took}"),
                         markup=False, highlight=False, soft_wrap=True,
                     )  # fmt: skip
         self.closed = closed
 
 
 def _grid(grid: "Grid", states: "Mapping[Cell, State]") -> "Table":
-    """Return methods x tasks: trials and seeds that are closed, of how many."""
+    """Return rows x tasks: trials and seeds that are closed, of how many."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("method", title=Text(grid.suite.title), title_justify="left")
+    from mtbench.comparing import inert
+
+    table = Table("method", title=Text(inert.plain(grid.suite.title)), title_justify="left")
     for task in grid.tasks:
-        table.add_column(Text(task))
+        table.add_column(Text(inert.plain(task)))
     found: dict[tuple[str, str], list[tuple[Cell, State]]] = {}
     for cell, state in states.items():
-        key = (cell.entry.choice.method.name, cell.entry.task)
+        key = (cell.entry.label, cell.entry.task)
         found.setdefault(key, []).append((cell, state))
-    for method in dict.fromkeys(entry.choice.method.name for entry in grid.entries):
-        table.add_row(Text(method), *(_square(found[method, task]) for task in grid.tasks))
+    for label in dict.fromkeys(entry.label for entry in grid.entries):
+        table.add_row(
+            Text(inert.plain(label)), *(_square(found[label, task]) for task in grid.tasks)
+        )
     return table
 
 

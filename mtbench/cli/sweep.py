@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from mtbench.comparing.running.executors import Executor
 
 
+class Until(StrEnum):
+    """When a sweep ends."""
+
+    done = "done"
+    decided = "decided"
+
+
 class Where(StrEnum):
     """Where workers run."""
 
@@ -42,6 +49,13 @@ def sweep(
     batch: Annotated[
         int | None, typer.Option(help="Cells in a SLURM job or a Dask task; 1 by default.")
     ] = None,
+    until: Annotated[
+        Until,
+        typer.Option(
+            help="All repetitions, or only as many as it takes to tell each row from those that "
+            "the suite asks `against`; the error rate holds either way."
+        ),
+    ] = Until.done,
     plugin: Plugins = None,
 ) -> None:
     """Run a suite: every method's trials, then its final seeds with the best trial's parameters.
@@ -53,8 +67,10 @@ def sweep(
 
     from mtbench.cli.display import Display
     from mtbench.cli.status import Watch
-    from mtbench.comparing.planning.grid import Grid, Order, needs_data
+    from mtbench.comparing import inert
+    from mtbench.comparing.planning.grid import Cell, Grid, Order, State, needs_data
     from mtbench.comparing.planning.suite import load
+    from mtbench.comparing.running.deciding import until_decided
     from mtbench.comparing.running.sweep import check_data, prepare
     from mtbench.comparing.running.sweep import sweep as run
 
@@ -65,12 +81,22 @@ def sweep(
     grid = Grid(order)
     prepare(out)
     console = Console()
+    plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+
+    def all_of(part: Grid) -> dict[Cell, State]:
+        start = _executor(executor, out, workers, slurm or [], scheduler or "", batch or 1)
+        with Watch(console, part, workers if executor is Where.local else 1) as watch:
+            return run(part, out, start, watch)
+
+    def tell(look: int, questions: Sequence[str]) -> None:
+        some = "; ".join(questions[:3]) + ("; ..." if len(questions) > 3 else "")
+        said = f"{len(questions)} questions are open: {some}" if questions else "all is decided"
+        console.print(inert.plain(f"after {look} repetitions: {said}"), **plain)
+
     with _stopped_by_sigterm():
         with Display(console, []) as display:
             check_data(grid, display.prepare)
-        start = _executor(executor, out, workers, slurm or [], scheduler or "", batch or 1)
-        with Watch(console, grid, workers if executor is Where.local else 1) as watch:
-            states = run(grid, out, start, watch)
+        states = until_decided(order, out, all_of, tell) if until is Until.decided else all_of(grid)
     failures = {cell: state for cell, state in states.items() if state.status == "failed"}
     diverged = sum(state.status == "diverged" for state in states.values())
     console.print(
@@ -79,13 +105,9 @@ def sweep(
         highlight=False,
     )
     for cell, state in failures.items():
-        console.print(
-            f"failed: {cell}: {state.note}; mend it and delete {state.run}/failed.json to try "
-            "again",
-            markup=False, highlight=False, soft_wrap=True, style="red",
-        )  # fmt: skip
-    where: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
-    console.print(f"compare: mtbench leaderboard {out} --html {out}/site", **where)
+        said = f"failed: {cell}: {state.note}; mend it and delete {state.run}/failed.json to try"
+        console.print(inert.plain(f"{said} again"), style="red", **plain)
+    console.print(f"compare: mtbench leaderboard {out} --html {out}/site", **plain)
     if failures:
         raise typer.Exit(1)
 

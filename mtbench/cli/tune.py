@@ -33,21 +33,21 @@ def tune(
         str | None,
         typer.Option(
             metavar=RANGE,
-            help="Of the learning rate, or none; by default the recipe's / 10 to x 10.",
+            help="Of the learning rate, or none; by default the recipe's / 3 to x 3.",
         ),
     ] = None,
     weight_decay_range: Annotated[
         str | None,
         typer.Option(
             metavar=RANGE,
-            help="Of the weight decay, or none; by default the recipe's / 10 to x 10, 0 stays 0.",
+            help="Of the weight decay, or none; by default the recipe's / 3 to x 3, 0 stays 0.",
         ),
     ] = None,
     sampler: Annotated[
         str | None,
         typer.Option(
             help="Exploratory: tpe, random, cmaes, nsgaii or gp. By default the official ruleset: "
-            "random trials drawn beforehand."
+            "the defaults, then quasi-random trials drawn beforehand."
         ),
     ] = None,
     pruner: Annotated[
@@ -105,7 +105,7 @@ def tune(
             request, splits, search, mode, seed=at, precision=exact, device=where, out=out,
             storage=storage, threads=threads,
         )  # fmt: skip
-        refuse_searched(given, request.choices[0].method, study.draws(1)[0])
+        refuse_searched(given, request.choices[0].method, study.first)
         with study:
             console.print(f"study:  {study.name} in {study.shown}", soft_wrap=True, highlight=False)
             for key, (low, high) in search.ranges.items():

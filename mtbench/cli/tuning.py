@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mtbench.cli.display import Display
+from mtbench.comparing import inert
 from mtbench.comparing.tuning import figures as tuning_figures
 from mtbench.comparing.tuning.draws import Draw, Search
 from mtbench.comparing.tuning.outcome import Outcome
@@ -27,7 +28,10 @@ class TrialDisplay(Display):
         if self.training is not None:
             self.bars.remove_task(self.training)
         tried = spec.method_params | {k: spec.recipe[k] for k in ("lr", "weight_decay")}
-        self.console.print(f"trial:  {params.own_keys(tried)}", soft_wrap=True, highlight=False)
+        self.console.print(
+            inert.plain(f"trial:  {params.own_keys(tried)}"),
+            soft_wrap=True, highlight=False, markup=False,
+        )  # fmt: skip
         super().started(spec, epochs, steps, done)
 
 
@@ -116,7 +120,7 @@ def _table(study: Tuning, outcomes: list[Outcome]) -> Table:
             str(outcome.number),
             f"{outcome.score:.4f}" if finished else outcome.status,
             *(f"{outcome.val[name]:.4f}" if name in outcome.val else "" for name in study.primary),
-            Text(params.own_keys(asked)),
+            Text(inert.plain(params.own_keys(asked)) or "the defaults"),
             style="" if finished else "dim",
         )
     return table

@@ -1,11 +1,14 @@
 """Parameters of plugins: what a constructor's signature declares, and text turned into values.
 
 A method's and a task's own parameters are the keyword-only arguments of its ``__init__``, with
-annotations among int, float, bool, str, Path, Literal, tuple[X, ...] and unions of these.
+annotations among int, float, bool, str, Path, Literal, tuple[X, ...] and unions of these. A
+constructor that ends in ``**name`` hands on to its base's, whose parameters are its own then.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -14,14 +17,52 @@ from mtbench.errors import UsageError, did_you_mean
 
 
 def declared(callee: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Return the keyword-only parameters of a class or function, annotations resolved."""
-    is_class = isinstance(callee, type)
-    hints = get_type_hints(inspect.getattr_static(callee, "__init__") if is_class else callee)
-    return {
-        name: parameter.replace(annotation=hints.get(name, str))
-        for name, parameter in inspect.signature(callee).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    """Return the keyword-only parameters of a class or function, annotations resolved.
+
+    >>> class Base:
+    ...     def __init__(self, *, width: int = 16, depth: int = 4) -> None: ...
+    >>> class Wide(Base):
+    ...     def __init__(self, *, width: int = 64, **common: int) -> None: ...
+    >>> [(name, p.default) for name, p in declared(Wide).items()]
+    [('width', 64), ('depth', 4)]
+    """
+    found: dict[str, inspect.Parameter] = {}
+    chain = map(_constructor, _chain(callee)) if isinstance(callee, type) else [callee]
+    for function in chain:
+        hints = get_type_hints(function)
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                found.setdefault(name, parameter.replace(annotation=hints.get(name, str)))
+    return found
+
+
+def documented(cls: type) -> str:
+    """Return a class's docstring, followed by those of the bases that it hands parameters on to.
+
+    Of a base's ``Args:`` those are left out that an earlier one explains.
+    """
+    texts: list[str] = []
+    for owner in [cls, *islice(_chain(cls), 1, None)]:
+        text = inspect.getdoc(owner) or ""
+        for name in re.findall(r"^    (\w+): ", "\n".join(texts), re.MULTILINE):
+            text = re.sub(rf"^    {name}: .*\n?(        .*\n?)*", "", text, flags=re.MULTILINE)
+        texts.append(text.rstrip())
+    return "\n\n".join(texts)
+
+
+def _chain(cls: type) -> Iterator[type]:
+    """Yield the classes whose constructors together take a class's parameters."""
+    for owner in cls.__mro__[:-1]:
+        if "__init__" in vars(owner):
+            yield owner
+            kinds = [p.kind for p in inspect.signature(_constructor(owner)).parameters.values()]
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                return
+
+
+def _constructor(cls: type) -> Callable[..., Any]:
+    own: Callable[..., Any] = vars(cls)["__init__"]
+    return own
 
 
 def resolve(cls: type, given: Mapping[str, Any], owner: str) -> dict[str, Any]:
@@ -60,7 +101,8 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
     Raises:
         UsageError: the value has no reading of that type.
     """
-    for option in _options(annotation):
+    # None first: a text reads anything.
+    for option in sorted(_options(annotation), key=lambda option: option is not type(None)):
         try:
             return _read(value, option)
         except (ValueError, TypeError):

@@ -47,7 +47,7 @@ class Progress:
     processes: int = 1
     precision: Precision = "fp32"
     nonfinite: list[dict[str, Any]] = field(default_factory=list)
-    started: float = math.nan  # in seconds since 1970
+    started: float = field(default_factory=time.time)  # in seconds since 1970
     validation_passes: int = 0  # asked by the method beside the steps' own
 
 
@@ -81,9 +81,7 @@ class Record:
         self._cell = cell
         self._objectives = learner.task.objectives
         self._every = max(1, steps * epochs // LOGGED)
-        self.at = Progress(
-            sums=[0.0] * len(self._objectives), precision=learner.precision, started=time.time()
-        )
+        self.at = Progress(sums=[0.0] * len(self._objectives), precision=learner.precision)
         self.rows: list[list[Any]] = []
         self.step_seconds: deque[float] = deque(maxlen=1000)
 

@@ -55,7 +55,7 @@ class Recipe:
         optimizer: ``adamw``, ``adam`` (whose weight decay is added to the gradient), ``sgd`` with
             momentum 0.9, or ``muon`` for the encoder's weight matrices and AdamW for all else.
             The Adams forget a direction's length and ``sgd`` does not: so methods that differ in
-            length rank otherwise.
+            length rank otherwise. Each wants a learning rate of its own.
         encoder_lr: the encoder's learning rate, as a multiple of ``lr``, which all else has.
         weight_decay: of the model's parameters; a balancer's own get none.
         schedule: ``cosine`` rises linearly over the first 5 % of the steps and falls to zero;

@@ -1,7 +1,9 @@
-"""QM9's molecules as arrays, read once from the files as published."""
+"""QM9's molecules as arrays, read once from the files as published or from the package qm9pack."""
 
 import hashlib
-from collections.abc import Iterator
+import importlib.util
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from mtbench.errors import DataError
+from mtbench.plugins import extras
 from mtbench.training.cache import cache_dir
 from mtbench.training.task import Progress
 
@@ -19,6 +22,8 @@ ELEMENTS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
 
 RAW = ("gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt")
 PROCESSED = "qm9_v3.pt"
+PACKAGE = "qm9pack"
+PACKAGED = ("qm9_part1.csv", "qm9_part2.csv", "qm9_part3.csv")
 
 HARTREE = 27_211.386246  # meV, as torch-geometric has it
 MOST = 255  # atoms: a bond names them by bytes; QM9 has at most 29
@@ -39,6 +44,36 @@ TARGETS: dict[str, tuple[str, float, int]] = {
 }
 """By target: its column in ``gdb9.sdf.csv``, what that is multiplied by (energies become meV), and
 its column in ``qm9_v3.pt``, where energies are in eV."""
+
+PROPERTIES: dict[str, tuple[str, float]] = {
+    "mu": ("Dipole_debye", 1.0),
+    "alpha": ("Polarizability_bohr3", 1.0),
+    "homo": ("HOMO_au", HARTREE),
+    "lumo": ("LUMO_au", HARTREE),
+    "r2": ("R2_bohr2", 1.0),
+    "zpve": ("ZPVE_au", HARTREE),
+    "u0": ("InternalEnergy_0K_au", HARTREE),
+    "u": ("InternalEnergy_298K_au", HARTREE),
+    "h": ("Enthalphy_298K_au", HARTREE),
+    "g": ("GibbsFreeEnergy_298K_au", HARTREE),
+    "cv": ("Heatcapacity_Cv_cal_mol_K", 1.0),
+}
+"""By target: its column in the package, and what that is multiplied by."""
+
+ATOMS = {
+    "u0": (-0.500273, -37.846772, -54.583861, -75.064579, -99.718730),
+    "u": (-0.498857, -37.845355, -54.582445, -75.063163, -99.717314),
+    "h": (-0.497912, -37.844411, -54.581501, -75.062219, -99.716370),
+    "g": (-0.510927, -37.861317, -54.598897, -75.079532, -99.733544),
+}
+"""Energies of free H, C, N, O and F, hartree: QM9's ``atomref.txt``. The package has a molecule's
+energy, the task's targets are what is left of it without its atoms'."""
+
+TOKEN = re.compile(r"\[?([CNOF])(?:H\d?)?[+-]?\]?|([=#])|([()])|(\d)")
+"""Of QM9's SMILES, which are Kekulé's: an atom, a bond's order, a branch, a ring's end."""
+
+LONGEST = 2.0
+"""Angstrom between bonded atoms; QM9's are below 1.7."""
 
 ENERGIES = tuple(name for name, (_, factor, _) in TARGETS.items() if factor != 1)
 
@@ -75,12 +110,14 @@ class Molecules:
         return len(self.targets)
 
 
+_Reader = Callable[[list[Path], Progress], dict[str, Any]]
+
 _Parsed = tuple[list[int], list[list[float]], list[list[int]], list[float]]
 """A molecule: atomic numbers, positions, bonds, targets."""
 
 
 def load(data: Path | None, strict: bool, progress: Progress) -> Molecules:
-    """Return the molecules of a folder.
+    """Return the molecules of a folder, or of the package ``qm9pack``.
 
     The folder, or its subfolder ``raw``, holds ``gdb9.sdf``, ``gdb9.sdf.csv`` and
     ``uncharacterized.txt``, as MoleculeNet publishes them and torch-geometric unpacks them where
@@ -88,14 +125,14 @@ def load(data: Path | None, strict: bool, progress: Progress) -> Molecules:
     takes a minute and is done once: the arrays stay in the cache folder, by content.
 
     Args:
-        data: the folder.
+        data: the folder; None for the package.
         strict: raise instead of dropping what cannot be read.
         progress: is told how the parsing goes.
 
     Raises:
-        DataError: no such folder or files, or they are not QM9.
+        DataError: no such folder, files or package, or they are not QM9.
     """
-    files = _find(data)
+    read, files = _package() if data is None else _find(data)
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -103,7 +140,7 @@ def load(data: Path | None, strict: bool, progress: Progress) -> Molecules:
     fingerprint = f"qm9-1-{digest.hexdigest()[:16]}"
     cached = cache_dir() / f"{fingerprint}.npz"
     if not cached.exists():
-        arrays = _processed(files[0]) if len(files) == 1 else _raw(files, progress)
+        arrays = read(files, progress)
         temporary = cached.with_suffix(".tmp")
         with temporary.open("wb") as stream:
             np.savez(stream, **arrays)
@@ -112,23 +149,131 @@ def load(data: Path | None, strict: bool, progress: Progress) -> Molecules:
         found = {name: stored[name] for name in stored.files}
     broken = tuple(map(str, found.pop("broken")))
     if strict and broken:
-        raise DataError(f"{data}: {len(broken)} molecules cannot be read (strict); {broken[0]}")
+        source = PACKAGE if data is None else data
+        raise DataError(f"{source}: {len(broken)} molecules cannot be read (strict); {broken[0]}")
     excluded = int(found.pop("excluded"))
     return Molecules(**found, broken=broken, excluded=excluded, fingerprint=fingerprint)
 
 
-def _find(data: Path | None) -> list[Path]:
-    if data is None:
-        raise DataError(f"task qm9 needs --data PATH: a folder with {', '.join(RAW)}")
+def _find(data: Path) -> tuple[_Reader, list[Path]]:
     for folder in (data, data / "raw"):
         if all((folder / name).is_file() for name in RAW):
-            return [folder / name for name in RAW]
+            return _raw, [folder / name for name in RAW]
         if (folder / PROCESSED).is_file():
-            return [folder / PROCESSED]
+            return _processed, [folder / PROCESSED]
     raise DataError(
         f"{data}: neither it nor its folder raw holds {', '.join(RAW)} (of MoleculeNet's qm9.zip "
         f"and QM9's figshare page), or {PROCESSED} (of torch-geometric); nothing is downloaded here"
     )
+
+
+def _package() -> tuple[_Reader, list[Path]]:
+    # Found, not imported: the package imports pkg_resources, which newer setuptools have not.
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None:
+        raise DataError(
+            f"task qm9 needs the package {PACKAGE}: {extras.command('qm9')}; or give --data PATH, "
+            f"a folder with {', '.join(RAW)}"
+        )
+    folder = Path(*found.submodule_search_locations or ()) / "data"
+    return _packaged, [folder / name for name in PACKAGED]
+
+
+def _packaged(files: list[Path], progress: Progress) -> dict[str, Any]:
+    wanted = [column for column, _ in PROPERTIES.values()]
+    try:
+        table = pd.concat(
+            pd.read_csv(file, usecols=["Index", "SMILES", "Elements", "XYZ_Ang", *wanted])
+            for file in files
+        )
+        targets = table[wanted].to_numpy(np.float64)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{files[0].parent}: is not the data of {PACKAGE}: {_line(error)}"
+        ) from error
+    factors = np.array([factor for _, factor in PROPERTIES.values()])
+    free = np.array([ATOMS.get(name, (0.0,) * len(ELEMENTS)) for name in PROPERTIES])
+    molecules: list[_Parsed] = []
+    broken = []
+    rows = zip(table["Index"], table["SMILES"], table["Elements"], table["XYZ_Ang"], strict=True)
+    for count, (index, smiles, elements, places) in enumerate(rows):
+        if count % 5_000 == 0:
+            progress("reading molecules", count, len(table))
+        try:
+            symbols = elements.strip("[]").replace("'", "").split(",")
+            positions = np.array(re.sub(r"[\[\]]", "", places).split(","), float).reshape(-1, 3)
+            bonds = _bonded(smiles, symbols, positions)
+            atoms = np.array([symbols.count(element) for element in ELEMENTS])
+            known = (targets[count] - free @ atoms) * factors
+            if not (np.isfinite(known).all() and np.isfinite(positions).all()):
+                raise ValueError("a target or a position is not finite")
+            numbers = [ELEMENTS[symbol] for symbol in symbols]
+            molecules.append((numbers, positions.tolist(), bonds, known.tolist()))
+        except (AttributeError, IndexError, KeyError, ValueError) as error:
+            broken.append(f"{PACKAGE}, molecule {index}: {_line(error)}")
+    return _pack(molecules, broken, 0, files[0])
+
+
+def _bonded(smiles: str, symbols: list[str], positions: NDArray[np.float64]) -> list[list[int]]:
+    """Return a molecule's bonds: between heavy atoms the SMILES', each hydrogen's to the nearest.
+
+    Raises:
+        ValueError: the atoms are not those of the SMILES in its order, or bonded ones lie apart.
+    """
+    atoms, pairs = read_smiles(smiles)
+    heavy = [i for i, symbol in enumerate(symbols) if symbol != "H"]
+    if [symbols[i] for i in heavy] != atoms or len(positions) != len(symbols):
+        raise ValueError(f"its atoms are not those of {smiles}, in its order")
+    bonds = [[heavy[first], heavy[second], order] for first, second, order in pairs]
+    for i in set(range(len(symbols))) - set(heavy):
+        nearest = np.square(positions[heavy] - positions[i]).sum(1).argmin()
+        bonds.append([heavy[nearest], i, 1])
+    if bonds:
+        first, second, _ = np.array(bonds).T
+        if np.square(positions[first] - positions[second]).sum(1).max() > LONGEST**2:
+            raise ValueError(f"atoms that {smiles} bonds are more than {LONGEST} angstrom apart")
+    return bonds
+
+
+def read_smiles(smiles: str) -> tuple[list[str], list[tuple[int, int, int]]]:
+    """Return the heavy atoms of one of QM9's SMILES and their bonds, as (first, second, order).
+
+    >>> read_smiles("C1=CO1")
+    (['C', 'C', 'O'], [(0, 1, 2), (1, 2, 1), (0, 2, 1)])
+
+    Raises:
+        ValueError: it has something that QM9's do not have.
+    """
+    atoms: list[str] = []
+    pairs: list[tuple[int, int, int]] = []
+    branches: list[int] = []
+    rings: dict[str, tuple[int, int]] = {}
+    last, order, read = 0, 1, 0
+    for token in TOKEN.finditer(smiles):
+        if token.start() != read:
+            break
+        read = token.end()
+        atom, bond, parenthesis, ring = token.groups()
+        if bond:
+            order = {"=": 2, "#": 3}[bond]
+        elif parenthesis == "(":
+            branches.append(last)
+        elif parenthesis:
+            last = branches.pop()
+        elif atom:
+            atoms.append(atom)
+            if len(atoms) > 1:
+                pairs.append((last, len(atoms) - 1, order))
+            last, order = len(atoms) - 1, 1
+        elif ring in rings:
+            first, begun = rings.pop(ring)
+            pairs.append((first, last, max(begun, order)))
+            order = 1
+        else:
+            rings[ring], order = (last, order), 1
+    if read != len(smiles) or rings or branches:
+        raise ValueError(f"{smiles!r} cannot be read as QM9's SMILES are")
+    return atoms, pairs
 
 
 def _raw(files: list[Path], progress: Progress) -> dict[str, Any]:
@@ -222,7 +367,8 @@ def _known(rows: dict[str, NDArray[np.float64]], name: str) -> list[float]:
     return list(found)
 
 
-def _processed(file: Path) -> dict[str, Any]:
+def _processed(files: list[Path], progress: Progress) -> dict[str, Any]:
+    (file,) = files
     try:
         records = torch.load(file, weights_only=True)
         assert isinstance(records, list)

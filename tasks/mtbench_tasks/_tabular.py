@@ -18,14 +18,12 @@ from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.training.data import TensorSplit, known, labelled_loss, regular
 from mtbench.training.task import Batch, Meter, Metric, Splits, Task
+from mtbench_tasks._folds import divide
 
 Floats = NDArray[np.float64]
 
 Columns = Mapping[str, tuple[str, ...] | None]
 """By name, in the file's order: the values of a nominal column, None for a numeric one."""
-
-FRACTIONS = (0.6, 0.15, 0.25)
-"""Of the groups, for training, validation and test."""
 
 LEAST = 20
 """Groups that a table must have to be split in three."""
@@ -255,14 +253,15 @@ def required(task: str, data: Path | None) -> Path:
 
 
 def split_groups(
-    path: Path, groups: Sequence[Any] | NDArray[Any], rng: np.random.Generator
+    path: Path, groups: Sequence[Any] | NDArray[Any], fold: int, seed: int
 ) -> list[NDArray[np.intp]]:
     """Return the rows of training, validation and test, no group in two of them.
 
     Args:
         path: the file, for messages.
         groups: (N,) what each row belongs to.
-        rng: the source of randomness.
+        fold: which groups are tested.
+        seed: draws those that validate.
 
     Raises:
         DataError: there are too few groups.
@@ -273,10 +272,7 @@ def split_groups(
             f"{path}: {len(names)} rows or groups are too few to be split in three; "
             f"at least {LEAST} are needed"
         )
-    edges = np.round(np.cumsum(FRACTIONS) * len(names)).astype(int)
-    part = np.empty(len(names), dtype=int)
-    part[rng.permutation(len(names))] = np.searchsorted(edges, np.arange(len(names)), "right")
-    return [np.flatnonzero(part[member] == p) for p in range(3)]
+    return [np.flatnonzero(np.isin(member, part)) for part in divide(len(names), fold, seed)]
 
 
 def unit_scale(train: Floats) -> tuple[Floats, Floats]:
@@ -300,7 +296,8 @@ def regression_splits(
     inputs: Iterable[str],
     targets: Mapping[str, str],
     group: str | None,
-    rng: np.random.Generator,
+    fold: int,
+    seed: int,
 ) -> Splits:
     """Return a table split by group, inputs and targets standardised on the training rows.
 
@@ -313,7 +310,8 @@ def regression_splits(
         inputs: columns.
         targets: each objective's column.
         group: the column whose equal values stay together; None if rows are independent.
-        rng: the source of randomness.
+        fold: which groups are tested.
+        seed: draws those that validate.
 
     Raises:
         DataError: too few groups, a row without, or a target without a value in training.
@@ -321,7 +319,7 @@ def regression_splits(
     groups = np.arange(len(table.values)) if group is None else table[group]
     if np.isnan(groups).any():
         raise DataError(f"{path}: a row has no {group}, by which the data is split")
-    parts = split_groups(path, groups, rng)
+    parts = split_groups(path, groups, fold, seed)
     x, indicator = table.encode(inputs)
     centre, scale = unit_scale(x[parts[0]])
     x = np.nan_to_num(np.where(indicator, x, (x - centre) / scale))

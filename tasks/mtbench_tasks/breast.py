@@ -14,7 +14,8 @@ from mtbench.errors import DataError
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.files import fingerprint, must_unpack, read_image, read_mask
-from mtbench_tasks._lesion.task import LesionTask, Source
+from mtbench_tasks._lesion.source import Source
+from mtbench_tasks._lesion.task import LesionTask
 
 EXTRA = "thyroid"
 
@@ -94,7 +95,9 @@ def _source(column: str, high: int) -> Source:
         load=partial(load, column=column),
         grades=GRADES[column],
         high=high,
-        recipe=Recipe(epochs=60, batch_size=8, lr=5e-3, weight_decay=0.05, select="last"),
+        recipe=Recipe(
+            epochs=30, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
+        ),
         guide=2.0,
         what="the folder of BrEaST-Lesions' spreadsheet and images",
     )
@@ -109,13 +112,6 @@ class Breast(LesionTask):
         data: the folder of the spreadsheet and the images.
         target: ``grades``, or ``low-high`` (BI-RADS 2 and 3 against 4a to 5, which call for a
             biopsy).
-        image_size: side of the network's grid, divisible by 16.
-        width: channels of the first level.
-        augmentation: its strength, 0 (mirroring only) to 1; by default 1.
-        dropout: of the risk head's pooled features; by default 0.5.
-        guide: weight of the radiomics guidance within the risk loss; by default 2.
-        risk_loss: ``ce``, or ``emd``: the squared earth mover's distance (Hou et al. 2016).
-        strict: stop at what is broken in the data, instead of leaving it out.
     """
 
     sources = {  # noqa: RUF012 - a ClassVar of the base
@@ -124,21 +120,6 @@ class Breast(LesionTask):
     }
 
     def __init__(
-        self,
-        *,
-        source: Literal["birads", "malignancy"] = "birads",
-        data: Path | None = None,
-        target: Literal["grades", "low-high"] = "grades",
-        image_size: int = 96,
-        width: int = 16,
-        augmentation: float | None = None,
-        dropout: float | None = None,
-        guide: float | None = None,
-        risk_loss: Literal["ce", "emd"] = "ce",
-        strict: bool = False,
+        self, *, source: Literal["birads", "malignancy"] = "birads", **common: Any
     ) -> None:
-        super().__init__(
-            source=source, data=data, target=target, image_size=image_size, width=width,
-            augmentation=augmentation, dropout=dropout, guide=guide, risk_loss=risk_loss,
-            strict=strict,
-        )  # fmt: skip
+        super().__init__(source=source, **common)

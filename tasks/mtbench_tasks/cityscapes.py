@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-from mtbench.training.task import Recipe
 from mtbench_tasks._dense.folder import Layout
 from mtbench_tasks._dense.task import Dense
 
@@ -50,14 +49,4 @@ class Cityscapes(Dense):
     layout = Layout(
         7, {"image": ("image",), "segmentation": ("label_7", "label"), "depth": ("depth",)}
     )
-    recipes: ClassVar = {
-        network: Recipe(
-            epochs=200,
-            batch_size=size,
-            lr=1e-4,
-            weight_decay=0.0,
-            schedule="step",
-            select="last",
-        )
-        for network, size in (("segnet_mtan", 8), ("deeplab_resnet50", 64))
-    }
+    batch_sizes: ClassVar = {"segnet_mtan": 8, "deeplab_resnet50": 64}

@@ -30,6 +30,7 @@ from mtbench.training.task import (
     Splits,
     Task,
 )
+from mtbench_tasks._folds import checked, divide
 
 Bytes = NDArray[np.uint8]
 
@@ -68,9 +69,6 @@ RECIPES = {
     "embedded": Recipe(epochs=20, batch_size=64, lr=3e-3, weight_decay=1e-2, select="last"),
     "idx": Recipe(epochs=10, batch_size=256, lr=2e-3, weight_decay=1e-2, select="last"),
 }
-
-FRACTIONS = (0.6, 0.15, 0.25)
-"""Of the embedded digits, for training, validation and test."""
 
 VALIDATION = 1 / 6
 """Of the published training digits."""
@@ -145,24 +143,28 @@ def network(layout: Layout, width: int, dropout: float) -> MultitaskModel:
     return MultitaskModel.single_feature(encoder, heads)
 
 
-class DigitsMeter(Meter):
-    """The share of images whose digit is read rightly, for each side."""
+class Accuracy(Meter):
+    """The share of labelled images whose digit is read rightly, for each objective.
 
-    def __init__(self) -> None:
-        self.right = dict.fromkeys(Digits.objectives, 0)
-        self.count = dict.fromkeys(Digits.objectives, 0)
+    Args:
+        objectives: their names.
+    """
+
+    def __init__(self, objectives: Sequence[str]) -> None:
+        self.right = dict.fromkeys(objectives, 0)
+        self.count = dict.fromkeys(objectives, 0)
 
     def update(self, outputs: Sequence[Any], batch: Batch) -> None:
         """Take in one batch."""
-        for side, output in zip(Digits.objectives, outputs, strict=True):
-            self.right[side] += int((output.argmax(1) == batch[side]).sum())
-            self.count[side] += int(known(batch[side]).sum())
+        for name, output in zip(self.right, outputs, strict=True):
+            self.right[name] += int((output.argmax(1) == batch[name]).sum())
+            self.count[name] += int(known(batch[name]).sum())
 
     def compute(self) -> dict[str, float]:
-        """Return every metric of `Digits`."""
+        """Return ``accuracy_OBJECTIVE`` of every objective."""
         return {
-            f"accuracy_{side}": self.right[side] / count if count else math.nan
-            for side, count in self.count.items()
+            f"accuracy_{name}": self.right[name] / count if count else math.nan
+            for name, count in self.count.items()
         }
 
 
@@ -173,12 +175,13 @@ class Digits(Task):
     head of two layers.
 
     ``embedded``: the 1,797 digits of 8 x 8 pixels that come with scikit-learn, 3 pixels apart on
-    12 x 12; they are divided before they are paired, and each is the left one of four pairs.
+    12 x 12; they are divided before they are paired, and each is the left one of four pairs. A
+    fifth of them tests, of the others a fifth, by seed, validates.
     ``idx``: MNIST, or any set in its files (Fashion-MNIST, KMNIST), as Sener and Koltun (NeurIPS
     2018, arXiv 1810.04650; official code) make it: each digit is the left one once, the right one
     lies 6 pixels down and right, the pixelwise maximum of both on 36 x 36 is reduced to 28 x 28 by
     the nearest pixel. The published test digits make the test split; a sixth of the training
-    digits, by seed, validates.
+    digits, by seed, validates. The test images are the same at every seed.
 
     Deviations from that code: the right digits are a permutation, not drawn with replacement;
     values are 0 to 1, not standardised; no channel dropout.
@@ -187,6 +190,7 @@ class Digits(Task):
         source: ``embedded`` or ``idx``; by default the latter if `data` is given.
         data: a folder of the four published files (``train-images-idx3-ubyte`` ..., with or without
             ``.gz``).
+        fold: which fifth of the embedded digits is tested, 0 to 4.
         width: channels of the first convolution; twice as many in the second, five times as many
             features. By default 10, as published, and 16 for the embedded digits.
         dropout: of the heads.
@@ -200,11 +204,14 @@ class Digits(Task):
         *,
         source: Literal["embedded", "idx"] | None = None,
         data: Path | None = None,
+        fold: int = 0,
         width: int | None = None,
         dropout: float = 0.5,
     ) -> None:
         self.source = source or ("embedded" if data is None else "idx")
-        self.data, self.dropout = data, dropout
+        self.data, self.fold, self.dropout = data, checked(fold), dropout
+        if fold and self.source == "idx":
+            raise UsageError(f"fold {fold}: source idx has a published test part and no folds")
         self.width = width if width is not None else 10 if self.source == "idx" else 16
         if self.width < 1:
             raise UsageError(f"width must be at least 1, found {width}")
@@ -215,12 +222,10 @@ class Digits(Task):
 
     def setup(self, seed: int, progress: Progress) -> Splits:
         """Read the digits, divide them, then pair them."""
-        digest, parts = load(
-            self.source, self.data, np.random.default_rng(seeding.derive(seed, "split"))
-        )
+        digest, parts = load(self.source, self.data, self.fold, seed)
         train, val, test = (
-            PairSplit(*part, self.layout, np.random.default_rng(seeding.derive(seed, "pairs", i)))
-            for i, part in enumerate(parts)
+            PairSplit(*part, self.layout, np.random.default_rng(seeding.derive(of, "pairs", i)))
+            for i, (part, of) in enumerate(zip(parts, (seed, seed, 0), strict=True))
         )
         notes = {
             "source": self.source,
@@ -242,7 +247,7 @@ class Digits(Task):
 
     def meter(self) -> Meter:
         """Return a fresh meter."""
-        return DigitsMeter()
+        return Accuracy(self.objectives)
 
     def figures(self, predictor: Predictor, splits: Splits, folder: Path) -> list[Path]:
         """Draw test images with what they hold and what is read."""
@@ -258,7 +263,7 @@ class Digits(Task):
     @classmethod
     def inspect(cls, source: str, data: Path | None) -> list[tuple[str, str, str]]:
         """Return how many digits there are, by part and class."""
-        _, parts = load(_known(source), data, np.random.default_rng(0))
+        _, parts = load(_known(source), data, fold=0, seed=0)
         rows = []
         for name, (_, labels) in zip(("training", "validation", "test"), parts, strict=True):
             counts = np.bincount(labels, minlength=CLASSES)
@@ -269,9 +274,8 @@ class Digits(Task):
     @classmethod
     def preview(cls, source: str, data: Path | None, picture: Path) -> None:
         """Draw pairs of digits with their labels."""
-        rng = np.random.default_rng(0)
-        _, parts = load(_known(source), data, rng)
-        split = PairSplit(*parts[0], LAYOUTS[source], rng)
+        _, parts = load(_known(source), data, fold=0, seed=0)
+        split = PairSplit(*parts[0], LAYOUTS[source], np.random.default_rng(0))
         batch = split.batch(_spread(split))
         _draw(batch["inputs"], _said(batch), picture)
 
@@ -283,7 +287,7 @@ def _known(source: str) -> str:
 
 
 def load(
-    source: str, data: Path | None, rng: np.random.Generator
+    source: str, data: Path | None, fold: int, seed: int
 ) -> tuple[str, list[tuple[Bytes, Bytes]]]:
     """Return the digits' digest, and (images, labels) of training, validation and test.
 
@@ -299,17 +303,18 @@ def load(
         found = load_digits()
         images = np.round(found.images * (255 / 16)).astype(np.uint8)
         train, test = (images, found.target.astype(np.uint8)), None
-        edges = np.round(np.cumsum(FRACTIONS)[:2] * len(images)).astype(int)
+        rows = divide(len(images), fold, seed)
     else:
         if data is None:
             raise UsageError("source idx needs --data PATH: a folder of MNIST's four files")
         train, test = (read_pair(data, part) for part in ("train", "t10k"))
-        edges = np.array([len(train[0]) - round(VALIDATION * len(train[0]))])
-    order = rng.permutation(len(train[0]))
-    parts = [(train[0][rows], train[1][rows]) for rows in np.split(order, edges)]
+        count = len(train[0])
+        order = np.random.default_rng(seeding.derive(seed, "split")).permutation(count)
+        rows = np.split(order, [count - round(VALIDATION * count)])
+    parts = [(train[0][some], train[1][some]) for some in rows]
     parts += [] if test is None else [test]
     if min(len(labels) for _, labels in parts) == 0:
-        raise DataError(f"{data}: {len(order)} training digits are too few to be split")
+        raise DataError(f"{data}: {len(train[0])} training digits are too few to be split")
     digest = hashlib.sha256()
     for array in (*train, *(test or ())):
         digest.update(array.tobytes())

@@ -6,13 +6,11 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
-from mtbench import seeding
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.training.task import Progress, Recipe, Splits
 from mtbench_tasks import _tabular as tabular
+from mtbench_tasks._folds import checked
 
 KNOWN = {
     "andro": 6, "atp1d": 6, "atp7d": 6, "edm": 2, "enb": 2, "jura": 3, "oes10": 16, "oes97": 16,
@@ -31,7 +29,7 @@ class Multitarget(tabular.Regression):
 
     A row whose target is missing (``?`` or empty) trains the other targets. Inputs are standardised
     on the training rows, where a missing one is the mean; a nominal input is one indicator a value.
-    60 % of the rows train, 15 % validate, 25 % test, by seed; `group` keeps rows together.
+    A fifth of the rows tests, of the others a fifth validates; `group` keeps rows together.
 
     The primary metric is the relative root mean squared error, 1 for a constant prediction; the
     mean over targets is the aRRMSE of Spyromitros-Xioufis et al., Machine Learning 104 (2016), who
@@ -43,6 +41,8 @@ class Multitarget(tabular.Regression):
             it is nominal.
         targets: the columns to be predicted; by default, for a known file name, its last ones.
         group: a column whose equal values are kept in one split (a patient, a site); no input.
+        fold: which fifth of the rows or groups is tested, 0 to 4; those of validation are drawn by
+            the seed.
         strict: refuse a file with broken rows, rather than leave them out.
         width: of the network's layers.
         dropout: of the shared layers.
@@ -57,12 +57,14 @@ class Multitarget(tabular.Regression):
         data: Path | None = None,
         targets: tuple[str, ...] | None = None,
         group: str | None = None,
+        fold: int = 0,
         strict: bool = False,
         width: int = 128,
         dropout: float = 0.0,
     ) -> None:
         tabular.check_network(width, dropout)
         self.data, self.group, self.strict = data, group, strict
+        self.fold = checked(fold)
         self.width, self.dropout = width, dropout
         if data is not None:
             targets = _targets(data, list(read_columns(data)[0]), targets, group)
@@ -91,8 +93,9 @@ class Multitarget(tabular.Regression):
             if table.columns[name] is not None:
                 raise DataError(f"{path}: target {name!r} is nominal; targets must be numbers")
         columns = {name: name for name in self.objectives}
-        rng = np.random.default_rng(seeding.derive(seed, "split"))
-        return tabular.regression_splits(path, table, self.inputs, columns, self.group, rng)
+        return tabular.regression_splits(
+            path, table, self.inputs, columns, self.group, self.fold, seed
+        )
 
     def model(self) -> MultitaskModel:
         """Return the network."""

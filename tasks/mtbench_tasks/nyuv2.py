@@ -2,7 +2,6 @@
 
 from typing import ClassVar
 
-from mtbench.training.task import Recipe
 from mtbench_tasks._dense.folder import Layout
 from mtbench_tasks._dense.task import Dense
 
@@ -54,14 +53,4 @@ class NYUv2(Dense):
             "normals": ("normal",),
         },
     )
-    recipes: ClassVar = {
-        network: Recipe(
-            epochs=200,
-            batch_size=size,
-            lr=1e-4,
-            weight_decay=0.0,
-            schedule="step",
-            select="last",
-        )
-        for network, size in (("segnet_mtan", 2), ("deeplab_resnet50", 8))
-    }
+    batch_sizes: ClassVar = {"segnet_mtan": 2, "deeplab_resnet50": 8}

@@ -2,14 +2,12 @@
 
 import inspect
 from contextlib import suppress
-from pathlib import Path
 
 import optuna
 import pytest
 
 from mtbench.balancing.balancer import Balancer, Wrapper
 from mtbench.errors import UsageError
-from mtbench.plugins.catalogue import markdown
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import entries, find
 from mtbench.testing import BalancerContract
@@ -63,12 +61,6 @@ def test_own_parameters_are_keywords_with_types_and_defaults(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_says_what_it_was_checked_against(name):
     assert method_of(name).checked_against
-
-
-def test_the_page_of_methods_is_what_the_classes_say():
-    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
-    begin = "<!-- mtbench list methods --markdown -->\n"
-    assert page.partition(begin)[2].partition("<!-- end -->")[0] == markdown(entries("method"))
 
 
 def test_all_methods_are_found():

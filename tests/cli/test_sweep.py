@@ -122,13 +122,34 @@ def gone(pid: int) -> bool:
         return True
 
 
+def test_a_sweep_ends_where_all_is_decided(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
+    """Equal rows are equivalent at the first look; the plan said how likely that is."""
+    same = '{name = "ew", label = "twin"}'
+    file, out = suite(tmp_path, "stl", "ew"), tmp_path / "out"
+    text = file.read_text().replace('"ew"]', f'"ew", {same}]').replace("trials = 2", "trials = 0")
+    text = text.replace("seeds = 2", "seeds = 1\nrepetitions = 20").replace(
+        "epochs = 2", "epochs = 1"
+    )
+    file.write_text(text)
+    refused(mtbench("sweep", file, "--plugin", tiny, "--until", "decided"), "needs `against`")
+    file.write_text(text.replace("version = 1", 'version = 1\nagainst = ["ew"]\nmargin = 1000.0'))
+    more = ("--plugin", tiny, "--jobs", 2)
+    code, said, err = mtbench("sweep", file, *more, "--out", out, "--until", "decided")
+    assert (code, err) == (0, "")
+    assert "after 6 repetitions: all is decided" in said
+    assert len(list(find_runs([out]))) == 3 * 6 - 6  # twins are one cell
+    code, said, err = mtbench("plan", file, *more, "--pilot", out)
+    assert (code, err) == (0, "")
+    assert re.search(r"told with probability 0.8, as one of 2 comparisons at 5 %: .* 0\.\d\d", said)
+    assert "--until decided" in said
+
+
 def test_a_sweep_from_plan_to_leaderboard(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
     file, out = suite(tmp_path, "stl", "ew"), tmp_path / "out"
     code, said, err = mtbench("plan", file, "--plugin", tiny, "--jobs", 2)
     assert (code, err) == (0, "")
-    assert "tasks 1 x methods 2 x (trials 2 + seeds 2) = 8" in said
-    assert re.search(r"smallest effect that 2 paired seeds detect .*: \d+\.\d\d standard", said)
-    assert "2 seeds: Wilcoxon cannot go below p = 0.5; 0.05 takes at least 6 seeds" in said
+    assert "tasks 1 x methods 2 x repetitions 1 x (trials 2 + seeds 2) = 8" in said
+    assert "no verdict will be given: tuning happens once" in said
     assert not out.exists()
     code, said, err = mtbench("sweep", file, "--plugin", tiny, "--jobs", 2, "--out", out)
     assert (code, err) == (0, "")

@@ -54,8 +54,8 @@ def start(line: Sequence[object]) -> subprocess.Popen[str]:
 
 def test_official_tuning(tuned: Path) -> None:
     text = (tuned / "output").read_text()
-    assert "search: lr 0.001 to 0.1, log-uniform" in text
-    assert "search: weight_decay 1e-05 to 0.001, log-uniform" in text
+    assert "search: lr 0.00333333 to 0.03, log-uniform" in text
+    assert "search: weight_decay 3.33333e-05 to 0.0003, log-uniform" in text
     scores = [float(x) for x in re.findall(r"│ +\d+ │ +(-?\d\.\d{4}) │", text)]
     assert len(scores) == 11
     assert scores == sorted(scores, reverse=True)
@@ -67,7 +67,7 @@ def test_official_tuning(tuned: Path) -> None:
     assert best["method"] == "dwa"
     assert best["recipe"]["epochs"] == 2
     assert best["chosen"]["ruleset"] == "official"
-    assert best["chosen"]["by"] == "mean-primary"
+    assert best["chosen"]["by"] == "log-primary"
     assert best["chosen"]["trials"] == {"finished": 11}
     assert round(best["chosen"]["score"], 4) == scores[0]
     assert (tuned / best["chosen"]["cell"] / "result.json").exists()
@@ -223,7 +223,7 @@ def test_a_given_lr_moves_the_range(mtbench: Mtbench, tiny: Path, tmp_path: Path
     more = ["--trials", 1, "--epochs", 1, "--lr", 0.5, "--storage", tmp_path / "a.log"]
     code, text, err = mtbench(*words(tiny, tmp_path, *more, "--weight-decay-range", "none"))
     assert code == 0, err
-    assert "search: lr 0.05 to 5, log-uniform" in text
+    assert "search: lr 0.166667 to 1.5, log-uniform" in text
     assert "search: weight_decay" not in text
 
 

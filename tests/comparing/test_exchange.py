@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import stat
 import struct
@@ -500,13 +501,30 @@ CONTENT: dict[str, tuple[Callable[[Files], object], str]] = {
     "best of none": (_json("result.json", best_epoch=7), "best_epoch must be one of its epochs"),
     "foreign metric": (_json("test.json", metrics={"method": 1.0}), "'method' is no metric of"),
     "metric of text": (_json("test.json", metrics={"within": "1"}), "'metrics.within': Input"),
+    "shadowing metric": (
+        _json(
+            "result.json",
+            metrics={"told": {"objective": "a", "higher_is_better": True, "primary": True}},
+        ),
+        "metric 'told' is called like a leaderboard's column",
+    ),
+    "key there twice": (
+        _raw("test.json", b'{"loss": {}, "loss": {}, "metrics": {}}'),
+        "test.json: does not parse (key 'loss' is there twice)",
+    ),
+    "odd claim": (_raw("suites.json", b'[{"suite": 1}]'), "suites.json: 0.suite: Input should be"),
     "no JSON": (_raw("result.json", b"import os"), "result.json: does not parse"),
     "no UTF-8": (_raw("result.json", b"\xff\xfe{}"), "result.json: does not parse"),
     "epochs without UTF-8": (_raw("epochs.jsonl", b"\xff"), "epochs.jsonl: does not parse"),
     "deep": (_raw("result.json", b"[" * 200_000), "result.json: does not parse"),
-    "surrogate": (_json("result.json", selection="\ud800"), "result.json: not of version 1"),
+    "surrogate": (_json("result.json", selection="\ud800"), "result.json: does not parse"),
     "huge number": (_raw("test.json", b'{"loss": {"a": %s}}' % (b"1" * 9999)), "test.json: does"),
 }
+
+
+def test_a_pipe_is_refused(mtbench: Mtbench, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.mtbench")
+    refused(mtbench("import", tmp_path / "a.mtbench"), "is no regular file")
 
 
 @pytest.mark.parametrize("kind", CONTENT)

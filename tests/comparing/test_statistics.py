@@ -241,8 +241,6 @@ def test_one_seed_has_no_interval() -> None:
 def test_unpaired_samples_are_refused() -> None:
     with pytest.raises(UsageError, match=r"paired by seed, found \[3, 5\]"):
         s.resample(lambda x, y: x, np.ones((3, 1)), np.ones((5, 1)), seed=0)
-    with pytest.raises(UsageError, match="found 3 and 5"):
-        s.probability_of_improvement(np.ones((3, 1)), np.ones((5, 1)), [True], paired=False)
 
 
 def test_what_few_seeds_can_cover() -> None:
@@ -254,123 +252,10 @@ def test_what_few_seeds_can_cover() -> None:
     assert "87.5 %" in s.interval_note(4)
 
 
-# --- probability of improvement -------------------------------------------------------------------
-
-
-def test_probability_of_improvement_by_hand() -> None:
-    x, y = [[3.0], [1.0], [2.0]], [[1.0], [1.0], [3.0]]
-    paired = s.probability_of_improvement(x, y, [True], paired=True)
-    assert paired.value == pytest.approx((1 + 0.5 + 0) / 3)
-    unpaired = s.probability_of_improvement(x, y, [True], paired=False)
-    assert unpaired.value == pytest.approx((2.5 + 1 + 2) / 9)
-    u = stats.mannwhitneyu(np.ravel(x), np.ravel(y)).statistic
-    assert unpaired.value == pytest.approx(u / 9)
-
-
-@pytest.mark.parametrize("wins", range(8))
-def test_its_limits_are_exact_binomial_ones(wins: int) -> None:
-    x = np.where(np.arange(7) < wins, 1.0, -1.0)[:, None]
-    found = s.probability_of_improvement(x, np.zeros((7, 1)), [True], paired=True)
-    theirs = stats.binomtest(wins, 7).proportion_ci(method="exact")
-    np.testing.assert_allclose(found, [wins / 7, *theirs])
-
-
-@pytest.mark.parametrize("paired", [True, False])
-@pytest.mark.parametrize(("n", "shift"), [(3, 2.0), (10, 0.5), (10, 2.0)])
-def test_they_cover_where_a_bootstrap_would_collapse(paired: bool, n: int, shift: float) -> None:
-    x, y = rng(1).normal(shift, 1, (1000, n, 1)), rng(2).normal(0, 1, (1000, n, 1))
-    found = s.probability_of_improvement(x, y, [True], paired=paired)
-    truth = stats.norm.cdf(shift / math.sqrt(2))
-    assert np.mean((found.low <= truth) & (truth <= found.high)) >= 0.95
-
-
-@given(st.integers(0, 10**6), st.booleans())
-def test_improvement_of_one_is_deterioration_of_the_other(seed: int, paired: bool) -> None:
-    x, y = rng(seed).integers(0, 4, (2, 3, 5, 3)).astype(float)
-    forth = s.probability_of_improvement(x, y, HIGHER, paired=paired)
-    back = s.probability_of_improvement(y, x, HIGHER, paired=paired)
-    np.testing.assert_allclose(forth.value + back.value, 1)
-    np.testing.assert_allclose(forth.low + back.high, 1)
-    assert (forth.low <= forth.value).all()
-    assert (forth.value <= forth.high).all()
-    flat = s.probability_of_improvement(x, y[0], HIGHER, paired=paired)  # methods against one
-    np.testing.assert_allclose(flat.value[0], forth.value[0])
-
-
-def test_improvement_of_what_is_missing_is_unknown() -> None:
-    found = s.probability_of_improvement([[1.0], [math.nan]], [[0.0], [0.0]], [True], paired=True)
-    assert all(math.isnan(part) for part in found)
-
-
 # --- tests ----------------------------------------------------------------------------------------
 
 
-def test_holm_by_hand() -> None:
-    # Sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .04, made monotone.
-    np.testing.assert_allclose(s.holm([0.04, 0.01, 0.03, 0.02]), [0.06, 0.04, 0.06, 0.06])
-    np.testing.assert_allclose(s.holm([0.5, math.nan, 0.9]), [1, math.nan, 1])
-    assert s.holm([]).tolist() == []
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=7), st.floats(0.01, 0.5))
-def test_holm_rejects_what_its_steps_reject(p: list[float], alpha: float) -> None:
-    rejected = set()
-    for step, i in enumerate(np.argsort(p)):
-        if p[i] * (len(p) - step) > alpha:
-            break
-        rejected.add(int(i))
-    assert {i for i, value in enumerate(s.holm(p)) if value <= alpha} == rejected
-
-
-def signed_rank_p(differences: Any) -> float:
-    """Return Wilcoxon's two-sided p from all sign patterns."""
-    d = differences[differences != 0]
-    ranks = stats.rankdata(np.abs(d))
-    centre = ranks.sum() / 2
-    sums = np.array([np.dot(signs, ranks) for signs in itertools.product([0, 1], repeat=len(d))])
-    observed = abs(ranks[d > 0].sum() - centre)
-    return float(np.mean(np.abs(sums - centre) >= observed - 1e-9))
-
-
-@pytest.mark.parametrize("n", [1, 2, 5, 8, 10])
-@pytest.mark.parametrize("ties", [False, True])
-def test_wilcoxon_against_all_sign_patterns(n: int, ties: bool) -> None:
-    generator = rng(n)
-    differences = generator.integers(-3, 6, (8, n)) if ties else generator.normal(0.5, 1, (8, n))
-    found = s.wilcoxon_holm(differences, np.zeros(n))
-    np.testing.assert_allclose(found.p, [signed_rank_p(row) for row in differences])
-    np.testing.assert_array_equal(found.adjusted, s.holm(found.p))
-
-
-def test_wilcoxon_of_twins_and_of_the_incomplete() -> None:
-    baseline = np.arange(10.0)
-    scores = np.stack([baseline, baseline + 1, np.append(baseline[:-1], math.nan)])
-    found = s.wilcoxon_holm(scores, baseline)
-    assert found.p[0] == 1
-    assert found.p[1] < 0.01
-    assert math.isnan(found.p[2])
-    assert found.adjusted[1] == 2 * found.p[1]  # two comparisons, not three
-    assert found.note == ""
-
-
-@pytest.mark.parametrize("comparisons", [1, 2, 9, 10, 59])
-@pytest.mark.parametrize("alpha", [0.05, 0.01])
-def test_the_seeds_that_significance_takes(comparisons: int, alpha: float) -> None:
-    needed = s.seeds_needed(comparisons, alpha)
-    for n, reached in ((needed, True), (needed - 1, False)):
-        # All at their best: every method better on every seed, by different amounts.
-        scores = np.arange(1.0, n + 1) * np.arange(1.0, comparisons + 1)[:, None]
-        found = s.wilcoxon_holm(scores, np.zeros(n), alpha)
-        assert bool(found.adjusted.min() <= alpha) is reached
-        assert (found.note == "") is reached
-        if not reached:
-            assert f"{alpha:g} takes at least {needed} seeds" in found.note
-            assert f"p = {min(1, found.adjusted.min()):.3g};" in found.note
-
-
 def test_quoted_facts() -> None:
-    assert [s.seeds_needed(1), s.seeds_needed(9)] == [6, 9]
-    assert "0.0625" in s.significance_note(5, 1)
     costs = np.tile(np.arange(10), (20, 1))
     assert s.friedman_nemenyi(costs[:5]).critical_difference == pytest.approx(6.06, abs=0.005)
     assert s.friedman_nemenyi(costs).critical_difference == pytest.approx(3.03, abs=0.005)
@@ -412,7 +297,6 @@ def test_friedman_where_there_is_none(N: int, k: int) -> None:
     found = s.friedman_nemenyi(np.arange(float(N * k)).reshape(N, k))
     assert math.isnan(found.p)
     assert math.isnan(found.critical_difference)
-    assert found.cliques == []
     assert f"at least 2 blocks and 3 methods, found {N} and {k}" in found.note
 
 
@@ -433,7 +317,6 @@ def test_the_blocks_that_friedman_and_nemenyi_take(k: int) -> None:
 def test_methods_that_always_tie() -> None:
     found = s.friedman_nemenyi(np.ones((6, 4)))
     assert found.p == 1
-    assert found.cliques == [(0, 1, 2, 3)]
 
 
 def test_an_incomplete_block_is_not_passed_over() -> None:
@@ -442,108 +325,6 @@ def test_an_incomplete_block_is_not_passed_over() -> None:
     found = s.friedman_nemenyi(costs)
     assert math.isnan(found.p)
     assert np.isnan(found.mean_ranks).all()
-
-
-@given(st.lists(st.integers(2, 16), min_size=1, max_size=8), st.integers(0, 12))
-def test_cliques_are_the_maximal_runs(halves: list[int], reach: int) -> None:
-    ranks, critical = [h / 2 for h in halves], reach / 2
-    found = s.cliques(ranks, critical)
-    together = [
-        set(group)
-        for size in range(2, len(ranks) + 1)
-        for group in itertools.combinations(range(len(ranks)), size)
-        if max(ranks[i] for i in group) - min(ranks[i] for i in group) <= critical
-    ]
-    maximal = [group for group in together if not any(group < other for other in together)]
-    assert sorted(map(sorted, found)) == sorted(map(sorted, maximal))
-    assert all(list(group) == sorted(group, key=lambda i: ranks[i]) for group in found)
-
-
-# --- planning -------------------------------------------------------------------------------------
-
-
-# From statsmodels 0.15, TTestPower().solve_power(nobs=n, alpha=0.05, power=0.8).
-@pytest.mark.parametrize(("n", "d"), [(3, 3.264044), (5, 1.681997), (10, 0.996002), (30, 0.529236)])
-def test_smallest_effect_of_another_program(n: int, d: float) -> None:
-    assert s.smallest_effect(n) == pytest.approx(d, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("n", "power", "alpha"), [(2, 0.8, 0.05), (4, 0.9, 0.05), (10, 0.8, 0.05 / 9)]
-)
-def test_smallest_effect_is_detected_as_often_as_it_says(
-    n: int, power: float, alpha: float
-) -> None:
-    d = s.smallest_effect(n, power, alpha)
-    p = stats.ttest_1samp(rng().normal(d, 1, (20_000, n)), 0, axis=1).pvalue
-    assert np.mean(p <= alpha) == pytest.approx(power, abs=0.01)
-
-
-def test_smallest_effect_needs_a_spread() -> None:
-    assert s.smallest_effect(1) == math.inf
-    effects = [s.smallest_effect(n) for n in range(2, 200)]
-    assert effects == sorted(effects, reverse=True)
-
-
-# --- tuning curves --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("higher", [True, False])
-def test_best_of_is_the_mean_over_all_subsets(higher: bool) -> None:
-    trials = rng().normal(size=7).round(1)
-    best = max if higher else min
-    every = [
-        np.mean([best(subset) for subset in itertools.combinations(trials, n)]) for n in range(1, 8)
-    ]
-    np.testing.assert_allclose(s.best_of(trials, higher=higher).value, every)
-
-
-def test_best_of_by_hand() -> None:
-    # Three trials 1, 2, 3: pairs (1,2) (1,3) (2,3) have 2, 3, 3.
-    np.testing.assert_allclose(s.best_of([2, 3, 1], higher=True).value, [2, 8 / 3, 3])
-    np.testing.assert_allclose(s.best_of([2, 3, 1], higher=False).value, [2, 4 / 3, 1])
-
-
-def test_best_of_is_unbiased_and_its_band_holds_what_it_says() -> None:
-    generator, B, n = rng(), 40, 8
-    truth = n / (n + 1)  # the expected maximum of n uniform numbers
-    curves = [s.best_of(generator.uniform(size=B), higher=True, level=0.8) for _ in range(400)]
-    assert np.mean([c.value[n - 1] for c in curves]) == pytest.approx(truth, abs=0.005)
-    fresh = generator.uniform(size=(400, n)).max(axis=1)
-    held = [c.low[n - 1] <= best <= c.high[n - 1] for c, best in zip(curves, fresh, strict=True)]
-    assert np.mean(held) == pytest.approx(0.8, abs=0.06)
-
-
-def test_best_of_band_by_enumeration() -> None:
-    trials, n = np.array([1.0, 2.0, 4.0, 8.0]), 3
-    every = sorted(max(draw) for draw in itertools.product(trials, repeat=n))
-    found = s.best_of(trials, higher=True, level=0.8)
-    for edge, q in ((found.low, 0.1), (found.high, 0.9)):
-        assert edge[n - 1] == next(v for i, v in enumerate(every, 1) if i / len(every) >= q)
-    assert s.best_of(np.arange(40), higher=True).low[0] == 0  # 1/40 is the 2.5 % quantile
-
-
-@pytest.mark.parametrize("higher", [True, False])
-def test_best_of_counts_what_diverged(higher: bool) -> None:
-    failed = [math.nan, math.inf, -math.inf]
-    worst = 0.1 if higher else 0.9
-    found = s.best_of([0.5, 0.1, 0.9, *failed], higher=higher)
-    np.testing.assert_allclose(found, s.best_of([0.5, 0.1, 0.9, *[worst] * 3], higher=higher))
-    assert all(np.isnan(part).all() for part in s.best_of(failed, higher=higher))
-    assert s.best_of([], higher=higher).value.shape == (0,)
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.booleans())
-def test_best_of_improves_with_every_trial(trials: list[float], higher: bool) -> None:
-    found = s.best_of(trials, higher=higher)
-    slack = 1e-9 * (1 + np.abs(trials).max())
-    steps = np.diff(found.value) * (1 if higher else -1)
-    assert (steps >= -slack).all()
-    assert found.value[0] == pytest.approx(np.mean(trials), abs=slack)
-    assert found.value[-1] == pytest.approx(max(trials) if higher else min(trials), abs=slack)
-    assert (found.low <= found.high).all()
-    mirrored = s.best_of([-t for t in trials], higher=not higher)
-    np.testing.assert_allclose(mirrored.value, -found.value, atol=slack)
 
 
 # --- fronts ---------------------------------------------------------------------------------------

@@ -33,17 +33,18 @@ def test_those_shipped_are_found_by_name() -> None:
         assert load(name).name == name
 
 
-@pytest.mark.parametrize("name", ["quick", "thyroid", "ddti", "toys", "methods"])
+@pytest.mark.parametrize("name", ["quick", "core", "thyroid", "ddti", "toys", "methods"])
 def test_those_shipped_name_what_is_there(name: str) -> None:
     suite = load(name)
     grid = Grid(Order(suite))
     budget = suite.budget
-    assert len(grid.cells) == len(grid.entries) * (budget.trials + budget.seeds)
+    assert len(grid.cells) == len(grid.entries) * budget.cells
     assert len(grid.tasks) == len(suite.tasks)  # columns are told apart
-    assert budget.tuning_seed not in budget.final_seeds
+    tuning, final = ({c.seed for c in grid.cells if (c.trial is None) == f} for f in (False, True))
+    assert not tuning & final
     for entry in grid.entries:
-        assert len(entry.draws) == budget.trials
-        assert all(draw.recipe["lr"] > 0 for draw in entry.draws)
+        assert [len(draws) for draws in entry.draws] == [budget.trials] * budget.repetitions
+        assert all(draw.recipe["lr"] > 0 for draws in entry.draws for draw in draws[1:])
 
 
 def test_all_are_those_that_stand_alone() -> None:
@@ -63,10 +64,14 @@ def made(tmp_path: Path, text: str) -> Path:
 def test_defaults_of_a_file(tmp_path: Path) -> None:
     suite = load(str(made(tmp_path, GOOD)))
     assert (suite.precision, suite.device, suite.search) == ("fp32", "cpu", None)
-    assert suite.budget.final_seeds == range(3)
-    assert suite.methods == ["ew", "ls"]
+    assert suite.budget.final_seeds(0) == range(3)
+    assert [method.row for method in suite.methods] == ["ew", "ls"]
     every = load(str(made(tmp_path, GOOD.replace('["ew", "ls"]', '"all"'))))
-    assert every.methods == ["all"]
+    assert [method.name for method in every.methods] == ["all"]
+    assert suite.digest == load(str(made(tmp_path, GOOD.replace("a comparison", "other")))).digest
+    assert (
+        suite.digest != load(str(made(tmp_path, GOOD.replace("trials = 2", "trials = 3")))).digest
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +86,13 @@ def test_defaults_of_a_file(tmp_path: Path) -> None:
         ("seeds = 3", 'seeds = "3"', r"budget\.seeds: .*integer, found '3'"),
         ("seeds = 3", "seeds = 3\ntuning_seed = 1", r"budget: tuning_seed must be none .* found 1"),
         ('["ew", "ls"]', "[]", r"methods: .*at least 1 item"),
-        ('["ew", "ls"]', '["ew", 3]', r"methods\.1: .*string, found 3"),
+        ('["ew", "ls"]', '["ew", 3]', r"methods\.1: .*MethodSetting, found 3"),
+        ("seeds = 3", "seeds = 1000000000", r"budget\.seeds: .*or equal to 1000, found 1"),
+        ('"ls"]', '{name = "ls", set = {weights = [1.0]}}]', r"methods\.1: a variant needs a l"),
+        ('"ls"]', '{name = "ls", lable = "a"}]', r"key methods\.1\.lable: did you mean 'label'"),
+        ('"ls"]', '{name = "ls", label = "ew"}]', r"methods\.1: 'ew' is named twice"),
+        ("[budget]", "margin = 0.0\n[budget]", r"margin: .*greater than 0, found 0"),
+
         ('["ew", "ls"]', '["ew", "ew"]', r"methods\.1: 'ew' is named twice"),
         ("[budget]", "[search]\nlr = [1]\n[budget]", r"search\.lr: .*at least 2 items"),
         ("[budget]", "[search]\nlr = [1, 'a']\n[budget]", r"search\.lr\.1: .*number, found 'a'"),
@@ -115,8 +126,14 @@ def test_no_such_suite(tmp_path: Path) -> None:
         ({"tasks": [{"name": "tiny", "set": {"sleep": [1.0]}}]}, None),
         ({"tasks": [{"name": "tiny", "recipe": {"epoch": 1}}]}, r"tasks\.0: unknown .*'epochs'"),
         ({"tasks": [{"name": "tiny", "recipe": {"epochs": 0}}]}, r"epochs must be at least 1"),
-        ({"fixed": {"lss": {}}}, r"fixed\.lss: is no method here: did you mean 'ls'"),
-        ({"fixed": {"ls": {"weight": 1}}}, r"tasks\.0: ls has no parameter 'weight'"),
+        ({"against": ["lss"]}, r"suite mine: against\.0: no row 'lss' here: did you mean 'ls'"),
+        (
+            {"methods": [{"name": "ls", "set": {"weight": 1}, "label": "a"}]},
+            r"tasks\.0: ls has no parameter 'weight'",
+        ),
+        ({"tasks": [{"name": "tiny", "set": {"sleep": 1.0 * i}} for i in range(600)],
+          "methods": [{"name": "ls", "label": str(i)} for i in range(900)],
+          "budget": {"trials": 1, "seeds": 1}}, r"at most 1000000 cells, found 1080000"),
         ({"search": {"lr": [0.1, 0.01]}}, r"range of lr must be 0 < low < high, found 0\.1 0\.01"),
         ({"device": "tpu"}, r"--device tpu: not available"),
     ],

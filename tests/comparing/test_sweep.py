@@ -5,12 +5,14 @@ import math
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mtbench.comparing import claim
 from mtbench.comparing.planning.grid import (
     Cell,
     Grid,
@@ -88,19 +90,64 @@ def test_trials_come_first_and_then_seed_by_seed(make: Made) -> None:
 
 def test_every_method_gets_the_same_learning_rates(make: Made) -> None:
     grid = make(methods=["stl", "ew", "ls"])
-    drawn = [[draw.recipe for draw in entry.draws] for entry in grid.entries]
+    drawn = [[draw.recipe for draw in entry.draws[0]] for entry in grid.entries]
     assert drawn[0] == drawn[1] == drawn[2]
-    assert len({recipe["lr"] for recipe in drawn[0]}) == 2
     for entry in grid.entries:
         for trial, recipe in enumerate(drawn[0]):
-            request, _ = entry.setting(trial)
-            assert (request.recipe.lr, request.recipe.epochs) == (recipe["lr"], 1)
+            request, _ = entry.setting(0, trial)
+            assert (request.recipe.lr, request.recipe.epochs) == (recipe.get("lr", 1e-2), 1)
+
+
+def test_every_repetition_is_a_study_of_its_own(make: Made, tmp_path: Path) -> None:
+    grid = make(budget={"trials": 2, "seeds": 1, "repetitions": 2})
+    said = [str(cell).removeprefix("tiny epochs=1 ") for cell in grid.cells]
+    assert said[:6] == [
+        "ew repetition 0 trial 0", "ew repetition 0 trial 1", "ls repetition 0 trial 0",
+        "ls repetition 0 trial 1", "ew seed 0", "ls seed 0",
+    ]  # fmt: skip
+    assert [cell.seed for cell in grid.cells[6:]] == [1001] * 4 + [1] * 2
+    first, second = grid.entries[1].draws
+    assert first[0] == second[0] != first[1] != second[1]  # the defaults, then other points
+    assert len(work(grid, tmp_path)) == 12
+    claims = [one for run in find_runs([tmp_path]) for one in claim.read(run)]
+    assert len(claims) == 12
+    assert {(c.suite, c.digest, c.repetitions) for c in claims} == {("mine", grid.suite.digest, 2)}
+    assert {c.repetition for c in claims} == {0, 1}
+    places = {tuple(c.places) for c in claims}
+    assert ("recipe.lr", "recipe.weight_decay", "weight_0", "weight_1") in places
+
+
+def test_another_suite_claims_what_is_there(make: Made, tmp_path: Path) -> None:
+    work(make(), tmp_path)
+    other = make(name="other")
+    states = Survey(other, tmp_path).look()
+    assert {state.status for state in states.values()} == {"open"}
+    assert work(other, tmp_path) == []  # nothing is trained
+    assert all(state.closed for state in Survey(other, tmp_path).look().values())
+    for run in find_runs([tmp_path]):
+        assert [one.suite for one in claim.read(run)] == ["mine", "other"]
+
+
+def test_a_part_of_the_repetitions(make: Made) -> None:
+    whole = make(budget={"trials": 1, "seeds": 1, "repetitions": 3})
+    part = Grid(replace(whole.order, repetitions={(whole.entries[1].task, "ls"): 2}))
+    assert list(map(str, part.cells)) == [
+        str(c) for c in whole.cells if c.entry.label == "ls" and c.repetition < 2
+    ]
+
+
+def test_variants_are_rows_of_their_own(make: Made) -> None:
+    twice = {"name": "ew", "recipe": {"epochs": 2}, "label": "ew twice"}
+    fixed = {"name": "ls", "set": {"weights": [2, 1]}, "label": "ls 2:1"}
+    grid = make(methods=["ew", twice, fixed])
+    assert [entry.label for entry in grid.entries] == ["ew", "ew twice", "ls 2:1"]
+    assert [entry.request.recipe.epochs for entry in grid.entries] == [1, 2, 1]
 
 
 def test_what_a_suite_fixes_is_not_searched(make: Made) -> None:
-    grid = make(fixed={"ls": {"weights": [2, 1]}})
+    grid = make(methods=["ew", {"name": "ls", "set": {"weights": [2, 1]}, "label": "ls 2:1"}])
     ls = grid.entries[1]
-    weights = [ls.setting(trial)[1].params["weights"] for trial in (None, 0, 1)]
+    weights = [ls.setting(0, trial)[1].params["weights"] for trial in (None, 0, 1)]
     assert weights == [(2.0, 1.0)] * 3
 
 

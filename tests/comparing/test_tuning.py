@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from mtbench.comparing.tuning import figures as tuning_figures
-from mtbench.comparing.tuning.draws import Search, draw
+from mtbench.comparing.tuning.draws import Draw, Search, draw
 from mtbench.comparing.tuning.mode import Mode
 from mtbench.comparing.tuning.outcome import Outcome
 from mtbench.comparing.tuning.study import Tuning
@@ -62,30 +62,64 @@ def test_draws_are_fixed_and_a_longer_list_begins_with_the_shorter(name: str) ->
     long = draw(method, 3, SEARCH, 30, 5)
     assert draw(method, 3, SEARCH, 4, 5) == long[:4]
     assert draw(method, 3, SEARCH, 4, 6) != long[:4]
-    for one in long:
+    assert long[0] == Draw()  # the defaults
+    assert draw(method, 3, SEARCH, 0, 5) == []
+    for one in long[1:]:
         method(3, 0, **method.resolve(one.params))
         assert 1e-4 <= one.recipe["lr"] <= 1e-2
         assert 1e-5 <= one.recipe["weight_decay"] <= 1e-3
 
 
-def test_common_parameters_do_not_depend_on_the_method() -> None:
+def test_all_methods_have_the_same_points() -> None:
     recipes = [[d.recipe for d in draw(Method.find(m), 2, SEARCH, 9, 3)] for m in ("ew", "rlar")]
     assert recipes[0] == recipes[1]
     no_decay = draw(Method.find("ew"), 2, replace(SEARCH, weight_decay=None), 9, 3)
-    assert [d.recipe for d in no_decay] == [{"lr": r["lr"]} for r in recipes[0]]
+    assert [d.recipe for d in no_decay[1:]] == [{"lr": r["lr"]} for r in recipes[0][1:]]
     one, other = (draw(Method.find(m), 2, SEARCH, 9, 3) for m in ("ls", "chebyshev"))
-    assert [d.params["weights"] for d in one] != [d.params["weights"] for d in other]
+    assert [d.places for d in one] == [d.places for d in other]
 
 
-def test_common_parameters_are_log_uniform() -> None:
-    found = draw(Method.find("ew"), 2, SEARCH, 4000, 0)
-    logs = [math.log10(d.recipe["lr"]) for d in found]
-    assert sum(logs) / len(logs) == pytest.approx(-3, abs=0.03)
-    assert sum(-3.5 < x < -2.5 for x in logs) / len(logs) == pytest.approx(0.5, abs=0.03)
+def test_points_are_spread_more_evenly_than_random_ones() -> None:
+    """A scrambled Sobol sequence has one of 2^k points in each 2^-k of every range."""
+    for seed in (0, 1):
+        found = draw(Method.find("cagrad"), 2, SEARCH, 17, seed)[1:]
+        for name in ("recipe.lr", "recipe.weight_decay", "c"):
+            assert sorted(int(16 * d.places[name]) for d in found) == list(range(16))
+    logs = [math.log10(d.recipe["lr"]) for d in draw(Method.find("ew"), 2, SEARCH, 1025, 0)[1:]]
+    assert sum(logs) / len(logs) == pytest.approx(-3, abs=1e-2)
+
+
+class Odd:
+    """Asks for everything that a trial offers."""
+
+    name = "odd"
+
+    def suggest(self, trial, num_objectives):
+        return {
+            "int": trial.suggest_int("int", 2, 5), "even": trial.suggest_int("even", 0, 8, step=2),
+            "log": trial.suggest_int("log", 1, 100, log=True),
+            "step": trial.suggest_float("step", 0.0, 1.0, step=0.25),
+            "kind": trial.suggest_categorical("kind", ["a", "b", "c"]),
+            "again": trial.suggest_int("int", 2, 5),
+        }  # fmt: skip
+
+
+def test_every_kind_of_parameter() -> None:
+    found = [d.params for d in draw(Odd(), 2, Search(None, None), 257, 0)[1:]]  # type: ignore[arg-type]
+    values = {key: [p[key] for p in found] for key in found[0]}
+    assert set(values["int"]) == {2, 3, 4, 5}
+    assert set(values["even"]) == {0, 2, 4, 6, 8}
+    assert set(values["step"]) == {0, 0.25, 0.5, 0.75, 1}
+    assert min(values["log"]) == 1
+    assert 90 < max(values["log"]) <= 100
+    assert sum(v < 10 for v in values["log"]) == pytest.approx(128, abs=4)
+    assert {values["kind"].count(k) for k in "abc"} <= {85, 86}
+    assert values["again"] == values["int"]
 
 
 def test_default_search_is_around_the_recipe() -> None:
-    assert Search.around(Recipe(lr=1e-2, weight_decay=1e-4)) == Search((1e-3, 0.1), (1e-5, 1e-3))
+    found = Search.around(Recipe(lr=1e-2, weight_decay=1e-4))
+    assert found == Search((1e-2 / 3, 3e-2), (1e-4 / 3, 1e-4 * 3))
     assert Search.around(Recipe(weight_decay=0.0)).weight_decay is None
 
 
@@ -127,7 +161,8 @@ def test_official_trials_are_the_draws_and_sealed(make, tmp_path: Path) -> None:
         wanted = drawn[outcome.number]
         assert outcome.asked == wanted.asked
         assert outcome.recipe == wanted.recipe
-        assert outcome.method_params["temperature"] == wanted.params["temperature"]
+        default = {"temperature": 2.0}
+        assert outcome.method_params["temperature"] == (wanted.params or default)["temperature"]
     runs = list(find_runs([tmp_path]))
     assert {run.spec().stage for run in runs} == {"trial"}
     assert {run.spec().seed for run in runs} == {7}
@@ -220,7 +255,9 @@ def test_folders_that_queue_at_once_run_nothing_twice(make, mode: Mode, tmp_path
         draws = one.draws(2)
         for number, study in ((0, one), (0, other)):
             attrs = {"owner": study.queue.owner} | ({"draw": number} if mode.official else {})
-            study.study.enqueue_trial(draws[0].asked if mode.official else {}, user_attrs=attrs)
+            study.study.enqueue_trial(
+                draws[number].asked if mode.official else {}, user_attrs=attrs
+            )
         second = other.study.get_trials()[1]
         assert other.queue.counts(optuna.trial.Trial(other.study, second._trial_id), 1) is False
         one.run(2, Silent())

@@ -450,7 +450,7 @@ LOADS: dict[str, Callable[[Path], object]] = {
     "tn3k": lambda path: tn3k.load(path, silent),
     "aimi": lambda path: aimi.load(path, silent),
     "breast": lambda path: breast.load(path, silent, "BIRADS"),
-    "digits": lambda path: digits.load("idx", path, np.random.default_rng(0)),
+    "digits": lambda path: digits.load("idx", path, 0, 0),
     "celeba": lambda path: _faces.load(path, 8, False, silent),
     "qm9": lambda path: _molecules.load(path, False, silent),
 }

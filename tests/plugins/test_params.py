@@ -1,10 +1,11 @@
+import inspect
 from typing import Any, Literal
 
 import pytest
 
 from mtbench.errors import UsageError
 from mtbench.plugins.overrides import parse, route
-from mtbench.plugins.params import convert, declared, resolve
+from mtbench.plugins.params import convert, declared, documented, resolve
 from mtbench.training.task import Recipe
 
 
@@ -22,6 +23,9 @@ class Thing:
         ("off", bool, False),
         ("b", Literal["a", "b"], "b"),
         ("none", int | None, None),
+        (None, str | None, None),
+        ("none", str | None, None),
+        ("some", str | None, "some"),
         ("1, 2", tuple[float, ...], (1.0, 2.0)),
         ([1, 2], tuple[float, ...], (1.0, 2.0)),
     ],
@@ -122,3 +126,51 @@ def test_an_unknown_key_is_explained(key: str, message: str) -> None:
 def test_malformed_overrides(settings: list[str], extra: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse(settings, extra)
+
+
+class Sized:
+    """Sizes.
+
+    Args:
+        width: of all,
+            each one.
+        depth: of the middle.
+    """
+
+    def __init__(self, *, width: int = 16, depth: int = 4) -> None:
+        self.size = width, depth
+
+
+class Wide(Sized):
+    """Wide sizes.
+
+    Args:
+        width: of these.
+        height: as well.
+    """
+
+    def __init__(self, *, width: int = 64, height: int = 1, **common: Any) -> None:
+        super().__init__(width=width, **common)
+
+
+class Inherits(Wide):
+    """Another one."""
+
+
+def test_a_constructor_hands_on_to_its_base() -> None:
+    for cls in (Wide, Inherits):
+        found = {name: p.default for name, p in declared(cls).items()}
+        assert found == {"width": 64, "height": 1, "depth": 4}
+        assert cls(**resolve(cls, {"depth": "7"}, "wide")).size == (64, 7)
+    with pytest.raises(UsageError, match="wide has no parameter 'common'"):
+        resolve(Wide, {"common": 1}, "wide")
+
+
+def test_a_parameter_is_explained_once() -> None:
+    text = documented(Wide)
+    assert text.index("Wide sizes.") < text.index("Sizes.\n")
+    assert "    depth: of the middle." in text
+    assert "    width: of these." in text
+    assert "width: of all" not in text
+    assert "each one" not in text
+    assert documented(Sized) == inspect.getdoc(Sized)

@@ -1,7 +1,5 @@
 """AIMI's cine-clips, on HDF5 files of the published layout that are written here."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -11,10 +9,8 @@ import pytest
 from mtbench.errors import DataError, UsageError
 from mtbench_tasks._lesion.cases import Collection
 from mtbench_tasks.thyroid import Thyroid, aimi
+from tests.tasks.sources import Mtbench, count, shown, silent, trained
 
-Mtbench = Callable[..., tuple[int, str, str]]
-SMALL = ("--image-size", 32, "--width", 2, "--epochs", 1, "--threads", 1, "--set", "batch_size=16")
-METHODS = ("ew", "uw", "cagrad", "rlar")
 COLUMNS = "annot_id,age,sex,location,size_x,size_y,size_z,ti-rads_level,histopath_diagnosis"
 CLIPS = ("1_", "2_1", "2_2", *(f"{patient}_" for patient in range(3, 20)))
 
@@ -52,11 +48,7 @@ def replace(root: Path, name: str, value: object) -> None:
 
 
 def load(root: Path, frames: int = aimi.FRAMES) -> Collection:
-    return aimi.load(root, lambda what, done, total: None, frames)
-
-
-def count(collection: Collection, what: str) -> int:
-    return next(n for n, said, _ in collection.report if said == what)
+    return aimi.load(root, silent, frames)
 
 
 def test_frames_masks_and_levels_belong_together(tmp_path: Path) -> None:
@@ -154,19 +146,10 @@ def test_it_trains_all_methods_and_shows_itself(mtbench: Mtbench, tmp_path: Path
     root = write(tmp_path / "clips")
     with h5py.File(root / "dataset.hdf5", "r+") as store:
         store["mask"][3] = 0  # the middle frame of the first clip
-    line = ("run", "--source", "aimi", "--data", root, "--frames", 1, *SMALL)
-    code, _, err = mtbench(*line, *(w for m in METHODS for w in ("-m", m)), "--out", tmp_path / "o")
-    assert (code, err) == (0, "")
-    results = [json.loads(file.read_text()) for file in (tmp_path / "o").rglob("result.json")]
-    assert {result["method"] for result in results} == set(METHODS)
-    for result in results:
-        assert result["status"] == "finished"
+    line = ("--source", "aimi", "--data", root, "--frames", 1)
+    for result in trained(mtbench, tmp_path / "out", *line):
         assert sum(result["notes"]["images"]) == 19
         assert sum(result["notes"]["patients"]) == 18
         assert "frame 3 marks no pixel" in result["notes"]["problems"][0]
-    code, out, err = mtbench("data", "inspect", "aimi", "--data", root)
-    assert (code, err) == (0, "")
-    assert "evenly spaced" in out
-    picture = tmp_path / "preview.png"
-    assert mtbench("data", "preview", "aimi", "--data", root, "--to", picture)[0] == 0
-    assert picture.stat().st_size > 10_000
+    text = shown(mtbench, tmp_path / "preview.png", "aimi", "--data", root)
+    assert "evenly spaced" in text

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,8 @@ from PIL import Image as Pil
 from mtbench.errors import DataError
 from mtbench_tasks import breast
 from mtbench_tasks._lesion.cases import Collection
+from tests.tasks.sources import Mtbench, count, shown, silent, trained
 
-Mtbench = Callable[..., tuple[int, str, str]]
-SMALL = ("--image-size", 32, "--width", 2, "--epochs", 1, "--threads", 1, "--set", "batch_size=16")
-METHODS = ("ew", "uw", "cagrad", "rlar")
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("MTBENCH_DATA", ROOT.parent / "shared" / "data")) / "breast"
 IMAGES = "BrEaST-Lesions_USG-images_and_masks"
@@ -67,11 +64,7 @@ def change(root: Path, row: int, column: str, value: object) -> None:
 
 
 def load(root: Path, column: str = "BIRADS") -> Collection:
-    return breast.load(root, lambda what, done, total: None, column)
-
-
-def count(collection: Collection, what: str) -> int:
-    return next(n for n, said, _ in collection.report if said == what)
+    return breast.load(root, silent, column)
 
 
 def test_image_mask_category_and_words_belong_together(tmp_path: Path) -> None:
@@ -156,28 +149,18 @@ def test_low_and_high_are_divided_at_the_biopsy() -> None:
 def test_it_trains_all_methods_and_shows_itself(mtbench: Mtbench, tmp_path: Path) -> None:
     root = write(tmp_path / "breast", 32)
     (root / IMAGES / "case007.png").write_text("no picture")
-    line = ("run", "--task", "breast", "--data", root, *SMALL)
-    code, _, err = mtbench(*line, *(w for m in METHODS for w in ("-m", m)), "--out", tmp_path / "o")
-    assert (code, err) == (0, "")
-    results = [json.loads(file.read_text()) for file in (tmp_path / "o").rglob("result.json")]
-    assert {result["method"] for result in results} == set(METHODS)
-    for result in results:
-        assert result["status"] == "finished"
+    line = ("--task", "breast", "--data", root)
+    for result in trained(mtbench, tmp_path / "out", *line):
         assert sum(result["notes"]["images"]) == 30
         assert "case007.png" in result["notes"]["problems"][0]
-    [run] = (tmp_path / "o").rglob("rlar/seed0-*")
+    [run] = (tmp_path / "out").rglob("rlar/seed0-*")
     image = root / IMAGES / "case003.png"
     code, out, err = mtbench("predict", run, image, "--spacing", 0.078, "--out", tmp_path / "p")
     assert (code, err) == (0, "")
     assert tuple(json.loads(out)[0]["views"][0]["probabilities"]) == breast.GRADES["BIRADS"]
-    shown = ("--task", "breast", "--data", root)
-    code, out, err = mtbench("data", "inspect", "malignancy", *shown)
-    assert (code, err) == (0, "")
-    assert "images of malignant" in out
     picture = tmp_path / "preview.png"
-    assert mtbench("data", "preview", "birads", *shown, "--to", picture)[0] == 0
-    assert picture.stat().st_size > 10_000
-    code, _, err = mtbench(*line[:3], "-m", "ew", "--out", tmp_path / "s")
+    assert "images of malignant" in shown(mtbench, picture, "malignancy", *line)
+    code, _, err = mtbench("run", *line[:2], "-m", "ew", "--out", tmp_path / "s")
     assert (code, err.count("\n")) == (2, 1)
     assert "needs --data" in err
 

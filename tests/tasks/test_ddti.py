@@ -19,6 +19,8 @@ from scipy.ndimage import gaussian_filter1d
 
 from mtbench.errors import DataError
 from mtbench_tasks._lesion.cases import Case, Collection
+from mtbench_tasks._lesion.splits import split_patients
+from mtbench_tasks.thyroid import ddti, ddti_public
 from mtbench_tasks.thyroid.ddti import GRADES, crop_sector, load, split_views
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -482,6 +484,17 @@ def test_real_byte_equal_images_keep_the_labelled_member(real: tuple[Collection,
         patients = {c.patient for c in cases.values() if c.name.split("_")[0] in joined}
         assert len(patients) == 1
     assert len({case.patient for case in cases.values()}) == 383
+
+
+def test_the_public_split_divides_the_real_views(real: tuple[Collection, float]) -> None:
+    collection = ddti.public(real[0])
+    assert collection.fingerprint == real[0].fingerprint
+    parts = split_patients(collection.cases, np.random.default_rng(0))
+    patients = [{collection.cases[i].patient for i in part} for part in parts]
+    assert [len(part) for part in parts] == [457, 93, 90]
+    assert not patients[2] & (patients[0] | patients[1])
+    assert {int(p) for p in patients[2]} == ddti_public.TEST
+    assert not ddti_public.TEST & ddti_public.VAL
 
 
 def test_real_views_hold_tissue_and_no_caption(real: tuple[Collection, float]) -> None:

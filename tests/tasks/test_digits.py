@@ -71,7 +71,7 @@ def test_no_source_digit_straddles_splits() -> None:
     pixels = load_digits().images
     for seed in (0, 1):
         splits = parts(setup(Digits(), seed))
-        assert [len(split.images) for split in splits] == [1078, 270, 449]
+        assert [len(split.images) for split in splits] == [1150, 287, 360]
         every = np.concatenate([split.images.numpy() for split in splits])
         assert sorted(x.tobytes() for x in every) == sorted(
             np.round(x * (255 / 16)).astype(np.uint8).tobytes() for x in pixels
@@ -92,6 +92,15 @@ def test_pairs_depend_on_the_seed_alone() -> None:
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert first.fingerprint == other.fingerprint  # the data is the same, its division is not
+
+
+def test_test_images_are_the_same_at_every_seed() -> None:
+    def tested(fold: int, seed: int) -> torch.Tensor:
+        test = setup(Digits(fold=fold), seed).test
+        return test.batch(torch.arange(len(test)))["inputs"]
+
+    assert torch.equal(tested(0, 0), tested(0, 1))
+    assert not torch.equal(tested(0, 0)[:50], tested(1, 0)[:50])
 
 
 def test_an_embedded_pair_is_the_maximum_of_both() -> None:
@@ -136,6 +145,8 @@ def test_the_source_follows_from_the_data_and_is_recorded(tmp_path: Path) -> Non
     # A record has no path: the source says which network it was.
     recorded = Digits(source="idx", width=10, data=None)
     assert recorded.model()(torch.zeros(3, 1, 28, 28))[0].shape == (3, 10)
+    with pytest.raises(UsageError, match="has a published test part and no folds"):
+        Digits(data=tmp_path, fold=1)
     with pytest.raises(UsageError, match="embedded needs none"):
         setup(Digits(source="embedded", data=tmp_path))
     with pytest.raises(UsageError, match="needs --data"):
@@ -239,7 +250,7 @@ def test_runs_to_a_finished_record(tmp_path: Path, mtbench: Mtbench, source: str
 def test_inspect_and_preview(tmp_path: Path, mtbench: Mtbench) -> None:
     code, text, _ = mtbench("data", "inspect", "embedded", "--task", "digits")
     assert code == 0
-    assert "1078" in text
+    assert "1150" in text
     picture = tmp_path / "preview.png"
     data = write_mnist(tmp_path / "mnist")
     assert (

@@ -605,7 +605,7 @@ def test_a_manifest_from_start_to_end(mtbench: Mtbench, data: Path, tmp_path: Pa
         table = {(row["rater"], row["other"]): row for row in csv.DictReader(stream)}
     assert set(table) == {("ann", "ben"), ("ann", MODEL), ("ben", MODEL)}
     assert 0.7 < float(table["ann", "ben"]["dice"]) < 0.95  # 16 of 18 columns
-    assert 0.5 < float(table["ann", "ben"]["kappa"]) <= 1
+    assert 0.3 < float(table["ann", "ben"]["kappa"]) < 1
     assert int(table["ann", MODEL]["graded"]) > int(table["ann", "ben"]["graded"]) > 0
     assert (run / "agreement.png").stat().st_size > 5000
     spec = json.loads((run / "spec.json").read_text())

@@ -1,5 +1,9 @@
-"""QM9: the raw files as published, the network against torch-geometric's, whole runs."""
+"""QM9: the raw files and the package, the networks, whole runs."""
 
+import importlib.util
+import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtbench.errors import DataError
+from mtbench.testing import TaskContract
+from mtbench.training.task import Task
 from mtbench_tasks import _molecules
-from mtbench_tasks._molecules import ELEMENTS, TARGETS
-from mtbench_tasks.qm9 import QM9, EdgeConvolution, Encoder, Errors, Set2Set
+from mtbench_tasks._molecules import ATOMS, ELEMENTS, HARTREE, PROPERTIES, TARGETS, read_smiles
+from mtbench_tasks.qm9 import BOHR, QM9, EdgeConvolution, Encoder, Errors, Set2Set, coulomb
 from tests.refusals import refused
 
 COLUMNS = [
@@ -206,29 +212,189 @@ def test_files_that_are_something_else(tmp_path: Path, file: str, content: str, 
 def test_no_files_no_download(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing is downloaded"):
         loaded(tmp_path)
-    with pytest.raises(DataError, match="--data"):
+
+
+# --- the package ---------------------------------------------------------------------------------
+
+HEAD = ["XYZ_file", "Index", "SMILES", "Elements", "XYZ_Ang", *(c for c, _ in PROPERTIES.values())]
+Packaged = tuple[str, list[str], Any, list[float]]
+"""SMILES, elements, positions, and what the table has of each target."""
+
+
+def packaged(smiles: str, elements: list[str], positions: Any, **values: float) -> Packaged:
+    return smiles, elements, positions, [values.get(name, 1.0) for name in TARGETS]
+
+
+def methylene(nitrogen: str = "[NH2+]") -> Packaged:
+    """CH2=NH2+, a hydrogen of the bracket's before the carbon, as the package has it."""
+    places = [[0, 0, 0], [0.5, 0.9, 0], [1.3, 0, 0], [0.5, -0.9, 0], [1.8, 0.9, 0], [1.8, -0.9, 0]]
+    return packaged(f"{nitrogen}=C", ["N", "H", "C", "H", "H", "H"], places, u0=-94.0, homo=-0.25)
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[Packaged]], Path]:
+    def write_package(molecules: list[Packaged]) -> Path:
+        folder = tmp_path / _molecules.PACKAGE / "data"
+        folder.mkdir(parents=True)
+        (folder.parent / "__init__.py").write_text("raise ImportError('pkg_resources')")
+        for part, file in enumerate(_molecules.PACKAGED):
+            lines = [",".join(HEAD)]
+            for i, (smiles, elements, positions, values) in enumerate(molecules):
+                if i % len(_molecules.PACKAGED) == part:
+                    symbols = str(elements).replace(" ", "")
+                    numbers = ",".join(map(str, values))
+                    lines.append(
+                        f'"{i}.xyz",{i},"{smiles}","{symbols}","{json.dumps(positions)}",{numbers}'
+                    )
+            (folder / file).write_text("\n".join(lines))
+        monkeypatch.syspath_prepend(str(tmp_path))
+        return folder
+
+    return write_package
+
+
+def test_a_molecule_of_the_package(package: Callable[[list[Packaged]], Path]) -> None:
+    package([methylene()] * 3)
+    found = _molecules.load(None, True, silent)
+    assert len(found) == 3
+    assert found.numbers[:6].tolist() == [7, 1, 6, 1, 1, 1]
+    assert found.bonds[:5].tolist() == [[0, 2, 2], [0, 1, 1], [0, 3, 1], [2, 4, 1], [2, 5, 1]]
+    free = 4 * ATOMS["u0"][0] + ATOMS["u0"][1] + ATOMS["u0"][2]
+    targets = dict(zip(TARGETS, found.targets[0], strict=True))
+    assert targets["u0"] == pytest.approx((-94.0 - free) * HARTREE)
+    assert targets["homo"] == pytest.approx(-0.25 * HARTREE)
+    assert targets["cv"] == 1
+
+
+def test_a_molecule_that_its_smiles_does_not_fit_is_dropped(
+    package: Callable[[list[Packaged]], Path],
+) -> None:
+    smiles, elements, positions, values = methylene()
+    apart = [[*positions[0][:2], 1.0], *positions[1:2], [1.8, 0.1, 0], *positions[3:]]
+    package(
+        [
+            methylene(),
+            ("C=N", elements, positions, values),
+            (smiles, elements, apart, values),
+            (smiles, elements, positions[:4], values),
+            (smiles, elements, positions, [*values[:-1], np.nan]),
+            ("C=1N", elements, positions, values),
+            (smiles, ["Xe", *elements[1:]], positions, values),
+        ]
+    )
+    found = _molecules.load(None, False, silent)
+    reasons = [
+        "in its order", "in its order", "in its order", "angstrom apart", "not finite", "'C=1N'",
+    ]  # fmt: skip
+    assert len(found) == 1
+    assert sorted(line.split()[2] for line in found.broken) == [f"{i}:" for i in range(1, 7)]
+    for reason in reasons:
+        assert any(reason in line for line in found.broken), found.broken
+    with pytest.raises(DataError, match=r"qm9pack: 6 molecules cannot be read \(strict\)"):
+        _molecules.load(None, True, silent)
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"pip install 'mtbench-toolkit\[qm9\]'"):
         _molecules.load(None, False, silent)
 
 
-def test_splits_are_disjoint_and_the_scale_is_that_of_training(small: Path) -> None:
-    task = QM9(data=small, held_out=8)
+@pytest.mark.parametrize("text", ["", "XYZ_file,Index\n1,2\n"])
+def test_a_package_of_another_layout(package: Callable[[list[Packaged]], Path], text: str) -> None:
+    folder = package([methylene()])
+    (folder / "qm9_part2.csv").write_text(text)
+    with pytest.raises(DataError, match="is not the data of qm9pack"):
+        _molecules.load(None, False, silent)
+
+
+def test_tokens_of_smiles() -> None:
+    assert read_smiles("N[CH-]C(=O)C1=CC1") == (
+        [*"NCCOCCC"],
+        [(0, 1, 1), (1, 2, 1), (2, 3, 2), (2, 4, 1), (4, 5, 2), (5, 6, 1), (4, 6, 1)],
+    )
+    assert read_smiles("C(#N)C1CC=1") == (
+        [*"CNCCC"], [(0, 1, 3), (0, 2, 1), (2, 3, 1), (3, 4, 1), (2, 4, 2)],
+    )  # fmt: skip
+    for wrong in ("c1ccccc1", "C.C", "C1CC", "C(C", "C)C"):
+        with pytest.raises((ValueError, IndexError)):
+            read_smiles(wrong)
+
+
+REAL = importlib.util.find_spec(_molecules.PACKAGE)
+
+
+@pytest.mark.skipif(REAL is None, reason="the extra qm9 is not installed")
+def test_the_real_package(package: Callable[[list[Packaged]], Path]) -> None:
+    assert REAL is not None
+    assert REAL.submodule_search_locations is not None
+    folder = package([])
+    for name in _molecules.PACKAGED:
+        with Path(*REAL.submodule_search_locations, "data", name).open() as stream:
+            (folder / name).write_text("".join(stream.readline() for _ in range(150)))
+    found = _molecules.load(None, False, silent)
+    assert (len(found), len(found.broken)) == (445, 2)  # C#CC#C and C#CC#N
+    # Methane, as MoleculeNet's table has it, in kcal/mol.
+    expected = [-395.999594594, -398.643290011, -401.014646522, -372.471772148]
+    assert found.targets[0, 6:10] / 43.36414 == pytest.approx(expected, rel=1e-6)
+    # Every atom's bonds make its valence, where it has no charge.
+    for m in range(len(found)):
+        numbers = found.numbers[slice(*found.atom_starts[m : m + 2])]
+        bonds = found.bonds[slice(*found.bond_starts[m : m + 2])]
+        valence = np.bincount(bonds[:, :2].ravel(), bonds[:, 2].repeat(2), len(numbers))
+        usual = np.array([{1: 1, 6: 4, 7: 3, 8: 2, 9: 1}[int(n)] for n in numbers])
+        assert (valence - usual).sum() == 0, m
+        assert (abs(valence - usual) <= 1).all(), m
+
+
+# --- splits and batches --------------------------------------------------------------------------
+
+
+def test_splits_are_disjoint_and_only_training_is_drawn_by_the_seed(small: Path) -> None:
+    task = QM9(data=small, network="mpnn", held_out=8, molecules=30)
     splits = task.setup(0, silent)
     chosen = [set(part.chosen.tolist()) for part in (splits.train, splits.val, splits.test)]
-    assert [len(part) for part in chosen] == [42, 8, 8]
-    assert len(set.union(*chosen)) == 58
-    batch = splits.train.batch(torch.arange(42))
+    assert [len(part) for part in chosen] == [30, 8, 8]
+    assert len(set.union(*chosen)) == 46
+    batch = splits.train.batch(torch.arange(30))
     assert batch["targets"].mean(0).abs().max() < 1e-5
     assert torch.allclose(batch["targets"].std(0), torch.ones(11), atol=1e-4)
-    again = task.setup(0, silent).train.chosen
-    assert torch.equal(again, splits.train.chosen)
-    assert not torch.equal(task.setup(1, silent).train.chosen, again)
+    again, other = task.setup(0, silent), task.setup(1, silent)
+    assert torch.equal(again.train.chosen, splits.train.chosen)
+    assert not torch.equal(other.train.chosen, splits.train.chosen)
+    for part in ("val", "test"):
+        assert torch.equal(getattr(other, part).chosen, getattr(splits, part).chosen)
     with pytest.raises(DataError, match="too few"):
         QM9(data=small, held_out=29).setup(0, silent)
 
 
+def test_both_networks_see_the_same_molecules(small: Path) -> None:
+    coulomb_splits, graphs = (
+        QM9(data=small, network=network, held_out=8, molecules=20).setup(3, silent)
+        for network in ("coulomb", "mpnn")
+    )
+    for part in ("train", "val", "test"):
+        split, other = getattr(coulomb_splits, part), getattr(graphs, part)
+        rows = torch.arange(len(other))
+        batch, graph = split.batch(rows), other.batch(rows)
+        assert torch.equal(batch["targets"], graph["targets"])
+        assert torch.equal(batch["scale"][0], graph["scale"])
+    inputs = coulomb_splits.train.batch(torch.arange(20))["inputs"]
+    assert inputs.mean(0).abs().max() < 1e-5
+    deviations = inputs.std(0, correction=0)
+    assert (((deviations - 1).abs() < 1e-3) | (deviations < 1e-6)).all()
+
+
+def test_molecules_larger_than_qm9s_have_no_coulomb_matrix(tmp_path: Path) -> None:
+    large: Atoms = [("C", float(i), 0.0, 0.0) for i in range(30)]
+    folder = write(tmp_path, [*(methane() for _ in range(9)), (large, [])], [])
+    with pytest.raises(DataError, match=r"up to 29 atoms.*found one of 30"):
+        QM9(data=folder, held_out=2).setup(0, silent)
+
+
 def test_a_batch_holds_each_molecule_whole(small: Path) -> None:
     found = loaded(small)
-    splits = QM9(data=small, held_out=8).setup(0, silent)
+    splits = QM9(data=small, network="mpnn", held_out=8).setup(0, silent)
     indices = torch.tensor([5, 0, 11])
     batch = splits.val.batch(indices % 8)
     for row, molecule in enumerate(splits.val.chosen[indices % 8].tolist()):
@@ -247,7 +413,7 @@ def test_a_batch_holds_each_molecule_whole(small: Path) -> None:
 
 
 def test_padding_and_company_do_not_change_a_molecule(small: Path) -> None:
-    split = QM9(data=small, held_out=8).setup(0, silent).train
+    split = QM9(data=small, network="mpnn", held_out=8).setup(0, silent).train
     torch.manual_seed(0)
     encoder = Encoder(16)
     together = encoder(split.batch(torch.arange(10))["inputs"])[0]
@@ -277,6 +443,42 @@ def test_the_encoder_sees_no_order_of_atoms_and_no_frame(seed: int) -> None:
     moved = positions[order] @ rotation + 3
     turned = encode(numbers[order], moved, bonds[order][:, order])
     assert torch.allclose(turned, expected, atol=1e-4)
+
+
+def test_a_coulomb_matrix_by_hand() -> None:
+    # O at 2 bohr from H, F at 3 from O and at 5 from H.
+    inputs = torch.zeros(1, 4, 8)  # the last is no atom
+    inputs[0, :3, 0] = torch.tensor([1.0, 8.0, 9.0])
+    inputs[0, :3, 1] = torch.tensor([-2.0, 0.0, 3.0]) * BOHR
+    found = coulomb(inputs)[0]
+    first, second = torch.triu_indices(29, 29)
+    matrix = torch.zeros(29, 29)
+    matrix[first, second] = found[:435]
+    f, o, h = 0.5 * 9**2.4, 0.5 * 8**2.4, 0.5
+    expected = torch.tensor([[f, 72 / 3, 9 / 5], [0, o, 8 / 2], [0, 0, h]])
+    assert torch.allclose(matrix[:3, :3], expected)
+    assert matrix.count_nonzero() == 6
+    assert found[435:].tolist() == [1, 0, 0, 1, 1]  # H, C, N, O, F
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 1000), padding=st.integers(0, 3))
+def test_a_coulomb_matrix_sees_no_order_of_atoms_and_no_frame(seed: int, padding: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    n = int(torch.randint(2, 9, (), generator=generator))
+    numbers = torch.tensor([*ELEMENTS.values()])[torch.randint(0, 5, (n,), generator=generator)]
+    positions = torch.randn(n, 3, generator=generator)
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=generator))[0]
+    order = torch.randperm(n, generator=generator)
+
+    def described(z: torch.Tensor, p: torch.Tensor, padding: int) -> torch.Tensor:
+        inputs = torch.zeros(1, n + padding, 4 + n + padding)
+        inputs[0, :n, 0], inputs[0, :n, 1:4] = z.float(), p
+        return coulomb(inputs)
+
+    found = described(numbers, positions, 0)
+    moved = described(numbers[order], positions[order] @ rotation + 3, padding)
+    assert torch.allclose(found, moved, rtol=1e-3, atol=1e-3)
 
 
 def test_messages_are_those_of_torch_geometric() -> None:
@@ -318,9 +520,32 @@ def test_errors_are_in_the_targets_units() -> None:
     assert all(np.isnan(value) for value in Errors().compute().values())
 
 
-def test_runs_to_a_finished_record(small: Path, tmp_path: Path, mtbench: Any) -> None:
+@pytest.fixture(scope="module")
+def maker(small: Path) -> Callable[[], Task]:
+    return partial(QM9, data=small, held_out=8, width=16)
+
+
+class TestContract(TaskContract):
+    @pytest.fixture
+    def make(self, maker: Callable[[], Task]) -> Callable[[], Task]:
+        return maker
+
+
+@pytest.mark.parametrize("network", ["coulomb", "mpnn"])
+def test_runs_to_a_finished_record(network: str, small: Path, tmp_path: Path, mtbench: Any) -> None:
     methods = [word for name in ("ew", "uw", "cagrad", "rlar") for word in ("--method", name)]
-    settings = ("--held-out", 8, "--width", 4, "--batch-size", 16, "--threads", 1)
+    settings = (
+        "--network",
+        network,
+        "--held-out",
+        8,
+        "--width",
+        4,
+        "--batch-size",
+        16,
+        "--threads",
+        1,
+    )
     code, out, err = mtbench(
         "run", "--task", "qm9", "--data", small, *methods, "--epochs", 1, *settings,
         "--out", tmp_path,
@@ -332,7 +557,7 @@ def test_runs_to_a_finished_record(small: Path, tmp_path: Path, mtbench: Any) ->
 
 def test_refusals(small: Path, tmp_path: Path, mtbench: Any) -> None:
     start = ("run", "--task", "qm9", "--method", "ew", "--out", tmp_path)
-    refused(mtbench(*start), "--data")
     refused(mtbench(*start, "--data", small), "too few")
     refused(mtbench(*start, "--held-out", 0), "held_out", "found 0")
+    refused(mtbench(*start, "--molecules", 1), "molecules", "found 1")
     refused(mtbench(*start, "--data", tmp_path), "gdb9.sdf")

@@ -54,7 +54,16 @@ def test_no_loss_reads(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("digits", {}), ("thyroid", {"cases": 30, "image_size": 32, "width": 2}), ("toy", {})],
+    [
+        ("digits", {}),
+        ("domains", {}),
+        ("gradnorm_toy", {"samples": 50}),
+        ("pinn", {"samples": 20}),
+        ("pinn", {"samples": 20, "equation": "klein_gordon"}),
+        ("pinn", {"samples": 20, "equation": "stokes"}),
+        ("thyroid", {"cases": 30, "image_size": 32, "width": 2}),
+        ("toy", {}),
+    ],
 )
 def test_no_task_reads(name: str, parameters: dict[str, Any]) -> None:
     task = find("task", name).load(Task)(**parameters)

@@ -15,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
-from mtbench.errors import DataError
+from mtbench.errors import DataError, UsageError
 from mtbench.testing import TaskContract
 from mtbench.training.task import Batch, Splits, Task
 from mtbench_tasks import _tabular as tabular
+from mtbench_tasks._folds import FOLDS, divide
 from mtbench_tasks.adult import COLUMNS, Adult
+from mtbench_tasks.digits import Digits
 from mtbench_tasks.multitarget import KNOWN, Multitarget
 from mtbench_tasks.parkinsons import INPUTS, Parkinsons
 from tests.refusals import refused
@@ -291,18 +293,50 @@ def test_a_field_over_the_reader_s_limit(tmp_path: Path) -> None:
 @settings(max_examples=40)
 @given(st.lists(st.integers(0, 60), min_size=40, max_size=200), st.integers(0, 2**31))
 def test_groups_lie_in_one_split(groups: list[int], seed: int) -> None:
-    rng = np.random.default_rng(seed)
     if len(set(groups)) < tabular.LEAST:
         with pytest.raises(DataError, match="too few"):
-            tabular.split_groups(Path("f"), groups, rng)
+            tabular.split_groups(Path("f"), groups, 0, seed)
         return
-    parts = tabular.split_groups(Path("f"), groups, rng)
+    parts = tabular.split_groups(Path("f"), groups, 0, seed)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(groups)))
     names = [{groups[i] for i in part} for part in parts]
     assert all(names)
     assert sum(map(len, names)) == len(set(groups))
-    for found, share in zip(names, tabular.FRACTIONS, strict=True):
-        assert abs(len(found) - share * len(set(groups))) <= 1
+    for found, share in zip(names, (0.64, 0.16, 0.2), strict=True):
+        assert abs(len(found) - share * len(set(groups))) < 2
+
+
+@settings(max_examples=40)
+@given(st.integers(20, 300), st.integers(0, 2**31))
+def test_each_group_is_tested_in_one_fold_at_every_seed(count: int, seed: int) -> None:
+    folds = [divide(count, fold, seed) for fold in range(FOLDS)]
+    tested = np.concatenate([test for _, _, test in folds])
+    assert sorted(tested.tolist()) == list(range(count))
+    for fold, (train, val, test) in enumerate(folds):
+        assert sorted([*train, *val, *test]) == list(range(count))
+        other = divide(count, fold, seed + 1)
+        assert np.array_equal(test, other[2])
+        assert not np.array_equal(train, other[0])
+
+
+def test_tables_and_digits_refuse_a_sixth_fold(folder: Path) -> None:
+    for make in (
+        partial(Parkinsons, data=folder), partial(Multitarget, data=folder / "slump.arff"), Digits,
+    ):  # fmt: skip
+        for fold in (-1, 5):
+            with pytest.raises(UsageError, match=f"fold must be 0 to 4, found {fold}"):
+                make(fold=fold)
+
+
+def test_a_tables_test_rows_are_those_of_its_fold(folder: Path) -> None:
+    def tested(task: Task, seed: int) -> set[float]:
+        test = setup(task, seed).test
+        return set(test.groups() or ())
+
+    tasks = [Parkinsons(data=folder, fold=fold) for fold in range(FOLDS)]
+    subjects = [tested(task, 0) for task in tasks]
+    assert sum(map(len, subjects)) == len(set.union(*subjects)) == 24
+    assert [tested(task, 1) for task in tasks] == subjects
 
 
 def test_scaling_is_fitted_on_training_rows_only() -> None:
@@ -312,14 +346,13 @@ def test_scaling_is_fitted_on_training_rows_only() -> None:
 
     def split(values: np.ndarray) -> Splits:
         table = tabular.Table(columns, values, ())
-        rng = np.random.default_rng(7)
-        return tabular.regression_splits(path, table, ["x"], {"target": "y"}, None, rng)
+        return tabular.regression_splits(path, table, ["x"], {"target": "y"}, None, 0, 7)
 
     train = whole(split(values))
     for name in ("inputs", "target"):
         assert float(train[name].mean()) == pytest.approx(0, abs=1e-5)
         assert float(train[name].std(correction=0)) == pytest.approx(1, abs=0.02)
-    rows = tabular.split_groups(path, np.arange(80), np.random.default_rng(7))
+    rows = tabular.split_groups(path, np.arange(80), 0, 7)
     changed = values.copy()
     changed[np.concatenate(rows[1:])] *= 1000
     again = whole(split(changed))
@@ -333,15 +366,13 @@ def test_columns_without_a_spread_or_a_value_are_harmless() -> None:
     values = np.column_stack([np.ones(60), np.full(60, np.nan), np.arange(60.0), np.full(60, 4.0)])
     table = tabular.Table(dict.fromkeys(["one", "none", "y", "four"]), values, ())
     splits = tabular.regression_splits(
-        Path("f"), table, ["one", "none"], {"y": "y", "z": "four"}, None, np.random.default_rng(0)
+        Path("f"), table, ["one", "none"], {"y": "y", "z": "four"}, None, 0, 0
     )
     batch = whole(splits)
-    assert torch.equal(batch["inputs"], torch.zeros(36, 2))
-    assert torch.equal(batch["z"], torch.zeros(36))
+    assert torch.equal(batch["inputs"], torch.zeros(38, 2))
+    assert torch.equal(batch["z"], torch.zeros(38))
     with pytest.raises(DataError, match="'none' has no value"):
-        tabular.regression_splits(
-            Path("f"), table, ["one"], {"y": "none"}, None, np.random.default_rng(0)
-        )
+        tabular.regression_splits(Path("f"), table, ["one"], {"y": "none"}, None, 0, 0)
 
 
 # --- losses and metrics --------------------------------------------------------------------------
@@ -460,7 +491,7 @@ def test_arff_is_read_as_it_says(folder: Path) -> None:
     assert task.inputs == ["water", "the kind", "SP"]
     assert task.table.columns["the kind"] == ("A", "B c", "D")
     assert np.isnan(task.table["FLOW"]).sum() == 15
-    assert whole(setup(task))["inputs"].shape == (36, 5)
+    assert whole(setup(task))["inputs"].shape == (38, 5)
     assert task.model()(torch.zeros(2, 5))[0].shape == (2,)
 
 
@@ -471,7 +502,7 @@ def test_csv_text_is_nominal_and_groups_stay_together(tmp_path: Path) -> None:
     splits = setup(task)
     groups = [set(split.groups() or ()) for split in (splits.train, splits.val, splits.test)]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 30
-    assert splits.notes["groups"] == [18, 4, 8]
+    assert splits.notes["groups"] == [19, 5, 6]
 
 
 def test_every_known_name_has_two_targets_or_more() -> None:
@@ -614,5 +645,5 @@ def test_real_adult_and_parkinsons(real: Path) -> None:
     assert len(splits.test) == 16281
     assert float(whole(splits, "test")["income"].mean()) == pytest.approx(3846 / 16281)
     splits = setup(Parkinsons(data=real, strict=True))
-    assert splits.notes["groups"] == [25, 7, 10]
+    assert splits.notes["groups"] == [26, 7, 9]
     assert sum(splits.notes["rows"]) == 5875

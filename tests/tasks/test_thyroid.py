@@ -20,14 +20,14 @@ from torch import Tensor
 
 import mtbench_tasks.thyroid as thyroid
 from mtbench import Splits
-from mtbench.errors import DataError
+from mtbench.errors import DataError, UsageError
 from mtbench.training.cell import Request
 from mtbench_tasks._lesion.augment import augment
-from mtbench_tasks._lesion.cases import Case, Collection, Reading
+from mtbench_tasks._lesion.cases import Case, Collection, Part, Reading
 from mtbench_tasks._lesion.grid import Placement, Prepared, prepare, to_input
 from mtbench_tasks._lesion.network import Risk
 from mtbench_tasks._lesion.scores import LesionMeter
-from mtbench_tasks._lesion.splits import FRACTIONS, CaseSplit, split_patients
+from mtbench_tasks._lesion.splits import VALIDATION, CaseSplit, split_patients
 from mtbench_tasks.thyroid import ddti, phantom
 
 Mtbench = Callable[..., tuple[int, str, str]]
@@ -63,48 +63,113 @@ def blank(patient: str, category: int | None, name: str = "") -> Case:
 
 @settings(max_examples=150, derandomize=True)
 @given(
-    st.lists(st.tuples(st.integers(0, 30), st.none() | st.integers(0, 5)), max_size=80),
+    st.lists(
+        st.tuples(
+            st.integers(0, 30),
+            st.none() | st.integers(0, 5),
+            st.none() | st.sampled_from(("train", "val", "test")),
+        ),
+        max_size=80,
+    ),
+    st.booleans(),
     st.integers(0, 2**32 - 1),
 )
-def test_no_patient_is_in_two_parts(said: list[tuple[int, int | None]], seed: int) -> None:
-    cases = [blank(f"p{patient}", category) for patient, category in said]
-    parts = split_patients(cases, np.random.default_rng(seed))
+def test_no_patient_is_in_two_parts(
+    said: list[tuple[int, int | None, Part | None]], named: bool, seed: int
+) -> None:
+    cases = [
+        dataclasses.replace(blank(f"p{patient}", category), part=part if named else None)
+        for patient, category, part in said
+    ]
+    parts = split_patients(cases, np.random.default_rng(seed), "2/3")
     assert sorted(i for part in parts for i in part) == list(range(len(cases)))
     patients = [{cases[i].patient for i in part} for part in parts]
     assert sum(map(len, patients)) == len({case.patient for case in cases})
+    if named and any(case.part == "test" for case in cases):
+        assert patients[2] == {case.patient for case in cases if case.part == "test"}
 
 
 @settings(max_examples=100, derandomize=True)
-@given(st.lists(st.integers(8, 40), min_size=1, max_size=5), st.integers(0, 2**32 - 1))
-def test_each_grade_is_dealt_to_all_parts(sizes: list[int], seed: int) -> None:
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(2, 6))
+def test_each_patient_is_tested_in_one_fold(sizes: list[int], folds: int) -> None:
     cases = [blank(f"{grade}-{i}", grade) for grade, n in enumerate(sizes) for i in range(n)]
-    parts = split_patients(cases, np.random.default_rng(seed))
-    for part, fraction in zip(parts, FRACTIONS, strict=True):
+    tested = [
+        split_patients(cases, np.random.default_rng(k), f"{k + 1}/{folds}")[2] for k in range(folds)
+    ]
+    assert sorted(i for part in tested for i in part) == list(range(len(cases)))
+    for part in tested:
+        assert abs(len(part) - len(cases) / folds) < 1
         found = Counter(cases[i].readings[0].category for i in part)
         for grade, size in enumerate(sizes):
-            assert found[grade] >= 1  # rare grades are everywhere
-            assert abs(found[grade] - fraction * size) < 1.5
+            assert abs(found[grade] - size / folds) < 1
+
+
+def test_seeds_draw_the_validation_patients_and_nobody_else() -> None:
+    cases = [blank(f"p{i}", i % 3) for i in range(60)]
+    parts = [split_patients(cases, np.random.default_rng(seed)) for seed in (0, 0, 1)]
+    assert parts[0] == parts[1]
+    assert parts[0][1] != parts[2][1]
+    assert parts[0][2] == parts[2][2]
+
+
+@pytest.mark.parametrize("size", [1, 3, 9])
+def test_a_fifth_of_each_grade_validates_in_expectation(size: int) -> None:
+    test = dataclasses.replace(blank("test", 0), part="test")
+    cases = [test, *(blank(f"p{i}", 0) for i in range(size))]
+    draws = [len(split_patients(cases, np.random.default_rng(s))[1]) for s in range(2000)]
+    assert np.mean(draws) == pytest.approx(VALIDATION * size, abs=3 * 0.5 / math.sqrt(2000))
+    assert max(draws) - min(draws) <= 1
 
 
 def test_a_patient_counts_by_the_most_suspicious_case() -> None:
     cases = [blank(f"p{i}", 0, f"{i}a") for i in range(20)]
     high = [blank(f"p{i}", 3, f"{i}b") for i in range(10)]  # of the same patients
     cases = [*high[:5], *cases, *high[5:]]
-    for seed in range(10):
-        parts = split_patients(cases, np.random.default_rng(seed))
-        for part, fraction in zip(parts, FRACTIONS, strict=True):
-            found = sum(cases[i].readings[0].category == 3 for i in part)
-            assert abs(found - 10 * fraction) < 1.5
+    for k in range(1, 6):
+        parts = split_patients(cases, np.random.default_rng(k), f"{k}/5")
+        assert [sum(cases[i].readings[0].category == 3 for i in part) for part in parts[2:]] == [2]
 
 
-def test_splits_depend_on_the_seed_alone() -> None:
-    cases = [blank(f"p{i}", i % 3) for i in range(60)]
+@pytest.mark.parametrize("text", ["0/5", "6/5", "1/1", "1", "a/b", "1/0", "-1/5"])
+def test_a_fold_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=f"fold must be k/K.*found '{text}'"):
+        thyroid.Thyroid(source="ddti", fold=text)
 
-    def split(seed: int) -> list[list[int]]:
-        return split_patients(cases, np.random.default_rng(seed))
 
-    assert split(0) == split(0)
-    assert split(0) != split(1)
+def test_where_the_source_says_who_is_tested_there_are_no_folds() -> None:
+    for parameters in ({}, {"source": "tn3k"}, {"source": "ddti", "split": "public"}):
+        with pytest.raises(UsageError, match="leave out --fold"):
+            thyroid.Thyroid(fold="1/5", **parameters)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="split public is one of DDTI's"):
+        thyroid.Thyroid(split="public")
+    for fold in (None, "1/5"):
+        assert thyroid.Thyroid(source="ddti", fold=fold).dependent["fold"] == "1/5"
+
+
+def test_phantoms_are_tested_on_a_population_of_their_own(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MTBENCH_CACHE", str(tmp_path))
+        found = [
+            thyroid.Thyroid(cases=20, test_cases=9, image_size=32, phantom_seed=p).setup(s, silent)
+            for p, s in ((0, 0), (0, 1), (1, 0))
+        ]
+    names = []
+    for splits in found:
+        train, val, test = splits.train, splits.val, splits.test
+        assert isinstance(train, CaseSplit)
+        assert isinstance(val, CaseSplit)
+        assert isinstance(test, CaseSplit)
+        assert (len(train) + len(val), len(test)) == (20, 9)
+        assert all(r is c.truth for c, r in zip(test.cases, test.readings, strict=True))
+        names.append([c.name for c in val.cases])
+    images = [splits.test.batch(torch.arange(9))["inputs"] for splits in found]
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
+    assert names[0] != names[1]
+    fingerprints = [splits.fingerprint for splits in found]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+    with pytest.raises(UsageError, match="is that of the test"):
+        thyroid.Thyroid(phantom_seed=phantom.TEST_SEED)
 
 
 # The network's grid
@@ -452,7 +517,10 @@ def test_setup_is_paired_by_seed(population: Collection) -> None:
         other = task.setup(1, silent)
     assert isinstance(one.test, CaseSplit)
     assert isinstance(other.test, CaseSplit)
-    assert {c.name for c in one.test.cases} != {c.name for c in other.test.cases}
+    assert isinstance(one.val, CaseSplit)
+    assert isinstance(other.val, CaseSplit)
+    assert [c.name for c in one.test.cases] == [c.name for c in other.test.cases]
+    assert [c.name for c in one.val.cases] != [c.name for c in other.val.cases]
     assert one.fingerprint == other.fingerprint
 
 
@@ -516,15 +584,20 @@ def test_both_objectives_reach_the_encoder(task: thyroid.Thyroid) -> None:
 def measure(
     probabilities: Any, categories: Any, planes: Any = None, masks: Any = None,
     grades: tuple[str, ...] = GRADES, high: int = 3, batches: int = 1,
+    spacing: tuple[float | None, ...] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     p, y = torch.tensor(probabilities, dtype=torch.float64), torch.tensor(categories)
-    truth = torch.ones(len(y), 1, 2, 2) if masks is None else torch.tensor(masks)[:, None].float()
-    said = truth if planes is None else torch.tensor(planes)[:, None].float()
+    truth = np.ones((len(y), 2, 2)) if masks is None else np.asarray(masks)
+    said = torch.tensor(truth if planes is None else planes)[:, None].float()
+    mm = torch.tensor([math.nan if v is None else v for v in spacing or (None,) * len(y)])
     meter = LesionMeter(grades, high)
     for rows in torch.arange(len(y)).chunk(batches):
         risk = Risk(p[rows].log(), torch.zeros(len(rows), 1))
         has_mask = torch.ones(len(rows), dtype=torch.bool)
-        batch = {"mask": truth[rows], "has_mask": has_mask, "category": y[rows]}
+        batch = {
+            "has_mask": has_mask, "category": y[rows], "spacing": mm[rows],
+            "masks": [torch.from_numpy(truth[i] > 0) for i in rows.tolist()],
+        }  # fmt: skip
         meter.update((2 * said[rows] - 1, risk), batch)
     return meter.compute()
 
@@ -560,7 +633,7 @@ def test_auroc_by_counting_pairs() -> None:
     upper = rounded[:, 2:].sum(1).numpy()
     assert measure(p, y, high=2)["auroc_high"] == pytest.approx(auroc(upper, y >= 2))
     for batches in (3, 60):
-        assert measure(p, y, batches=batches) == pytest.approx(found)
+        assert measure(p, y, batches=batches) == pytest.approx(found, nan_ok=True)
 
 
 def test_a_grade_that_does_not_occur_is_left_out() -> None:
@@ -599,12 +672,12 @@ def test_cases_without_a_label_are_left_out_of_the_scores() -> None:
     assert found["dice"] == 1
     meter = LesionMeter(GRADES, 3)
     batch = {
-        "mask": torch.zeros(1, 1, 4, 4), "has_mask": torch.tensor([False]),
-        "category": torch.tensor([1]),
+        "has_mask": torch.tensor([False]), "category": torch.tensor([1]),
+        "masks": [torch.zeros(0, 0)], "spacing": torch.zeros(1),
     }  # fmt: skip
     meter.update((torch.ones(1, 1, 4, 4), Risk(torch.zeros(1, 4), torch.zeros(1, 1))), batch)
     found = meter.compute()
-    assert all(math.isnan(found[name]) for name in ("dice", "iou", "hd95"))
+    assert all(math.isnan(found[name]) for name in ("dice", "iou", "hd95", "hd95_mm"))
 
 
 def planes(*boxes: tuple[int, int, int, int] | None) -> np.ndarray:
@@ -613,6 +686,11 @@ def planes(*boxes: tuple[int, int, int, int] | None) -> np.ndarray:
         if box:
             plane[box[0] : box[1], box[2] : box[3]] = 1
     return found
+
+
+def on_a_square(planes: np.ndarray) -> np.ndarray:
+    """Planes of 30 x 40 as they lie on the network's grid of 40 x 40."""
+    return np.pad(planes, ((0, 0), (5, 5), (0, 0)))
 
 
 @pytest.mark.parametrize(
@@ -625,7 +703,7 @@ def planes(*boxes: tuple[int, int, int, int] | None) -> np.ndarray:
     ],
 )
 def test_overlap_by_hand(said: Any, truth: Any, dice: float, iou: float, hd95: float) -> None:
-    found = measure([[0.25] * 4], [0], planes(said), planes(truth))
+    found = measure([[0.25] * 4], [0], on_a_square(planes(said)), planes(truth))
     assert found["dice"] == pytest.approx(dice)
     assert found["iou"] == pytest.approx(iou)
     assert found["hd95"] == pytest.approx(hd95)
@@ -635,10 +713,27 @@ def test_overlap_is_a_mean_over_images() -> None:
     said = planes((5, 15, 10, 20), (5, 15, 5, 15), None)
     truth = planes((5, 15, 5, 15), (5, 15, 5, 15), (5, 15, 5, 15))
     for batches in (1, 3):
-        found = measure([[0.25] * 4] * 3, [0, 1, 2], said, truth, batches=batches)
+        found = measure(
+            [[0.25] * 4] * 3, [0, 1, 2], on_a_square(said), truth,
+            batches=batches, spacing=(0.1, 0.2, None),
+        )  # fmt: skip
         assert found["dice"] == pytest.approx(0.5)
         assert found["iou"] == pytest.approx(4 / 9)
         assert found["hd95"] == pytest.approx(55 / 3)
+        assert found["hd95_mm"] == pytest.approx((0.1 * 5 + 0) / 2)
+
+
+def test_overlap_is_that_of_the_image_and_not_of_the_grid() -> None:
+    # On a grid of half the resolution the lesion's columns are 4 wide; in the image, 8.
+    truth = np.zeros((1, 40, 40), np.float32)
+    truth[:, 8:24, 8:16] = 1
+    said = truth[:, ::2, ::2]
+    found = measure([[0.25] * 4], [0], said, truth)
+    assert found["dice"] == pytest.approx(1, abs=0.02)
+    moved = np.roll(said, 1, 2)  # a grid's pixel is two of the image's
+    found = measure([[0.25] * 4], [0], moved, truth)
+    assert found["hd95"] == pytest.approx(2)
+    assert found["dice"] == pytest.approx(6 / 8, abs=0.02)
 
 
 def test_every_metric_is_announced(task: thyroid.Thyroid) -> None:
@@ -683,7 +778,7 @@ def test_rlar_on_the_phantom_from_start_to_end(rlar_run: tuple[Path, str]) -> No
     test = json.loads((run / "test.json").read_text())["metrics"]
     assert 0 <= test["dice"] <= 1
     assert math.isfinite(test["hd95"])
-    assert sum(result["notes"]["images"]) == 24
+    assert sum(result["notes"]["images"]) == 24 + 24
     assert "patients" in printed
     with Pil.open(run / "predictions.png") as picture:
         assert min(picture.size) > 300

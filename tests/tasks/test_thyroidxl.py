@@ -12,10 +12,8 @@ from PIL import Image as Pil
 from mtbench.errors import DataError
 from mtbench_tasks._lesion.cases import Collection
 from mtbench_tasks.thyroid import thyroidxl
+from tests.tasks.sources import Mtbench, count, shown, silent, trained
 
-Mtbench = Callable[..., tuple[int, str, str]]
-SMALL = ("--image-size", 32, "--width", 2, "--epochs", 1, "--threads", 1, "--set", "batch_size=16")
-METHODS = ("ew", "uw", "cagrad", "rlar")
 TABLE = "stats/id2info_eng.json"
 
 
@@ -57,11 +55,7 @@ def change(root: Path, edit: Callable[[dict[str, Any]], None]) -> None:
 
 
 def load(root: Path) -> Collection:
-    return thyroidxl.load(root, lambda what, done, total: None)
-
-
-def count(collection: Collection, what: str) -> int:
-    return next(n for n, said, _ in collection.report if said == what)
+    return thyroidxl.load(root, silent)
 
 
 def test_image_mask_grade_and_patient_belong_together(tmp_path: Path) -> None:
@@ -74,7 +68,7 @@ def test_image_mask_grade_and_patient_belong_together(tmp_path: Path) -> None:
     assert mask is not None
     assert mask.sum() == 18 * 22
     assert case.image[mask].mean() > case.image[~mask].mean() + 80
-    assert {c.patient for c in collection.cases if c.held_out} == {
+    assert {c.patient for c in collection.cases if c.part == "test"} == {
         "00000010", "00000011", "00000012"
     }  # fmt: skip
     assert count(collection, "patients") == 13
@@ -137,19 +131,10 @@ def test_it_trains_all_methods_and_shows_itself(mtbench: Mtbench, tmp_path: Path
     root = write(tmp_path / "xl", 20, 3)
     broken = root / "train" / "images" / "00000006_2201CE10_0.png"
     broken.write_bytes(broken.read_bytes()[:300])
-    line = ("run", "--source", "thyroidxl", "--data", root, *SMALL)
-    code, _, err = mtbench(*line, *(w for m in METHODS for w in ("-m", m)), "--out", tmp_path / "o")
-    assert (code, err) == (0, "")
-    results = [json.loads(file.read_text()) for file in (tmp_path / "o").rglob("result.json")]
-    assert {result["method"] for result in results} == set(METHODS)
-    for result in results:
-        assert result["status"] == "finished"
+    line = ("--source", "thyroidxl", "--data", root)
+    for result in trained(mtbench, tmp_path / "out", *line):
         assert sum(result["notes"]["images"]) == 45
         assert result["notes"]["patients"][2] == 3
         assert broken.name in result["notes"]["problems"][0]
-    code, out, err = mtbench("data", "inspect", "thyroidxl", "--data", root)
-    assert (code, err) == (0, "")
-    assert "categories outside the scale" in out
-    picture = tmp_path / "preview.png"
-    assert mtbench("data", "preview", "thyroidxl", "--data", root, "--to", picture)[0] == 0
-    assert picture.stat().st_size > 10_000
+    text = shown(mtbench, tmp_path / "preview.png", "thyroidxl", "--data", root)
+    assert "categories outside the scale" in text

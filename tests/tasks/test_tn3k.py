@@ -1,8 +1,6 @@
 """TN3K, on folders of its published layout that are written here."""
 
-import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +11,7 @@ from mtbench.errors import DataError
 from mtbench_tasks._lesion.cases import Collection
 from mtbench_tasks._lesion.splits import split_patients
 from mtbench_tasks.thyroid import tn3k
-
-Mtbench = Callable[..., tuple[int, str, str]]
-SMALL = ("--image-size", 32, "--width", 2, "--epochs", 1, "--threads", 1, "--set", "batch_size=16")
-METHODS = ("ew", "uw", "cagrad", "rlar")
+from tests.tasks.sources import SMALL, Mtbench, count, shown, silent, trained
 
 
 def write(root: Path, trainval: int = 30, test: int = 8) -> Path:
@@ -42,11 +37,7 @@ def write(root: Path, trainval: int = 30, test: int = 8) -> Path:
 
 
 def load(root: Path) -> Collection:
-    return tn3k.load(root, lambda what, done, total: None)
-
-
-def count(collection: Collection, what: str) -> int:
-    return next(n for n, said, _ in collection.report if said == what)
+    return tn3k.load(root, silent)
 
 
 def test_image_mask_and_label_belong_together(tmp_path: Path) -> None:
@@ -62,7 +53,7 @@ def test_image_mask_and_label_belong_together(tmp_path: Path) -> None:
         assert reading.mask is not None
         assert reading.mask.sum() == pytest.approx(500, abs=12)  # JPEG blurs the edge
         assert case.image[reading.mask].mean() > case.image[~reading.mask].mean() + 30
-        assert case.held_out is name.startswith("test")
+        assert (case.part == "test") is name.startswith("test")
     assert (count(collection, "benign"), count(collection, "malignant")) == (25, 13)
     assert count(collection, "images of the test part") == 8
     assert not collection.problems
@@ -115,7 +106,7 @@ def test_the_published_test_part_is_the_test_whatever_the_seed(tmp_path: Path) -
     cases = load(write(tmp_path)).cases
     splits = [split_patients(cases, np.random.default_rng(seed)) for seed in range(5)]
     for train, val, test in splits:
-        assert [cases[i].name for i in test] == [c.name for c in cases if c.held_out]
+        assert [cases[i].name for i in test] == [c.name for c in cases if c.part == "test"]
         assert sorted(train + val) == list(range(30))
         assert 3 <= len(val) <= 9  # about a fifth
     assert len({tuple(val) for _, val, _ in splits}) == 5
@@ -135,26 +126,18 @@ def test_it_trains_all_methods_and_shows_itself(mtbench: Mtbench, tmp_path: Path
     (root / "trainval-image" / "0005.jpg").write_text("no picture")
     twin = (root / "trainval-image" / "0007.jpg").read_bytes()
     (root / "test-image" / "0003.jpg").write_bytes(twin)  # it straddles the published parts
-    line = ("run", "--source", "tn3k", "--data", root, *SMALL)
-    code, _, err = mtbench(*line, *(w for m in METHODS for w in ("-m", m)), "--out", tmp_path / "o")
-    assert (code, err) == (0, "")
-    results = [json.loads(file.read_text()) for file in (tmp_path / "o").rglob("result.json")]
-    assert {result["method"] for result in results} == set(METHODS)
-    for result in results:
-        assert result["status"] == "finished"
+    line = ("--source", "tn3k", "--data", root)
+    for result in trained(mtbench, tmp_path / "out", *line):
         train, val, test = result["notes"]["images"]
         assert (train + val, test) == (16, 6)  # 0005 left out, 0007 goes to its twin
         assert result["notes"]["left out"] == 1
         assert "0005.jpg" in result["notes"]["problems"][0]
-    code, out, err = mtbench("data", "inspect", "tn3k", "--data", root)
-    assert (code, err) == (0, "")
-    assert "images of the test part" in out
+    text = shown(mtbench, tmp_path / "preview.png", "tn3k", "--data", root)
+    assert "images of the test part" in text
     code, out, err = mtbench("data", "verify", "tn3k", "--data", root)
     assert (code, out.count("\n")) == (2, 2)
     assert "0005.jpg" in out
-    picture = tmp_path / "preview.png"
-    assert mtbench("data", "preview", "tn3k", "--data", root, "--to", picture)[0] == 0
-    assert picture.stat().st_size > 10_000
-    code, _, err = mtbench(*line, "-m", "ew", "--set", "strict=true", "--out", tmp_path / "s")
+    strict = ("-m", "ew", "--set", "strict=true", "--out", tmp_path / "strict")
+    code, _, err = mtbench("run", *line, *SMALL, *strict)
     assert (code, err.count("\n")) == (2, 1)
     assert "0005.jpg" in err

@@ -30,7 +30,7 @@ class Bilevel(Balancer):
         self.holds_out, self.calls = share, calls
         self.register_buffer("told", torch.ones(num_objectives))
 
-    def backward(self, step: Step) -> Tensor:
+    def balance(self, step: Step) -> Tensor:
         held_out = [step.validation().values for _ in range(self.calls)]
         weights = torch.stack(held_out).mean(0) * self.told
         step.backward(weights)

@@ -19,11 +19,11 @@ from mtbench.training.rundir import RunDirectory
 from mtbench.training.trained import load_trained
 from mtbench.training.trainer import Trainer
 from tests.soak import differences
-from tests.training.domains import SIZES, Domains
+from tests.training.own_inputs import SIZES, Domains
 from tests.training.test_bilevel import BILEVEL
 from tests.training.test_trainer import Silent
 
-DOMAINS = Path(__file__).with_name("domains.py")
+DOMAINS = Path(__file__).with_name("own_inputs.py")
 
 
 class TestContract(TaskContract):
@@ -33,7 +33,7 @@ class TestContract(TaskContract):
 
 
 def cell(method: str, **given: str) -> tuple[Request, Any, Any]:
-    request = Request.of("domains", [method], given, [DOMAINS, BILEVEL])
+    request = Request.of("own_inputs", [method], given, [DOMAINS, BILEVEL])
     splits = request.task.setup(0, lambda *_: None)
     return request, splits, request.spec(request.choices[0], splits, 0, "fp32", "cpu")
 

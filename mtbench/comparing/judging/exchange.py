@@ -23,14 +23,15 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key
+from mtbench.comparing import claim
+from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key, shadows
 from mtbench.errors import RunError, UsageError, did_you_mean
-from mtbench.training.rundir import RunDirectory, Spec, find_runs
+from mtbench.training.rundir import RunDirectory, Spec, find_runs, parse
 from mtbench.training.task import Recipe
 from mtbench.version import __version__
 
 FORMAT, VERSION = "mtbench results", 1
-RECORDS = ("epochs.jsonl", "result.json", "spec.json", "test.json")
+RECORDS = ("epochs.jsonl", "result.json", "spec.json", claim.FILE, "test.json")
 MAX_ARCHIVE, MAX_UNPACKED = 64 * 2**20, 256 * 2**20
 MAX_MEMBERS = 65_535
 MAX_RATIO = 200
@@ -154,6 +155,8 @@ class Cell(Finished):
         _check_result(result, spec, f"{origin}/result.json")
         _check_epochs(result, spec, files.get("epochs.jsonl", b""), origin)
         _check_test(result, spec, files.get("test.json"), f"{origin}/test.json")
+        if claim.FILE in files:
+            claim.parse(files[claim.FILE], f"{origin}/{claim.FILE}")
         return cls(origin, spec, result, files)
 
     @property
@@ -330,6 +333,8 @@ def read(file: Path) -> Package:
     Raises:
         RunError: it is no such file, broken, or contradicts itself.
     """
+    if file.exists() and not file.is_file():
+        raise RunError(f"{file}: is no regular file: a pipe may never end")
     try:
         with file.open("rb") as stream:
             raw = stream.read(MAX_ARCHIVE + 1)
@@ -452,11 +457,11 @@ def _cells(members: dict[str, bytes]) -> list[Cell]:
 def _parse(model: type[_Model], raw: bytes, where: str) -> _Model:
     """Return JSON as a model, refusing what any later reader of the file would stumble on."""
     try:
-        json.loads(raw.decode())
+        parse(raw.decode())
         return model.model_validate_json(raw)
     except ValidationError as error:
         raise RunError(f"{where}: not of version 1: {_first(error)}") from error
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
         raise RunError(f"{where}: does not parse ({error})") from error
 
 
@@ -489,6 +494,9 @@ def _check_result(result: _Result, spec: Spec, where: str) -> None:
                 f"{where}: {key} is {_show(getattr(result, key))}, in spec.json "
                 f"{_show(getattr(spec, key))}"
             )
+    for name in result.metrics:
+        if shadows(name, result.metrics):
+            raise RunError(f"{where}: metric {_show(name)} is called like a leaderboard's column")
 
 
 def _check_epochs(result: _Result, spec: Spec, raw: bytes, origin: str) -> None:

@@ -26,13 +26,20 @@ _HEADS = {DELTA_M: "Δm % ↓", MEAN_RANK: "mean rank ↓"}
 
 INTRODUCTION = """# Published results
 
-What papers report of the tasks that are here, as `mtbench reproduce` prints it. Rows have the names
-of our methods, and settings where these are not our defaults; `ew` is what papers call LS. Δm is in
-percent against each paper's own single-task models, and a mean rank is one among the rows of its
-paper's table: neither can be set beside another table's, or beside ours without the protocol.
-`mtbench reproduce TASK --method METHOD --data PATH` trains the single-task reference and a method
-with the task's recipe, prints both beside the paper's row, and says what was done otherwise. A dash
-is a number that the source does not print.
+What do papers report of the tasks that are here? These tables are what `mtbench reproduce` prints
+beside a run of yours:
+
+```sh
+mtbench reproduce TASK --method METHOD --data PATH
+```
+
+It trains the single-task reference and the method with the task's recipe, prints both beside the
+paper's row, and says what was done otherwise than in the paper.
+
+Rows have the names of our methods, with a setting where it is not our default; `ew` is what papers
+call LS. Δm is in percent against each paper's own single-task models, and a mean rank is one among
+the rows of its own table. So neither can be set beside another table's, or beside ours without the
+paper's protocol. A dash is a number that the source does not print.
 
 """
 

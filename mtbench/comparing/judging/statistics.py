@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import stats
 
 from mtbench.errors import UsageError
 
@@ -275,168 +275,6 @@ def rank_probabilities(draws: ArrayLike) -> Floats:
     return shares
 
 
-def probability_of_improvement(
-    x: ArrayLike, y: ArrayLike, higher: Sequence[bool], *, paired: bool, level: float = 0.95
-) -> Interval:
-    r"""Return the probability that x is better than y, averaged over metrics; ties count half.
-
-    .. math:: p = \frac{1}{M} \sum_m \operatorname{mean}_{(s, s') \in P}
-        \big[ x_{sm} \prec y_{s'm} \big] + \tfrac12 \big[ x_{sm} = y_{s'm} \big]
-
-    P is all pairs of seeds, as in Agarwal et al. (NeurIPS 2021, arXiv 2108.13264; the Mann-Whitney
-    statistic), or s = s' (`paired`): whether x wins on the seed that both were given.
-
-    The limits are Clopper and Pearson's for n p wins of n. They are exact for one metric and paired
-    seeds without ties, and conservative otherwise (no [0, 1]-valued variable varies more than a
-    binary one of its mean; the Mann-Whitney statistic of independent samples no more than
-    p (1 - p) / n). Our choice: where one side wins everywhere a bootstrap would give [1, 1].
-
-    Args:
-        x: (..., n, M).
-        y: (..., n, M).
-        higher: (M,).
-        paired: compare within seeds only.
-        level: coverage of the interval.
-
-    Returns:
-        p and its limits, (...).
-
-    Raises:
-        UsageError: the numbers of seeds differ.
-
-    Example:
-        >>> found = probability_of_improvement([[1.0], [2.0]], [[1.0], [3.0]], [False], paired=True)
-        >>> found.value.item()
-        0.75
-    """
-    ours, theirs = np.asarray(x, float), np.asarray(y, float)
-    n = ours.shape[-2]
-    if theirs.shape[-2] != n:
-        raise UsageError(f"x and y must have the same seeds, found {n} and {theirs.shape[-2]}")
-    if not paired:
-        ours, theirs = ours[..., :, None, :], theirs[..., None, :, :]
-    wins = (1 - np.sign(_costs(ours, higher) - _costs(theirs, higher))) / 2
-    value = np.asarray(wins.mean(axis=(-2, -1) if paired else (-3, -2, -1)))
-    won, lost = n * value, n * (1 - value)
-    tail = (1 - level) / 2
-    with np.errstate(invalid="ignore"):  # no wins, no losses, or NaN
-        low = np.where(won > 0, stats.beta.ppf(tail, won, lost + 1), won)
-        high = np.where(lost > 0, stats.beta.isf(tail, won + 1, lost), 1 - lost)
-    return Interval(value, low, high)
-
-
-def holm(p: ArrayLike) -> Floats:
-    r"""Return Holm's adjusted p-values; NaN is no comparison.
-
-    .. math:: \tilde p_{(i)} = \min\big(1,\; \max_{j \le i} (m - j + 1) \, p_{(j)}\big)
-
-    (Holm, Scandinavian Journal of Statistics 1979.)
-
-    Args:
-        p: (m,).
-
-    Returns:
-        (m,).
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03]).tolist()
-        [0.03, 0.06, 0.06]
-    """
-    array = np.asarray(p, float)
-    adjusted = np.full_like(array, np.nan)
-    order = np.argsort(array)[: np.isfinite(array).sum()]
-    steps = array[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
-    return adjusted
-
-
-class Comparison(NamedTuple):
-    """Tests of methods against one baseline.
-
-    Attributes:
-        p: two-sided, (methods,).
-        adjusted: the same after Holm's correction.
-        note: why none can be significant with so few seeds, else empty.
-    """
-
-    p: Floats
-    adjusted: Floats
-    note: str
-
-
-def wilcoxon_holm(scores: ArrayLike, baseline: ArrayLike, alpha: float = 0.05) -> Comparison:
-    """Return Wilcoxon's signed-rank tests of every method against a baseline.
-
-    The pairs are one task's seeds, so the verdict is about retraining on this task, not about other
-    tasks. Equal pairs are dropped (Wilcoxon's way); without any other, p is 1. p is exact up to 50
-    seeds, or 13 where differences tie (`scipy.stats.wilcoxon`).
-
-    Args:
-        scores: (methods, n), one number a seed, such as `relative_change(...).mean(-1)`.
-        baseline: (n,).
-        alpha: level at which the note asks what can be reached.
-
-    Returns:
-        p, adjusted p and note. A method with a missing seed gets NaN and is no comparison.
-
-    Example:
-        >>> wilcoxon_holm([[2.0, 4.0, 6.0, 8.0, 10.0, 12.0]], [1, 2, 3, 4, 5, 6]).p.tolist()
-        [0.03125]
-    """
-    differences = np.asarray(scores, float) - np.asarray(baseline, float)
-    sizes = np.sort(np.abs(differences), axis=1)
-    apart = np.all(np.diff(sizes, axis=1) > 0, axis=1)
-    plain: NDArray[np.bool_] = np.any(sizes[:, :1] > 0, axis=1) & apart  # no NaN, zero or tie
-    p = np.array(
-        [math.nan if done else _wilcoxon(row) for row, done in zip(differences, plain, strict=True)]
-    )
-    if plain.any():  # all at once: scipy's calls are slow one by one
-        p[plain] = stats.wilcoxon(differences[plain], axis=1).pvalue
-    note = significance_note(differences.shape[1], int(np.isfinite(p).sum()), alpha)
-    return Comparison(p, holm(p), note)
-
-
-def _wilcoxon(differences: Floats) -> float:
-    if np.isnan(differences).any():
-        return math.nan
-    unequal = differences[differences != 0]
-    return float(stats.wilcoxon(unequal).pvalue) if len(unequal) else 1.0
-
-
-def seeds_needed(comparisons: int, alpha: float = 0.05) -> int:
-    r"""Return the fewest seeds at which Wilcoxon with Holm can reach significance.
-
-    With all n differences of one sign p is :math:`2 / 2^n`, and Holm multiplies the smallest of m
-    by m: the least n with :math:`2 m / 2^n \le \alpha`.
-
-    Example:
-        >>> seeds_needed(1), seeds_needed(9)
-        (6, 9)
-    """
-    return max(1, math.ceil(math.log2(2 * comparisons / alpha)))
-
-
-def significance_note(n: int, comparisons: int, alpha: float = 0.05) -> str:
-    """Return why n seeds cannot show significance, empty if they can.
-
-    Example:
-        >>> significance_note(9, 9)
-        ''
-        >>> significance_note(5, 1)
-        '5 seeds: Wilcoxon cannot go below p = 0.0625; 0.05 takes at least 6 seeds'
-        >>> significance_note(8, 9)
-        '8 seeds: Wilcoxon with Holm over 9 cannot go below p = 0.0703; 0.05 takes at least 9 seeds'
-    """
-    if not comparisons or n >= (needed := seeds_needed(comparisons, alpha)):
-        return ""
-    test = f"Wilcoxon with Holm over {comparisons}" if comparisons > 1 else "Wilcoxon"
-    least = min(1, comparisons * 2.0 ** (1 - n))
-    return (
-        f"{n} seed{'s' * (n != 1)}: {test} cannot go below p = {least:.3g}; "
-        f"{alpha:g} takes at least {needed} seeds"
-    )
-
-
 class Ranking(NamedTuple):
     """Friedman's test and what Nemenyi's makes of its ranks.
 
@@ -444,15 +282,12 @@ class Ranking(NamedTuple):
         mean_ranks: over blocks, (methods,), 1 the best.
         p: of Friedman's test; NaN where it cannot be made.
         critical_difference: two methods differ whose mean ranks are further apart.
-        cliques: the diagram's bars: methods (columns) no two of which differ, best first; only
-            maximal ones, and none of a single method.
         note: why nothing can be significant with so few blocks, else empty.
     """
 
     mean_ranks: Floats
     p: float
     critical_difference: float
-    cliques: list[tuple[int, ...]]
     note: str
 
 
@@ -476,14 +311,12 @@ def friedman_nemenyi(costs: ArrayLike, alpha: float = 0.05) -> Ranking:
         alpha: level of the critical difference.
 
     Returns:
-        Mean ranks, p, critical difference, cliques and note.
+        Mean ranks, p, critical difference and note.
 
     Example:
         >>> found = friedman_nemenyi([[1, 2, 3], [1, 2, 3], [1, 3, 2], [1, 2, 3]])
         >>> found.mean_ranks.tolist(), round(found.p, 3), round(found.critical_difference, 3)
         ([1.0, 2.25, 2.75], 0.039, 1.657)
-        >>> found.cliques
-        [(0, 1), (1, 2)]
     """
     array = np.asarray(costs, float)
     N, k = array.shape
@@ -491,7 +324,7 @@ def friedman_nemenyi(costs: ArrayLike, alpha: float = 0.05) -> Ranking:
     mean_ranks = ranks.mean(axis=0)
     if N < 2 or k < 3:
         note = f"Friedman's test takes at least 2 blocks and 3 methods, found {N} and {k}"
-        return Ranking(mean_ranks, math.nan, math.nan, [], note)
+        return Ranking(mean_ranks, math.nan, math.nan, note)
     p = 1.0 if np.ptp(ranks) == 0 else float(stats.friedmanchisquare(*array.T).pvalue)
     unit = stats.studentized_range.ppf(1 - alpha, k, np.inf) * math.sqrt(k * (k + 1) / 12)
     critical = float(unit / math.sqrt(N))
@@ -500,115 +333,7 @@ def friedman_nemenyi(costs: ArrayLike, alpha: float = 0.05) -> Ranking:
         f"{N} blocks: mean ranks of {k} methods cannot differ by more than {k - 1}, and would have "
         f"to by {critical:.2f}; Friedman and Nemenyi take at least {needed} blocks"
     )
-    found = cliques(mean_ranks, critical)
-    return Ranking(mean_ranks, p, critical, found, note if needed > N else "")
-
-
-def cliques(mean_ranks: ArrayLike, critical_difference: float) -> list[tuple[int, ...]]:
-    """Return the maximal groups of methods whose mean ranks lie within a critical difference.
-
-    Args:
-        mean_ranks: (methods,).
-        critical_difference: the largest difference that does not count.
-
-    Returns:
-        Groups of two or more, best first; in each the methods' indices, best first.
-
-    Example:
-        >>> cliques([3.0, 1.0, 1.5, 2.4], 1.0)
-        [(1, 2), (2, 3), (3, 0)]
-    """
-    ranks = np.asarray(mean_ranks, float)
-    order = np.argsort(ranks, kind="stable")
-    # A sum of ranks divided by N is exact to a few ulps only.
-    reach = ranks[order] + critical_difference * (1 + 1e-12)
-    ends = np.searchsorted(ranks[order], reach, side="right")
-    previous = np.concatenate([[0], ends[:-1]])
-    return [
-        tuple(order[begin:end].tolist())
-        for begin, (end, before) in enumerate(zip(ends, previous, strict=True))
-        if end > before and end - begin > 1
-    ]
-
-
-def smallest_effect(n: int, power: float = 0.8, alpha: float = 0.05) -> float:
-    r"""Return the smallest mean difference that n paired seeds are likely to detect.
-
-    In standard deviations of the paired differences: the d at which a two-sided t-test has the
-    power asked for,
-
-    .. math:: P\big(F'_{1,\,n-1}(n d^2) > F_{1,\,n-1;\,1-\alpha}\big) = \text{power},
-
-    F' being the square of noncentral t. For one of m comparisons pass alpha / m.
-
-    Args:
-        n: number of seeds.
-        power: probability of detecting it.
-        alpha: two-sided level.
-
-    Returns:
-        d; infinite for fewer than two seeds.
-
-    Example:
-        >>> [round(smallest_effect(n), 2) for n in (1, 3, 5, 10)]
-        [inf, 3.26, 1.68, 1.0]
-    """
-    if n < 2:
-        return math.inf
-    threshold = stats.f.isf(alpha, 1, n - 1)
-
-    def excess(d: float) -> float:
-        return float(stats.ncf.sf(threshold, 1, n - 1, n * d**2) - power)
-
-    upper = 1.0
-    while excess(upper) < 0:
-        upper *= 2
-    return float(optimize.brentq(excess, 0, upper))
-
-
-def best_of(trials: ArrayLike, *, higher: bool, level: float = 0.95) -> Interval:
-    r"""Return the best of n trials to be expected, for n = 1..B, from B trials.
-
-    .. math:: E_n = \sum_{i=1}^{B} \frac{\binom{i-1}{n-1}}{\binom{B}{n}} \, v_{(i)}
-
-    with :math:`v_{(1)}, .., v_{(B)}` from worst to best: the mean over all subsets of n, which is
-    unbiased (Tang et al., ACL 2020, arXiv 2004.13705), where the plug-in estimate of Dodge et al.
-    (EMNLP 2019, arXiv 1909.03004) is too low. The band holds the middle `level` of what tuning with
-    n fresh trials would end with, :math:`P(\text{best} \le v_{(i)}) \approx (i / B)^n`. It cannot
-    go beyond the best trial seen, so towards n = B it says too little on that side.
-
-    The trials must be independent and identically distributed: drawn at random beforehand. Those of
-    an adaptive sampler (TPE), a pruner, a grid or a quasi-random sequence are not, and the curve
-    would be wrong. A trial that failed or diverged (not finite) counts as the worst finite one.
-
-    Args:
-        trials: (B,), validation scores in any order.
-        higher: whether higher is better.
-        level: share of outcomes in the band.
-
-    Returns:
-        Expectations and the band's edges, each (B,); NaN if no trial succeeded.
-
-    Example:
-        >>> best_of([3.0, 1.0, 2.0, float("nan")], higher=True).value.round(3).tolist()
-        [1.75, 2.333, 2.75, 3.0]
-    """
-    array = np.asarray(trials, float)
-    finite = array[np.isfinite(array)]
-    if not len(finite):
-        return Interval(*(np.full(len(array), np.nan) for _ in range(3)))
-    gains = np.where(np.isfinite(array), array, finite.min() if higher else finite.max())
-    v = np.sort(gains if higher else -gains)
-    B = len(v)
-    i, n = np.arange(1, B + 1), np.arange(1, B + 1)[:, None]
-    # Of the C(B, n) subsets, C(i, n) have no trial better than the i-th: a product of n ratios.
-    within = np.cumprod(np.maximum(i - n + 1, 0) / (B - n + 1), axis=0)
-    value = np.diff(within, prepend=0.0) @ v
-    reached = n * np.log(i / B) + 1e-12  # or rounding decides whether (i / B)^n is the quantile
-    low, high = (
-        v[(reached >= math.log(q)).argmax(axis=1)] for q in ((1 - level) / 2, (1 + level) / 2)
-    )
-    return Interval(value, low, high) if higher else Interval(-value, -high, -low)
+    return Ranking(mean_ranks, p, critical, note if needed > N else "")
 
 
 def pareto_mask(costs: ArrayLike) -> NDArray[np.bool_]:

@@ -50,7 +50,7 @@ def probe(grid: Grid, progress: Progress) -> Iterator[Cost]:
 
 
 def _cost(grid: Grid, entry: Entry, splits: Splits) -> Cost:
-    request, choice = entry.setting(None)
+    request, choice = entry.setting(0, None)
     recipe = request.recipe
     some = dataclasses.replace(splits, train=_Some(splits.train, STEPS * recipe.batch_size))
     short = dataclasses.replace(request, recipe=dataclasses.replace(recipe, epochs=1))

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +13,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer, Wrapper
-from mtbench.comparing.planning.suite import EVERY, Ranges, Suite, TaskSetting
-from mtbench.comparing.tuning.draws import Draw, Search, draw
+from mtbench.comparing import claim
+from mtbench.comparing.claim import Claim
+from mtbench.comparing.planning.suite import EVERY, MethodSetting, Ranges, Suite, TaskSetting
+from mtbench.comparing.tuning.draws import SAMPLER, Draw, Search, draw
 from mtbench.errors import MtbenchError, PluginError, RunError, UsageError, did_you_mean
 from mtbench.plugins import params
 from mtbench.plugins.method import Method
@@ -23,6 +25,9 @@ from mtbench.training.cell import Choice, Request
 from mtbench.training.device import resolve_device
 from mtbench.training.rundir import RunDirectory, Spec
 from mtbench.training.task import Batch, Recipe, Split, Splits
+
+MOST = 1_000_000
+"""Cells of a suite: what lists them all must end."""
 
 CRASHES = 2
 """How often a cell may crash before it counts as failed."""
@@ -36,36 +41,40 @@ class Order:
         suite: what is compared.
         data: where the data of the tasks that need some lies.
         plugins: plugin files.
+        repetitions: how many are run of each task's rows, by (task, row); None for all of all.
     """
 
     suite: Suite
     data: Path | None = None
     plugins: tuple[Path, ...] = ()
+    repetitions: Mapping[tuple[str, str], int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A method on a task: its trials, then its final cells.
+    """A row on a task: in each repetition its trials, then its final cells.
 
     Attributes:
         task: the column's title.
+        label: the row's.
         request: the task; its choices are not used.
         choice: the method with its parameters' defaults, and those that the suite fixes.
         fixed: the latter.
-        draws: of the trials.
+        draws: of each repetition's trials.
     """
 
     task: str
+    label: str
     request: Request
     choice: Choice
     fixed: dict[str, Any]
-    draws: list[Draw]
+    draws: list[list[Draw]]
 
-    def setting(self, trial: int | None) -> tuple[Request, Choice]:
+    def setting(self, repetition: int, trial: int | None) -> tuple[Request, Choice]:
         """Return what a trial runs, the defaults for None."""
         if trial is None:
             return self.request, self.choice
-        drawn, method = self.draws[trial], self.choice.method
+        drawn, method = self.draws[repetition][trial], self.choice.method
         changed: dict[str, Any] = dict(drawn.recipe)
         recipe = dataclasses.replace(self.request.recipe, **changed)
         params = method.resolve({**drawn.params, **self.fixed})
@@ -77,18 +86,24 @@ class Cell:
     """A cell of a suite.
 
     Attributes:
-        entry: the method and the task.
+        entry: the row and the task.
         seed: the cell's.
         trial: its number; None for a final cell.
+        repetition: of the whole study.
     """
 
     entry: Entry
     seed: int
     trial: int | None = None
+    repetition: int = 0
 
     def __str__(self) -> str:
-        part = f"seed {self.seed}" if self.trial is None else f"trial {self.trial}"
-        return f"{self.entry.task} {self.entry.choice.method.name} {part}"
+        part = f"seed {self.seed}"
+        if self.trial is not None:
+            part = f"trial {self.trial}"
+            if len(self.entry.draws) > 1:
+                part = f"repetition {self.repetition} {part}"
+        return f"{self.entry.task} {self.entry.label} {part}"
 
 
 class Grid:
@@ -111,19 +126,32 @@ class Grid:
         methods = _methods(self.suite, order.plugins)
         self.entries: list[Entry] = []
         self.cells: list[Cell] = []
+        count = len(self.suite.tasks) * len(methods) * self.suite.budget.cells
+        if count > MOST:
+            raise UsageError(f"suite {self.suite.name}: at most {MOST} cells, found {count}")
         for i, setting in enumerate(self.suite.tasks):
             with _within(f"{self.suite.name}: tasks.{i}"):
-                request = Request.of(setting.name, [], self._given(setting), order.plugins)
-                found = [self._entry(setting, request, method) for method in methods]
+                found = [self._entry(setting, *method) for method in methods]
             self.entries += found
-            self.cells += [
-                Cell(entry, self.suite.budget.tuning_seed, trial)
-                for entry in found
-                for trial in range(self.suite.budget.trials)
-            ]
-            self.cells += [
-                Cell(entry, seed) for seed in self.suite.budget.final_seeds for entry in found
-            ]
+            for repetition in range(self.suite.budget.repetitions):
+                taking_part = [entry for entry in found if repetition < self._repetitions(entry)]
+                for entry in taking_part:
+                    self.cells += self.trials(entry, repetition)
+                self.cells += [
+                    Cell(entry, seed, None, repetition)
+                    for seed in self.suite.budget.final_seeds(repetition)
+                    for entry in taking_part
+                ]
+
+    def _repetitions(self, entry: Entry) -> int:
+        wanted, every = self.order.repetitions, self.suite.budget.repetitions
+        return every if wanted is None else wanted.get((entry.task, entry.label), 0)
+
+    def trials(self, entry: Entry, repetition: int) -> list[Cell]:
+        """Return the trials of a row in a repetition."""
+        budget = self.suite.budget
+        seed = budget.tuning_seed + repetition
+        return [Cell(entry, seed, trial, repetition) for trial in range(budget.trials)]
 
     @cached_property
     def tasks(self) -> dict[str, list[Entry]]:
@@ -146,27 +174,52 @@ class Grid:
             fingerprint: of the data at its seed.
             trial: which one's parameters it has.
         """
-        request, choice = cell.entry.setting(trial)
+        request, choice = cell.entry.setting(cell.repetition, trial)
         data = Splits(_NOTHING, _NOTHING, _NOTHING, fingerprint)
         stage: Literal["trial", "final"] = "final" if cell.trial is None else "trial"
         return request.spec(choice, data, cell.seed, self.suite.precision, self.device, stage=stage)
 
-    def _given(self, setting: TaskSetting) -> dict[str, str]:
+    def claim(self, cell: Cell, trial: int | None) -> Claim:
+        """Return what the suite says of a cell that has a trial's parameters."""
+        suite, entry = self.suite, cell.entry
+        return Claim(
+            suite=suite.name,
+            digest=suite.digest,
+            task=entry.task,
+            label=entry.label,
+            repetition=cell.repetition,
+            draw=trial,
+            sampler=SAMPLER,
+            places={} if cell.trial is None else entry.draws[cell.repetition][cell.trial].places,
+            trials=suite.budget.trials,
+            repetitions=suite.budget.repetitions,
+            seeds=suite.budget.seeds,
+            rows=len(self.entries) // len(self.suite.tasks),
+            margin=suite.margin,
+            against=suite.against,
+        )
+
+    def _given(self, setting: TaskSetting, recipe: Mapping[str, Any]) -> dict[str, str]:
         given = {f"{setting.name}.{key}": _text(value) for key, value in setting.set.items()}
-        given |= {f"recipe.{key}": _text(value) for key, value in setting.recipe.items()}
+        changed = {**setting.recipe, **recipe}
+        given |= {f"recipe.{key}": _text(value) for key, value in changed.items()}
         if setting.needs_data and self.order.data is not None:
             given[f"{setting.name}.data"] = str(self.order.data)
         return given
 
-    def _entry(self, setting: TaskSetting, request: Request, method: Method) -> Entry:
-        K = len(request.task.objectives)
-        fixed = self.suite.fixed.get(method.name, {})
-        own = method.resolve(fixed)
+    def _entry(self, setting: TaskSetting, row: MethodSetting, method: Method) -> Entry:
+        given = self._given(setting, row.recipe)
+        request = Request.of(setting.name, [], given, self.order.plugins)
+        K, budget = len(request.task.objectives), self.suite.budget
+        own = method.resolve(row.set)
         method(K, 0, **own)  # a bad value is told before anything is run
-        search = _search(self.suite.search, request.recipe)
-        draws = draw(method, K, search, self.suite.budget.trials, self.suite.budget.tuning_seed)
-        label = f"{setting.name} {params.own_keys({**setting.set, **setting.recipe})}".strip()
-        return Entry(label, request, Choice(method, own), fixed, draws)
+        search = _search(setting.search or self.suite.search, request.recipe)
+        draws = [
+            draw(method, K, search, budget.trials, budget.tuning_seed + repetition)
+            for repetition in range(budget.repetitions)
+        ]
+        title = f"{setting.name} {params.own_keys({**setting.set, **setting.recipe})}".strip()
+        return Entry(title, row.row, request, Choice(method, own), row.set, draws)
 
 
 def needs_data(order: Order) -> None:
@@ -270,6 +323,7 @@ class Survey:
         self._at: dict[str, list[Path]] = {}
         self._keys: dict[tuple[Cell, int | None], str] = {}
         self._closed: dict[Path, State] = {}
+        self._claims: dict[Path, list[Claim]] = {}
 
     def look(self) -> dict[Cell, State]:
         """Return every cell's state.
@@ -282,17 +336,18 @@ class Survey:
         for cell in self.grid.cells:
             if cell.trial is not None:
                 found[cell] = self._state(cell, cell.trial)
-        trials = self.grid.suite.budget.trials
-        tuning = self.grid.suite.budget.tuning_seed
-        taken: dict[Entry, int | None] = {}
-        for entry in self.grid.entries:
-            states = [found[Cell(entry, tuning, t)] for t in range(trials)]
-            if all(state.closed for state in states):
-                taken[entry] = best([state.score for state in states]) if states else None
+        taken: dict[tuple[Entry, int], int | None] = {}
+        for cell in self.grid.cells:
+            study = cell.entry, cell.repetition
+            if cell.trial is None and study not in taken:
+                states = [found[trial] for trial in self.grid.trials(*study)]
+                if all(state.closed for state in states):
+                    taken[study] = best([state.score for state in states]) if states else None
         for cell in self.grid.cells:
             if cell.trial is None:
-                tuned = cell.entry in taken
-                found[cell] = self._state(cell, taken[cell.entry]) if tuned else State("open")
+                study = cell.entry, cell.repetition
+                chosen = study in taken
+                found[cell] = self._state(cell, taken[study]) if chosen else State("open")
         return found
 
     def _find(self) -> None:
@@ -311,16 +366,21 @@ class Survey:
         key = self._keys.get((cell, trial))
         if key is None:
             key = self._keys[cell, trial] = _key(self.grid.spec(cell, "", trial))
-        states = [self._read(path) for path in self._at.get(key, ())]
+        own = self.grid.claim(cell, trial)
+        states = [self._read(path, own) for path in self._at.get(key, ())]
         # Data that has changed makes a second directory: what is left to do there is to be seen.
         return min(states, key=lambda state: state.closed, default=State("open"))
 
-    def _read(self, path: Path) -> State:
+    def _read(self, path: Path, own: Claim) -> State:
         if path not in self._closed:
             state = state_of(RunDirectory(path))
             if not state.closed:
                 return State("running" if RunDirectory(path).holder() else "open")
             self._closed[path] = state
+        if own not in self._claims.get(path, ()):  # a cell of another suite is still to be claimed
+            self._claims[path] = claim.read(RunDirectory(path))
+            if own not in self._claims[path]:
+                return State("open", run=path)
         return self._closed[path]
 
 
@@ -352,16 +412,20 @@ def _key(spec: Spec) -> str:
     return spec.model_copy(update={"data": ""}).canonical()
 
 
-def _methods(suite: Suite, plugins: Sequence[Path]) -> list[Method]:
-    found: dict[str, Method] = {}
-    for i, name in enumerate(suite.methods):
+def _methods(suite: Suite, plugins: Sequence[Path]) -> list[tuple[MethodSetting, Method]]:
+    found: dict[str, tuple[MethodSetting, Method]] = {}
+    for i, row in enumerate(suite.methods):
         with _within(f"{suite.name}: methods.{i}"):
-            for each in _alone(plugins) if name == EVERY else [name]:
-                found.setdefault(each, Method.find(each, plugins))
-    for name in suite.fixed:
-        if name not in found:
+            rows = [row]
+            if row.name == EVERY:
+                rows = [MethodSetting(name=name) for name in _alone(plugins)]
+            for each in rows:
+                found.setdefault(each.row, (each, Method.find(each.name, plugins)))
+    for i, row_name in enumerate(suite.against):
+        if row_name not in found:
             raise UsageError(
-                f"suite {suite.name}: fixed.{name}: is no method here: {did_you_mean(name, found)}"
+                f"suite {suite.name}: against.{i}: no row {row_name!r} here: "
+                f"{did_you_mean(row_name, found)}"
             )
     return list(found.values())
 

@@ -4,6 +4,8 @@ Packages announce suites by an entry point in the group ``mtbench.suites`` that 
 ``.toml`` files, whose names are the suites'.
 """
 
+import hashlib
+import json
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from mtbench.comparing.judging.deciding import MARGIN
 from mtbench.errors import UsageError, did_you_mean
 from mtbench.training import toml
 
@@ -22,52 +25,6 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class TaskSetting(_Strict):
-    """A task as a suite runs it.
-
-    Attributes:
-        name: the task's.
-        set: its own parameters.
-        recipe: what of its recipe is changed.
-        needs_data: whether it is given ``--data``.
-    """
-
-    name: str
-    set: dict[str, Any] = {}
-    recipe: dict[str, Any] = {}
-    needs_data: bool = False
-
-
-class Budget(_Strict):
-    """What every method gets on every task.
-
-    Attributes:
-        trials: to choose parameters by; none leaves the defaults.
-        tuning_seed: of the trials.
-        seeds: number of final cells.
-        first_seed: of the final cells, counted up from there.
-    """
-
-    trials: Annotated[int, Field(ge=0)]
-    seeds: Annotated[int, Field(ge=1)]
-    first_seed: Annotated[int, Field(ge=0)] = 0
-    tuning_seed: Annotated[int, Field(ge=0)] = 1000
-
-    @model_validator(mode="after")
-    def _seeds_are_fresh(self) -> "Budget":
-        if self.trials and self.tuning_seed in self.final_seeds:
-            raise ValueError(
-                f"tuning_seed must be none of the final seeds {self.first_seed} to "
-                f"{self.final_seeds[-1]}, found {self.tuning_seed}"
-            )
-        return self
-
-    @property
-    def final_seeds(self) -> range:
-        """The seeds that are reported."""
-        return range(self.first_seed, self.first_seed + self.seeds)
-
-
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
@@ -77,10 +34,103 @@ class Ranges(_Strict):
     Attributes:
         lr: lowest and highest learning rate.
         weight_decay: likewise.
+        origin: who set them, when, and by what pilot.
     """
 
     lr: Range | None = None
     weight_decay: Range | None = None
+    origin: str = ""
+
+
+class TaskSetting(_Strict):
+    """A task as a suite runs it.
+
+    Attributes:
+        name: the task's.
+        set: its own parameters.
+        recipe: what of its recipe is changed.
+        search: the common ranges on this task, instead of the suite's.
+        needs_data: whether it is given ``--data``.
+    """
+
+    name: str
+    set: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+    search: Ranges | None = None
+    needs_data: bool = False
+
+
+class MethodSetting(_Strict):
+    """A row: a method, or a variant of one.
+
+    Attributes:
+        name: the method's, ``wrapper+base`` included.
+        set: its own parameters that are not searched.
+        recipe: what of the task's recipe is changed; with more epochs, a row of another budget.
+        label: what the row is called, the name by default.
+    """
+
+    name: str
+    set: dict[str, Any] = {}
+    recipe: dict[str, Any] = {}
+    label: str = ""
+
+    @model_validator(mode="after")
+    def _variants_are_named(self) -> "MethodSetting":
+        if (self.set or self.recipe) and not self.label:
+            raise ValueError(f"a variant needs a label, found none for {self.name!r}")
+        return self
+
+    @property
+    def row(self) -> str:
+        """What the row is called."""
+        return self.label or self.name
+
+
+class Budget(_Strict):
+    """What every method gets on every task.
+
+    Attributes:
+        trials: to choose parameters by, in each repetition; none leaves the defaults.
+        seeds: number of final cells of a repetition.
+        repetitions: of the whole study: trials of its own, and seeds of its own. With one, what
+            is told holds for the parameters that were chosen once.
+        tuning_seed: of the first repetition's trials, counted up from there.
+        first_seed: of the final cells, likewise.
+    """
+
+    trials: Annotated[int, Field(ge=0, le=1000)]
+    seeds: Annotated[int, Field(ge=1, le=1000)]
+    repetitions: Annotated[int, Field(ge=1, le=1000)] = 1
+    first_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    tuning_seed: Annotated[int, Field(ge=0, lt=2**31)] = 1000
+
+    @model_validator(mode="after")
+    def _seeds_are_fresh(self) -> "Budget":
+        tuning = range(self.tuning_seed, self.tuning_seed + self.repetitions)
+        every = range(self.first_seed, self.first_seed + self.seeds * self.repetitions)
+        if self.trials and tuning.start < every.stop and every.start < tuning.stop:
+            raise ValueError(
+                f"tuning_seed must be none of the final seeds {every[0]} to {every[-1]}, found "
+                f"{self.tuning_seed}" + (f" to {tuning[-1]}" if self.repetitions > 1 else "")
+            )
+        return self
+
+    @property
+    def cells(self) -> int:
+        """How many a row has on a task."""
+        return self.repetitions * (self.trials + self.seeds)
+
+    def final_seeds(self, repetition: int) -> range:
+        """Return the seeds that a repetition reports."""
+        begin = self.first_seed + self.seeds * repetition
+        return range(begin, begin + self.seeds)
+
+
+def _settings(given: object) -> object:
+    """Return methods as tables, where they are names."""
+    several = given if isinstance(given, list) else [given]
+    return [{"name": one} if isinstance(one, str) else one for one in several]
 
 
 class Suite(_Strict):
@@ -91,11 +141,13 @@ class Suite(_Strict):
         name: what it is called.
         title: what it compares, in words.
         tasks: what is compared on.
-        methods: what is compared, ``wrapper+base`` included; ``all`` stands for every method that
-            stands alone.
+        methods: what is compared; a name alone stands for the method as it is, ``all`` for every
+            method that stands alone.
+        against: the rows that all others are compared with; their questions are what a sweep
+            ``--until decided`` decides.
+        margin: percent of delta-m within which two rows count as equivalent.
         budget: what each gets.
         search: the common ranges; by default those of `Search.around`, in `comparing.tuning`.
-        fixed: by method, parameters that are not searched.
         precision: ``fp32``, or ``bf16`` autocast.
         device: to train on.
     """
@@ -103,15 +155,14 @@ class Suite(_Strict):
     version: Literal[1]
     name: str
     title: str
-    tasks: Annotated[list[TaskSetting], Field(min_length=1)]
+    tasks: Annotated[list[TaskSetting], Field(min_length=1, max_length=1000)]
     methods: Annotated[
-        list[str],
-        Field(min_length=1),
-        BeforeValidator(lambda given: [given] if isinstance(given, str) else given),
+        list[MethodSetting], Field(min_length=1, max_length=1000), BeforeValidator(_settings)
     ]
+    against: list[str] = []
+    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)] = MARGIN
     budget: Budget
     search: Ranges | None = None
-    fixed: dict[str, dict[str, Any]] = {}
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "cpu"
 
@@ -120,14 +171,21 @@ class Suite(_Strict):
         for i, task in enumerate(self.tasks):
             if task in self.tasks[:i]:
                 raise ValueError(f"tasks.{i}: is the same as task {self.tasks.index(task)}")
-        for i, method in enumerate(self.methods):
-            if method in self.methods[:i]:
-                raise ValueError(f"methods.{i}: {method!r} is named twice")
+        rows = [method.row for method in self.methods]
+        for i, row in enumerate(rows):
+            if row in rows[:i]:
+                raise ValueError(f"methods.{i}: {row!r} is named twice")
         return self
+
+    @property
+    def digest(self) -> str:
+        """Of all that the suite says, its title excepted."""
+        content = self.model_dump(mode="json", exclude={"title"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 _TABLES: dict[str, type[BaseModel]] = {
-    "": Suite, "tasks": TaskSetting, "budget": Budget, "search": Ranges
+    "": Suite, "tasks": TaskSetting, "methods": MethodSetting, "budget": Budget, "search": Ranges,
 }  # fmt: skip
 
 

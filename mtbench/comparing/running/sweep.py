@@ -114,7 +114,7 @@ class _Drive:
         cells = self.grid.cells
         given = {i for assignment in self.under_way.values() for i in assignment.cells or ()}
         waiting = {
-            cell.entry
+            (cell.entry, cell.repetition)
             for i, cell in enumerate(cells)
             if cell.trial is not None and not self._is_closed(i)
         }
@@ -124,7 +124,7 @@ class _Drive:
             if i not in given
             and i not in self.closed
             and self.states[cell].status == "open"
-            and (cell.trial is not None or cell.entry not in waiting)
+            and (cell.trial is not None or (cell.entry, cell.repetition) not in waiting)
         ]
 
     def _part(self, assignment: Assignment, outcome: Report | str) -> None:

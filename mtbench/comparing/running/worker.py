@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mtbench.balancing.engine import Engine
+from mtbench.comparing import claim
 from mtbench.comparing.planning.grid import (
     Cell,
     Entry,
@@ -125,7 +126,7 @@ class Worker:
         self.data: OrderedDict[tuple[str, int], Splits] = OrderedDict()
         self.fingerprints: dict[tuple[str, int], str] = {}
         self.trials: dict[Cell, RunDirectory] = {}
-        self.taken: dict[Entry, int] = {}
+        self.taken: dict[tuple[Entry, int], int] = {}
 
     def run(self, numbers: Sequence[int] | None = None) -> tuple[int, ...]:
         """Take one open cell after another, until none is left.
@@ -153,26 +154,23 @@ class Worker:
 
     def _trials_of(self, cells: Sequence[Cell]) -> list[Cell]:
         """Return the trials that final cells take their parameters from."""
-        budget = self.grid.suite.budget
-        entries = dict.fromkeys(cell.entry for cell in cells if cell.trial is None)
-        return [
-            Cell(entry, budget.tuning_seed, trial)
-            for entry in entries
-            for trial in range(budget.trials)
-        ]
+        studies = dict.fromkeys((c.entry, c.repetition) for c in cells if c.trial is None)
+        return [trial for study in studies for trial in self.grid.trials(*study)]
 
     def _close(self, cell: Cell) -> bool:
         """Do what is to do of a cell; return whether nothing is left."""
         trial = cell.trial
         if trial is None and self.grid.suite.budget.trials:
-            trial = self._best(cell.entry)
+            trial = self._best(cell)
             if trial is None:
                 return False
         spec = self.grid.spec(cell, self._fingerprint(cell), trial)
         run = RunDirectory.at(self.out, spec)
-        if not _closed(run):
+        own = self.grid.claim(cell, trial)
+        if not _closed(run) or own not in claim.read(run):
             try:
                 with run.claim():
+                    claim.add(run, own)
                     if not _closed(run):
                         self._train(cell, spec, run)
             except HeldError:
@@ -183,15 +181,15 @@ class Worker:
             self.trials[cell] = run
         return True
 
-    def _best(self, entry: Entry) -> int | None:
-        """Return the number of the trial that is taken, None while some are open."""
-        if entry not in self.taken:
-            budget = self.grid.suite.budget
-            cells = [Cell(entry, budget.tuning_seed, t) for t in range(budget.trials)]
-            if not all(cell in self.trials for cell in cells):
+    def _best(self, cell: Cell) -> int | None:
+        """Return the number of the trial that a final cell takes, None while some are open."""
+        study = cell.entry, cell.repetition
+        if study not in self.taken:
+            cells = self.grid.trials(*study)
+            if not all(trial in self.trials for trial in cells):
                 return None
-            self.taken[entry] = best([state_of(self.trials[cell]).score for cell in cells])
-        return self.taken[entry]
+            self.taken[study] = best([state_of(self.trials[trial]).score for trial in cells])
+        return self.taken[study]
 
     def _train(self, cell: Cell, spec: Spec, run: RunDirectory) -> None:
         task, method = cell.entry.request.task, cell.entry.choice.method

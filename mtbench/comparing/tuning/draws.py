@@ -1,13 +1,16 @@
 """What is tried: the ranges that are searched, and the official trials drawn from them."""
 
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
-import optuna
+from numpy.typing import NDArray
+from scipy.stats import qmc
 
 from mtbench import seeding
-from mtbench.comparing.tuning.storage import quiet
 from mtbench.errors import UsageError
 from mtbench.plugins.method import Method
 from mtbench.training.task import Recipe
@@ -15,8 +18,16 @@ from mtbench.training.task import Recipe
 SEED = 1000
 """The default seed of trials: away from those of final cells, which count up from 0."""
 
-FACTOR = 10.0
+FACTOR = 3.0
 """How far from the recipe's own value, each way, a common parameter is searched by default."""
+
+SAMPLER = "sobol"
+"""What official trials are, as records name it: the defaults, then a scrambled Sobol sequence."""
+
+DIMENSIONS = 256
+"""Of the sequence: two for the common parameters, the others for those of a method, in turn."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -52,38 +63,107 @@ class Search:
 
 @dataclass(frozen=True)
 class Draw:
-    """One trial of the official ruleset.
+    """One trial of the official ruleset; trial 0 is the defaults, for which nothing is asked.
 
     Attributes:
         params: the method's own parameters that are searched.
         recipe: the recipe's.
-        asked: the same as the answers to what was asked of Optuna.
+        asked: the answers, by what was asked.
+        places: where in its range, from 0 to 1, each answer lies.
     """
 
-    params: dict[str, Any]
-    recipe: dict[str, float]
-    asked: dict[str, Any]
+    params: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, float] = field(default_factory=dict)
+    asked: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, float] = field(default_factory=dict)
 
 
 def draw(method: Method, num_objectives: int, search: Search, count: int, seed: int) -> list[Draw]:
-    """Return the trials of the official ruleset: independent, and fixed before any is run.
+    """Return the trials of the official ruleset, fixed before any is run.
 
-    The common parameters of a trial are the same for every method. A longer list begins with the
-    shorter one.
+    First the defaults, so that tuning cannot lose against not tuning on what it looks at; then one
+    sequence of quasi-random points for all methods: trial t has the same common parameters
+    everywhere, and a method's own are read off the same point, one coordinate each, in the order in
+    which it asks. Points of such a sequence lie further apart than random ones, so a few trials
+    depend less on luck. A longer list begins with the shorter one.
+
+    Args:
+        method: whose own parameters are drawn.
+        num_objectives: K.
+        search: the common ranges.
+        count: how many trials.
+        seed: of the sequence's scrambling.
     """
-    common = np.random.default_rng(seeding.derive(seed, "common")).random((count, 2))
-    sampler = optuna.samplers.RandomSampler(seeding.derive(seed, "own", method.name) % 2**32)
-    with quiet():
-        study = optuna.create_study(sampler=sampler)
-    found = []
-    for row in common:
-        recipe = {
-            key: float(np.exp(np.interp(share, (0, 1), np.log(bounds))))
-            for share, (key, bounds) in zip(row, vars(search).items(), strict=True)
-            if bounds is not None
-        }
-        trial = study.ask()
-        params = method.suggest(trial, num_objectives)
-        asked = {**trial.params, **{f"recipe.{key}": value for key, value in recipe.items()}}
-        found.append(Draw(params, recipe, asked))
+    found = [Draw()] * min(count, 1)
+    for coordinates in _points(seed, max(0, count - 1)):
+        point = _Point(coordinates)
+        common = {}
+        for key, bounds in vars(search).items():
+            if bounds is None:
+                point.skip()
+            else:
+                common[key] = point.suggest_float(f"recipe.{key}", *bounds, log=True)
+        params = method.suggest(point, num_objectives)  # type: ignore[arg-type]
+        found.append(Draw(params, common, point.asked, point.places))
     return found
+
+
+@lru_cache(maxsize=64)
+def _points(seed: int, count: int) -> NDArray[np.float64]:
+    """Return the first points of a sequence, (count, DIMENSIONS)."""
+    rng = np.random.default_rng(seeding.derive(seed, "draws"))
+    sequence = qmc.Sobol(DIMENSIONS, rng=rng)
+    points: NDArray[np.float64] = sequence.random_base2(max(0, count - 1).bit_length())[:count]
+    return points
+
+
+class _Point:
+    """Stands in for Optuna's trial: answers by a point of the unit cube."""
+
+    def __init__(self, coordinates: NDArray[np.float64]) -> None:
+        self.left = iter(coordinates.tolist())
+        self.asked: dict[str, Any] = {}
+        self.places: dict[str, float] = {}
+
+    def skip(self) -> None:
+        """Leave a coordinate alone, so that what follows has its own all the same."""
+        next(self.left)
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """Return a number between two."""
+
+        def number(u: float) -> float:
+            if step is not None:
+                return low + step * int(u * (math.floor((high - low) / step + 1e-9) + 1))
+            inside = low * (high / low) ** u if log else low + u * (high - low)
+            return min(high, max(low, inside))  # rounding may lead beyond
+
+        return self._answer(name, number, ordered=True)
+
+    def suggest_int(
+        self, name: str, low: int, high: int, *, step: int = 1, log: bool = False
+    ) -> int:
+        """Return a whole number between two, both included."""
+
+        def number(u: float) -> int:
+            if log:
+                return min(high, int(low * ((high + 1) / low) ** u))
+            return low + step * int(u * ((high - low) // step + 1))
+
+        return self._answer(name, number, ordered=True)
+
+    def suggest_categorical(self, name: str, choices: Sequence[_T]) -> _T:
+        """Return one of some values."""
+        return self._answer(name, lambda u: choices[int(u * len(choices))], ordered=False)
+
+    def _answer(self, name: str, of: Callable[[float], _T], *, ordered: bool) -> _T:
+        """Return what a coordinate stands for; who asks again is answered the same."""
+        if name not in self.asked:
+            share = next(self.left)
+            self.asked[name] = of(share)
+            if ordered:
+                self.places[name] = share
+        answer: _T = self.asked[name]
+        return answer

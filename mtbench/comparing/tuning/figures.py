@@ -88,10 +88,13 @@ def importances(study: optuna.Study, outcomes: Sequence[Outcome]) -> dict[str, f
         return f"no importances: they take {ENOUGH} finished trials, here are {len(finished)}"
     if len({outcome.score for outcome in finished}) == 1:
         return "no importances: all scores are equal"
+    asked = [set(outcome.asked) for outcome in finished if outcome.asked]  # of defaults, nothing is
     with warnings.catch_warnings():  # that it asks what makes the target low: hence the minus
         warnings.simplefilter("ignore", UserWarning)
         return optuna.importance.get_param_importances(
-            study, target=lambda trial: -trial.user_attrs.get("score", -math.inf)
+            study,
+            params=sorted(set.intersection(*asked)),
+            target=lambda trial: -trial.user_attrs.get("score", -math.inf),
         )
 
 

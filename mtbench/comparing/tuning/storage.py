@@ -1,5 +1,6 @@
 """Where Optuna keeps studies, and what is said of it."""
 
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,9 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from mtbench.errors import UsageError
+
+_QUERY = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key)[^=&;]*=)([^&;\s]+)")
+_USER = re.compile(r"://[^/@:]*:(.+)@")
 
 CONNECT = 10
 """Seconds in which a database server must answer."""
@@ -42,25 +46,31 @@ def open_storage(text: str) -> optuna.storages.BaseStorage:
         return optuna.storages.JournalStorage(backend)
     raise UsageError(
         "--storage must be a database URL such as sqlite:///tune.db, journal:PATH or PATH.log, "
-        f"found {text!r}"
+        f"found {without_password(text)!r}"
     )
 
 
 def without_password(url: str) -> str:
-    """Return a URL without what may be a password.
+    """Return a URL, or what was meant to be one, without what may be a password.
 
-    >>> without_password("postgresql://me:secret@host/db")
-    'postgresql://...@host/db'
+    >>> without_password("postgresql://me:secret@host/db?sslpassword=x&a=1")
+    'postgresql://...@host/db?sslpassword=...&a=1'
+    >>> without_password("postgresql:/me:secret@host/db")
+    'postgresql:...@host/db'
     """
-    kind, separator, rest = url.partition("://")
-    return f"{kind}://...@{rest.rpartition('@')[2]}" if separator and "@" in rest else url
+    shown = _QUERY.sub(r"\1...", url)
+    kind, separator, rest = shown.partition("://" if "://" in shown else ":")
+    return f"{kind}{separator}...@{rest.rpartition('@')[2]}" if "@" in rest else shown
 
 
-def reason(error: BaseException) -> str:
-    """Return an error's first line; that of what lies below, where Optuna hides it."""
+def reason(error: BaseException, url: str) -> str:
+    """Return an error's first line, that of what lies below where Optuna hides it; no password."""
     if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__:
         error = error.__cause__
-    return str(error).partition("\n")[0].rstrip(".")
+    said = str(error).partition("\n")[0].rstrip(".").replace(url, without_password(url))
+    for secret in [*_USER.findall(url), *(value for _, value in _QUERY.findall(url))]:
+        said = said.replace(secret, "...")
+    return said
 
 
 @contextmanager

@@ -77,13 +77,13 @@ class Tuning:
         [self.choice] = request.choices
         self.metrics = request.task.metrics
         self.primary = primary_metrics(dict(self.metrics))
-        [first] = self.draws(1)
-        if not first.asked:
+        self.first = self.draws(2)[1]  # trial 0 is the defaults
+        if not self.first.asked:
             raise UsageError(f"{self.choice.method.name}: there is nothing to search")
         plan = {
             "fixed": self._spec(self.choice, request.recipe).canonical(),
             "search": search.ranges,
-            "first draw": first.asked,  # another search space is another study
+            "first draw": self.first.asked,  # another search space is another study
         }
         digest = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:8]
         name = f"{mode.name}-{digest}"
@@ -148,7 +148,7 @@ class Tuning:
                 ) from error
             except Exception as error:  # SQLAlchemy, each driver and Optuna have their own
                 raise UsageError(
-                    f"--storage {self.shown}: cannot be opened ({reason(error)})"
+                    f"--storage {self.shown}: cannot be opened ({reason(error, self.storage)})"
                 ) from error
             study.set_metric_names(self.primary if self.mode.multi else ["score"])
         return study
@@ -167,8 +167,8 @@ class Tuning:
                     pass
         except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
             raise RunError(
-                f"--storage {self.shown}: is lost ({reason(error)}); mend it and the same command "
-                "goes on"
+                f"--storage {self.shown}: is lost ({reason(error, self.storage)}); mend it and "
+                "the same command goes on"
             ) from error
 
     def _one(self, count: int, draws: Sequence[Draw], observer: Observer) -> bool:
@@ -197,13 +197,14 @@ class Tuning:
     def cell(self, taken: optuna.Trial, draws: Sequence[Draw]) -> Spec:
         """Return the spec of a trial, whose parameters are drawn here."""
         task, method = self.request.task, self.choice.method
-        own = method.suggest(taken, len(task.objectives))
-        recipe = {
-            key: taken.suggest_float(f"recipe.{key}", *bounds, log=True)
-            for key, bounds in self.search.ranges.items()
-        }
-        if self.mode.official:
-            drawn = draws[taken.user_attrs["draw"]]
+        drawn = draws[taken.user_attrs["draw"]] if self.mode.official else None
+        if drawn is None or drawn.asked:  # so that Optuna's figures know the parameters
+            own = method.suggest(taken, len(task.objectives))
+            recipe = {
+                key: taken.suggest_float(f"recipe.{key}", *bounds, log=True)
+                for key, bounds in self.search.ranges.items()
+            }
+        if drawn is not None:
             own, recipe = drawn.params, drawn.recipe
         choice = Choice(method, method.resolve(self.choice.params | own))
         return self._spec(choice, dataclasses.replace(self.request.recipe, **recipe))  # type: ignore[arg-type]

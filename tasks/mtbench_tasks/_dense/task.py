@@ -1,6 +1,7 @@
 """The task of dense prediction on a pre-processed folder, but for what the folder holds."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,12 +21,13 @@ class Dense(Task):
     Attributes:
         name: the task's.
         layout: what its folder holds.
-        recipes: by network.
+        batch_sizes: by network, the papers'.
     """
 
     name: ClassVar[str]
     layout: ClassVar[folder.Layout]
-    recipes: ClassVar[Mapping[str, Recipe]]
+    batch_sizes: ClassVar[Mapping[str, int]]
+    recipe = Recipe(epochs=200, lr=1e-4, weight_decay=0.0, schedule="step", select="last")
 
     def __init__(
         self,
@@ -45,7 +47,7 @@ class Dense(Task):
             extras.need("dense", f"network={network}")
         self.data, self.network, self.width = data, network, width
         self.augmentation, self.validation, self.strict = augmentation, validation, strict
-        self.recipe = self.recipes[network]
+        self.recipe = replace(self.recipe, batch_size=self.batch_sizes[network])
         self.normals = "normals" in self.objectives
         from mtbench_tasks._dense.scores import metrics  # torchmetrics takes seconds to import
 

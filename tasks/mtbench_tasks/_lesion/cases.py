@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ Progress = Callable[[int, int], None]
 """Called with (done, total) while something long goes on."""
 View = tuple[slice, slice]
 """Rows and columns of an image."""
+
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = get_args(Part)
 
 Array = TypeVar("Array", bound=NDArray[Any])
 
@@ -64,7 +67,7 @@ class Case:
         consensus: what several readings come to together, where that is wanted.
         spacing: millimetres per pixel (isotropic), or None where unknown.
         descriptors: the sonographic descriptors as the source words them.
-        held_out: whether its source publishes it as one to test with.
+        part: what its source publishes it for; None: that is left to us.
     """
 
     name: str
@@ -75,7 +78,7 @@ class Case:
     consensus: Reading | None = None
     spacing: float | None = None
     descriptors: Mapping[str, str] = field(default_factory=dict)
-    held_out: bool = False
+    part: Part | None = None
 
     @property
     def image(self) -> Image:

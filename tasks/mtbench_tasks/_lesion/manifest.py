@@ -15,7 +15,7 @@ from mtbench.training.data import regular
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.files import fingerprint, read_image, read_mask, read_spacing
-from mtbench_tasks._lesion.task import Source
+from mtbench_tasks._lesion.source import Source
 
 VERSION = 1  # part of the fingerprint: raise it when the same files give other cases
 
@@ -165,7 +165,9 @@ SOURCE = Source(
     grades=(),
     high=0,
     # As for DDTI: few graded cases, learnt longer, held back.
-    recipe=Recipe(epochs=36, batch_size=8, lr=2e-3, weight_decay=0.05, select="last"),
+    recipe=Recipe(
+        epochs=18, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
+    ),
     what="a CSV file with a row per image and reader (`mtbench data template` writes one)",
     graded=_graded,
 )

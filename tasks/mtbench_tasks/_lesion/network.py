@@ -1,19 +1,21 @@
 """The multitask network: a U-Net whose deepest features also give the risk category."""
 
+import math
 from typing import NamedTuple
 
 import torch
-from monai.networks.blocks.dynunet_block import UnetBasicBlock, UnetOutBlock, UnetUpBlock
+from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetUpBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtbench.balancing.model import MultitaskModel
+from mtbench_tasks._lesion.encoders import NORM, Encoder
+
+LESION = 0.1
+"""The share of lesion pixels that a new network expects."""
 
 SLOPE = 0.1
 """Of the risk head's leaky rectifiers."""
-
-NORM = "instance"
-"""Normalisation of the U-Net's blocks: per sample and channel, so that samples do not mix."""
 
 
 class Risk(NamedTuple):
@@ -28,37 +30,17 @@ class Risk(NamedTuple):
     guided: Tensor
 
 
-class Encoder(nn.Module):
-    """The contracting path.
-
-    The stem halves the resolution at once: convolutions at full resolution would cost more than
-    all others together.
+class SegmentationHead(nn.Module):
+    """The expanding path: all features to the lesion mask's logits, (B, 1, H, W).
 
     Args:
-        widths: channels of the levels, the first at half resolution.
+        widths: the features' channels, each of half the resolution of the one before.
+        stride: how much coarser than the image the first is.
     """
 
-    def __init__(self, widths: tuple[int, ...]) -> None:
+    def __init__(self, widths: tuple[int, ...], stride: int) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(
-            UnetBasicBlock(2, before, after, kernel_size=3, stride=2, norm_name=NORM)
-            for before, after in zip((1, *widths), widths, strict=False)
-        )
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Return the feature maps from the finest to the deepest, z."""
-        features = []
-        for level in self.levels:
-            image = level(image)
-            features.append(image)
-        return tuple(features)
-
-
-class SegmentationHead(nn.Module):
-    """The expanding path: all features to the nodule mask's logits, (B, 1, H, W)."""
-
-    def __init__(self, widths: tuple[int, ...]) -> None:
-        super().__init__()
+        self.stride = stride
         pairs = list(zip(widths[1:], widths, strict=False))[::-1]
         self.levels = nn.ModuleList(
             UnetUpBlock(
@@ -67,13 +49,20 @@ class SegmentationHead(nn.Module):
             for deep, fine in pairs
         )
         self.out = UnetOutBlock(2, widths[0], 1)
+        # Adam moves the few numbers of this layer by at most a learning rate a step: a start far
+        # from the share of lesion pixels was not made up for (Lin et al. 2017, section 4.1). The
+        # features have equal means, being normalised: weights of zero sum keep these out.
+        last = self.out.conv.conv
+        with torch.no_grad():
+            last.weight -= last.weight.mean()
+            last.bias.fill_(math.log(LESION / (1 - LESION)))
 
     def forward(self, features: tuple[Tensor, ...]) -> Tensor:
         """Return the logits at the image's resolution."""
         deep = features[-1]
         for level, skip in zip(self.levels, features[-2::-1], strict=True):
             deep = level(deep, skip)
-        return F.interpolate(self.out(deep), scale_factor=2.0, mode="bilinear")
+        return F.interpolate(self.out(deep), scale_factor=float(self.stride), mode="bilinear")
 
 
 class RiskHead(nn.Module):
@@ -114,26 +103,21 @@ class RiskHead(nn.Module):
 
 
 def build(
-    grades: int,
-    guided: int,
-    *,
-    width: int = 16,
-    depth: int = 4,
-    free: int = 32,
-    dropout: float = 0.0,
+    encoder: Encoder, grades: int, guided: int, *, free: int = 32, dropout: float = 0.0
 ) -> MultitaskModel:
     """Return the network.
 
     Args:
+        encoder: its contracting path.
         grades: G, the number of categories.
         guided: R, the size of the radiomics target.
-        width: channels of the first level; each further one doubles them.
-        depth: number of levels; the image's sides must divide by 2^depth.
         free: the size of e_d.
         dropout: of the risk head's pooled features.
     """
-    widths = tuple(width * 2**level for level in range(depth))
     return MultitaskModel(
-        Encoder(widths),
-        [SegmentationHead(widths), RiskHead(widths[-1], guided, free, grades, dropout)],
+        encoder,
+        [
+            SegmentationHead(encoder.widths, encoder.stride),
+            RiskHead(encoder.widths[-1], guided, free, grades, dropout),
+        ],
     )

@@ -17,6 +17,7 @@ from torchmetrics.functional.classification import (
 )
 
 from mtbench.training.task import Batch, Meter, Metric
+from mtbench_tasks._lesion.grid import Placement
 
 
 def metrics(grades: Sequence[str]) -> dict[str, Metric]:
@@ -26,6 +27,7 @@ def metrics(grades: Sequence[str]) -> dict[str, Metric]:
         "dice": Metric("segmentation", primary=True),
         "iou": Metric("segmentation"),
         "hd95": Metric("segmentation", higher_is_better=False),
+        "hd95_mm": Metric("segmentation", higher_is_better=False),
         "auroc": Metric("risk", primary=True),
         "balanced_accuracy": Metric("risk"),
         "macro_f1": Metric("risk"),
@@ -39,24 +41,28 @@ def metrics(grades: Sequence[str]) -> dict[str, Metric]:
 class LesionMeter(Meter):
     """Dice, IoU, 95 % Hausdorff distance; AUROC and the other scores of the category.
 
-    Mask metrics are means over images, on the network's grid, the distance in its pixels; an empty
-    prediction is as far away as the image's diagonal. AUROC is the mean, over the grades that occur
-    and are not all there is, of one grade against the rest; ``auroc_high`` is that of the summed
-    probability of the grades from `high` on.
+    Mask metrics are means over images, at each one's own resolution, to which the logits are
+    interpolated; the distance is in its pixels, and in millimetres over those images whose spacing
+    is known. An empty prediction is as far away as the image's diagonal. AUROC is the mean, over
+    the grades that occur and are not all there is, of one grade against the rest; ``auroc_high`` is
+    that of the summed probability of the grades from `high` on.
     """
 
     def __init__(self, grades: Sequence[str], high: int) -> None:
         self.grades, self.high = tuple(grades), high
-        self.overlaps: list[Tensor] = []
+        self.overlaps: list[tuple[float, ...]] = []
         self.probabilities: list[Tensor] = []
         self.categories: list[Tensor] = []
 
     def update(self, outputs: Sequence[Any], batch: Batch) -> None:
         """Take in one batch; cases without a label are left out of its objective."""
-        known = batch["has_mask"]
-        predicted, truth = (outputs[0][known] > 0).cpu(), (batch["mask"][known] > 0.5).cpu()
-        if len(truth):
-            self.overlaps.append(_overlap(predicted, truth))
+        planes, known = outputs[0].float().cpu(), batch["has_mask"].tolist()
+        spacing = batch["spacing"].tolist()
+        for i in (i for i, here in enumerate(known) if here):
+            plane, truth, mm = planes[i], batch["masks"][i], spacing[i]
+            placement = Placement((truth.shape[0], truth.shape[1]), plane.shape[-1])
+            dice, iou, distance = _overlap(placement.from_grid(plane[0]) > 0, truth)
+            self.overlaps.append((dice, iou, distance, mm * distance))
         graded = batch["category"] >= 0
         self.probabilities.append(outputs[1].logits[graded].float().softmax(1).cpu())
         self.categories.append(batch["category"][graded].cpu())
@@ -65,8 +71,8 @@ class LesionMeter(Meter):
         """Return every metric of `metrics`."""
         found = dict.fromkeys(metrics(self.grades), math.nan)
         if self.overlaps:
-            means = torch.cat(self.overlaps).double().mean(0).tolist()
-            found.update(zip(("dice", "iou", "hd95"), means, strict=True))
+            means = torch.tensor(self.overlaps, dtype=torch.double).nanmean(0).tolist()
+            found.update(zip(("dice", "iou", "hd95", "hd95_mm"), means, strict=True))
         p, y = torch.cat(self.probabilities), torch.cat(self.categories)
         if len(y) == 0:
             return found
@@ -96,17 +102,15 @@ def _auroc(score: Tensor, positive: Tensor) -> float:
     return float(binary_auroc(score, positive.long()))
 
 
-def _overlap(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Return Dice, IoU and the Hausdorff distance of each image, (B, 3)."""
-    both = (predicted & truth).sum((1, 2, 3))
-    either = (predicted | truth).sum((1, 2, 3))
-    dice = 2 * both / (both + either).clamp_min(1)
-    iou = both / either.clamp_min(1)
+def _overlap(predicted: Tensor, truth: Tensor) -> tuple[float, float, float]:
+    """Return Dice, IoU and the Hausdorff distance of an image's masks, (H, W)."""
+    both = int((predicted & truth).sum())
+    either = int((predicted | truth).sum())
     with warnings.catch_warnings():  # MONAI warns of empty masks, which are handled below
         warnings.simplefilter("ignore")
         distance = compute_hausdorff_distance(
-            predicted, truth, include_background=True, percentile=95
-        )
-    diagonal = math.hypot(*truth.shape[-2:])
-    distance = torch.nan_to_num(distance.flatten(), nan=diagonal, posinf=diagonal)
-    return torch.stack([dice, iou, distance.to(dice)], 1)
+            predicted[None, None], truth[None, None], include_background=True, percentile=95
+        ).item()
+    if not math.isfinite(distance):
+        distance = math.hypot(*truth.shape)
+    return 2 * both / max(both + either, 1), both / max(either, 1), distance

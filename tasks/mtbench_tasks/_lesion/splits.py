@@ -1,7 +1,11 @@
 """From cases to batches: patient-level splits, labels by reader."""
 
-from collections.abc import Hashable, Sequence
+import hashlib
+import math
+import re
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -9,42 +13,81 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mtbench.errors import UsageError
 from mtbench.training.task import Batch, Split
 from mtbench_tasks._lesion.augment import augment
-from mtbench_tasks._lesion.cases import Case, Reading
+from mtbench_tasks._lesion.cases import PARTS, Case, Reading
 from mtbench_tasks._lesion.grid import Prepared
 from mtbench_tasks._lesion.radiomics import Standardiser
 
 TRUTH = "ground truth"
-FRACTIONS = (0.6, 0.15, 0.25)
-"""Of the patients, for training, validation and test."""
-PUBLISHED = (0.8, 0.2, 0.0)
-"""Of the patients that are left where the source says which ones are for the test."""
+FOLDS = "1/5"
+"""Which of how many parts of the patients is the test, where neither source nor user says."""
+VALIDATION = 0.2
+"""Of the patients who are not tested."""
 
 Sample = tuple[int, int]
 """A case by its number, and one reading of its `Case.said` by its own."""
 
 
-def split_patients(cases: Sequence[Case], rng: np.random.Generator) -> list[list[int]]:
+def read_fold(text: str) -> tuple[int, int]:
+    """Return k and K of the k-th of K folds.
+
+    >>> read_fold("2/5")
+    (2, 5)
+
+    Raises:
+        UsageError: there is no such fold.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    k, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= k <= count or count < 2:
+        raise UsageError(f"fold must be k/K, the k-th of K parts, such as {FOLDS}; found {text!r}")
+    return k, count
+
+
+def split_patients(
+    cases: Sequence[Case], rng: np.random.Generator, fold: str = FOLDS
+) -> list[list[int]]:
     """Return the case indices of training, validation and test, no patient in two of them.
 
-    Patients are dealt out within each category (their most suspicious one), so that rare grades
-    occur in every part. Where a source holds some cases out, their patients are the test.
+    Patients are dealt out within each category (their most suspicious one). Who is tested does not
+    depend on `rng`: the source's patients for it, or, where it names none, the `fold`. `rng` draws
+    the validation patients from all others, unless the source names these too; a patient of whom it
+    names several parts is of the last.
+
+    Args:
+        cases: any.
+        rng: draws the validation patients: of n patients of a grade n / 5 in expectation.
+        fold: k/K: the k-th of K parts, which each patient is in one of.
     """
     grade: dict[str, int] = {}
+    part: dict[str, int] = {}
     for case in cases:
         known = [r.category for r in case.readings if r.category is not None]
         grade[case.patient] = max([grade.get(case.patient, -1), *known])
-    part = {case.patient: 2 for case in cases if case.held_out}
-    fractions = PUBLISHED if part else FRACTIONS
-    for value in sorted(set(grade.values())):
-        patients = sorted(p for p, g in grade.items() if g == value and p not in part)
-        shuffled = [patients[i] for i in rng.permutation(len(patients))]
-        # A random remainder: the odd patient of a small grade falls to each part in its turn.
-        edges = np.cumsum(fractions)[:-1] * len(patients) + rng.random()
-        for position, patient in enumerate(shuffled):
-            part[patient] = int(np.searchsorted(edges, position + 0.5))
-    return [[i for i, c in enumerate(cases) if part[c.patient] == p] for p in range(3)]
+        if case.part is not None:
+            part[case.patient] = max(part.get(case.patient, 0), PARTS.index(case.part))
+    named = set(part.values())
+
+    def free() -> Iterator[list[str]]:
+        """Yield the patients who are to train, by grade, in an order of no meaning."""
+        for value in sorted(set(grade.values())):
+            yield sorted(
+                (p for p, g in grade.items() if g == value and part.get(p, 0) == 0),
+                key=lambda p: hashlib.sha256(p.encode()).digest(),
+            )
+
+    if PARTS.index("test") not in named:
+        k, count = read_fold(fold)
+        dealt = list(chain.from_iterable(free()))  # the deal goes on from grade to grade
+        part |= dict.fromkeys(dealt[k - 1 :: count], PARTS.index("test"))
+    if PARTS.index("val") not in named:
+        for patients in list(free()):
+            drawn = math.floor(VALIDATION * len(patients) + rng.random())
+            for i in rng.permutation(len(patients))[:drawn]:
+                part[patients[i]] = PARTS.index("val")
+    return [[i for i, c in enumerate(cases) if part.get(c.patient, 0) == p] for p in range(3)]
 
 
 def join_patients(cases: Sequence[Case], images: Sequence[str]) -> list[Case]:
@@ -79,7 +122,9 @@ class CaseSplit(Split):
     """Samples of one part of the data, on the grid.
 
     A batch holds ``inputs`` (B, 1, S, S), ``mask`` (B, 1, S, S), ``has_mask`` (B,), ``category``
-    (B,), -1 where unknown, and ``radiomics`` (B, R), NaN where unknown.
+    (B,), -1 where unknown, ``radiomics`` (B, R), NaN where unknown; unless it is
+    augmented, also the ``masks`` at the images' own resolutions, each (H, W), empty where there is
+    none, and the ``spacing`` (B,), millimetres per pixel, NaN where unknown.
 
     Args:
         cases: all cases of the collection.
@@ -109,6 +154,8 @@ class CaseSplit(Split):
         self._masks = np.array([prepared.rows[i][reading] for i, reading in samples], dtype=int)
         self.has_mask = torch.from_numpy(self._masks >= 0)
         self.category = torch.tensor([_category(r, high) for r in self.readings], dtype=torch.long)
+        known = [case.spacing or math.nan for case in self.cases]
+        self.spacing = torch.tensor(known, dtype=torch.double)
         self.radiomics = torch.from_numpy(radiomics).float()
 
     def __len__(self) -> int:
@@ -140,13 +187,19 @@ class CaseSplit(Split):
         masks[known] = torch.from_numpy(drawn).float()
         if generator is not None:
             images, masks = augment(images, masks, self.strength, generator)
-        return {
+        batch: Batch = {
             "inputs": images,
             "mask": masks,
             "has_mask": known,
             "category": self.category[indices],
             "radiomics": self.radiomics[indices],
         }
+        if generator is None:
+            drawn = [self.readings[i].mask for i in indices.tolist()]
+            nothing = torch.zeros(0, 0, dtype=torch.bool)
+            batch["masks"] = [nothing if mask is None else torch.from_numpy(mask) for mask in drawn]
+            batch["spacing"] = self.spacing[indices]
+        return batch
 
 
 def _category(reading: Reading, high: int | None) -> int:

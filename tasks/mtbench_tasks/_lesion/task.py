@@ -1,8 +1,8 @@
 """A task of two objectives: a lesion's mask and its risk category, from one image."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,59 +15,38 @@ from mtbench import seeding
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.training.cache import cache_dir
-from mtbench.training.task import Batch, Meter, Predictor, Progress, Recipe, Splits, Task, Trained
-from mtbench_tasks._lesion import radiomics
-from mtbench_tasks._lesion.cases import Case, Collection, Image, View
+from mtbench.training.task import Batch, Meter, Predictor, Progress, Splits, Task, Trained
+from mtbench_tasks._lesion import manifest, radiomics
+from mtbench_tasks._lesion.cases import Case, Collection
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.grid import Prepared, prepare
-from mtbench_tasks._lesion.splits import CaseSplit, Sample, join_patients, split_patients
+from mtbench_tasks._lesion.source import Source
+from mtbench_tasks._lesion.splits import (
+    FOLDS,
+    CaseSplit,
+    Sample,
+    join_patients,
+    read_fold,
+    split_patients,
+)
 
 BATCH = 32
 """Images that are read at once after training."""
+
+WIDTH = 16
+"""Channels of the first level of encoder ``unet``."""
+
+LEVELS = 4
+"""Of encoder ``unet``; each has half the resolution and twice the width of the one before."""
 
 SHOWN = 10
 """Problems of the data that are recorded in words."""
 
 
-def whole(image: Image) -> list[View]:
-    """Return the one view of an image that is no scanner's screen."""
-    return [(slice(0, image.shape[0]), slice(0, image.shape[1]))]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where a task's cases may come from, and what suits them.
-
-    Attributes:
-        load: reads the cases at the path that ``--data`` names; an embedded source ignores it.
-        grades: the categories from benign to malignant.
-        high: the index of the first grade that counts as high risk.
-        recipe: the optimisation by default.
-        augmentation: its default strength.
-        dropout: the risk head's by default.
-        guide: the guidance's default weight.
-        what: what ``--data`` is to name; None for an embedded source.
-        views: finds an image's views, when a new one is read.
-        graded: makes it with these grades, or, if there are none, with those of the data at that
-            path; None where the grades are fixed.
-    """
-
-    load: Callable[[Path, Progress], Collection]
-    grades: tuple[str, ...]
-    high: int
-    recipe: Recipe
-    augmentation: float = 1.0
-    dropout: float = 0.5
-    guide: float = 1.0
-    what: str | None = None
-    views: Callable[[Image], list[View]] = whole
-    graded: "Callable[[Path | None, tuple[str, ...] | None], Source] | None" = None
-
-
 class LesionTask(Task):
     """Lesion mask and risk category, learnt from readers who differ.
 
-    Two objectives on one U-Net encoder. ``segmentation``: Dice plus cross-entropy of the mask.
+    Two objectives on one encoder. ``segmentation``: Dice plus cross-entropy of the mask.
     ``risk``: cross-entropy of the category (or the squared earth mover's distance, which knows that
     grades are ordered), plus ``guide`` times the squared error between the embedding's guided part
     e_r and the standardised radiomics of the training contour. A case that lacks a label trains the
@@ -80,8 +59,12 @@ class LesionTask(Task):
         source: where the cases come from; by default the first.
         data: where the source's data lies; an embedded one needs none.
         target: ``grades``, or ``low-high``, divided where the source says.
-        image_size: side of the network's grid, divisible by 16.
-        width: channels of the first level.
+        image_size: side of the network's grid, divisible by 32, or by 16 with encoder ``unet``.
+        encoder: ``efficientnet_lite0``, pretrained on ImageNet, the default; ``timm:NAME``, with
+            the weights that timm publishes; or ``unet``, from random weights.
+        weights: a file with the pretrained encoder's weights, instead of the published ones.
+        width: channels of the first level of encoder ``unet``, by default 16; where it is given,
+            this is the encoder.
         augmentation: its strength, 0 (mirroring only) to 1; by default what suits the source.
         dropout: of the risk head's pooled features; by default what suits the source.
         guide: weight of the radiomics guidance within the risk loss; by default what suits the
@@ -92,6 +75,8 @@ class LesionTask(Task):
             ``all``: each reading is a sample; ``consensus``: STAPLE of the masks and the majority
             of the categories, of equally frequent ones the most suspicious.
         grades: the categories from benign to malignant, where the source's are not fixed.
+        fold: k/K: the test is the k-th of K parts of the patients, which no seed changes; by
+            default 1/5, and no choice where the source says who is tested.
     """
 
     objectives = ("segmentation", "risk")
@@ -104,7 +89,9 @@ class LesionTask(Task):
         data: Path | None = None,
         target: Literal["grades", "low-high"] = "grades",
         image_size: int = 96,
-        width: int = 16,
+        encoder: str | None = None,
+        weights: Path | None = None,
+        width: int | None = None,
         augmentation: float | None = None,
         dropout: float | None = None,
         guide: float | None = None,
@@ -112,9 +99,10 @@ class LesionTask(Task):
         strict: bool = False,
         labels: Literal["reader", "all", "consensus"] = "reader",
         grades: tuple[str, ...] | None = None,
+        fold: str | None = None,
     ) -> None:
         self.source = next(iter(self.sources)) if source is None else self._known(source)
-        self.origin = self.sources[self.source]
+        self.origin = self._origin()
         if self.origin.graded is not None:
             self.origin = self.origin.graded(data, grades)
         elif grades is not None:
@@ -123,25 +111,62 @@ class LesionTask(Task):
         chosen = {k: getattr(self.origin, k) if v is None else v for k, v in given.items()}
         self.augmentation, self.dropout, self.guide = chosen.values()
         found = {"grades": self.origin.grades} if self.origin.graded is not None else {}
-        self.dependent = {"source": self.source, **chosen, **found}
-        if image_size < 32 or image_size % 16:
-            raise UsageError(f"image_size must be a multiple of 16 from 32 on, found {image_size}")
+        if self.origin.tested and fold is not None:
+            raise UsageError(f"who is tested is fixed in source {self.source}: leave out --fold")
+        self.fold = FOLDS if fold is None else fold
+        read_fold(self.fold)
+        used = {} if self.origin.tested else {"fold": self.fold}
+        self._choose_encoder(encoder, weights, width, image_size)
+        self.dependent = {
+            "source": self.source, "encoder": self.encoder, "width": self.width,
+            **chosen, **found, **used,
+        }  # fmt: skip
         if not 0 <= self.augmentation <= 1:
             raise UsageError(f"augmentation must be between 0 and 1, found {augmentation}")
-        if width < 1:
-            raise UsageError(f"width must be at least 1, found {width}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be at least 0 and below 1, found {dropout}")
         if not 0 <= self.guide < float("inf"):
             raise UsageError(f"guide must not be negative, found {guide}")
         self.data, self.target, self.strict, self.labels = data, target, strict, labels
-        self.image_size, self.width, self.risk_loss = image_size, width, risk_loss
+        self.risk_loss = risk_loss
         self.recipe = self.origin.recipe
+        if self.pretrained is None:
+            self.recipe = replace(
+                self.recipe, epochs=2 * self.recipe.epochs, lr=2 * self.recipe.lr, encoder_lr=1.0
+            )
         self.grades = ("low", "high") if target == "low-high" else self.origin.grades
         self.high = 1 if target == "low-high" else self.origin.high
         from mtbench_tasks._lesion.scores import metrics  # MONAI takes seconds to import
 
         self.metrics = metrics(self.grades)
+
+    def _choose_encoder(
+        self, encoder: str | None, weights: Path | None, width: int | None, image_size: int
+    ) -> None:
+        from mtbench_tasks._lesion import encoders  # MONAI takes seconds to import
+
+        self.encoder = encoder or (encoders.DEFAULT if width is None else encoders.OWN)
+        self.pretrained = encoders.kind(self.encoder)
+        if self.pretrained is None and weights is not None:
+            raise UsageError(
+                f"encoder {encoders.OWN} has no pretrained weights: leave out --weights"
+            )
+        if self.pretrained is not None and width is not None:
+            raise UsageError(f"encoder {self.encoder} has its own widths: leave out --width")
+        if width is not None and width < 1:
+            raise UsageError(f"width must be at least 1, found {width}")
+        step = 2**LEVELS if self.pretrained is None else encoders.DEEPEST
+        if image_size < 32 or image_size % step:
+            raise UsageError(
+                f"image_size must be a multiple of {step} from 32 on, found {image_size}"
+            )
+        self.image_size, self.weights = image_size, weights
+        self._start: Mapping[str, Tensor] | None = None  # the encoder's weights
+        self.width = WIDTH if self.pretrained is None and width is None else width
+
+    def _origin(self) -> Source:
+        """Return the source; a subclass's parameters may change it."""
+        return self.sources[self.source]
 
     def collection(self, progress: Progress) -> Collection:
         """Return the cases.
@@ -170,7 +195,7 @@ class LesionTask(Task):
         joined = join_patients([cases[i] for i in usable], [prepared.images[i] for i in usable])
         for i, case in zip(usable, joined, strict=True):
             cases[i] = case
-        parts = split_patients(joined, rng)
+        parts = split_patients(joined, rng, self.fold)
         if min(map(len, parts)) == 0:
             why = f"; the first of {len(problems)} left out: {problems[0]}" if problems else ""
             raise DataError(
@@ -212,8 +237,17 @@ class LesionTask(Task):
         if problems:
             notes["left out"] = len(problems)
             notes["problems"] = problems[:SHOWN]
-        fingerprint = collection.fingerprint
+        fingerprint = collection.fingerprint + self._load_encoder()
         return Splits(made[0], made[1], made[2], fingerprint=fingerprint, notes=notes)
+
+    def _load_encoder(self) -> str:
+        """Load a pretrained encoder's weights; return what they add to the fingerprint."""
+        from mtbench_tasks._lesion import encoders
+
+        if self.pretrained is None:
+            return ""
+        self._start = self.pretrained.weights(self.weights)
+        return f" {encoders.digest(self._start)}"
 
     def _with_consensus(self, cases: Sequence[Case]) -> list[Case]:
         """Return the cases, with a consensus where one is learnt from or tested against."""
@@ -228,11 +262,17 @@ class LesionTask(Task):
         return [count if self.labels == "consensus" and case.consensus else drawn % count]
 
     def model(self) -> MultitaskModel:
-        """Return the U-Net with its guided risk head."""
-        from mtbench_tasks._lesion import network
+        """Return the network; a pretrained encoder has its weights after `setup` alone."""
+        from mtbench_tasks._lesion import encoders, network
 
+        encoder: encoders.Encoder
+        if self.pretrained is not None:
+            encoder = self.pretrained.build(self.image_size, self._start)
+        else:
+            assert self.width is not None
+            encoder = encoders.Contracting(tuple(self.width * 2**i for i in range(LEVELS)))
         return network.build(
-            len(self.grades), len(radiomics.FEATURES), width=self.width, dropout=self.dropout
+            encoder, len(self.grades), len(radiomics.FEATURES), dropout=self.dropout
         )
 
     def losses(self, outputs: Sequence[Any], batch: Batch) -> list[Tensor]:
@@ -374,8 +414,6 @@ class LesionTask(Task):
     @classmethod
     def template(cls) -> str:
         """Return a CSV that source ``manifest`` reads, to be filled in."""
-        from mtbench_tasks._lesion import manifest
-
         return manifest.template() if "manifest" in cls.sources else super().template()
 
     @classmethod

@@ -18,7 +18,7 @@ import zipfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,8 +32,9 @@ from PIL import Image as Pillow
 from PIL import ImageDraw
 
 from mtbench.errors import DataError
-from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, Reading, View
+from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, Part, Reading, View
 from mtbench_tasks._lesion.files import BROKEN, decoded, must_unpack
+from mtbench_tasks.thyroid import ddti_public
 
 GRADES = ("2", "3", "4a", "4b", "4c", "5")
 VERSION = 1  # part of the fingerprint: raise it when the same files give other cases
@@ -160,6 +161,22 @@ def load(path: Path) -> Collection:
     count["views with a category"] = sum(c.readings[0].category is not None for c in cases)
     report = tuple((count[what], what, why) for what, why in _WHY.items())
     return Collection(tuple(cases), GRADES, digest.hexdigest(), report, tuple(problems))
+
+
+def public(collection: Collection) -> Collection:
+    """Return the cases, each with its part in `ddti_public`'s split.
+
+    Content and fingerprint stay as they are.
+    """
+
+    def part(case: Case) -> Part:
+        number = int(_case(case.name))
+        if number in ddti_public.TEST:
+            return "test"
+        return "val" if number in ddti_public.VAL else "train"
+
+    cases = tuple(replace(case, part=part(case)) for case in collection.cases)
+    return replace(collection, cases=cases)
 
 
 def crop_sector(image: Image) -> View:

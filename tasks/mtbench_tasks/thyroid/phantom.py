@@ -40,6 +40,9 @@ from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, Progress,
 VERSION = 1
 """Part of every seed and of the cache key: raise it with any change that changes an image."""
 
+TEST_SEED = 2**31 - 1
+"""Of the population that is tested."""
+
 GRADES = ("TR1", "TR2", "TR3", "TR4", "TR5")
 HEIGHT, WIDTH = 160, 192
 FINE = 2  # rows simulated per row shown: the pulse is shorter than a displayed pixel

@@ -89,7 +89,9 @@ def load(path: Path, progress: Progress) -> Collection:
             contour = partial(read_mask, mask) if mask else None
             reading = Reading("thyroidxl", contour, category)
             pixels = partial(read_image, image)
-            case = Case(image.stem, patient, pixels, (reading,), held_out=part == "test")
+            case = Case(
+                image.stem, patient, pixels, (reading,), part="test" if part == "test" else None
+            )
             cases.append(case)
             files += [image, mask] if mask else [image]
             if category is not None:
@@ -98,11 +100,11 @@ def load(path: Path, progress: Progress) -> Collection:
         raise DataError(f"{root}: has no PNG files in train/images or test/images")
     there = {f"{case.name}.png" for case in cases}
     count["records of an image that is not there"] = len(record_of.keys() - there)
-    tested, learnt = ({c.patient for c in cases if c.held_out is test} for test in (True, False))
+    tested, learnt = ({c.patient for c in cases if c.part == part} for part in ("test", None))
     count["patients in both parts"] = len(tested & learnt)
     count["patients"] = len(tested | learnt)
     count["images used"] = len(cases)
-    count["images of the test part"] = sum(case.held_out for case in cases)
+    count["images of the test part"] = sum(case.part == "test" for case in cases)
     index = [(case.name, case.patient, case.readings[0].category) for case in cases]
     return Collection(
         cases=tuple(cases),

@@ -65,14 +65,16 @@ def load(path: Path, progress: Progress) -> Collection:
             contour = partial(read_mask, mask) if mask else None
             reading = Reading("tn3k", contour, label)
             pixels = partial(read_image, image)
-            cases.append(Case(name, name, pixels, (reading,), held_out=part == "test"))
+            cases.append(
+                Case(name, name, pixels, (reading,), part="test" if part == "test" else None)
+            )
             files += [image, mask] if mask else [image]
             if label is not None:
                 count[GRADES[label]] += 1
     if not cases:
         raise DataError(f"{root}: has no NNNN.jpg in trainval-image or test-image")
     count["images used"] = len(cases)
-    count["images of the test part"] = sum(case.held_out for case in cases)
+    count["images of the test part"] = sum(case.part == "test" for case in cases)
     index = ["tn3k", VERSION, [(case.name, case.readings[0].category) for case in cases]]
     return Collection(
         cases=tuple(cases),

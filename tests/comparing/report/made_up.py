@@ -36,24 +36,42 @@ def write(
     picture: bool = False,
     params: dict[str, Any] | None = None,
 ) -> None:
-    """Write cells of every method, better the earlier it is named; `stl` is the reference."""
+    """Write cells of every method, better the earlier it is named; `stl` is the reference.
+
+    A suite claims them; its first repetition alone has trials.
+    """
     rng = np.random.default_rng(0)
     for task in range(tasks):
         for m, method in enumerate(methods):
             level = np.array([0.8, 0.75]) - 0.06 * m / len(methods)
-            for _ in range(trials):
+            for number in range(trials):
                 drawn, loss = rng.uniform(0, 1), rng.exponential(0.02)
                 values = level + 0.01 - 0.08 * np.array([drawn**2, (1 - drawn) ** 2]) - loss
                 own = {"draw": float(drawn)}
-                _cell(out, f"made_up{task}", method, 1000, own, values, rng, m, epochs, "trial")
+                path = _cell(
+                    out, f"made_up{task}", method, 1000, own, values, rng, m, epochs, "trial"
+                )
+                _claim(path, f"made_up{task}", method, 0, number, seeds)
             for seed in range(seeds):
                 values = level + rng.normal(0, 0.01) + rng.normal(0, 0.006, 2)
                 own = params or {}
                 path = _cell(
                     out, f"made_up{task}", method, seed, own, values, rng, m, epochs, "final"
                 )
+                _claim(path, f"made_up{task}", method, seed, None, seeds)
                 if picture and seed == 0:
                     (path / "predictions.png").write_bytes(base64.b64decode(PIXEL))
+
+
+def _claim(
+    path: Path, task: str, method: str, repetition: int, draw: int | None, repetitions: int
+) -> None:
+    claim = {
+        "suite": "made up", "digest": "0123456789ab", "task": task, "label": method,
+        "repetition": repetition, "draw": draw, "sampler": "sobol", "places": {}, "trials": 8,
+        "repetitions": repetitions, "seeds": 1, "rows": 4, "margin": 2.0, "against": ["ls"],
+    }  # fmt: skip
+    (path / "suites.json").write_text(json.dumps([claim]))
 
 
 def _cell(

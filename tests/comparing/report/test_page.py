@@ -31,7 +31,8 @@ def boards(out: Path) -> list[Board]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs")
     write(out, METHODS, tasks=2, seeds=10, trials=8, epochs=5, picture=True)
-    shutil.rmtree(next((out / "made_up0" / "uw").glob("seed3-*")))
+    for seed in range(2, 10):
+        shutil.rmtree(next((out / "made_up0" / "uw").glob(f"seed{seed}-*")))
     return out
 
 
@@ -65,12 +66,14 @@ def test_what_the_charts_are_drawn_from(runs: Path) -> None:
     assert charts["reference"] == "stl"
     assert charts["names"] == one.rows["method"].tolist()
     assert [row["delta_m"] for row in charts["rows"]] == one.rows["delta_m"].tolist()
-    assert len(charts["places"]) == 6  # uw lacks a seed
-    assert charts["difference"]["names"] == charts["names"][:6]
+    assert len(charts["places"]) == 6  # uw lacks repetitions
+    assert charts["rows"][0]["difference"] == one.rows["difference"].iloc[0]
+    assert (charts["margin"], charts["unit"]) == (2.0, "repetition")
     mean, low, high = charts["budget"]["ls"]
     assert len(mean) == 8
-    assert mean[-1] == pytest.approx(max(t.score for t in one.trials["ls"]), rel=1e-4)
-    assert all(a <= b for a, b in zip(low, high, strict=True))
+    scores = [trial.score for _, trial in sorted(one.trials["ls"].items())]
+    assert mean == pytest.approx([max(scores[: n + 1]) for n in range(8)], rel=1e-4)
+    assert low == mean == high  # one search
     front = charts["front"]["front"]
     assert front == sorted(front)
     assert [y for _, y in front] == sorted((y for _, y in front), reverse=True)
@@ -260,7 +263,7 @@ def test_nothing_is_asked_for_and_nothing_complains(
         "return [...document.querySelectorAll('.charts h2')].map(h => h.textContent)"
     )
     assert titles == [
-        "Δm against single-task", "Quality against cost", "Critical difference",
+        "Δm against single-task", "Quality against cost", "Against ls",
         "How stable the ranks are", "Two metrics, one picture", "What tuning buys", "Training",
         "Diagnostics",
     ]  # fmt: skip
@@ -285,8 +288,21 @@ def test_sorting(browser: Browser, page: Path, runs: Path) -> None:
     assert state.count("none") == len(state) - 1
     assert state[2] == "ascending"
     click(browser, "th.rank button")
+    assert browser.names()[0] == rows.sort_values("mean_rank")["method"].iloc[0]
     click(browser, "th.rank button")
     assert browser.names()[-1] == "uw"  # has no rank: last either way
+
+
+@needs_browser
+def test_headings_stand_over_their_columns_on_a_phone(browser: Browser, page: Path) -> None:
+    browser.open(page, 380)
+    left = (
+        "return [...document.querySelector('#board0 table').rows].slice(0, 3).map(r => [...r.cells]"
+        ".filter(c => c.offsetParent).map(c => Math.round(c.getBoundingClientRect().x)))"
+    )
+    heads, *rows = browser.js(left)
+    assert len(heads) > 8
+    assert all(row == heads for row in rows)
 
 
 @needs_browser
@@ -313,8 +329,11 @@ def test_the_theme_button_overrules_the_system(browser: Browser, page: Path) -> 
     click(browser, "#theme")
     light = browser.js(color)
     assert light != dark
+    browser.driver.refresh()
+    assert browser.js(color) == light  # remembered
     click(browser, "#theme")
     assert browser.js(color) == dark
+    browser.js("localStorage.clear()")
 
 
 @needs_browser
@@ -364,6 +383,9 @@ def test_keyboard(browser: Browser, page: Path) -> None:
         "const s = getComputedStyle(document.activeElement);return [s.outlineStyle, s.outlineWidth]"
     )
     assert ring == ["solid", "2px"]
+    browser.js("document.querySelector('td.delta [data-tip]').focus()")
+    browser.press(Keys.TAB)  # to the next tip
+    assert browser.js("return document.getElementById('tip').hidden") is False
     browser.js("document.querySelector('th.delta button').focus()")
     browser.press(Keys.ENTER)
     assert browser.js("return document.querySelector('th.delta').ariaSort") == "ascending"

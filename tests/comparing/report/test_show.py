@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,9 +23,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_page_beside_the_table(mtbench: Mtbench, runs: Path, tmp_path: Path) -> None:
     code, out, err = mtbench("leaderboard", runs, "--html", tmp_path / "a" / "site")
     assert (code, err.split()) == (0, ["page:", str(tmp_path / "a" / "site" / "index.html")])
-    assert "P(beats ls)" in out
+    assert "− ls ↓" in out
     page = (tmp_path / "a" / "site" / "index.html").read_text()
-    assert "P(beats ls)" in page
+    assert "− ls ↓" in page
     (tmp_path / "file").touch()
     code, _, err = mtbench("leaderboard", runs, "--html", tmp_path / "file")
     assert code == 2
@@ -33,7 +34,7 @@ def test_a_page_beside_the_table(mtbench: Mtbench, runs: Path, tmp_path: Path) -
 
 def test_the_baseline_is_a_choice(mtbench: Mtbench, runs: Path) -> None:
     _, text, _ = mtbench("leaderboard", runs, "--baseline", "uw", "--plain", "uw")
-    assert "P(beats uw)" in text
+    assert "− uw ↓" in text
     _, text, _ = mtbench("leaderboard", runs, "--baseline", "nobody")
     assert "no comparison with nobody" in text
 
@@ -44,9 +45,16 @@ def test_csv_has_the_cost_when_asked(mtbench: Mtbench, runs: Path) -> None:
         _, text, _ = mtbench("leaderboard", runs, "-f", "csv", *options)
         tables.append({row["method"]: row for row in csv.DictReader(io.StringIO(text))})
     plain, full = tables
-    assert {"delta_m_low", "p_holm", "mean_rank", "trials"} <= set(plain["uw"])
+    assert {"delta_m_low", "told", "mean_rank", "trials"} <= set(plain["uw"])
     more = set(full["uw"]) - set(plain["uw"])
-    assert more == {"seconds_per_step", "cost_ratio", "peak_mib", "passes", "tuning_hours"}
+    assert more == {
+        "seconds_per_step",
+        "cost_ratio",
+        "peak_mib",
+        "passes",
+        "train_hours",
+        "tuning_hours",
+    }
     assert float(full["ew"]["cost_ratio"]) == 1
     assert float(full["ew"]["tuning_hours"]) == pytest.approx(2 / 60)
     code, _, err = mtbench("leaderboard", runs, "-f", "json", "--cost")
@@ -77,3 +85,64 @@ def test_a_narrow_terminal_says_what_it_leaves_out(
     monkeypatch.setenv("COLUMNS", "250")
     _, text, _ = mtbench("leaderboard", runs)
     assert "too wide" not in text
+
+
+def test_chosen_columns(mtbench: Mtbench, runs: Path) -> None:
+    code, text, _ = mtbench("leaderboard", runs, "-f", "markdown", "--columns", "Δm,rank")
+    assert code == 0
+    assert "| method | Δm % ↓ | rank ↓ |" in text
+    code, text, _ = mtbench("leaderboard", runs, "--columns", "rank")
+    assert "dice" not in text.splitlines()[2]
+    code, _, err = mtbench("leaderboard", runs, "--columns", "rang")
+    assert (code, "found 'rang'" in err) == (2, True)
+    code, _, err = mtbench("leaderboard", runs, "-f", "csv", "--columns", "rank")
+    assert (code, "--columns is for tables" in err) == (2, True)
+
+
+def test_every_number_as_one_tidy_csv(mtbench: Mtbench, runs: Path, tmp_path: Path) -> None:
+    code, _, err = mtbench("leaderboard", runs, "--raw", tmp_path / "raw.csv")
+    assert (code, err) == (0, "")
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "raw.csv").read_text())))
+    assert len(lines) == 4 * 8 * 2 * 3  # rows, seeds, splits, metrics
+    assert {line["split"] for line in lines} == {"validation", "test"}
+    [one] = [
+        line for line in lines
+        if (line["row"], line["seed"], line["split"], line["metric"]) == ("uw", "3", "test", "dice")
+    ]  # fmt: skip
+    assert 0.7 < float(one["value"]) < 0.9
+
+
+def test_figures_are_files_and_the_same_each_time(
+    mtbench: Mtbench, runs: Path, tmp_path: Path
+) -> None:
+    for folder in ("a", "b"):
+        code, _, err = mtbench("leaderboard", runs, "--figures", tmp_path / folder)
+        assert code == 0, err
+    names = sorted(file.name for file in (tmp_path / "a").iterdir())
+    assert names == sorted(
+        f"0-made_up0-{chart}.{form}"
+        for chart in ("cost", "delta_m", "difference")
+        for form in ("pdf", "svg")
+    )
+    for name in names:
+        if name.endswith("pdf"):
+            assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_many_metrics_on_a_terminal(
+    mtbench: Mtbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, ["uw", "stl"], seeds=2, epochs=1)
+    for file in tmp_path.rglob("*.json"):
+        record = json.loads(file.read_text())
+        if file.name == "result.json":
+            one = record["metrics"]["dice"]
+            record["metrics"] = {f"mae{i}": one | {"higher_is_better": False} for i in range(11)}
+        elif file.name == "test.json":
+            value = 1.0 if file.parent.parent.name == "stl" else 1.1
+            record["metrics"] = {f"mae{i}": value + i / 100 for i in range(11)}
+        file.write_text(json.dumps(record))
+    monkeypatch.setenv("COLUMNS", "120")
+    _, text, _ = mtbench("leaderboard", tmp_path)
+    assert "mae0 +10.0, mae1 +9.9, mae2 +9.8" in text
+    assert "all metrics but those that are worst" in text

@@ -5,6 +5,7 @@ from mtbench.comparing.judging.leaderboard.board import Board, boards
 from mtbench.comparing.judging.leaderboard.cells import Cell
 from mtbench.comparing.judging.leaderboard.formats import (
     LEGEND,
+    compact,
     notes,
     overall_markdown,
     readable,
@@ -12,6 +13,7 @@ from mtbench.comparing.judging.leaderboard.formats import (
     to_json,
     to_latex,
     to_markdown,
+    to_raw,
 )
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "Cell",
     "Overall",
     "boards",
+    "compact",
     "notes",
     "overall",
     "overall_markdown",
@@ -28,4 +31,5 @@ __all__ = [
     "to_json",
     "to_latex",
     "to_markdown",
+    "to_raw",
 ]

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtbench.comparing.judging import statistics
-from mtbench.comparing.judging.leaderboard.board import ALPHA, Board
+from mtbench.comparing.judging.deciding import ALPHA
+from mtbench.comparing.judging.leaderboard.board import Board
 
 Floats = NDArray[np.float64]
 
@@ -41,7 +42,10 @@ def overall(found: Sequence[Board]) -> Overall | None:
     for board in found:
         if board.rows.empty:
             return None
-        names = [board.cells[row][0].spec.method for row in board.rows["method"]]
+        # A suite's rows are called alike on all its tasks; others are known by their method.
+        names = [
+            row if board.suite else board.cells[row][0].spec.method for row in board.rows["method"]
+        ]
         once = Counter(names)
         rows = board.rows.assign(method=names)
         alone = np.array([once[name] == 1 for name in names])

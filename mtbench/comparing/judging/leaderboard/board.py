@@ -1,54 +1,55 @@
 """From finished cells to a table that says what it supports."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mtbench.comparing.claim import Claim
 from mtbench.comparing.judging import statistics
-from mtbench.comparing.judging.leaderboard.cells import (
-    Cell,
-    group_key,
-    labels,
-    modified,
-    read_cells,
-    titles,
-)
+from mtbench.comparing.judging.deciding import ALPHA, FIRST, MARGIN, VERDICTS, Verdicts, decide
+from mtbench.comparing.judging.leaderboard.cells import Cell, read_cells
+from mtbench.comparing.judging.leaderboard.entrants import Group, Row, groups, largest_block
 from mtbench.errors import RunError
 from mtbench.training.rundir import RunDirectory
 
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
-ALPHA = 0.05
-COST = ("seconds_per_step", "cost_ratio", "peak_mib", "passes", "tuning_hours")
+COST = ("seconds_per_step", "cost_ratio", "peak_mib", "passes", "train_hours", "tuning_hours")
+EDGE = 0.1
+"""The outer share of a range, at either end, in which a best trial says: search further."""
 _VANISHING = 1e-6  # of the largest mean
 _SEED = 0  # of the resampling: the same results give the same table
 
 
 @dataclass(frozen=True)
 class Board:
-    """Cells that may be compared: one task, data, budget and precision.
+    """Cells that may be compared: one task of one suite, or one task, data, budget and precision.
 
     Attributes:
         title: what they have in common.
         primary: the metrics that are compared, with whether higher is better.
-        rows: one per method and parameters, best mean rank first.
+        rows: one per method and parameters, best first.
         pending: unfinished cells.
         remarks: what the numbers do and do not support.
-        verdict: whether anything beats the baseline, in a sentence; empty without a baseline.
+        verdict: what is told of the rows against the baseline; empty without a baseline.
         baseline: the baseline's row, None if there is none.
         reference: the single-task row, None if there is not exactly one.
         cells: the final cells of each row that have a result.
-        trials: the tuning trials of each row's method that have a result.
-        places: (ranked, ranked), how often each ranked row takes each place when seeds are
+        trials: the tuning trials of each row that have a result, by repetition and number.
+        places: (ranked, ranked), how often each ranked row takes each place when units are
             resampled; the rows' order.
-        ranking: Friedman's and Nemenyi's tests over seeds of the ranked rows, None without
-            something to compare with.
+        margin: of equivalence, percent of delta-m.
+        pairs: what is told of each row against each that the suite asks about: ``method``,
+            ``against``, ``units`` and the fields of `Verdicts`.
+        suite: one of the claims of the suite that says who takes part, None without one.
+        unit: what is compared: ``repetition`` or ``seed``.
     """
 
     title: str
@@ -60,9 +61,12 @@ class Board:
     baseline: str | None = None
     reference: str | None = None
     cells: dict[str, list[Cell]] = field(default_factory=dict)
-    trials: dict[str, list[Cell]] = field(default_factory=dict)
+    trials: dict[str, dict[tuple[int, int], Cell]] = field(default_factory=dict)
     places: Floats = field(default_factory=lambda: np.zeros((0, 0)))
-    ranking: statistics.Ranking | None = None
+    margin: float = MARGIN
+    pairs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    suite: Claim | None = None
+    unit: str = "seed"
 
 
 def boards(
@@ -73,315 +77,427 @@ def boards(
     Args:
         runs: the cells, trials included; their test metrics are opened.
         baseline: the row, or the method with one row, that the others are tested against.
-        plain: the row or method whose step is the unit of cost.
+        plain: the row or method whose step is the unit of cost, and which a tuned baseline must
+            not be worse than on validation.
 
     Raises:
         RunError: there is no run, or a record does not parse.
     """
-    finals: dict[str, list[Cell]] = {}
-    trials: dict[str, list[Cell]] = {}
-    for cell in read_cells(runs):
-        kind = finals if cell.spec.stage == "final" else trials
-        kind.setdefault(group_key(cell.spec), []).append(cell)
-    if not finals:
+    found = groups(read_cells(runs))
+    if not found:
         raise RunError("no runs found: `mtbench run` makes some")
-    names = titles([cells[0].spec for cells in finals.values()])
-    return [
-        _board(title, cells, trials.get(key, []), baseline, plain)
-        for title, (key, cells) in zip(names, finals.items(), strict=True)
-    ]
+    return [_board(group, baseline, plain) for group in found]
 
 
-def _board(
-    title: str,
-    finals: Sequence[Cell],
-    trials: Sequence[Cell],
-    baseline: str | None,
-    plain: str | None,
-) -> Board:
-    by_row: dict[str, list[Cell]] = {}
-    pending = []
-    for cell, label in zip(finals, labels(finals), strict=True):
-        if cell.result is None:
-            pending.append(f"{label} {cell.run.path.name}")
-        else:
-            by_row.setdefault(label, []).append(cell)
-    by_origin: dict[str, list[Cell]] = {}
-    for trial in trials:
-        if trial.result is not None:
-            by_origin.setdefault(_origin(trial), []).append(trial)
-    tuned = {label: by_origin.get(_origin(cells[0]), []) for label, cells in by_row.items()}
-    late = _late_trials(finals, trials)
+def _board(group: Group, baseline: str | None, plain: str | None) -> Board:
     directions: dict[str, bool] = {}
     primary: dict[str, bool] = {}
-    for cells in by_row.values():
-        for cell in cells:
+    for row in group.rows.values():
+        for cell in row.finals:
             for name, metric in cell.done["metrics"].items():
                 directions[name] = metric["higher_is_better"]
                 if metric["primary"]:
                     primary[name] = metric["higher_is_better"]
-    if not by_row:
-        return Board(title, primary, pd.DataFrame(), pending)
-    return _Scores(by_row, tuned, directions, primary).board(title, pending, late, baseline, plain)
-
-
-def _origin(cell: Cell) -> str:
-    """Return what a row has in common with the trials that chose its parameters."""
-    return json.dumps([cell.spec.method, cell.spec.plugins, cell.spec.init], sort_keys=True)
-
-
-def _late_trials(finals: Sequence[Cell], trials: Sequence[Cell]) -> list[str]:
-    """Name methods with trials that finished after a test of the group had been opened."""
-    finished = [trial for trial in trials if trial.result is not None]
-    if not finished:
-        return []
-    opened = min(modified(cell.run.path / "test.opened") for cell in finals)
-    return sorted(
-        {t.spec.method for t in finished if modified(t.run.path / "result.json") > opened}
-    ) if math.isfinite(opened) else []  # fmt: skip
+    if not group.rows:
+        return Board(group.title, primary, pd.DataFrame(), group.pending)
+    return _Scores(group, directions, primary, baseline, plain).board()
 
 
 class _Scores:
-    """One group's test metrics as an array (rows, seeds, metrics), NaN where there is none."""
+    """One group's test metrics as an array (rows, units, metrics), NaN where there is none."""
 
     def __init__(
         self,
-        cells: dict[str, list[Cell]],
-        trials: dict[str, list[Cell]],
+        group: Group,
         directions: dict[str, bool],
         primary: dict[str, bool],
+        baseline: str | None,
+        plain: str | None,
     ) -> None:
-        self.cells, self.trials, self.primary = cells, trials, primary
-        self.names = sorted(cells)
+        self.group, self.primary = group, primary
+        self.names = sorted(group.rows)
+        self.rows = [group.rows[name] for name in self.names]
         self.metrics = list(directions)
         self.higher = list(primary.values())
-        self.seeds = sorted({cell.spec.seed for row in cells.values() for cell in row})
-        position = {seed: s for s, seed in enumerate(self.seeds)}
-        self.every = np.full((len(self.names), len(self.seeds), len(self.metrics)), np.nan)
-        for i, name in enumerate(self.names):
-            for cell in cells[name]:
-                test = cell.run.open_test()
-                if not cell.diverged:
-                    self.every[i, position[cell.spec.seed]] = [
-                        _number(test.get(metric), cell) for metric in self.metrics
-                    ]
-        x = self.every[:, :, [self.metrics.index(name) for name in primary]]
-        self.x = np.where(np.isfinite(x), x, np.nan)
-        self.known = np.all(np.isfinite(self.x), axis=2)
-        self.reasons = [self._reason(i) for i in range(len(self.names))]
-        self.ranked = np.array([not reason for reason in self.reasons])
+        self.official = np.array([row.official for row in self.rows])
+        self.unit = "seed"
+        if group.suite is not None and group.suite.study_is_unit:
+            self.unit = "repetition"
+        self.margin = MARGIN if group.suite is None else group.suite.margin
+        self.tests = [{cell: self._test(cell) for cell in row.finals} for row in self.rows]
+        self.units = sorted({u for row in self.rows if row.official for u in row.units})
+        self.x = self._scores()
+        self.known: Mask = np.asarray(np.isfinite(self.x).all(axis=2))
+        there = [[self._closed(row, u) for u in self.units] for row in self.rows]
+        self.there = np.array(there, bool)
+        self.wanted, self.base, self.plain = baseline, self.find(baseline), self.find(plain)
+        self.remarks: list[str] = []
+        self.reference = self._reference()
+        self.costs = self._costs()
+        self.decidable = not group.chosen_once
+        self.pairs = self._pairs()
+        self._rank()
 
-    def _reason(self, i: int) -> str:
-        """Return why a row is not ranked, empty if it is."""
-        cells = self.cells[self.names[i]]
-        finished = [cell for cell in cells if not cell.diverged]
-        reasons = []
-        if len(finished) < len(self.seeds):
-            reasons.append(f"{len(finished)} of {len(self.seeds)} seeds")
-        most = max(len(trials) for trials in self.trials.values())
-        if (ours := len(self.trials[self.names[i]])) < most:
-            reasons.append(f"{ours} of {most} trials")
-        position = [self.seeds.index(cell.spec.seed) for cell in finished]
-        lacking = np.any(np.isnan(self.x[i, position]), axis=0)
-        reasons += [f"no {name}" for name, none in zip(self.primary, lacking, strict=True) if none]
-        return ", ".join(reasons)
+    def _test(self, cell: Cell) -> Floats:
+        """Return a cell's test metrics, NaN of one that diverged."""
+        test = cell.run.open_test()
+        values = [math.nan if cell.diverged else _number(test.get(m), cell) for m in self.metrics]
+        return np.array(values, float)
+
+    def _closed(self, row: Row, unit: int) -> bool:
+        return row.official and len(row.units.get(unit, ())) >= self.group.per_unit
+
+    def _scores(self) -> Floats:
+        """Return (rows, units, primary metrics), each a unit's mean; divergence is the worst."""
+        columns = [self.metrics.index(name) for name in self.primary]
+        found = np.full((len(self.rows), len(self.units), len(columns)), np.nan)
+        signs = np.where(self.higher, 1.0, -1.0)
+        tested = [
+            test[columns]
+            for row, tests in zip(self.rows, self.tests, strict=True)
+            for test in tests.values()
+            if row.official
+        ]
+        every = np.array(tested).reshape(-1, len(columns)) * signs
+        gains = np.where(np.isfinite(every), every, np.inf).min(axis=0, initial=np.inf)
+        worst = np.where(np.isfinite(gains), gains * signs, np.nan)
+        for i, row in enumerate(self.rows):
+            for u, unit in enumerate(self.units):
+                if self._closed(row, unit):
+                    values = [
+                        worst if cell.diverged else self.tests[i][cell][columns]
+                        for cell in row.units[unit]
+                    ]
+                    found[i, u] = np.mean(values, axis=0)
+        return np.where(np.isfinite(found), found, np.nan)
 
     def find(self, wanted: str | None) -> int | None:
-        """Return the row of a label, or the only row of a method."""
+        """Return the row of a label, or the only official row of a method."""
         if wanted in self.names:
             return self.names.index(wanted)
         of_method = [
-            i for i, name in enumerate(self.names) if self.cells[name][0].spec.method == wanted
+            i
+            for i, row in enumerate(self.rows)
+            if row.official and row.finals[0].spec.method == wanted
         ]
         return of_method[0] if len(of_method) == 1 else None
 
-    def reference(self) -> int | None:
-        """Return the single-task row; several (two learning rates, say) leave none."""
-        found = [i for i, n in enumerate(self.names) if self.cells[n][0].done["reference"]]
-        return found[0] if len(found) == 1 else None
-
-    def _vanishing(self, reference: int | None) -> list[str]:
-        """Return the metrics in which the single-task row is next to 0: no unit for the others."""
-        if reference is None:
-            return []
-        sizes = np.abs(_moments(self.x)[0])
-        small = sizes[reference] < _VANISHING * np.fmax.reduce(sizes, axis=0)
-        return [name for name, is_small in zip(self.primary, small, strict=True) if is_small]
-
-    def board(
-        self,
-        title: str,
-        pending: list[str],
-        late: list[str],
-        baseline: str | None,
-        plain: str | None,
-    ) -> Board:
-        """Return everything that the scores support."""
-        count, n = len(self.names), len(self.seeds)
-        ranked = np.flatnonzero(self.ranked)
-        base, reference, unit = self.find(baseline), self.reference(), self.find(plain)
-        columns: dict[str, Any] = {
-            "method": self.names,
-            "seeds": [sum(not c.diverged for c in self.cells[name]) for name in self.names],
-            "diverged": [sum(c.diverged for c in self.cells[name]) for name in self.names],
-            "trials": [len(self.trials[name]) for name in self.names],
-            "complete": self.ranked,
-            "reason": self.reasons,
-        }
-        means, deviations = _moments(self.every)
-        for m, name in enumerate(self.metrics):
-            columns[name], columns[f"{name}_sd"] = means[:, m], deviations[:, m]
-        remarks = [note] if (note := statistics.interval_note(n)) and n > 1 else []
-        vanishing = self._vanishing(reference)
-        if vanishing:
-            names = " and ".join(vanishing)
-            remarks.append(f"no Δm: the single-task {names} is next to 0, which is no unit")
-            reference = None
-        delta = self._delta_m(reference)
-        if np.isnan(delta[0]).all() and not vanishing:
-            remarks.append("no Δm: it needs exactly one locally run single-task row")
-        columns["delta_m"], columns["delta_m_low"], columns["delta_m_high"] = delta
-        columns["iqm"] = np.full(count, np.nan)
-        if reference is not None and self.known[reference].all():
-            change = statistics.relative_change(self.x, self.x[[reference]], self.higher)
-            columns["iqm"] = statistics.iqm(change)
-        columns["mean_rank"], columns["first"], places = self._ranks(ranked)
-        columns |= self._against(base)
-        costs = self._costs(reference, base)
-        tests, verdict = self._tests(costs, base, ranked)
-        columns |= tests
-        if baseline is not None and (base is None or not self.ranked[base]):
-            remarks.append(
-                f"no comparison with {baseline}: it takes exactly one row of it that is ranked"
-            )
-        elif baseline is not None and costs is None:
-            remarks.append(f"no comparison with {baseline}: a metric's mean is 0, so no unit")
-        ranking = None
-        if costs is not None and len(ranked) > 2 and n > 1:
-            ranking = statistics.friedman_nemenyi(costs[ranked].T, ALPHA)
-            if ranking.note or ranking.p > ALPHA:
-                remarks.append(
-                    ranking.note
-                    or f"Friedman over {n} seeds: p = {ranking.p:.3g}, so ranks are not compared"
+    def _reference(self) -> int | None:
+        """Return the single-task row; several (two learning rates), or one at 0, leave none."""
+        found = [i for i, r in enumerate(self.rows) if r.official and r.finals[0].done["reference"]]
+        reference = found[0] if len(found) == 1 else None
+        if reference is not None:
+            sizes = np.abs(_mean(self.x))
+            small = sizes[reference] < _VANISHING * np.fmax.reduce(sizes, axis=0)
+            names = [name for name, is_small in zip(self.primary, small, strict=True) if is_small]
+            if names:
+                self.remarks.append(
+                    f"no Δm: the single-task {' and '.join(names)} is next to 0, which is no unit"
                 )
-        if late:
-            remarks.append(
-                "trials finished after a test here had been opened, so their choice may have seen "
-                f"it: {', '.join(late)}"
-            )
-        columns["hypervolume"] = self._hypervolume()
-        columns |= self._cost(unit)
-        rows = pd.DataFrame(columns).sort_values(
-            ["mean_rank", "method"], na_position="last", ignore_index=True
-        )
-        place = {self.names[i]: r for r, i in enumerate(ranked)}
-        order = [place[name] for name in rows["method"] if name in place]
-        if ranking is not None:
-            ranking = _reordered(ranking, order)
-        return Board(
-            title,
-            self.primary,
-            rows,
-            pending,
-            remarks,
-            verdict,
-            None if base is None else self.names[base],
-            None if reference is None else self.names[reference],
-            {name: self.cells[name] for name in rows["method"]},
-            {name: self.trials[name] for name in rows["method"]},
-            places[order] if len(places) else places,
-            ranking,
-        )
+                return None
+        if reference is None or not self.known[reference].any():
+            self.remarks.append("no Δm: it needs exactly one locally run single-task row")
+            return None
+        return reference
 
-    def _delta_m(self, reference: int | None) -> Floats:
-        """Return delta-m and its interval (3, rows), over the seeds that both have."""
-        found = np.full((3, len(self.names)), np.nan)
-        if reference is None:
-            return found
-        common = self.known & self.known[reference]
-        for seeds in np.unique(common, axis=0):
-            if not seeds.any():
-                continue
-            rows = (common == seeds).all(axis=1)
-            found[:, rows] = statistics.paired_bootstrap(
-                lambda x, y: statistics.delta_m(x, y, self.higher),
-                self.x[rows][:, seeds], self.x[[reference]][:, seeds], seed=_SEED,
-            )  # fmt: skip
-        return found
+    def _costs(self) -> Floats | None:
+        """Return one number a row and unit, whose mean over units is delta-m: lower is better.
 
-    def _against(self, base: int | None) -> dict[str, Floats]:
-        """Return the probability that a row beats the baseline at the same seed."""
-        found = np.full((3, len(self.names)), np.nan)
-        if base is not None:
-            rows = self.known.all(axis=1) & self.known[base].all()
-            rows[base] = False
-            if rows.any():
-                found[:, rows] = statistics.probability_of_improvement(
-                    self.x[rows], np.broadcast_to(self.x[base], self.x[rows].shape), self.higher,
-                    paired=True,
-                )  # fmt: skip
-        names = ("improvement", "improvement_low", "improvement_high")
-        return dict(zip(names, found, strict=True))
-
-    def _ranks(self, ranked: NDArray[np.int_]) -> tuple[Floats, Floats, Floats]:
-        """Return mean ranks, the probability of the first place, and of every place."""
-        ranks, first = np.full((2, len(self.names)), np.nan)
-        places = np.zeros((0, 0))
-        if len(ranked):
-            ranks[ranked] = statistics.mean_rank(self.x[ranked], self.higher)
-        if len(ranked) and len(self.seeds) > 1:
-            draws = statistics.resample(
-                lambda x: statistics.mean_rank(x, self.higher),
-                self.x[ranked], seed=_SEED, resamples=2_000,
-            )  # fmt: skip
-            places = statistics.rank_probabilities(draws)
-            first[ranked] = places[:, 0]
-        return ranks, first, places
-
-    def _costs(self, *units: int | None) -> Floats | None:
-        """Return one number a row and seed, lower is better, in percent of the first unit's means.
-
-        A unit is a row; one that lacks a seed, or has a mean of 0, cannot be it.
+        Without a single-task row, in percent of the baseline's means.
         """
-        for unit in units:
-            if unit is not None and self.known[unit].all():
-                change = statistics.relative_change(self.x, self.x[[unit]], self.higher)
-                if not np.isnan(change[unit]).any():
+        for unit in (self.reference, self.base):
+            if unit is not None and self.known[unit].any():
+                own = self.x[unit][self.known[unit]]
+                change = statistics.relative_change(self.x, own, self.higher)
+                if np.isfinite(change[unit][self.known[unit]]).all():
                     return np.asarray(change.mean(axis=2))
         return None
 
-    def _tests(
-        self, costs: Floats | None, base: int | None, ranked: NDArray[np.int_]
-    ) -> tuple[dict[str, Any], str]:
-        """Return the ranked rows' tests against the baseline, and what they say."""
-        count = len(self.names)
-        p, adjusted = np.full((2, count), np.nan)
-        told = np.full(count, "", dtype=object)
-        verdict = ""
-        if costs is not None and base is not None and self.ranked[base] and len(ranked) > 1:
-            others = ranked[ranked != base]
-            test = statistics.wilcoxon_holm(costs[others], costs[base], ALPHA)
-            p[others], adjusted[others] = test.p, test.adjusted
-            better = costs[others].mean(axis=1) < costs[base].mean()
-            told[others[(test.adjusted <= ALPHA) & better]] = "better"
-            told[others[(test.adjusted <= ALPHA) & ~better]] = "worse"
-            verdict = self._verdict(base, others, told)
-            if test.note:
-                verdict = f"Whether anything beats {self.names[base]} cannot be told. {test.note}."
-        return {"p": p, "p_holm": adjusted, "told": told}, verdict
+    def _pairs(self) -> pd.DataFrame:
+        """Return what is told of each official row against the baseline, and those asked about."""
+        asked = [] if self.group.suite is None else [self.find(a) for a in self.group.suite.against]
+        anchors = dict.fromkeys(a for a in (self.base, *asked) if a is not None)
+        found = [pair for anchor in anchors for pair in self._against(anchor)]
+        return pd.DataFrame(found, columns=["method", "against", "units", *Verdicts._fields])
 
-    def _verdict(self, base: int, others: NDArray[np.int_], told: NDArray[np.object_]) -> str:
-        name = self.names[base]
-        groups = {
-            outcome: [self.names[i] for i in others if told[i] == outcome]
-            for outcome in ("better", "worse", "")
+    def _against(self, anchor: int) -> list[list[Any]]:
+        others = [i for i in np.flatnonzero(self.official) if i != anchor and self.known[i].any()]
+        if self.costs is None or not self.official[anchor]:
+            return []
+        suite, found = self.group.suite, []
+        for i in others:
+            common = self.known[i] & self.known[anchor]
+            told = decide(
+                (self.costs[i] - self.costs[anchor])[common], margin=self.margin,
+                most=None if suite is None else max(suite.planned, int(common.sum())),
+                # As many as were asked, whoever is there yet.
+                comparisons=len(others) if suite is None else max(suite.rows - 1, 1),
+                resplit=self.resplit,
+            )  # fmt: skip
+            values = [value.item() for value in told]
+            if not self.decidable:
+                values[-1] = ""
+            found.append([self.names[i], self.names[anchor], int(common.sum()), *values])
+        return found
+
+    @cached_property
+    def resplit(self) -> float:
+        """Return the ratio of test to training samples where units split one collection again."""
+        notes = [c.done.get("notes", {}).get("resplit", 0.0) for r in self.rows for c in r.finals]
+        return max(map(float, [0.0, *notes]))
+
+    def _rank(self) -> None:
+        """Say who is ranked, on which units, and why others are not."""
+        known = self.known & self.there
+        rows = np.flatnonzero(self.official & known.any(axis=1))
+        self.ranked: Mask = np.zeros(len(self.rows), bool)
+        self.common: Mask = np.zeros(len(self.units), bool)
+        if len(rows):
+            inside, _ = largest_block(known[rows])
+            self.ranked[rows[inside]] = True
+            decided = self.pairs[self.pairs["told"].isin(VERDICTS[:3])]
+            if self.base is not None:  # a question that was decided takes no more units
+                decided = decided[decided["against"] == self.names[self.base]]
+                self.ranked |= np.isin(self.names, decided["method"])
+            self.common = np.asarray(known[self.ranked].all(axis=0))
+        if not self.common.any():
+            self.ranked[:] = False
+        self.reasons = [self._reason(i) for i in range(len(self.rows))]
+
+    def _reason(self, i: int) -> str:
+        """Return why a row is not ranked, empty if it is."""
+        if self.ranked[i]:
+            return ""
+        if not self.official[i]:
+            return "not of the suite"
+        reasons = []
+        if (count := int(self.there[i].sum())) < len(self.units):
+            reasons.append(f"{count} of {len(self.units)} {self.unit}s")
+        lacking = np.isnan(self.x[i][self.there[i]]).any(axis=0)
+        reasons += [f"no {name}" for name, none in zip(self.primary, lacking, strict=True) if none]
+        return ", ".join(reasons)
+
+    def board(self) -> Board:
+        """Return everything that the scores support."""
+        n, order = int(self.common.sum()), self._order()
+        columns: dict[str, Any] = {
+            "method": self.names,
+            "seeds": [sum(not c.diverged for c in row.finals) for row in self.rows],
+            "diverged": [sum(c.diverged for c in row.finals) for row in self.rows],
+            "units": self.known.sum(axis=1),
+            "trials": [len(row.trials) for row in self.rows],
+            "complete": self.ranked,
+            "reason": self.reasons,
         }
-        return (
-            f"Better than {name}: {', '.join(groups['better']) or 'none'}. "
-            f"Worse: {', '.join(groups['worse']) or 'none'}. "
-            f"Not told apart from it: {len(groups[''])} of {len(others)} "
-            f"(Wilcoxon-Holm over {len(self.seeds)} seeds, {ALPHA:g})."
+        for m, name in enumerate(self.metrics):
+            values = [[test[m] for test in tests.values()] for tests in self.tests]
+            columns[name] = [_mean_of(v) for v in values]
+            columns[f"{name}_sd"] = [_deviation_of(v) for v in values]
+        if n > 1 and (note := statistics.interval_note(n)):
+            self.remarks.insert(0, note)
+        columns["delta_m"], columns["delta_m_low"], columns["delta_m_high"] = self.delta
+        columns["iqm"] = self._iqm()
+        columns["mean_rank"], columns["first"], places = self.ranks
+        verdict = self._verdict()
+        columns |= self._against_the_baseline()
+        columns["hypervolume"] = self._hypervolume()
+        columns |= self._cost()
+        self.remarks += [*self._budgets(), *self._edges()]
+        if late := self.group.late:
+            self.remarks.append(
+                "trials finished after a test here had been opened, so their choice may have seen "
+                f"it: {', '.join(late)}"
+            )
+        rows = pd.DataFrame(columns).iloc[order].reset_index(drop=True)
+        place = {self.names[i]: r for r, i in enumerate(np.flatnonzero(self.ranked))}
+        shown = [place[name] for name in rows["method"] if name in place]
+        return Board(
+            self.group.title,
+            self.primary,
+            rows,
+            self.group.pending,
+            self.remarks,
+            verdict,
+            None if self.base is None else self.names[self.base],
+            None if self.reference is None else self.names[self.reference],
+            {name: self.group.rows[name].finals for name in rows["method"]},
+            {name: self.group.rows[name].trials for name in rows["method"]},
+            places[shown] if len(places) else places,
+            self.margin,
+            self.pairs,
+            self.group.suite,
+            self.unit,
         )
+
+    def _order(self) -> list[int]:
+        """Return the rows, best first: by delta-m, or by rank where there is none."""
+        delta, ranks = self.delta[0], self.ranks[0]
+        key = delta if np.isfinite(delta[self.ranked]).all() else ranks
+        return sorted(
+            range(len(self.names)),
+            key=lambda i: (not self.ranked[i], math.isnan(key[i]), key[i], self.names[i]),
+        )
+
+    @cached_property
+    def delta(self) -> Floats:
+        """Return delta-m and its interval (3, rows), over the units that both have."""
+        found = np.full((3, len(self.names)), np.nan)
+        if self.reference is None:
+            return found
+        common = self.known & self.known[self.reference]
+        for units in np.unique(common, axis=0):
+            if not units.any():
+                continue
+            rows = (common == units).all(axis=1)
+            found[:, rows] = statistics.paired_bootstrap(
+                lambda x, y: statistics.delta_m(x, y, self.higher),
+                self.x[rows][:, units], self.x[[self.reference]][:, units], seed=_SEED,
+            )  # fmt: skip
+        return found
+
+    def _iqm(self) -> Floats:
+        found = np.full(len(self.names), np.nan)
+        if self.reference is not None and self.ranked[self.reference]:
+            x = self.x[self.ranked][:, self.common]
+            change = statistics.relative_change(
+                x, self.x[[self.reference]][:, self.common], self.higher
+            )
+            found[self.ranked] = statistics.iqm(change)
+        return found
+
+    @cached_property
+    def ranks(self) -> tuple[Floats, Floats, Floats]:
+        """Return mean ranks, the probability of the first place, and of every place."""
+        ranks, first = np.full((2, len(self.names)), np.nan)
+        places = np.zeros((0, 0))
+        x = self.x[self.ranked][:, self.common]
+        if len(x):
+            ranks[self.ranked] = statistics.mean_rank(x, self.higher)
+        if len(x) and x.shape[1] > 1:
+            draws = statistics.resample(
+                lambda x: statistics.mean_rank(x, self.higher), x, seed=_SEED, resamples=2_000
+            )
+            places = statistics.rank_probabilities(draws)
+            first[self.ranked] = places[:, 0]
+        return ranks, first, places
+
+    def _against_the_baseline(self) -> dict[str, Any]:
+        """Return the columns that say how rows differ from the baseline."""
+        count = len(self.names)
+        names = ("difference", "difference_low", "difference_high", "p", "p_equivalence")
+        found: dict[str, Any] = {name: np.full(count, np.nan) for name in (*names, "wins")}
+        found["told"] = np.full(count, "", dtype=object)
+        if self.base is None or self.costs is None:
+            return found
+        pairs = self.pairs[self.pairs["against"] == self.names[self.base]]
+        for pair in pairs.to_dict("records"):
+            i = self.names.index(pair["method"])
+            common = self.known[i] & self.known[self.base]
+            gains = (self.costs[self.base] - self.costs[i])[common]
+            found["wins"][i] = (gains > 0).sum() + (gains == 0).sum() / 2
+            found["told"][i] = pair["told"]
+            fields = ("difference", "low", "high", "p", "p_equivalence")
+            for name, key in zip(names, fields, strict=True):
+                found[name][i] = pair[key]
+        return found
+
+    def _verdict(self) -> str:
+        """Return what is told against the baseline; what speaks against it goes to the remarks."""
+        if self.wanted is None:
+            return ""
+        if self.base is None or not self.official[self.base] or not self.known[self.base].any():
+            self.remarks.append(
+                f"no comparison with {self.wanted}: it takes exactly one finished row of it"
+            )
+            return ""
+        if self.costs is None:
+            self.remarks.append(f"no comparison with {self.wanted}: a metric's mean is 0, no unit")
+            return ""
+        base = self.names[self.base]
+        pairs = self.pairs[self.pairs["against"] == base]
+        if pairs.empty:
+            return ""
+        if not self.decidable:
+            return (
+                "No verdict: all numbers are given the parameters chosen once, and the luck of "
+                "that choice is in no interval. A suite's `repetitions` repeat the whole study."
+            )
+        if (most := int(pairs["units"].max())) < FIRST:
+            return (
+                f"Whether anything beats {base} cannot be told: it takes at least {FIRST} "
+                f"{self.unit}s, found {most}."
+            )
+        self._doubt_the_baseline(pairs)
+        groups = {word: self.pairs_of(base, word) for word in VERDICTS}
+        planned = 0 if self.group.suite is None else self.group.suite.planned
+        looks = f" of {planned} planned, at any look" if planned > most else ""
+        return (
+            f"Against {base}: better: {_listed(groups['better'])}; worse: "
+            f"{_listed(groups['worse'])}; equivalent within {self.margin:g} %: "
+            f"{_listed(groups['equivalent'])}; not told apart: "
+            f"{_listed(groups['not told apart'])}. ({most} {self.unit}s{looks}; paired t-tests, "
+            f"{100 * ALPHA:g} % for all comparisons.)"
+        )
+
+    def pairs_of(self, against: str, told: str) -> list[str]:
+        """Return the rows of which something is told against another."""
+        found = self.pairs[(self.pairs["against"] == against) & (self.pairs["told"] == told)]
+        return [str(name) for name in found.sort_values("difference")["method"]]
+
+    def _doubt_the_baseline(self, pairs: pd.DataFrame) -> None:
+        """Take back what is better than a tuned baseline that validates below the plain row."""
+        if self.base is None or self.plain in (None, self.base) or not self.rows[self.base].trials:
+            return
+        own, plain = (
+            {cell.spec.seed: cell.score for cell in self.rows[i].finals}
+            for i in (self.base, self.plain)
+        )
+        gaps = [own[seed] - plain[seed] for seed in own.keys() & plain.keys()]
+        gap = float(np.mean([g for g in gaps if math.isfinite(g)] or [math.nan]))
+        if not gap < 0:
+            return
+        name, other = self.names[self.base], self.names[self.plain]
+        self.remarks.insert(
+            0,
+            f"the tuned {name} validates below {other} (by {-100 * gap:.2g} %): its search did not "
+            f"find what {other} is, so nothing is called better than it",
+        )
+        better = pairs.index[pairs["told"] == "better"]
+        self.pairs.loc[better, "told"] = VERDICTS[3]
+
+    def _budgets(self) -> list[str]:
+        """Name rows of another budget than most, such as those of equal cost."""
+        spent = {
+            name: (row.finals[0].spec.recipe["epochs"], row.finals[0].spec.recipe["batch_size"])
+            for name, row in zip(self.names, self.rows, strict=True)
+        }
+        usual = max(spent.values(), key=list(spent.values()).count)
+        return [
+            f"{name} has another budget: epochs={epochs}, batch_size={batch}"
+            for name, (epochs, batch) in spent.items()
+            if (epochs, batch) != usual
+        ]
+
+    def _edges(self) -> list[str]:
+        """Name rows whose best trials mostly lie at one end of a range: the space is too small."""
+        found = []
+        for name, row in zip(self.names, self.rows, strict=True):
+            taken = {(c.repetition, c.draw) for cell in row.finals for c in cell.claims}
+            ends: dict[tuple[str, str], int] = {}
+            studies = {repetition for repetition, _ in row.trials}
+            for key, trial in row.trials.items():
+                if key in taken and trial.claims:
+                    for parameter, place in trial.claims[0].places.items():
+                        if not EDGE <= place <= 1 - EDGE:
+                            end = "lower" if place < EDGE else "upper"
+                            ends[parameter, end] = ends.get((parameter, end), 0) + 1
+            found += [
+                f"{name}: the best trial lies at the {end} end of {parameter.rpartition('.')[2]} "
+                f"in {count} of {len(studies)} searches; a wider range may do better"
+                for (parameter, end), count in ends.items()
+                if 2 * count >= len(studies)
+            ]
+        return found
 
     def _hypervolume(self) -> Floats:
         """Return what share of the box a row's trials dominate on validation, two metrics only.
@@ -393,12 +509,12 @@ class _Scores:
         if len(self.primary) != 2:
             return found
         signs = np.where(self.higher, -1.0, 1.0)
-        means = np.array([_mean_val(self.cells[name], self.primary) for name in self.names]) * signs
+        means = np.array([_mean_val(row.finals, self.primary) for row in self.rows]) * signs
         points = [
-            np.array([_val(t, self.primary) for t in self.trials[name]]) * signs
-            if self.trials[name]
+            np.array([_val(t, self.primary) for t in row.trials.values()]) * signs
+            if row.trials
             else means[[i]]
-            for i, name in enumerate(self.names)
+            for i, row in enumerate(self.rows)
         ]
         every = np.concatenate([means, *points])
         every = every[np.isfinite(every).all(axis=1)]
@@ -411,30 +527,30 @@ class _Scores:
         shares = [statistics.hypervolume(p, worst) / float(box.prod()) for p in points]
         return np.array(shares)
 
-    def _cost(self, unit: int | None) -> dict[str, Any]:
-        seconds = [
-            np.array([c.done["cost"]["seconds_per_step"] for c in self.cells[n] if not c.diverged])
-            for n in self.names
-        ]
-        medians = np.array([np.median(s) if len(s) else np.nan for s in seconds])
-        peaks = [
-            max(
-                (c.done["cost"]["peak_mib"] for c in self.cells[n] if not c.diverged),
-                default=math.nan,
-            )
-            for n in self.names
-        ]
-        tuning = [
-            sum(t.done["cost"].get("train_seconds", math.nan) for t in self.trials[n]) / 3600
-            for n in self.names
-        ]
+    def _cost(self) -> dict[str, Any]:
+        def costs(row: Row, key: str) -> list[float]:
+            return [c.done["cost"].get(key, math.nan) for c in row.finals if not c.diverged] or [
+                math.nan
+            ]
+
+        medians = np.array([np.median(costs(row, "seconds_per_step")) for row in self.rows])
+        unit = self.plain
         return {
             "seconds_per_step": medians,
             "cost_ratio": medians / medians[unit] if unit is not None else np.nan,
-            "peak_mib": peaks,
-            "passes": [self.cells[n][0].done["cost"].get("passes", "") for n in self.names],
-            "tuning_hours": tuning,
+            "peak_mib": [max(costs(row, "peak_mib")) for row in self.rows],
+            "passes": [row.finals[0].done["cost"].get("passes", "") for row in self.rows],
+            "train_hours": [np.median(costs(row, "train_seconds")) / 3600 for row in self.rows],
+            "tuning_hours": [
+                sum(t.done["cost"].get("train_seconds", math.nan) for t in row.trials.values())
+                / 3600
+                for row in self.rows
+            ],
         }
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
 
 
 def _number(value: Any, cell: Cell) -> float:
@@ -452,23 +568,22 @@ def _val(cell: Cell, primary: dict[str, bool]) -> list[float]:
 
 
 def _mean_val(cells: Sequence[Cell], primary: dict[str, bool]) -> Floats:
-    values = np.array([_val(cell, primary) for cell in cells])
-    mean: Floats = _moments(values[None])[0][0]
+    mean: Floats = _mean(np.array([_val(cell, primary) for cell in cells])[None])[0]
     return mean
 
 
-def _moments(x: Floats) -> tuple[Floats, Floats]:
-    """Return mean and standard deviation over seeds, of the seeds that are there."""
+def _mean(x: Floats) -> Floats:
+    """Return means over units, of those that are there."""
     known = np.isfinite(x)
     n = known.sum(axis=1)
-    mean = np.where(n > 0, np.where(known, x, 0).sum(axis=1) / np.maximum(n, 1), np.nan)
-    squares = np.where(known, x - mean[:, None], 0) ** 2
-    return mean, np.where(n > 1, np.sqrt(squares.sum(axis=1) / np.maximum(n - 1, 1)), np.nan)
+    return np.where(n > 0, np.where(known, x, 0).sum(axis=1) / np.maximum(n, 1), np.nan)
 
 
-def _reordered(ranking: statistics.Ranking, order: Sequence[int]) -> statistics.Ranking:
-    back = {old: new for new, old in enumerate(order)}
-    return ranking._replace(
-        mean_ranks=ranking.mean_ranks[list(order)],
-        cliques=[tuple(back[i] for i in clique) for clique in ranking.cliques],
-    )
+def _mean_of(values: Sequence[float]) -> float:
+    known = [v for v in values if math.isfinite(v)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _deviation_of(values: Sequence[float]) -> float:
+    known = [v for v in values if math.isfinite(v)]
+    return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan

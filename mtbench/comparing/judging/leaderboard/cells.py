@@ -4,19 +4,30 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from mtbench.comparing import claim
+from mtbench.comparing.claim import Claim
 from mtbench.errors import RunError
 from mtbench.plugins import params
 from mtbench.training.rundir import RunDirectory, Spec
 
 BUDGET = ("epochs", "batch_size")
 
+RESERVED = frozenset(
+    {
+        "board", "method", "seeds", "diverged", "units", "trials", "complete", "reason", "delta_m",
+        "delta_m_low", "delta_m_high", "iqm", "mean_rank", "first", "difference", "difference_low",
+        "difference_high", "p", "p_equivalence", "wins", "told", "hypervolume", "seconds_per_step",
+        "cost_ratio", "peak_mib", "passes", "train_hours", "tuning_hours",
+    }
+)  # fmt: skip
+"""The columns of a leaderboard, which no metric may be called like."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Cell:
     """A cell's record; what is asked of its result is there and of the right type.
 
@@ -24,11 +35,13 @@ class Cell:
         run: its folder.
         spec: what it is.
         result: what came of it, None while it is unfinished.
+        claims: of suites.
     """
 
     run: RunDirectory
     spec: Spec
     result: dict[str, Any] | None
+    claims: list[Claim] = field(default_factory=list)
 
     @classmethod
     def read(cls, run: RunDirectory) -> "Cell":
@@ -37,7 +50,7 @@ class Cell:
         Raises:
             RunError: a file does not parse, or lacks what it must have.
         """
-        cell = cls(run, run.spec(), run.result())
+        cell = cls(run, run.spec(), run.result(), claim.read(run))
         if lacking := [key for key in BUDGET if key not in cell.spec.recipe]:
             raise RunError(f"{run.path / 'spec.json'}: its recipe has no {lacking[0]}")
         if cell.result is not None:
@@ -71,6 +84,11 @@ class Cell:
         """The validation metrics of the selected epoch, none of a diverged cell."""
         return {} if self.diverged else self.done.get("val", {})
 
+    @property
+    def ended(self) -> float:
+        """When it ended, in seconds since 1970, as far as the record says so."""
+        return float(self.done.get("times", {}).get("ended", -math.inf))
+
 
 def _check(result: dict[str, Any], spec: Spec) -> None:
     if result["status"] not in ("finished", "diverged"):
@@ -86,11 +104,19 @@ def _check(result: dict[str, Any], spec: Spec) -> None:
             raise TypeError("metrics: higher_is_better and primary must be booleans")
     cost = result["cost"]
     numbers = [cost["seconds_per_step"], cost["peak_mib"], cost.get("train_seconds", 0.0)]
+    for name in result["metrics"]:
+        if shadows(name, result["metrics"]):
+            raise ValueError(f"metric {name!r} is called like a column of leaderboards")
     for value in [*numbers, result.get("score", 0.0), *result.get("val", {}).values()]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{value!r} is no number")
     if not isinstance(result.get("environment", {}), dict):
         raise TypeError("environment is no object")
+
+
+def shadows(name: str, metrics: Container[str]) -> bool:
+    """Return whether a metric would stand in a column that a leaderboard has already."""
+    return name in RESERVED or (name.endswith("_sd") and name.removesuffix("_sd") in metrics)
 
 
 def read_cells(runs: Iterable[RunDirectory]) -> list[Cell]:
@@ -162,11 +188,3 @@ def _settings(spec: Spec) -> dict[str, Any]:
         "init": spec.init and spec.init[:8],
         **{f"{name}.py": digest[:8] for name, digest in spec.plugins.items()},
     }
-
-
-def modified(file: Path) -> float:
-    """Return when a file was last written, infinite if it is not there."""
-    try:
-        return file.stat().st_mtime
-    except OSError:
-        return math.inf

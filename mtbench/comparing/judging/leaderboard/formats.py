@@ -1,16 +1,40 @@
 """A leaderboard as text."""
 
 import json
+import math
 from collections.abc import Sequence
 
 import pandas as pd
 
+from mtbench.comparing import inert
 from mtbench.comparing.judging.leaderboard.across import Overall
 from mtbench.comparing.judging.leaderboard.board import COST, Board
+from mtbench.errors import UsageError, did_you_mean
 
 
-def readable(board: Board) -> pd.DataFrame:
-    """Return the columns that a reader needs as text; one that says nothing is left out."""
+def readable(board: Board, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return the columns that a reader needs as text; one that says nothing is left out.
+
+    Args:
+        board: what is shown.
+        columns: which, by the beginnings of their names; all by default, the method always.
+
+    Raises:
+        UsageError: no column begins so.
+    """
+    shown = _readable(board)
+    if columns is None or shown.empty:
+        return shown
+    kept = ["method"]
+    for wanted in columns:
+        found = [name for name in shown.columns if name.startswith(wanted)]
+        if not found:
+            raise UsageError(f"--columns: {did_you_mean(wanted, shown.columns)}, found {wanted!r}")
+        kept += found
+    return shown[list(dict.fromkeys(kept))]
+
+
+def _readable(board: Board) -> pd.DataFrame:
     rows = board.rows
     if rows.empty:
         return rows
@@ -27,18 +51,39 @@ def readable(board: Board) -> pd.DataFrame:
             _spread(a, b, 3) for a, b in zip(rows[name], rows[f"{name}_sd"], strict=True)
         ]
     shown["Δm % ↓"] = _intervals(rows, "delta_m", 2)
-    shown["mean rank ↓"] = [_number(value, 2) for value in rows["mean_rank"]]
+    if rows["difference"].notna().any():
+        shown[f"− {board.baseline} ↓"] = _intervals(rows, "difference", 2)
+        if (rows["told"] != "").any():
+            shown["verdict"] = rows["told"]
+    shown["rank ↓"] = [_number(value, 2) for value in rows["mean_rank"]]
     if rows["first"].notna().any():
         shown["P(first)"] = [_number(value, 2) for value in rows["first"]]
-    if rows["improvement"].notna().any():
-        shown[f"P(beats {board.baseline})"] = _intervals(rows, "improvement", 2)
-    if rows["p_holm"].notna().any():
-        shown["p (Holm)"] = [_number(value, 3) for value in rows["p_holm"]]
     shown["s/step"] = [_number(value, 3) for value in rows["seconds_per_step"]]
     if rows["cost_ratio"].notna().any():
         shown["cost ×"] = [_number(value, 2) for value in rows["cost_ratio"]]
     shown["peak MiB"] = [_number(value, 0) for value in rows["peak_mib"]]
     return shown
+
+
+def compact(board: Board, shown: pd.DataFrame) -> pd.DataFrame:
+    """Return a readable table with each row's three worst metrics in the place of all.
+
+    They are worst against the single-task row, or else the first row, in percent.
+    """
+    rows = board.rows.to_dict("records")
+    [reference] = [row for row in rows if row["method"] == (board.reference or rows[0]["method"])]
+    worst = []
+    for row in rows:
+        losses = {
+            name: (row[name] - reference[name]) / abs(reference[name]) * (-100 if higher else 100)
+            for name, higher in board.primary.items()
+            if reference[name] != 0 and math.isfinite(row[name]) and math.isfinite(reference[name])
+        }
+        largest = sorted(losses, key=lambda name: -losses[name])[:3]
+        worst.append(", ".join(f"{name} {losses[name]:+.1f}" for name in largest))
+    shown_metrics = {f"{name} {'↑' if higher else '↓'}" for name, higher in board.primary.items()}
+    kept = [name for name in shown.columns if name not in shown_metrics]
+    return shown[kept].assign(**{"worst metrics, % worse": worst})
 
 
 def _number(value: float, digits: int) -> str:
@@ -51,9 +96,10 @@ def _spread(mean: float, deviation: float, digits: int) -> str:
 
 
 def _intervals(rows: pd.DataFrame, name: str, digits: int) -> list[str]:
+    table = rows[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)
     return [
-        _number(v, digits) + ("" if pd.isna(a) else f" [{a:.{digits}f}, {b:.{digits}f}]")
-        for v, a, b in zip(rows[name], rows[f"{name}_low"], rows[f"{name}_high"], strict=True)
+        _number(v, digits) + (f" [{a:.{digits}f}, {b:.{digits}f}]" if math.isfinite(a) else "")
+        for v, a, b in table
     ]
 
 
@@ -78,43 +124,40 @@ def notes(board: Board) -> list[str]:
 
 
 LEGEND = (
-    "Test split. Mean ± standard deviation over seeds; [95 % paired bootstrap interval over seeds, "
-    "the single-task reference resampled too]."
+    "Test split. Mean ± standard deviation over seeds. Δm [95 % paired bootstrap interval, the "
+    "single-task reference resampled too]; difference to the baseline in points of Δm [interval at "
+    "the level that its verdict has]; rank: the mean over metrics."
 )
 
 
-def to_markdown(board: Board) -> str:
+def to_markdown(board: Board, columns: Sequence[str] | None = None) -> str:
     """Return the readable table as Markdown, with title and notes."""
-    shown = readable(board)
-    lines = [f"### {board.title}", ""]
+    shown = readable(board, columns)
+    lines = [f"### {inert.markdown(board.title)}", ""]
     if not shown.empty:
-        lines.append("| " + " | ".join(_cell(column) for column in shown.columns) + " |")
+        lines.append("| " + " | ".join(inert.markdown(column) for column in shown.columns) + " |")
         lines.append("|" + "---|" * len(shown.columns))
         lines += [
-            "| " + " | ".join(_cell(str(cell)) for cell in row) + " |"
+            "| " + " | ".join(inert.markdown(str(cell)) for cell in row) + " |"
             for row in shown.itertuples(index=False)
         ]
         lines += ["", LEGEND]
-    lines += [f"- {note}" for note in notes(board)]
+    lines += [f"- {inert.markdown(note)}" for note in notes(board)]
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
 
 
 def overall_markdown(overall: Overall) -> str:
     """Return the boards together as Markdown: ranks, and delta-m where it is known."""
     lines = ["### All boards", ""]
-    heads = ["method", "mean rank ↓", "mean Δm % ↓", *(f"rank: {b}" for b in overall.boards)]
-    lines += ["| " + " | ".join(map(_cell, heads)) + " |", "|" + "---|" * len(heads)]
+    heads = ["method", "rank ↓", "mean Δm % ↓", *(f"rank: {b}" for b in overall.boards)]
+    lines += ["| " + " | ".join(map(inert.markdown, heads)) + " |", "|" + "---|" * len(heads)]
     for i, method in enumerate(overall.methods):
         numbers = [
             _number(overall.mean_rank[:, i].mean(), 2),
             _number(overall.delta_m[:, i].mean(), 2),
             *(_number(rank, 1) for rank in overall.mean_rank[:, i]),
         ]
-        lines.append("| " + " | ".join([_cell(method), *numbers]) + " |")
+        lines.append("| " + " | ".join([inert.markdown(method), *numbers]) + " |")
     return "\n".join([*lines, "", f"- {overall.note}"]) + "\n"
 
 
@@ -127,8 +170,32 @@ def to_csv(found: Sequence[Board], *, cost: bool = False) -> str:
     if not parts:
         return ""
     table = pd.concat(parts)
-    text: str = (table if cost else table.drop(columns=list(COST))).to_csv(index=False)
+    return _csv(table if cost else table.drop(columns=list(COST)))
+
+
+def _csv(table: pd.DataFrame) -> str:
+    """Return a table as CSV in which no text is a formula."""
+    shown = table.map(lambda value: inert.spreadsheet(value) if isinstance(value, str) else value)
+    text: str = shown.rename(columns=inert.spreadsheet).to_csv(index=False)
     return text
+
+
+def to_raw(found: Sequence[Board]) -> str:
+    """Return every metric of every final cell as tidy CSV: a line each."""
+    lines = [
+        {
+            "board": board.title, "task": cell.spec.task, "row": row, "method": cell.spec.method,
+            "parameters": json.dumps(cell.spec.method_params, sort_keys=True), "lr":
+            cell.spec.recipe.get("lr"), "seed": cell.spec.seed, "status": cell.done["status"],
+            "split": split, "metric": metric, "value": value,
+        }
+        for board in found
+        for row, cells in board.cells.items()
+        for cell in cells
+        for split, values in (("validation", cell.val), ("test", cell.run.open_test()))
+        for metric, value in values.items()
+    ]  # fmt: skip
+    return _csv(pd.DataFrame(lines)) if lines else ""
 
 
 def to_json(found: Sequence[Board]) -> str:
@@ -142,7 +209,10 @@ def to_json(found: Sequence[Board]) -> str:
                 "notes": notes(board),
                 "baseline": board.baseline,
                 "reference": board.reference,
+                "margin": board.margin,
+                "unit": board.unit,
                 "places": board.places.tolist(),
+                "pairs": json.loads(board.pairs.to_json(orient="records")),
                 "rows": json.loads(board.rows.to_json(orient="records")),
             }
             for board in found
@@ -151,28 +221,15 @@ def to_json(found: Sequence[Board]) -> str:
     )
 
 
-_TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$",
-    "<": r"\textless{}", ">": r"\textgreater{}",
-}  # fmt: skip
-
-
-def to_latex(board: Board) -> str:
+def to_latex(board: Board, columns: Sequence[str] | None = None) -> str:
     """Return the readable table as LaTeX; it needs the package booktabs."""
-    shown = readable(board)
-    lines = [f"% {board.title}".replace("\n", " ")]
+    shown = readable(board, columns)
+    lines = [f"% {inert.plain(board.title)}"]
     if not shown.empty:
         lines += [rf"\begin{{tabular}}{{l{'r' * (shown.shape[1] - 1)}}}", r"\toprule"]
-        body = [[_tex(str(cell)) for cell in row] for row in shown.itertuples(index=False)]
-        lines += [" & ".join(_tex(column) for column in shown.columns) + r" \\", r"\midrule"]
+        body = [[inert.tex(str(cell)) for cell in row] for row in shown.itertuples(index=False)]
+        lines += [" & ".join(inert.tex(column) for column in shown.columns) + r" \\", r"\midrule"]
         lines += [" & ".join(row) + r" \\" for row in body]
         lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [f"% {note}".replace("\n", " ") for note in notes(board)]
+    lines += [f"% {inert.plain(note)}" for note in notes(board)]
     return "\n".join(lines) + "\n"
-
-
-def _tex(text: str) -> str:
-    found = "".join(_TEX.get(character, character) for character in text)
-    return f"{{{found}}}" if found.startswith("[") else found  # \\[ would be a length

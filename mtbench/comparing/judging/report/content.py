@@ -16,7 +16,6 @@ from PIL import Image
 
 from mtbench.comparing.judging import statistics
 from mtbench.comparing.judging.leaderboard import Board, Cell, notes
-from mtbench.comparing.judging.leaderboard.board import ALPHA
 from mtbench.training.rundir import parse
 
 EPOCHS = 60  # of a curve at most
@@ -57,7 +56,7 @@ def section(board: Board) -> Section:
     """Return everything that the page shows of a board."""
     rows = [_plain(row) for row in board.rows.to_dict("records")]
     cells = sum(map(len, board.cells.values()))
-    trials = {c.run.path for row in board.trials.values() for c in row}
+    trials = {c.run.path for row in board.trials.values() for c in row.values()}
     seeds = max((row["seeds"] for row in rows), default=0)
     counts = {"row": len(rows), "cell": cells, "seed": seeds, "tuning trial": len(trials)}
     summary = " · ".join(f"{n} {what}{'s' * (n != 1)}" for what, n in counts.items())
@@ -125,7 +124,8 @@ def _bar(row: dict[str, Any], span: tuple[float, float] | None) -> dict[str, flo
 def _charts(board: Board, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     fields = (
         "delta_m", "delta_m_low", "delta_m_high", "mean_rank", "complete", "reason",
-        "seconds_per_step", "cost_ratio", "hypervolume",
+        "seconds_per_step", "cost_ratio", "hypervolume", "difference", "difference_low",
+        "difference_high", "told",
     )  # fmt: skip
     names = list(board.cells)
     drawn = _drawn(board)
@@ -137,7 +137,8 @@ def _charts(board: Board, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "rows": [{key: row[key] for key in fields} for row in rows],
         "primary": board.primary,
         "places": [_short(row) for row in board.places],
-        "difference": _difference(board),
+        "margin": board.margin,
+        "unit": board.unit,
         "budget": _budget(board),
         "front": _front(board),
         "histories": {name: _history(board.cells[name], board.primary) for name in drawn},
@@ -151,28 +152,25 @@ def _drawn(board: Board) -> list[str]:
     return list(dict.fromkeys([*first, *board.cells]))[:CURVES]
 
 
-def _difference(board: Board) -> dict[str, Any] | None:
-    """Return the critical-difference diagram, where the tests allow one."""
-    ranking = board.ranking
-    if ranking is None or ranking.note or not ranking.p <= ALPHA:
-        return None
-    names = [name for name, ok in zip(board.cells, board.rows["complete"], strict=True) if ok]
-    return {
-        "names": names,
-        "ranks": _short(ranking.mean_ranks),
-        "critical": ranking.critical_difference,
-        "cliques": [list(clique) for clique in ranking.cliques],
-        "p": ranking.p,
-    }
-
-
 def _budget(board: Board) -> dict[str, Any]:
-    """Return the expected best validation score of n trials, by row."""
+    """Return the best validation score of the first n trials, by row.
+
+    Trials are quasi-random points in a fixed order, so it is the mean over repetitions of the whole
+    search, with the least and the greatest; a trial that diverged is as good as the worst.
+    """
     found = {}
     for name, trials in board.trials.items():
-        if len(trials) > 1:
-            curve = statistics.best_of([t.score for t in trials], higher=True)
-            found[name] = [_short(part) for part in curve]
+        known = [t.score for t in trials.values() if math.isfinite(t.score)]
+        if not board.suite or len(trials) < 2 or not known:
+            continue
+        searches: dict[int, list[float]] = {}
+        for (repetition, _), trial in sorted(trials.items()):
+            score = trial.score if math.isfinite(trial.score) else min(known)
+            searches.setdefault(repetition, []).append(score)
+        most = max(map(len, searches.values()))
+        whole = [scores for scores in searches.values() if len(scores) == most]
+        curves = np.maximum.accumulate(np.array(whole), axis=1)
+        found[name] = [_short(f(axis=0)) for f in (curves.mean, curves.min, curves.max)]
     return found
 
 
@@ -187,12 +185,12 @@ def _front(board: Board) -> dict[str, Any] | None:
             points[name] = _short(known.mean(axis=0))
     trials = {}
     for name in _drawn(board):
-        known = _values(board.trials[name], board.primary)
+        known = _values(board.trials[name].values(), board.primary)
         if len(known):
             trials[name] = [_short(point) for point in known]
     front = np.empty((0, 2))
     if board.baseline is not None:
-        known = _values(board.trials[board.baseline], board.primary)
+        known = _values(board.trials[board.baseline].values(), board.primary)
         signs = np.where(list(board.primary.values()), -1.0, 1.0)
         front = known[statistics.pareto_mask(known * signs)] if len(known) else known
         front = front[np.argsort(front[:, 0], kind="stable")]

@@ -6,12 +6,15 @@ const SLOTS = 8;
 const DIAGNOSIS = /^(update|weights|(shared|features) gradients): /;
 let clips = 0;
 
-// Theme: the system's, until the button says otherwise.
-const root = document.documentElement;
+// Theme: the system's, until the button says otherwise; that is remembered.
+const root = document.documentElement, KEY = "mtbench theme";
+const remembered = () => { try { return localStorage.getItem(KEY); } catch { return null; } };  // it may be forbidden
+if (["light", "dark"].includes(remembered())) root.dataset.theme = remembered();
 const system = matchMedia("(prefers-color-scheme: dark)");
 document.getElementById("theme").addEventListener("click", () => {
   const now = root.dataset.theme || (system.matches ? "dark" : "light");
   root.dataset.theme = now === "dark" ? "light" : "dark";
+  try { localStorage.setItem(KEY, root.dataset.theme); } catch { /* then not */ }
 });
 
 // One tooltip for everything that has data-tip.
@@ -34,6 +37,7 @@ document.addEventListener("focusin", event => {
   showTip(target, box.left, box.bottom - 12);
 });
 document.addEventListener("keydown", event => { if (event.key === "Escape") tip.hidden = true; });
+for (const one of document.querySelectorAll("td [data-tip], td[data-tip], th [data-tip]:not(button)")) one.tabIndex = 0;
 
 // Table: sort and filter.
 function sortable(section) {
@@ -164,28 +168,42 @@ function card(parent, title, text, wide = false) {
   return html(node, "div", "plot");
 }
 
-function forest(board, state, parent) {
-  const rows = board.rows.map((row, i) => ({ ...row, name: board.names[i] })).filter(r => r.delta_m !== null)
-    .sort((a, b) => a.delta_m - b.delta_m);
-  if (!rows.length) return;
-  const plot = card(parent, "Δm against single-task", `Percent, lower is better, with 95 % paired bootstrap intervals. Left of the line: better than K single-task models${board.reference ? ` (${board.reference})` : ""}. Hollow: not ranked.`);
+// Estimates with their intervals, a row each; `band` is what counts as no difference.
+function intervals(parent, state, rows, key, { title, text, label, wide = false, band = 0, describe }) {
+  const shown = rows.filter(r => r[key] !== null).sort((a, b) => a[key] - b[key]);
+  if (!shown.length) return;
+  const plot = card(parent, title, text, wide);
   plot.classList.add("tall");
-  const line = 24, height = rows.length * line + 34;
-  const { svg, width } = canvas(plot, height, "Intervals of delta-m by method");
-  const names = Math.min(width * 0.36, 14 + 7 * Math.max(...rows.map(r => Math.min(26, r.name.length))));
-  const X = scale(known(rows.flatMap(r => [r.delta_m, r.delta_m_low, r.delta_m_high])), names + 6, width - 10, { zero: true });
-  for (const t of X.ticks(5)) {
+  const line = 24, height = shown.length * line + 34;
+  const { svg, width } = canvas(plot, height, label);
+  const names = Math.min(width * 0.36, 14 + 7 * Math.max(...shown.map(r => Math.min(26, r.name.length))));
+  const X = scale(known(shown.flatMap(r => [r[key], r[`${key}_low`], r[`${key}_high`], -band, band])), names + 6, width - 10, { zero: true });
+  if (band) el(svg, "rect", { x: X(-band), y: 24, width: X(band) - X(-band), height: height - 24, fill: "var(--quiet)", opacity: 0.12 });
+  for (const t of X.ticks(Math.max(2, Math.round((width - names) / 70)))) {
     el(svg, "line", { class: t === 0 ? "axis" : "grid", x1: X(t), x2: X(t), y1: 24, y2: height });
     el(svg, "text", { x: X(t), y: 14, "text-anchor": "middle" }, format(t));
   }
-  rows.forEach((row, i) => {
-    const y = 28 + line * (i + 0.5);
-    const g = el(svg, "g", { ...slotted(state, row.name), "data-tip": `${row.name}\n${format(row.delta_m)} [${format(row.delta_m_low)}, ${format(row.delta_m_high)}]${row.reason ? `\nnot ranked: ${row.reason}` : ""}` });
+  shown.forEach((row, i) => {
+    const y = 28 + line * (i + 0.5), low = row[`${key}_low`], high = row[`${key}_high`];
+    const g = el(svg, "g", { ...slotted(state, row.name), "data-tip": `${row.name}\n${format(row[key])} [${format(low)}, ${format(high)}]${describe(row)}` });
     el(g, "rect", { x: 0, y: y - line / 2, width, height: line, fill: "transparent" });
     el(g, "text", { x: names - 6, y: y + 4, "text-anchor": "end", class: state.slot(row.name) ? "ink" : "" }, short(row.name, Math.floor((names - 6) / 6.6)));
-    if (row.delta_m_low !== null) el(g, "line", { x1: X(row.delta_m_low), x2: X(row.delta_m_high), y1: y, y2: y, stroke: "var(--slot)", "stroke-width": 3, "stroke-opacity": 0.45, "stroke-linecap": "round" });
-    el(g, "circle", { cx: X(row.delta_m), cy: y, r: 4.5, fill: row.complete ? "var(--slot)" : "var(--card)", stroke: "var(--slot)", "stroke-width": 2 });
+    if (low !== null) el(g, "line", { x1: X(low), x2: X(high), y1: y, y2: y, stroke: "var(--slot)", "stroke-width": 3, "stroke-opacity": 0.45, "stroke-linecap": "round" });
+    el(g, "circle", { cx: X(row[key]), cy: y, r: 4.5, fill: row.complete ? "var(--slot)" : "var(--card)", stroke: "var(--slot)", "stroke-width": 2 });
   });
+}
+const named = board => board.rows.map((row, i) => ({ ...row, name: board.names[i] }));
+function forest(board, state, parent) {
+  intervals(parent, state, named(board), "delta_m", {
+    title: "Δm against single-task", label: "Intervals of delta-m by method",
+    text: `Percent, lower is better, with 95 % paired bootstrap intervals. Left of the line: better than K single-task models${board.reference ? ` (${board.reference})` : ""}. Hollow: not ranked.`,
+    describe: row => row.reason ? `\nnot ranked: ${row.reason}` : "" });
+}
+function against(board, state, parent) {
+  intervals(parent, state, named(board), "difference", {
+    title: `Against ${board.baseline}`, label: `Differences to ${board.baseline} by method`, wide: true, band: board.margin,
+    text: `Difference of Δm, in points; left is better. The interval has the level of its verdict: all of it on one side of 0 is a difference. The grey band is ±${board.margin}: what counts as equivalent.`,
+    describe: row => row.told ? `\n${row.told}` : "" });
 }
 
 function costs(board, state, parent) {
@@ -197,12 +215,12 @@ function costs(board, state, parent) {
   const plot = card(parent, "Quality against cost", "Each method by what a step costs and what it reaches; lower and further left is better. The line is the Pareto front of the ranked rows.");
   const f = frame(plot, tall(board), "Quality against cost", points.map(p => p.x), points.map(p => p.y), {
     x: { log: true, pad: 0.12 }, y: { pad: 0.1 },
-    xName: relative ? "cost of a step, × the plain method's" : "seconds a step", yName: quality === "delta_m" ? "Δm % ↓" : "mean rank ↓" });
+    xName: relative ? "cost of a step, × the plain method's" : "seconds a step", yName: quality === "delta_m" ? "Δm % ↓" : "rank ↓" });
   const front = staircase(points.filter(p => p.complete));
   let d = "";
   front.forEach((p, i) => { d += i ? `H${f.X(p.x)}V${f.Y(p.y)}` : `M${f.X(p.x)} ${f.top}V${f.Y(p.y)}`; });
   if (front.length) el(f.svg, "path", { d: `${d}H${f.right}`, fill: "none", stroke: "var(--accent)", "stroke-width": 1.5, "stroke-dasharray": "5 4", opacity: 0.8 });
-  dots(f, points, state, p => `${p.name}\n${relative ? "cost ×" : "seconds a step"} ${format(p.x)}\n${quality === "delta_m" ? "Δm %" : "mean rank"} ${format(p.y)}`);
+  dots(f, points, state, p => `${p.name}\n${relative ? "cost ×" : "seconds a step"} ${format(p.x)}\n${quality === "delta_m" ? "Δm %" : "rank"} ${format(p.y)}`);
   nameThem(f, points, state);
 }
 // As tall as the list beside it.
@@ -212,41 +230,11 @@ function dots(f, points, state, describe) {
     el(f.svg, "circle", { ...slotted(state, p.name), cx: f.X(p.x), cy: f.Y(p.y), r: state.slot(p.name) ? 6 : 4.5, fill: p.complete === false ? "var(--card)" : "var(--slot)", stroke: p.complete === false ? "var(--slot)" : "var(--card)", "stroke-width": 2, opacity: state.slot(p.name) ? 1 : 0.7, "data-tip": describe(p) });
 }
 
-function difference(board, state, parent) {
-  const cd = board.difference;
-  if (!cd) return;
-  const k = cd.names.length;
-  const plot = card(parent, "Critical difference", `Mean ranks over seeds; methods under one bar are not told apart (Nemenyi, 5 %; Friedman p = ${cd.p.toPrecision(2)}). About retraining on this task, not about other tasks.`, true);
-  const half = Math.ceil(k / 2), line = 20, bars = cd.cliques.length * 8;
-  const { svg, width } = canvas(plot, 62 + bars + half * line + 8, "Critical-difference diagram");
-  const edge = Math.min(190, width * 0.27), X = v => edge + (v - 1) / Math.max(1, k - 1) * (width - 2 * edge);
-  const axis = 44;
-  el(svg, "line", { class: "axis", x1: X(1), x2: X(k), y1: axis, y2: axis });
-  for (const t of ticks(1, k, Math.min(k - 1, 10)).filter(Number.isInteger)) {
-    el(svg, "line", { class: "axis", x1: X(t), x2: X(t), y1: axis - 5, y2: axis });
-    el(svg, "text", { x: X(t), y: axis - 9, "text-anchor": "middle" }, String(t));
-  }
-  el(svg, "path", { d: `M${X(1)} 8v8m0-4H${X(1 + cd.critical)}m0-4v8`, fill: "none", stroke: "var(--ink)", "stroke-width": 1.5 });
-  el(svg, "text", { x: X(1 + cd.critical) + 8, y: 16, class: "ink" }, `critical difference ${cd.critical.toFixed(2)}`);
-  const order = cd.ranks.map((r, i) => i).sort((a, b) => cd.ranks[a] - cd.ranks[b]);
-  order.forEach((i, position) => {
-    const left = position < half, level = left ? position : k - 1 - position;
-    const y = axis + 18 + bars + level * line, x = X(cd.ranks[i]), end = left ? edge - 8 : width - edge + 8;
-    const g = el(svg, "g", { ...slotted(state, cd.names[i]), "data-tip": `${cd.names[i]}\nmean rank over seeds ${cd.ranks[i].toFixed(2)}` });
-    el(g, "path", { d: `M${x} ${axis}V${y}H${end}`, fill: "none", stroke: "var(--slot)", "stroke-width": 1.4 });
-    el(g, "text", { x: left ? end - 6 : end + 6, y: y + 4, "text-anchor": left ? "end" : "start", class: "ink" }, short(cd.names[i], Math.floor((edge - 14) / 6.6)));
-  });
-  cd.cliques.forEach((clique, row) => {
-    const ranks = clique.map(i => cd.ranks[i]), y = axis + 9 + row * 8;
-    el(svg, "line", { x1: X(Math.min(...ranks)) - 3, x2: X(Math.max(...ranks)) + 3, y1: y, y2: y, stroke: "var(--ink)", "stroke-width": 4, "stroke-linecap": "round" });
-  });
-}
-
 function places(board, state, parent) {
   const k = board.places.length;
   if (!paired(board)) return;
   const names = board.names.filter((_, i) => board.rows[i].complete);
-  const plot = card(parent, "How stable the ranks are", "How often each row takes each place when the seeds are resampled. It speaks of the seeds that were run.");
+  const plot = card(parent, "How stable the ranks are", `How often each row takes each place when the ${board.unit}s are resampled. It speaks of those that were run.`);
   plot.classList.add("tall");
   const line = Math.max(15, Math.min(26, 420 / k)), height = k * line + 26;
   const { svg, width } = canvas(plot, height, "Probabilities of ranks by method");
@@ -286,10 +274,16 @@ function front(board, state, parent) {
   const every = [...points, ...trials, ...(line ? data.front.map(([x, y]) => ({ x, y })) : [])];
   const f = frame(plot, tall(board), "Two primary metrics on validation", every.map(p => p.x), every.map(p => p.y), {
     x: { pad: 0.08 }, y: { pad: 0.08 }, xName: `${first} ${higher[0] ? "→ better" : "← better"}`, yName: `${second} ${higher[1] ? "↑" : "↓"}` });
-  if (line) el(f.svg, "path", { d: path(data.front, f.X, f.Y), fill: "none", stroke: "var(--accent)", "stroke-width": 1.8, "stroke-dasharray": "5 4" });
+  if (line) el(f.svg, "path", { d: steps(data.front, f, higher), fill: "none", stroke: "var(--accent)", "stroke-width": 1.8, "stroke-dasharray": "5 4" });
   for (const p of trials) el(f.svg, "circle", { ...slotted(state, p.name), cx: f.X(p.x), cy: f.Y(p.y), r: 2.6, fill: "var(--slot)", opacity: 0.55, "data-tip": `${p.name}, a trial\n${first} ${format(p.x)}\n${second} ${format(p.y)}` });
   dots(f, points, state, p => `${p.name}\n${first} ${format(p.x)}\n${second} ${format(p.y)}`);
   nameThem(f, points, state);
+}
+
+// What a front dominates ends in stairs: between two points nothing has been reached.
+function steps(points, f, higher) {
+  const first = higher[0] ? "V" : "H";
+  return points.map(([x, y], i) => i === 0 ? `M${f.X(x)} ${f.Y(y)}` : first === "V" ? `V${f.Y(y)}H${f.X(x)}` : `H${f.X(x)}V${f.Y(y)}`).join("");
 }
 
 function lines(parent, height, title, series, state, names = {}) {
@@ -317,8 +311,8 @@ function budget(board, state, parent) {
   const series = Object.entries(board.budget).filter(([name]) => state.slot(name))
     .map(([name, [mean, low, high]]) => ({ name, mean, low, high, x: mean.map((_, i) => i + 1) })).filter(s => known(s.mean).length);
   if (!series.length) return;
-  const plot = card(parent, "What tuning buys", "The best validation score to be expected of n random trials; the band holds 95 % of what n fresh trials would end with.", Boolean(board.front) && paired(board));
-  lines(plot, 330, "Expected best of n trials", series, state, { xName: "trials", yName: "selection score ↑" });
+  const plot = card(parent, "What tuning buys", "The best validation score of the first n trials: the mean over repetitions of the search, with the least and the greatest.", Boolean(board.front) && paired(board));
+  lines(plot, 330, "Best of the first n trials", series, state, { xName: "trials", yName: "selection score ↑" });
 }
 
 function multiples(board, state, parent, title, text, wanted, options = {}) {
@@ -349,7 +343,7 @@ function draw(section) {
   target.replaceChildren();
   forest(board, state, target);
   costs(board, state, target);
-  difference(board, state, target);
+  against(board, state, target);
   places(board, state, target);
   front(board, state, target);
   budget(board, state, target);

@@ -1,0 +1,115 @@
+"""What a suite says of a cell: beside its spec, why it is run and what it is one of.
+
+A folder may hold anything: cells of other suites, of `mtbench run`, of exploratory tuning. Who is
+ranked comes from the suite, and this is where the folder remembers it. A cell may serve several.
+"""
+
+import json
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from mtbench.errors import RunError
+from mtbench.training.rundir import RunDirectory
+
+FILE = "suites.json"
+
+
+class Claim(BaseModel):
+    """One suite's claim on a cell.
+
+    Attributes:
+        suite: its name.
+        digest: of its content, title excepted: a suite that was changed is another one.
+        task: the column's title.
+        label: the row's.
+        repetition: of the whole study, counted from 0.
+        draw: a trial's number; of a final cell, that of the trial which gave it its parameters,
+            None where there were no trials.
+        sampler: what the trials are drawn by.
+        places: of a trial, where in its range each parameter lies, from 0 to 1.
+        trials: how many each repetition has.
+        repetitions: how many are planned.
+        seeds: final cells that each repetition has.
+        rows: how many the suite has, on each task.
+        margin: of equivalence, percent of delta-m.
+        against: the rows that all others are compared with.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    suite: str
+    digest: str
+    task: str
+    label: str
+    repetition: Annotated[int, Field(ge=0)]
+    draw: Annotated[int, Field(ge=0)] | None
+    sampler: str
+    places: dict[str, float]
+    trials: Annotated[int, Field(ge=0)]
+    repetitions: Annotated[int, Field(ge=1)]
+    seeds: Annotated[int, Field(ge=1)]
+    rows: Annotated[int, Field(ge=1)]
+    margin: Annotated[float, Field(gt=0)]
+    against: list[str]
+
+    @property
+    def board(self) -> tuple[str, str]:
+        """What claims on one board have in common."""
+        return self.digest, self.task
+
+    @property
+    def study_is_unit(self) -> bool:
+        """Whether what is compared is repetitions of the whole study; else it is seeds."""
+        return self.trials > 0 and self.repetitions > 1
+
+    @property
+    def planned(self) -> int:
+        """How many units are planned."""
+        return self.repetitions if self.study_is_unit else self.repetitions * self.seeds
+
+    @property
+    def chosen_once(self) -> bool:
+        """Whether all units share one choice of parameters, whose luck no interval then holds."""
+        return self.trials > 0 and self.repetitions == 1
+
+
+_CLAIMS = TypeAdapter(list[Claim])
+
+
+def parse(raw: bytes, origin: str) -> list[Claim]:
+    """Return the claims that a file holds.
+
+    Raises:
+        RunError: it does not parse.
+    """
+    try:
+        return _CLAIMS.validate_json(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise RunError(
+            f"{origin}: {where}: {first['msg']}; delete it and sweep again, which writes it"
+        ) from error
+
+
+def read(run: RunDirectory) -> list[Claim]:
+    """Return the claims on a cell, none where no suite has run it.
+
+    Raises:
+        RunError: they do not parse.
+    """
+    file = run.path / FILE
+    try:
+        raw = file.read_bytes() if file.is_file() else b"[]"
+    except OSError as error:
+        raise RunError(f"{file}: cannot be read ({error.strerror})") from error
+    return parse(raw, str(file))
+
+
+def add(run: RunDirectory, claim: Claim) -> None:
+    """Note a claim; the caller holds the cell."""
+    known = read(run)
+    if claim not in known:
+        content = [one.model_dump(mode="json") for one in (*known, claim)]
+        run.write_text(FILE, json.dumps(content, indent=1))

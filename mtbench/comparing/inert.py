@@ -1,0 +1,54 @@
+"""Foreign text made inert: labels, metric names and notes come from plugins and other people.
+
+What is shown goes through here, once for each kind of place; HTML is escaped by its template.
+"""
+
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_MARKDOWN = re.compile(r"([\\`*_<>|~#&]|(?<=\])\()")
+_FORMULA = re.compile(r"[=+\-@]")
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "±": r"$\pm$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$",
+    "−": r"$-$", "·": r"$\cdot$", "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
+
+
+def plain(text: str) -> str:
+    r"""Return text in which nothing controls a terminal or turns its direction.
+
+    >>> plain("a\x1b[2Jb\nc")
+    'a�[2Jb�c'
+    """
+    return _CONTROL.sub("\ufffd", text)
+
+
+def markdown(text: str) -> str:
+    r"""Return text that Markdown shows as it is.
+
+    >>> markdown("a|b <img> [x](y)")
+    'a\\|b \\<img\\> [x]\\(y)'
+    """
+    return _MARKDOWN.sub(r"\\\1", plain(text))
+
+
+def spreadsheet(text: str) -> str:
+    """Return text that no spreadsheet takes for a formula.
+
+    >>> spreadsheet("=cmd()"), spreadsheet("cagrad c=0.4")
+    ("'=cmd()", 'cagrad c=0.4')
+    """
+    shown = plain(text)
+    return f"'{shown}" if _FORMULA.match(shown.lstrip()) else shown
+
+
+def tex(text: str) -> str:
+    r"""Return text that TeX sets as it is.
+
+    >>> tex("a_b 50%")
+    'a\\_b 50\\%'
+    """
+    found = "".join(_TEX.get(character, character) for character in plain(text))
+    return f"{{{found}}}" if found.startswith("[") else found  # \\[ would be a length

@@ -1,0 +1,183 @@
+"""Who takes part: from cells in a folder to the rows of a board, and the units that they share.
+
+Rows of a suite are what the suite says they are; whatever else lies in the folder is shown beside
+them and marked. Without a suite, every method and setting that is there is a row.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtbench.comparing.claim import Claim
+from mtbench.comparing.judging.leaderboard.cells import (
+    Cell,
+    group_key,
+    labels,
+    titles,
+)
+
+
+@dataclass
+class Row:
+    """A row's cells that have a result.
+
+    Attributes:
+        units: the final ones, by what is compared: a repetition of the study, or a seed.
+        trials: those that its parameters were chosen by, by repetition and number.
+        official: whether the suite knows it; without a suite, every row is.
+    """
+
+    units: dict[int, list[Cell]] = field(default_factory=dict)
+    trials: dict[tuple[int, int], Cell] = field(default_factory=dict)
+    official: bool = True
+
+    @property
+    def finals(self) -> list[Cell]:
+        """The final cells, by unit."""
+        return [cell for unit in sorted(self.units) for cell in self.units[unit]]
+
+
+@dataclass
+class Group:
+    """Cells that may be compared: one task and one suite; or one task, data, budget and precision.
+
+    Attributes:
+        title: what they have in common.
+        suite: one of the suite's claims, None without a suite.
+        rows: by label.
+        pending: unfinished final cells.
+    """
+
+    title: str = ""
+    suite: Claim | None = None
+    rows: dict[str, Row] = field(default_factory=dict)
+    pending: list[str] = field(default_factory=list)
+
+    @property
+    def per_unit(self) -> int:
+        """How many final cells a unit has."""
+        return self.suite.seeds if self.suite is not None and self.suite.study_is_unit else 1
+
+    @property
+    def chosen_once(self) -> bool:
+        """Whether all units share parameters that were chosen once."""
+        if self.suite is not None:
+            return self.suite.chosen_once
+        return any(row.trials for row in self.rows.values())
+
+    @property
+    def late(self) -> list[str]:
+        """Rows with trials that finished after a test of the group had been opened.
+
+        A suite's trials are fixed beforehand: whatever has been seen cannot change them.
+        """
+        if self.suite is not None:
+            return []
+        finals = [cell for row in self.rows.values() for cell in row.finals]
+        opened = [when for cell in finals if (when := cell.run.opened()) is not None]
+        return sorted(
+            label
+            for label, row in self.rows.items()
+            if any(trial.ended > min(opened, default=math.inf) for trial in row.trials.values())
+        )
+
+
+def groups(cells: Sequence[Cell]) -> list[Group]:
+    """Return the groups of a folder's cells that have final cells, those of suites first."""
+    of_suites: dict[tuple[str, str], list[tuple[Claim, Cell]]] = {}
+    free: dict[str, list[Cell]] = {}
+    for cell in cells:
+        for claim in cell.claims:
+            of_suites.setdefault(claim.board, []).append((claim, cell))
+        if not cell.claims:
+            free.setdefault(group_key(cell.spec), []).append(cell)
+    found = [_claimed(claims) for claims in of_suites.values()]
+    homes: dict[str, Group] = {}
+    for group, claims in zip(found, of_suites.values(), strict=True):
+        for _, cell in claims:
+            homes.setdefault(group_key(cell.spec), group)
+    alone = []
+    for key, others in free.items():
+        made = _unclaimed(others)
+        if key not in homes:
+            alone.append((made, next((c.spec for c in others if c.spec.stage == "final"), None)))
+            continue
+        for label, row in made.rows.items():
+            row.official = False
+            homes[key].rows[f"{label} (not of the suite)"] = row
+    kept = [(group, spec) for group, spec in alone if spec is not None]
+    for (group, _), title in zip(kept, titles([spec for _, spec in kept]), strict=True):
+        group.title = title
+    return [*(g for g in found if g.rows or g.pending), *(group for group, _ in kept)]
+
+
+def _claimed(claims: Iterable[tuple[Claim, Cell]]) -> Group:
+    group = Group()
+    for claim, cell in claims:
+        group.suite = claim
+        group.title = f"{claim.task} suite={claim.suite}@{claim.digest[:6]}"
+        if cell.spec.stage == "trial":
+            if cell.result is not None and claim.draw is not None:
+                row = group.rows.setdefault(claim.label, Row())
+                row.trials[claim.repetition, claim.draw] = cell
+        elif cell.result is None:
+            group.pending.append(f"{claim.label} {cell.run.path.name}")
+        else:
+            unit = claim.repetition if claim.study_is_unit else cell.spec.seed
+            row = group.rows.setdefault(claim.label, Row())
+            row.units.setdefault(unit, []).append(cell)
+    group.rows = {label: row for label, row in group.rows.items() if row.units}
+    return group
+
+
+def _unclaimed(cells: Sequence[Cell]) -> Group:
+    group = Group()
+    finals = [cell for cell in cells if cell.spec.stage == "final"]
+    for cell, label in zip(finals, labels(finals), strict=True):
+        if cell.result is None:
+            group.pending.append(f"{label} {cell.run.path.name}")
+        else:
+            group.rows.setdefault(label, Row()).units.setdefault(cell.spec.seed, []).append(cell)
+    origins: dict[str, list[Cell]] = {}
+    for cell in cells:
+        if cell.spec.stage == "trial" and cell.result is not None:
+            origins.setdefault(_origin(cell), []).append(cell)
+    for row in group.rows.values():
+        trials = origins.get(_origin(row.finals[0]), [])
+        row.trials = {(0, number): trial for number, trial in enumerate(trials)}
+    return group
+
+
+def _origin(cell: Cell) -> str:
+    """Return what a row has in common with the trials that chose its parameters."""
+    return json.dumps([cell.spec.method, cell.spec.plugins, cell.spec.init], sort_keys=True)
+
+
+def largest_block(there: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the rows and the units of a block that is complete, of such the one of most cells.
+
+    So one unit more of a row, or a row with few, changes nothing for the others.
+
+    Args:
+        there: (rows, units).
+
+    Returns:
+        which rows, and which units.
+
+    Example:
+        >>> there = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]], dtype=bool)
+        >>> rows, units = largest_block(there)
+        >>> rows.tolist(), units.tolist()
+        ([True, True, False], [True, True, True, False])
+    """
+
+    def size(units: NDArray[np.bool_]) -> tuple[int, int]:
+        return int(there[:, units].all(axis=1).sum() * units.sum()), int(units.sum())
+
+    # Of rows whose units are nested, as those of a sweep are, these are all the blocks that count.
+    units = max([*np.unique(there, axis=0), there.all(axis=0)], key=size)
+    return there[:, units].all(axis=1) & units.any(), units

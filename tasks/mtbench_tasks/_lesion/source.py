@@ -1,0 +1,46 @@
+"""Where the cases of a lesion task may come from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtbench.training.task import Progress, Recipe
+from mtbench_tasks._lesion.cases import Collection, Image, View
+
+
+def whole(image: Image) -> list[View]:
+    """Return the one view of an image that is no scanner's screen."""
+    return [(slice(0, image.shape[0]), slice(0, image.shape[1]))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a task's cases may come from, and what suits them.
+
+    Attributes:
+        load: reads the cases at the path that ``--data`` names; an embedded source ignores it.
+        grades: the categories from benign to malignant.
+        high: the index of the first grade that counts as high risk.
+        recipe: the optimisation by default, of a pretrained encoder. From random weights the rate
+            of all parameters is twice that of the heads, for twice the epochs.
+        augmentation: its default strength.
+        dropout: the risk head's by default.
+        guide: the guidance's default weight.
+        what: what ``--data`` is to name; None for an embedded source.
+        views: finds an image's views, when a new one is read.
+        tested: whether it says who is tested; otherwise the task's folds do.
+        graded: makes it with these grades, or, if there are none, with those of the data at that
+            path; None where the grades are fixed.
+    """
+
+    load: Callable[[Path, Progress], Collection]
+    grades: tuple[str, ...]
+    high: int
+    recipe: Recipe
+    augmentation: float = 1.0
+    dropout: float = 0.5
+    guide: float = 1.0
+    what: str | None = None
+    views: Callable[[Image], list[View]] = whole
+    tested: bool = False
+    graded: "Callable[[Path | None, tuple[str, ...] | None], Source] | None" = None

@@ -1,0 +1,197 @@
+"""Who takes part in a board comes from the suite; what is told holds for what was repeated."""
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtbench.comparing import claim
+from mtbench.comparing.claim import Claim
+from mtbench.comparing.judging import leaderboard
+from mtbench.errors import RunError
+from mtbench.training.rundir import RunDirectory, find_runs
+from tests.comparing.test_leaderboard import board, cell, rows
+
+
+def claimed(run: RunDirectory, **changed: Any) -> RunDirectory:
+    """Note that a suite of two trials and `repetitions` repetitions made a cell."""
+    fields: dict[str, Any] = {
+        "suite": "core", "digest": "d" * 12, "task": "made_up", "label": run.spec().method,
+        "repetition": run.spec().seed % 1000, "draw": 0, "sampler": "sobol", "places": {},
+        "trials": 2, "repetitions": 8, "seeds": 1, "rows": 4, "margin": 2.0, "against": ["ls"],
+    }  # fmt: skip
+    claim.add(run, Claim(**fields | changed))
+    return run
+
+
+def study(
+    out: Path, method: str, offset: float, repetitions: int = 8, *, places: float = 0.5,
+    score: float = 0.5, noise: float = 0.002, **changed: Any,
+) -> None:  # fmt: skip
+    """A row: in each repetition two trials, and a final cell with the second's parameters."""
+    rng = random.Random(method)
+    for r in range(repetitions):
+        for t in (0, 1):
+            where = {"recipe.lr": places} if t else {}
+            trial = cell(
+                out, method, 1000 + r, stage="trial", method_params={"w": t}, score=score + t
+            )
+            claimed(trial, draw=t, places=where, **changed)
+        dice = 0.5 + offset + rng.gauss(0, noise)
+        final = cell(out, method, r, dice, 1.0, method_params={"w": 1}, score=score)
+        claimed(final, draw=1, **changed)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for method, offset in (("stl", 0.0), ("ls", 0.0), ("good", 0.05), ("bad", -0.05)):
+        study(tmp_path, method, offset)
+    return tmp_path
+
+
+def test_repetitions_are_the_unit(folder: Path) -> None:
+    found = board(folder, "ls", "ew")
+    assert found.suite is not None
+    assert (found.unit, found.suite.suite, found.margin) == ("repetition", "core", 2.0)
+    told = {name: row["told"] for name, row in rows(found).items()}
+    assert told == {"good": "better", "bad": "worse", "stl": "equivalent", "ls": ""}
+    assert "8 repetitions; paired t-tests" in found.verdict
+    assert rows(found)["good"]["trials"] == 16
+    assert found.title.startswith("made_up suite=core@dddddd")
+
+
+def test_a_study_that_was_not_repeated_gives_no_verdict(tmp_path: Path) -> None:
+    """Ten seeds of parameters chosen once: the luck of the choice is in no interval."""
+    for method, offset in (("stl", 0.0), ("ls", 0.0), ("good", 0.3)):
+        for t in (0, 1):
+            trial = cell(tmp_path, method, 1000, stage="trial", method_params={"w": t})
+            claimed(trial, draw=t, repetitions=1, seeds=10)
+        for seed in range(10):
+            final = cell(tmp_path, method, seed, 0.5 + offset, method_params={"w": 1})
+            claimed(final, draw=1, repetition=0, repetitions=1, seeds=10)
+    found = board(tmp_path, "ls")
+    assert found.unit == "seed"
+    assert found.verdict.startswith("No verdict: all numbers are given the parameters chosen once")
+    assert set(found.rows["told"]) == {""}
+    assert found.rows["complete"].all()
+
+
+def test_what_is_not_of_the_suite_is_shown_and_changes_nothing(folder: Path) -> None:
+    before = board(folder, "ls")
+    cell(folder, "bad", 77, 0.99, 0.01, method_params={"w": 1})  # one seed more of the worst
+    cell(folder, "stl", 0, 0.1, 9.0, method_params={"w": 5})  # another single-task row
+    cell(folder, "good", 1000, stage="trial", method_params={"w": 9}, score=9.0)  # exploratory
+    after = board(folder, "ls")
+    official = after.rows[after.rows["complete"]]
+    for column in ("method", "delta_m", "mean_rank", "told", "trials", "units"):
+        assert official[column].tolist() == before.rows[column].tolist()
+    strays = after.rows[~after.rows["complete"]]
+    assert strays["method"].tolist() == ["bad (not of the suite)", "stl (not of the suite)"]
+    assert set(strays["reason"]) == {"not of the suite"}
+    assert strays["delta_m"].isna().all()
+    assert after.verdict == before.verdict
+
+
+def test_a_suite_that_has_no_result_yet_and_strays(tmp_path: Path) -> None:
+    claimed(cell(tmp_path, "ls", 0, status="unfinished"))
+    cell(tmp_path, "ew", 0)
+    cell(tmp_path, "ew", 1, status="diverged")
+    found = board(tmp_path, "ls")
+    assert found.rows["method"].tolist() == ["ew (not of the suite)"]
+    assert "no comparison with ls" in "\n".join(found.remarks)
+    assert "unfinished, not in the table: ls seed0" in leaderboard.to_markdown(found)
+
+
+def test_a_glance_at_part_of_what_is_planned(tmp_path: Path) -> None:
+    """Eight of 20 repetitions: the level is that of a look, and a surer difference is needed."""
+    for method, offset in (("stl", 0.0), ("ls", 0.0), ("good", 0.004), ("great", 0.2)):
+        study(tmp_path, method, offset, repetitions=8)
+    whole = {name: row["told"] for name, row in rows(board(tmp_path, "ls")).items()}
+    for run in find_runs([tmp_path]):
+        [own] = claim.read(run)
+        (run.path / claim.FILE).unlink()
+        claim.add(run, own.model_copy(update={"repetitions": 20, "margin": 0.1}))
+    found = board(tmp_path, "ls")
+    assert "8 repetitions of 20 planned, at any look" in found.verdict
+    row = rows(found)
+    assert row["great"]["told"] == "better"
+    assert whole["good"] == "equivalent"
+    assert row["good"]["told"] == "not told apart"
+
+
+def test_a_decided_row_may_stop_early(tmp_path: Path) -> None:
+    for method, offset, count in (("stl", 0, 8), ("ls", 0, 8), ("great", 0.2, 6), ("cut", 0.2, 2)):
+        study(tmp_path, method, offset, count)
+    found = board(tmp_path, "ls")
+    by_name = rows(found)
+    assert by_name["great"]["complete"]
+    assert (by_name["great"]["told"], by_name["great"]["units"]) == ("better", 6)
+    assert by_name["cut"]["reason"] == "2 of 8 repetitions"
+
+
+def test_a_search_at_the_edge_is_told(folder: Path) -> None:
+    study(folder, "edgy", 0.0, places=0.97)
+    said = "\n".join(leaderboard.notes(board(folder, "ls")))
+    assert "edgy: the best trial lies at the upper end of lr in 8 of 8 searches" in said
+    assert "good: the best trial" not in said
+
+
+def test_a_baseline_that_validates_below_plain_proves_nothing(folder: Path) -> None:
+    study(folder, "ew", 0.0, score=0.6)
+    found = board(folder, "ls", "ew")
+    told = {name: row["told"] for name, row in rows(found).items()}
+    assert told["good"] == "not told apart"
+    assert told["bad"] == "worse"
+    assert "better: none" in found.verdict
+    assert any("tuned ls validates below ew (by 10 %)" in note for note in found.remarks)
+    other = board(folder, "good", "ew")  # another baseline, the same doubt
+    assert any("tuned good validates below ew" in note for note in other.remarks)
+
+
+def test_a_row_of_another_budget_is_marked(folder: Path) -> None:
+    for r in range(8):
+        recipe = {"epochs": 8, "batch_size": 4, "lr": 0.1}
+        claimed(cell(folder, "ls", r, 0.52, recipe=recipe), label="ls x4", draw=1)
+    found = board(folder, "ls")
+    assert "ls x4 has another budget: epochs=8, batch_size=4" in found.remarks
+    assert rows(found)["ls x4"]["complete"]  # beside the others, equal cost
+
+
+def test_units_of_one_collection_are_corrected(folder: Path) -> None:
+    before = rows(board(folder, "ls"))["bad"]
+    for file in folder.rglob("result.json"):
+        text = file.read_text()
+        file.write_text(text.replace('"status"', '"notes": {"resplit": 0.25}, "status"', 1))
+    after = rows(board(folder, "ls"))["bad"]
+    wider = math.sqrt((1 / 8 + 0.25) / (1 / 8))
+    assert after["difference_high"] - after["difference"] == pytest.approx(
+        wider * (before["difference_high"] - before["difference"])
+    )
+
+
+def test_two_suites_are_two_boards(folder: Path) -> None:
+    for run in find_runs([folder]):
+        if run.spec().method in ("stl", "ls", "good"):
+            [own] = claim.read(run)
+            claim.add(run, own.model_copy(update={"suite": "other", "digest": "e" * 12}))
+    found = leaderboard.boards(list(find_runs([folder])), "ls")
+    assert [len(one.rows) for one in found] == [4, 3]
+    assert len({one.title for one in found}) == 2
+
+
+@pytest.mark.parametrize("name", ["method", "told", "dice_sd"])
+def test_a_metric_that_shadows_a_column_is_refused(tmp_path: Path, name: str) -> None:
+    run = cell(tmp_path, "ew", 0)
+    file = run.path / "result.json"
+    file.write_text(file.read_text().replace('"extra": {', f'"{name}": {{', 1))
+    with pytest.raises(RunError, match=f"metric '{name}' is called like a column"):
+        board(tmp_path)
+
+
+def test_a_broken_claim_is_explained(folder: Path) -> None:
+    file = next(folder.rglob(claim.FILE))
+    file.write_text('[{"suite": 3}]')
+    with pytest.raises(RunError, match=r"suites\.json: 0\.suite: .*sweep again"):
+        board(folder)

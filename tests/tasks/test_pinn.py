@@ -1,0 +1,218 @@
+"""Physics-informed networks: solutions, derivatives, gradients, errors."""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from mtbench import Step
+from mtbench.errors import UsageError
+from mtbench.testing import TaskContract
+from mtbench.training.task import Splits
+from mtbench_tasks.pinn import (
+    BOUNDARY,
+    EQUATIONS,
+    INSIDE,
+    START,
+    Burgers,
+    Errors,
+    Field,
+    Helmholtz,
+    KleinGordon,
+    Pinn,
+    Poisson,
+    Stokes,
+    drawn,
+    exact,
+)  # fmt: skip
+
+SMALL = partial(Pinn, samples=64, width=20, depth=2)
+
+
+def setup(task: Pinn, seed: int = 0) -> Splits:
+    return task.setup(seed, lambda *_: None)
+
+
+class TestPinnContract(TaskContract):
+    @pytest.fixture
+    def make(self) -> partial[Pinn]:
+        return SMALL
+
+
+# --- solutions -----------------------------------------------------------------------------------
+
+
+def points(equation: type, kind: int, count: int = 200) -> Tensor:
+    return drawn(equation(), count, torch.Generator().manual_seed(0))[:, kind]
+
+
+def test_sources_by_hand() -> None:
+    x, y = points(Poisson, INSIDE).unbind(1)
+    pi = math.pi
+    for equation, source in (
+        (Poisson, -2 * pi**2 * (pi * x).sin() * (pi * y).sin()),
+        (Helmholtz, (1 - 17 * pi**2) * (pi * x).sin() * (4 * pi * y).sin()),
+    ):
+        found = equation().residual(exact(equation(), torch.stack([x, y], 1)))
+        assert torch.allclose(found[:, 0], source), equation
+
+    x, t = points(KleinGordon, INSIDE).unbind(1)
+    u = x * (5 * pi * t).cos() + x**3 * t**3
+    source = -25 * pi**2 * x * (5 * pi * t).cos() + 6 * x**3 * t - 6 * x * t**3 + u**3
+    found = KleinGordon().residual(exact(KleinGordon(), torch.stack([x, t], 1)))
+    assert torch.allclose(found[:, 0], source)
+
+    x, y = points(Stokes, INSIDE).unbind(1)
+    jets = exact(Stokes(), torch.stack([x, y], 1))
+    sx, cx, sy, cy = (pi * x).sin(), (pi * x).cos(), (pi * y).sin(), (pi * y).cos()
+    source = torch.stack([pi * cx * sy + 2 * pi**2 * sx * cy, pi * sx * cy - 2 * pi**2 * cx * sy])
+    assert torch.allclose(Stokes().residual(jets), source.T)
+    assert Stokes().asked("divergence", jets).abs().max() < 1e-12
+
+
+def test_cole_and_hopfs_integrals_solve_burgers() -> None:
+    inside, edge, start = (points(Burgers, kind) for kind in (INSIDE, BOUNDARY, START))
+    jets = exact(Burgers(), inside[inside[:, 1] > 1e-3])
+    assert Burgers().residual(jets).abs().max() < 1e-6 * jets[:, 1].abs().max()
+    assert Burgers().solution(edge).abs().max() < 1e-12
+    assert torch.allclose(Burgers().solution(start)[:, 0], -(math.pi * start[:, 0]).sin())
+    # The steepest slope there ever is, by Basdevant et al. (1986).
+    steepest = exact(Burgers(), torch.tensor([[0.0, 1.6037 / math.pi]], dtype=torch.float64))
+    assert steepest[0, 1, 0].item() == pytest.approx(-152.00516, abs=1e-5)
+
+
+def test_points_lie_where_they_should() -> None:
+    for equation in EQUATIONS.values():
+        of = equation()
+        found = drawn(of, 400, torch.Generator().manual_seed(1))
+        low, high = torch.tensor(of.low), torch.tensor(of.high)
+        assert (found >= low).all()
+        assert (found <= high).all()
+        sides = torch.cat([found[:, BOUNDARY] == low, found[:, BOUNDARY] == high], 1)
+        assert (sides.sum(1) == 1).all()
+        shares = sides.double().mean(0)
+        used = [True, not of.timed, True, not of.timed]
+        assert ((shares > 0.15) == torch.tensor(used)).all(), equation
+        assert (found[:, START, 1] == of.low[1]).all()
+
+
+def test_at_the_solution_nothing_is_asked() -> None:
+    for name in EQUATIONS:
+        task = Pinn(equation=name, samples=32)  # type: ignore[arg-type]
+        batch = setup(task).train.batch(torch.arange(32))
+        places = batch["inputs"].double()
+        jets = exact(task.equation, places.flatten(0, 1)).unflatten(0, places.shape[:2])
+        outputs = [head((jets.float(),)) for head in task.model().heads]
+        for loss, objective in zip(task.losses(outputs, batch), task.objectives, strict=True):
+            assert loss < 1e-6 * batch[objective].square().mean() + 1e-6, (name, objective)
+
+
+# --- derivatives ---------------------------------------------------------------------------------
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 100), components=st.integers(1, 3), depth=st.integers(1, 3))
+def test_jets_are_autograds_derivatives(seed: int, components: int, depth: int) -> None:
+    torch.manual_seed(seed)
+    field = Field(components, 7, depth).double()
+    for layer in field.layers:
+        torch.nn.init.normal_(layer.bias)
+    places = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    (jets,) = field(places[:, None])
+    expected = torch.empty_like(jets[:, 0])
+    for c in range(components):
+        plain = places
+        for i, layer in enumerate(field.layers):
+            plain = layer(plain.tanh() if i else plain)
+        u = plain[:, c]
+        (first,) = torch.autograd.grad(u.sum(), places, create_graph=True)
+        second = [
+            torch.autograd.grad(first[:, i].sum(), places, retain_graph=True)[0][:, i]
+            for i in range(2)
+        ]
+        expected[:, :, c] = torch.stack([u, *first.unbind(1), *second], 1)
+    assert torch.allclose(jets[:, 0], expected)
+
+
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_a_steps_gradients_are_those_of_plain_backwards(name: str) -> None:
+    task = Pinn(equation=name, samples=16, width=10, depth=2)  # type: ignore[arg-type]
+    batch = setup(task).train.batch(torch.arange(16))
+    torch.manual_seed(0)
+    model = task.model()
+    features = model.encode(batch["inputs"])
+    losses = task.losses(model.decode(features), batch)
+    shared = list(model.encoder.parameters())
+    expected = torch.stack(
+        [
+            torch.cat([g.flatten() for g in torch.autograd.grad(loss, shared, retain_graph=True,
+                                                                materialize_grads=True)])
+            for loss in losses
+        ]
+    )  # fmt: skip
+    step = Step(losses, features=features, shared=shared)
+    assert torch.allclose(step.gramian("shared"), (expected @ expected.T).double(), rtol=1e-4)
+    assert torch.allclose(step.jacobian(), expected, rtol=1e-4, atol=1e-5)
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def test_errors_by_hand() -> None:
+    task = Pinn(equation="stokes", samples=4)
+    test = setup(task).test
+    batch = test.batch(torch.arange(len(test)))
+    meter = task.meter()
+    nothing = torch.zeros(len(test), 2, 5, 3)
+    meter.update([head((nothing,)) for head in task.model().heads], batch)
+    found = meter.compute()
+    assert found["l2"] == pytest.approx(1)
+    assert found["rms_divergence"] == 0
+    for name in ("momentum", "boundary"):
+        assert found[f"rms_{name}"] == pytest.approx(batch[name].square().mean().sqrt().item())
+
+    wrong = batch["u"].clone()
+    wrong[:, 2] += 3 * batch["size"][:, 2]  # the pressure, one component of three
+    jets = torch.zeros(len(test), 2, 5, 3)
+    jets[:, INSIDE, 0] = wrong.float()
+    meter = task.meter()
+    meter.update([head((jets,)) for head in task.model().heads], batch)
+    assert meter.compute()["l2"] == pytest.approx(math.sqrt(3))
+    assert all(math.isnan(value) for value in Errors(task.equation).compute().values())
+
+
+def test_a_seed_draws_the_training_points_alone() -> None:
+    first, other = setup(SMALL(), 0), setup(SMALL(), 1)
+    rows = torch.arange(64)
+    assert not torch.equal(first.train.batch(rows)["inputs"], other.train.batch(rows)["inputs"])
+    for part in ("val", "test"):
+        a, b = (getattr(splits, part).batch(rows)["inputs"] for splits in (first, other))
+        assert torch.equal(a, b)
+    assert not torch.equal(first.val.batch(rows)["inputs"], first.test.batch(rows)["inputs"])
+
+
+@pytest.mark.parametrize("name", ["stokes", "burgers"])
+def test_the_solution_is_drawn(name: str, tmp_path: Path) -> None:
+    task = Pinn(equation=name, samples=4, width=4, depth=1)  # type: ignore[arg-type]
+    model = task.model()
+
+    @torch.no_grad()
+    def predictor(inputs: Tensor) -> list[Any]:
+        return model(inputs)
+
+    (file,) = task.figures(predictor, setup(task), tmp_path)
+    with Image.open(file) as picture:
+        assert picture.size[1] > 300 * len(task.equation.components)
+
+
+@pytest.mark.parametrize("name", ["samples", "width", "depth"])
+def test_refusals(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} must be at least 1, found 0"):
+        Pinn(**{name: 0})
