@@ -7,6 +7,7 @@ Usage: python benchmarks/ddti_radiomics.py PATH
 
 import sys
 
+import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchmetrics.functional.classification import binary_auroc
@@ -17,8 +18,12 @@ from mtbench_tasks._lesion.radiomics import Standardiser, extract_all
 
 
 def features(split):
-    masks = [reading.mask for reading in split.readings]
-    return extract_all([case.image for case in split.cases], masks, cache=cache_dir())
+    images = [case.image for case in split.cases]
+    masks = [
+        np.zeros(image.shape, dtype=bool) if reading.mask is None else reading.mask
+        for image, reading in zip(images, split.readings, strict=True)
+    ]  # four contours break off
+    return extract_all(images, masks, cache=cache_dir())
 
 
 given = {"source": "ddti", "data": sys.argv[1], "target": "low-high"}

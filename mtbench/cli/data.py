@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mtbench.cli.options import Plugins
+from mtbench.cli.options import Plugins, own
 
 app = typer.Typer(help="Look at a task's data before training on it.", no_args_is_help=True)
 
@@ -14,11 +14,21 @@ TaskName = Annotated[str, typer.Option("--task", "-t", help="The benchmark task.
 Data = Annotated[Path | None, typer.Option(help="Where the data lies.")]
 
 
-@app.command()
+EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=EXTRA)
 def inspect(
-    source: Source, data: Data = None, task: TaskName = "thyroid", plugin: Plugins = None
+    context: typer.Context,
+    source: Source,
+    data: Data = None,
+    task: TaskName = "thyroid",
+    plugin: Plugins = None,
 ) -> None:
-    """Report what of a source is used, repaired and dropped, and why."""
+    """Report what of a source is used, repaired and dropped, and why, and what looks odd.
+
+    Options of the task's own are given like [bold]--grades low,high[/].
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -26,7 +36,8 @@ def inspect(
     from mtbench.plugins.registry import find
     from mtbench.training.task import Task
 
-    rows = find("task", task, plugin or []).load(Task).inspect(source, data)
+    look = find("task", task, plugin or []).load(Task).inspect
+    rows = look(source, data, **own(look, "inspect", context.args))
     table = Table("count", "what", "why", title=f"{source}: what is used, repaired and dropped")
     table.columns[0].justify = "right"
     for row in rows:
@@ -34,21 +45,30 @@ def inspect(
     Console().print(table)
 
 
-@app.command()
+@app.command(context_settings=EXTRA)
 def verify(
-    source: Source, data: Data = None, task: TaskName = "thyroid", plugin: Plugins = None
+    context: typer.Context,
+    source: Source,
+    data: Data = None,
+    task: TaskName = "thyroid",
+    plugin: Plugins = None,
 ) -> None:
-    """Read every file of a source: a line for each problem and exit code 2, or that all is well."""
+    """Read every file of a source: a line for all that is broken (exit code 2) or looks odd.
+
+    Options of the task's own are given like [bold]--grades low,high[/].
+    """
     from mtbench.plugins.registry import find
     from mtbench.training.task import Task
 
-    count, problems = find("task", task, plugin or []).load(Task).verify(source, data)
-    for problem in problems:
-        typer.echo(problem)
-    if problems:
-        typer.echo(f"problems: {len(problems)}")
+    check = find("task", task, plugin or []).load(Task).verify
+    found = check(source, data, **own(check, "verify", context.args))
+    for line in (*found.problems, *(f"looks odd: {doubt}" for doubt in found.doubts)):
+        typer.echo(line)
+    odd = f"look odd: {len(found.doubts)}" if found.doubts else ""
+    if found.problems:
+        typer.echo("; ".join(filter(None, (f"problems: {len(found.problems)}", odd))))
         raise typer.Exit(2)
-    typer.echo(f"{count} cases, all can be read")
+    typer.echo("; ".join(filter(None, (f"{found.cases} cases, all can be read", odd))))
 
 
 @app.command()

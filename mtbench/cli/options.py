@@ -1,7 +1,8 @@
 """Options that several commands share."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -103,3 +104,28 @@ def number_of_jobs(given: int | None) -> int:
     at_least(1, jobs=given)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return given or cores or 1
+
+
+def own(callee: Callable[..., Any], command: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return the options that a task's own code has, from the words that are none of the command's.
+
+    Args:
+        callee: its keyword-only parameters are the options.
+        command: for the message.
+        words: ``--key value``.
+
+    Raises:
+        UsageError: there is no such option, or a value that it cannot have.
+    """
+    from mtbench.errors import UsageError, did_you_mean
+    from mtbench.plugins import params
+    from mtbench.plugins.overrides import parse
+
+    known, given = params.declared(callee), parse([], words)
+    for key in given:
+        if key not in known:
+            raise UsageError(f"{command} has no option --{key}: {did_you_mean(key, known)}")
+    return {
+        key: params.convert(value, known[key].annotation, f"--{key}")
+        for key, value in given.items()
+    }

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mtbench.cli.options import Plugins
+from mtbench.cli.options import Plugins, own
 
 
 def predict(
@@ -25,9 +25,7 @@ def predict(
     """
     import json
 
-    from mtbench.errors import DataError, RunError, UsageError, did_you_mean
-    from mtbench.plugins import params
-    from mtbench.plugins.overrides import parse
+    from mtbench.errors import DataError, RunError, UsageError
     from mtbench.training import package
 
     named, extra = _sort(files)
@@ -35,15 +33,7 @@ def predict(
         raise UsageError("no file to predict on: give files or folders after the model")
     task, trained = package.load(model, plugin or [])
     found, passed_over = _gather(named, out, task.reads)
-    known = params.declared(task.predict)
-    given = parse([], extra)
-    for key in given:
-        if key not in known:
-            raise UsageError(f"predict has no option --{key}: {did_you_mean(key, known)}")
-    options: dict[str, Any] = {
-        key: params.convert(value, known[key].annotation, f"--{key}")
-        for key, value in given.items()
-    }
+    options = own(task.predict, "predict", extra)
     records: list[dict[str, Any]] = []
     broken = 0
     try:

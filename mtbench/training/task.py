@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -178,6 +178,20 @@ class Trained:
     fitted: Mapping[str, Any]
 
 
+class Verdict(NamedTuple):
+    """What is to be said of a data source.
+
+    Attributes:
+        cases: how many can be used.
+        problems: a line for each thing that is left out, or for which a run would be refused.
+        doubts: a line for each thing that is used, but looks odd.
+    """
+
+    cases: int
+    problems: list[str]
+    doubts: list[str]
+
+
 @dataclass(frozen=True)
 class History:
     """How one cell went.
@@ -288,8 +302,11 @@ class Task(ABC):
         raise UsageError(f"task {_name(cls)} has no data to preview")
 
     @classmethod
-    def verify(cls, source: str, data: Path | None) -> tuple[int, list[str]]:
-        """Read all of a data source; return the number of cases, and a line for each problem."""
+    def verify(cls, source: str, data: Path | None) -> Verdict:
+        """Read all of a data source; return what of it is broken, and what looks odd.
+
+        Further keyword-only parameters of this, and of `inspect`, become options of their commands.
+        """
         raise UsageError(f"task {_name(cls)} has no data to verify")
 
     @classmethod

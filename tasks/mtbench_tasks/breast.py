@@ -13,7 +13,7 @@ from typing import Any, Literal
 from mtbench.errors import DataError
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
-from mtbench_tasks._lesion.files import fingerprint, must_unpack, read_image, read_mask
+from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, must_unpack
 from mtbench_tasks._lesion.source import Source
 from mtbench_tasks._lesion.task import LesionTask
 
@@ -70,8 +70,8 @@ def load(path: Path, progress: Progress, column: str) -> Collection:
                 Case(
                     name=image.stem,
                     patient=image.stem,
-                    pixels=partial(read_image, image),
-                    readings=(Reading("radiologist", partial(read_mask, mask), category),),
+                    pixels=ImageFile(image),
+                    readings=(Reading("radiologist", MaskFile(mask, image), category),),
                     spacing=10 * float(size) if size > 0 else None,  # from centimetres
                     descriptors={name.lower(): row[name] for name in DESCRIPTORS},
                 )

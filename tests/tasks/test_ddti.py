@@ -181,26 +181,65 @@ def test_contours_go_to_the_view_that_holds_them(
     assert {case.patient for case in collection.cases} == {"1"}
 
 
+def dense(corners: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same polygon with twenty points a side."""
+    ends = zip(corners, [*corners[1:], corners[0]], strict=True)
+    return [
+        (round(a + (c - a) * i / 20), round(b + (d - b) * i / 20))
+        for (a, b), (c, d) in ends
+        for i in range(20)
+    ]
+
+
 @pytest.mark.parametrize("cut", [", {", "], ", '"annot', "{}, "])
-def test_a_truncated_contour_is_closed(tmp_path: Path, cut: str) -> None:
-    whole = json.dumps([region(SQUARE)])
+def test_a_truncated_contour_that_lacks_little_is_closed(tmp_path: Path, cut: str) -> None:
+    whole = json.dumps([region(dense(SQUARE))])
     at = whole.rfind(cut) + len(cut) if cut != "], " else whole.rfind(cut) + 3
     write_image(tmp_path, "1_1")
     write_case(tmp_path, 1, {1: whole[:at]})
     collection = load(tmp_path)
     assert count(collection, "marks truncated") == 1
-    points = 3 if cut == ", {" else 4  # the broken point is lost
-    expected = {4: AREA, 3: (AREA + 41) // 2}[points]
-    assert area(only(collection)) == pytest.approx(expected, abs=25)
+    assert count(collection, "contours cut off") == 0
+    assert area(only(collection)) == pytest.approx(AREA, abs=25)
+    assert collection.remarks == ()
+
+
+@pytest.mark.parametrize("others", [[], [REMOTE]])
+@pytest.mark.parametrize("kept", [0.4, 0.6])
+def test_a_contour_that_is_open_is_left_out_with_its_view(
+    tmp_path: Path, others: list[list[tuple[int, int]]], kept: float
+) -> None:
+    """What would close it runs through the nodule; what else is outlined there is not all."""
+    points = dense(SQUARE)
+    regions = [region(dense(c)) for c in others] + [region(points[: round(kept * len(points))])]
+    write_image(tmp_path, "1_1")
+    write_case(tmp_path, 1, {1: json.dumps(regions)[:-3]})
+    collection = load(tmp_path)
+    assert count(collection, "contours cut off") == 1
+    reading = only(collection).readings[0]
+    assert reading.mask is None
+    assert reading.category is not None  # which still trains
+    [remark] = collection.remarks
+    assert remark.endswith("are left out: 1_1")
+
+
+def test_an_open_contour_of_one_view_leaves_the_other_view_alone(tmp_path: Path) -> None:
+    write_image(tmp_path, "1_1", screen(split=True))
+    there = [(x + 150, y) for x, y in dense(SQUARE)]
+    regions = [region(SQUARE), region(there[:40])]
+    write_case(tmp_path, 1, {1: json.dumps(regions)[:-3]})
+    left, right = load(tmp_path).cases
+    assert (left.name, area(left)) == ("1_1a", AREA)
+    assert (right.name, right.readings[0].mask) == ("1_1b", None)
 
 
 def test_truncation_keeps_the_whole_contours_before_it(tmp_path: Path) -> None:
-    whole = json.dumps([region(SQUARE), region(REMOTE)])
+    whole = json.dumps([region(SQUARE), region(dense(REMOTE))])
     write_image(tmp_path, "1_1")
     write_case(tmp_path, 1, {1: whole[: whole.rfind(', {"x"')]})
     collection = load(tmp_path)
     assert count(collection, "contours found") == 2
-    assert AREA + 200 < area(only(collection)) < AREA + 21 * 21
+    assert AREA + 200 < area(only(collection)) <= AREA + 21 * 21
 
 
 def test_nothing_recoverable_is_counted_not_raised(tmp_path: Path) -> None:
@@ -455,8 +494,9 @@ def test_real_counts(real: tuple[Collection, float], marks: dict[str, tuple[str,
         assert case.readings[0].category == (GRADES.index(grade) if grade else None)
     expected = {
         "contours found": 648 + 17,  # whole marks, and those before and at a break
-        "contours used": 657,
+        "contours used": 653,
         "marks truncated": 8,
+        "contours cut off": 4,
         "marks without a contour": 6,
         "arrows and lines": 8,
         "contours out of bounds": 1,
@@ -465,7 +505,7 @@ def test_real_counts(real: tuple[Collection, float], marks: dict[str, tuple[str,
         "copies of an image": 9,
         "images of two views": 178,
         "views used": 640,
-        "views with a mask": 640,
+        "views with a mask": 636,
         "views with a category": 447,
     }
     assert {what: count(collection, what) for what in expected} == expected
@@ -506,6 +546,8 @@ def test_real_views_hold_tissue_and_no_caption(real: tuple[Collection, float]) -
         # Below a sector lies a black row, so a crop that held a caption would hold that row.
         assert (case.image > 6).mean(axis=1).min() > 0.05, case.name
         mask = case.readings[0].mask
-        assert mask is not None
+        if mask is None:  # its contour breaks off
+            assert case.name in ("54_1", "127_1a", "176_1b", "203_1")
+            continue
         assert mask.shape == case.image.shape
         assert 0.001 < mask.mean() < 0.95, case.name

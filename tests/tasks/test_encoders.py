@@ -63,7 +63,7 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def create(
         name: str,
-        features_only: bool,
+        features_only: bool = False,
         pretrained: bool = False,
         pretrained_cfg_overlay: Mapping[str, str] | None = None,
     ) -> nn.Module:
@@ -71,7 +71,8 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise RuntimeError("features_only not implemented for flat_net")
         made: nn.Module = known[name]()
         if pretrained_cfg_overlay is not None:
-            made.load_state_dict(torch.load(pretrained_cfg_overlay["file"]))
+            given = torch.load(pretrained_cfg_overlay["file"])
+            made.load_state_dict(given, strict=not features_only)  # as timm does
         elif pretrained:
             raise FileNotFoundError("an error happened while trying to locate the file")
         return made

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from joblib import Parallel, delayed
+from scipy import ndimage
 from scipy.ndimage import gaussian_filter
 
 from mtbench.errors import DataError
 from mtbench_tasks._lesion import radiomics
 from mtbench_tasks._lesion.cases import Image, Mask
-from mtbench_tasks._lesion.radiomics import FEATURES, Standardiser, extract, extract_all
+from mtbench_tasks._lesion.radiomics import FEATURES, STEP, Standardiser, extract, extract_all
 from mtbench_tasks.thyroid import ddti
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -256,9 +257,9 @@ def test_the_second_time_nothing_is_computed(
     first = extract_all(images, masks, cache=tmp_path / "new" / "cache")
     computed: list[int] = []
 
-    def counted(image: Image, mask: Mask) -> np.ndarray:
+    def counted(image: Image, mask: Mask, spacing: float | None) -> np.ndarray:
         computed.append(1)
-        return extract(image, mask)
+        return extract(image, mask, spacing)
 
     monkeypatch.setattr(radiomics, "extract", counted)
     calls: list[tuple[int, int]] = []
@@ -374,3 +375,42 @@ def test_real_nodules_all_have_radiomics() -> None:
     assert 0.75 < median["sphericity"] < 0.95
     assert 0.4 < median["taller_than_wide"] < 1  # most nodules lie flat
     assert median["mean_contrast"] < 0  # and are darker than what surrounds them
+
+
+# One spacing
+
+
+def seen_at(spacing: float) -> tuple[Image, Mask]:
+    """One nodule of 12 x 8 mm and its tissue, at a resolution."""
+    fine = np.random.default_rng(0).normal(size=(60, 80))
+    y, x = np.mgrid[0:24:spacing, 0:32:spacing]
+    texture = ndimage.map_coordinates(fine, [y / 0.4, x / 0.4], order=3, mode="reflect")
+    mask = ((x - 15) / 6) ** 2 + ((y - 12) / 4) ** 2 <= 1
+    image = (130 + 22 * texture - 60 * mask).clip(0, 255).astype(np.uint8)
+    return image, mask
+
+
+def test_radiomics_are_of_the_nodule_and_not_of_its_pixels() -> None:
+    wanted = named(*seen_at(STEP))
+    deviation = {"kurtosis": 0.15, "small_area_high_grey": 0.3, "edge_sharpness": 0.15}
+    for spacing in (0.05, 0.07, 0.15):
+        image, mask = seen_at(spacing)
+        found = dict(zip((f.name for f in FEATURES), extract(image, mask, spacing), strict=True))
+        for name, value in wanted.items():
+            assert found[name] == pytest.approx(value, rel=deviation.get(name, 0.1)), name
+        # In pixels of unknown size, these are others.
+        plain = named(image, mask)
+        assert abs(plain["perimeter_surface_ratio"] / wanted["perimeter_surface_ratio"] - 1) > 0.25
+
+
+def test_a_spacing_that_cannot_be_is_none() -> None:
+    image, mask = seen_at(0.1)
+    np.testing.assert_array_equal(extract(image, mask, 8.0), extract(image, mask))
+    np.testing.assert_array_equal(extract(image, mask, STEP), extract(image, mask))
+
+
+def test_of_several_parts_the_largest_is_measured() -> None:
+    image, mask = seen_at(0.1)
+    more = mask.copy()
+    more[5:15, 5:15] = True
+    np.testing.assert_array_equal(extract(image, more), extract(image, mask))

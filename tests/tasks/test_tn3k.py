@@ -135,8 +135,9 @@ def test_it_trains_all_methods_and_shows_itself(mtbench: Mtbench, tmp_path: Path
     text = shown(mtbench, tmp_path / "preview.png", "tn3k", "--data", root)
     assert "images of the test part" in text
     code, out, err = mtbench("data", "verify", "tn3k", "--data", root)
-    assert (code, out.count("\n")) == (2, 2)
+    assert (code, out.count("\n")) == (2, 3)
     assert "0005.jpg" in out
+    assert "0007 and test/0003 look like one image" in out
     strict = ("-m", "ew", "--set", "strict=true", "--out", tmp_path / "strict")
     code, _, err = mtbench("run", *line, *SMALL, *strict)
     assert (code, err.count("\n")) == (2, 1)

@@ -13,6 +13,21 @@ end."""
 
 
 def temperature(logits: Tensor, category: Tensor) -> float:
+    """Return `likeliest`, or 1 where it gains no more than its standard error.
+
+    With g_n what T takes off the negative log-likelihood of reading n, T is used if the mean of g
+    exceeds std(g) / sqrt(N): few readings cannot tell a temperature, and are not asked to.
+    """
+    if len(category) < 2:
+        return 1.0
+    found = likeliest(logits, category)
+    z = logits.double()
+    before, after = (F.cross_entropy(z / t, category, reduction="none") for t in (1.0, found))
+    gain = before - after
+    return found if gain.mean() > gain.std() / math.sqrt(len(gain)) else 1.0
+
+
+def likeliest(logits: Tensor, category: Tensor) -> float:
     r"""Return the temperature T under which the given categories are most likely.
 
     :math:`T = \arg\min_T -\frac{1}{N} \sum_n \log \mathrm{softmax}(z_n / T)_{y_n}`, between
@@ -21,15 +36,13 @@ def temperature(logits: Tensor, category: Tensor) -> float:
 
     >>> import torch
     >>> logits = torch.tensor([[4.0, 0.0]] * 4)  # 98 % sure, and right three times out of four
-    >>> round(temperature(logits, torch.tensor([0, 0, 0, 1])), 2) == round(4 / math.log(3), 2)
+    >>> round(likeliest(logits, torch.tensor([0, 0, 0, 1])), 2) == round(4 / math.log(3), 2)
     True
 
     Args:
         logits: (N, G), z.
-        category: (N,), y, between 0 and G - 1; without any, T is 1.
+        category: (N,), y, between 0 and G - 1; at least one.
     """
-    if not len(category):
-        return 1.0
     z = logits.double()
     bound = math.log(LARGEST)
     found = minimize_scalar(

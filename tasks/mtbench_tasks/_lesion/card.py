@@ -24,6 +24,7 @@ It marks one lesion in a grey-scale ultrasound image and gives its risk category
 - Out: `segmentation`, logits of the mask on the same grid; `risk.logits`, one per category;
   `risk.guided`, an estimate of the standardised radiomics.
 - {calibrated(fitted)} Probabilities are softmax(`risk.logits` / temperature).
+- {judged(fitted)}
 
 ## What it is for
 
@@ -34,8 +35,8 @@ depends on it. It is not meant for diagnosis, for triage, or for choosing who ge
 
 - It knows the scanners, the people and the readers of its training data only; on others it has to
   be tested first.
-- It reads single images, marks one lesion in each view, and gives a category even where there is no
-  lesion.
+- It reads single images. `risk.logits` are of a lesion, if there is one: where the mask is empty,
+  they mean nothing.
 - The metrics below are against readers' opinions, unless the notes on the data say otherwise.
 """
 
@@ -49,9 +50,32 @@ def calibrated(fitted: Mapping[str, Any]) -> str:
     found = fitted.get("calibration")
     if not found or not found["readings"]:
         return "The probabilities are not calibrated (temperature 1)."
+    if found["temperature"] == 1:
+        return (
+            f"The probabilities are not calibrated (temperature 1): on {found['readings']} "
+            "validation readings no temperature gains more than its standard error."
+        )
     return (
         f"The probabilities are calibrated on {found['readings']} validation readings: "
         f"temperature {found['temperature']:.2f}; expected calibration error "
         f"{found['error_before']:.3f} before, {found['error_after']:.3f} after, on these same "
         "readings."
+    )
+
+
+def judged(fitted: Mapping[str, Any]) -> str:
+    """Return how good the model is on validation, in a sentence: it stands beside what it says.
+
+    >>> judged({"validation": {"auroc": 0.613, "dice": 0.704, "graded": 41, "outlined": 58}})
+    'On validation: AUROC 0.61 (41 graded readings), Dice 0.70 (58 outlines).'
+    >>> judged({})
+    'How good the model is on validation is not known.'
+    """
+    found = fitted.get("validation")
+    if not found:
+        return "How good the model is on validation is not known."
+    auroc, dice = ("none" if found[k] is None else f"{found[k]:.2f}" for k in ("auroc", "dice"))
+    return (
+        f"On validation: AUROC {auroc} ({found['graded']} graded readings), Dice {dice} "
+        f"({found['outlined']} outlines)."
     )

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,47 @@ Array = TypeVar("Array", bound=NDArray[Any])
 def read(array: Array | Callable[[], Array]) -> Array:
     """Return an array that is there, or is read now."""
     return array() if callable(array) else array
+
+
+@runtime_checkable
+class Told(Protocol):
+    """What reads an array and knows what is odd about where it came from."""
+
+    def look(self) -> tuple[Any, list[str]]:
+        """Return the array, read now, and a line for each thing a person should know."""
+
+
+def look(array: Array | Callable[[], Array]) -> tuple[Array, list[str]]:
+    """Return an array, read now if need be, and what a person should know of it."""
+    return array.look() if isinstance(array, Told) else (read(array), [])
+
+
+@dataclass(frozen=True)
+class United:
+    """The masks of one reader's lesions in one image, as one.
+
+    Attributes:
+        parts: (H, W) masks, or what reads them.
+    """
+
+    parts: tuple["Mask | Callable[[], Mask]", ...]
+
+    def __call__(self) -> Mask:
+        """Return where any of them is, (H, W)."""
+        return self.look()[0]
+
+    def look(self) -> tuple[Mask, list[str]]:
+        """Return it, and what is odd about its parts.
+
+        Raises:
+            DataError: one cannot be read, or they differ in size.
+        """
+        found = [look(part) for part in self.parts]
+        shapes = {mask.shape for mask, _ in found}
+        if len(shapes) > 1:
+            raise DataError(f"one reader's masks of one image differ in size: {sorted(shapes)}")
+        united: Mask = np.logical_or.reduce([mask for mask, _ in found])
+        return united, [text for _, told in found for text in told]
 
 
 def digest(array: NDArray[Any]) -> str:
@@ -91,34 +132,27 @@ class Case:
         both = (self.consensus, self.truth)
         return (*self.readings, *(reading for reading in both if reading is not None))
 
-    def mask(self, reading: Reading, shape: tuple[int, ...] | None) -> Mask | None:
-        """Return the mask of one of its readings, read now.
+    def fitting(self, reading: Reading, mask: Mask, shape: tuple[int, ...]) -> Mask:
+        """Return a mask of one of its readings, if it is of its image's shape.
 
         Raises:
-            DataError: it cannot be read, or is not of the image's shape.
+            DataError: it is not.
         """
-        mask = reading.mask
-        if mask is not None and shape is not None and mask.shape != shape:
+        if mask.shape != shape:
             raise DataError(
                 f"{self.name}: a mask has the image's rows and columns, {shape}; that of "
                 f"{reading.reader} has {mask.shape}"
             )
         return mask
 
-    def faults(self) -> list[str]:
-        """Read everything; return what cannot be read or does not fit, a line each."""
-        found: list[str] = []
-        shape = None
-        try:
-            shape = self.image.shape
-        except DataError as error:
-            found.append(str(error))
-        for reading in self.said:
-            try:
-                self.mask(reading, shape)
-            except DataError as error:
-                found.append(str(error))
-        return found
+    def mask(self, reading: Reading, shape: tuple[int, ...]) -> Mask | None:
+        """Return the mask of one of its readings, read now.
+
+        Raises:
+            DataError: it cannot be read, or is not of the image's shape.
+        """
+        mask = reading.mask
+        return None if mask is None else self.fitting(reading, mask, shape)
 
 
 @dataclass(frozen=True)
@@ -131,6 +165,7 @@ class Collection:
         fingerprint: identifies the content; equal fingerprints mean equal cases.
         report: (count, what, why) lines: what was used, repaired and dropped.
         problems: a line for each thing that is broken and was left out.
+        doubts: a line for each thing that looks odd, and was used.
         remarks: what else a person should know of these cases.
     """
 
@@ -139,4 +174,5 @@ class Collection:
     fingerprint: str
     report: tuple[tuple[int, str, str], ...] = ()
     problems: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()

@@ -214,9 +214,10 @@ def _timm(name: str) -> Kind:
     def weights(file: Path | None) -> Weights:
         overlay = {} if file is None else {"pretrained_cfg_overlay": {"file": str(regular(file))}}
         try:
-            return dict(
-                timm.create_model(name, features_only=True, pretrained=True, **overlay).state_dict()
-            )
+            if file is not None:  # strict, which it is not for the maps alone
+                timm.create_model(name, pretrained=True, **overlay)
+            body = timm.create_model(name, features_only=True, pretrained=True, **overlay)
+            return dict(body.state_dict())
         except Exception as error:  # the hub's client, torch, safetensors: whatever they raise
             if file is None:
                 raise DataError(
@@ -229,7 +230,7 @@ def _timm(name: str) -> Kind:
 
 
 def _none_of(name: str, error: Exception) -> str:
-    return f"cannot be read as weights of {name} ({str(error).splitlines()[0]})"
+    return f"cannot be read as weights of {name} ({' '.join(str(error).split())[:100]})"
 
 
 def _fill(network: nn.Module, weights: Weights, name: str) -> None:

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from mtbench.errors import DataError
 from mtbench_tasks._lesion.cases import Collection, Image, Progress, digest
+from mtbench_tasks._lesion.doubts import examine
 
-VERSION = 1  # part of every cache key: raise it when the same cases give another grid
+VERSION = 2  # part of every cache key: raise it when the same cases give another grid
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ class Placement:
 def to_input(image: Image, size: int) -> Tensor:
     """Return an image as the network takes it, (1, size, size), 0 to 1."""
     shape = (image.shape[0], image.shape[1])
-    return Placement(shape, size).to_grid((image / 255).astype(np.float32))[None]
+    plane = image.astype(np.float32)
+    plane /= 255
+    return Placement(shape, size).to_grid(plane)[None]
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Prepared:
         images: for each case the hash of its image's content.
         contours: for each row of `masks` the hash of its content.
         broken: what is wrong with the cases that could not be read, by their number.
+        doubts: what looks odd of the others, by their number.
+        hashes: perceptual hashes of the images and of their mirror images, by number.
     """
 
     inputs: NDArray[np.float32]
@@ -85,6 +90,8 @@ class Prepared:
     images: list[str]
     contours: list[str]
     broken: dict[int, str]
+    doubts: dict[int, list[str]]
+    hashes: dict[int, list[str]]
 
 
 def prepare(
@@ -144,21 +151,31 @@ def _make(
     masks = empty("masks.npy", (count, 1, size, size), np.uint8)
     images, contours = [""] * len(cases), [""] * count
     broken: dict[int, str] = {}
+    doubts: dict[int, list[str]] = {}
+    hashes: dict[int, list[str]] = {}
 
     def bring(i: int) -> None:
         case = cases[i]
-        try:
-            image = case.image
-            drawn = [case.mask(reading, image.shape) for reading in case.said]
-        except DataError as error:
-            broken[i] = str(error)
+        found = examine(case)
+        if found.image is None or found.faults:
+            broken[i] = found.faults[0]
             return
+        image = found.image
+        doubts[i], hashes[i] = list(found.doubts), list(found.hashes)
         inputs[i], images[i] = to_input(image, size), digest(image)
         placement = Placement((image.shape[0], image.shape[1]), size)
-        for row, mask in zip(rows[i], drawn, strict=True):
-            if mask is not None:
-                masks[row] = placement.to_grid(mask.astype(np.float32)) > 0.5
-                contours[row] = digest(mask)
+        for number, mask in enumerate(found.masks):
+            if mask is None:
+                continue
+            row = rows[i][number]
+            masks[row] = placement.to_grid(mask.astype(np.float32)) > 0.5
+            contours[row] = digest(mask)
+            if not masks[row].any():  # no truth to learn from or to be scored against
+                rows[i][number] = -1
+                doubts[i].append(
+                    f"{case.name}: a mask of {int(mask.sum())} pixels vanishes on the network's "
+                    f"grid of {size} x {size} and is left out; raise --image-size"
+                )
 
     # Threads: decoding, interpolation and hashing all let go of the interpreter.
     run = Parallel(n_jobs=cpu_count(), backend="threading", return_as="generator")
@@ -166,12 +183,14 @@ def _make(
         if progress is not None:
             progress(done, len(cases))
     if folder is not None:
-        index = {"rows": rows, "images": images, "contours": contours, "broken": broken}
+        index = {"rows": rows, "images": images, "contours": contours, "broken": broken,
+                 "doubts": doubts, "hashes": hashes}  # fmt: skip
         (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
         for name, array in (("inputs.npy", inputs), ("masks.npy", masks)):
             if not isinstance(array, np.memmap):
                 np.save(folder / name, array)
-    return Prepared(inputs, masks, rows, images, contours, dict(sorted(broken.items())))
+    broken, doubts = dict(sorted(broken.items())), dict(sorted(doubts.items()))
+    return Prepared(inputs, masks, rows, images, contours, broken, doubts, hashes)
 
 
 def _fetch(folder: Path) -> Prepared | None:
@@ -179,8 +198,12 @@ def _fetch(folder: Path) -> Prepared | None:
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         inputs, masks = _open(folder / "inputs.npy"), _open(folder / "masks.npy")
-        broken = {int(i): text for i, text in index["broken"].items()}
-        return Prepared(inputs, masks, index["rows"], index["images"], index["contours"], broken)
+        broken, doubts, hashes = (
+            {int(i): said for i, said in index[name].items()}
+            for name in ("broken", "doubts", "hashes")
+        )
+        known = index["rows"], index["images"], index["contours"]
+        return Prepared(inputs, masks, *known, broken, doubts, hashes)
     except (OSError, ValueError, KeyError):
         return None
 

@@ -1,8 +1,8 @@
 """Anybody's images: a CSV of image, mask, category, patient, reader and spacing."""
 
 import csv
-import re
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
@@ -13,31 +13,28 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.training.data import regular
 from mtbench.training.task import Progress, Recipe
-from mtbench_tasks._lesion.cases import Case, Collection, Reading
-from mtbench_tasks._lesion.files import fingerprint, read_image, read_mask, read_spacing
+from mtbench_tasks._lesion.cases import Case, Collection, Reading, United
+from mtbench_tasks._lesion.categories import NONE, SCALES, place, said, scale_of
+from mtbench_tasks._lesion.doubts import same_patient
+from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, read_geometry
+from mtbench_tasks._lesion.pixels import implausible
+from mtbench_tasks._lesion.radiomics import STEP
 from mtbench_tasks._lesion.source import Source
 
-VERSION = 1  # part of the fingerprint: raise it when the same files give other cases
+VERSION = 2  # part of the fingerprint: raise it when the same files give other cases
 
 COLUMNS = {
     "image": "the image file: PNG, JPEG, TIFF, BMP, DICOM or NIfTI, one 2-D image, grey or colour",
-    "mask": "the lesion's mask: what is not zero, of the image's size; empty: not outlined",
+    "mask": "the lesion's mask: zero and one other value, of the image's size; empty: not outlined",
     "category": "the reader's category, such as TR4, 4a or malignant; empty: not graded",
     "patient": "whose image it is: a patient's images stay together; empty: the image is a patient",
-    "reader": "who drew and graded; an image may have several rows, one for each reader",
-    "spacing": "millimetres per pixel; empty: as a DICOM's or NIfTI's header says, else unknown",
+    "reader": "who drew and graded; an image may have rows of several readers; masks of one unite",
+    "spacing": "millimetres per pixel, where the image's own header (DICOM, NIfTI) does not say",
+    "mask_value": "which value of a mask of several is the lesion; may be left out",
+    "frame": "which frame of a DICOM of several is meant, from 1; may be left out",
 }
-
-SCALES = (
-    ("TR1", "TR2", "TR3", "TR4", "TR5"),
-    ("1", "2", "3", "4", "5"),
-    ("2", "3", "4a", "4b", "4c", "5"),
-    ("1", "2", "3", "4a", "4b", "4c", "5"),
-    ("benign", "malignant"),
-    ("low", "high"),
-    ("0", "1"),
-)
-"""The known scales, from benign to malignant; the first that holds all categories is meant."""
+RARE = ("mask_value", "frame")
+"""Columns that few files have: another one's name may look like theirs."""
 
 
 class Row(BaseModel):
@@ -51,6 +48,8 @@ class Row(BaseModel):
     patient: str | None = None
     reader: str = "reader"
     spacing: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    mask_value: int | None = None
+    frame: int | None = Field(default=None, ge=1)
 
 
 @dataclass
@@ -66,7 +65,9 @@ def template() -> str:
     """Return a CSV to fill in: comments on the columns, the header, two readings of one image."""
     comments = [f"# {name}: {what}" for name, what in COLUMNS.items()]
     more = "# Only image is needed. Paths are relative to this file. Lines with a # are left out."
-    rows = [f"images/001.png,masks/001_{r}.png,TR{g},P01,{r},0.08" for r, g in (("a", 4), ("b", 3))]
+    rows = [
+        f"images/001.png,masks/001_{r}.png,TR{g},P01,{r},0.08,," for r, g in (("a", 4), ("b", 3))
+    ]
     return "\n".join([*comments, more, ",".join(COLUMNS), *rows, ""])
 
 
@@ -76,14 +77,11 @@ def scale(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: the file is absent or broken, or its categories fit no known scale.
     """
-    found = _categories(_read(path))
-    if (known := _known_scale(found)) is None:
-        scales = "; ".join(" ".join(grades) for grades in SCALES)
-        raise DataError(
-            f"{path}: categories {', '.join(found)} fit no known scale ({scales}); mend them, or "
-            "give --grades A,B,... from benign to malignant"
-        )
-    return known
+    cells = _cells(_read(path))
+    meant = scale_of(cells)
+    if meant.grades is None:
+        raise DataError(_unknown(path, cells, meant.why))
+    return meant.grades
 
 
 def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) -> Collection:
@@ -105,47 +103,70 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
         DataError: the file is no such CSV, or there is nothing in it to learn from.
     """
     table = _read(path)
-    found = _categories(table)
-    known = grades or _known_scale(found)
-    order = known or tuple(found)
-    problems = list(table.problems)
-    images: dict[Path, dict[int, Row]] = {}
+    cells, problems = _cells(table), list(table.problems)
+    meant = scale_of(cells)
+    order = grades or meant.grades
+    if order is None:
+        problems.append(_unknown(path, cells, meant.why))
+        order = tuple(sorted({cell.casefold(): cell for cell in cells}.values()))
+    doubts = []
+    if grades is None and meant.grades is not None and meant.why:
+        doubts.append(f"{path}: the categories {meant.why}")
+    images: dict[tuple[Path, int | None], dict[int, Row]] = {}
     bare = 0
     for line, row in table.rows.items():
-        if fault := _fault(path.parent, row, order):
+        if fault := _fault(path.parent, row):
             problems.append(f"{path} line {line}: {fault}")
-        elif row.mask or row.category:
-            images.setdefault(_locate(path.parent, row.image), {})[line] = row
+            continue
+        if row.category and place(row.category, order) is None:
+            problems.append(
+                f"{path} line {line}: category {row.category!r} is not on the scale: "
+                f"{did_you_mean(row.category, order)} The cell is left out"
+            )
+            row = row.model_copy(update={"category": None})
+        if row.mask or row.category:
+            images.setdefault((_locate(path.parent, row.image), row.frame), {})[line] = row
         else:
             bare += 1
+    owners = same_patient(row.patient for row in table.rows.values() if row.patient)
+    doubts += _patients(path, table, owners)
     cases: list[Case] = []
-    said: list[list[object]] = []
+    known: list[list[object]] = []
     files: list[Path] = []
     for rows in images.values():
         try:
-            case = _case(path, rows, order)
+            case, odd = _case(path, rows, order, owners)
         except DataError as error:
             problems.append(str(error))
             continue
+        doubts += odd
         readings = [(r.reader, r.category, r.contour is not None) for r in case.readings]
-        said.append([case.name, case.patient, case.spacing, readings])
-        names = [case.name, *(row.mask for row in rows.values() if row.mask)]
+        known.append([case.name, case.patient, case.spacing, readings])
+        first = next(iter(rows.values()))
+        known.append([(row.reader, row.mask_value) for row in rows.values()])
+        names = [first.image, *(row.mask for row in rows.values() if row.mask)]
         files += [_locate(path.parent, name) for name in names]
         cases.append(case)
     if not cases and not problems:
         raise DataError(f"{path}: has no row with a mask or a category: nothing to learn from")
-    remarks = [] if known else ["the grades are in alphabetical order: train with --grades A,B,..."]
-    if not any(row.patient for row in table.rows.values()):
+    remarks = []
+    if not owners:
         remarks.append("no patients are named: each image counts as one patient")
+    if 0 < (measured := sum(case.spacing is not None for case in cases)) < len(cases):
+        remarks.append(
+            f"spacing is known of {measured} of {len(cases)} images: their radiomics are taken at "
+            f"{STEP:g} mm per pixel, the others' in their own pixels, and cannot be compared"
+        )
     if others := [name for name in table.columns if name and name not in COLUMNS]:
         remarks.append(f"columns that are not used: {', '.join(others)}")
     return Collection(
         cases=tuple(cases),
         grades=order,
-        fingerprint=fingerprint(["manifest", VERSION, order, said], files, progress),
+        fingerprint=fingerprint(["manifest", VERSION, order, known], files, progress),
         report=tuple(_report(cases, order, len(table.rows) + len(table.problems), bare)),
         problems=tuple(problems),
         remarks=tuple(remarks),
+        doubts=tuple(doubts),
     )
 
 
@@ -196,9 +217,14 @@ def _read(path: Path) -> _Table:
             fault = f"has {len(cells)} cells, the header {len(table.columns)}; quote commas"
             table.problems.append(f"{path} line {line}: {fault}")
             continue
-        given = {c: v for c, v in zip(table.columns, cells, strict=False) if v and c in COLUMNS}
-        if "category" in given:  # a spreadsheet's 4.0 is 4
-            given["category"] = re.sub(r"^(\d+)\.0$", r"\1", given["category"])
+        given = {
+            column: cell
+            for column, cell in zip(table.columns, cells, strict=False)
+            if column in COLUMNS
+            and cell.casefold() not in (NONE - {"."} if column == "image" else NONE)
+        }
+        if "category" in given:
+            given["category"] = said(given["category"]) or ""
         if "spacing" in given:
             given["spacing"] = given["spacing"].replace(",", ".")
         try:
@@ -225,7 +251,7 @@ def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
     if twice := [name for name in COLUMNS if columns.count(name) > 1]:
         raise DataError(f"{path}: has column {twice[0]!r} twice")
-    absent = COLUMNS.keys() - set(columns)
+    absent = COLUMNS.keys() - set(columns) - set(RARE)
     for name in set(columns) - COLUMNS.keys():
         if get_close_matches(name, absent, n=1):
             raise DataError(
@@ -236,18 +262,37 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
         raise DataError(f"{path}: has no column 'image', found: {', '.join(columns)}")
 
 
-def _categories(table: _Table) -> list[str]:
-    """Return the categories that occur, sorted, each spelling of upper and lower case once."""
-    spelt = {row.category.casefold(): row.category for row in table.rows.values() if row.category}
-    return sorted(spelt.values())
+def _cells(table: _Table) -> list[str]:
+    """Return the categories, row by row."""
+    return [row.category for row in table.rows.values() if row.category]
 
 
-def _known_scale(found: Sequence[str]) -> tuple[str, ...] | None:
-    """Return the scale that categories are of; without any, low and high."""
-    if not found:
-        return ("low", "high")
-    wanted = {category.casefold() for category in found}
-    return next((s for s in SCALES if wanted <= {grade.casefold() for grade in s}), None)
+def _unknown(path: Path, cells: Sequence[str], why: str) -> str:
+    """Return why categories are of no known scale, and what to do."""
+    counts = Counter({cell.casefold(): cell for cell in cells}[cell.casefold()] for cell in cells)
+    shown = ", ".join(f"{cell} ({count})" for cell, count in counts.most_common(12))
+    scales = "; ".join(" ".join(grades) for grades in SCALES)
+    return (
+        f"{path}: the categories {why}: {shown}. The known scales are {scales}. Mend them, or give "
+        "--grades A,B,... from benign to malignant"
+    )
+
+
+def _patients(path: Path, table: _Table, owners: Mapping[str, str]) -> Iterator[str]:
+    """Yield what is odd about the patients' names."""
+    spellings = defaultdict[str, list[str]](list)
+    for name, first in owners.items():
+        spellings[first].append(name)
+    for names in spellings.values():
+        if len(names) > 1:
+            spelt = ", ".join(map(repr, names))
+            yield f"{path}: patients {spelt} are spelt alike: their images are kept together"
+    unnamed = sum(not row.patient for row in table.rows.values())
+    if owners and unnamed:
+        yield (
+            f"{path}: {unnamed} of {len(table.rows)} rows name no patient: each of their images "
+            "counts as a patient of its own"
+        )
 
 
 def _locate(folder: Path, name: str) -> Path:
@@ -255,7 +300,7 @@ def _locate(folder: Path, name: str) -> Path:
     return folder / name.replace("\\", "/")
 
 
-def _fault(folder: Path, row: Row, grades: Sequence[str]) -> str | None:
+def _fault(folder: Path, row: Row) -> str | None:
     """Return what is wrong with a row, as far as its files need not be opened."""
     for name in filter(None, (row.image, row.mask)):
         file = _locate(folder, name)
@@ -267,50 +312,58 @@ def _fault(folder: Path, row: Row, grades: Sequence[str]) -> str | None:
             there = False
         if not there:
             return f"{name}: there is no such file ({file})"
-    if row.category and _grade(row.category, grades) is None:
-        return (
-            f"category {row.category!r} is not on the scale: {did_you_mean(row.category, grades)}"
-        )
     return None
 
 
-def _grade(category: str, grades: Sequence[str]) -> int | None:
-    """Return a category's place on the scale, upper or lower case; None if it has none."""
-    wanted = category.casefold()
-    return next((i for i, grade in enumerate(grades) if grade.casefold() == wanted), None)
-
-
-def _case(path: Path, rows: dict[int, Row], grades: Sequence[str]) -> Case:
-    """Return the case of one image from its rows, by line."""
-    image = next(iter(rows.values())).image
+def _case(
+    path: Path, rows: dict[int, Row], grades: Sequence[str], owners: Mapping[str, str]
+) -> tuple[Case, list[str]]:
+    """Return the case of one image from its rows, by line, and what is odd about it."""
+    image, frame = next((row.image, row.frame) for row in rows.values())
     where = f"{path} line {' and '.join(map(str, rows))}: {image}"
-    said = {
-        what: list(dict.fromkeys(v for row in rows.values() if (v := getattr(row, what))))
-        for what in ("patient", "spacing")
-    }
-    for what, values in said.items():
+    patients = list(dict.fromkeys(owners[row.patient] for row in rows.values() if row.patient))
+    spacings = list(dict.fromkeys(row.spacing for row in rows.values() if row.spacing))
+    for what, values in (("patient", patients), ("spacing", spacings)):
         if len(values) > 1:
             raise DataError(f"{where} has one {what}, found {', '.join(map(str, values))}")
-    readers = [row.reader for row in rows.values()]
-    if len(set(readers)) < len(readers):
-        twice = max(readers, key=readers.count)
-        raise DataError(
-            f"{where} has one row per reader, found {twice!r} twice; remove one, or tell readers "
-            "apart in column 'reader'"
-        )
-    file = _locate(path.parent, image)
-    readings = []
+    by_reader = defaultdict[str, list[Row]](list)
     for row in rows.values():
-        contour = partial(read_mask, _locate(path.parent, row.mask)) if row.mask else None
-        category = _grade(row.category, grades) if row.category else None
-        readings.append(Reading(row.reader, contour, category))
-    return Case(
-        name=image,
-        patient=(said["patient"] or [image])[0],
-        pixels=partial(read_image, file),
+        by_reader[row.reader].append(row)
+    file, doubts = _locate(path.parent, image), list[str]()
+    readings = []
+    for reader, own in by_reader.items():
+        found = {place(row.category, grades) for row in own if row.category}
+        drawn = list(dict.fromkeys((row.mask, row.mask_value) for row in own if row.mask))
+        if len(found) > 1 or (len(own) > 1 and not drawn):
+            raise DataError(
+                f"{where} has one row per reader, found {reader!r} twice; remove one, or tell "
+                "readers apart in column 'reader'"
+            )
+        if len(own) > 1:
+            doubts.append(f"{where} has {len(own)} rows of reader {reader!r}: their masks unite")
+        masks = tuple(MaskFile(_locate(path.parent, m or ""), file, value) for m, value in drawn)
+        contour = None if not masks else masks[0] if len(masks) == 1 else United(masks)
+        readings.append(Reading(reader, contour, next(iter(found), None)))
+    spacing, odd = _spacing(where, file, next(iter(spacings), None))
+    case = Case(
+        name=image if frame is None else f"{image} frame {frame}",
+        patient=next(iter(patients), image),
+        pixels=ImageFile(file, frame),
         readings=tuple(readings),
-        spacing=said["spacing"][0] if said["spacing"] else read_spacing(file),
+        spacing=spacing,
     )
+    return case, doubts + odd
+
+
+def _spacing(where: str, file: Path, said: float | None) -> tuple[float | None, list[str]]:
+    """Return an image's spacing, its own before the CSV's, and what is odd about it."""
+    lies = read_geometry(file)
+    own = lies.scale if lies is not None else None
+    if own is None:
+        return said, [f"{where}: {text}" for text in implausible(said)]
+    if said is None or abs(said - own) <= 0.02 * own:
+        return own, []
+    return own, [f"{where}: spacing {said:g} is given, its header says {own:g}, which is taken"]
 
 
 def _report(

@@ -1,12 +1,15 @@
 """The radiomics target: what a nodule looks like, in numbers, by ACR TI-RADS descriptor.
 
-Thirteen features of one image inside one mask, 2-D, most of them PyRadiomics 3.0.1's. Lengths are
-in pixels and intensities in grey levels of the 8-bit image. A B-mode image is log-compressed, so a
+Thirteen features of one image inside one mask, 2-D, most of them PyRadiomics 3.0.1's. Where the
+spacing is known, image and mask are resampled to `STEP` by PyRadiomics first: otherwise ring, edge,
+runs and perimeter measure the size of pixels too. Lengths are in pixels, of `STEP` where they are
+known, and intensities in grey levels of the 8-bit image. A B-mode image is log-compressed, so a
 difference of grey levels is a ratio of echo amplitudes, whatever the gain: contrasts are
 differences here, not quotients. Textures are computed on grey levels binned by `BIN_WIDTH`.
 """
 
 import itertools
+import math
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -21,15 +24,18 @@ from scipy import ndimage
 
 from mtbench.errors import DataError
 from mtbench_tasks._lesion.cases import Image, Mask, Progress, digest, read
+from mtbench_tasks._lesion.doubts import SMALLEST, parts
+from mtbench_tasks._lesion.pixels import SQUARE, implausible
 
 Vector = NDArray[np.float64]
 
-VERSION = 1  # part of every cache key: raise it when the same input gives other numbers
+VERSION = 2  # part of every cache key: raise it when the same input gives other numbers
+LARGEST = 4_000_000  # pixels around a mask: more is no ultrasound, and takes minutes
+STEP = 0.1  # millimetres per pixel at which textures are compared
 BIN_WIDTH = 8  # grey levels: 32 bins over the 8-bit range, the same for every image
 RING = 8  # pixels: how far the surrounding tissue reaches from the mask
 EDGE = 3  # pixels: how far to each side of the contour the edge is looked at
 CLIP = 4.0  # standard deviations: what is further out counts as this far
-SMALLEST = 32  # pixels: a smaller mask has no texture to speak of
 WORTH = 128  # images that repay starting a worker, which takes seconds
 
 
@@ -59,8 +65,8 @@ FEATURES = (
 )
 
 
-def extract(image: Image, mask: Mask) -> Vector:
-    """Compute the radiomics of one mask.
+def extract(image: Image, mask: Mask, spacing: float | None = None) -> Vector:
+    """Compute the radiomics of one mask, of its largest part where it has several.
 
     With A the pixels of the mask and R its ring (pixels at most `RING` px from the mask, Euclidean,
     not in it, inside the image), besides PyRadiomics' own definitions:
@@ -72,19 +78,33 @@ def extract(image: Image, mask: Mask) -> Vector:
     - edge_sharpness = mean over contour pixels p, with outward unit normal n, of
       |mean_{t=1..3} I(p + t n) - mean_{t=0..2} I(p - t n)| (grey levels).
 
+    Args:
+        image: (H, W) grey levels.
+        mask: (H, W).
+        spacing: millimetres per pixel; unknown if None, or if no ultrasound image has such.
+
     Returns:
         (len(FEATURES),); all NaN for a mask of fewer than `SMALLEST` pixels, less than three wide
-        or high, or without surroundings.
+        or high, without surroundings, or with more than `LARGEST` pixels around it.
     """
     nothing = np.full(len(FEATURES), np.nan)
+    mask = next(iter(parts(mask)), mask)
     if np.count_nonzero(mask) < SMALLEST:
         return nothing
+    known = spacing is not None and not implausible(spacing)
+    scale = spacing / STEP if spacing is not None and known else 1.0
+    margin = math.ceil((RING + 1) / scale)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    height, width = int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
-    if min(height, width) < 3:
+    crop = [slice(max(int(at[0]) - margin, 0), int(at[-1]) + margin + 1) for at in (rows, columns)]
+    if image[*crop].size * scale**2 > LARGEST:
         return nothing
-    crop = [slice(max(int(at[0]) - RING - 1, 0), int(at[-1]) + RING + 2) for at in (rows, columns)]
     grey, mask = image[*crop].astype(np.float64), mask[*crop].astype(bool)
+    if abs(scale - 1) > SQUARE:
+        grey, mask = _resampled(grey, mask, scale)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    height, width = (int(np.ptp(at)) + 1 if len(at) else 0 for at in (rows, columns))
+    if min(height, width) < 3 or np.count_nonzero(mask) < SMALLEST:
+        return nothing
     distance = ndimage.distance_transform_edt(~mask)
     inside, ring = grey[mask], grey[(distance > 0) & (distance <= RING)]
     if not ring.size:
@@ -103,6 +123,7 @@ def extract_all(
     images: Sequence[Image | Callable[[], Image]],
     masks: Sequence[Mask | Callable[[], Mask]],
     keys: Sequence[str] | None = None,
+    spacings: Sequence[float | None] | None = None,
     *,
     cache: Path | None,
     workers: int | None = None,
@@ -114,6 +135,7 @@ def extract_all(
         images: (H, W) each, of any sizes, or what reads them.
         masks: of their images' shapes, or what reads them.
         keys: for each pair what its content is known by; by default hashes of both.
+        spacings: millimetres per pixel of each; None: none is known.
         cache: folder of `radiomics.sqlite`, which knows the keys; None computes everything.
         workers: processes; None is one a core.
         progress: called with (done, N) at the start and after each.
@@ -124,7 +146,8 @@ def extract_all(
     if keys is None:
         pairs = zip(images, masks, strict=True)
         keys = [f"{digest(read(image))} {digest(read(mask))}" for image, mask in pairs]
-    keys = [f"{VERSION} {key}" for key in keys]
+    spacings = spacings or [None] * len(keys)
+    keys = [f"{VERSION} {s} {key}" for s, key in zip(spacings, keys, strict=True)]
     with closing(_open(cache)) as store:
         select = "SELECT key, vector FROM features WHERE key = ? AND length(vector) = ?"
         rows = (store.execute(select, (key, 8 * len(FEATURES))).fetchone() for key in keys)
@@ -132,7 +155,7 @@ def extract_all(
         missing = list({k: i for i, k in enumerate(keys) if k not in known}.values())
         report = progress or (lambda done, total: None)
         report(done := len(keys) - len(missing), len(keys))
-        fresh = _in_any_order(images, masks, missing, workers)
+        fresh = _in_any_order(images, masks, spacings, missing, workers)
         for count, (i, vector) in enumerate(fresh, done + 1):
             known[keys[i]] = vector
             store.execute("INSERT OR REPLACE INTO features VALUES (?, ?)", (keys[i], vector.data))
@@ -162,6 +185,21 @@ class Standardiser:
     def __call__(self, features: Vector) -> Vector:
         """Standardise (..., F); NaN stays NaN."""
         return np.clip((features - self.mean) / self.scale, -CLIP, CLIP)
+
+
+def _resampled(image: Vector, mask: Mask, scale: float) -> tuple[Vector, Mask]:
+    """Return image and mask with `scale` times as many pixels a side, by PyRadiomics.
+
+    Its way: B-splines for the image, the nearest neighbour for the mask.
+    """
+    import SimpleITK as sitk  # noqa: N813
+    from radiomics.imageoperations import resampleImage
+
+    pair = (sitk.GetImageFromArray(array[None]) for array in (image, mask.astype(np.uint8)))
+    volume, region = resampleImage(
+        *pair, resampledPixelSpacing=[1 / scale, 1 / scale, 1], padDistance=RING + 2
+    )
+    return sitk.GetArrayFromImage(volume)[0], sitk.GetArrayFromImage(region)[0] > 0
 
 
 def _pyradiomics(image: Vector, mask: Mask) -> dict[str, float]:
@@ -202,11 +240,12 @@ def _edge_sharpness(image: Vector, mask: Mask) -> float:
 def _in_any_order(
     images: Sequence[Image | Callable[[], Image]],
     masks: Sequence[Mask | Callable[[], Mask]],
+    spacings: Sequence[float | None],
     wanted: list[int],
     workers: int | None,
 ) -> Iterator[tuple[int, Vector]]:
     """Extract the wanted ones, in this process or in several."""
-    jobs = ((i, images[i], masks[i]) for i in wanted)
+    jobs = ((i, images[i], masks[i], spacings[i]) for i in wanted)
     workers = min(workers or cpu_count(), len(wanted) // WORTH)
     if workers < 2:
         yield from itertools.starmap(_numbered, jobs)
@@ -217,9 +256,12 @@ def _in_any_order(
 
 
 def _numbered(
-    i: int, image: Image | Callable[[], Image], mask: Mask | Callable[[], Mask]
+    i: int,
+    image: Image | Callable[[], Image],
+    mask: Mask | Callable[[], Mask],
+    spacing: float | None,
 ) -> tuple[int, Vector]:
-    return i, extract(read(image), read(mask))
+    return i, extract(read(image), read(mask), spacing)
 
 
 def _open(folder: Path | None) -> sqlite3.Connection:

@@ -1,6 +1,7 @@
 """Reading a new image with a trained model: mask, category, measurements."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,16 +12,22 @@ from PIL import Image as Pil
 from PIL import ImageDraw
 from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import cdist
-from skimage.measure import find_contours, label
+from skimage.measure import find_contours
 
 from mtbench.training.task import Predictor
 from mtbench_tasks._lesion.cases import Image, Mask, View
+from mtbench_tasks._lesion.doubts import of_image, parts
+from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.grid import Placement, to_input
-from mtbench_tasks._lesion.radiomics import FEATURES, Standardiser, extract
+from mtbench_tasks._lesion.pixels import Picture, implausible
+from mtbench_tasks._lesion.radiomics import CLIP, FEATURES, Standardiser, extract
 
 CONTOUR = (255, 196, 0)
-COLOURFUL = 0.2  # of the pixels: scanners' marks are less, photographs more
-SMALL = 32  # pixels
+SHOWN = 4096  # pixels: the longer side of what is drawn for a person
+ODD = 3  # features outside the training's range: one or two are chance
+CLEAR = 0.5  # of the probability: a category that has less is no headline
+UNCLEAR, NOTHING = "No clear category", "No lesion found"
+LESSER = 0.25  # of the largest region: a smaller one is taken for noise
 USE = "Research use only. Not a medical device."
 
 
@@ -31,10 +38,12 @@ class Reference:
     Attributes:
         temperature: the logits are divided by it; None where the model is not calibrated.
         standardise: the training's radiomics, None where they are not known.
+        familiar: what the training's images are like, None where that is not known.
     """
 
     temperature: float | None = None
     standardise: Standardiser | None = None
+    familiar: Familiar | None = None
 
     @classmethod
     def of(cls, fitted: Mapping[str, Any]) -> Self:
@@ -44,7 +53,9 @@ class Reference:
         mean, scale = (np.array(fitted["radiomics"][key]) for key in ("mean", "scale"))
         graded = fitted["calibration"]["readings"]
         return cls(
-            fitted["calibration"]["temperature"] if graded else None, Standardiser(mean, scale)
+            fitted["calibration"]["temperature"] if graded else None,
+            Standardiser(mean, scale),
+            Familiar.of(fitted["familiar"]) if "familiar" in fitted else None,
         )
 
 
@@ -57,7 +68,9 @@ def axes(mask: Mask) -> tuple[float, float]:
     >>> axes(np.ones((3, 7), dtype=bool))
     (7.6, 5.5)
     """
-    rows, columns = np.nonzero(mask)
+    rows = np.flatnonzero(mask.any(axis=1)).repeat(2)
+    columns = mask[rows].argmax(axis=1)  # the first of each row, and the last: others lie between
+    columns[1::2] = mask.shape[1] - 1 - mask[rows[1::2], ::-1].argmax(axis=1)
     corners = np.concatenate([np.stack([rows + i, columns + j], 1) for i in (0, 1) for j in (0, 1)])
     try:
         corners = corners[ConvexHull(corners).vertices]
@@ -72,74 +85,136 @@ def axes(mask: Mask) -> tuple[float, float]:
 
 def read(
     predictor: Predictor,
-    image: Image,
+    picture: Picture,
     path: Path,
     to: Path,
     size: int,
     grades: Sequence[str],
-    spacing: float | None,
+    given: float | None,
     views_of: Callable[[Image], Sequence[View]],
     reference: Reference,
 ) -> dict[str, Any]:
     """Read one image, each of its views by itself, as in training.
 
-    Writes ``TO_mask.png`` (0 or 255, the image's own resolution) and ``TO_overlay.png``.
+    Writes ``TO_mask.png`` (0 or 255, as the image is shown) and ``TO_overlay.png``.
+
+    Args:
+        predictor: the model.
+        picture: the image.
+        path: its file.
+        to: where files go, and how their names begin.
+        size: side of the network's grid.
+        grades: the categories.
+        given: millimetres per pixel, where the file says none.
+        views_of: finds the views of what was scanned.
+        reference: what of training and validation it is set against.
 
     Returns:
-        The files and, per view, its box (left, top, right, bottom), the category, the probability
-        of each, and of the largest segmented region the axes, height and width, whether it is
-        taller than wide, and its radiomics, with ``z`` in standard deviations from the mean of the
-        training's contours. Where nothing is segmented, lengths are 0 and the rest is null.
+        The files, the spacing with where it comes from, notes, and, per view, its box (left, top,
+        right, bottom), the category, the probability of each, and of the largest segmented region
+        the axes, height and width, whether it is taller than wide, and its radiomics, with ``z`` in
+        standard deviations from the mean of the training's contours. ``others`` has the lengths of
+        further regions. Where nothing is segmented, there is no lesion: lengths are 0, and the rest
+        is null; the probabilities are those of a lesion, if there were one.
     """
+    image, spacing = picture.pixels, picture.spacing or given
     whole = np.zeros(image.shape, dtype=bool)
     views = []
-    for box in views_of(image):
-        mask, probabilities = _predict(predictor, image[box], size, reference.temperature)
-        whole[box] = mask
+    boxes = _within(picture.scanned, views_of(image[picture.scanned]))
+    for box in boxes:
+        regions, probabilities = _predict(predictor, image[box], size, reference.temperature)
+        whole[box] = np.logical_or.reduce([np.zeros(whole[box].shape, dtype=bool), *regions])
+        largest = regions[0] if regions else np.zeros(whole[box].shape, dtype=bool)
         rows, columns = box
         views.append(
             {
                 "box": [columns.start, rows.start, columns.stop, rows.stop],
-                "category": grades[int(probabilities.argmax())],
+                "category": grades[int(probabilities.argmax())] if regions else None,
                 "probabilities": {
                     g: round(float(p), 4) for g, p in zip(grades, probabilities, strict=True)
                 },
-                **_measure(mask, spacing),
-                "radiomics": _radiomics(image[box], mask, reference.standardise),
+                **_measure(largest, spacing),
+                "others": [_measure(region, spacing) for region in regions[1:]],
+                "radiomics": _radiomics(image[box], largest, spacing, reference.standardise),
             }
         )
     mask_file, overlay_file = beside(to, "_mask.png"), beside(to, "_overlay.png")
     Pil.fromarray(whole.astype(np.uint8) * 255).save(mask_file)
-    picture = outlined(image, whole)
-    _name(picture, views)
-    picture.save(overlay_file)
+    drawn, fewer = outlined(image, whole)
+    _name(drawn, views, fewer)
+    drawn.save(overlay_file)
     return {
-        "image": str(path), "use": USE, "spacing_mm": spacing, "temperature": reference.temperature,
-        "mask": str(mask_file), "overlay": str(overlay_file), "views": views,
+        "image": str(path), "use": USE, "spacing_mm": spacing,
+        "spacing_from": _origin(picture, given),
+        "temperature": reference.temperature, "mask": str(mask_file), "overlay": str(overlay_file),
+        "views": views, "notes": list(_notes(picture, given, views, size, reference)),
     }  # fmt: skip
 
 
-def notes(image: Image, colour: float, views: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what a person should know before they believe a reading.
+def _within(scanned: View, views: Sequence[View]) -> list[View]:
+    """Return views of a part as those of the whole."""
+    top, left = (side.start for side in scanned)
+    return [
+        (slice(top + r.start, top + r.stop), slice(left + c.start, left + c.stop)) for r, c in views
+    ]
 
-    Args:
-        image: what was read.
-        colour: the share of its pixels that are not grey.
-        views: the record's.
-    """
-    found = []
-    if colour > COLOURFUL:
-        found.append(
-            f"{colour:.0%} of the pixels are coloured: is it a grey-scale ultrasound image?"
-        )
-    if max(image.shape) < SMALL:
-        height, width = image.shape
-        found.append(f"{width} x {height} pixels are too few to show a lesion")
+
+def _origin(picture: Picture, given: float | None) -> str | None:
+    if picture.spacing is not None:
+        return "the file's header"
+    return None if given is None else "--spacing"
+
+
+def _notes(
+    picture: Picture,
+    given: float | None,
+    views: Sequence[Mapping[str, Any]],
+    size: int,
+    reference: Reference,
+) -> Iterator[str]:
+    """Yield what a person should know before they believe a reading."""
+    yield from picture.told
+    for number, view in enumerate(views, 1):
+        which = f"view {number}: " if len(views) > 1 else ""
+        left, top, right, bottom = view["box"]
+        pixels = picture.pixels[top:bottom, left:right]
+        yield from (which + text for text in of_image(pixels))
+        grid = to_input(pixels, size)[0].numpy()
+        if reference.familiar is not None and (odd := reference.familiar.doubt(grid)):
+            yield which + odd
+        scores = [found["z"] for found in (view["radiomics"] or {}).values()]
+        if (far := sum(z is not None and abs(z) >= CLIP for z in scores)) >= ODD:
+            yield f"{which}{far} of {len(scores)} radiomics lie far outside the training's"
+    own = picture.spacing
+    if own is None:
+        yield from implausible(given)
+    elif given is not None and abs(given - own) > 0.02 * own:
+        yield f"--spacing {given:g} is not used: the file's header says {own:g} mm per pixel"
+    height, width = picture.pixels.shape
+    if len(views) > 1:
+        yield f"a split screen was cut into {len(views)} views; --views whole reads it as one"
+    elif views[0]["box"] != [0, 0, width, height]:
+        yield "the image was cropped to what was scanned; --views whole reads all of it"
     empty = sum(view["taller_than_wide"] is None for view in views)
     if empty:
         where = "" if len(views) == 1 else f" in {empty} of {len(views)} views"
-        found.append(f"nothing was segmented{where}: there, the category is of no lesion")
-    return found
+        yield f"nothing was segmented{where}: no lesion was found there"
+
+
+def headline(view: Mapping[str, Any]) -> str:
+    """Return what is said of a view in large letters.
+
+    >>> headline({"category": "TR4", "probabilities": {"TR3": 0.3, "TR4": 0.7}})
+    'Category TR4'
+    >>> headline({"category": "TR4", "probabilities": {"TR2": 0.3, "TR3": 0.3, "TR4": 0.4}})
+    'No clear category'
+    >>> headline({"category": None, "probabilities": {"TR2": 0.1, "TR4": 0.9}})
+    'No lesion found'
+    """
+    if view["category"] is None:
+        return NOTHING
+    clear = view["probabilities"][view["category"]] >= CLEAR
+    return f"Category {view['category']}" if clear else UNCLEAR
 
 
 def beside(to: Path, ending: str) -> Path:
@@ -147,25 +222,30 @@ def beside(to: Path, ending: str) -> Path:
     return to.with_name(to.name + ending)
 
 
-def outlined(image: Image, mask: Mask) -> Pil.Image:
-    """Return an image in colour with the outline of a mask."""
-    picture = Pil.fromarray(image).convert("RGB")
+def outlined(image: Image, mask: Mask) -> tuple[Pil.Image, int]:
+    """Return an image in colour with the outline of a mask, and by how much it was made smaller.
+
+    Only what is longer than `SHOWN` pixels is.
+    """
+    fewer = math.ceil(max(image.shape) / SHOWN)
+    picture = Pil.fromarray(image).reduce(fewer).convert("RGB")
     draw = ImageDraw.Draw(picture)
-    for contour in find_contours(np.pad(mask, 1).astype(float), 0.5):
+    for contour in find_contours(np.pad(mask[::fewer, ::fewer], 1).astype(float), 0.5):
         draw.line([(x - 1, y - 1) for y, x in contour], fill=CONTOUR, width=2)
-    return picture
+    return picture, fewer
 
 
 def _predict(
     predictor: Predictor, view: Image, size: int, temperature: float | None
-) -> tuple[Mask, NDArray[np.float32]]:
-    """Return the largest segmented region at the view's resolution, and the probabilities."""
+) -> tuple[list[Mask], NDArray[np.float32]]:
+    """Return the segmented regions at the view's resolution, largest first, and probabilities."""
     logits, risk = predictor(to_input(view, size)[None])
     plane = Placement((view.shape[0], view.shape[1]), size).from_grid(logits[0, 0].float().cpu())
-    regions = label(plane.numpy() > 0)
-    sizes = np.bincount(regions.ravel())[1:]
-    mask = regions == sizes.argmax() + 1 if len(sizes) else np.zeros(view.shape, dtype=bool)
-    return mask, (risk.logits[0].float() / (temperature or 1.0)).softmax(0).cpu().numpy()
+    drawn = plane.numpy() > 0
+    del plane  # of a large image, most of the memory
+    regions = parts(drawn)
+    large = [region for region in regions if region.sum() >= LESSER * regions[0].sum()]
+    return large, (risk.logits[0].float() / (temperature or 1.0)).softmax(0).cpu().numpy()
 
 
 def _measure(mask: Mask, spacing: float | None) -> dict[str, Any]:
@@ -178,10 +258,10 @@ def _measure(mask: Mask, spacing: float | None) -> dict[str, Any]:
 
 
 def _radiomics(
-    view: Image, mask: Mask, standardise: Standardiser | None
+    view: Image, mask: Mask, spacing: float | None, standardise: Standardiser | None
 ) -> dict[str, dict[str, float | None]] | None:
     """Return each feature's value and z; None where the mask has no texture to speak of."""
-    vector = extract(view, mask)
+    vector = extract(view, mask, spacing)
     if np.isnan(vector).any():
         return None
     scores = [None] * len(vector) if standardise is None else standardise(vector).round(2).tolist()
@@ -191,13 +271,14 @@ def _radiomics(
     }
 
 
-def _name(picture: Pil.Image, views: Sequence[dict[str, Any]]) -> None:
+def _name(picture: Pil.Image, views: Sequence[dict[str, Any]], fewer: int) -> None:
     """Write each view's category and its probability into the view's corner."""
     draw = ImageDraw.Draw(picture)
     for view in views:
-        left, top, *_ = view["box"]
-        chance = view["probabilities"][view["category"]]
-        text = f"{view['category']}  {chance:.0%}"
+        left, top = (side // fewer for side in view["box"][:2])
+        text = headline(view)
+        if text not in (UNCLEAR, NOTHING):
+            text = f"{view['category']}  {view['probabilities'][view['category']]:.0%}"
         area = draw.textbbox((left + 4, top + 4), text)
         draw.rectangle((area[0] - 2, area[1] - 2, area[2] + 2, area[3] + 2), fill=(0, 0, 0))
         draw.text((left + 4, top + 4), text, fill=CONTOUR)

@@ -20,18 +20,20 @@ from matplotlib.patches import Rectangle
 from PIL import Image as Pil
 
 from mtbench.training.task import Trained
-from mtbench_tasks._lesion.card import calibrated
+from mtbench_tasks._lesion.card import calibrated, judged
 from mtbench_tasks._lesion.cases import Image
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES
-from mtbench_tasks._lesion.reading import USE, beside, outlined
+from mtbench_tasks._lesion.reading import USE, beside, headline, outlined
 
 TITLE = "Reading by a trained model"
 EXPLAINED = (
     "Radiomics are measured within the outline that the model drew, and compared with the training "
     "images' outlines: z is the distance from their mean in standard deviations."
 )
+NO_TEXTURE = "None: nothing was segmented whose texture can be measured."
 ENDS = (f"−{CLIP:g}", f"+{CLIP:g}")  # of the scale of z
 WIDTH, HEIGHT = 8.27, 11.69  # inches: A4
+PITCH = 0.019  # of the radiomics' rows, in heights of the page
 INK, QUIET, BAR, WARNING = "#1c2430", "#5d6875", "#2f6f9f", "#9b2c2c"
 
 
@@ -50,7 +52,7 @@ class Section:
     """What is said of one view."""
 
     picture: Pil.Image
-    category: str
+    headline: str
     measurements: list[tuple[str, str]]
     chances: list[tuple[str, float]]
     radiomics: list[tuple[str, list[Row]]]
@@ -63,6 +65,7 @@ class Page:
     name: str
     facts: list[tuple[str, str]]
     notes: list[str]
+    judged: str
     sections: list[Section]
 
 
@@ -100,29 +103,31 @@ def write(
 def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
     """Return the words and pictures of a reading."""
     with Pil.open(record["mask"]) as picture:
-        whole = outlined(image, np.asarray(picture) > 0)
+        whole, fewer = outlined(image, np.asarray(picture) > 0)
     spacing = record["spacing_mm"]
     facts = [
         ("Image", _text(Path(record["image"]).name)),
         ("Size", f"{image.shape[1]} x {image.shape[0]} pixels"),
         (
             "Spacing",
-            "unknown: lengths are in pixels" if spacing is None else f"{spacing:g} mm/pixel",
+            "unknown: lengths are in pixels"
+            if spacing is None
+            else f"{spacing:g} mm/pixel ({record['spacing_from']})",
         ),
         ("Model", trained.name),
         ("Calibration", calibrated(trained.fitted)),
     ]
     sections = [
         Section(
-            picture=whole.crop(view["box"]),
-            category=view["category"],
+            picture=_cropped(whole, view["box"], fewer),
+            headline=headline(view),
             measurements=_measurements(view),
             chances=list(view["probabilities"].items()),
             radiomics=_radiomics(view["radiomics"]),
         )
         for view in record["views"]
     ]
-    return Page(facts[0][1], facts, record["notes"], sections)
+    return Page(facts[0][1], facts, record["notes"], judged(trained.fitted), sections)
 
 
 def html(page: Page) -> str:
@@ -133,7 +138,7 @@ def html(page: Page) -> str:
     environment.filters["embedded"] = _embedded
     template = (files("mtbench_tasks._lesion") / "report.html").read_text("utf-8")
     return environment.from_string(template).render(
-        page=page, title=TITLE, use=USE, explained=EXPLAINED, ends=ENDS
+        page=page, title=TITLE, use=USE, explained=EXPLAINED, ends=ENDS, no_texture=NO_TEXTURE
     )
 
 
@@ -145,6 +150,11 @@ def pdf(page: Page, file: Path) -> None:
         for number, section in enumerate(page.sections, 1):
             of = f", view {number} of {len(page.sections)}" if len(page.sections) > 1 else ""
             pages.savefig(_sheet(page, section, of))
+
+
+def _cropped(whole: Pil.Image, box: Sequence[int], fewer: int) -> Pil.Image:
+    left, top, right, bottom = (side // fewer for side in box)
+    return whole.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
 
 
 def _text(name: str) -> str:
@@ -165,6 +175,13 @@ def _measurements(view: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Short axis", lengths["short_axis"]),
         ("Height x width", f"{lengths['height']} x {lengths['width']}"),
         ("Taller than wide", "yes" if view["taller_than_wide"] else "no"),
+        *(
+            (
+                f"Region {number}",
+                f"{other[f'long_axis_{unit}']:g} x {other[f'short_axis_{unit}']:g} {unit}",
+            )
+            for number, other in enumerate(view["others"], 2)
+        ),
     ]
 
 
@@ -213,19 +230,21 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
         write(0.08, y, label, colour=QUIET)
         write(0.2, y, "\n".join(lines), colour=colour)
         y -= 0.0155 * len(lines)
-    _picture(figure, section.picture, (0.08, y - 0.32, 0.48, 0.31))
-    write(0.6, y - 0.012, f"Category {section.category}", 15, weight="bold")
-    _chances(figure, section.chances, (0.7, y - 0.2, 0.22, 0.15))
+    high = min(0.31, max(0.2, y - 0.41))  # notes may leave less
+    _picture(figure, section.picture, (0.08, y - high - 0.01, 0.48, high))
+    write(0.6, y - 0.012, section.headline, 15, weight="bold")
+    _chances(figure, section.chances, (0.7, y - 0.13, 0.22, 0.09))
+    write(0.6, y - 0.14, "\n".join(textwrap.wrap(page.judged, 48)), 8, QUIET)
     for number, (label, value) in enumerate(section.measurements):
-        write(0.6, y - 0.225 - 0.02 * number, label, colour=QUIET)
-        write(0.74, y - 0.225 - 0.02 * number, value)
-    y -= 0.35
+        write(0.6, y - 0.175 - 0.018 * number, label, colour=QUIET)
+        write(0.74, y - 0.175 - 0.018 * number, value)
+    y -= high + 0.04
     write(0.08, y, "Radiomics by descriptor", 12, weight="bold")
     write(0.08, y - 0.022, "\n".join(textwrap.wrap(EXPLAINED, 105)), 8, QUIET)
     y -= 0.08
     write(0.08, 0.035, USE, 8, QUIET)
     if not section.radiomics:
-        write(0.08, y, "None: nothing large enough was segmented.")
+        write(0.08, y, NO_TEXTURE)
         return figure
     heads = ((0.08, "Descriptor"), (0.23, "Feature"), (0.5, "Value"), (0.58, "z"), (0.62, ENDS[0]),
              (0.92, ENDS[1]))  # fmt: skip
@@ -233,14 +252,14 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
         side = "right" if x in (0.5, 0.58, 0.92) else "left"
         write(x, y + 0.022, head, 8, QUIET, ha=side)
     rows = sum(len(rows) for _, rows in section.radiomics)
-    axes = figure.add_axes((0.62, y - 0.022 * rows, 0.3, 0.022 * rows))
+    axes = figure.add_axes((0.62, y - PITCH * rows, 0.3, PITCH * rows))
     axes.set(xlim=(-1, 1), ylim=(rows, 0))
     axes.set_axis_off()
     line = 0
     for descriptor, group in section.radiomics:
-        write(0.08, y - 0.022 * line, descriptor, weight="bold")
+        write(0.08, y - PITCH * line, descriptor, weight="bold")
         for row in group:
-            at = y - 0.022 * line
+            at = y - PITCH * line
             write(0.23, at, row.name)
             write(0.5, at, row.value, ha="right")
             write(0.58, at, row.z, ha="right")

@@ -1,5 +1,6 @@
 """A task of two objectives: a lesion's mask and its risk category, from one image."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,12 +16,23 @@ from mtbench import seeding
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.training.cache import cache_dir
-from mtbench.training.task import Batch, Meter, Predictor, Progress, Splits, Task, Trained
+from mtbench.training.task import (
+    Batch,
+    Meter,
+    Predictor,
+    Progress,
+    Splits,
+    Task,
+    Trained,
+    Verdict,
+)
 from mtbench_tasks._lesion import manifest, radiomics
 from mtbench_tasks._lesion.cases import Case, Collection
 from mtbench_tasks._lesion.consensus import with_consensus
+from mtbench_tasks._lesion.doubts import alike, survey
+from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.grid import Prepared, prepare
-from mtbench_tasks._lesion.source import Source
+from mtbench_tasks._lesion.source import Source, whole
 from mtbench_tasks._lesion.splits import (
     FOLDS,
     CaseSplit,
@@ -70,7 +82,8 @@ class LesionTask(Task):
         guide: weight of the radiomics guidance within the risk loss; by default what suits the
             source.
         risk_loss: ``ce``, or ``emd``: the squared earth mover's distance (Hou et al. 2016).
-        strict: stop at what is broken in the data, instead of leaving it out.
+        strict: stop at what is broken in the data, or looks odd, instead of leaving it out, or
+            using it.
         labels: of a case with several readers, ``reader``: those of one, drawn by the seed;
             ``all``: each reading is a sample; ``consensus``: STAPLE of the masks and the majority
             of the categories, of equally frequent ones the most suspicious.
@@ -188,8 +201,10 @@ class LesionTask(Task):
             lambda done, total: progress("preparing images", done, total),
         )
         problems = [*collection.problems, *prepared.broken.values()]
-        if self.strict and problems:
-            raise DataError(f"{problems[0]} (of {len(problems)} such; --strict stops at them)")
+        doubts = [*collection.doubts, *itertools.chain(*prepared.doubts.values())]
+        doubts += alike(cases, prepared.hashes)
+        if self.strict and (wrong := problems + doubts):
+            raise DataError(f"{wrong[0]} (of {len(wrong)} such; --strict stops at them)")
         usable = [i for i in range(len(cases)) if i not in prepared.broken]
         rng = np.random.default_rng(seeding.derive(seed, "split"))
         joined = join_patients([cases[i] for i in usable], [prepared.images[i] for i in usable])
@@ -237,6 +252,9 @@ class LesionTask(Task):
         if problems:
             notes["left out"] = len(problems)
             notes["problems"] = problems[:SHOWN]
+        if doubts:
+            notes["looks odd"] = len(doubts)
+            notes["doubts"] = doubts[:SHOWN]
         fingerprint = collection.fingerprint + self._load_encoder()
         return Splits(made[0], made[1], made[2], fingerprint=fingerprint, notes=notes)
 
@@ -313,20 +331,30 @@ class LesionTask(Task):
         return drawn
 
     def fit(self, predictor: Predictor, splits: Splits) -> dict[str, Any]:
-        """Return the temperature that calibrates the categories, and the training's radiomics.
+        """Return what a reading is set against.
 
-        The temperature is fitted on the validation readings, where its effect is told too.
+        The temperature that calibrates the categories, fitted on the validation readings, where its
+        effect is told too; how good the model is there; what the training's images are like, and
+        their radiomics.
         """
         from mtbench_tasks._lesion.calibration import calibration_error, temperature
 
         train, val = splits.train, splits.val
         assert isinstance(train, CaseSplit)
         assert train.standardise is not None
-        outputs = [
-            predictor(val.batch(positions)["inputs"])[1].logits.float().cpu()
-            for positions in torch.split(torch.arange(len(val)), BATCH)
-        ]
         assert isinstance(val, CaseSplit)
+        grids = [
+            grid.numpy()
+            for positions in torch.split(torch.arange(len(train)), BATCH)
+            for grid in train.batch(positions)["inputs"][:, 0]
+        ]
+        meter, outputs = self.meter(), []
+        for positions in torch.split(torch.arange(len(val)), BATCH):
+            batch = val.batch(positions)
+            found = predictor(batch["inputs"])
+            meter.update(found, batch)
+            outputs.append(found[1].logits.float().cpu())
+        measured = {k: None if math.isnan(v) else v for k, v in meter.compute().items()}
         known = val.category >= 0
         logits, category = torch.cat(outputs)[known], val.category[known]
         scale = temperature(logits, category)
@@ -339,6 +367,13 @@ class LesionTask(Task):
                 "error_before": before,
                 "error_after": after,
             },
+            "validation": {
+                "auroc": measured["auroc"],
+                "dice": measured["dice"],
+                "graded": len(category),
+                "outlined": int(val.has_mask.sum()),
+            },
+            "familiar": Familiar.fit(grids).to_json(),
             "radiomics": {
                 "features": [feature.name for feature in radiomics.FEATURES],
                 "mean": train.standardise.mean.tolist(),
@@ -353,6 +388,8 @@ class LesionTask(Task):
         to: Path,
         *,
         spacing: float | None = None,
+        views: Literal["auto", "whole"] = "auto",
+        frame: str | None = None,
         report: Literal["html", "pdf", "both", "none"] = "html",
     ) -> dict[str, Any]:
         """Segment, grade and measure what an image shows.
@@ -361,8 +398,12 @@ class LesionTask(Task):
             trained: the model.
             path: an image file.
             to: where mask, overlay and report go, and how their names begin.
-            spacing: millimetres per pixel; by default as the file's header says (DICOM, NIfTI).
+            spacing: millimetres per pixel, where the file's header (DICOM, NIfTI) says none.
                 Lengths are given in pixels where neither does.
+            views: ``auto`` crops an image to what was scanned and cuts a split screen in two, as in
+                training; ``whole`` reads it as it is.
+            frame: of a file of several, the number of one, from 1, ``middle``, or ``all``: then
+                the record's ``frames`` has one of each.
             report: which kind of page is written of each image.
         """
         from mtbench_tasks._lesion import files, reading
@@ -370,15 +411,25 @@ class LesionTask(Task):
 
         if spacing is not None and not 0 < spacing < float("inf"):
             raise UsageError(f"spacing must be positive (millimetres per pixel), found {spacing}")
-        image = files.read_image(path)
-        scale = spacing or files.read_spacing(path)
-        record = reading.read(
-            trained.predictor, image, path, to, self.image_size, self.grades, scale,
-            self.origin.views, reading.Reference.of(trained.fitted),
-        )  # fmt: skip
-        record["notes"] = reading.notes(image, files.colour(path), record["views"])
-        record["reports"] = page.write(report, record, image, trained, to)
-        return record
+
+        def read(number: int | None, to: Path) -> dict[str, Any]:
+            picture = files.read_picture(path, number)
+            record = reading.read(
+                trained.predictor, picture, path, to, self.image_size, self.grades, spacing,
+                whole if views == "whole" else self.origin.views,
+                reading.Reference.of(trained.fitted),
+            )  # fmt: skip
+            record["frame"] = number
+            record["reports"] = page.write(report, record, picture.pixels, trained, to)
+            return record
+
+        numbers = _frames(path, frame)
+        if len(numbers) == 1:
+            return read(numbers[0], to)
+        return {
+            "image": str(path),
+            "frames": [read(n, to.with_name(f"{to.name}_frame{n}")) for n in numbers],
+        }
 
     @classmethod
     def reads(cls, path: Path) -> bool:
@@ -394,13 +445,19 @@ class LesionTask(Task):
         return card(self.image_size, self.grades, fitted)
 
     @classmethod
-    def inspect(cls, source: str, data: Path | None) -> list[tuple[str, str, str]]:
-        """Return what of a source is used, repaired and dropped."""
-        collection = _load(source, cls.sources[cls._known(source)], data, _silent)
+    def inspect(
+        cls, source: str, data: Path | None, *, grades: tuple[str, ...] | None = None
+    ) -> list[tuple[str, str, str]]:
+        """Return what of a source is used, repaired and dropped, and what looks odd."""
+        collection = cls._collection(source, data, grades)
+        problems, doubts = survey(collection)
         rows = [(str(count), what, why) for count, what, why in collection.report]
-        if problems := collection.problems:
-            why = f"left out; the first: {problems[0]}; `mtbench data verify` lists all"
-            rows.append((str(len(problems)), "problems", why))
+        for lines, what, why in (
+            (problems, "problems", "left out"), (doubts, "things that look odd", "used")
+        ):  # fmt: skip
+            if lines:
+                said = f"{why}; the first: {lines[0]}; `mtbench data verify` lists all"
+                rows.append((str(len(lines)), what, said))
         return rows + [("", "note", remark) for remark in collection.remarks]
 
     @classmethod
@@ -417,11 +474,30 @@ class LesionTask(Task):
         return manifest.template() if "manifest" in cls.sources else super().template()
 
     @classmethod
-    def verify(cls, source: str, data: Path | None) -> tuple[int, list[str]]:
-        """Read all of a source; return the number of cases and a line per problem."""
-        collection = _load(source, cls.sources[cls._known(source)], data, _silent)
-        faults = [fault for case in collection.cases for fault in case.faults()]
-        return len(collection.cases), [*collection.problems, *faults]
+    def verify(
+        cls, source: str, data: Path | None, *, grades: tuple[str, ...] | None = None
+    ) -> Verdict:
+        """Read all of a source; return what is broken, would be refused, or looks odd."""
+        collection = cls._collection(source, data, grades)
+        problems, doubts = survey(collection)
+        if min(map(len, split_patients(collection.cases, np.random.default_rng(0)))) == 0:
+            count = len({case.patient for case in collection.cases})
+            problems.append(
+                f"{source}: {len(collection.cases)} cases of {count} patients are too few to be "
+                "split in three"
+            )
+        return Verdict(len(collection.cases), problems, doubts)
+
+    @classmethod
+    def _collection(
+        cls, source: str, data: Path | None, grades: tuple[str, ...] | None
+    ) -> Collection:
+        origin = cls.sources[cls._known(source)]
+        if grades is not None:
+            if origin.graded is None:
+                raise UsageError(f"the grades of source {source} are fixed: leave out --grades")
+            origin = origin.graded(data, grades)
+        return _load(source, origin, data, _silent)
 
     @classmethod
     def _known(cls, source: str) -> str:
@@ -434,6 +510,27 @@ def _load(name: str, source: Source, data: Path | None, progress: Progress) -> C
     if data is None and source.what is not None:
         raise DataError(f"source {name} needs --data PATH: {source.what}")
     return source.load(data or Path(), progress)
+
+
+def _frames(path: Path, wanted: str | None) -> list[int | None]:
+    """Return which frames of a file are read; None is the only one.
+
+    Raises:
+        UsageError: `wanted` is no frame.
+        DataError: the file is absent or broken, or has several where none is named.
+    """
+    from mtbench_tasks._lesion import files
+
+    if wanted is not None and wanted not in ("middle", "all") and not wanted.isdecimal():
+        raise UsageError(f"--frame must be a number, middle or all, found {wanted!r}")
+    count = files.frames(path)
+    if wanted is None:
+        if count > 1:
+            raise DataError(f"{path}: has {count} frames: give --frame N, middle or all")
+        return [None]
+    if wanted == "all":
+        return list(range(1, count + 1))
+    return [(count + 1) // 2 if wanted == "middle" else int(wanted)]
 
 
 def _authority(cases: Sequence[Case]) -> str:
@@ -454,18 +551,20 @@ def _targets(
 ) -> NDArray[np.float64]:
     """Return raw radiomics of samples, (N, R), NaN where there is no contour."""
     found = np.full((len(samples), len(radiomics.FEATURES)), np.nan)
-    pixels, contours, keys, where = [], [], [], []
+    pixels, contours, keys, spacings, where = [], [], [], [], []
     for position, (i, number) in enumerate(samples):
         contour = cases[i].said[number].contour
-        if contour is not None:
+        if contour is not None and prepared.rows[i][number] >= 0:
             pixels.append(cases[i].pixels)
             contours.append(contour)
             keys.append(f"{prepared.images[i]} {prepared.contours[prepared.rows[i][number]]}")
+            spacings.append(cases[i].spacing)
             where.append(position)
     found[where] = radiomics.extract_all(
         pixels,
         contours,
         keys,
+        spacings,
         cache=cache_dir(),
         progress=lambda done, total: progress("radiomics", done, total),
     )

@@ -13,7 +13,6 @@ is not used. The published test part, by patient, is the test split.
 """
 
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -22,7 +21,7 @@ from mtbench.errors import DataError
 from mtbench.training.data import regular
 from mtbench.training.task import Progress
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
-from mtbench_tasks._lesion.files import fingerprint, read_image, read_mask
+from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint
 
 GRADES = ("TR1", "TR2", "TR3", "TR4", "TR5")
 PARTS = ("train", "test")
@@ -86,9 +85,9 @@ def load(path: Path, progress: Progress) -> Collection:
                 continue
             count["images without a category"] += category is None
             count["images without a mask"] += mask is None
-            contour = partial(read_mask, mask) if mask else None
+            contour = MaskFile(mask, image) if mask else None
             reading = Reading("thyroidxl", contour, category)
-            pixels = partial(read_image, image)
+            pixels = ImageFile(image)
             case = Case(
                 image.stem, patient, pixels, (reading,), part="test" if part == "test" else None
             )

@@ -8,14 +8,13 @@ are of 2,421 patients: each image counts as one. The published test part is the 
 """
 
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 from mtbench.errors import DataError
 from mtbench.training.data import regular
 from mtbench.training.task import Progress
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
-from mtbench_tasks._lesion.files import fingerprint, read_image, read_mask
+from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint
 
 GRADES = ("benign", "malignant")
 PARTS = ("trainval", "test")
@@ -62,9 +61,9 @@ def load(path: Path, progress: Progress) -> Collection:
             count["images without a label"] += label is None
             count["images without a mask"] += mask is None
             name = f"{part}/{image.stem}"
-            contour = partial(read_mask, mask) if mask else None
+            contour = MaskFile(mask, image) if mask else None
             reading = Reading("tn3k", contour, label)
-            pixels = partial(read_image, image)
+            pixels = ImageFile(image)
             cases.append(
                 Case(name, name, pixels, (reading,), part="test" if part == "test" else None)
             )

@@ -1,0 +1,138 @@
+"""How readers spell a category, and which scale their categories are of."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+SCALES = (
+    ("TR1", "TR2", "TR3", "TR4", "TR5"),
+    ("1", "2", "3", "4", "5"),
+    ("2", "3", "4a", "4b", "4c", "5"),
+    ("1", "2", "3", "4a", "4b", "4c", "5"),
+    ("benign", "malignant"),
+    ("low", "high"),
+    ("0", "1"),
+)
+"""The known scales, from benign to malignant; the first that holds all categories is meant."""
+
+NONE = {"", "-", "--", "?", ".", "nan", "n/a", "na", "#n/a", "none", "null", "nil"}
+"""What means that nothing was said."""
+
+ODD = 0.1
+"""Of the categories: where no more are off a scale, they are slips, and not another scale."""
+
+_ACR, _BREAST = "TR", "BI"
+_PREFIX = {"tr": _ACR, "tirads": _ACR, "acrtirads": _ACR, "birads": _BREAST}
+_LETTERED = re.compile(r"(tr|(?:acr)?tirads|birads)?([0-6][abc]?)")
+
+
+@dataclass(frozen=True)
+class Category:
+    """A category as it was meant.
+
+    Attributes:
+        grade: its place, such as ``4a`` or ``malignant``.
+        system: ``TR`` (TI-RADS), ``BI`` (BI-RADS), or empty where the cell does not say.
+    """
+
+    grade: str
+    system: str = ""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Which scale categories are of.
+
+    Attributes:
+        grades: from benign to malignant; None where no known scale is meant for certain.
+        why: what speaks against one, or what looks odd of it.
+    """
+
+    grades: tuple[str, ...] | None
+    why: str = ""
+
+
+def said(cell: str) -> str | None:
+    """Return a cell's text, None where it says that there is none.
+
+    >>> said(" TR4 "), said("NaN"), said("n/a"), said("4.0")
+    ('TR4', None, None, '4')
+    """
+    text = unicodedata.normalize("NFKC", cell).strip()
+    if text.casefold() in NONE:
+        return None
+    return re.sub(r"^(\d+)\.0+$", r"\1", text)
+
+
+def meant(cell: str) -> Category:
+    """Return what a cell means, whatever its case, spaces, hyphens and the system's name.
+
+    >>> meant("TI-RADS 4a"), meant("tr-4"), meant("Malignant")
+    (Category(grade='4a', system='TR'), Category(grade='4', system='TR'), Category(grade='malignant', system=''))
+    """  # noqa: E501
+    plain = re.sub(r"[\s_:.\-‐-―]+", "", unicodedata.normalize("NFKC", cell)).casefold()
+    if found := _LETTERED.fullmatch(plain):
+        return Category(found[2], _PREFIX.get(found[1] or "", ""))
+    return Category(" ".join(cell.split()).casefold())
+
+
+def place(cell: str, grades: Sequence[str]) -> int | None:
+    """Return a category's place on a scale; None if it has none.
+
+    What is spelt as one of the grades is that one; else what means the same is.
+    """
+    exact = [grade.casefold() for grade in grades]
+    if cell.casefold() in exact:
+        return exact.index(cell.casefold())
+    category, known = meant(cell), [meant(grade) for grade in grades]
+    fits = [
+        i
+        for i, grade in enumerate(known)
+        if grade.grade == category.grade and _one_system(grade.system, category.system)
+    ]
+    return fits[0] if len(fits) == 1 else None
+
+
+def scale_of(cells: Iterable[str]) -> Scale:
+    """Return the known scale that holds all categories but a few slips; without any, low and high.
+
+    Numbers alone are of one scale with TI-RADS 1 to 5 where some are called so. Labels 1 and 2
+    alone are no five grades.
+    """
+    counts = Counter(meant(cell) for cell in cells)
+    if not counts:
+        return Scale(("low", "high"))
+    total = sum(counts.values())
+    systems = {category.system for category in counts} - {""}
+    if len(systems) > 1:
+        return Scale(None, "are of TI-RADS and of BI-RADS")
+    plain = Counter[str]()
+    for category, count in counts.items():
+        plain[category.grade] += count
+    found = None
+    for grades in SCALES:
+        if grades[0] == "TR1" and _ACR not in systems:
+            continue
+        levels = {meant(grade).grade for grade in grades}
+        if sum(plain[level] for level in levels) >= (1 - ODD) * total:
+            better = sum(plain[level] for level in levels)
+            if found is None or better > found[0]:
+                found = better, grades
+    if found is None:
+        return Scale(None, "fit no known scale")
+    grades = found[1]
+    used = {grade for grade in plain if grade in {meant(g).grade for g in grades}}
+    if grades == SCALES[1] and not systems:
+        if used <= {"1", "2"}:
+            return Scale(None, "are 1 and 2 only, which are no five grades: benign and malignant?")
+        if max(used) < "4":
+            return Scale(grades, f"are numbers up to {max(used)}: is the scale 1 to 5?")
+    if grades == SCALES[0] and any(not c.system and c.grade in used for c in counts):
+        return Scale(grades, "are partly numbers alone: 4 is taken as TR4")
+    return Scale(grades)
+
+
+def _one_system(a: str, b: str) -> bool:
+    return a == b or not (a and b)

@@ -1,0 +1,266 @@
+"""DICOM files, by pydicom, with GDCM as decoder of what it does not decode itself."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mtbench.errors import DataError
+from mtbench_tasks._lesion.cases import View
+from mtbench_tasks._lesion.pixels import LARGEST, Geometry, Stored, geometry
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+    from pydicom.uid import UID
+
+CENTIMETRES = 3  # of Physical Units X/Y Direction, PS3.3 C.8.5.5.1.15
+PLANE = 1  # of Region Spatial Format: 2-D; others are M-mode, spectra, graphs
+SPACINGS = "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"
+AGREE = 0.02  # share by which spacings of one image may differ
+LEADING = {b"\x02\0", b"\x08\0"}  # group of the first element of a file without preamble
+
+
+def marked(head: bytes) -> bool:
+    """Return whether a file that begins so (132 bytes) is DICOM, with or without its preamble."""
+    if head[128:132] == b"DICM":
+        return True
+    # Elements 0000 to 0018 of group 2 or 8; either a value representation or a short length.
+    explicit = head[4:6].isalpha() and head[4:6].isupper()
+    implicit = head[5:8] == b"\0\0\0"
+    return head[:2] in LEADING and head[2:4] <= b"\x18\0" and (explicit or implicit)
+
+
+def inspect(path: Path) -> Geometry:
+    """Return how a file's pixels lie, from its header.
+
+    Raises:
+        DataError: it is no DICOM image.
+    """
+    return _geometry(_open(path, header=True))
+
+
+def frames(path: Path) -> int:
+    """Return how many frames a file has."""
+    return _frames(_open(path, header=True))
+
+
+def load(path: Path, frame: int) -> Stored:
+    """Return a frame, counted from 1, with its lookup tables or its window.
+
+    Raises:
+        DataError: it is no DICOM image, is broken, or has no such frame.
+    """
+    from pydicom.pixels.processing import apply_color_lut
+    from pydicom.pixels.utils import pixel_array
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom mends what it warns of
+        data = _open(path, header=False)
+        found = _geometry(data)
+        try:
+            values = pixel_array(data, index=frame - 1)
+            if "palette" in _text(data, "PhotometricInterpretation").casefold():
+                values = apply_color_lut(values, data)
+        except Exception as error:  # of four decoders and of what a header may hold
+            raise DataError(f"does not decode as DICOM ({_line(error)})") from error
+        if values.ndim == 3:
+            return Stored(_eight_bits(values), found)
+        return _grey(data, values, found)
+
+
+def _open(path: Path, *, header: bool) -> "Dataset":
+    import pydicom  # takes a moment: not everybody reads DICOM
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # force: the preamble may be absent.
+            data = pydicom.dcmread(path, stop_before_pixels=header, force=True)
+            size = data.get("Rows"), data.get("Columns")
+            if not hasattr(data.file_meta, "TransferSyntaxUID"):
+                data.file_meta.TransferSyntaxUID = _syntax(data)
+    except Exception as error:  # struct's, pydicom's, and those of any value's own reader
+        raise DataError(f"does not decode as DICOM ({_line(error)})") from error
+    if not all(isinstance(side, int) and side > 0 for side in size):
+        raise DataError("does not decode as DICOM (it holds no image)")
+    if math.prod(size) > LARGEST:
+        raise DataError(f"{size[1]} x {size[0]} pixels are too many")
+    return data
+
+
+def _syntax(data: "Dataset") -> "UID":
+    """Return the transfer syntax of a file that does not name it; compressed ones always do."""
+    from pydicom import uid
+
+    if data.original_encoding[0]:
+        return uid.ImplicitVRLittleEndian
+    little = data.original_encoding[1]
+    return uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+
+
+def _frames(data: "Dataset") -> int:
+    try:
+        return max(1, int(data.get("NumberOfFrames") or 1))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"does not decode as DICOM ({_line(error)})") from error
+
+
+class _Region(NamedTuple):
+    view: View
+    spacing: tuple[float, float] | None
+
+
+def _geometry(data: "Dataset") -> Geometry:
+    shape = int(data.Rows), int(data.Columns)
+    told: list[str] = []
+    regions = _regions(data, shape, told)
+    calibrated = [region.spacing for region in regions if region.spacing is not None]
+    spacing = calibrated[0] if calibrated else None
+    if not all(np.allclose(other, calibrated[0], rtol=AGREE) for other in calibrated):
+        told.append("its regions of ultrasound have different spacings: none is taken")
+        spacing = None
+    elif said := _pixel_spacing(data):
+        if spacing is None:
+            spacing = said
+        elif not np.allclose(said, spacing, rtol=AGREE):
+            told.append(
+                f"its regions of ultrasound say {_by(spacing)} mm per pixel, its pixel spacing "
+                f"is {_by(said)}: the regions' is taken"
+            )
+    if spacing is None and (ratio := _numbers(data.get("PixelAspectRatio"))):
+        return geometry(shape, None, ratio[0] / ratio[1], _around(regions), told=tuple(told))
+    return geometry(shape, spacing, 1.0, _around(regions), told=tuple(told))
+
+
+def _regions(data: "Dataset", shape: tuple[int, int], told: list[str]) -> list[_Region]:
+    """Return the 2-D regions of (0018,6011); `told` gets what is odd about them."""
+    found = []
+    for item in data.get("SequenceOfUltrasoundRegions") or ():
+        corners = [item.get(f"RegionLocation{c}") for c in ("MinX0", "MinY0", "MaxX1", "MaxY1")]
+        if item.get("RegionSpatialFormat") != PLANE or not all(isinstance(c, int) for c in corners):
+            continue
+        left, top, right, bottom = corners
+        # The last pixel belongs to the region; writers differ.
+        if not (0 <= left < right <= shape[1] and 0 <= top < bottom <= shape[0]):
+            told.append(
+                f"its region of ultrasound reaches to {right} x {bottom}, beyond the image: the "
+                "header is of another picture, so neither sector nor spacing is taken"
+            )
+            return []
+        steps = [item.get(f"PhysicalDelta{axis}") for axis in "YX"]
+        units = {item.get(f"PhysicalUnits{axis}Direction") for axis in "YX"}
+        deltas = _numbers(steps)
+        known = units == {CENTIMETRES} and deltas is not None
+        view = slice(top, min(bottom + 1, shape[0])), slice(left, min(right + 1, shape[1]))
+        found.append(_Region(view, (10 * deltas[0], 10 * deltas[1]) if known and deltas else None))
+    return found
+
+
+def _around(regions: Sequence[_Region]) -> View | None:
+    """Return what holds all regions."""
+    if not regions:
+        return None
+    rows, columns = ([region.view[axis] for region in regions] for axis in (0, 1))
+    return (
+        slice(min(r.start for r in rows), max(r.stop for r in rows)),
+        slice(min(c.start for c in columns), max(c.stop for c in columns)),
+    )
+
+
+def _pixel_spacing(data: "Dataset") -> tuple[float, float] | None:
+    """Return millimetres down and across; 1 x 1 is what writers put who do not know."""
+    shared = data.get("SharedFunctionalGroupsSequence")
+    measures = shared[0].get("PixelMeasuresSequence") if shared else None
+    places = (data.get(name) for name in SPACINGS)
+    within = measures[0].get("PixelSpacing") if measures else None
+    found = next(filter(None, map(_numbers, (*places, within))), None)
+    return None if found == (1, 1) else found
+
+
+def _numbers(said: Any) -> tuple[float, float] | None:
+    """Return two positive numbers, None where there are no such."""
+    try:
+        first, second = (abs(float(value)) for value in said)
+    except (TypeError, ValueError):
+        return None
+    return (first, second) if 0 < first < math.inf and 0 < second < math.inf else None
+
+
+def _grey(data: "Dataset", values: NDArray[Any], found: Geometry) -> Stored:
+    """Return grey values with how they are to be shown: PS3.3 C.11.1 and C.11.2."""
+    from pydicom.pixels import processing
+
+    hidden = _padding(data, values)
+    inverse = _text(data, "PhotometricInterpretation") == "MONOCHROME1"
+    try:
+        values = processing.apply_modality_lut(values, data)
+        if lut := data.get("VOILUTSequence"):
+            bits = int(lut[0].LUTDescriptor[2])
+            values = np.rint(values).astype(np.int32) if values.dtype.kind == "f" else values
+            values, shown = processing.apply_voi(values, data), (0.0, 2.0**bits - 1)
+        elif _numbers([_first(data, "WindowWidth"), 1]) and _first(data, "WindowWidth") > 1:
+            ends = np.array([-1e12, 1e12])
+            low, high = processing.apply_windowing(ends, data)
+            values, shown = processing.apply_windowing(values, data), (float(low), float(high))
+        elif inverse and values.min() >= 0 and values.max() <= 255 and _whole(values):
+            shown = (0.0, 255.0)
+        elif inverse:
+            seen = values if hidden is None else values[~hidden]
+            shown = tuple(np.percentile(seen, (0.5, 99.5)))
+        else:
+            return Stored(values, found, None, hidden)
+    except DataError:
+        raise
+    except Exception as error:  # pydicom's own, of tables that do not fit
+        raise DataError(f"does not decode as DICOM ({_line(error)})") from error
+    return Stored(values, found, shown[::-1] if inverse else shown, hidden)
+
+
+def _whole(values: NDArray[Any]) -> bool:
+    return values.dtype.kind in "iu" or bool((values == np.round(values)).all())
+
+
+def _padding(data: "Dataset", values: NDArray[Any]) -> NDArray[np.bool_] | None:
+    """Return where stored values are padding: (0028,0120), to (0028,0121) if it is there."""
+    first, last = data.get("PixelPaddingValue"), data.get("PixelPaddingRangeLimit")
+    if not isinstance(first, int):
+        return None
+    last = last if isinstance(last, int) else first
+    hidden: NDArray[np.bool_] = (values >= min(first, last)) & (values <= max(first, last))
+    return None if hidden.all() else hidden
+
+
+def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return colours as bytes."""
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype != np.uint16:
+        raise DataError(f"has colours of {values.dtype}; 8 or 16 bits are needed")
+    shift = 8 if values.max() > 255 else 0
+    return np.asarray(values >> shift).astype(np.uint8)
+
+
+def _first(data: "Dataset", name: str) -> float:
+    """Return an entry's first number, 0 where there is none."""
+    said = data.get(name)
+    try:
+        return float(said[0] if isinstance(said, Sequence) else said)
+    except (TypeError, ValueError, IndexError):
+        return 0.0
+
+
+def _text(data: "Dataset", name: str) -> str:
+    return str(data.get(name) or "").strip().upper()
+
+
+def _by(spacing: tuple[float, float]) -> str:
+    return " x ".join(f"{side:.3g}" for side in reversed(spacing))
+
+
+def _line(error: Exception) -> str:
+    """Return the first line of what is wrong, short."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

@@ -1,0 +1,219 @@
+"""What of a person's data is broken, and what looks odd: told, and not mended in silence."""
+
+import itertools
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from joblib import Parallel, cpu_count, delayed
+from numpy.typing import NDArray
+from PIL import Image as Pil
+from scipy import ndimage
+
+from mtbench.errors import DataError
+from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, look
+
+HALF = 0.5  # of the image: a lesion seldom covers more
+SMALLEST = 32  # pixels: a smaller mask has no texture to speak of
+SPECK = 0.05  # of a mask: a smaller part of it is no lesion of its own
+BLANK = 8  # grey levels: an image that has fewer shows nothing
+BLACK = 12  # grey values up to this are background, JPEG noise included
+LIT = 0.2  # of a row or column: text and marks light less of it
+HASH = 16  # side of the perceptual hash
+NEAR = 44  # bits of HASH * HASH by which re-saved, mirrored or padded copies may differ
+"""Over DDTI and BrEaST, images of two patients differ in 84 bits or more, and re-saved, halved,
+mirrored, darkened or padded ones in 46 at most, mostly below 15."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A case, read to the end.
+
+    Attributes:
+        image: None where it cannot be read.
+        masks: of each of `Case.said`; None without a contour, or where it cannot be used.
+        faults: what cannot be read or does not fit, a line each.
+        doubts: what looks odd, a line each.
+        hashes: perceptual hashes of the image and of its mirror image; empty without an image.
+    """
+
+    image: Image | None
+    masks: tuple[Mask | None, ...]
+    faults: tuple[str, ...]
+    doubts: tuple[str, ...]
+    hashes: tuple[str, ...] = ()
+
+
+def examine(case: Case) -> Examined:
+    """Read everything of a case."""
+    faults, doubts = list[str](), list[str]()
+    image = None
+    try:
+        image, told = look(case.pixels)
+        doubts += [*told, *(f"{case.name}: {text}" for text in of_image(image))]
+    except DataError as error:
+        faults.append(str(error))
+    masks: list[Mask | None] = []
+    for reading in case.said:
+        mask = None
+        if reading.contour is not None:
+            try:
+                mask, told = look(reading.contour)
+                if image is not None:
+                    mask = case.fitting(reading, mask, image.shape)
+                doubts += told
+                if reading in case.readings:
+                    doubts += [f"{case.name}: {reading.reader}'s mask {t}" for t in of_mask(mask)]
+            except DataError as error:
+                faults.append(str(error))
+                mask = None
+        masks.append(mask)
+    drawn = [
+        (reading.reader, mask)
+        for reading, mask in zip(case.readings, masks, strict=False)
+        if mask is not None
+    ]
+    for (a, first), (b, second) in itertools.combinations(drawn, 2):
+        if first.shape == second.shape and not (first & second).any():
+            doubts.append(
+                f"{case.name}: the masks of {a} and {b} do not meet: two lesions? Rows of one "
+                "reader are united"
+            )
+    hashes = () if image is None else perceptual(image)
+    return Examined(image, tuple(masks), tuple(faults), tuple(doubts), hashes)
+
+
+def survey(collection: Collection) -> tuple[list[str], list[str]]:
+    """Read all of a collection; return what is broken, and what looks odd, a line each."""
+
+    def read(case: Case) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
+        found = examine(case)
+        return found.faults, found.doubts, found.hashes
+
+    # Threads: decoding lets go of the interpreter.
+    run = Parallel(n_jobs=cpu_count(), backend="threading", return_as="generator")
+    problems, doubts = list(collection.problems), list(collection.doubts)
+    hashes: dict[int, Sequence[str]] = {}
+    for i, (faults, odd, known) in enumerate(run(delayed(read)(c) for c in collection.cases)):
+        problems += faults
+        doubts += odd
+        hashes[i] = known
+    return problems, [*doubts, *alike(collection.cases, hashes)]
+
+
+def of_image(image: Image) -> Iterator[str]:
+    """Yield what is odd about an image's pixels."""
+    height, width = image.shape
+    if max(height, width) < SMALLEST:
+        yield f"{width} x {height} pixels are too few to show a lesion"
+    elif np.ptp(image) < BLANK:
+        yield "is blank"
+
+
+def of_mask(mask: Mask) -> Iterator[str]:
+    """Yield what is odd about a mask, after "the mask"."""
+    area = int(mask.sum())
+    if not area:
+        yield "marks nothing of what was scanned"
+        return
+    if area > HALF * mask.size:
+        yield f"covers {area / mask.size:.0%} of the image: is it the lesion's, and not inverted?"
+    if area < SMALLEST:
+        yield f"marks {area} pixel{'s' * (area > 1)} only: too few to learn from"
+    if (count := len(parts(mask))) > 1:
+        yield f"has {count} parts that lie apart: they are kept as {count} lesions"
+
+
+def parts(mask: Mask) -> list[Mask]:
+    """Return the parts of a mask that lie apart, the largest first, without specks."""
+    if not mask.any():
+        return []
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    regions, count = ndimage.label(mask[box], np.ones((3, 3)))
+    if count == 1:
+        return [mask]
+    places = ndimage.find_objects(regions)
+    sizes = np.array([np.count_nonzero(regions[at] == i) for i, at in enumerate(places, 1)])
+    found = []
+    for number in np.argsort(-sizes, kind="stable") + 1:
+        if sizes[number - 1] >= SPECK * sizes.sum():
+            part = np.zeros_like(mask)
+            part[box] = regions == number
+            found.append(part)
+    return found
+
+
+def same_patient(names: Iterable[str]) -> dict[str, str]:
+    """Return for each patient the first spelling of the same name.
+
+    Spellings are one where they differ by case, Unicode form, spaces, a spreadsheet's ``.0`` or
+    leading zeros.
+
+    >>> same_patient(["P01", "p 1", "P02", "7.0", "007"])
+    {'P01': 'P01', 'p 1': 'P01', 'P02': 'P02', '7.0': '7.0', '007': '7.0'}
+    """
+    first: dict[str, str] = {}
+    found = {}
+    for name in names:
+        key = re.sub(r"\s+", "", unicodedata.normalize("NFKC", name)).casefold()
+        key = re.sub(r"^(\d+)\.0+$", r"\1", key)
+        key = re.sub(r"(?<!\d)0+(?=\d)", "", key)
+        found[name] = first.setdefault(key, name)
+    return found
+
+
+def perceptual(image: Image) -> tuple[str, ...]:
+    """Return the perceptual hashes of an image without its black border, and of its mirror image.
+
+    None of an image that has nothing to tell it by.
+    """
+    import imagehash  # takes half a second
+
+    fewer = max(1, min(image.shape) // (8 * HASH))
+    small = Pil.fromarray(image).reduce(fewer)
+    lit = np.asarray(small) > BLACK
+    rows, columns = (
+        np.flatnonzero(np.count_nonzero(lit, axis=axis) > LIT * lit.shape[axis]) for axis in (1, 0)
+    )
+    if min(len(rows), len(columns)) * fewer < SMALLEST:
+        return ()
+    seen = small.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+    seen = seen.resize((4 * HASH, 4 * HASH), Pil.Resampling.BOX)
+    mirrored = seen.transpose(Pil.Transpose.FLIP_LEFT_RIGHT)
+    hashes = (imagehash.phash(side, HASH).hash for side in (seen, mirrored))
+    return tuple(np.packbits(found).tobytes().hex() for found in hashes)
+
+
+def alike(cases: Sequence[Case], hashes: Mapping[int, Sequence[str]]) -> Iterator[str]:
+    """Yield a line for each two images of different patients that look like one.
+
+    Args:
+        cases: all.
+        hashes: of those that can be read, by number, as `perceptual` returns them.
+    """
+    numbers = [i for i, found in hashes.items() if found]
+    if len(numbers) < 2:
+        return
+    as_is, mirrored = (
+        np.array([np.frombuffer(bytes.fromhex(hashes[i][side]), np.uint64) for i in numbers])
+        for side in (0, 1)
+    )
+    for place, i in enumerate(numbers):
+        for rows, how in ((as_is, ""), (mirrored, " mirrored")):
+            apart = _bits(as_is[place], rows[place + 1 :])
+            for other in np.flatnonzero(apart <= NEAR) + place + 1:
+                a, b = cases[i], cases[numbers[other]]
+                if a.patient != b.patient:
+                    yield (
+                        f"{a.name} and {b.name} look like one image{how}, but are of patients "
+                        f"{a.patient} and {b.patient}"
+                    )
+
+
+def _bits(one: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return in how many bits hashes differ from one, (N,)."""
+    found: NDArray[np.int64] = np.bitwise_count(one ^ others).sum(axis=1, dtype=np.int64)
+    return found

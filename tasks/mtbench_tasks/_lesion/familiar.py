@@ -1,0 +1,116 @@
+"""Whether an image is of the kind that a model was trained on.
+
+Told by what a picture is like, and not by the network's features: an instance-normalised encoder
+forgets brightness and contrast, and what it makes of a photograph need not be odd.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+
+COUNT = 16  # statistics
+DARK, LIGHT = 0.03, 0.97  # grey values, of 1, that count as black and as white
+SMALLEST = 8  # pixels of the grid: less shows nothing
+LEAST = 0.01  # deviation of a statistic: one that hardly varies in training may do so a little
+LIMIT = 99.0  # percentile of the training's distances: what lies beyond is told
+
+
+def describe(grid: NDArray[np.float32]) -> Vector:
+    """Return what a picture on the network's grid (S, S) is like, (COUNT,).
+
+    Of the part that is not black border: mean, logarithm of the deviation, 5th, 25th, 75th and 95th
+    percentile, share of black and of white, correlation of neighbours and of pixels three apart
+    down and across (speckle lies along scan lines), how much brighter the top and the middle third
+    are than the bottom (attenuation), the middle than the sides, and the logarithm of the mean
+    second difference. All zero where nothing is lit.
+    """
+    lit = grid > 0.02
+    rows, columns = (np.flatnonzero(lit.mean(axis=axis) > 0.05) for axis in (1, 0))
+    if min(len(rows), len(columns)) < SMALLEST:
+        return np.zeros(COUNT)
+    seen = grid[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float64)
+    deviation = seen.std() + 1e-3
+    apart = (seen - seen.mean()) / deviation
+    alike = [
+        float((a * b).mean())
+        for step in (1, 3)
+        for a, b in ((apart[step:], apart[:-step]), (apart[:, step:], apart[:, :-step]))
+    ]
+    top, middle, bottom = (part.mean() for part in np.array_split(seen, 3, axis=0))
+    left, centre, right = (part.mean() for part in np.array_split(seen, 3, axis=1))
+    inner = seen[1:-1, 1:-1]
+    around = seen[:-2, 1:-1] + seen[2:, 1:-1] + seen[1:-1, :-2] + seen[1:-1, 2:]
+    return np.array(
+        [
+            seen.mean(), np.log(deviation), *np.percentile(seen, (5, 25, 75, 95)),
+            (seen < DARK).mean(), (seen > LIGHT).mean(), *alike,
+            top - bottom, middle - bottom, centre - (left + right) / 2,
+            np.log(np.abs(4 * inner - around).mean() + 1e-3),
+        ]
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Familiar:
+    r"""What training's pictures are like.
+
+    A picture's distance is Mahalanobis',
+    :math:`\sqrt{(x - \mu)^\top \Sigma^{-1} (x - \mu)}`, with the covariance shrunk as Ledoit and
+    Wolf (2004) do.
+
+    Attributes:
+        mean: (COUNT,), of the training's `describe`.
+        precision: (COUNT, COUNT), the inverse covariance.
+        limit: the distance within which `LIMIT` per cent of the training's lie.
+    """
+
+    mean: Vector
+    precision: Vector
+    limit: float
+
+    @classmethod
+    def fit(cls, grids: Sequence[NDArray[np.float32]]) -> Self:
+        """Fit on the training's pictures, (S, S) each."""
+        from sklearn.covariance import LedoitWolf
+
+        found = np.array([describe(grid) for grid in grids])
+        scale = np.maximum(found.std(axis=0), LEAST)  # shrinking is towards equal variances
+        covariance = LedoitWolf().fit(found / scale).covariance_ + np.diag((LEAST / scale) ** 2)
+        precision = np.linalg.inv(covariance) / np.outer(scale, scale)
+        made = cls(found.mean(axis=0), precision, 0.0)
+        limit = float(np.percentile([made._distance(row) for row in found], LIMIT))
+        return cls(made.mean, precision, limit)
+
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Self:
+        """Return what `to_json` wrote."""
+        return cls(np.array(said["mean"]), np.array(said["precision"]), said["limit"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as what JSON holds."""
+        return {
+            "mean": self.mean.tolist(),
+            "precision": self.precision.tolist(),
+            "limit": self.limit,
+        }
+
+    def doubt(self, grid: NDArray[np.float32]) -> str | None:
+        """Return what speaks against a picture (S, S) being of the training's kind, if anything."""
+        distance = self._distance(describe(grid))
+        if distance <= self.limit:
+            return None
+        return (
+            f"it does not look like the training's images (distance {distance:.3g}, "
+            f"{LIMIT:g} % of theirs are within {self.limit:.3g}): is it an ultrasound image of the "
+            "same organ, the right way up?"
+        )
+
+    def _distance(self, row: Vector) -> float:
+        apart = row - self.mean
+        return math.sqrt(max(0.0, float(apart @ self.precision @ apart)))

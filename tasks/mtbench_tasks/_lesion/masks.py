@@ -1,0 +1,145 @@
+"""From what a mask's file holds to where the lesion is; what is no mask is refused."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pil
+from scipy import ndimage
+
+from mtbench.errors import DataError
+from mtbench_tasks._lesion.cases import Mask
+
+FEW = 32  # more different values than this are edges, noise or an image, and no list of labels
+BETWEEN = 0.1  # share of pixels neither dark nor bright, from which a file is no mask but an image
+REGION = 0.01  # of what is marked: a smaller patch of one value is an edge or a speck
+RING = 1.5  # what an outline encloses, the outline included, is at least so much larger than it
+CORE = 0.02  # of a mask: less is left of lines when two pixels of their border are taken away
+BRIDGED = (2, 4, 8)  # pixels from each side of a gap
+
+
+def outlined(values: NDArray[Any], *, lossy: bool, value: int | None) -> tuple[Mask, list[str]]:
+    """Return where the lesion is, (H, W), and what a person should know of it.
+
+    A mask has a background, 0, and one value that is the lesion. What lies between them is an edge
+    that was smoothed by resizing or by JPEG: it counts from half of the lesion's value on. Of a
+    coloured mask the largest channel counts, unless transparent. A closed outline is filled.
+
+    Args:
+        values: (H, W), or (H, W, 3 or 4) colours.
+        lossy: whether zero need not be zero.
+        value: which of several values is the lesion; None where there is one.
+
+    Raises:
+        DataError: it marks nothing or everything, is an image, is inverted, holds several labels,
+            or an outline that is not closed.
+    """
+    plane = _plane(values)
+    if not np.isfinite(plane).all():
+        raise DataError("has values that are not finite")
+    if value is not None:
+        mask: Mask = plane == value
+        if not mask.any():
+            raise DataError(f"holds no {value}, which is named as the lesion's value")
+        return _checked(mask)
+    if plane.min() == plane.max():
+        raise DataError(
+            f"marks {'every' if plane.max() > 0 else 'no'} pixel; in a mask what is not zero is "
+            "lesion, and an image without a contour has no mask"
+        )
+    low, high = float(plane.min()), float(plane.max())
+    if low < 0:
+        raise DataError(f"has values from {low:g}; in a mask the background is zero")
+    found, counts = _values(plane)
+    soft = lossy or len(found) > FEW
+    labels = _plateaus(plane) if soft else _regions(plane, found, counts)
+    top = max(labels, default=high)
+    known = np.abs(found[:, None] - np.array([0, *labels, top])).min(axis=1) < 0.15 * top
+    if soft and counts[~known].sum() > BETWEEN * plane.size:
+        raise DataError("is an image, not a mask: much of it is neither black nor white")
+    if len(labels) > 1:
+        raise DataError(
+            f"holds several labels ({', '.join(f'{label:g}' for label in labels)}): say in column "
+            "mask_value which one is the lesion"
+        )
+    return _checked(plane > top / 2)
+
+
+def _plane(values: NDArray[Any]) -> NDArray[Any]:
+    """Return one number per pixel."""
+    if values.ndim == 2:
+        return values
+    red, green, blue = (values[..., channel] for channel in range(3))
+    plane: NDArray[Any] = np.maximum(np.maximum(red, green), blue)
+    return plane if values.shape[2] == 3 else np.where(values[..., 3] > 0, plane, 0)
+
+
+def _values(plane: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the different values, ascending, and how often each occurs."""
+    if plane.dtype != np.uint8:
+        return np.unique(plane, return_counts=True)
+    counts = np.array(Pil.fromarray(plane).histogram())
+    found = np.flatnonzero(counts)
+    return found, counts[found]
+
+
+def _regions(plane: NDArray[Any], found: NDArray[Any], counts: NDArray[np.int64]) -> list[float]:
+    """Return the values above 0 that fill a region: those of an edge fill none."""
+    likely = found[(found > 0) & (counts > REGION * counts[found > 0].sum())]
+    if len(likely) == 1:
+        return [float(likely[0])]
+    return [float(value) for value in likely if ndimage.binary_erosion(plane == value).any()]
+
+
+def _plateaus(plane: NDArray[Any]) -> list[float]:
+    """Return the levels, of five above the dark, on which a part of the plane is even."""
+    plane = plane.astype(np.float32)
+    top = float(plane.max())
+    even = ndimage.maximum_filter(plane, 3) - ndimage.minimum_filter(plane, 3) < 0.1 * top
+    bright = even & (plane > 0.2 * top)
+    level = np.round(5 * plane[bright] / top)
+    found, counts = np.unique(level, return_counts=True)
+    labels = list[float]()
+    for value in found[counts > 0.1 * counts.sum()]:
+        label = float(np.median(plane[bright][level == value]))
+        if labels and label - labels[-1] < 0.2 * top:  # one plateau on two levels
+            labels.pop()
+        labels.append(label)
+    return labels
+
+
+def _checked(mask: Mask) -> tuple[Mask, list[str]]:
+    """Return a mask, its outline filled, with what is odd about it."""
+    rim = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    if rim.all():
+        raise DataError(
+            "marks all of the image's border: it looks inverted; in a mask what is not zero is "
+            "lesion"
+        )
+    told = []
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    part = np.pad(mask[box], 2)
+    filled = ndimage.binary_fill_holes(part)
+    if filled.sum() > RING * part.sum():
+        mask = mask.copy()
+        mask[box] = filled[2:-2, 2:-2]
+        told.append("is an outline: what it encloses was filled")
+    elif part.sum() > FEW and _is_open(part):
+        raise DataError("is an outline that is not closed: close and fill it")
+    return mask, told
+
+
+def _is_open(mask: Mask) -> bool:
+    """Return whether a mask is thin lines that enclose an area once their gaps are bridged."""
+    middle = mask[2:-2, 2:-2]
+    core = middle & mask[4:, 2:-2] & mask[:-4, 2:-2] & mask[2:-2, 4:] & mask[2:-2, :-4]
+    if core.sum() > CORE * mask.sum():
+        return False
+    wide = np.pad(mask, max(BRIDGED))
+    for reach in BRIDGED:
+        thick = ndimage.binary_dilation(wide, iterations=reach)
+        hole = ndimage.binary_fill_holes(thick).sum() - thick.sum()
+        if hole > (RING - 1) * mask.sum():
+            return True
+    return False

@@ -1,0 +1,800 @@
+"""Every kind of file that a clinic hands in reads right, or is told.
+
+Small twins of what went wrong are made here; where ``../shared/cases/clinical`` is there, the files
+themselves are read too.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Pil
+from PIL import ImageDraw, ImageFilter
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, UltrasoundImageStorage
+
+from mtbench.errors import DataError
+from mtbench_tasks._lesion import categories, manifest
+from mtbench_tasks._lesion.cases import Case, Collection, Reading
+from mtbench_tasks._lesion.categories import place, said, scale_of
+from mtbench_tasks._lesion.doubts import alike, examine, parts, perceptual, same_patient, survey
+from mtbench_tasks._lesion.files import (
+    ImageFile,
+    MaskFile,
+    frames,
+    is_image,
+    read_geometry,
+    read_image,
+    read_mask,
+    read_picture,
+)
+
+Mtbench = Callable[..., tuple[int, str, str]]
+SHARED = Path(__file__).parents[3] / "shared" / "cases" / "clinical"
+shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the handed files are not here")
+
+HEIGHT, WIDTH = 60, 80
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_process() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
+        yield
+
+
+def scan() -> Any:
+    """Speckle with a bright L at the top left: no turn and no mirror leaves it as it is."""
+    image = np.random.default_rng(0).normal(110, 25, (HEIGHT, WIDTH)).clip(20, 220)
+    image[4:24, 4:8] = image[20:24, 4:18] = 255
+    return image.astype(np.uint8)
+
+
+def lesion() -> Any:
+    """An ellipse at the lower left."""
+    y, x = np.indices((HEIGHT, WIDTH))
+    return ((x - 26) / 14) ** 2 + ((y - 40) / 11) ** 2 <= 1
+
+
+def saved(path: Path, values: Any, **how: Any) -> Path:
+    Pil.fromarray(values).save(path, **how)
+    return path
+
+
+def dicom(path: Path, values: Any, **said: Any) -> Path:
+    """Write an ultrasound DICOM by pydicom; `said` are its entries."""
+    data = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = said.pop("syntax", ExplicitVRLittleEndian)
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = UltrasoundImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
+    colour = values.ndim >= 3 and values.shape[-1] == 3
+    many = values.ndim - colour == 3
+    data.Rows, data.Columns = values.shape[many : many + 2]
+    data.SamplesPerPixel = 3 if colour else 1
+    if colour:
+        data.PlanarConfiguration = 0
+    if many:
+        data.NumberOfFrames = len(values)
+    bits = 8 * values.itemsize
+    data.BitsAllocated = data.BitsStored = bits
+    data.HighBit, data.PixelRepresentation = bits - 1, int(values.dtype.kind == "i")
+    data.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
+    data.PixelData = said.pop("pixels", None) or values.tobytes()
+    for name, value in said.items():
+        setattr(data, name, value)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def nifti(path: Path, values: Any, directions: tuple[int, ...], origin: Any = (0, 0, 0)) -> Path:
+    image = sitk.GetImageFromArray(values[None])
+    image.SetSpacing((0.1, 0.1, 1.0))
+    image.SetDirection([float(d) for d in directions])
+    image.SetOrigin([float(o) for o in origin])
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def dice(a: Any, b: Any) -> float:
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+# Masks
+
+
+def ring() -> Any:
+    """The outline of the lesion, two pixels wide."""
+    return lesion() & ~np.array(
+        Pil.fromarray(lesion().astype(np.uint8) * 255).filter(ImageFilter.MinFilter(5))
+    ).astype(bool)
+
+
+def test_a_mask_with_grey_edges_counts_from_half(tmp_path: Path) -> None:
+    full = Pil.fromarray(lesion().astype(np.uint8) * 255)
+    soft = np.asarray(full.filter(ImageFilter.GaussianBlur(1.5)))
+    mask, told = read_mask(saved(tmp_path / "soft.png", soft))
+    assert dice(mask, lesion()) > 0.97
+    assert (soft > 0).sum() > 1.3 * lesion().sum()
+    assert told == []
+    small = full.resize((WIDTH // 2, HEIGHT // 2), Pil.Resampling.BILINEAR)
+    again = np.asarray(small.resize((WIDTH, HEIGHT), Pil.Resampling.BICUBIC))
+    assert dice(read_mask(saved(tmp_path / "resized.png", again))[0], lesion()) > 0.95
+
+
+@pytest.mark.parametrize("top", [60, 120, 255])
+@pytest.mark.parametrize("quality", [30, 60, 90])
+def test_a_mask_that_was_saved_as_jpeg(tmp_path: Path, top: int, quality: int) -> None:
+    file = saved(tmp_path / "m.jpg", lesion().astype(np.uint8) * top, quality=quality)
+    mask, told = read_mask(file)
+    assert dice(mask, lesion()) > 0.97
+    assert told == []
+
+
+@pytest.mark.parametrize("values", [(1, 2), (128, 255), (85, 170)])
+def test_several_labels_are_refused_unless_one_is_named(
+    tmp_path: Path, values: tuple[int, int]
+) -> None:
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[10:58, 5:60] = values[0]
+    labels[lesion()] = values[1]
+    file = saved(tmp_path / "labels.png", labels)
+    with pytest.raises(DataError, match=rf"several labels \({values[0]}, {values[1]}\): say in co"):
+        read_mask(file)
+    np.testing.assert_array_equal(read_mask(file, None, values[1])[0], lesion())
+    with pytest.raises(DataError, match="holds no 77"):
+        read_mask(file, None, 77)
+
+
+def test_several_labels_in_a_jpeg_are_refused(tmp_path: Path) -> None:
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[5:58, 5:70] = 128
+    labels[lesion()] = 255
+    with pytest.raises(DataError, match="several labels"):
+        read_mask(saved(tmp_path / "labels.jpg", labels, quality=90))
+
+
+def test_an_outline_is_filled_and_told(tmp_path: Path) -> None:
+    red = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    red[ring(), 0] = 255
+    mask, told = read_mask(saved(tmp_path / "red.png", red))
+    np.testing.assert_array_equal(mask, lesion())
+    assert told == ["is an outline: what it encloses was filled"]
+
+
+def test_an_outline_with_a_gap_is_refused(tmp_path: Path) -> None:
+    gap = ring()
+    gap[:, 24:28] &= np.arange(HEIGHT)[:, None] > 40
+    with pytest.raises(DataError, match="an outline that is not closed"):
+        read_mask(saved(tmp_path / "gap.png", gap.astype(np.uint8) * 255))
+
+
+@pytest.mark.parametrize("angle", [0, 30, 90])
+def test_a_long_thin_lesion_is_no_outline(tmp_path: Path, angle: int) -> None:
+    picture = Pil.new("L", (HEIGHT, HEIGHT))
+    ImageDraw.Draw(picture).rectangle((8, 28, 52, 31), fill=255)
+    thin = np.asarray(picture.rotate(angle)) > 0
+    mask, told = read_mask(saved(tmp_path / "thin.png", thin.astype(np.uint8) * 255))
+    np.testing.assert_array_equal(mask, thin)
+    assert told == []
+
+
+@pytest.mark.parametrize("drawn", ["red on it", "grey", "jpeg"])
+def test_an_image_is_no_mask(tmp_path: Path, drawn: str) -> None:
+    values = np.repeat(scan()[..., None], 3, axis=2)
+    if drawn == "red on it":
+        values[ring()] = (255, 0, 0)
+    name = "image.jpg" if drawn == "jpeg" else "image.png"
+    with pytest.raises(DataError, match="is an image, not a mask"):
+        read_mask(saved(tmp_path / name, values if drawn == "red on it" else scan()))
+
+
+def test_an_inverted_mask_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="it looks inverted"):
+        read_mask(saved(tmp_path / "m.png", (~lesion()).astype(np.uint8) * 255))
+
+
+def case(*readings: Any, image: Any = None) -> Case:
+    image = scan() if image is None else image
+    made = tuple(Reading(f"reader {i}", mask, None) for i, mask in enumerate(readings))
+    return Case("a.png", "p", image, made)
+
+
+def test_what_is_odd_of_masks_is_told() -> None:
+    big = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    big[5:, 5:] = True
+    dot = np.zeros_like(big)
+    dot[30, 30] = True
+    far = np.roll(lesion(), (-25, 35), (0, 1))
+    for masks, words in (
+        ((lesion(),), None),
+        ((big,), "reader 0's mask covers 86% of the image"),
+        ((dot,), "reader 0's mask marks 1 pixel only"),
+        ((lesion() | far,), "reader 0's mask has 2 parts that lie apart"),
+        ((lesion(), far), "the masks of reader 0 and reader 1 do not meet: two lesions?"),
+        ((lesion(), lesion()), None),
+    ):
+        found = examine(case(*masks))
+        assert found.faults == ()
+        if words is None:
+            assert found.doubts == ()
+        else:
+            [doubt] = found.doubts
+            assert words in doubt
+
+
+def test_a_blank_or_tiny_image_is_told() -> None:
+    assert "is blank" in examine(case(image=np.full((40, 40), 7, np.uint8))).doubts[0]
+    assert "too few" in examine(case(image=scan()[:20, :20])).doubts[0]
+
+
+@settings(max_examples=50, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 25), st.integers(0, 25)), min_size=1, max_size=4))
+def test_parts_are_a_partition_without_specks(corners: list[tuple[int, int]]) -> None:
+    mask = np.zeros((30, 30), dtype=bool)
+    for y, x in corners:
+        mask[y : y + 4, x : x + 4] = True
+    found = parts(mask)
+    assert not np.any(np.sum(found, axis=0) > 1)
+    np.testing.assert_array_equal(np.logical_or.reduce(found), mask)  # all are large enough
+    sizes = [part.sum() for part in found]
+    assert sizes == sorted(sizes, reverse=True)
+    speck = mask.copy()
+    free = ~np.asarray(Pil.fromarray(mask).filter(ImageFilter.MaxFilter(3)))
+    if free.any() and mask.sum() > 40:
+        speck[tuple(np.argwhere(free)[0])] = True
+        assert len(parts(speck)) == len(found)
+
+
+# Geometry
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "8.tif", "16.tif", "lzw.tif"])
+def test_every_orientation_is_shown_upright(tmp_path: Path, name: str, orientation: int) -> None:
+    undo: dict[int, Callable[[Any], Any]] = {
+        1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+        5: lambda a: a.T, 6: lambda a: np.rot90(a, 1), 7: lambda a: a[::-1, ::-1].T,
+        8: lambda a: np.rot90(a, -1),
+    }  # fmt: skip
+    stored = np.ascontiguousarray(undo[orientation](scan()))
+    if name == "16.tif":
+        stored = stored.astype(np.uint16)
+    if name.endswith(".tif"):
+        how: dict[str, Any] = {"tiffinfo": {274: orientation}}
+        how |= {"compression": "tiff_lzw"} if name == "lzw.tif" else {}
+    else:
+        exif = Pil.Exif()
+        exif[274] = orientation
+        how = {"exif": exif, "quality": 95} if name == "a.jpg" else {"exif": exif}
+    found = read_image(saved(tmp_path / name, stored, **how))
+    assert found.shape == (HEIGHT, WIDTH)
+    assert np.abs(found.astype(int) - scan()).mean() < (4 if name == "a.jpg" else 0.1)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_whose_white_is_zero(tmp_path: Path, bits: int) -> None:
+    kind = np.dtype(f"uint{bits}")
+    stored = np.iinfo(kind).max - scan().astype(kind) * (1 if bits == 8 else 250)
+    file = saved(tmp_path / "a.tif", stored.astype(kind))
+    raw = file.read_bytes()
+    # Tag 262 (short, one value): 1 becomes 0.
+    entry = bytes((6, 1, 3, 0, 1, 0, 0, 0, 1, 0))
+    assert raw.count(entry) == 1
+    file.write_bytes(raw.replace(entry, entry[:-2] + bytes(2)))
+    found = read_image(file).astype(float)
+    assert np.corrcoef(found.ravel(), scan().ravel())[0, 1] > 0.99
+
+
+UPSIDE = (1, 0, 0, 0, -1, 0, 0, 0, 1)
+SAME = (1, 0, 0, 0, 1, 0, 0, 0, 1)
+NIBABEL = (-1, 0, 0, 0, -1, 0, 0, 0, 1)
+
+
+def test_nifti_directions_place_the_mask_on_the_image(tmp_path: Path) -> None:
+    bottom = 0.1 * (HEIGHT - 1)
+    upright = nifti(tmp_path / "a.nii.gz", scan(), SAME)
+    flipped = nifti(tmp_path / "b.nii.gz", scan()[::-1].copy(), UPSIDE, (0, bottom, 0))
+    mask = nifti(tmp_path / "m.nii.gz", lesion().astype(np.uint8), SAME)
+    turned = nifti(tmp_path / "n.nii.gz", lesion().astype(np.uint8)[::-1].copy(), UPSIDE,
+                   (0, bottom, 0))  # fmt: skip
+    half = nifti(tmp_path / "h.nii.gz", lesion().astype(np.uint8)[::-1, ::-1].copy(), NIBABEL,
+                 (0.1 * (WIDTH - 1), bottom, 0))  # fmt: skip
+    for image in (upright, flipped):
+        np.testing.assert_array_equal(read_image(image), scan())
+        for drawn in (mask, turned, half):
+            np.testing.assert_array_equal(read_mask(drawn, image)[0], lesion())
+    assert "turns its rows" in read_picture(flipped).told[0]
+    png = saved(tmp_path / "m.png", lesion().astype(np.uint8) * 255)  # drawn on what is shown
+    np.testing.assert_array_equal(read_mask(png, flipped)[0], lesion())
+
+
+def test_nifti_as_nibabel_writes_it_is_taken_as_stored(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_image(nifti(tmp_path / "a.nii", scan(), NIBABEL)), scan())
+
+
+def test_nifti_with_swapped_axes_is_turned(tmp_path: Path) -> None:
+    swapped = (0, 1, 0, 1, 0, 0, 0, 0, 1)
+    file = nifti(tmp_path / "a.nii", np.ascontiguousarray(scan().T), swapped)
+    np.testing.assert_array_equal(read_image(file), scan())
+
+
+def test_a_mask_that_lies_elsewhere_or_askew_is_refused(tmp_path: Path) -> None:
+    image = nifti(tmp_path / "a.nii.gz", scan(), SAME)
+    away = nifti(tmp_path / "m.nii.gz", lesion().astype(np.uint8), SAME, (0, 3, 0))
+    with pytest.raises(DataError, match=r"m\.nii\.gz: its header puts it 3 mm away"):
+        read_mask(away, image)
+    askew = nifti(tmp_path / "m.nii.gz", lesion().astype(np.uint8), (0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1))  # fmt: skip  # noqa: E501
+    with pytest.raises(DataError, match="lies at an angle"):
+        read_mask(askew, image)
+
+
+@pytest.mark.parametrize("kind", ["spacing", "aspect", "nifti"])
+def test_pixels_that_are_not_square_are_made_so(tmp_path: Path, kind: str) -> None:
+    """A circle of 20 mm, sampled at half the resolution across, is a circle again."""
+    y, x = np.indices((HEIGHT, WIDTH // 2))
+    circle = ((2 * x - 30) / 20) ** 2 + ((y - 30) / 20) ** 2 <= 1
+    image = np.where(circle, 40, 160).astype(np.uint8)
+    if kind == "nifti":
+        volume = sitk.GetImageFromArray(image[None])
+        volume.SetSpacing((0.2, 0.1, 1.0))
+        sitk.WriteImage(volume, str(tmp_path / "a.nii"))
+        file = tmp_path / "a.nii"
+    elif kind == "spacing":
+        file = dicom(tmp_path / "a.dcm", image, PixelSpacing=[0.1, 0.2])
+    else:
+        file = dicom(tmp_path / "a.dcm", image, PixelAspectRatio=[1, 2])
+    found = read_picture(file)
+    assert found.pixels.shape == (HEIGHT, WIDTH)
+    assert found.spacing == (None if kind == "aspect" else pytest.approx(0.1))
+    assert any("were made square: 80 x 60" in text for text in found.told)
+    mask, _ = read_mask(saved(tmp_path / "m.png", circle.astype(np.uint8) * 255), file)
+    assert mask.shape == (HEIGHT, WIDTH)
+    rows, columns = np.nonzero(mask)
+    assert np.ptp(rows) == pytest.approx(np.ptp(columns), abs=2)
+    assert found.pixels[mask].mean() < 50
+
+
+def region(box: tuple[int, int, int, int], delta: float = 0.01, **more: Any) -> Dataset:
+    item = Dataset()
+    item.RegionSpatialFormat, item.RegionDataType = 1, 1
+    item.RegionLocationMinX0, item.RegionLocationMinY0 = box[:2]
+    item.RegionLocationMaxX1, item.RegionLocationMaxY1 = box[2:]
+    item.PhysicalUnitsXDirection = item.PhysicalUnitsYDirection = 3
+    item.PhysicalDeltaX = item.PhysicalDeltaY = delta
+    for name, value in more.items():
+        setattr(item, name, value)
+    return item
+
+
+def test_regions_of_ultrasound_give_spacing_and_sector(tmp_path: Path) -> None:
+    boxes = [region((10, 5, 69, 54)), region((0, 56, 79, 59), 9.0, RegionSpatialFormat=3)]
+    file = dicom(tmp_path / "a.dcm", scan(), SequenceOfUltrasoundRegions=boxes)
+    found = read_picture(file)
+    assert found.spacing == pytest.approx(0.1)
+    assert found.scanned == (slice(5, 55), slice(10, 70))
+    np.testing.assert_array_equal(ImageFile(file)(), scan()[5:55, 10:70])
+    png = saved(tmp_path / "m.png", lesion().astype(np.uint8) * 255)
+    np.testing.assert_array_equal(MaskFile(png, file)(), lesion()[5:55, 10:70])
+
+
+@pytest.mark.parametrize(
+    ("regions", "spacing", "told"),
+    [
+        ([region((0, 0, 79, 59))], 0.1, "say 0.1 x 0.1 mm per pixel, its pixel spacing is 0.2"),
+        ([region((0, 0, 30, 59)), region((40, 0, 79, 59), 0.02)], None, "different spacings"),
+        ([region((0, 0, 159, 119))], 0.2, "beyond the image"),
+        ([region((0, 0, 79, 59), PhysicalUnitsXDirection=4)], 0.2, None),
+        ([region((0, 0, 79, 59), 1.0)], 10.0, "10 mm per pixel is not what ultrasound has"),
+    ],
+)
+def test_what_speaks_against_regions_is_told(
+    tmp_path: Path, regions: list[Dataset], spacing: float | None, told: str | None
+) -> None:
+    file = dicom(tmp_path / "a.dcm", scan(), SequenceOfUltrasoundRegions=regions,
+                 PixelSpacing=[0.2, 0.2])  # fmt: skip
+    found = read_picture(file)
+    assert found.spacing == (None if spacing is None else pytest.approx(spacing))
+    assert (told is None and not found.told) or told in " ".join(found.told)  # type: ignore[operator]
+
+
+def test_a_jpeg_that_says_rgb_and_holds_ycbcr(tmp_path: Path) -> None:
+    colour = np.zeros((64, 64, 3), np.uint8)
+    colour[:32], colour[32:] = (200, 40, 40), (40, 40, 200)
+    stream = io.BytesIO()
+    Pil.fromarray(colour).save(stream, "JPEG", quality=95)
+    pixels = pydicom.encaps.encapsulate([stream.getvalue()])
+    file = dicom(tmp_path / "a.dcm", colour, syntax=JPEGBaseline8Bit, pixels=pixels)
+    found = read_image(file).astype(int)
+    wanted = np.asarray(Pil.fromarray(colour).convert("L")).astype(int)
+    assert np.abs(found - wanted).max() < 8
+
+
+def test_lookup_tables_padding_and_polarity(tmp_path: Path) -> None:
+    ramp = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH)
+    table = Dataset()
+    table.LUTDescriptor = [len(ramp.ravel()), 0, 16]
+    values = np.where(ramp.ravel() < 2400, 0, 65535).astype(np.uint16)  # a step
+    table.LUTData = values.tobytes()
+    file = dicom(tmp_path / "a.dcm", ramp, VOILUTSequence=[table])
+    step = np.where(ramp < 2400, 0, 255)
+    np.testing.assert_array_equal(read_image(file), step)
+    file = dicom(tmp_path / "b.dcm", ramp, VOILUTSequence=[table],
+                 PhotometricInterpretation="MONOCHROME1")  # fmt: skip
+    np.testing.assert_array_equal(read_image(file), 255 - step)
+    padded = ramp + 1000
+    padded[:10] = 65535
+    for polarity in ("MONOCHROME2", "MONOCHROME1"):
+        file = dicom(tmp_path / "c.dcm", padded, PixelPaddingValue=65535,
+                     PhotometricInterpretation=polarity)  # fmt: skip
+        found = read_image(file)
+        assert (found[:10] == 0).all()
+        assert np.ptp(found[10:]) == 255  # the padding has no part in the range
+
+
+def test_frames_are_told_and_one_is_read(tmp_path: Path) -> None:
+    clip = np.stack([scan() // k for k in (1, 2, 4)])
+    file = dicom(tmp_path / "a.dcm", clip)
+    assert frames(file) == 3
+    with pytest.raises(DataError, match="has 3 frames; say which one is meant"):
+        read_image(file)
+    np.testing.assert_array_equal(read_picture(file, 3).pixels, clip[2])
+    with pytest.raises(DataError, match="has no frame 4: it has 3"):
+        read_picture(file, 4)
+
+
+def test_a_dicom_without_preamble(tmp_path: Path) -> None:
+    file = dicom(tmp_path / "a.dcm", scan(), PixelSpacing=[0.1, 0.1])
+    for cut, name in ((132, "IM1"), (132, "b.dcm")):
+        bare = tmp_path / name
+        bare.write_bytes(file.read_bytes()[cut:])
+        assert is_image(bare)
+        np.testing.assert_array_equal(read_image(bare), scan())
+    data = pydicom.dcmread(file)
+    del data.file_meta
+    data.save_as(tmp_path / "IM2", implicit_vr=True, little_endian=True, enforce_file_format=False)
+    assert is_image(tmp_path / "IM2")
+    np.testing.assert_array_equal(read_image(tmp_path / "IM2"), scan())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "spacing"),
+    [
+        ("examples_palette.dcm", (350, 800), None),  # cropped after its regions were written
+        ("examples_rgb_color.dcm", (240, 320), None),
+        ("examples_jpeg2k.dcm", (480, 640), None),
+        ("JPEG2000.dcm", (1024, 256), 2.26),
+        ("SC_rgb_jpeg_gdcm.dcm", (100, 100), None),
+        ("MR_small_jpeg_ls_lossless.dcm", (64, 64), 0.3125),
+        ("ExplVR_BigEnd.dcm", (60, 80), None),
+    ],
+)
+def test_files_of_real_scanners(name: str, shape: tuple[int, int], spacing: float | None) -> None:
+    found = read_picture(Path(str(get_testdata_file(name))))
+    assert found.pixels.shape == shape
+    assert np.ptp(found.pixels) > 100
+    assert found.spacing == (None if spacing is None else pytest.approx(spacing))
+
+
+def test_a_clip_of_a_real_scanner_whose_header_is_of_another_size() -> None:
+    file = Path(str(get_testdata_file("examples_ybr_color.dcm")))
+    assert frames(file) == 30
+    found = read_picture(file, 15)
+    assert found.spacing is None
+    assert "beyond the image" in found.told[0]
+
+
+# The CSV: categories
+
+
+@pytest.mark.parametrize(
+    ("cells", "grades", "why"),
+    [
+        (["TR 4", "TI-RADS 3", "TR-5", "tirads_2"], "TR1-TR5", ""),
+        (["ACR TI-RADS 4", "4", "TR3"], "TR1-TR5", "4 is taken as TR4"),
+        (["TI-RADS 4a", "TIRADS 5"], "2-5", ""),
+        (["BI-RADS 4A", "3"], "2-5", ""),
+        (["TR1"] * 5 + ["TR4"] * 15 + ["TR6"], "TR1-TR5", ""),
+        (["TR4", "TR6"], None, "no known scale"),
+        (["TR4", "4a", "TR5", "4"], None, "no known scale"),
+        (["BI-RADS 4a", "TR3"], None, "of TI-RADS and of BI-RADS"),
+        (["1", "2", "1", "2"], None, "1 and 2 only"),
+        (["1", "2", "3"], "1-5", "numbers up to 3"),
+    ],
+)
+def test_scales_are_known_by_what_is_meant(cells: list[str], grades: str | None, why: str) -> None:
+    found = scale_of(cells)
+    assert why in found.why
+    assert bool(found.why) == bool(why)
+    assert (f"{found.grades[0]}-{found.grades[-1]}" if found.grades else None) == grades
+
+
+@given(
+    st.sampled_from(categories.SCALES[0]),
+    st.sampled_from(["", " ", "-", "_", "\u2010"]),
+    st.sampled_from(["TR", "tr", "TI-RADS", "ti rads", "ACR TI-RADS", "\uff34\uff32"]),
+)
+def test_a_grade_is_itself_in_every_spelling(grade: str, between: str, name: str) -> None:
+    scale = categories.SCALES[0]
+    assert place(f"{name}{between}{grade[-1]}", scale) == scale.index(grade)
+
+
+def test_a_grade_is_the_one_that_is_spelt_so() -> None:
+    assert [place(g, ("good", "bad")) for g in ("Good", "BAD", "goood")] == [0, 1, None]
+    assert place("4", ("4a", "4b")) is None
+    for empty in ("NaN", "N/A", "-", " na ", "#N/A", "none", ""):
+        assert said(empty) is None
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Twenty-four images of twelve patients and their masks."""
+    for i in range(24):
+        rng = np.random.default_rng(i)
+        image = rng.normal(100, 30, (15, 20)).repeat(4, 0).repeat(4, 1).clip(20, 220)
+        saved(tmp_path / f"{i}.png", image.astype(np.uint8))
+        saved(tmp_path / f"m{i}.png", np.roll(lesion(), i // 2, 1).astype(np.uint8) * 255)
+    return tmp_path
+
+
+def table(folder: Path, **columns: Callable[[int], str]) -> Path:
+    """Write the CSV; `columns` say what is in a row."""
+    made: dict[str, Callable[[int], str]] = {
+        "image": lambda i: f"{i}.png", "mask": lambda i: f"m{i}.png",
+        "category": lambda i: f"TR{1 + i % 5}", "patient": lambda i: f"P{i // 2:02d}",
+    }  # fmt: skip
+    made |= columns
+    rows = [",".join(made), *(",".join(cell(i) for cell in made.values()) for i in range(24))]
+    (folder / "cases.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return folder / "cases.csv"
+
+
+SMALL = ("--image-size", 32, "--width", 4, "--epochs", 1, "--threads", 1)
+
+
+@pytest.mark.parametrize(
+    ("columns", "problem", "doubt"),
+    [
+        ({}, None, None),
+        ({"category": lambda i: f"TR {1 + i % 5}"}, None, None),
+        ({"category": lambda i: "NaN" if i % 5 == 0 else f"TR{1 + i % 5}"}, None, None),
+        ({"category": lambda i: "TR6" if i == 7 else f"TR{1 + i % 5}"}, "'TR6' is not on", None),
+        ({"category": lambda i: ("TR4", "4", "4A")[i % 3]}, "no known scale", None),
+        ({"category": lambda i: str(1 + i % 2)}, "1 and 2 only", None),
+        ({"patient": lambda i: f"{'Pp'[i % 2]}{i // 2:02d}"}, None, "'P00', 'p00' are spelt alike"),
+        ({"patient": lambda i: f"{i // 2}" if i % 2 else f"{i // 2:04d}"}, None, "spelt alike"),
+        ({"patient": lambda i: f"{i // 2}.0" if i % 2 else f"{i // 2}"}, None, "spelt alike"),
+        ({"patient": lambda i: f"P{i}" if i % 2 else ""}, None, "12 of 24 rows name no patient"),
+        ({"spacing": lambda i: "8"}, None, "8 mm per pixel is not what ultrasound has"),
+        ({"spacing": lambda i: "0.08"}, None, None),
+    ],
+)
+def test_verify_tells_what_run_does(
+    mtbench: Mtbench, folder: Path, columns: Any, problem: str | None, doubt: str | None
+) -> None:
+    data = table(folder, **columns)
+    code, printed, err = mtbench("data", "verify", "manifest", "--data", data)
+    assert (code, err) == (2 if problem else 0, "")
+    odd = [line for line in printed.splitlines() if line.startswith("looks odd: ")]
+    assert bool(odd) == bool(doubt)
+    assert (problem or "") in printed
+    assert (doubt or "") in " ".join(odd)
+    _, shown, _ = mtbench("data", "inspect", "manifest", "--data", data)
+    assert ("problems" in shown) == bool(problem)
+    assert ("look odd" in shown.replace("\n", "")) == bool(doubt)
+
+
+def test_run_records_and_strict_stops(mtbench: Mtbench, folder: Path, tmp_path: Path) -> None:
+    data = table(folder, patient=lambda i: f"{'Pp'[i % 2]}{i // 2:02d}")
+    line = ("run", "-m", "ew", "--source", "manifest", "--data", data, *SMALL)
+    code, _, err = mtbench(*line, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    [file] = (tmp_path / "out").rglob("result.json")
+    text = file.read_text()
+    assert '"looks odd": 12' in text
+    assert "are spelt alike" in text
+    code, _, err = mtbench(*line, "--strict", "true", "--out", tmp_path / "strict")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "are spelt alike" in err
+
+
+def test_verify_is_of_the_grades_that_are_given(mtbench: Mtbench, folder: Path) -> None:
+    line = ("data", "verify", "manifest", "--data", table(folder, category=lambda i: "ab"[i % 2]))
+    code, printed, _ = mtbench(*line)
+    assert code == 2
+    assert "fit no known scale" in printed
+    assert mtbench(*line, "--grades", "a,b")[:2] == (0, "24 cases, all can be read\n")
+    code, _, err = mtbench(*line, "--grade", "a,b")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "did you mean 'grades'?" in err
+
+
+def test_too_few_cases_are_told(mtbench: Mtbench, folder: Path) -> None:
+    data = table(folder, patient=lambda i: "P1")
+    code, printed, _ = mtbench("data", "verify", "manifest", "--data", data)
+    assert code == 2
+    assert "too few to be split in three" in printed
+
+
+def load(path: Path) -> Collection:
+    return manifest.load(path, lambda *_: None)
+
+
+def test_one_readers_masks_of_one_image_unite(folder: Path) -> None:
+    """They are two lesions, and not two readers' opinions."""
+    far = np.roll(lesion(), (-25, 35), (0, 1))
+    saved(folder / "second.png", far.astype(np.uint8) * 255)
+    (folder / "c.csv").write_text("image,mask,category\n0.png,m0.png,TR4\n0.png,second.png,TR4\n")
+    collection = load(folder / "c.csv")
+    assert collection.problems == ()
+    [doubt] = collection.doubts
+    assert "has 2 rows of reader 'reader': their masks unite" in doubt
+    [only] = collection.cases
+    [reading] = only.readings
+    np.testing.assert_array_equal(reading.mask, lesion() | far)
+
+
+def test_the_files_spacing_wins_over_the_tables(folder: Path) -> None:
+    dicom(folder / "a.dcm", scan(), PixelSpacing=[0.1, 0.1])
+    (folder / "c.csv").write_text("image,category,spacing\na.dcm,TR4,0.08\n0.png,TR3,0.08\n")
+    collection = load(folder / "c.csv")
+    assert [c.spacing for c in collection.cases] == [pytest.approx(0.1), 0.08]
+    [doubt] = collection.doubts
+    assert "spacing 0.08 is given, its header says 0.1, which is taken" in doubt
+
+
+def test_spacings_of_some_images_only_are_remarked(folder: Path) -> None:
+    (folder / "c.csv").write_text("image,category,spacing\n0.png,TR4,0.08\n1.png,TR3,\n")
+    assert "spacing is known of 1 of 2 images" in " ".join(load(folder / "c.csv").remarks)
+
+
+def test_frames_of_one_file_are_cases(folder: Path) -> None:
+    clip = np.stack([scan() // k for k in (1, 2, 4)])
+    dicom(folder / "a.dcm", clip)
+    (folder / "c.csv").write_text("image,category,frame\na.dcm,TR4,1\na.dcm,TR3,3\n")
+    first, second = load(folder / "c.csv").cases
+    assert (first.name, second.name) == ("a.dcm frame 1", "a.dcm frame 3")
+    np.testing.assert_array_equal(second.image, clip[2])
+
+
+# Patients
+
+
+@given(
+    st.text("Pp0 12.", min_size=1, max_size=6).filter(str.strip),
+    st.sampled_from([str.upper, str.lower, str.title, lambda n: f" {n}", lambda n: f"{n} "]),
+)
+def test_spellings_of_a_name_are_one_patient(name: str, spell: Callable[[str], str]) -> None:
+    found = same_patient([name, spell(name)])
+    assert found[spell(name)] == name
+
+
+def test_other_names_are_other_patients() -> None:
+    names = ["P1", "P2", "P10", "P01b", "10", "100", "1", "A-1", "B-1", "M\u00fcller", "Muller"]
+    assert len(set(same_patient(names).values())) == len(names)
+    pairs = {"M\u00fcller": "Mu\u0308ller", "7": "007", "12": "12.0", "\uff17a": "7A"}
+    for a, b in pairs.items():
+        assert same_patient([a, b])[b] == a
+
+
+def textured(seed: int) -> Any:
+    coarse = np.random.default_rng(seed).normal(size=(9, 12))
+    big = np.asarray(Pil.fromarray(coarse.astype(np.float32)).resize((240, 180), 3))
+    fine = np.random.default_rng(seed + 1000).normal(size=big.shape)
+    return (110 + 35 * big + 12 * fine).clip(20, 255).astype(np.uint8)
+
+
+def jpeg(image: Any) -> Any:
+    stream = io.BytesIO()
+    Pil.fromarray(image).save(stream, "JPEG", quality=60)
+    return np.asarray(Pil.open(stream))
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        jpeg,
+        lambda image: jpeg(image)[:, ::-1],
+        lambda image: np.pad(image, ((20, 5), (30, 7))),
+        lambda image: np.asarray(Pil.fromarray(image).resize((160, 120))),
+        lambda image: (0.8 * image).astype(np.uint8),
+    ],
+)
+def test_copies_across_patients_are_told(copy: Callable[[Any], Any]) -> None:
+    images = [textured(seed) for seed in range(8)]
+    images.append(np.ascontiguousarray(copy(images[3])))
+    cases = [Case(f"{i}", f"p{i}", image, ()) for i, image in enumerate(images)]
+    hashes = {i: perceptual(image) for i, image in enumerate(images)}
+    [line] = alike(cases, hashes)
+    assert line.startswith("3 and 8 look like one image")
+    assert line.endswith("patients p3 and p8")
+    same = [*cases[:8], Case("8", "p3", images[8], ())]
+    assert list(alike(same, hashes)) == []
+
+
+def test_the_survey_reads_everything_once() -> None:
+    count = 0
+
+    def read() -> Any:
+        nonlocal count
+        count += 1
+        return scan()
+
+    collection = Collection((Case("a", "p", read, (Reading("r", lesion(), None),)),), ("x",), "")
+    assert survey(collection) == ([], [])
+    assert count == 1
+
+
+# The handed files
+
+
+@shared
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("20_mixed_categories", "no known scale"),
+        ("21_unknown_category", "'TR6' is not on the scale"),
+        ("22_nan_category", ""),
+        ("24_int_1_2", "1 and 2 only"),
+        ("40_same_patient_spelt_differently", "looks odd: "),
+        ("41_excel_lost_zeros_half", "looks odd: "),
+        ("45_patient_empty_half", "15 of 30 rows name no patient"),
+        ("71_category_space_TR_4", ""),
+    ],
+)
+def test_handed_tables(mtbench: Mtbench, name: str, said: str) -> None:
+    code, printed, err = mtbench("data", "verify", "manifest", "--data", SHARED / f"csv/{name}.csv")
+    assert err == ""
+    assert said in printed
+    assert (printed == "30 cases, all can be read\n") == (said == "")
+    assert code == (2 if said and name.startswith("2") else 0)
+
+
+@shared
+def test_handed_masks() -> None:
+    wanted = read_mask(SHARED / "masks/ref_mask.png")[0]
+    for name, words in {
+        "03_labels_0_128_255.png": r"several labels \(128, 255\)",
+        "07_red_contour_on_ultrasound.png": "is an image, not a mask",
+        "16_inverted.png": "looks inverted",
+        "ref.png": "is an image, not a mask",
+    }.items():
+        with pytest.raises(DataError, match=words):
+            read_mask(SHARED / "masks" / name)
+    for name in ("08_red_contour_on_black.png", "13b_jpeg_of_0_120.jpg", "28_antialiased_soft.png"):
+        assert dice(read_mask(SHARED / "masks" / name)[0], wanted) > 0.99
+    dot = read_mask(SHARED / "masks/18_one_pixel.png")[0]
+    assert "marks 1 pixel only" in examine(case(dot, image=np.zeros(dot.shape, np.uint8))).doubts[1]
+
+
+@shared
+def test_handed_geometry() -> None:
+    image = read_image(SHARED / "jpeg/ref.png").astype(int)
+    mask = read_mask(SHARED / "jpeg/ref_mask.png")[0]
+    for name in ("jpeg/05_exif3.jpg", "jpeg/05_exif6.jpg",
+                 "nifti/10_array_flippedUD_affine_compensates.nii.gz"):  # fmt: skip
+        assert np.abs(read_image(SHARED / name) - image).mean() < 2
+    lying = SHARED / "nifti/mask_same.nii.gz"
+    for name in ("03_3d_1slice", "10_array_flippedUD_affine_compensates"):
+        found = read_mask(lying, SHARED / f"nifti/{name}.nii.gz")[0]
+        np.testing.assert_array_equal(found, mask)
+    with pytest.raises(DataError, match=r"puts it 23\.9 mm away"):
+        read_mask(lying, SHARED / "nifti/09_flipped_y.nii.gz")
+    for name, spacing, squared in (
+        ("01_mono2_ps0.1", 0.1, (240, 320)), ("21_us_regions_cm", 0.1, (240, 320)),
+        ("22_us_regions_conflict_ps", 0.1, (240, 320)), ("37_ps_anisotropic", 0.1, (240, 640)),
+        ("38_pixel_aspect_2_1", None, (480, 320)),
+    ):  # fmt: skip
+        lies = read_geometry(SHARED / f"dicom/{name}.dcm")
+        assert lies is not None
+        assert lies.squared == squared
+        assert lies.scale == (None if spacing is None else pytest.approx(spacing))
+        assert bool(lies.told) == name.startswith(("22", "37", "38"))
