@@ -46,7 +46,9 @@ class Watch:
             self._at_first = [p.detach().clone() for p in own]
         elif self.calls == _PATIENCE:
             pairs = list(zip(own, self._at_first, strict=False))
-            if pairs and all(torch.equal(p, q) for p, q in pairs):
+            # Whoever is in an optimizer has no gradient left at the beginning of a step.
+            pulled = any(p.grad is not None and p.grad.any() for p, _ in pairs)
+            if pulled and all(torch.equal(p, q) for p, q in pairs):
                 self._warn(
                     f"{name}: its own parameters have not moved in {_PATIENCE} steps",
                     "give the optimizer [*model.parameters(), *balancer.parameters()]",
