@@ -74,6 +74,10 @@ def test_declared_reads_classes_dataclasses_and_those_without_init() -> None:
         {"lr": float("nan")},
         {"weight_decay": -1.0},
         {"clip": 0.0},
+        {"optimizer": "lion"},
+        {"schedule": None},
+        {"select": "first"},
+        {"nonfinite": "go on"},
     ],
 )
 def test_a_recipe_refuses_nonsense(changed: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from mtbench.balancing.distributed import Ranks
 from mtbench.errors import RunError, UsageError
 from mtbench.training.cell import Request, initial_weights, reload
 from mtbench.training.loop import Loop
-from mtbench.training.record import CHECKPOINT_VERSION, Progress
+from mtbench.training.record import CHECKPOINT_VERSION, Progress, Record
 from mtbench.training.rundir import RunDirectory
 from mtbench.training.trained import load_trained
 from mtbench.training.trainer import Trainer
@@ -317,12 +317,57 @@ def test_the_first_checkpoints_which_name_no_cell_are_gone_on_with(
         state = run.load(name)
         assert state is not None
         del state["cell"]
-        for later in ("started", "validation_passes"):
+        state.pop("code", None)
+        for later in ("started", "validation_passes", "selection"):
             state.get("progress", {}).pop(later, None)
         run.save(name, state)
     again, observer = train(tiny, tmp_path)
     assert observer.done == 6
     assert not list(differences(whole.path, again.path))
+
+
+def test_a_checkpoint_of_other_code_is_not_gone_on_with(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny, tmp_path, stop_after=9)
+    monkeypatch.setattr("mtbench.training.record.core_digest", lambda: "another")
+    with pytest.raises(RunError, match="begun with other code of mtbench: start anew with --no-re"):
+        train(tiny, tmp_path)
+
+
+def test_a_checkpoint_of_another_selection_rule_is_not_gone_on_with(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = train(tiny, tmp_path, stop_after=9)
+    state = run.load("checkpoint.pt")
+    assert state is not None
+    state["progress"]["selection"] = "mean"
+    run.save("checkpoint.pt", state)
+    with pytest.raises(RunError, match="by the rule 'mean', and this mtbench by 'log-primary'"):
+        train(tiny, tmp_path)
+
+
+def test_what_is_tested_is_computed_as_it_was_selected(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the precision of the selected epoch, also where a later one was lowered to fp32."""
+    tested = []
+
+    def lowered(record: Record, *args: Any, **kept: Any) -> dict[str, Any]:
+        record.at.best_score = math.inf if record.at.history else -math.inf
+        ended = Record.end_epoch(record, *args, **kept)
+        record._learner.precision = "fp32"
+        return ended
+
+    monkeypatch.setattr(
+        "mtbench.training.trainer.Record", type("", (Record,), {"end_epoch": lowered})
+    )
+    monkeypatch.setattr(Trainer, "_test", lambda _, learner: tested.append(learner.precision))
+    run, _ = train(tiny, tmp_path, precision="bf16", epochs="2")
+    result = run.result()
+    assert result is not None
+    assert result["best_epoch"] == 0
+    assert tested == ["bf16"]
 
 
 def test_a_changed_method_is_a_new_cell(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
