@@ -4,25 +4,28 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from mtbench import Step
-from mtbench_baselines.cagrad import CAGrad
+import mtbench
 
 torch.manual_seed(0)
 encoder = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU())
 grade, size = nn.Linear(32, 3), nn.Linear(32, 1)
-optimizer = torch.optim.AdamW([p for m in (encoder, grade, size) for p in m.parameters()], lr=1e-3)
+model = nn.ModuleList([encoder, grade, size])
 
 x = torch.randn(512, 10)
 score = x[:, 0] * x[:, 1] + x[:, 2]
 grades = torch.bucketize(score, torch.tensor([-0.5, 0.5]))
 sizes = (x[:, 3] ** 2 - score)[:, None]
 
-balancer = CAGrad(num_objectives=2, c=0.5)
+balancer = mtbench.balancer("cagrad", num_objectives=2, c=0.5)
+optimizer = torch.optim.AdamW([*model.parameters(), *balancer.parameters()], lr=1e-3)
 for epoch in range(20):
     for batch in torch.randperm(len(x)).split(64):
         z = encoder(x[batch])
-        losses = [cross_entropy(grade(z), grades[batch]), mse_loss(size(z), sizes[batch])]
+        losses = {
+            "grade": cross_entropy(grade(z), grades[batch]),
+            "size": mse_loss(size(z), sizes[batch]),
+        }
         optimizer.zero_grad()
-        balancer.backward(Step(losses, features=z))
+        weights = balancer.backward(losses)
         optimizer.step()
-    print(f"epoch {epoch}: grade {losses[0].item():.3f}, size {losses[1].item():.3f}")
+    print(f"epoch {epoch}: grade {losses['grade'].item():.3f}, size {losses['size'].item():.3f}")

@@ -5,8 +5,10 @@ A method picks the narrowest signature that it needs: losses (`Scalarizer`), the
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -22,7 +24,8 @@ from typing import (
 import torch
 from torch import Tensor, nn
 
-from mtbench.balancing.distributed import Ranks
+from mtbench.balancing.accumulation import Held
+from mtbench.balancing.distributed import Ranks, differ
 from mtbench.balancing.engine import Engine, largest
 from mtbench.balancing.step import Again, Space, Step
 from mtbench.errors import StepError, UsageError
@@ -65,6 +68,24 @@ class Judged(NamedTuple):
     objective: int
     higher_is_better: bool
     primary: bool
+
+
+_PATIENCE = 10
+"""Steps after which what was not done is taken for forgotten."""
+
+_EPOCH = 1000
+"""Steps after which an epoch should have ended."""
+
+
+def _noted(hook: Callable[..., None]) -> Callable[..., None]:
+    """Return a hook that notes that it was called."""
+
+    @wraps(hook)
+    def noted(self: "Balancer", *args: Any) -> None:
+        self._heard.add(hook.__name__)
+        hook(self, *args)
+
+    return noted
 
 
 class Balancer(nn.Module, ABC):
@@ -111,9 +132,17 @@ class Balancer(nn.Module, ABC):
         super().__init__()
         if num_objectives < 1:
             raise ValueError(f"num_objectives must be at least 1, found {num_objectives}")
+        if not isinstance(seed, int):
+            raise UsageError(
+                f"{self._called}: seed must be an integer, found {seed!r}; parameters go by name"
+            )
         self.num_objectives = num_objectives
         self.engine = Engine(batched=False)
         self._names: tuple[str, ...] = ()
+        self._held: Held | None = None
+        self._calls = 0
+        self._at_first: list[Tensor] = []
+        self._heard: set[str] = set()
         self.generator = torch.Generator().manual_seed(seed)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -121,6 +150,9 @@ class Balancer(nn.Module, ABC):
         if "backward" in vars(cls):  # what `balance` was called before there was the one call
             cls.balance = vars(cls)["backward"]  # type: ignore[method-assign]
             del cls.backward
+        for hook in ("after_step", "after_epoch"):
+            if hook in vars(cls):
+                setattr(cls, hook, _noted(vars(cls)[hook]))
 
     @overload
     def backward(
@@ -151,6 +183,47 @@ class Balancer(nn.Module, ABC):
         Raises:
             StepError: losses that are not K scalars, or that the graph does not bear out.
         """
+        step, names = self._step(losses, said)
+        self._watch(step)
+        if self._held is not None:
+            self._held.add(step)
+            step, self._held = self._held.step(step), None
+        weights = self.balance(step)
+        hooked, step.engine.hooked = step.engine.hooked, {}
+        for parameter in hooked.values():
+            for hook in list(parameter._post_accumulate_grad_hooks.values()):
+                hook(parameter)
+        if weights is None or not names:
+            return weights
+        return dict(zip(names, weights.unbind(), strict=True))
+
+    @final
+    def accumulate(self, losses: Step | Losses, **said: Unpack[Said]) -> None:
+        """Take in one of several micro-batches; `backward` of the last one makes the step.
+
+        The losses of micro-batches add up to those of the whole batch, so a mean is divided by
+        their number. The step is then that of the whole batch, to rounding, at the memory of one
+        micro-batch and K gradients.
+
+        Args:
+            losses: as in `backward`.
+            said: as in `backward`.
+
+        Raises:
+            StepError: as in `backward`; and the method looks at features, which are those of one
+                micro-batch's samples.
+        """
+        if self.needs_features or getattr(self, "space", "shared") == "features":
+            raise StepError(
+                f"{self._called} looks at the features, and those of several micro-batches are not "
+                "one batch's: hand over whole batches"
+            )
+        step, _ = self._step(losses, said)
+        self._held = self._held or Held(self.num_objectives)
+        self._held.add(step)
+
+    def _step(self, losses: Step | Losses, said: Said) -> tuple[Step, tuple[str, ...]]:
+        """Return what was handed over as this balancer's step, and the objectives' names."""
         names: tuple[str, ...] = ()
         if isinstance(losses, Step):
             step = losses
@@ -160,12 +233,10 @@ class Balancer(nn.Module, ABC):
                 losses = [losses[name] for name in names]
             said.setdefault("engine", self.engine)
             step = Step(losses, **said)
+            step.transient = True
             step.refuse_constants()
         self._check(step)
-        weights = self.balance(step)
-        if weights is None or not names:
-            return weights
-        return dict(zip(names, weights.unbind(), strict=True))
+        return step, names
 
     def _named(self, losses: Mapping[str, Tensor | None]) -> tuple[str, ...]:
         names = self._names or tuple(losses)
@@ -189,6 +260,51 @@ class Balancer(nn.Module, ABC):
                 f"{self._called} looks at the features: give latent=z, the tensor that the "
                 "heads get"
             )
+
+    def _watch(self, step: Step) -> None:
+        """Warn once of each thing that a loop has to do for this method, and does not.
+
+        Raises:
+            StepError: processes train on different losses, and the step does not know.
+        """
+        self._calls += 1
+        if self._calls == 1:
+            if not step.speaks_of_ranks and differ(step.host_values.tolist()):
+                raise StepError(
+                    "losses differ between the processes that torch.distributed joins, and their "
+                    "gradients would not be averaged: give ranks=Group() of "
+                    "mtbench.balancing.distributed, with losses of the whole batch and no "
+                    "DistributedDataParallel; or ranks=ALONE if each process trains by itself"
+                )
+            self._at_first = [p.detach().clone() for p in self.parameters()]
+        elif self._calls == _PATIENCE:
+            pairs = list(zip(self.parameters(), self._at_first, strict=False))
+            if pairs and all(torch.equal(p, q) for p, q in pairs):
+                self._warn(
+                    f"its own parameters have not moved in {_PATIENCE} steps",
+                    "give the optimizer [*model.parameters(), *balancer.parameters()]",
+                )
+            self._at_first = []
+            if self._uses("after_step") and "after_step" not in self._heard:
+                self._warn(
+                    f"after_step was not called in {_PATIENCE} steps",
+                    "after optimizer.step() say balancer.after_step(losses_fn), which repeats the "
+                    "forward pass on the same batch",
+                )
+        elif (
+            self._calls == _EPOCH and self._uses("after_epoch") and "after_epoch" not in self._heard
+        ):
+            self._warn(
+                f"after_epoch was not called in {_EPOCH} steps",
+                "say balancer.after_epoch() at each epoch's end (all is well if yours are longer)",
+            )
+
+    def _warn(self, found: str, remedy: str) -> None:
+        warnings.warn(f"{self._called}: {found}, and the method needs it: {remedy}", stacklevel=4)
+
+    def _uses(self, hook: str) -> bool:
+        """Return whether a hook does anything in this method."""
+        return getattr(type(self), hook) is not getattr(Balancer, hook)
 
     @property
     def _called(self) -> str:
@@ -385,6 +501,10 @@ class Wrapper(Balancer):
         self.needs_validation = self.needs_validation or base.needs_validation
         self.holds_out = max(self.holds_out, base.holds_out)
         self.finds_front = self.finds_front and base.finds_front
+
+    def _uses(self, hook: str) -> bool:
+        own = getattr(type(self), hook) is not getattr(Wrapper, hook)
+        return own or self.base._uses(hook)
 
     def after_step(self, losses_fn: LossesFn) -> None:
         """Ask the base."""

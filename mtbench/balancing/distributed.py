@@ -19,12 +19,16 @@ All ranks then compute the same weights from the same numbers and the same gener
 same step: what a method keeps agrees without being sent.
 """
 
+import itertools
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -279,12 +283,31 @@ def _map(change: Callable[[Any], Any], tree: Any) -> Any:
     return change(tree)
 
 
-def processes() -> int:
-    """Return how many processes `torch.distributed` has joined to this one, itself included."""
+_asked = itertools.count()
+
+
+def differ(losses: Sequence[float]) -> bool:
+    """Return whether processes that torch.distributed has joined see different losses.
+
+    All processes ask as often. They leave their losses in the store and read the others': in a
+    collective call, one that never comes would make all wait.
+    """
     from torch import distributed
 
-    joined = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if joined else 1
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    size, turn = distributed.get_world_size(), next(_asked)
+    if size == 1:
+        return False
+    store = distributed.distributed_c10d._get_default_store()
+    keys = [f"mtbench-losses-{turn}-{rank}" for rank in range(size)]
+    store.set(keys[distributed.get_rank()], json.dumps(losses))
+    try:
+        store.wait(keys, timedelta(seconds=GRACE))
+    except RuntimeError:  # somebody does something else
+        return True
+    found = [json.loads(store.get(key)) for key in keys]
+    return not all(np.allclose(other, losses, rtol=1e-3, equal_nan=True) for other in found)
 
 
 def started() -> bool:

@@ -35,8 +35,8 @@ Item = TypeVar("Item", bound=Sized)
 _COLUMNS = 1024  # whose float32 products are summed before float64 takes over
 _CACHED = 64 * _COLUMNS  # as many float64 as stay in a CPU's cache
 _LEAST = 1e-3  # eigenvalue of the cosines above which float32 products suffice
-_SHARDED = ("placements", "_is_flat_param", "ds_id", "_hp_mapping")
-"""What DTensor, FSDP and DeepSpeed (ZeRO 3; 1 and 2) leave on a parameter."""
+_SHARDED = {"_is_flat_param", "ds_id", "_hp_mapping"}
+"""What FSDP and DeepSpeed (ZeRO 3; 1 and 2) leave on a parameter."""
 
 _RANGE = (1e-30, 1e35)  # squared norms that float32 sums without loss
 
@@ -107,8 +107,9 @@ def must_be_whole(parameters: Iterable[Tensor]) -> None:
         StepError: there is one.
     """
     for p in parameters:
+        marked = vars(p) and not vars(p).keys().isdisjoint(_SHARDED)
         put_away = p.layout == torch.strided and p.numel() and not p.untyped_storage().size()
-        if put_away or any(hasattr(p, mark) for mark in _SHARDED):
+        if marked or put_away or hasattr(type(p), "placements"):
             raise StepError(
                 "a parameter is sharded (fully_shard) or held by FSDP or DeepSpeed, and this "
                 "method takes gradients objective by objective: take a method that descends one "
@@ -148,6 +149,12 @@ class Engine:
             raise ValueError(f"Engine: parts must be at least 1, found {parts}")
         self.batched, self.parts, self.notebook = batched, parts, notebook
         self._buffer = torch.empty(0)
+        self.layered: bool | None = None
+        """Whether layers' gradients need not be formed; None until it is tried."""
+        self.compiled: dict[int, int] = {}
+        """By parameter, whose head it is if it was compiled with the encoder; -1 if shared."""
+        self.hooked: dict[int, Tensor] = {}
+        """Parameters whose ``.grad`` is new, and whose hooks are yet to be told."""
         self._common: dict[int, weakref.ref[Tensor]] = {}
 
     def __reduce__(self) -> Any:

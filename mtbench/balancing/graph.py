@@ -154,13 +154,12 @@ def part_at(
     parents = above | below
     leaves = _trainable(parents, chosen)
     crossed = any(node in below for node in leaves if node in above)
+    splits = not crossed and not tangled.startswith("another")
     return Parting(
-        cut=()
-        if crossed or tangled.startswith("another")
-        else tuple(GradientEdge(*e) for e in stops),
+        cut=tuple(GradientEdge(*edge) for edge in stops) if splits else (),
         shared=tuple(leaf for node, leaf in leaves.items() if node in below),
         heads=tuple(tuple(leaf for n, leaf in leaves.items() if n in way) for way in ways),
-        apart=apart,
+        apart=apart and splits,
         tangled=tangled,
         parents=parents,
     )
@@ -181,7 +180,7 @@ def _trainable(parents: Parents, chosen: Collection[int]) -> dict[Node, Tensor]:
     own = {
         node: leaf
         for node, leaf in found.items()
-        if isinstance(leaf, nn.Parameter) or id(leaf) in chosen
+        if id(leaf) in chosen or isinstance(leaf, nn.Parameter)
     }
     return own or found
 

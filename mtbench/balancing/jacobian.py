@@ -22,8 +22,7 @@ Item = Layer | Tensor
 
 def width(item: Item) -> int:
     """Return how many entries of a flat vector an item's gradient takes."""
-    is_complex = isinstance(item, Tensor) and item.is_complex()
-    return 2 * item.numel() if is_complex else item.numel()
+    return item.numel() * (2 if item.dtype.is_complex else 1)
 
 
 def point(item: Item) -> Tensor | GradientEdge:
@@ -58,7 +57,8 @@ def views(vector: Tensor, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor
 def accumulate(parameter: Tensor, value: Tensor) -> None:
     """Add a gradient to what a parameter has, in the parameter's dtype and memory format."""
     if value.layout == torch.strided:
-        value = value.to(parameter)
+        if value.dtype != parameter.dtype or value.device != parameter.device:
+            value = value.to(parameter)
         if not parameter.is_contiguous():
             value = torch.empty_like(parameter).copy_(value)
     parameter.grad = value if parameter.grad is None else parameter.grad.add_(value)

@@ -82,6 +82,7 @@ class Layer:
         self.edge = GradientEdge(node, 0)
         self.weight, self.bias = weight, bias
         self.parameters = (weight,) if bias is None else (weight, bias)
+        self.dtype = weight.dtype
         self.input: Tensor = getattr(node, f"_saved_{_KINDS[node.name()].input}")
         self.window: list[tuple[int, int, int, int]] = []
         """Along each axis: kernel, stride, padding, dilation."""

@@ -16,6 +16,9 @@ from mtbench.balancing.jacobian import Item, Pulled, beside, dtype_of, flat, poi
 from mtbench.balancing.layers import Layer, find
 from mtbench.errors import StepError
 
+_DOUBT = 0.1
+"""Of a gradient's length: more than any rounding changes."""
+
 Row = tuple[Tensor | None, ...]
 
 
@@ -62,14 +65,22 @@ class Passes:
         self.engine, self.loss_scale, self.ranks = engine, loss_scale, ranks
         self._at_features, self._chosen = at_features, chosen
         self._head_grads: list[Row] = []
+        self.transient = False
+        """Whether nobody else holds this step: its graph may go with the last derivative."""
         self._frees = False
 
     def release(self) -> None:
         """Say that the next derivative, and what is written from it, is the last one asked for.
 
-        The graph is freed on the way, as `torch.Tensor.backward` frees it.
+        The graph is freed on the way, as `torch.Tensor.backward` frees it, unless the step is
+        somebody's, who may ask for more.
         """
-        self._frees = True
+        self._frees = self.transient
+
+    @property
+    def told(self) -> bool:
+        """Whether it was said what is shared, by the parameters or by the features above them."""
+        return self._at_features or self._chosen is not None
 
     @cached_property
     def parting(self) -> Parting:
@@ -100,9 +111,12 @@ class Passes:
             )
         rest = tuple(p for p in common if id(p) not in ids)
         ids |= {id(p) for p in rest}
-        heads = tuple(tuple(p for p in head if id(p) not in ids) for head in parting.heads)
-        splits = sum(map(len, heads)) == sum(map(len, parting.heads))
-        return Roles(shared, rest, heads, parting.cut if splits else ())
+        heads = [[p for p in head if id(p) not in ids] for head in parting.heads]
+        splits = sum(map(len, heads)) == sum(map(len, parting.heads)) and not self._compiled
+        for p in parting.shared:
+            if id(p) in self._compiled and id(p) not in ids:
+                heads[self._compiled[id(p)]].append(p)
+        return Roles(shared, rest, tuple(map(tuple, heads)), parting.cut if splits else ())
 
     @cached_property
     def _common(self) -> tuple[Tensor, ...]:
@@ -117,11 +131,34 @@ class Passes:
                 )
             return parting.shared
         if sum(loss.requires_grad for loss in self.losses) > 1:
-            return self.engine.remember(parting.shared)
+            return self.engine.remember(p for p in parting.shared if id(p) not in self._compiled)
         known = self.engine.remember(())
         if known or self._chosen is not None:
             return known
         return tuple(chain(*parting.heads))  # an objective alone has all in common with itself
+
+    @cached_property
+    def _compiled(self) -> dict[int, int]:
+        """The objectives of heads that are compiled together with the encoder, by their ids.
+
+        What is compiled is one node for autograd, under which everything seems shared. What only
+        one objective has a gradient for is its head; that is tried once.
+        """
+        parting, K = self.parting, len(self.losses)
+        names = {kind.__name__ for kind in set(map(type, parting.parents))}
+        if self._at_features or K == 1 or "CompiledFunctionBackward" not in names:
+            return {}
+        found = self.engine.compiled
+        new = [p for p in parting.shared if id(p) not in found]
+        if new:
+            touched: list[list[bool]] = []
+            for loss, seed in zip(self.losses, self._seeds, strict=True):
+                row = grad([loss], new, [seed])
+                touched.append([g is not None and bool(g.any()) for g in row])
+            for parameter, by in zip(new, zip(*touched, strict=True), strict=True):
+                if all(map(any, touched)):  # else an objective may be without labels
+                    found[id(parameter)] = by.index(True) if sum(by) == 1 else -1
+        return {id(p): found[id(p)] for p in parting.shared if found.get(id(p), -1) >= 0}
 
     @cached_property
     def _reached(self) -> set[int]:
@@ -130,6 +167,19 @@ class Passes:
     def reaches(self, parameter: Tensor) -> bool:
         """Return whether any loss depends on a parameter."""
         return id(parameter) in self._reached
+
+    def refuse_unread(self) -> None:
+        """Refuse features that no loss was computed from, unless nothing depends on them.
+
+        Raises:
+            StepError: they require grad, or losses have parameters in common without them.
+        """
+        if any(f.requires_grad for f in self.features) or self.parting.shared:
+            raise StepError(
+                "Step: no loss was computed from the latent representation that was handed over: "
+                "give the very tensor that the heads get, not a copy or a compiled module's output "
+                "beside its losses"
+            )
 
     def refuse_constants(self) -> None:
         """Refuse losses none of which is on the graph, unless they say that there is no label.
@@ -193,6 +243,8 @@ class Passes:
                 for loss, seed in zip(self.losses, self._seeds, strict=True)
             ]
             columns = list(map(list, zip(*rows, strict=True)))
+        if self.features and not any(g is not None for column in columns for g in column):
+            self.refuse_unread()
         like = self.features or [next((g for g in c if g is not None), None) for c in columns]
         return tuple(
             tuple(
@@ -208,8 +260,8 @@ class Passes:
         """The shared parameters, but for those of layers whose gradients need not be formed."""
         shared = self.roles.shared
         # Other ranks' samples are not at hand, and products of sums are no sums of products.
-        known = {} if self.ranks.size > 1 else self.parting.parents
-        layers = find(known, shared, len(self.losses))
+        usable = self.ranks.size == 1 and self.engine.layered is not False
+        layers = find(self.parting.parents if usable else {}, shared, len(self.losses))
         of = {id(p): layer for layer in layers for p in layer.parameters}
         return list(dict.fromkeys(of.get(id(p), p) for p in shared))
 
@@ -231,6 +283,10 @@ class Passes:
     def pull_back(self, items: Sequence[Item]) -> Pulled:
         """Return all objectives' gradients at some layers' outputs, and of some parameters."""
         layers = [item for item in items if isinstance(item, Layer)]
+        if layers and self.engine.layered is None:
+            self.engine.layered = self._bears_out(layers)
+            if not self.engine.layered:
+                items, layers = _parameters(items), []
         parameters = [item for item in items if isinstance(item, Tensor)]
         blocks = self._blocks([*layers, *parameters])
         must_be_whole(p for layer in layers for p in layer.parameters)
@@ -240,6 +296,29 @@ class Passes:
             blocks = list(torch.split(blocks[0], [*sizes, rest], dim=1))
         own = blocks[len(layers) :] or [blocks[0][:, :0]]
         return Pulled(list(zip(layers, blocks, strict=False)), parameters, own)
+
+    def _bears_out(self, layers: Sequence[Layer]) -> bool:
+        """Return whether autograd's gradients of some layers are what they are computed to be.
+
+        A hook on a node of the graph changes them, and cannot be seen. One objective is tried.
+        """
+        cut = self.roles.cut
+        outputs, rows = (cut, self._at_cut) if cut else (self.losses, [])
+        seeds: Row = next((row for row in rows if any(g is not None for g in row)), ())
+        if not seeds:
+            live = next((k for k, loss in enumerate(self.losses) if loss.requires_grad), 0)
+            outputs, seeds = self.losses[live : live + 1], (self._seeds[live],)
+        own = [p for layer in layers for p in layer.parameters]
+        found = grad(outputs, [*(layer.edge for layer in layers), *own], seeds)
+        at_output, truth = found[: len(layers)], iter(found[len(layers) :])
+        for layer, grads in zip(layers, at_output, strict=True):
+            computed = [None] * len(layer.parameters) if grads is None else layer.pull_back(grads)
+            for ours, theirs in zip(computed, truth, strict=False):
+                if ours is None or theirs is None or not theirs.isfinite().all():
+                    continue
+                if (ours - theirs).norm() > _DOUBT * theirs.norm():
+                    return False
+        return True
 
     def _blocks(self, items: Sequence[Item]) -> list[Tensor]:
         """Return all objectives' gradients side by side, in one block or in one (K, n) per item."""
@@ -288,13 +367,13 @@ class Passes:
         self, items: Sequence[Item], ranks: Ranks = ALONE, last: bool = False
     ) -> list[Tensor]:
         like = (*self.roles.shared, self.losses[0])[0].new_zeros(0, dtype=self._dtype)
-        columns = sum(width(item) for item in items)
-        block = self.engine.buffer(len(self.losses), columns, like)
+        sizes = [width(item) for item in items]
+        block = self.engine.buffer(len(self.losses), sum(sizes), like)
         points = [point(item) for item in items]
         for row, values in zip(block, self._rows(points, last), strict=True):
             end = 0
-            for item, value in zip(items, values, strict=True):
-                start, end = end, end + width(item)
+            for size, value in zip(sizes, values, strict=True):
+                start, end = end, end + size
                 if value is None:
                     row[start:end].zero_()
                 else:
@@ -315,10 +394,15 @@ class Passes:
         self._head_grads = []
         live = [k for k, loss in enumerate(self.losses) if loss.requires_grad]
         for k, (loss, seed, head) in enumerate(zip(self.losses, self._seeds, heads, strict=True)):
-            free = last and (self.parting.apart or [k] == live[-1:])
+            own = self.parting.apart and not self.parting.cut  # to the leaves, not to the cut only
+            free = last and (own or [k] == live[-1:])
             values = grad([loss], (*points, *head), [seed], free=free)
             self._head_grads.append(values[split:])
             yield values[:split]
+
+    def rows(self, parameters: Sequence[Tensor]) -> list[Row]:
+        """Return per objective the gradients of some parameters, times the loss scale."""
+        return list(self._rows(parameters, self._frees))
 
     def mixed(self, weights: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """Return the gradient of sum_k w_k L_k by one backward from the cut, or the losses."""
@@ -346,6 +430,11 @@ class Passes:
                 for loss, seed, head in zip(self.losses, self._seeds, self.roles.heads, strict=True)
             ]
         return self._head_grads
+
+
+def _parameters(items: Sequence[Item]) -> list[Item]:
+    """Return the parameters in the place of their layers."""
+    return [p for x in items for p in (x.parameters if isinstance(x, Layer) else (x,))]
 
 
 def _stacked(column: Sequence[Tensor | None]) -> Tensor | None:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mtbench.balancing.distributed import ALONE, Ranks, processes
+from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.engine import Engine, grad, gramian, must_be_whole
 from mtbench.balancing.graph import part
 from mtbench.balancing.jacobian import accumulate, views, width
@@ -95,12 +95,6 @@ class Step(Passes):
             self.latent = next((i for i, f in enumerate(told) if f is latent), -1)
             if self.latent < 0:
                 raise StepError("Step: latent must be one of the features, found another tensor")
-        if ranks is None and processes() > 1:
-            raise StepError(
-                f"Step: {processes()} processes train, and gradients are not averaged: give "
-                "ranks=Group() of mtbench.balancing.distributed, and losses of the whole batch; or "
-                "ranks=ALONE where each process trains by itself"
-            )
         super().__init__(
             checked,
             told or ((latent,) if isinstance(latent, Tensor) else ()),
@@ -111,6 +105,7 @@ class Step(Passes):
             ranks or ALONE,
         )
         self._again, self._validation = again, validation
+        self.speaks_of_ranks = ranks is not None
         self.gramians: dict[Space, Tensor] = {}  # those computed so far
 
     @property
@@ -227,6 +222,8 @@ class Step(Passes):
             grad([loss], [self.z], [seed], create_graph=True)[0]
             for loss, seed in zip(self.losses, self._seeds, strict=True)
         ]
+        if all(value is None for value in found):
+            self.refuse_unread()
         must_be_whole(chain(*self.heads))  # their backward is to be differentiated
         return tuple(
             torch.zeros_like(self.z) if value is None else self._unscaled(value) for value in found
@@ -309,7 +306,7 @@ class Step(Passes):
         scaled = direction if self.loss_scale == 1 else direction * self.loss_scale
         for parameter, value in views(scaled, self.shared):
             if self.reaches(parameter):
-                accumulate(parameter, value)
+                self._write(parameter, value)
         self._assign_heads(head_weights)
 
     def backward(
@@ -336,7 +333,7 @@ class Step(Passes):
             *zip(rest, self.mixed(weights, rest), strict=True),
         ):
             if value is not None and self.reaches(parameter):
-                accumulate(parameter, value)
+                self._write(parameter, value)
         self._assign_heads(head_weights)
 
     def descend(self, objective: Tensor) -> None:
@@ -359,7 +356,7 @@ class Step(Passes):
             )
             for parameter, mine, value in zip(everything, found, sums, strict=True):
                 if mine is not None:
-                    accumulate(parameter, mine if value is None else value)
+                    self._write(parameter, mine if value is None else value)
         # A zero would let an optimizer's momentum move the head of an objective without labels.
         for k in self._perhaps_absent:
             own = [(p, p.grad) for p in self.parting.heads[k] if p.grad is not None]
@@ -376,16 +373,25 @@ class Step(Passes):
         sums = iter(self.ranks.sums(list(chain(*self.head_grads))))
         for k, (head, scale) in enumerate(zip(self.heads, scales, strict=True)):
             own = [(p, value) for p in head if (value := next(sums)) is not None]
-            if k not in self._perhaps_absent or (
-                self._seen[k] != 0 and any(value.any() for _, value in own)
-            ):
+            if not self.says_no_label(k, [value for _, value in own]):
                 for parameter, value in own:
-                    accumulate(parameter, value.mul(scale))
+                    self._write(parameter, value.mul(scale))
+
+    def says_no_label(self, k: int, head_grads: Iterable[Tensor | None]) -> bool:
+        """Return whether a loss is 0, or NaN without a gradient in its head."""
+        if k not in self._perhaps_absent:
+            return False
+        return bool(self._seen[k] == 0) or not any(g.any() for g in head_grads if g is not None)
 
     @cached_property
     def _perhaps_absent(self) -> list[int]:
         """The objectives whose loss is 0, or NaN as it is without labels and where it diverged."""
         return [k for k, value in enumerate(self.host_values.tolist()) if value == 0]
+
+    def _write(self, parameter: Tensor, value: Tensor) -> None:
+        accumulate(parameter, value)
+        if parameter._post_accumulate_grad_hooks:
+            self.engine.hooked[id(parameter)] = parameter
 
     def _need_features(self, what: str) -> None:
         if not self.features:

@@ -5,6 +5,7 @@ import torch
 
 from mtbench.balancing.balancer import Aggregator, Scalarizer, Weighting
 from mtbench.balancing.step import Step
+from mtbench.errors import UsageError
 
 
 class Asked(Weighting):
@@ -85,3 +86,16 @@ def test_scalarizer_without_any_label():
 def test_num_objectives():
     with pytest.raises(ValueError, match="at least 1, found 0"):
         First(0)
+
+
+def test_a_parameter_without_its_name_is_no_seed():
+    with pytest.raises(UsageError, match=r"seed must be an integer, found 0\.4; parameters go by"):
+        First(2, 0.4)
+
+
+def test_a_method_that_defines_backward_is_heard():
+    class Old(Asked):
+        def backward(self, step):
+            return self.weigh(step.gramian(), step.host_values) * 2
+
+    assert Old(3).backward(problem()[2]).tolist() == [2, 0, 4]

@@ -5,6 +5,7 @@ The ranks are this file, started once by torchrun: `_work` trains every case dat
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from mtbench import Engine, Metric, MultitaskModel, Split, Splits, Step, Task
-from mtbench.balancing.distributed import ALONE, Group, Ranks
+from mtbench.balancing.distributed import ALONE, Group, Ranks, differ
 from mtbench.errors import RunError, UsageError
 from mtbench.plugins.method import Method
 from mtbench.training.cell import Request
@@ -357,6 +358,7 @@ def _work(out: Path) -> None:
     found["drift"] = _drift(two, out / "drift" / str(pair))
     found["refusals"] = _refusals(two)
     distributed.barrier()
+    found["differ"] = [differ([float(four.rank)]), differ([1.0, math.nan])]
     for name in (*SHARD, *SHARD_NOT):
         found[f"{name}, sharded"] = _sharded(four, name)
     if two.rank == 0:
@@ -395,6 +397,10 @@ def test_four_ranks_make_the_step_of_one(found: dict[str, Any], name: str):
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_loop_of_your_own_accumulates_global_gradients(found: dict[str, Any], name: str):
     assert found[f"{name}, own loop"] < TOLERANCE
+
+
+def test_processes_on_different_losses_are_told_from_those_on_the_same(found: dict[str, Any]):
+    assert found["differ"] == [True, False]
 
 
 @pytest.mark.parametrize("name", SHARD)

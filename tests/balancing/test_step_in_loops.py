@@ -47,6 +47,7 @@ def test_a_grad_scaler_changes_nothing_but_the_scale(name, engine):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:uw. its own parameters")  # which have no optimizer here
 @pytest.mark.parametrize("name", METHODS)
 def test_float16_with_a_grad_scaler(name):
     """Gradients that float16 cannot hold survive; an overflow skips the step."""

@@ -375,7 +375,13 @@ def test_figures_of_few_and_odd_trials(tmp_path: Path) -> None:
     assert tuning_figures.history(lost, "t", file) is None
     assert tuning_figures.slices(lost, "t", file) is None
     assert tuning_figures.pareto(lost, directions, "t", file) is None
-    mixed = [outcome(1, 0.5, x=1.0, kind="u"), outcome(2, 0.1, x=100.0, kind="v"), *lost]
+    assert tuning_figures.slices([outcome(0, 0.3)], "t", file) is None  # the defaults alone
+    mixed = [
+        outcome(3, 0.6),
+        outcome(1, 0.5, x=1.0, kind="u"),
+        outcome(2, 0.1, x=100.0, kind="v"),
+        *lost,
+    ]
     for made in (
         tuning_figures.history(mixed, "t", tmp_path / "h.png"),
         tuning_figures.slices(mixed, "t", tmp_path / "s.png"),

@@ -51,10 +51,11 @@ def history(outcomes: Sequence[Outcome], title: str, file: Path) -> Path | None:
 
 
 def slices(outcomes: Sequence[Outcome], title: str, file: Path) -> Path | None:
-    """Draw the score over each searched parameter; None if no trial has finished."""
-    finished = [outcome for outcome in outcomes if outcome.status == "finished"]
+    """Draw the score over each searched parameter; None if no trial that drew some has finished."""
+    finished = [o for o in outcomes if o.status == "finished" and o.asked]
     if not finished:
         return None
+    defaults = [o.score for o in outcomes if o.status == "finished" and not o.asked]
     names = sorted({name for outcome in finished for name in outcome.asked})
     columns = min(len(names), 4)
     rows = -(-len(names) // columns)
@@ -71,12 +72,14 @@ def slices(outcomes: Sequence[Outcome], title: str, file: Path) -> Path | None:
         scores = [outcome.score for outcome in asked]
         axes.plot(values, scores, "o", color=DOT, markersize=4, alpha=0.8)
         axes.plot(values[:1], scores[:1], "*", color=LINE, markersize=12)  # outcomes: best first
+        for score in defaults:
+            axes.axhline(score, color=OUT, linestyle="--", linewidth=1)
         axes.set_xlabel(name, fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
         if i % columns == 0:
             axes.set_ylabel("score", fontsize=9)
-    figure.suptitle(f"{title} (star: best)", fontsize=10)
+    figure.suptitle(f"{title} (star: best drawn; dashed: the defaults)", fontsize=10)
     figure.savefig(file, dpi=110)
     return file
 

@@ -1,0 +1,74 @@
+"""Several micro-batches, one balanced step: all that a step needs of each, added up."""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtbench.balancing.distributed import ALONE
+from mtbench.balancing.step import Step
+
+
+class Held:
+    """The losses and gradients of micro-batches, objective by objective, as of one batch.
+
+    Losses add up to the whole batch's, and so do gradients: the Jacobian of a sum is the sum of
+    Jacobians, which its Gramian is not. So K gradients of what is shared are held, for any method.
+    """
+
+    def __init__(self, objectives: int) -> None:
+        self.values: list[Tensor] = [torch.zeros(())] * objectives
+        self.grads: list[dict[int, Tensor]] = [{} for _ in range(objectives)]
+        self.parameters: dict[int, Tensor] = {}
+        self.shared: dict[int, Tensor] = {}
+
+    def add(self, step: Step) -> None:
+        """Take in a micro-batch, whose graph is freed."""
+        common = [*step.roles.shared, *step.roles.rest]
+        if step.told:
+            self.shared |= {id(p): p for p in step.roles.shared}
+        step.release()
+        rows = [list(zip(common, row, strict=True)) for row in step.rows(common)]
+        for k, (row, head, own) in enumerate(zip(rows, step.heads, step.head_grads, strict=True)):
+            value = step.losses[k].detach().nan_to_num(nan=0.0)
+            self.values[k] = self.values[k].to(value) + value
+            if step.says_no_label(k, own):
+                continue
+            for parameter, grad in chain(row, zip(head, own, strict=True)):
+                if grad is not None:
+                    self.parameters[id(parameter)] = parameter
+                    held = self.grads[k].get(id(parameter))
+                    self.grads[k][id(parameter)] = grad if held is None else held + grad
+
+    def step(self, last: Step) -> Step:
+        """Return the step of the whole batch, whose losses are linear at the present parameters."""
+        losses = []
+        for value, grads in zip(self.values, self.grads, strict=True):
+            touched = [self.parameters[key] for key in grads]
+            sums = last.ranks.sums(list(grads.values()))
+            unscaled = [grad / last.loss_scale for grad in sums if grad is not None]
+            losses.append(_Linear.apply(value, unscaled, *touched) if touched else value)  # type: ignore[no-untyped-call]
+        return Step(
+            losses,
+            shared=self.shared.values() if last.told else None,
+            again=last._again,
+            validation=last._validation,
+            engine=last.engine,
+            loss_scale=last.loss_scale,
+            ranks=ALONE,  # they are summed
+        )
+
+
+class _Linear(torch.autograd.Function):
+    """A loss of known value and gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, grads: Sequence[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.grads = grads
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, seed: Tensor) -> Any:
+        return (None, None, *(grad * seed.to(grad.dtype) for grad in ctx.grads))

@@ -1,0 +1,559 @@
+"""`balancer.backward(losses)`: what it takes, refuses in one line, leaves behind."""
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch._functorch.config
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import mtbench
+from mtbench import Engine, Step
+from mtbench.balancing import passes
+from mtbench.balancing.distributed import ALONE
+from mtbench.errors import StepError, UsageError
+from tests.methods import METHODS
+
+
+class Net(nn.Module):
+    """An encoder, K heads, and their losses on one batch."""
+
+    def __init__(self, K: int = 2, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.encoder = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh())
+            self.heads = nn.ModuleList(nn.Linear(6, 1) for _ in range(K))
+            self.x = torch.randn(12, 4).to(dtype)
+        self.to(dtype)
+
+    def z(self, samples: slice = slice(None)) -> Tensor:
+        z: Tensor = self.encoder(self.x[samples])
+        return z
+
+    def of(self, z: Tensor, count: int = 12) -> list[Tensor]:
+        return [(head(z) - k).square().sum() / count for k, head in enumerate(self.heads)]
+
+    def losses(self, samples: slice = slice(None)) -> list[Tensor]:
+        return self.of(self.z(samples))
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        z = self.encoder(x)
+        return self.of(z), z
+
+
+def grads(module: nn.Module) -> list[Tensor | None]:
+    found = [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    return found
+
+
+def same(found: Sequence[Tensor | None], expected: Sequence[Tensor | None]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def made(net: Net, name: str = "cagrad", **said: Any) -> list[Tensor | None]:
+    """The gradients that a new balancer makes of a new forward pass."""
+    mtbench.balancer(name, num_objectives=len(net.heads)).backward(net.losses(), **said)
+    return grads(net)
+
+
+# --- what it takes
+
+
+def test_a_balancer_by_name() -> None:
+    balancer = mtbench.balancer("damped+cagrad", num_objectives=3, seed=4, **{"cagrad.c": 0.1})
+    assert balancer.base.c == 0.1
+    with pytest.raises(UsageError, match="did you mean 'cagrad'"):
+        mtbench.balancer("cagard", num_objectives=2)
+    with pytest.raises(TypeError, match="positional"):
+        mtbench.balancer("cagrad", 2, 0.4)  # type: ignore[misc]
+
+
+def test_names_in_names_out() -> None:
+    net, balancer = Net(), mtbench.balancer("mgda", num_objectives=2)
+    by_order = balancer.backward(net.losses())
+    first, second = net.losses()
+    by_name = balancer.backward({"mask": first, "grade": second})
+    assert list(by_name) == ["mask", "grade"]
+    assert torch.stack(list(by_name.values())).equal(by_order)
+    turned = balancer.backward(dict(reversed(list(zip(by_name, net.losses(), strict=True)))))
+    assert turned == by_name  # a name's weight does not depend on the order
+    with pytest.raises(StepError, match="balances mask, grade, found losses named mask, size"):
+        balancer.backward({"mask": first, "size": second})
+    assert (
+        mtbench.balancer("graddrop", num_objectives=2).backward(
+            dict(zip("ab", net.losses(), strict=True))
+        )
+        is None
+    )  # it has no weights
+
+
+@pytest.mark.parametrize("name", ["ew", "mgda", "graddrop"])
+def test_a_new_gradient_scaler(name: str) -> None:
+    net, scaler = Net(dtype=torch.float32), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    balancer = mtbench.balancer(name, num_objectives=2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    plain = made(net, name)
+    balancer.backward(net.losses(), loss_scale=scaler)
+    scaler.unscale_(optimizer)
+    for p, expected in zip(net.parameters(), plain, strict=True):
+        torch.testing.assert_close(p.grad, expected)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+def test_latent_space_is_where_z_is() -> None:
+    net = Net()
+    for name in ("rlar", "mgda", "rotograd"):
+        found = []
+        for features in (False, True):
+            options = {"space": "features"} if name == "mgda" else {}
+            balancer = mtbench.balancer(name, num_objectives=2, **options)
+            z = net.z()
+            losses = net.of(z)
+            balancer.backward(losses, **({"features": z} if features else {"latent": z}))
+            found.append(grads(net))
+        same(*found)
+
+
+def test_latent_space_within_the_encoder() -> None:
+    """z need not be where the losses part."""
+    net = Net()
+    z = net.encoder[:2](net.x)
+    losses = net.of(net.encoder[2:](z))
+    found = Step(losses, latent=z).feature_grads()
+    for row, loss in zip(found, losses, strict=True):
+        torch.testing.assert_close(row[0], torch.autograd.grad(loss, z, retain_graph=True)[0])
+
+
+def test_the_forward_pass_again_is_its_losses() -> None:
+    net = Net()
+    same(
+        made(net, "samo+cagrad", again=net.losses),
+        made(net, "samo+cagrad", again=lambda: Step(net.losses())),
+    )
+
+
+# --- what is told to Step
+
+
+@pytest.mark.parametrize("name", ["mgda", "trimmed_mean", "config"])
+@pytest.mark.parametrize(
+    "told",
+    [
+        lambda z, h: [z],
+        lambda z, h: [z, z],  # repeated
+        lambda z, h: [h, z],  # one computed from the other
+        lambda z, h: [h],  # not what the heads get
+        lambda z, h: [z, z.clone()],  # one that nobody reads
+    ],
+)
+def test_features_do_not_change_what_is_right(
+    name: str, told: Callable[[Tensor, Tensor], list[Tensor]]
+) -> None:
+    net = Net()
+    expected = made(net, name)
+    h = net.encoder[:2](net.x)
+    z = net.encoder[2:](h)
+    told_step = Step(net.of(z), features=told(z, h), shared=net.encoder.parameters())
+    mtbench.balancer(name, num_objectives=2).backward(told_step)
+    same(grads(net), expected)
+
+
+@pytest.mark.parametrize("name", ["mgda", "rlar"])
+@pytest.mark.parametrize(
+    "away", [Tensor.detach, Tensor.clone, lambda z: z.detach().requires_grad_()]
+)
+def test_features_that_no_loss_reads_are_refused(
+    name: str, away: Callable[[Tensor], Tensor]
+) -> None:
+    net = Net()
+    z = net.z()
+    balancer = mtbench.balancer(name, num_objectives=2)
+    with pytest.raises(StepError, match=r"no loss (reads|was computed from)"):
+        balancer.backward(Step(net.of(z), features=away(z)))
+    with pytest.raises(StepError, match=r"no loss (reads|was computed from)"):
+        balancer.backward(Step(net.of(z), features=away(z), shared=net.encoder.parameters()))
+
+
+@pytest.mark.parametrize("how", [lambda z, h: [z, z], lambda z, h: [h, z]])
+def test_latent_space_does_not_count_twice(how: Callable[..., list[Tensor]]) -> None:
+    net = Net()
+    h = net.encoder[:2](net.x)
+    z = net.encoder[2:](h)
+    step = Step(net.of(z), features=how(z, h))
+    with pytest.raises(StepError, match="would count twice: hand over each once"):
+        step.gramian("features")
+
+
+@pytest.mark.parametrize("name", ["ew", "mgda", "uw", "graddrop"])
+def test_what_is_refused(name: str) -> None:
+    net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
+    a, b = net.losses()
+    for losses, message in [
+        ([a], rf"{name} balances 2 objectives, found 1 losses: construct it with num_objectives=1"),
+        ([a, b, b], "found 3 losses"),
+        ([a, 1.0], r"losses\[1\] must be a scalar tensor or None, found a float"),
+        ([a, torch.ones(3)], r"losses\[1\] must be a scalar, found shape \(3,\)"),
+    ]:
+        with pytest.raises(StepError, match=message):
+            balancer.backward(losses)
+    with torch.no_grad(), pytest.raises(StepError, match=r"under torch\.no_grad"):
+        balancer.backward(net.losses())
+    with pytest.raises(StepError, match=r"must be parameters, found a Sequential: give \.param"):
+        balancer.backward([a, b], shared=net.encoder)
+    with pytest.raises(StepError, match=r"shared\[0\] must be a parameter, found a tensor"):
+        balancer.backward([a, b], shared=[net.z()])
+    assert all(g is None for g in grads(net))
+
+
+@pytest.mark.parametrize("name", ["mgda", "graddrop"])
+def test_shared_parameters_that_no_loss_reaches_are_refused(name: str) -> None:
+    net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
+    with pytest.raises(StepError, match="no loss reaches any of the 4 shared parameters"):
+        balancer.backward(net.losses(), shared=Net().encoder.parameters())
+
+
+def test_reentrant_checkpoints_are_refused() -> None:
+    net = Net()
+    net.x.requires_grad_()
+
+    def losses() -> list[Tensor]:
+        return net.of(checkpoint(net.encoder, net.x, use_reentrant=True))
+
+    made_by_sum = Net()
+    mtbench.balancer("ew", num_objectives=2).backward(made_by_sum.losses())
+    mtbench.balancer("ew", num_objectives=2).backward(losses())  # one backward needs no parameters
+    same(grads(net), grads(made_by_sum))
+    with pytest.raises(StepError, match="use_reentrant=False"):
+        mtbench.balancer("mgda", num_objectives=2).backward(losses())
+
+
+def test_several_processes_have_to_be_spoken_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Net()
+    expected = made(net)
+    monkeypatch.setattr("mtbench.balancing.balancer.differ", lambda losses: len(losses) == 2)
+    with pytest.raises(StepError, match=r"losses differ between .*: give ranks=Group\(\)"):
+        made(net)
+    same(made(net, ranks=ALONE), expected)
+
+
+@pytest.mark.parametrize("mark", ["ds_id", "_hp_mapping", "_is_flat_param"])
+def test_parameters_that_others_hold_are_refused(mark: str) -> None:
+    net = Net()
+    setattr(net.encoder[0].weight, mark, 1)
+    with pytest.raises(StepError, match="held by FSDP or DeepSpeed"):
+        made(net)
+
+
+def test_a_direction_says_nothing_of_what_is_left_out() -> None:
+    net = Net()
+    with pytest.raises(StepError, match="shared= leaves out 2 parameters that several losses"):
+        made(net, "graddrop", shared=net.encoder[2].parameters())
+
+
+# --- what is right
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("space", ["shared", "features"])
+def test_a_part_of_the_encoder(parts: int, space: str) -> None:
+    """Weights are found there; all that is shared gets the weighted sum's gradient."""
+    net = Net(3)
+    part = list(net.encoder[2].parameters())
+    losses = net.losses()
+    rows = [torch.cat([g.flatten() for g in torch.autograd.grad(x, part, retain_graph=True)])
+            for x in losses]  # fmt: skip
+    J = torch.stack(rows)
+    balanced = Step(losses, shared=part, engine=Engine(batched=False, parts=parts))
+    torch.testing.assert_close(balanced.gramian(), J @ J.T)
+    weights = torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64)
+    balanced.backward(weights, space)  # type: ignore[arg-type]
+    total = sum(w * x for w, x in zip(weights, net.losses(), strict=True))
+    expected = torch.autograd.grad(total, list(net.encoder.parameters()))
+    for p, g in zip(net.encoder.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, g)
+    for head, loss in zip(net.heads, net.losses(), strict=True):
+        torch.testing.assert_close(head.weight.grad, torch.autograd.grad(loss, head.weight)[0])
+
+
+@pytest.mark.filterwarnings("ignore")  # dynamo's own
+@pytest.mark.parametrize("name", ["ew", "mgda", "config", "uw"])
+def test_heads_that_are_compiled_with_the_encoder(name: str) -> None:
+    """For autograd the whole model is one node: who has no gradient tells whose a head is."""
+    net = Net(3)
+    expected = made(net, name)
+    with torch._functorch.config.patch(donated_buffer=False):
+        compiled = torch.compile(net, backend="aot_eager")
+        balancer = mtbench.balancer(name, num_objectives=3)
+        for absent in (False, True):
+            losses, z = compiled(net.x)
+            if absent:  # heads are known by now
+                losses[1] = None
+                rest = mtbench.balancer(name, num_objectives=3)
+                plain: list[Tensor | None] = [*net.losses()]
+                plain[1] = None
+                rest.backward(plain)
+                expected = grads(net)
+            balancer.backward(losses)
+            found = grads(net)
+            zeros = [g if g is None or g.any() else None for g in found]
+            same(zeros if absent else found, expected)
+        losses, z = compiled(net.x)
+        with pytest.raises(StepError, match="no loss"):
+            mtbench.balancer("rlar", num_objectives=3).backward(losses, latent=z)
+
+
+@pytest.mark.parametrize("kind", ["pre", "post"])
+def test_a_hook_on_a_layers_node(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mtbench.balancing import layers
+
+    monkeypatch.setattr(layers, "_FEWEST", 0)
+    monkeypatch.setattr(layers.Layer, "pays", lambda self, objectives: True)
+    layer, heads = nn.Linear(6, 5), [nn.Linear(5, 1) for _ in range(2)]
+
+    def losses() -> list[Tensor]:
+        y = layer(torch.ones(3, 6))
+        if kind == "post":
+            y.grad_fn.register_hook(lambda g, _: tuple(None if v is None else 3 * v for v in g))
+        else:
+            y.grad_fn.register_prehook(lambda g: tuple(3 * v for v in g))
+        return [head(torch.tanh(y)).square().mean() for head in heads]
+
+    own = list(layer.parameters())
+    J = torch.stack([
+        torch.cat([g.flatten() for g in torch.autograd.grad(x, own, retain_graph=True)])
+        for x in losses()
+    ])  # fmt: skip
+    weights = mtbench.balancer("mgda", num_objectives=2).backward(losses())
+    found = torch.cat([p.grad.flatten() for p in layer.parameters()])
+    torch.testing.assert_close(found, mtbench.combine("mgda", J))
+    torch.testing.assert_close(found, weights.float() @ J)
+
+
+def test_a_batch_for_each_objective_costs_one_backward_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net, calls = Net(5), []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return grad(*args, **kwargs)
+
+    grad = passes.grad
+    monkeypatch.setattr(passes, "grad", counted)
+    losses = [net.losses(slice(k, k + 4))[k] for k in range(5)]
+    mtbench.balancer("mgda", num_objectives=5).backward(losses)
+    assert len(calls) == 5
+
+
+class Kept(torch.autograd.Function):
+    """The identity; what it saves tells whether the graph is there."""
+
+    saved: "weakref.ref[Tensor]"
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        saved = torch.ones(3)
+        Kept.saved = weakref.ref(saved)
+        ctx.save_for_backward(saved)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (_,) = ctx.saved_tensors
+        return g
+
+
+@pytest.mark.parametrize("name", ["ew", "mgda", "cagrad", "graddrop", "imtl_g"])
+@pytest.mark.parametrize("where", ["shared", "whole"])
+def test_the_graph_is_freed(name: str, where: str) -> None:
+    net = Net()
+    z = net.encoder[2:](Kept.apply(net.encoder[:2](net.x)))
+    losses = net.of(z)
+    if where == "whole":
+        losses[0] = losses[0] + sum(p.square().sum() for p in net.encoder.parameters())
+    mtbench.balancer(name, num_objectives=2).backward(losses)
+    gc.collect()
+    assert Kept.saved() is None
+    assert losses[0].grad_fn is not None
+
+
+@pytest.mark.parametrize("name", ["ew", "mgda", "graddrop", "samo+ew"])
+def test_hooks_after_accumulation_run_once(name: str) -> None:
+    net, seen = Net(), []
+    for p in net.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: seen.append((id(p), p.grad.clone())))
+    net_again = {"again": net.losses}
+    mtbench.balancer(name, num_objectives=2).backward(net.losses(), **net_again)
+    assert sorted(i for i, _ in seen) == sorted(id(p) for p in net.parameters())
+    for p in net.parameters():
+        torch.testing.assert_close(dict(seen)[id(p)], p.grad)
+
+
+def test_what_no_loss_reaches_keeps_no_gradient() -> None:
+    net, idle = Net(), nn.Parameter(torch.ones(2))
+    for name in ("mgda", "graddrop"):
+        made(net, name, shared=[*net.encoder.parameters(), idle])
+        assert idle.grad is None
+
+
+def test_channels_last_gradients_stay_so() -> None:
+    encoder = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    heads = [nn.Linear(4, 1) for _ in range(2)]
+    for name in ("mgda", "graddrop"):
+        z = encoder(torch.ones(2, 3, 5, 5)).mean((2, 3))
+        losses = [head(z).square().mean() for head in heads]
+        mtbench.balancer(name, num_objectives=2).backward(losses)
+        assert encoder.weight.grad.stride() == encoder.weight.stride()
+        encoder.zero_grad()
+
+
+def test_what_is_shared_is_remembered_while_labels_are_missing() -> None:
+    net = Net()
+    balancer = mtbench.balancer("nash_mtl", num_objectives=2, max_norm=0.0)
+    balancer.backward(net.losses())
+    net.zero_grad()
+    weights = balancer.backward([net.losses()[0], None])
+    assert weights[0] != 1
+    (plain,) = torch.autograd.grad(net.losses()[0], net.encoder[0].weight)
+    (own,) = torch.autograd.grad(net.losses()[0], net.heads[0].weight)
+    torch.testing.assert_close(net.encoder[0].weight.grad, weights[0] * plain)
+    torch.testing.assert_close(net.heads[0].weight.grad, own)  # a head still
+    assert net.heads[1].weight.grad is None
+
+
+@pytest.mark.parametrize("name", ["ew", "uw", "mgda", "graddrop"])
+@pytest.mark.parametrize("how", ["none", "zero", "nan"])
+def test_the_head_of_an_objective_without_labels_does_not_move(name: str, how: str) -> None:
+    net = Net()
+    balancer = mtbench.balancer(name, num_objectives=2)
+    parameters = [*net.parameters(), *balancer.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=0.1)
+    for at in range(4):
+        losses: list[Tensor | None] = [*net.losses()]
+        if at == 2:
+            before = copy.deepcopy(net.heads[1].state_dict())
+            output = net.heads[1](net.z())
+            absent = {"none": None, "zero": output.sum() * 0, "nan": output[:0].mean()}
+            losses[1] = absent[how]
+        optimizer.zero_grad()
+        balancer.backward(losses)
+        optimizer.step()
+        if at == 2:
+            assert all(v.equal(before[k]) for k, v in net.heads[1].state_dict().items())
+    assert all(p.isfinite().all() for p in parameters)
+
+
+def test_a_copy_of_a_balancer_starts_afresh() -> None:
+    net, balancer = Net(), mtbench.balancer("mgda", num_objectives=2)
+    balancer.backward(net.losses())
+    twin = copy.deepcopy(balancer)
+    assert not twin.engine._buffer.numel()
+    assert not twin.engine.remember(())
+    net.zero_grad()
+    twin.backward(net.losses())
+
+
+# --- micro-batches
+
+
+@pytest.mark.parametrize("name", [m for m in METHODS if m != "stl"])
+def test_micro_batches_are_the_whole_batch(name: str) -> None:
+    found = []
+    for pieces in ([slice(0, 12)], [slice(0, 4), slice(4, 7), slice(7, 12)]):
+        net = Net(3)
+        balancer = mtbench.balancer(name, num_objectives=3)
+        if balancer.needs_features:
+            with pytest.raises(StepError, match="those of several micro-batches"):
+                balancer.accumulate(net.losses())
+            return
+        parameters = [*net.parameters(), *balancer.parameters()]
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            *first, last = pieces
+            for piece in first:
+                balancer.accumulate(net.losses(piece), again=net.losses)
+            balancer.backward(net.losses(last), again=net.losses)
+            optimizer.step()
+            balancer.after_step(net.losses)
+        found.append([p.detach() for p in parameters])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+def test_micro_batches_without_labels_and_by_name() -> None:
+    net = Net()
+    first, last = net.losses(slice(0, 6)), net.losses(slice(6, 12))
+    balancer = mtbench.balancer("mgda", num_objectives=2)
+    balancer.accumulate({"a": first[0], "b": None})
+    assert set(balancer.backward({"a": last[0], "b": last[1]})) == {"a", "b"}
+    found = grads(net)
+    whole = [net.losses()[0], net.losses(slice(6, 12))[1]]
+    mtbench.balancer("mgda", num_objectives=2).backward(whole)
+    same(found, grads(net))
+
+
+@pytest.mark.parametrize("name", ["rlar", "mgda"])
+def test_micro_batches_have_no_common_latent_space(name: str) -> None:
+    net, options = Net(), {} if name == "rlar" else {"space": "features"}
+    z = net.z()
+    balancer = mtbench.balancer(name, num_objectives=2, **options)
+    with pytest.raises(StepError, match="those of several micro-batches"):
+        balancer.accumulate(net.of(z), latent=z)
+
+
+# --- what a loop forgets
+
+
+def loop(balancer: mtbench.Balancer, steps: int, net: Net, *extra: Tensor) -> Iterator[None]:
+    optimizer = torch.optim.SGD([*net.parameters(), *extra], lr=0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        balancer.backward(net.losses())
+        optimizer.step()
+        yield
+
+
+def test_parameters_that_never_move() -> None:
+    net, balancer = Net(), mtbench.balancer("uw", num_objectives=2)
+    with pytest.warns(UserWarning, match="uw: its own parameters have not moved") as told:
+        list(loop(balancer, 30, net))
+    assert len(told) == 1
+    balancer = mtbench.balancer("uw", num_objectives=2)
+    list(loop(balancer, 30, net, *balancer.parameters()))
+
+
+@pytest.mark.parametrize("name", ["famo", "norm_matched+famo"])
+def test_after_step_forgotten(name: str) -> None:
+    net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
+    with pytest.warns(UserWarning, match=r"after_step was not called in 10 steps") as told:
+        list(loop(balancer, 30, net))
+    assert len(told) == 1
+    for _ in loop(mtbench.balancer(name, num_objectives=2), 9, net):
+        pass
+    balancer = mtbench.balancer(name, num_objectives=2)
+    for _ in loop(balancer, 30, net):
+        balancer.after_step(net.losses)
+
+
+def test_after_epoch_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtbench.balancing.balancer._EPOCH", 20)
+    net, balancer = Net(), mtbench.balancer("dwa", num_objectives=2)
+    with pytest.warns(UserWarning, match="after_epoch was not called in 20 steps") as told:
+        list(loop(balancer, 30, net))
+    assert len(told) == 1
+    balancer = mtbench.balancer("dwa", num_objectives=2)
+    for _ in loop(balancer, 30, net):
+        balancer.after_epoch()
+    list(loop(mtbench.balancer("mgda", num_objectives=2), 30, net))
