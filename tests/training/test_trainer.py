@@ -1,4 +1,5 @@
 import json
+import logging
 import math
 import shutil
 import signal
@@ -383,14 +384,22 @@ def test_a_changed_method_is_a_new_cell(tiny: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_models_of_an_older_package_are_read_and_those_of_a_changed_file_are_not(
-    tiny: Path, tmp_path: Path
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as without pytest
     run, _ = train(tiny, tmp_path, epochs="1")
     spec = run.spec()
     first = {"tiny": spec.plugins["tiny"]}  # what the first specs had
-    for plugins in (first, first | {"ew": "another"}):
+    for plugins, said in ((spec.plugins, False), (first, False), (first | {"ew": "another"}, True)):
         _, method = reload(spec.model_copy(update={"plugins": plugins}), run.path, [tiny])
         assert method.name == "ew"
+        line = f"warning: {run.path}: was made with other code of 'ew' than is installed; "
+        err = capsys.readouterr().err
+        assert err.startswith(line) if said else not err
+        assert err.count("\n") == said
     with pytest.raises(UsageError, match="another version of 'tiny'"):
         reload(spec.model_copy(update={"plugins": {"tiny": "another"}}), run.path, [tiny])
 
