@@ -105,7 +105,7 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
     for option in sorted(_options(annotation), key=lambda option: option is not type(None)):
         try:
             return _read(value, option)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             continue
     raise UsageError(f"{where} must be {describe(annotation)}, found {value!r}")
 

@@ -40,6 +40,8 @@ def test_text_becomes_a_value(text: Any, annotation: Any, value: Any) -> None:
     ("text", "annotation"),
     [
         ("2.5", int),
+        ("inf", int),
+        ("1e999", int),
         ("x", float),
         ("maybe", bool),
         ("c", Literal["a", "b"]),
