@@ -72,6 +72,10 @@ class Request:
         """
         task_entry = find("task", task, plugins)
         found = [Method.find(name, plugins) for name in dict.fromkeys(methods)]
+        if any(task in name.split("+") for name in methods):  # a spec has one digest for a name
+            raise UsageError(
+                f"the task and a method are both called {task!r}: rename one of their files"
+            )
         task_class = task_entry.load(Task)
         share = overrides.route(
             given,

@@ -541,12 +541,22 @@ def test_a_new_package_installs_and_is_found(mtbench: Mtbench, tmp_path: Path, k
         ("_hidden", "underscore"),
         ("2fast", "digit"),
         ("ew", "exists already"),
+        ("lambda", "a word of Python's"),
+        ("none", "a word of Python's"),
+        ("weighting", "would hide 'Weighting'"),
+        ("torch", "would hide 'torch'"),
     ],
 )
 def test_a_new_method_with_a_bad_name(
     mtbench: Mtbench, tmp_path: Path, name: str, said: str
 ) -> None:
     refused(mtbench("new", "method", name, "--folder", tmp_path), repr(name), said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_new_package_of_an_installed_name(mtbench: Mtbench, tmp_path: Path) -> None:
+    answer = mtbench("new", "task", "baselines", "--package", "--folder", tmp_path)
+    refused(answer, "a package mtbench_baselines is installed already")
     assert not list(tmp_path.iterdir())
 
 

@@ -7,6 +7,7 @@ from mtbench.errors import UsageError
 from mtbench.plugins.overrides import parse, route
 from mtbench.plugins.params import convert, declared, documented, resolve
 from mtbench.training.task import Recipe
+from mtbench_baselines.ew import EqualWeights
 
 
 class Thing:
@@ -180,3 +181,5 @@ def test_a_parameter_is_explained_once() -> None:
     assert "width: of all" not in text
     assert "each one" not in text
     assert documented(Sized) == inspect.getdoc(Sized)
+    assert documented(Inherits) == f"Another one.\n\n{text}"  # whose parameters are its own
+    assert documented(EqualWeights) == inspect.getdoc(EqualWeights)  # a base without any
