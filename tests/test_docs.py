@@ -77,7 +77,8 @@ def test_the_code_of_the_guides_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     known = {
         "torch": torch, "mtbench": mtbench, "encoder": encoder, "grade": grade, "size": size,
         "model": torch.nn.ModuleList([encoder, grade, size]), "images": images, "batch": images,
-        "loader": [images, images], "scaler": torch.amp.GradScaler("cpu"),
+        "loader": [images, images], "parts": [images, images],
+        "scaler": torch.amp.GradScaler("cpu"),
         "grade_loss": lambda out: out.square().mean(), "size_loss": lambda out: out.exp().mean(),
         "compute_losses": lambda model, batch: [
             model[1](model[0](batch)).square().mean(), model[2](model[0](batch)).exp().mean()

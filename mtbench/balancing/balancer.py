@@ -5,10 +5,8 @@ A method picks the narrowest signature that it needs: losses (`Scalarizer`), the
 """
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -28,6 +26,7 @@ from mtbench.balancing.accumulation import Held
 from mtbench.balancing.distributed import Ranks, differ
 from mtbench.balancing.engine import Engine, largest
 from mtbench.balancing.step import Again, Space, Step
+from mtbench.balancing.watch import HOOKS, Watch, noted
 from mtbench.errors import StepError, UsageError
 
 if TYPE_CHECKING:
@@ -68,24 +67,6 @@ class Judged(NamedTuple):
     objective: int
     higher_is_better: bool
     primary: bool
-
-
-_PATIENCE = 10
-"""Steps after which what was not done is taken for forgotten."""
-
-_EPOCH = 1000
-"""Steps after which an epoch should have ended."""
-
-
-def _noted(hook: Callable[..., None]) -> Callable[..., None]:
-    """Return a hook that notes that it was called."""
-
-    @wraps(hook)
-    def noted(self: "Balancer", *args: Any) -> None:
-        self._heard.add(hook.__name__)
-        hook(self, *args)
-
-    return noted
 
 
 class Balancer(nn.Module, ABC):
@@ -140,9 +121,7 @@ class Balancer(nn.Module, ABC):
         self.engine = Engine(batched=False)
         self._names: tuple[str, ...] = ()
         self._held: Held | None = None
-        self._calls = 0
-        self._at_first: list[Tensor] = []
-        self._heard: set[str] = set()
+        self.watch = Watch()
         self.generator = torch.Generator().manual_seed(seed)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -150,9 +129,9 @@ class Balancer(nn.Module, ABC):
         if "backward" in vars(cls):  # what `balance` was called before there was the one call
             cls.balance = vars(cls)["backward"]  # type: ignore[method-assign]
             del cls.backward
-        for hook in ("after_step", "after_epoch"):
+        for hook in HOOKS:
             if hook in vars(cls):
-                setattr(cls, hook, _noted(vars(cls)[hook]))
+                setattr(cls, hook, noted(vars(cls)[hook]))
 
     @overload
     def backward(
@@ -184,7 +163,14 @@ class Balancer(nn.Module, ABC):
             StepError: losses that are not K scalars, or that the graph does not bear out.
         """
         step, names = self._step(losses, said)
-        self._watch(step)
+        if not self.watch.calls and not step.speaks_of_ranks and differ(step.host_values.tolist()):
+            raise StepError(
+                "losses differ between the processes that torch.distributed joins, and their "
+                "gradients would not be averaged: give ranks=Group() of "
+                "mtbench.balancing.distributed, with losses of the whole batch and no "
+                "DistributedDataParallel; or ranks=ALONE if each process trains by itself"
+            )
+        self.watch.look(self._called, self.parameters(), self._hooks(), step.transient)
         if self._held is not None:
             self._held.add(step)
             step, self._held = self._held.step(step), None
@@ -261,50 +247,9 @@ class Balancer(nn.Module, ABC):
                 "heads get"
             )
 
-    def _watch(self, step: Step) -> None:
-        """Warn once of each thing that a loop has to do for this method, and does not.
-
-        Raises:
-            StepError: processes train on different losses, and the step does not know.
-        """
-        self._calls += 1
-        if self._calls == 1:
-            if not step.speaks_of_ranks and differ(step.host_values.tolist()):
-                raise StepError(
-                    "losses differ between the processes that torch.distributed joins, and their "
-                    "gradients would not be averaged: give ranks=Group() of "
-                    "mtbench.balancing.distributed, with losses of the whole batch and no "
-                    "DistributedDataParallel; or ranks=ALONE if each process trains by itself"
-                )
-            self._at_first = [p.detach().clone() for p in self.parameters()]
-        elif self._calls == _PATIENCE:
-            pairs = list(zip(self.parameters(), self._at_first, strict=False))
-            if pairs and all(torch.equal(p, q) for p, q in pairs):
-                self._warn(
-                    f"its own parameters have not moved in {_PATIENCE} steps",
-                    "give the optimizer [*model.parameters(), *balancer.parameters()]",
-                )
-            self._at_first = []
-            if self._uses("after_step") and "after_step" not in self._heard:
-                self._warn(
-                    f"after_step was not called in {_PATIENCE} steps",
-                    "after optimizer.step() say balancer.after_step(losses_fn), which repeats the "
-                    "forward pass on the same batch",
-                )
-        elif (
-            self._calls == _EPOCH and self._uses("after_epoch") and "after_epoch" not in self._heard
-        ):
-            self._warn(
-                f"after_epoch was not called in {_EPOCH} steps",
-                "say balancer.after_epoch() at each epoch's end (all is well if yours are longer)",
-            )
-
-    def _warn(self, found: str, remedy: str) -> None:
-        warnings.warn(f"{self._called}: {found}, and the method needs it: {remedy}", stacklevel=4)
-
-    def _uses(self, hook: str) -> bool:
-        """Return whether a hook does anything in this method."""
-        return getattr(type(self), hook) is not getattr(Balancer, hook)
+    def _hooks(self) -> set[str]:
+        """Return the hooks that do anything in this method."""
+        return {name for name in HOOKS if getattr(type(self), name) is not getattr(Balancer, name)}
 
     @property
     def _called(self) -> str:
@@ -502,9 +447,9 @@ class Wrapper(Balancer):
         self.holds_out = max(self.holds_out, base.holds_out)
         self.finds_front = self.finds_front and base.finds_front
 
-    def _uses(self, hook: str) -> bool:
-        own = getattr(type(self), hook) is not getattr(Wrapper, hook)
-        return own or self.base._uses(hook)
+    def _hooks(self) -> set[str]:
+        own = {name for name in HOOKS if getattr(type(self), name) is not getattr(Wrapper, name)}
+        return own | self.base._hooks()
 
     def after_step(self, losses_fn: LossesFn) -> None:
         """Ask the base."""

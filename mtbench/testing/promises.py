@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mtbench.balancing.balancer import Aggregator, Balancer, Scalarizer, Weighting, Wrapper
+from mtbench.balancing.step import Step
 from mtbench.plugins import params
 from mtbench.testing.problem import Make, Problem
 
@@ -81,8 +82,17 @@ def _shares(a: Tensor, b: Tensor) -> bool:
 def _plain(part: Balancer) -> Iterator[tuple[str, Any]]:
     """Yield the attributes that hold data and that torch does not keep."""
     for name, value in vars(part).items():
-        if name not in vars(nn.Module()) and _is_data(value):
+        if name not in _CORES and _is_data(value):
             yield name, copy.deepcopy(value)
+
+
+class _Bare(Scalarizer):
+    def objective(self, step: Step) -> tuple[Tensor, None]:
+        return step.total(), None
+
+
+_CORES = vars(_Bare(1)).keys()
+"""What the base keeps itself: of how it is called, which is no state of the method."""
 
 
 def _is_data(value: Any) -> bool:

@@ -548,7 +548,7 @@ def test_after_step_forgotten(name: str) -> None:
 
 
 def test_after_epoch_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtbench.balancing.balancer._EPOCH", 20)
+    monkeypatch.setattr("mtbench.balancing.watch._EPOCH", 20)
     net, balancer = Net(), mtbench.balancer("dwa", num_objectives=2)
     with pytest.warns(UserWarning, match="after_epoch was not called in 20 steps") as told:
         list(loop(balancer, 30, net))

@@ -130,7 +130,7 @@ def test_bad_words_are_refused(mtbench: Mtbench, tmp_path: Path) -> None:
     refused(mtbench("bench", "sped"), "'sped'", "did you mean 'speed'?")
     refused(mtbench(*line, "--what", "steps"), "--what", "'steps'")
     refused(mtbench(*line, "--model", "mpl"), "--model", "'mpl'")
-    refused(mtbench(*line, "--method", "mgad"), "'mgad'", "did you mean 'mgda'?")
+    refused(mtbench(*line, "--method", "mgdx"), "'mgdx'", "did you mean 'mgda'?")
     refused(mtbench(*line, "--method", "ew+mgda"), "ew wraps no other method")
     refused(mtbench(*line, "--device", "tpu"), "tpu")
     for option in ("objectives", "rounds", "threads", "width", "batch", "columns"):

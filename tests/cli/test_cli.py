@@ -94,7 +94,7 @@ def test_a_run_ends_with_a_table_a_report_and_curves(
     assert [row.split()[1] for row in table] == ["ew", "pcgrad"] or len(table) == 2
     assert all(row.split("│")[2].strip() == "2" for row in table)  # seeds
     report = (tmp_path / "tiny" / "report.md").read_text()
-    assert "| method | seeds | mae_sum ↓ | within ↑ |" in report
+    assert r"| method | seeds | mae\_sum ↓ | within ↑ |" in report
     assert "![curves.png](curves.png)" in report
     with Image.open(tmp_path / "tiny" / "curves.png") as picture:
         assert np.asarray(picture.convert("L")).std() > 5  # something is drawn

@@ -82,12 +82,13 @@ def outcome(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for file in out.rglob("spec.json"):
         result = json.loads((file.parent / "result.json").read_text())
-        for clock in ("cost", "environment"):
+        for clock in ("cost", "environment", "times"):
             del result[clock]
         test = file.with_name("test.json")
         found[str(file.parent.relative_to(out))] = (
             json.dumps(result),
             test.read_bytes() if test.exists() else b"",
+            (file.parent / "suites.json").read_bytes(),
         )
     return found
 

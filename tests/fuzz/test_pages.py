@@ -33,7 +33,8 @@ def pages(folder: Path) -> list[Path]:
         Pil.new("RGB", (9, 9)), NAMES[0], [(n, n) for n in NAMES], [(n, 0.1) for n in NAMES],
         [(n, [reading.Row(n, n, n, 0.1)]) for n in NAMES],
     )  # fmt: skip
-    said = reading.html(reading.Page(NAMES[1], [(n, n) for n in NAMES], list(NAMES), [section]))
+    page = reading.Page(NAMES[1], [(n, n) for n in NAMES], list(NAMES), NAMES[2], [section])
+    said = reading.html(page)
     (folder / "reading.html").write_text(said, encoding="utf-8")
     return [report.write(boards, folder / "site"), folder / "reading.html"]
 

@@ -1,0 +1,79 @@
+"""What a loop has to do for a method beside the one call, and whether it does."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HOOKS = ("after_step", "after_epoch")
+"""What a balancer is told of."""
+
+_PATIENCE = 10
+"""Steps after which what was not done is taken for forgotten."""
+
+_EPOCH = 1000
+"""Steps after which an epoch should have ended."""
+
+
+class Watch:
+    """Counts a balancer's steps, and warns once of each thing that it needs and does not get.
+
+    Attributes:
+        calls: the steps so far.
+        heard: the hooks that were called.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.heard: set[str] = set()
+        self._at_first: list[Tensor] = []
+
+    def look(self, name: str, own: Iterable[Tensor], hooks: set[str], epochs_matter: bool) -> None:
+        """Look at the beginning of a step.
+
+        Args:
+            name: the method's.
+            own: the balancer's own parameters.
+            hooks: those that do anything in this method.
+            epochs_matter: whether to ask for `after_epoch`: not where a trainer sees to it.
+        """
+        self.calls += 1
+        forgotten = hooks - self.heard
+        if self.calls == 1:
+            self._at_first = [p.detach().clone() for p in own]
+        elif self.calls == _PATIENCE:
+            pairs = list(zip(own, self._at_first, strict=False))
+            if pairs and all(torch.equal(p, q) for p, q in pairs):
+                self._warn(
+                    f"{name}: its own parameters have not moved in {_PATIENCE} steps",
+                    "give the optimizer [*model.parameters(), *balancer.parameters()]",
+                )
+            self._at_first = []
+            if "after_step" in forgotten:
+                self._warn(
+                    f"{name}: after_step was not called in {_PATIENCE} steps",
+                    "after optimizer.step() say balancer.after_step(losses_fn), which repeats the "
+                    "forward pass on the same batch",
+                )
+        elif self.calls == _EPOCH and epochs_matter and "after_epoch" in forgotten:
+            self._warn(
+                f"{name}: after_epoch was not called in {_EPOCH} steps",
+                "say balancer.after_epoch() at each epoch's end (all is well if yours are longer)",
+            )
+
+    def _warn(self, found: str, remedy: str) -> None:
+        warnings.warn(f"{found}, and the method needs it: {remedy}", stacklevel=4)
+
+
+def noted(hook: Callable[..., None]) -> Callable[..., None]:
+    """Return a balancer's hook that notes that it was called."""
+
+    @wraps(hook)
+    def with_note(self: Any, *args: Any) -> None:
+        self.watch.heard.add(hook.__name__)
+        hook(self, *args)
+
+    return with_note
