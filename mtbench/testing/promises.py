@@ -273,7 +273,10 @@ class Promises:
         """What `suggest` returns are its parameters, with values that train."""
         suggest = getattr(make, "suggest", None) or type(make(2)).suggest
         known = {name for part in parts(make(2)) for name in params.declared(type(part))}
+        told = optuna.logging.get_verbosity()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # a new study is no news here
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        optuna.logging.set_verbosity(told)
         for _ in range(DRAWS):
             drawn = suggest(study.ask(), 2)
             for key in drawn:

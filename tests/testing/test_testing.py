@@ -264,6 +264,13 @@ class OwnOptimizer(Weighs):
         self.logits = torch.nn.Parameter(torch.zeros(num_objectives))
         self.adam = torch.optim.Adam([self.logits])
 
+    def weights(self, gramian, losses):
+        with torch.enable_grad():
+            (self.logits.softmax(0) * losses).sum().backward()
+        self.adam.step()
+        self.adam.zero_grad()
+        return super().weights(gramian, losses)
+
 
 class Tuned(Weighs):
     def __init__(self, num_objectives: int, seed: int = 0, *, alpha: float = 0.5) -> None:
