@@ -218,8 +218,8 @@ def test_check_gives_a_verdict(mtbench: Mtbench, tmp_path: Path) -> None:
     assert "broken breaks 2 of" in out
     assert out.count("FAIL") == 2
     assert "With K = 1 the encoder's gradient is a positive multiple" in out
-    refused(mtbench("check", "cagard"), "no method or task 'mgad': did you mean 'cagrad'?")
-    refused(mtbench("check", "method", "cagard"), "unknown method 'mgad': did you mean 'cagrad'?")
+    refused(mtbench("check", "cagard"), "no method or task 'cagard': did you mean 'cagrad'?")
+    refused(mtbench("check", "method", "cagard"), "unknown method 'cagard': did you mean 'cagrad'?")
     refused(mtbench("check", "damped"), "damped+METHOD")
 
 
