@@ -50,7 +50,7 @@ _HOMES = {
     "combine": "plugins.method",
     "find": "plugins.registry",
 }
-_MODULES = {"data": "training.data", "solvers": "balancing.solvers"}
+_MODULES = ("data", "seeding", "solvers", "testing")
 __all__ = [  # noqa: RUF022 - the reading order
     "balancer",
     "Step",
@@ -83,7 +83,7 @@ __all__ = [  # noqa: RUF022 - the reading order
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return import_module(f"mtbench.{_MODULES[name]}")
+        return import_module(f"mtbench.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'mtbench' has no attribute {name!r}")
     return getattr(import_module(f"mtbench.{_HOMES[name]}"), name)

@@ -1,5 +1,8 @@
 """``mtbench new``."""
 
+import keyword
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -163,6 +166,17 @@ def _write(kind: "Kind", name: str, folder: Path, package: bool, plugin: str, te
             f"{name!r} is no {kind} name: it becomes a Python module, so letters, digits and "
             "underscores only, not beginning with a digit or underscore"
         )
+    title = "".join(part.capitalize() for part in name.split("_"))
+    imports = " ".join(re.findall(r"^(?:from|import) .*", plugin + test, re.MULTILINE))
+    if keyword.iskeyword(name) or keyword.iskeyword(title):
+        raise UsageError(f"{name!r} is no {kind} name: it is a word of Python's; choose another")
+    if taken := {name, title} & set(re.findall(r"\w+", imports)):
+        raise UsageError(
+            f"{name!r} is no {kind} name: its file would hide {taken.pop()!r}, which it imports; "
+            "choose another"
+        )
+    if package and find_spec(f"mtbench_{name}"):
+        raise UsageError(f"a package mtbench_{name} is installed already; choose another name")
     if name in entries(kind):
         raise UsageError(f"a {kind} {name!r} exists already: {entries(kind)[name].path}")
     place = plugins = tests = folder
@@ -180,7 +194,7 @@ def _write(kind: "Kind", name: str, folder: Path, package: bool, plugin: str, te
             raise PluginError(f"{file}: exists already; choose another name or folder")
     words = {
         "NAME": name,
-        "CLASS": "".join(part.capitalize() for part in name.split("_")),
+        "CLASS": title,
         "DASHED": name.replace("_", "-"),
         "KIND": kind,
     }

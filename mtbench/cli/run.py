@@ -80,8 +80,9 @@ def run(
         ),
     ] = None,
     weights_of: Annotated[
-        WeightsOf, typer.Option(help="Of all its steps, or of the last one.")
-    ] = WeightsOf.mean,
+        WeightsOf | None,
+        typer.Option(help="Of all its steps, which is the default, or of the last one."),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -127,13 +128,16 @@ def run(
     if not method:
         raise UsageError("say which method to run: --method NAME, or --config FILE")
     task, precision = "thyroid" if task is None else task, options.check_precision(precision)
+    if weights_from is None and weights_of is not None:
+        raise UsageError("--weights-of says which of a run's weights: add --weights-from RUN")
     if weights_from is not None:
         if not any("ls" in name.split("+") for name in method):
             raise UsageError("--weights-from gives weights to ls: add --method ls")
         if {"weights", "ls.weights"} & set(given):
             raise UsageError("the weights of ls are given twice: as such, and by --weights-from")
+        kind = weights_of or WeightsOf.mean
         given["ls.weights"] = ",".join(
-            map(repr, frozen_weights(RunDirectory(weights_from), weights_of.value, task))
+            map(repr, frozen_weights(RunDirectory(weights_from), kind.value, task))
         )
     if nproc > 1 and not distributed.started():
         Request.of(task, method, given, plugin or [], known)  # what is wrong is told once

@@ -8,7 +8,6 @@ constructor that ends in ``**name`` hands on to its base's, whose parameters are
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -30,19 +29,26 @@ def declared(callee: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     chain = map(_constructor, _chain(callee)) if isinstance(callee, type) else [callee]
     for function in chain:
         hints = get_type_hints(function)
-        for name, parameter in inspect.signature(function).parameters.items():
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                found.setdefault(name, parameter.replace(annotation=hints.get(name, str)))
+        for parameter in _own(function):
+            hint = hints.get(parameter.name, str)
+            found.setdefault(parameter.name, parameter.replace(annotation=hint))
     return found
 
 
+def _own(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return a function's keyword-only parameters."""
+    known = inspect.signature(function).parameters.values()
+    return [parameter for parameter in known if parameter.kind is parameter.KEYWORD_ONLY]
+
+
 def documented(cls: type) -> str:
-    """Return a class's docstring, followed by those of the bases that it hands parameters on to.
+    """Return a class's docstring, followed by those of the bases that take its parameters.
 
     Of a base's ``Args:`` those are left out that an earlier one explains.
     """
     texts: list[str] = []
-    for owner in [cls, *islice(_chain(cls), 1, None)]:
+    bases = (owner for owner in _chain(cls) if owner is not cls and _own(_constructor(owner)))
+    for owner in (cls, *bases):
         text = inspect.getdoc(owner) or ""
         for name in re.findall(r"^    (\w+): ", "\n".join(texts), re.MULTILINE):
             text = re.sub(rf"^    {name}: .*\n?(        .*\n?)*", "", text, flags=re.MULTILINE)
@@ -105,7 +111,7 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
     for option in sorted(_options(annotation), key=lambda option: option is not type(None)):
         try:
             return _read(value, option)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             continue
     raise UsageError(f"{where} must be {describe(annotation)}, found {value!r}")
 

@@ -28,6 +28,7 @@ from mtbench.plugins.code import PREFIX, module_digest
 
 Kind = Literal["method", "task"]
 Plugin = TypeVar("Plugin")
+_EXTRA = rb"""^EXTRA *= *["']([\w-]+)["'] *(?:#.*)?\r?$"""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Entry:
 
     def extra(self) -> str | None:
         """Return the extra that the plugin says it needs."""
-        said = re.search(rb'^EXTRA = "([\w-]+)"$', self.path.read_bytes(), re.MULTILINE)
+        said = re.search(_EXTRA, self.path.read_bytes(), re.MULTILINE)
         return said[1].decode() if said and self.owner else None
 
     def missing(self) -> list[str]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mtbench.balancing.step import Step
 from mtbench.errors import MtbenchError
-from mtbench.testing.problem import Change, Make, flat, problem
+from mtbench.testing.problem import Change, Make, Problem, flat
 from mtbench.testing.promises import LONG, Promises
 
 
@@ -54,7 +54,7 @@ class BalancerContract(Promises):
 
     def test_one_objective_is_plain_descent(self, make: Make) -> None:
         """With K = 1 the encoder's gradient is a positive multiple of the loss's own."""
-        tried = problem(make(1), torch.float64)
+        tried = Problem(make(1), torch.float64)
         if tried.balancer.needs_again:
             pytest.skip("its gradients are those of other parameters")
         tried.balancer.backward(tried.step())
@@ -66,7 +66,7 @@ class BalancerContract(Promises):
     @pytest.mark.parametrize("scale", SCALES)
     def test_extreme_gradients(self, make: Make, scale: str) -> None:
         """Zero, huge and tiny gradients never give NaN nor an exception, also in later steps."""
-        tried = problem(make(2), change=SCALES[scale])
+        tried = Problem(make(2), change=SCALES[scale])
         for batch in range(3):
             _assert_finite(tried.backward(batch))
             tried.zero_grad()
@@ -76,7 +76,7 @@ class BalancerContract(Promises):
 
     def test_negative_losses(self, make: Make) -> None:
         """Losses below 0 train, or are refused in a line that says so."""
-        tried = problem(make(2), change=lambda _, loss: loss - 10)
+        tried = Problem(make(2), change=lambda _, loss: loss - 10)
         try:
             tried.train(2)
         except (ValueError, MtbenchError):
@@ -111,7 +111,7 @@ class BalancerContract(Promises):
     @pytest.mark.parametrize("missing", [0, 1])
     def test_missing_label_trains_the_other(self, make: Make, missing: int) -> None:
         """Where one objective has no label (its loss is ``sum() * 0``) the other still trains."""
-        tried = problem(make(2), change=lambda k, loss: loss * (k != missing))
+        tried = Problem(make(2), change=lambda k, loss: loss * (k != missing))
         for batch in range(3):
             tried.zero_grad()
             _assert_finite(tried.backward(batch))
@@ -122,7 +122,7 @@ class BalancerContract(Promises):
 
     def test_state_dict_reproduces_the_next_step(self, make: Make) -> None:
         """A fresh object with the state after some steps goes on bit for bit, generator too."""
-        tried = problem(make(3))
+        tried = Problem(make(3))
         tried.train(LONG)
         file = io.BytesIO()
         torch.save(tried.balancer.state_dict(), file)
@@ -143,14 +143,14 @@ class BalancerContract(Promises):
         """Equal seeds give equal training, bit for bit."""
         ends = []
         for _ in range(2):
-            tried = problem(make(3, seed=3))
+            tried = Problem(make(3, seed=3))
             tried.train(4)
             ends.append([p.detach() for p in tried.parameters()])
         assert _same(*ends)
 
     def test_without_features(self, make: Make) -> None:
         """Losses and parameters suffice, or the method says clearly that it needs features."""
-        tried = problem(make(2))
+        tried = Problem(make(2))
         if tried.balancer.needs_features:
             with pytest.raises(ValueError, match="features"):
                 tried.backward(with_features=False)
@@ -160,7 +160,7 @@ class BalancerContract(Promises):
 
     def test_gradients_accumulate(self, make: Make) -> None:
         """Two backwards without zeroing in between give the sum of the two gradients."""
-        apart, together = problem(make(2), torch.float64), problem(make(2), torch.float64)
+        apart, together = Problem(make(2), torch.float64), Problem(make(2), torch.float64)
         sums = [torch.zeros_like(p) for p in apart.parameters()]
         for batch in range(2):
             for total, grad in zip(sums, apart.backward(batch), strict=True):

@@ -51,10 +51,16 @@ class Problem:
 
     Args:
         balancer: the method.
+        dtype: of the model.
         change: maps (k, loss) to the loss that is used; the identity by default.
     """
 
-    def __init__(self, balancer: Balancer, dtype: torch.dtype, change: Change) -> None:
+    def __init__(
+        self,
+        balancer: Balancer,
+        dtype: torch.dtype = torch.float32,
+        change: Change = lambda _, loss: loss,
+    ) -> None:
         self.K, self.balancer = balancer.num_objectives, balancer
         self.dtype, self.change = dtype, change
         with torch.random.fork_rng():
@@ -135,12 +141,3 @@ def flat(module: nn.Module) -> Tensor:
             for p in module.parameters()
         ]
     )
-
-
-def problem(
-    balancer: Balancer,
-    dtype: torch.dtype = torch.float32,
-    change: Change = lambda _, loss: loss,
-) -> Problem:
-    """Return the problem of a method."""
-    return Problem(balancer, dtype, change)

@@ -17,7 +17,7 @@ class Batches:
     """The batches of a training split, each of which depends on seed, epoch and position alone.
 
     So every method gets the same ones, and a cell that was broken off goes on with the next. Of a
-    method that holds samples out they are the same but for these.
+    method that holds samples out they are cut from the same order, without these.
 
     Args:
         split: what is learnt from.
@@ -77,9 +77,8 @@ class Batches:
 def _held_out(split: Split, share: float, seed: int) -> Tensor:
     """Return which samples are held out, (N,), in whole groups, drawn by the seed."""
     count = len(split)
-    held = torch.zeros(count, dtype=torch.bool)
     if share == 0:
-        return held
+        return torch.zeros(count, dtype=torch.bool)
     numbers: dict[Hashable, int] = {}
     if isinstance(split, PerObjectiveSplit):
         raise UsageError(
@@ -90,10 +89,9 @@ def _held_out(split: Split, share: float, seed: int) -> Tensor:
     names: Sequence[Hashable] = range(count) if own is None else own
     groups = torch.tensor([numbers.setdefault(name, len(numbers)) for name in names])
     order = torch.randperm(len(numbers), generator=seeding.generator(seed, "held out"))
-    for group in order[:-1]:
-        if held.sum() >= share * count:
-            break
-        held |= groups == group
+    sizes = torch.bincount(groups)[order]
+    before = sizes.cumsum(0) - sizes
+    held = torch.isin(groups, order[:-1][before[:-1] < share * count])
     if not held.any():
         raise UsageError(
             "this method holds out training samples in whole groups, and all are of one group"

@@ -1,6 +1,7 @@
 """From what a user asks for to cells that can be run."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,10 @@ class Request:
         """
         task_entry = find("task", task, plugins)
         found = [Method.find(name, plugins) for name in dict.fromkeys(methods)]
+        if any(task in name.split("+") for name in methods):  # a spec has one digest for a name
+            raise UsageError(
+                f"the task and a method are both called {task!r}: rename one of their files"
+            )
         task_class = task_entry.load(Task)
         share = overrides.route(
             given,
@@ -148,6 +153,10 @@ def reload(
 ) -> tuple[Task, Method]:
     """Return the task and the method of a spec.
 
+    An installed package may have changed since: its weights fit, or loading them says that they do
+    not. It may also stand where a plugin file of its name was. Either is logged as a warning, which
+    goes to stderr where nobody set up logging.
+
     Args:
         spec: of a cell.
         origin: where it lies, for messages.
@@ -155,17 +164,24 @@ def reload(
         data: where the task's data lies, which a spec does not say.
 
     Raises:
-        UsageError: the plugin files that it was made with are not given, or have changed. An
-            installed package may have changed: its weights fit, or loading them says that they
-            do not.
+        UsageError: the plugin files that it was made with are not given, or have changed.
     """
     task, method = find("task", spec.task, plugins), Method.find(spec.method, plugins)
+    changed = []
     for entry in (task, *method.entries):
-        if entry.module is None and spec.plugins.get(entry.name) != entry.digest():
+        made = spec.plugins.get(entry.name)
+        if entry.module is None and made != entry.digest():
             raise UsageError(
                 f"{origin}: was made with another version of {entry.name!r} than "
                 f"{entry.path}; give the plugin file that it was made with"
             )
+        if made not in (None, entry.digest()):  # the first specs know files alone
+            changed.append(repr(entry.name))
+    if changed:
+        logging.getLogger(__name__).warning(
+            f"warning: {origin}: was made with other code of {', '.join(changed)} than is "
+            "installed; its weights are read all the same, and may give other outputs"
+        )
     task_class = task.load(Task)
     given = spec.task_params if data is None else spec.task_params | {"data": data}
     return task_class(**params.resolve(task_class, given, spec.task)), method

@@ -1,8 +1,4 @@
-"""Ready-made parts of a task: splits, losses where labels are missing, torchmetrics.
-
-They share a convention: a batch holds each objective's labels under the objective's name, and a
-label is missing where it is NaN or, if it is an integer, negative.
-"""
+"""What is public as `mtbench.data`, which says the convention that its parts share."""
 
 import hashlib
 import math
@@ -125,9 +121,14 @@ class PerObjectiveSplit(Split):
             labels.
         rule: ``cycle`` for training: an epoch is a pass over the longest split, and the others
             begin again. ``once`` for validation and test: who has run out has no sample left.
+
+    Raises:
+        DataError: a split has no sample.
     """
 
     def __init__(self, splits: Mapping[str, Split], rule: Literal["cycle", "once"]) -> None:
+        if empty := [name for name, split in splits.items() if not len(split)]:
+            raise DataError(f"every objective needs a sample of its own, {empty[0]!r} has none")
         self._splits, self._rule = splits, rule
 
     def __len__(self) -> int:

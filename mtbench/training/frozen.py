@@ -24,11 +24,14 @@ def frozen_weights(run: RunDirectory, kind: Kind, task: str) -> list[float]:
         task: its name.
 
     Raises:
-        RunError: there are no such steps, or the file does not parse.
+        RunError: the run has not finished or has diverged, or the file does not parse.
         UsageError: the run is of another task, or its method has no weights.
     """
     if (other := run.spec().task) != task:
         raise UsageError(f"--weights-from {run.path}: is of task {other}, wanted {task}")
+    status = (run.result() or {"status": "unfinished"}).get("status")
+    if status != "finished":
+        raise RunError(f"--weights-from {run.path}: is {status}; give a run that finished")
     file = run.path / "steps.csv"
     try:
         with file.open(newline="", encoding="utf-8") as stream:
@@ -36,9 +39,9 @@ def frozen_weights(run: RunDirectory, kind: Kind, task: str) -> list[float]:
         names = [name for name in (rows[0] if rows else ()) if name.startswith("weight_")]
         found = [[float(row[name]) for row in rows] for name in names]
     except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{file}: cannot be read ({error}); give a run that was trained") from error
+        raise RunError(f"{file}: cannot be read ({error}); give a run that finished") from error
     if not found:
-        raise RunError(f"{file}: has no steps yet; give a run that was trained")
+        raise RunError(f"{file}: has no steps; give a run that finished")
     if not all(math.isfinite(w) for weights in found for w in weights):
         raise UsageError(
             f"--weights-from {run.path}: {run.spec().method} has no weights on record, since it "

@@ -44,9 +44,6 @@ class Guard:
         events: where each answer is recorded.
         steps: of the whole run.
 
-    Raises:
-        UsageError: there is no precision to lower.
-
     Attributes:
         before: whether it must be known before the optimizer's step that all is finite.
     """

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from mtbench import seeding
 from mtbench.errors import RunError
+from mtbench.plugins.code import core_digest
 from mtbench.training import numerics
 from mtbench.training.learner import Learner
 from mtbench.training.numbers import Made
 from mtbench.training.optimization import Descent
 from mtbench.training.rundir import Precision, RunDirectory
+from mtbench.training.selection import SELECTION
 
 CHECKPOINT_VERSION = 1
 
@@ -49,6 +51,7 @@ class Progress:
     nonfinite: list[dict[str, Any]] = field(default_factory=list)
     started: float = field(default_factory=time.time)  # in seconds since 1970
     validation_passes: int = 0  # asked by the method beside the steps' own
+    selection: str = SELECTION  # the rule of `best_score`
 
 
 class Record:
@@ -89,7 +92,8 @@ class Record:
         """Take up the checkpoint; return whether there is one.
 
         Raises:
-            RunError: it is broken, or of something else.
+            RunError: it is broken, of something else, or was begun with other code or another
+                selection rule of mtbench. The first checkpoints do not say with which.
         """
         state = self._run.load("checkpoint.pt", self._learner.device)
         if state is None:
@@ -102,6 +106,11 @@ class Record:
                 "to train this cell from its start"
             )
         check_cell(file, state, self._cell)
+        if state.get("code", core_digest()) != core_digest():
+            raise RunError(
+                f"{file}: was begun with other code of mtbench: start anew with --no-resume, or go "
+                "on with the mtbench that wrote it"
+            )
         with fits(self._run, "checkpoint.pt"):
             self._learner.load(state)
             self._descent.load_state_dict(state["optimizer"])
@@ -109,6 +118,11 @@ class Record:
             seeding.set_global_state({k: _cpu(v) for k, v in state["rng"].items()})
             self.step_seconds.extend(state["step_seconds"])
             self.rows = state["rows"]
+        if self.at.selection != SELECTION:
+            raise RunError(
+                f"{file}: selects epochs by the rule {self.at.selection!r}, and this mtbench by "
+                f"{SELECTION!r}: start anew with --no-resume"
+            )
         self._learner.precision = self.at.precision
         self._learner.engine.batched = self.at.batched
         if self.at.history and not file.with_name("best.pt").exists():
@@ -131,6 +145,7 @@ class Record:
             {
                 "version": CHECKPOINT_VERSION,
                 "cell": self._cell,
+                "code": core_digest(),
                 **self._learner.state(),
                 "optimizer": self._descent.state_dict(),
                 "progress": vars(self.at),
@@ -196,6 +211,7 @@ class Record:
         check_cell(self._run.path / "best.pt", best, self._cell)
         with fits(self._run, "best.pt"):
             self._learner.load(best)
+            self._learner.precision = best["precision"]
             record: dict[str, Any] = self.at.history[best["epoch"]]
         return record
 

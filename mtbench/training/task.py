@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -81,6 +81,11 @@ class Recipe:
     nonfinite: Literal["stop", "skip", "fp32"] = "stop"
 
     def __post_init__(self) -> None:
+        for own in fields(self):
+            choices, value = get_args(own.type), getattr(self, own.name)
+            if get_origin(own.type) is Literal and value not in choices:
+                known = " or ".join(map(repr, choices))
+                raise UsageError(f"{own.name} must be {known}, found {value!r}")
         for name, least in (("epochs", 1), ("batch_size", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, found {getattr(self, name)}")
@@ -95,8 +100,8 @@ class Recipe:
     def record(self) -> dict[str, Any]:
         """Return what a spec says of it.
 
-        What the first specs did not have is left out at its default, so that they name the same
-        cells as ever.
+        What the first specs did not have is left out at its default, so that the same recipe has
+        the same record then and now. A cell's hash is also of its plugins' code.
         """
         later = {f.name: f.default for f in fields(self) if f.name in _LATER}
         return {k: v for k, v in vars(self).items() if k not in later or v != later[k]}

@@ -218,8 +218,8 @@ def test_check_gives_a_verdict(mtbench: Mtbench, tmp_path: Path) -> None:
     assert "broken breaks 2 of" in out
     assert out.count("FAIL") == 2
     assert "With K = 1 the encoder's gradient is a positive multiple" in out
-    refused(mtbench("check", "mgdx"), "no method or task 'mgdx': did you mean 'mgda'?")
-    refused(mtbench("check", "method", "mgdx"), "unknown method 'mgdx': did you mean 'mgda'?")
+    refused(mtbench("check", "cagard"), "no method or task 'cagard': did you mean 'cagrad'?")
+    refused(mtbench("check", "method", "cagard"), "unknown method 'cagard': did you mean 'cagrad'?")
     refused(mtbench("check", "damped"), "damped+METHOD")
 
 
@@ -541,12 +541,22 @@ def test_a_new_package_installs_and_is_found(mtbench: Mtbench, tmp_path: Path, k
         ("_hidden", "underscore"),
         ("2fast", "digit"),
         ("ew", "exists already"),
+        ("lambda", "a word of Python's"),
+        ("none", "a word of Python's"),
+        ("weighting", "would hide 'Weighting'"),
+        ("torch", "would hide 'torch'"),
     ],
 )
 def test_a_new_method_with_a_bad_name(
     mtbench: Mtbench, tmp_path: Path, name: str, said: str
 ) -> None:
     refused(mtbench("new", "method", name, "--folder", tmp_path), repr(name), said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_new_package_of_an_installed_name(mtbench: Mtbench, tmp_path: Path) -> None:
+    answer = mtbench("new", "task", "baselines", "--package", "--folder", tmp_path)
+    refused(answer, "a package mtbench_baselines is installed already")
     assert not list(tmp_path.iterdir())
 
 

@@ -84,6 +84,13 @@ def test_compositions_that_make_no_sense(plugins, name, words):
         Method.find(name, plugins)
 
 
+def test_a_method_and_a_task_of_one_name_are_no_cell(plugins, tiny):
+    file = plugins[0]
+    file.write_text(file.read_text() + tiny.read_text())
+    with pytest.raises(UsageError, match="a method are both called 'double': rename"):
+        Request.of("double", ["ew", "double+mgda"], {}, [file])
+
+
 def test_a_base_of_another_family(plugins):
     with pytest.raises(UsageError, match="Double wraps methods on the Gramian, found EqualWeights"):
         Method.find("double+ew", plugins)(2)

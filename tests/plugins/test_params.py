@@ -7,6 +7,7 @@ from mtbench.errors import UsageError
 from mtbench.plugins.overrides import parse, route
 from mtbench.plugins.params import convert, declared, documented, resolve
 from mtbench.training.task import Recipe
+from mtbench_baselines.ew import EqualWeights
 
 
 class Thing:
@@ -40,6 +41,8 @@ def test_text_becomes_a_value(text: Any, annotation: Any, value: Any) -> None:
     ("text", "annotation"),
     [
         ("2.5", int),
+        ("inf", int),
+        ("1e999", int),
         ("x", float),
         ("maybe", bool),
         ("c", Literal["a", "b"]),
@@ -74,6 +77,10 @@ def test_declared_reads_classes_dataclasses_and_those_without_init() -> None:
         {"lr": float("nan")},
         {"weight_decay": -1.0},
         {"clip": 0.0},
+        {"optimizer": "lion"},
+        {"schedule": None},
+        {"select": "first"},
+        {"nonfinite": "go on"},
     ],
 )
 def test_a_recipe_refuses_nonsense(changed: dict[str, Any]) -> None:
@@ -174,3 +181,5 @@ def test_a_parameter_is_explained_once() -> None:
     assert "width: of all" not in text
     assert "each one" not in text
     assert documented(Sized) == inspect.getdoc(Sized)
+    assert documented(Inherits) == f"Another one.\n\n{text}"  # whose parameters are its own
+    assert documented(EqualWeights) == inspect.getdoc(EqualWeights)  # a base without any

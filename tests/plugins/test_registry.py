@@ -6,7 +6,7 @@ import pytest
 
 from mtbench.balancing.balancer import Balancer
 from mtbench.errors import PluginError, UsageError
-from mtbench.plugins.registry import entries, find
+from mtbench.plugins.registry import Entry, entries, find
 from mtbench.training.task import Task
 
 METHOD = """
@@ -70,6 +70,22 @@ def test_a_bad_file_is_explained(tmp_path: Path, text: str, message: str) -> Non
     file.write_text(text)
     with pytest.raises(PluginError, match=message):
         find("method", "bad", [file]).load(Balancer)
+
+
+@pytest.mark.parametrize(
+    ("line", "extra"),
+    [
+        (b'EXTRA = "thyroid"\n', "thyroid"),
+        (b"EXTRA='thyroid'  # pydicom\r\nx = 1\r\n", "thyroid"),
+        (b'EXTRA = "thyroid"\r\n', "thyroid"),
+        (b'    EXTRA = "thyroid"\n', None),
+        (b'EXTRA = "thyroid".upper()\n', None),
+    ],
+)
+def test_a_plugin_says_its_extra_in_a_line(tmp_path: Path, line: bytes, extra: str | None) -> None:
+    file = tmp_path / "mine.py"
+    file.write_bytes(b"import this\r\n" + line)
+    assert Entry("mine", file, "package.mine", "distribution").extra() == extra
 
 
 def test_a_plugin_must_be_a_python_file(tmp_path: Path) -> None:

@@ -1,10 +1,16 @@
 """The contract catches what it is there to catch."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from mtbench.balancing.balancer import Scalarizer
+from mtbench.balancing.balancer import Aggregator, Balancer, Scalarizer, Weighting
+from mtbench.errors import PluginError
+from mtbench.plugins.method import Method
 from mtbench.testing import BalancerContract
+from mtbench.testing.conformance import of_method
+from tests.conftest import Mtbench
 
 
 class Good(Scalarizer):
@@ -81,3 +87,337 @@ def test_broken_methods_fail(method, check):
     check(Good)
     with pytest.raises((AssertionError, RuntimeError, ValueError)):
         check(method)
+
+
+class Weighs(Weighting):
+    """Equal weights: what is broken below is broken in one place."""
+
+    paper = "none"
+
+    def weights(self, gramian, losses):
+        return torch.ones_like(losses)
+
+
+class Directs(Aggregator):
+    paper = "none"
+
+    def direction(self, jacobian, losses):
+        return jacobian.sum(0)
+
+
+class NoBase(Weighs):
+    def __init__(self, num_objectives: int, seed: int = 0) -> None:
+        self.alpha = 0.5
+
+
+class OtherNumber(Weighs):
+    def __init__(self, num_objectives: int, seed: int = 0) -> None:
+        super().__init__(2, seed)
+
+
+class Positional(Weighs):
+    def __init__(self, num_objectives: int, seed: int = 0, alpha: float = 0.5) -> None:
+        super().__init__(num_objectives, seed)
+
+
+class Untyped(Weighs):
+    def __init__(self, num_objectives: int, seed: int = 0, *, alpha=0.5) -> None:
+        super().__init__(num_objectives, seed)
+
+
+class Required(Weighs):
+    def __init__(self, num_objectives: int, seed: int = 0, *, alpha: float) -> None:
+        super().__init__(num_objectives, seed)
+
+
+class HandsOn(Weighs):
+    """Nothing is broken: it takes what its base takes."""
+
+    def __init__(self, num_objectives: int, seed: int = 0, **common: float) -> None:
+        super().__init__(num_objectives, seed, **common)
+
+
+class NoPaper(Weighs):
+    paper = ""
+
+
+class NoCost(Weighs):
+    passes = ""
+
+
+class Column(Weighs):
+    def weights(self, gramian, losses):
+        return losses[:, None]
+
+
+class Listed(Weighs):
+    def weights(self, gramian, losses):
+        return [1.0] * len(losses)
+
+
+class Rows(Directs):
+    def direction(self, jacobian, losses):
+        return jacobian.sum(1)
+
+
+class Scalarless(Good):
+    def objective(self, step):
+        return step.total()[None], None
+
+
+class Pairless(Good):
+    def objective(self, step):
+        return step.total()
+
+
+class Detached(Good):
+    def objective(self, step):
+        return step.total().detach(), None
+
+
+class OnGraph(Balancer):
+    paper, passes = "none", "F"
+
+    def balance(self, step):
+        step.total().backward(retain_graph=True)
+        return torch.stack(list(step.losses))
+
+
+class NanWeights(OnGraph):
+    def balance(self, step):
+        return super().balance(step).detach() * torch.nan
+
+
+class Idle(OnGraph):
+    def balance(self, step):
+        return None
+
+
+class NanGradient(OnGraph):
+    def balance(self, step):
+        (step.total() * torch.nan).backward()
+
+
+class HeadsAlone(OnGraph):
+    def balance(self, step):
+        super().balance(step)
+        for parameter in step.shared:
+            parameter.grad.zero_()
+
+
+class ChangesGramian(Weighs):
+    def weights(self, gramian, losses):
+        gramian.diagonal().add_(1)
+        return torch.ones_like(losses)
+
+
+class ChangesLosses(Weighs):
+    def weights(self, gramian, losses):
+        return losses.clamp_(min=1)
+
+
+class ChangesJacobian(Directs):
+    def direction(self, jacobian, losses):
+        return jacobian.mul_(0.5).sum(0)
+
+
+class KeepsJacobian(Directs):
+    def direction(self, jacobian, losses):
+        self.last = [jacobian[1:]]
+        return jacobian.sum(0)
+
+
+class Counts(Weighs):
+    count = 0
+
+    def weights(self, gramian, losses):
+        self.count += 1
+        return super().weights(gramian, losses)
+
+
+class LateHistory(Weighs):
+    """What it keeps is first used after 20 steps."""
+
+    def __init__(self, num_objectives: int, seed: int = 0) -> None:
+        super().__init__(num_objectives, seed)
+        self.history = []
+
+    def weights(self, gramian, losses):
+        self.history = [*self.history, losses.tolist()][-20:]
+        return losses.new_tensor(self.history).mean(0) if len(self.history) == 20 else losses
+
+
+class Lazy(Weighs):
+    """Nothing is broken: what is made on first use stays as it is, and is made again."""
+
+    constant = None
+
+    def weights(self, gramian, losses):
+        if self.constant is None:
+            self.constant = torch.ones_like(losses)
+        return self.constant
+
+
+class OwnOptimizer(Weighs):
+    def __init__(self, num_objectives: int, seed: int = 0) -> None:
+        super().__init__(num_objectives, seed)
+        self.logits = torch.nn.Parameter(torch.zeros(num_objectives))
+        self.adam = torch.optim.Adam([self.logits])
+
+    def weights(self, gramian, losses):
+        with torch.enable_grad():
+            (self.logits.softmax(0) * losses).sum().backward()
+        self.adam.step()
+        self.adam.zero_grad()
+        return super().weights(gramian, losses)
+
+
+class Tuned(Weighs):
+    def __init__(self, num_objectives: int, seed: int = 0, *, alpha: float = 0.5) -> None:
+        super().__init__(num_objectives, seed)
+        self.alpha = alpha
+
+    @classmethod
+    def suggest(cls, trial, num_objectives):
+        return {"alpha": trial.suggest_float("alpha", 0.0, 1.0)}
+
+    def weights(self, gramian, losses):
+        return losses ** (self.alpha - 0.5)
+
+
+class Misspelt(Tuned):
+    @classmethod
+    def suggest(cls, trial, num_objectives):
+        return {"aplha": trial.suggest_float("alpha", 0.0, 1.0)}
+
+
+class DrawsNan(Tuned):
+    def weights(self, gramian, losses):
+        return losses * (torch.nan if self.alpha != 0.5 else 1.0)
+
+
+class Logarithm(Weighs):
+    def weights(self, gramian, losses):
+        return losses.log() + 10
+
+
+def answers(make):
+    contract.test_answers_in_shape(make, 3)
+
+
+def gradients(make):
+    contract.test_every_parameter_gets_a_finite_gradient(make, 2, torch.float32)
+
+
+RULES = {
+    contract.test_can_be_constructed: [
+        (NoBase, "__init__ does not construct its base"),
+        (OtherNumber, "hands num_objectives=2 to its base where 1 are asked for"),
+        (Positional, "parameter 'alpha' of __init__ is no keyword"),
+        (Untyped, "parameter 'alpha' of __init__ has no type"),
+        (Required, "parameter 'alpha' of __init__ has no default"),
+    ],
+    contract.test_declares_paper_and_cost: [
+        (NoPaper, "`paper` is empty"),
+        (NoCost, "`passes` is empty"),
+    ],
+    answers: [
+        (Column, r"`weights` returns shape \(3, 1\): return shape \(3,\)"),
+        (Listed, "`weights` returns list"),
+        (Rows, r"`direction` returns shape \(3,\): return shape \(7,\)"),
+        (Scalarless, r"`objective` returns shape \(1,\): return shape \(\)"),
+        (Pairless, "`objective` returns no pair"),
+        (Detached, "`objective` is off the graph"),
+        (OnGraph, "`backward` returns weights on the graph"),
+        (NanWeights, r"`backward` returns \[nan, nan, nan\]: not finite"),
+    ],
+    gradients: [
+        (Idle, r"encoder\.body\.weight has no \.grad: write it by"),
+        (NanGradient, r"encoder\.body\.weight\.grad is not finite"),
+        (HeadsAlone, "the encoder get zero gradients"),
+    ],
+    contract.test_global_generators_are_left_alone: [
+        (GlobalDraw, "torch's global generator was drawn from"),
+    ],
+    contract.test_what_it_is_given_stays: [
+        (ChangesGramian, "`gramian` was changed in place"),
+        (ChangesLosses, "`losses` was changed in place"),
+        (ChangesJacobian, "`jacobian` was changed in place"),
+        (KeepsJacobian, r"self\.last\[0\] is the memory of `jacobian`"),
+    ],
+    contract.test_state_is_in_the_state_dict: [
+        (Counts, r"self\.count changes from step to step and is not restored"),
+        (LateHistory, r"self\.history changes from step to step and is not restored"),
+        (OwnOptimizer, r"self\.adam is an optimizer"),
+    ],
+    contract.test_search_space_is_drawn: [
+        (Misspelt, r"`suggest` returns 'aplha', which is no parameter .* \(there are: alpha\)"),
+        (DrawsNan, r"with alpha=0\.\d+, which `suggest` draws, the model is not finite"),
+    ],
+    contract.test_negative_losses: [
+        (Logarithm, "losses below 0 make the model non-finite"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("check", "method", "sentence"),
+    [(check, *case) for check, cases in RULES.items() for case in cases],
+    ids=[method.__name__ for cases in RULES.values() for method, _ in cases],
+)
+def test_each_rule_says_what_is_broken(check, method, sentence):
+    with pytest.raises((AssertionError, pytest.fail.Exception), match=sentence):
+        check(method)
+
+
+@pytest.mark.parametrize("method", [Good, Weighs, Directs, HandsOn, Lazy, Tuned])
+def test_no_rule_is_broken_without_a_reason(method):
+    for check in RULES:
+        if method is not Good or check is not contract.test_what_it_is_given_stays:
+            check(method)
+
+
+PLUGIN = """from mtbench import Weighting
+
+
+class Mine(Weighting):
+    paper = "none"
+
+    def weights(self, gramian, losses):
+"""
+
+
+def plugin(folder: Path, body: str) -> Path:
+    file = folder / "mine.py"
+    file.write_text(f"{PLUGIN}        {body}\n")
+    return file
+
+
+def test_check_stops_where_others_build_on_and_names_the_line(
+    mtbench: Mtbench, tmp_path: Path
+) -> None:
+    file = plugin(tmp_path, "return gramian.add_(1).diagonal()")
+    code, out, _ = mtbench("check", "mine", "--plugin", file)
+    assert code == 1
+    assert "`gramian` was changed in place" in out
+    assert "(mine.py:7)" in out  # nothing raises: where the method answers
+    assert out.count("FAIL") == 1
+    last = [line for line in out.splitlines() if line[1:5] in ("pass", "FAIL", "skip")][-1]
+    assert "Gramian, Jacobian and losses are not changed" in last
+
+
+def test_check_tells_a_cause_once(tmp_path: Path) -> None:
+    odd = "losses.max() > 1e9 or len(losses) == 3 and losses[0] == losses[1]"
+    file = plugin(tmp_path, f"return [][0] if {odd} else losses ** 0")
+    broken = [rule for rule in of_method(Method.find("mine", [file])) if rule.failed]
+    assert [rule.failed for rule in broken] == [2, 1]
+    reasons = [reason for rule in broken for reason in rule.reasons]
+    assert len(reasons) == 1
+    assert reasons[0].endswith("list index out of range (mine.py:8)")
+
+
+def test_an_abstract_method_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
+    file = plugin(tmp_path, "return losses")
+    file.write_text(file.read_text().replace("def weights", "def weight"))
+    with pytest.raises(PluginError, match="found none; Mine does not define weights"):
+        Method.find("mine", [file])

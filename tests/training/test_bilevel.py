@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from mtbench import Method, Step
+from mtbench import Method, Step, seeding
 from mtbench.errors import UsageError
 from mtbench.training.batches import Batches
 from mtbench.training.cell import Request
@@ -104,6 +105,40 @@ def test_groups_are_held_out_whole() -> None:
     assert not held & trained
     with pytest.raises(UsageError, match="all are of one group"):
         batches(10, 0.3, 0, [7] * 10)
+
+
+def one_by_one(groups: list[int], share: float, seed: int) -> set[int]:
+    """Draw a group, until enough is held out or one is left."""
+    names = list(dict.fromkeys(groups))
+    order = torch.randperm(len(names), generator=seeding.generator(seed, "held out")).tolist()
+    held: set[int] = set()
+    for number in order[:-1]:
+        if len(held) >= share * len(groups):
+            break
+        held |= {i for i, group in enumerate(groups) if group == names[number]}
+    return held
+
+
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=20), st.floats(0.01, 1), st.integers(0, 9))
+def test_groups_are_drawn_until_it_is_enough(groups: list[int], share: float, seed: int) -> None:
+    if len(set(groups)) > 1:
+        held = set(range(len(groups))) - set(seen(batches(len(groups), share, seed, groups), 0))
+        assert held == one_by_one(groups, share, seed)
+
+
+def test_what_is_held_out_is_found_without_a_look_at_every_group() -> None:
+    class Count(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+            self.calls += 1
+            return function(*args, **(kwargs or {}))
+
+    with Count() as few:
+        batches(10, 0.5, 0)
+    with Count() as many:
+        batches(1000, 0.5, 0)
+    assert many.calls == few.calls
 
 
 def test_the_budget_counts_the_passes(tiny: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from mtbench import Metric, MultitaskModel, UsageError
 from mtbench.errors import DataError, PluginError
 from mtbench.training.data import (
     DatasetSplit,
+    PerObjectiveSplit,
     TensorSplit,
     TorchmetricsMeter,
     fingerprint,
@@ -114,6 +115,12 @@ class Judged:
         "auroc": Metric("kind", primary=True),
         "r2": Metric("size"),
     }
+
+
+def test_an_objective_without_samples_is_refused_by_name():
+    splits = {name: TensorSplit(torch.zeros(n, 2)) for name, n in (("a", 3), ("b", 0))}
+    with pytest.raises(DataError, match="'b' has none"):
+        PerObjectiveSplit(splits, "cycle")
 
 
 def test_a_meter_of_torchmetrics():

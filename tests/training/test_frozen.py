@@ -37,6 +37,15 @@ def test_what_cannot_be_taken_is_explained(tiny: Path, tmp_path: Path) -> None:
         frozen_weights(RunDirectory(tmp_path / "none"), "mean", "tiny")
 
 
+def test_a_run_that_did_not_finish_gives_none(tiny: Path, tmp_path: Path) -> None:
+    stopped, _ = train(tiny, tmp_path, "uw", stop_after=9)
+    with pytest.raises(RunError, match="is unfinished; give a run that finished"):
+        frozen_weights(stopped, "final", "tiny")
+    diverged, _ = train(tiny, tmp_path, "uw", explode="true")
+    with pytest.raises(RunError, match="is diverged; give a run that finished"):
+        frozen_weights(diverged, "final", "tiny")
+
+
 def test_ls_runs_with_the_weights_of_a_run(tiny: Path, tmp_path: Path, mtbench: Mtbench) -> None:
     run = weighed(tiny, tmp_path, "0,9,0.1,3.0\n")
     words = ("run", "--plugin", tiny, "--task", "tiny", "--epochs", 1, "--out", tmp_path / "ls")
@@ -50,3 +59,6 @@ def test_ls_runs_with_the_weights_of_a_run(tiny: Path, tmp_path: Path, mtbench: 
     code, _, error = mtbench(*words, "-m", "ew", "--weights-from", run.path)
     assert code != 0
     assert "add --method ls" in error
+    code, _, error = mtbench(*words, "-m", "ls", "--weights-of", "final")
+    assert code != 0
+    assert "add --weights-from RUN" in error

@@ -1,4 +1,5 @@
 import json
+import logging
 import math
 import shutil
 import signal
@@ -16,7 +17,7 @@ from mtbench.balancing.distributed import Ranks
 from mtbench.errors import RunError, UsageError
 from mtbench.training.cell import Request, initial_weights, reload
 from mtbench.training.loop import Loop
-from mtbench.training.record import CHECKPOINT_VERSION, Progress
+from mtbench.training.record import CHECKPOINT_VERSION, Progress, Record
 from mtbench.training.rundir import RunDirectory
 from mtbench.training.trained import load_trained
 from mtbench.training.trainer import Trainer
@@ -317,12 +318,57 @@ def test_the_first_checkpoints_which_name_no_cell_are_gone_on_with(
         state = run.load(name)
         assert state is not None
         del state["cell"]
-        for later in ("started", "validation_passes"):
+        state.pop("code", None)
+        for later in ("started", "validation_passes", "selection"):
             state.get("progress", {}).pop(later, None)
         run.save(name, state)
     again, observer = train(tiny, tmp_path)
     assert observer.done == 6
     assert not list(differences(whole.path, again.path))
+
+
+def test_a_checkpoint_of_other_code_is_not_gone_on_with(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny, tmp_path, stop_after=9)
+    monkeypatch.setattr("mtbench.training.record.core_digest", lambda: "another")
+    with pytest.raises(RunError, match="begun with other code of mtbench: start anew with --no-re"):
+        train(tiny, tmp_path)
+
+
+def test_a_checkpoint_of_another_selection_rule_is_not_gone_on_with(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = train(tiny, tmp_path, stop_after=9)
+    state = run.load("checkpoint.pt")
+    assert state is not None
+    state["progress"]["selection"] = "mean"
+    run.save("checkpoint.pt", state)
+    with pytest.raises(RunError, match="by the rule 'mean', and this mtbench by 'log-primary'"):
+        train(tiny, tmp_path)
+
+
+def test_what_is_tested_is_computed_as_it_was_selected(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the precision of the selected epoch, also where a later one was lowered to fp32."""
+    tested = []
+
+    def lowered(record: Record, *args: Any, **kept: Any) -> dict[str, Any]:
+        record.at.best_score = math.inf if record.at.history else -math.inf
+        ended = Record.end_epoch(record, *args, **kept)
+        record._learner.precision = "fp32"
+        return ended
+
+    monkeypatch.setattr(
+        "mtbench.training.trainer.Record", type("", (Record,), {"end_epoch": lowered})
+    )
+    monkeypatch.setattr(Trainer, "_test", lambda _, learner: tested.append(learner.precision))
+    run, _ = train(tiny, tmp_path, precision="bf16", epochs="2")
+    result = run.result()
+    assert result is not None
+    assert result["best_epoch"] == 0
+    assert tested == ["bf16"]
 
 
 def test_a_changed_method_is_a_new_cell(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,14 +384,22 @@ def test_a_changed_method_is_a_new_cell(tiny: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_models_of_an_older_package_are_read_and_those_of_a_changed_file_are_not(
-    tiny: Path, tmp_path: Path
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # as without pytest
     run, _ = train(tiny, tmp_path, epochs="1")
     spec = run.spec()
     first = {"tiny": spec.plugins["tiny"]}  # what the first specs had
-    for plugins in (first, first | {"ew": "another"}):
+    for plugins, said in ((spec.plugins, False), (first, False), (first | {"ew": "another"}, True)):
         _, method = reload(spec.model_copy(update={"plugins": plugins}), run.path, [tiny])
         assert method.name == "ew"
+        line = f"warning: {run.path}: was made with other code of 'ew' than is installed; "
+        err = capsys.readouterr().err
+        assert err.startswith(line) if said else not err
+        assert err.count("\n") == said
     with pytest.raises(UsageError, match="another version of 'tiny'"):
         reload(spec.model_copy(update={"plugins": {"tiny": "another"}}), run.path, [tiny])
 
