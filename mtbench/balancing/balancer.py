@@ -7,6 +7,7 @@ A method picks the narrowest signature that it needs: losses (`Scalarizer`), the
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial, wraps
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from mtbench.balancing.accumulation import Held
 from mtbench.balancing.distributed import Ranks, differ
 from mtbench.balancing.engine import Engine, largest
-from mtbench.balancing.step import Again, Space, Step
+from mtbench.balancing.step import Again, Space, Step, scalars
 from mtbench.balancing.watch import HOOKS, Watch, noted
 from mtbench.errors import StepError, UsageError
 
@@ -121,6 +122,7 @@ class Balancer(nn.Module, ABC):
         self.engine = Engine(batched=False)
         self._names: tuple[str, ...] = ()
         self._held: Held | None = None
+        self._overflowed = False  # in the last step
         self.watch = Watch()
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -129,6 +131,8 @@ class Balancer(nn.Module, ABC):
         if "backward" in vars(cls):  # what `balance` was called before there was the one call
             cls.balance = vars(cls)["backward"]  # type: ignore[method-assign]
             del cls.backward
+        if "after_step" in vars(cls):
+            cls.after_step = _asked(vars(cls)["after_step"])  # type: ignore[method-assign]
         for hook in HOOKS:
             if hook in vars(cls):
                 setattr(cls, hook, noted(vars(cls)[hook]))
@@ -157,7 +161,9 @@ class Balancer(nn.Module, ABC):
 
         Returns:
             The effective weights (K,) of the objectives, for the record, where the method has any;
-            by name if the losses are.
+            by name if the losses are. They are 1 each where a loss is infinite: then the gradient
+            is the plain sum's, for whoever skips such steps (`torch.amp.GradScaler`), and the
+            method does not hear of the step, nor of `after_step`.
 
         Raises:
             StepError: losses that are not K scalars, or that the graph does not bear out.
@@ -174,7 +180,14 @@ class Balancer(nn.Module, ABC):
         if self._held is not None:
             self._held.add(step)
             step, self._held = self._held.step(step), None
-        weights = self.balance(step)
+        values = step.host_values
+        self._overflowed = not math.isfinite(sum(values.tolist()))
+        weights: Tensor | None
+        if self._overflowed:
+            step.descend(step.total())
+            weights = torch.ones_like(values)
+        else:
+            weights = self.balance(step)
         hooked, step.engine.hooked = step.engine.hooked, {}
         for parameter in hooked.values():
             for hook in list(parameter._post_accumulate_grad_hooks.values()):
@@ -212,17 +225,38 @@ class Balancer(nn.Module, ABC):
         """Return what was handed over as this balancer's step, and the objectives' names."""
         names: tuple[str, ...] = ()
         if isinstance(losses, Step):
+            if said:
+                raise StepError(
+                    f"{self._called}: a Step is told all there is to say when it is made, found "
+                    f"{', '.join(said)} beside it: say Step(losses, {next(iter(said))}=...)"
+                )
             step = losses
         else:
             if isinstance(losses, Mapping):
                 names = self._names = self._named(losses)
                 losses = [losses[name] for name in names]
             said.setdefault("engine", self.engine)
+            for key in ("again", "validation"):
+                if said.get(key) is not None:
+                    said[key] = partial(self._repeated, said[key])
             step = Step(losses, **said)
             step.transient = True
             step.refuse_constants()
+            step.refuse_chosen()
         self._check(step)
         return step, names
+
+    def _repeated(self, losses_fn: Callable[[], Any]) -> Any:
+        """Return what another forward pass gives, as K scalars in order if it is no step."""
+        losses = losses_fn()
+        if isinstance(losses, Step):
+            return losses
+        if isinstance(losses, Mapping):
+            names = self._named(losses)
+            losses = [losses[name] for name in names]
+        found = scalars(losses)
+        self._count(len(found))
+        return found
 
     def _named(self, losses: Mapping[str, Tensor | None]) -> tuple[str, ...]:
         names = self._names or tuple(losses)
@@ -235,16 +269,20 @@ class Balancer(nn.Module, ABC):
 
     def _check(self, step: Step) -> None:
         """Refuse a step that is not this balancer's."""
-        K, found = self.num_objectives, step.num_objectives
-        if found != K:
-            raise StepError(
-                f"{self._called} balances {K} objectives, found {found} losses: "
-                f"construct it with num_objectives={found}, or hand over {K}"
-            )
+        self._count(step.num_objectives)
         if self.needs_features and not step.features:
             raise StepError(
                 f"{self._called} looks at the features: give latent=z, the tensor that the "
                 "heads get"
+            )
+
+    def _count(self, found: int) -> None:
+        """Refuse another number of losses."""
+        K = self.num_objectives
+        if found != K:
+            raise StepError(
+                f"{self._called} balances {K} objectives, found {found} losses: "
+                f"construct it with num_objectives={found}, or hand over {K}"
             )
 
     def _hooks(self) -> set[str]:
@@ -308,6 +346,17 @@ class Balancer(nn.Module, ABC):
                 own: Tensor = getattr(self, name)
                 setattr(self, name, own.new_empty(saved.shape, dtype=saved.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _asked(after_step: Callable[[Any, LossesFn], None]) -> Callable[[Any, LossesFn], None]:
+    """Return the hook, given K scalars, and nothing after a step that it has not heard of."""
+
+    @wraps(after_step)
+    def act(self: Balancer, losses_fn: LossesFn) -> None:
+        if not self._overflowed:
+            after_step(self, partial(self._repeated, losses_fn))
+
+    return act
 
 
 class Scalarizer(Balancer):

@@ -88,7 +88,7 @@ class Step(Passes):
         loss_scale: "float | torch.amp.GradScaler" = 1.0,
         ranks: Ranks | None = None,
     ) -> None:
-        checked = _losses(losses)
+        checked = scalars(losses)
         told = (features,) if isinstance(features, Tensor) else tuple(features)
         self.latent = latent if isinstance(latent, int) else 0
         if isinstance(latent, Tensor) and told:
@@ -122,6 +122,29 @@ class Step(Passes):
     def heads(self) -> tuple[tuple[Tensor, ...], ...]:
         """Per objective, the trainable parameters that are its own."""
         return self.roles.heads
+
+    def refuse_chosen(self) -> None:
+        """Refuse parameters at which there is nothing to compare.
+
+        Raises:
+            StepError: none is trained, or a single objective reaches them.
+        """
+        if self._chosen is None:
+            return
+        if not self._chosen:
+            raise StepError(
+                "Step: no trainable parameter is left in shared=: hand over the model's own, which "
+                "require grad, or leave shared= out"
+            )
+        if self.num_objectives > 1 and all(loss.requires_grad for loss in self.losses):
+            for k, head in enumerate(self.parting.heads):
+                if {id(p) for p in self._chosen} <= {id(p) for p in head} - {
+                    id(p) for p in self.parting.shared
+                }:
+                    raise StepError(
+                        f"Step: only losses[{k}] reaches the parameters in shared=: hand over what "
+                        "several losses reach, or leave shared= out"
+                    )
 
     def again(self) -> "Step":
         """Return a new step of the same batch at the parameters as they are now.
@@ -398,7 +421,7 @@ class Step(Passes):
             raise StepError(f"Step.{what}: give latent=z or features=..., found no features")
 
 
-def _losses(losses: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+def scalars(losses: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     """Return the losses, a constant 0 for one without labels."""
     found = list(losses)
     if not found:
