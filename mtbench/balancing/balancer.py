@@ -74,7 +74,8 @@ class Balancer(nn.Module, ABC):
     """A balancing method.
 
     All that step t+1 needs is a parameter, a buffer or extra state, so that `state_dict` carries
-    it; trainable parameters of a balancer never get the model's weight decay. Every method is
+    it, in its own precision: ``.to(dtype)`` and ``.half()`` leave a balancer as it is. Trainable
+    parameters of a balancer never get the model's weight decay. Every method is
     constructed as ``Method(num_objectives, seed, **its_own_keyword_parameters)``.
 
     Args:
@@ -112,6 +113,10 @@ class Balancer(nn.Module, ABC):
 
     def __init__(self, num_objectives: int, seed: int = 0) -> None:
         super().__init__()
+        if isinstance(num_objectives, bool) or not isinstance(num_objectives, int):
+            raise UsageError(
+                f"{self._called}: num_objectives must be an integer, found {num_objectives!r}"
+            )
         if num_objectives < 1:
             raise ValueError(f"num_objectives must be at least 1, found {num_objectives}")
         if not isinstance(seed, int):
@@ -122,7 +127,7 @@ class Balancer(nn.Module, ABC):
         self.engine = Engine(batched=False)
         self._names: tuple[str, ...] = ()
         self._held: Held | None = None
-        self._overflowed = False  # in the last step
+        self._idle = False  # whether the last step was not the method's
         self.watch = Watch()
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -162,8 +167,8 @@ class Balancer(nn.Module, ABC):
         Returns:
             The effective weights (K,) of the objectives, for the record, where the method has any;
             by name if the losses are. They are 1 each where a loss is infinite: then the gradient
-            is the plain sum's, for whoever skips such steps (`torch.amp.GradScaler`), and the
-            method does not hear of the step, nor of `after_step`.
+            is the plain sum's, for whoever skips such steps (`torch.amp.GradScaler`). They are 0
+            where no objective has a label. The method hears of neither, nor of `after_step` then.
 
         Raises:
             StepError: losses that are not K scalars, or that the graph does not bear out.
@@ -181,11 +186,14 @@ class Balancer(nn.Module, ABC):
             self._held.add(step)
             step, self._held = self._held.step(step), None
         values = step.host_values
-        self._overflowed = not math.isfinite(sum(values.tolist()))
+        overflows = not math.isfinite(sum(values.tolist()))
+        # On another rank there may be labels, and what is summed over ranks waits for this one.
+        empty = step.ranks.size == 1 and not any(loss.requires_grad for loss in step.losses)
+        self._idle = overflows or empty
         weights: Tensor | None
-        if self._overflowed:
+        if self._idle:
             step.descend(step.total())
-            weights = torch.ones_like(values)
+            weights = torch.full_like(values, float(overflows))
         else:
             weights = self.balance(step)
         hooked, step.engine.hooked = step.engine.hooked, {}
@@ -333,7 +341,12 @@ class Balancer(nn.Module, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         kept = {name: self._buffers[name] for name in self.on_host}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+        def moved(state: Tensor) -> Tensor:  # half precision would not hold a running mean
+            found = fn(state)
+            return found if found.dtype == state.dtype else state.to(found.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         self._buffers.update(kept)
         return self
 
@@ -353,7 +366,7 @@ def _asked(after_step: Callable[[Any, LossesFn], None]) -> Callable[[Any, Losses
 
     @wraps(after_step)
     def act(self: Balancer, losses_fn: LossesFn) -> None:
-        if not self._overflowed:
+        if not self._idle:
             after_step(self, partial(self._repeated, losses_fn))
 
     return act

@@ -285,6 +285,7 @@ def test_other_forward_passes_may_name_their_losses() -> None:
     with pytest.raises(StepError, match="famo balances 2 objectives, found 1 losses"):
         balancer.after_step(lambda: [second])
 
+    net.zero_grad()
     samo = mtbench.balancer("samo+fairgrad", num_objectives=2)
     by_name = samo.backward(
         dict(zip("ab", net.losses(), strict=True)),
@@ -297,6 +298,45 @@ def test_other_forward_passes_may_name_their_losses() -> None:
     assert list(by_name) == ["a", "b"]
     with pytest.raises(StepError, match="balances 2 objectives, found 1 losses"):
         samo.backward(net.losses(), again=lambda: net.losses()[:1])
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"features": nn.Linear(2, 2)}, r"features\[0\] must be a tensor .* found a Linear"),
+        ({"features": {"z": torch.ones(2)}}, r"features\[0\] must be a tensor .* found a dict"),
+        ({"latent": [torch.ones(2)]}, "latent must be a tensor or its index, found a list"),
+        ({"ranks": True}, r"ranks must be Group\(\) or ALONE .* found True"),
+        ({"shared": nn.Linear(2, 2).named_parameters()}, r"shared\[0\] .* found a tuple"),
+        ({"shared": nn.Linear(2, 2).weight}, "found one: hand over a list"),
+        ({"loss_scale": 0.0}, "loss_scale must be a GradScaler or above 0, found 0.0"),
+        ({"loss_scale": float("nan")}, "found nan"),
+    ],
+)
+def test_wrong_words_are_refused(said: dict[str, Any], message: str) -> None:
+    net, balancer = Net(), mtbench.balancer("mgda", num_objectives=2)
+    with pytest.raises(StepError, match=message) as refused:
+        balancer.backward(net.losses(), **said)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        (torch.ones((), requires_grad=True), "a sequence of scalars, found a single Tensor"),
+        (None, "found a single NoneType"),
+        ([torch.ones((), dtype=torch.complex64)] * 2, r"losses\[0\] must be real, found torch.c"),
+    ],
+)
+def test_wrong_losses_are_refused(losses: Any, message: str) -> None:
+    with pytest.raises(StepError, match=message):
+        mtbench.balancer("mgda", num_objectives=2).backward(losses)
+
+
+@pytest.mark.parametrize("count", [2.0, "2", True, None])
+def test_a_number_of_objectives_is_an_integer(count: Any) -> None:
+    with pytest.raises(UsageError, match="ew: num_objectives must be an integer, found"):
+        mtbench.balancer("ew", num_objectives=count)
 
 
 def test_reentrant_checkpoints_are_refused() -> None:
@@ -668,3 +708,35 @@ def test_an_infinite_gradient_leaves_no_trace(name: str) -> None:
     for state in tensors(balancer).values():
         assert state.isfinite().all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_balancer_keeps_its_precision(name: str, dtype: torch.dtype) -> None:
+    found = []
+    for other in (None, dtype):
+        net = Net(dtype=torch.float32)
+        balancer = mtbench.balancer(name, num_objectives=2)
+        for _ in range(2):
+            if other is not None:
+                balancer.to(other)
+            weights = drive(net, balancer, net.of)
+        found.append((weights, tensors(balancer)))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+def test_a_balancer_moves_between_devices() -> None:
+    balancer = mtbench.balancer("gradnorm", num_objectives=2).to("meta", torch.bfloat16)
+    assert all(state.is_meta for state in [*balancer.parameters(), *balancer.buffers()])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_without_any_label_is_nothing_to_do(name: str) -> None:
+    net = Net()
+    balancer = mtbench.balancer(name, num_objectives=2)
+    before = tensors(balancer)
+    said = {"latent": net.z()} if balancer.needs_features else {}
+    weights = balancer.backward([None, None], **said)
+    assert weights is None or not weights.any()
+    assert all(g is None for g in grads(net))
+    torch.testing.assert_close(tensors(balancer), before, rtol=0, atol=0)
