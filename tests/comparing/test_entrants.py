@@ -1,5 +1,6 @@
 """Who takes part in a board comes from the suite; what is told holds for what was repeated."""
 
+import json
 import math
 import random
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from mtbench.comparing import claim
 from mtbench.comparing.claim import Claim
 from mtbench.comparing.judging import leaderboard
+from mtbench.comparing.running.deciding import open_questions
 from mtbench.errors import RunError
 from mtbench.training.rundir import RunDirectory, find_runs
 from tests.comparing.test_leaderboard import board, cell, rows
@@ -129,6 +131,28 @@ def test_a_decided_row_may_stop_early(tmp_path: Path) -> None:
     assert by_name["great"]["complete"]
     assert (by_name["great"]["told"], by_name["great"]["units"]) == ("better", 6)
     assert by_name["cut"]["reason"] == "2 of 8 repetitions"
+
+
+def test_a_decided_baseline_keeps_its_rank(tmp_path: Path) -> None:
+    """All is told against it at six units; those of the others go on."""
+    for method, offset, count in (("ls", 0, 6), ("great", 0.2, 6), ("stl", 0, 8), ("mid", 0.1, 8)):
+        study(tmp_path, method, offset, count)
+    found = rows(board(tmp_path, "ls"))
+    assert found["great"]["told"] == "better"
+    assert found["ls"]["complete"]
+    assert found["ls"]["mean_rank"] > found["great"]["mean_rank"]
+
+
+def test_without_a_single_task_row_questions_are_asked_all_the_same(tmp_path: Path) -> None:
+    for method, offset in (("ls", 0.0), ("great", 0.2), ("near", 0.01)):
+        study(tmp_path, method, offset, noise=0.02)
+    near = [("made_up", "near", "ls")]
+    assert open_questions("d" * 12, tmp_path) == near
+    for file in tmp_path.glob("made_up/ls/*/test.json"):  # no unit: nothing can be told
+        record = json.loads(file.read_text())
+        record["metrics"]["error"] = 0.0
+        file.write_text(json.dumps(record))
+    assert open_questions("d" * 12, tmp_path) == [("made_up", "great", "ls"), *near]
 
 
 def test_a_search_at_the_edge_is_told(folder: Path) -> None:
