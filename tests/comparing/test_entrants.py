@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from mtbench.comparing import claim
@@ -155,6 +156,66 @@ def test_without_a_single_task_row_questions_are_asked_all_the_same(tmp_path: Pa
         record["metrics"]["error"] = 0.0
         file.write_text(json.dumps(record))
     assert open_questions("d" * 12, tmp_path) == [("made_up", "great", "ls"), *near]
+
+
+def test_a_better_trial_makes_the_old_final_stale(folder: Path) -> None:
+    before = board(folder, "ls")
+    for r in range(8):  # the second trial is the best; these have the first one's parameters
+        run = cell(folder, "good", r, dice=0.9, method_params={"w": 0})
+        claimed(run, draw=0)
+    found = board(folder, "ls")
+    pd.testing.assert_frame_equal(found.rows, before.rows)
+    [note] = [one for one in found.remarks if one.startswith("not counted")]
+    assert note.count("good seed") == 8
+
+
+def test_of_two_cells_with_one_choice_the_later_counts(folder: Path) -> None:
+    """A plugin that was changed: the same suite, the same draw, another cell."""
+    for r in range(8):
+        run = cell(folder, "good", r, dice=0.9, method_params={"w": 1}, plugins={"mine": "b" * 64})
+        record = json.loads((run.path / "result.json").read_text())
+        run.write_text("result.json", json.dumps(record | {"times": {"ended": 1.0}}))
+        claimed(run, draw=1)
+    found = board(folder, "ls")
+    assert rows(found)["good"]["dice"] == pytest.approx(0.9)
+    assert rows(found)["good"]["seeds"] == 8
+
+
+def test_claims_that_differ_in_rows_count_a_cell_once(folder: Path) -> None:
+    before = board(folder, "ls")
+    for run in find_runs([folder]):
+        [own] = claim.read(run)
+        claim.add(run, own.model_copy(update={"rows": 3}))
+    found = board(folder, "ls")
+    pd.testing.assert_frame_equal(found.rows, before.rows)
+    assert found.remarks == before.remarks
+    assert found.suite is not None
+    assert found.suite.rows == 4
+
+
+def test_data_that_has_changed_makes_two_boards(folder: Path) -> None:
+    before = board(folder, "ls")
+    claimed(cell(folder, "good", 0, dice=0.9, method_params={"w": 1}, data="other"), draw=1)
+    first, second = leaderboard.boards(list(find_runs([folder])), "ls")
+    pd.testing.assert_frame_equal(first.rows, before.rows)
+    assert second.rows["method"].tolist() == ["good"]
+    assert (first.title, second.title) == (f"{before.title} data=d", f"{before.title} data=other")
+
+
+def test_data_of_each_seed_is_one_board(tmp_path: Path) -> None:
+    for seed in range(3):
+        claimed(cell(tmp_path, "ls", seed, data=f"d{seed}"), trials=0)
+    assert rows(board(tmp_path))["ls"]["seeds"] == 3
+
+
+@pytest.mark.parametrize("first", ["with", "without"])
+def test_a_copy_without_claims_takes_none_away(tmp_path: Path, first: str) -> None:
+    claimed(cell(tmp_path / "with", "ls", 0))
+    cell(tmp_path / "without", "ls", 0)
+    folders = sorted((tmp_path / "with", tmp_path / "without"), key=lambda f: f.name != first)
+    [found] = leaderboard.boards(list(find_runs(folders)))
+    assert found.rows["method"].tolist() == ["ls"]
+    assert found.suite is not None
 
 
 def test_a_search_at_the_edge_is_told(folder: Path) -> None:

@@ -307,6 +307,11 @@ class _Scores:
         columns["hypervolume"] = self._hypervolume()
         columns |= self._cost()
         self.remarks += [*self._budgets(), *self._edges()]
+        if stale := self.group.stale:
+            self.remarks.append(
+                "not counted, for a better trial or a later cell has taken their place: "
+                f"{', '.join(stale)}"
+            )
         if late := self.group.late:
             self.remarks.append(
                 "trials finished after a test here had been opened, so their choice may have seen "

@@ -120,7 +120,7 @@ def shadows(name: str, metrics: Container[str]) -> bool:
 
 
 def read_cells(runs: Iterable[RunDirectory]) -> list[Cell]:
-    """Read cells; one counts once, however many folders hold it, and a finished copy is preferred.
+    """Read cells; one counts once, however many folders hold it: a finished copy, all claims.
 
     Raises:
         RunError: a record does not parse.
@@ -129,8 +129,12 @@ def read_cells(runs: Iterable[RunDirectory]) -> list[Cell]:
     for run in runs:
         cell = Cell.read(run)
         key = cell.spec.canonical()
-        if key not in known or (known[key].result is None and cell.result is not None):
-            known[key] = cell
+        other = known.setdefault(key, cell)
+        if other is cell:
+            continue
+        kept, left = (cell, other) if other.result is None else (other, cell)
+        kept.claims.extend(one for one in left.claims if one not in kept.claims)
+        known[key] = kept
     return list(known.values())
 
 
