@@ -403,7 +403,8 @@ class _Scores:
             i = self.names.index(pair["method"])
             common = self.known[i] & self.known[self.base]
             gains = (self.costs[self.base] - self.costs[i])[common]
-            found["wins"][i] = (gains > 0).sum() + (gains == 0).sum() / 2
+            if len(gains):
+                found["wins"][i] = (gains > 0).sum() + (gains == 0).sum() / 2
             found["told"][i] = pair["told"]
             fields = ("difference", "low", "high", "p", "p_equivalence")
             for name, key in zip(names, fields, strict=True):
