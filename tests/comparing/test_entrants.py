@@ -6,12 +6,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from mtbench.comparing import claim
 from mtbench.comparing.claim import Claim
 from mtbench.comparing.judging import leaderboard
+from mtbench.comparing.judging.leaderboard.entrants import largest_block
 from mtbench.comparing.running.deciding import open_questions
 from mtbench.errors import RunError
 from mtbench.training.rundir import RunDirectory, find_runs
@@ -216,6 +218,16 @@ def test_a_copy_without_claims_takes_none_away(tmp_path: Path, first: str) -> No
     [found] = leaderboard.boards(list(find_runs(folders)))
     assert found.rows["method"].tolist() == ["ls"]
     assert found.suite is not None
+
+
+def test_a_newcomer_does_not_drive_the_others_out() -> None:
+    """Seven rows that lack a unit each, another one, and one that has begun."""
+    there = np.ones((8, 20), bool)
+    there[range(7), range(7)] = False
+    there[7, 1:] = False
+    chosen, units = largest_block(there)
+    assert chosen.tolist() == [True] * 7 + [False]
+    assert units.tolist() == [False] * 7 + [True] * 13
 
 
 def test_a_search_at_the_edge_is_told(folder: Path) -> None:

@@ -195,9 +195,12 @@ def _origin(cell: Cell) -> str:
 
 
 def largest_block(there: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return the rows and the units of a block that is complete, of such the one of most cells.
+    """Return the rows and the units of a complete block: the one of most cells that is looked at.
 
-    So one unit more of a row, or a row with few, changes nothing for the others.
+    Looked at are the units of each row, and those that are left
+    to share as the rows with fewest are dropped one by one. Of rows whose units are nested, as
+    those of a sweep are, that is every block that counts. So one unit more of a row, or a row with
+    few, changes nothing for the others.
 
     Args:
         there: (rows, units).
@@ -215,6 +218,7 @@ def largest_block(there: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[
     def size(units: NDArray[np.bool_]) -> tuple[int, int]:
         return int(there[:, units].all(axis=1).sum() * units.sum()), int(units.sum())
 
-    # Of rows whose units are nested, as those of a sweep are, these are all the blocks that count.
-    units = max([*np.unique(there, axis=0), there.all(axis=0)], key=size)
+    most_first = there[np.argsort(-there.sum(axis=1), kind="stable")]
+    shared = np.logical_and.accumulate(most_first, axis=0)
+    units = max([*np.unique(there, axis=0), *shared], key=size)
     return there[:, units].all(axis=1) & units.any(), units
