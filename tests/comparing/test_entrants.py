@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -289,8 +290,26 @@ def test_a_metric_that_shadows_a_column_is_refused(tmp_path: Path, name: str) ->
         board(tmp_path)
 
 
-def test_a_broken_claim_is_explained(folder: Path) -> None:
-    file = next(folder.rglob(claim.FILE))
-    file.write_text('[{"suite": 3}]')
-    with pytest.raises(RunError, match=r"suites\.json: 0\.suite: .*sweep again"):
-        board(folder)
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "suites.json",
+            '[{"suite": 3}]',
+            r"suites\.json: 0\.suite: .*sweep again, which writes it$",
+        ),
+        ("result.json", "{", r"result\.json: "),
+        ("spec.json", "{", r"spec\.json"),
+    ],
+)
+def test_a_damaged_cell_is_told_and_the_rest_is_shown(
+    folder: Path, name: str, text: str, said: str
+) -> None:
+    [run] = folder.glob("made_up/good/seed0-*")
+    (run / name).write_text(text)
+    found = board(folder, "ls")
+    assert rows(found)["good"]["units"] == 7
+    [note] = [one for one in found.remarks if one.startswith("a damaged cell is left out: ")]
+    assert re.search(said, note)
+    assert "\n" not in note
+    assert open_questions("d" * 12, folder) == []

@@ -81,12 +81,18 @@ def boards(
             not be worse than on validation.
 
     Raises:
-        RunError: there is no run, or a record does not parse.
+        RunError: there is no run, or none that is whole.
     """
-    found = groups(read_cells(runs))
+    cells, damaged = read_cells(runs)
+    found = groups(cells)
     if not found:
-        raise RunError("no runs found: `mtbench run` makes some")
-    return [_board(group, baseline, plain) for group in found]
+        raise RunError(damaged[0] if damaged else "no runs found: `mtbench run` makes some")
+    made = [_board(group, baseline, plain) for group in found]
+    if damaged:  # whose board they would be on, they may not say
+        more = f" (and {len(damaged) - 1} more)" if damaged[1:] else ""
+        for board in made:
+            board.remarks.append(f"a damaged cell is left out: {damaged[0]}{more}")
+    return made
 
 
 def _board(group: Group, baseline: str | None, plain: str | None) -> Board:

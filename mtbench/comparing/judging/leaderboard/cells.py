@@ -119,15 +119,20 @@ def shadows(name: str, metrics: Container[str]) -> bool:
     return name in RESERVED or (name.endswith("_sd") and name.removesuffix("_sd") in metrics)
 
 
-def read_cells(runs: Iterable[RunDirectory]) -> list[Cell]:
+def read_cells(runs: Iterable[RunDirectory]) -> tuple[list[Cell], list[str]]:
     """Read cells; one counts once, however many folders hold it: a finished copy, all claims.
 
-    Raises:
-        RunError: a record does not parse.
+    Returns:
+        the cells, and a line for each that is damaged.
     """
     known: dict[str, Cell] = {}
+    damaged = []
     for run in runs:
-        cell = Cell.read(run)
+        try:
+            cell = Cell.read(run)
+        except RunError as error:
+            damaged.append(str(error))
+            continue
         key = cell.spec.canonical()
         other = known.setdefault(key, cell)
         if other is cell:
@@ -135,7 +140,7 @@ def read_cells(runs: Iterable[RunDirectory]) -> list[Cell]:
         kept, left = (cell, other) if other.result is None else (other, cell)
         kept.claims.extend(one for one in left.claims if one not in kept.claims)
         known[key] = kept
-    return list(known.values())
+    return list(known.values()), damaged
 
 
 def group_key(spec: Spec) -> str:
