@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from mtbench.comparing import claim
 from mtbench.comparing.claim import Claim
@@ -313,3 +314,15 @@ def test_a_damaged_cell_is_told_and_the_rest_is_shown(
     assert re.search(said, note)
     assert "\n" not in note
     assert open_questions("d" * 12, folder) == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"repetitions": 1001}, {"seeds": 10**9}, {"rows": 10**9}, {"margin": math.inf}],
+    ids=lambda changed: "".join(changed),
+)
+def test_a_claim_that_no_suite_can_make_is_refused(changed: dict[str, Any], folder: Path) -> None:
+    run = next(find_runs([folder]))
+    [own] = claim.read(run)
+    with pytest.raises(ValidationError):
+        Claim.model_validate(own.model_dump() | changed)
