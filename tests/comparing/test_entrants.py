@@ -251,6 +251,24 @@ def test_a_baseline_that_validates_below_plain_proves_nothing(folder: Path) -> N
     assert any("tuned good validates below ew" in note for note in other.remarks)
 
 
+def test_a_baseline_in_doubt_leaves_its_question_open(folder: Path) -> None:
+    assert open_questions("d" * 12, folder) == []
+    study(folder, "ew", 0.0, score=0.6)
+    assert open_questions("d" * 12, folder) == [("made_up", "good", "ls")]
+
+
+def test_a_gap_that_may_be_luck_raises_no_doubt(folder: Path) -> None:
+    study(folder, "ew", 0.0)
+    for run in folder.glob("made_up/ew/*"):  # on average by 0.01 better, as luck would have it
+        seed = RunDirectory(run).spec().seed
+        record = json.loads((run / "result.json").read_text())
+        record["score"] += 0.01 + (0.1 if seed % 2 else -0.1)
+        (run / "result.json").write_text(json.dumps(record))
+    found = board(folder, "ls", "ew")
+    assert rows(found)["good"]["told"] == "better"
+    assert not any("validates below" in note for note in found.remarks)
+
+
 def test_a_row_of_another_budget_is_marked(folder: Path) -> None:
     for r in range(8):
         recipe = {"epochs": 8, "batch_size": 4, "lr": 0.1}

@@ -144,6 +144,8 @@ class _Scores:
         self.costs = self._costs()
         self.decidable = not group.chosen_once
         self.pairs = self._pairs()
+        for name in self.pairs["against"].unique():
+            self._doubt(self.names.index(name))
         self._rank()
 
     def _test(self, cell: Cell) -> Floats:
@@ -443,7 +445,6 @@ class _Scores:
                 f"Whether anything beats {base} cannot be told: it takes at least {FIRST} "
                 f"{self.unit}s, found {most}."
             )
-        self._doubt_the_baseline(pairs)
         groups = {word: self.pairs_of(base, word) for word in VERDICTS}
         planned = 0 if self.group.suite is None else self.group.suite.planned
         looks = f" of {planned} planned, at any look" if planned > most else ""
@@ -460,26 +461,31 @@ class _Scores:
         found = self.pairs[(self.pairs["against"] == against) & (self.pairs["told"] == told)]
         return [str(name) for name in found.sort_values("difference")["method"]]
 
-    def _doubt_the_baseline(self, pairs: pd.DataFrame) -> None:
-        """Take back what is better than a tuned baseline that validates below the plain row."""
-        if self.base is None or self.plain in (None, self.base) or not self.rows[self.base].trials:
+    def _doubt(self, anchor: int) -> None:
+        """Take back what is better than a tuned row that validates below the plain one.
+
+        That it does is told by a paired t-test, one-sided at `ALPHA`: a gap may be luck.
+        """
+        if self.plain is None or self.plain == anchor:
+            return
+        if not (self.decidable and self.rows[anchor].trials):
             return
         own, plain = (
-            {cell.spec.seed: cell.score for cell in self.rows[i].finals}
-            for i in (self.base, self.plain)
+            {u: np.mean([c.score for c in cells]) for u, cells in self.rows[i].units.items()}
+            for i in (anchor, self.plain)
         )
-        gaps = [own[seed] - plain[seed] for seed in own.keys() & plain.keys()]
-        gap = float(np.mean([g for g in gaps if math.isfinite(g)] or [math.nan]))
-        if not gap < 0:
+        gaps = np.array([own[unit] - plain[unit] for unit in own.keys() & plain.keys()])
+        told = decide(gaps[np.isfinite(gaps)])
+        if not (told.difference < 0 and told.p <= 2 * ALPHA):
             return
-        name, other = self.names[self.base], self.names[self.plain]
+        name, other = self.names[anchor], self.names[self.plain]
         self.remarks.insert(
             0,
-            f"the tuned {name} validates below {other} (by {-100 * gap:.2g} %): its search did not "
-            f"find what {other} is, so nothing is called better than it",
+            f"the tuned {name} validates below {other} (by {-100 * told.difference:.2g} %): its "
+            f"search did not find what {other} is, so nothing is called better than it",
         )
-        better = pairs.index[pairs["told"] == "better"]
-        self.pairs.loc[better, "told"] = VERDICTS[3]
+        taken_back = (self.pairs["against"] == name) & (self.pairs["told"] == "better")
+        self.pairs.loc[taken_back, "told"] = VERDICTS[3]
 
     def _budgets(self) -> list[str]:
         """Name rows of another budget than most, such as those of equal cost."""
