@@ -91,6 +91,14 @@ def test_error_rate_with_collapses() -> None:
     assert ever(normal() + 10 * (hit[0] - hit[1]), ("better", "worse"), margin=1e-9) < 0.05
 
 
+@pytest.mark.parametrize(("share", "found"), [(0.05, 0.25), (0.1, 0.29), (0.2, 0.19)])
+def test_collapses_of_one_method_alone_break_the_level(share: float, found: float) -> None:
+    """By 10 deviations, the mean difference being 0: a limit of t-tests, which the docs state."""
+    hit = np.random.default_rng(6).random((STUDIES, MOST)) < share
+    d = normal() + 10 * (hit - share)
+    assert ever(d, ("better", "worse"), margin=1e-9) == pytest.approx(found, abs=0.015)
+
+
 def test_what_is_chosen_once_covers_too_little_and_repetitions_what_they_say() -> None:
     """Two methods that are equal over all the luck of tuning, which moves each choice by 2 points.
 
