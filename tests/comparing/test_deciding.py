@@ -44,6 +44,17 @@ def test_levels_spend_alpha_and_no_more() -> None:
         assert crossed.mean() == pytest.approx(spent, abs=4 * math.sqrt(spent / len(z)) + 1e-5)
 
 
+def test_of_many_units_the_level_holds_at_each() -> None:
+    """A hundred levels serve for all; who looks at each unit still errs at the rate stated."""
+    most = 1000
+    found = [level(n, most) for n in range(most + 1)]
+    assert found == sorted(found)
+    assert len(set(found)) <= 101
+    draws = np.random.default_rng(2).normal(size=(10_000, most)).cumsum(axis=1)
+    bounds = stats.norm.isf(np.array(found[1:]) / 2) * np.sqrt(np.arange(1, most + 1))
+    assert (np.abs(draws) >= bounds).any(axis=1).mean() < 0.0565  # three deviations above 5 %
+
+
 @pytest.mark.parametrize("most", [FIRST, FIRST + 1, 20, 50])
 @pytest.mark.parametrize("alpha", [0.05, 0.05 / 15])
 def test_levels_rise_to_less_than_alpha(most: int, alpha: float) -> None:
