@@ -15,6 +15,7 @@ from mtbench.comparing.running import executors, sweep
 from mtbench.comparing.running.executors import Dask, Executor, Local, Slurm
 from mtbench.comparing.running.worker import Assignment, Worker
 from mtbench.errors import RunError, UsageError
+from mtbench.plugins import extras
 from tests.cli.test_sweep import BROKEN, ended, outcome, start, suite, wait_for
 from tests.refusals import refused
 
