@@ -7,8 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtbench.errors import StepError
 
@@ -163,6 +165,34 @@ def part_at(
         tangled=tangled,
         parents=parents,
     )
+
+
+class _Noticed(TorchDispatchMode):
+    """Knows whether torch was asked to do anything."""
+
+    asked = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.asked = True
+        return func(*args, **(kwargs or {}))
+
+
+def is_hooked(cut: Sequence[GradientEdge]) -> bool:
+    """Return whether a tensor at some edges has hooks that do something, `retain_grad` included.
+
+    They run where a pass ends and again where the next one begins. A node does not show them, so
+    zeros are sent there; the pass ends before it runs any node.
+    """
+    for edge in cut:
+        like: Any = edge.node._input_metadata[edge.output_nr]  # type: ignore[attr-defined]
+        if like.is_nested_tensor:  # there are no zeros of its shape
+            return True
+        seed = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
+        with _Noticed() as noticed:
+            (found,) = torch.autograd.grad([edge], [edge], [seed], retain_graph=True)  # type: ignore[arg-type]
+        if noticed.asked or found is not seed:
+            return True
+    return False
 
 
 def _trainable(parents: Parents, chosen: Collection[int]) -> dict[Node, Tensor]:

@@ -340,6 +340,54 @@ def test_a_hook_on_a_layers_node(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(found, weights.float() @ J)
 
 
+def check_encoder(net: Net, losses: Sequence[Tensor], name: str) -> None:
+    """Hold the encoder's ``.grad`` against what a method makes of autograd's K gradients."""
+    own = list(net.encoder.parameters())
+    rows = [torch.autograd.grad(x, own, retain_graph=True, materialize_grads=True) for x in losses]
+    J = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    found = torch.cat([p.grad.flatten() for p in own])
+    if name == "graddrop":  # it draws lots whether to take what is above zero, or below
+        signs = J.clamp(min=0).sum(0), J.clamp(max=0).sum(0)
+        assert torch.stack([(found - x).abs() for x in signs]).amin(0).max() < 1e-8
+    else:
+        values = torch.stack([x.detach() for x in losses])
+        torch.testing.assert_close(found, mtbench.combine(name, J, values))
+
+
+@pytest.mark.parametrize("name", ["cagrad", "upgrad", "graddrop"])
+@pytest.mark.parametrize("told", [{}, {"batched": True}, {"features": True}])
+@pytest.mark.parametrize(
+    "hook", [lambda g: -g, lambda g: g.mul_(3), lambda g: g / (1e-3 + g.norm())]
+)
+def test_a_hook_on_features_runs_once(
+    name: str, told: dict[str, bool], hook: Callable[[Tensor], Tensor]
+) -> None:
+    net = Net(3)
+
+    def losses() -> tuple[list[Tensor], Tensor]:
+        z = net.z()
+        z.register_hook(hook)
+        return net.of(z), z
+
+    found, z = losses()
+    said: dict[str, Any] = {"engine": Engine(batched=True)} if "batched" in told else {}
+    said |= {"features": z} if "features" in told else {}
+    mtbench.balancer(name, num_objectives=3).backward(found, **said)
+    check_encoder(net, losses()[0], name)
+
+
+@pytest.mark.parametrize("name", ["cagrad", "upgrad", "graddrop"])
+def test_retained_gradients_count_once(name: str) -> None:
+    net = Net(3)
+    z = net.z()
+    z.retain_grad()
+    losses = net.of(z)
+    expected = sum(torch.autograd.grad(x, z, retain_graph=True)[0] for x in losses)
+    z.grad = None
+    mtbench.balancer(name, num_objectives=3).backward(losses)
+    torch.testing.assert_close(z.grad, expected)
+
+
 def test_a_batch_for_each_objective_costs_one_backward_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
