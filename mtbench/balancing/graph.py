@@ -77,10 +77,10 @@ def part(losses: Sequence[Tensor], chosen: Collection[int] = ()) -> Parting:
             stack += [parent for parent, _ in parents[node] if parent is not None]
     several = {node for node, of in owner.items() if of == _SEVERAL}
     cut = {(root.node, root.output_nr): None for root in roots if root and root.node in several}
-    inner: set[Any] = set()
+    inner: set[Node] = set()
     for node, edges in parents.items():
         if node in several:
-            inner.update(edges)
+            inner.update(parent for parent, _ in edges if parent is not None)
         else:
             cut |= {edge: None for edge in edges if edge[0] in several}
     leaves = _trainable(parents, chosen)
@@ -88,9 +88,10 @@ def part(losses: Sequence[Tensor], chosen: Collection[int] = ()) -> Parting:
     for node, leaf in leaves.items():
         if node not in several:
             heads[owner[node]].append(leaf)
-    # An edge that leads to another one would count that one's gradient twice. A parameter in the
-    # cut is read by a head itself.
-    splits = not any(edge in inner or edge[0] in leaves for edge in cut)
+    # An edge that leads to another one would count that one's gradient twice; to another output of
+    # its node, each objective's pass would run what is between. A parameter in the cut is read by a
+    # head itself.
+    splits = not any(node in inner or node in leaves for node, _ in cut)
     return Parting(
         cut=tuple(GradientEdge(*edge) for edge in cut) if splits else (),
         shared=tuple(leaf for node, leaf in leaves.items() if node in several),
@@ -138,6 +139,7 @@ def part_at(
         ways.append(way)
     below: dict[Node, Any] = {}
     nodes = [node for node, _ in stops]
+    tops, nested = set(nodes), False
     while nodes:
         node = nodes.pop()
         if node not in below:
@@ -145,6 +147,7 @@ def part_at(
             for edge in edges:
                 if edge[0] is not None:
                     nodes.append(edge[0])
+                    nested |= edge[0] in tops
                     if edge in stops:
                         tangled = f"another feature is computed from features[{stops[edge]}]"
     if features and not met and part(losses).shared:
@@ -156,7 +159,7 @@ def part_at(
     parents = above | below
     leaves = _trainable(parents, chosen)
     crossed = any(node in below for node in leaves if node in above)
-    splits = not crossed and not tangled.startswith("another")
+    splits = not crossed and not nested  # by a node's other output, maybe
     return Parting(
         cut=tuple(GradientEdge(*edge) for edge in stops) if splits else (),
         shared=tuple(leaf for node, leaf in leaves.items() if node in below),

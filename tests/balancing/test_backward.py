@@ -376,6 +376,31 @@ def test_a_hook_on_features_runs_once(
     check_encoder(net, losses()[0], name)
 
 
+def of_chunks(net: Net) -> tuple[list[Tensor], list[Tensor]]:
+    a, b = net.z().chunk(2, 1)
+    z = torch.tanh(b.square())
+    return [a.square().sum() + z.sum(), a.sum() - z.square().sum(), z.exp().sum()], [a, z]
+
+
+def of_qr(net: Net) -> tuple[list[Tensor], list[Tensor]]:
+    q, r = torch.linalg.qr(net.z())
+    z = r @ r.T
+    return [q.exp().sum() + z.sum(), q[:, 0].exp().sum(), z.square().sum()], [q, z]
+
+
+@pytest.mark.parametrize("name", ["cagrad", "upgrad", "graddrop"])
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("of", [of_chunks, of_qr])
+def test_a_node_with_several_outputs(
+    name: str, told: bool, of: Callable[[Net], tuple[list[Tensor], list[Tensor]]]
+) -> None:
+    net = Net()
+    losses, features = of(net)
+    said = {"features": features} if told else {}
+    mtbench.balancer(name, num_objectives=3).backward(losses, **said)
+    check_encoder(net, of(net)[0], name)
+
+
 @pytest.mark.parametrize("name", ["cagrad", "upgrad", "graddrop"])
 def test_retained_gradients_count_once(name: str) -> None:
     net = Net(3)
