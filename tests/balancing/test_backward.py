@@ -565,6 +565,26 @@ def test_micro_batches_are_the_whole_batch(name: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["ew", "cagrad", "upgrad", "graddrop", "uw"])
+@pytest.mark.parametrize("hook", [lambda g: -3 * g, lambda g: g / g.norm()])
+def test_micro_batches_run_a_parameters_hook_once(
+    name: str, hook: Callable[[Tensor], Tensor]
+) -> None:
+    found = []
+    for pieces in ([slice(0, 12)], [slice(0, 5), slice(5, 12)]):
+        net = Net(3)
+        handles = [p.register_hook(hook) for p in net.parameters()]
+        balancer = mtbench.balancer(name, num_objectives=3)
+        for piece in pieces[:-1]:
+            balancer.accumulate(net.losses(piece))
+        balancer.backward(net.losses(pieces[-1]))
+        found.append(grads(net))
+        for handle in handles:
+            handle.remove()
+        assert not any(p._backward_hooks for p in net.parameters())
+    same(*found)
+
+
 def test_micro_batches_without_labels_and_by_name() -> None:
     net = Net()
     first, last = net.losses(slice(0, 6)), net.losses(slice(6, 12))
