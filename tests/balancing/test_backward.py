@@ -456,6 +456,79 @@ def test_a_hook_on_a_layers_node(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(found, weights.float() @ J)
 
 
+def check_encoder(net: Net, losses: Sequence[Tensor], name: str) -> None:
+    """Hold the encoder's ``.grad`` against what a method makes of autograd's K gradients."""
+    own = list(net.encoder.parameters())
+    rows = [torch.autograd.grad(x, own, retain_graph=True, materialize_grads=True) for x in losses]
+    J = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    found = torch.cat([p.grad.flatten() for p in own])
+    if name == "graddrop":  # it draws lots whether to take what is above zero, or below
+        signs = J.clamp(min=0).sum(0), J.clamp(max=0).sum(0)
+        assert torch.stack([(found - x).abs() for x in signs]).amin(0).max() < 1e-8
+    else:
+        values = torch.stack([x.detach() for x in losses])
+        torch.testing.assert_close(found, mtbench.combine(name, J, values))
+
+
+@pytest.mark.parametrize("name", ["cagrad", "upgrad", "graddrop"])
+@pytest.mark.parametrize("told", [{}, {"batched": True}, {"features": True}])
+@pytest.mark.parametrize(
+    "hook", [lambda g: -g, lambda g: g.mul_(3), lambda g: g / (1e-3 + g.norm())]
+)
+def test_a_hook_on_features_runs_once(
+    name: str, told: dict[str, bool], hook: Callable[[Tensor], Tensor]
+) -> None:
+    net = Net(3)
+
+    def losses() -> tuple[list[Tensor], Tensor]:
+        z = net.z()
+        z.register_hook(hook)
+        return net.of(z), z
+
+    found, z = losses()
+    said: dict[str, Any] = {"engine": Engine(batched=True)} if "batched" in told else {}
+    said |= {"features": z} if "features" in told else {}
+    mtbench.balancer(name, num_objectives=3).backward(found, **said)
+    check_encoder(net, losses()[0], name)
+
+
+def of_chunks(net: Net) -> tuple[list[Tensor], list[Tensor]]:
+    a, b = net.z().chunk(2, 1)
+    z = torch.tanh(b.square())
+    return [a.square().sum() + z.sum(), a.sum() - z.square().sum(), z.exp().sum()], [a, z]
+
+
+def of_qr(net: Net) -> tuple[list[Tensor], list[Tensor]]:
+    q, r = torch.linalg.qr(net.z())
+    z = r @ r.T
+    return [q.exp().sum() + z.sum(), q[:, 0].exp().sum(), z.square().sum()], [q, z]
+
+
+@pytest.mark.parametrize("name", ["cagrad", "upgrad", "graddrop"])
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("of", [of_chunks, of_qr])
+def test_a_node_with_several_outputs(
+    name: str, told: bool, of: Callable[[Net], tuple[list[Tensor], list[Tensor]]]
+) -> None:
+    net = Net()
+    losses, features = of(net)
+    said = {"features": features} if told else {}
+    mtbench.balancer(name, num_objectives=3).backward(losses, **said)
+    check_encoder(net, of(net)[0], name)
+
+
+@pytest.mark.parametrize("name", ["cagrad", "upgrad", "graddrop"])
+def test_retained_gradients_count_once(name: str) -> None:
+    net = Net(3)
+    z = net.z()
+    z.retain_grad()
+    losses = net.of(z)
+    expected = sum(torch.autograd.grad(x, z, retain_graph=True)[0] for x in losses)
+    z.grad = None
+    mtbench.balancer(name, num_objectives=3).backward(losses)
+    torch.testing.assert_close(z.grad, expected)
+
+
 def test_a_batch_for_each_objective_costs_one_backward_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -606,6 +679,26 @@ def test_micro_batches_are_the_whole_batch(name: str) -> None:
         found.append([p.detach() for p in parameters])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["ew", "cagrad", "upgrad", "graddrop", "uw"])
+@pytest.mark.parametrize("hook", [lambda g: -3 * g, lambda g: g / g.norm()])
+def test_micro_batches_run_a_parameters_hook_once(
+    name: str, hook: Callable[[Tensor], Tensor]
+) -> None:
+    found = []
+    for pieces in ([slice(0, 12)], [slice(0, 5), slice(5, 12)]):
+        net = Net(3)
+        handles = [p.register_hook(hook) for p in net.parameters()]
+        balancer = mtbench.balancer(name, num_objectives=3)
+        for piece in pieces[:-1]:
+            balancer.accumulate(net.losses(piece))
+        balancer.backward(net.losses(pieces[-1]))
+        found.append(grads(net))
+        for handle in handles:
+            handle.remove()
+        assert not any(p._backward_hooks for p in net.parameters())
+    same(*found)
 
 
 def test_micro_batches_without_labels_and_by_name() -> None:
