@@ -137,7 +137,7 @@ class Balancer(nn.Module, ABC):
             cls.balance = vars(cls)["backward"]  # type: ignore[method-assign]
             del cls.backward
         if "after_step" in vars(cls):
-            cls.after_step = _asked(vars(cls)["after_step"])  # type: ignore[method-assign]
+            cls.after_step = _asked(vars(cls)["after_step"])  # type: ignore[assignment,method-assign]
         for hook in HOOKS:
             if hook in vars(cls):
                 setattr(cls, hook, noted(vars(cls)[hook]))
@@ -245,8 +245,9 @@ class Balancer(nn.Module, ABC):
                 losses = [losses[name] for name in names]
             said.setdefault("engine", self.engine)
             for key in ("again", "validation"):
-                if said.get(key) is not None:
-                    said[key] = partial(self._repeated, said[key])
+                again: Any = said.get(key)
+                if again is not None:
+                    said[key] = partial(self._repeated, again)
             step = Step(losses, **said)
             step.transient = True
             step.refuse_constants()
