@@ -11,7 +11,7 @@ run: $(VENV)/installed
 	env -u OMP_NUM_THREADS $(BIN)/mtbench run --method rlar --out runs
 
 test: $(VENV)/tested lint
-	$(BIN)/pytest --cov --cov-report=term:skip-covered -n 2 --timeout 600 --durations=10
+	$(BIN)/pytest --cov --cov-report=term:skip-covered -n 2 --timeout 600 --durations=10 -rs
 
 lint: $(VENV)/tested
 	$(BIN)/ruff format --check .

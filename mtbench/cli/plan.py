@@ -169,7 +169,7 @@ def _scatter(pilot: Path) -> dict[str, float]:
 
     found: dict[str, float] = {}
     for board in leaderboard.boards(list(find_runs([pilot])), "ls"):
-        if not board.pairs.empty:
+        if not board.pairs.empty and board.pairs["deviation"].notna().any():
             task = next(iter(board.cells.values()))[0].spec.task
             found[task] = float(board.pairs["deviation"].median())
     return found

@@ -42,15 +42,15 @@ class Claim(BaseModel):
     digest: str
     task: str
     label: str
-    repetition: Annotated[int, Field(ge=0)]
-    draw: Annotated[int, Field(ge=0)] | None
+    repetition: Annotated[int, Field(ge=0, lt=1000)]
+    draw: Annotated[int, Field(ge=0, lt=1000)] | None
     sampler: str
     places: dict[str, float]
-    trials: Annotated[int, Field(ge=0)]
-    repetitions: Annotated[int, Field(ge=1)]
-    seeds: Annotated[int, Field(ge=1)]
-    rows: Annotated[int, Field(ge=1)]
-    margin: Annotated[float, Field(gt=0)]
+    trials: Annotated[int, Field(ge=0, le=1000)]
+    repetitions: Annotated[int, Field(ge=1, le=1000)]
+    seeds: Annotated[int, Field(ge=1, le=1000)]
+    rows: Annotated[int, Field(ge=1, le=2000)]  # a suite names 1000, `all` may add to them
+    margin: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     against: list[str]
 
     @property

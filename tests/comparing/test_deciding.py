@@ -44,6 +44,17 @@ def test_levels_spend_alpha_and_no_more() -> None:
         assert crossed.mean() == pytest.approx(spent, abs=4 * math.sqrt(spent / len(z)) + 1e-5)
 
 
+def test_of_many_units_the_level_holds_at_each() -> None:
+    """A hundred levels serve for all; who looks at each unit still errs at the rate stated."""
+    most = 1000
+    found = [level(n, most) for n in range(most + 1)]
+    assert found == sorted(found)
+    assert len(set(found)) <= 101
+    draws = np.random.default_rng(2).normal(size=(10_000, most)).cumsum(axis=1)
+    bounds = stats.norm.isf(np.array(found[1:]) / 2) * np.sqrt(np.arange(1, most + 1))
+    assert (np.abs(draws) >= bounds).any(axis=1).mean() < 0.0565  # three deviations above 5 %
+
+
 @pytest.mark.parametrize("most", [FIRST, FIRST + 1, 20, 50])
 @pytest.mark.parametrize("alpha", [0.05, 0.05 / 15])
 def test_levels_rise_to_less_than_alpha(most: int, alpha: float) -> None:
@@ -78,6 +89,14 @@ def test_error_rate_with_collapses() -> None:
     rng = np.random.default_rng(3)
     hit = (rng.random((2, STUDIES, MOST)) < 0.1).astype(float)
     assert ever(normal() + 10 * (hit[0] - hit[1]), ("better", "worse"), margin=1e-9) < 0.05
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.05, 0.25), (0.1, 0.29), (0.2, 0.19)])
+def test_collapses_of_one_method_alone_break_the_level(share: float, found: float) -> None:
+    """By 10 deviations, the mean difference being 0: a limit of t-tests, which the docs state."""
+    hit = np.random.default_rng(6).random((STUDIES, MOST)) < share
+    d = normal() + 10 * (hit - share)
+    assert ever(d, ("better", "worse"), margin=1e-9) == pytest.approx(found, abs=0.015)
 
 
 def test_what_is_chosen_once_covers_too_little_and_repetitions_what_they_say() -> None:

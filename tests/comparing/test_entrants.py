@@ -1,15 +1,22 @@
 """Who takes part in a board comes from the suite; what is told holds for what was repeated."""
 
+import json
 import math
 import random
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from mtbench.comparing import claim
 from mtbench.comparing.claim import Claim
 from mtbench.comparing.judging import leaderboard
+from mtbench.comparing.judging.leaderboard.entrants import largest_block
+from mtbench.comparing.running.deciding import open_questions
 from mtbench.errors import RunError
 from mtbench.training.rundir import RunDirectory, find_runs
 from tests.comparing.test_leaderboard import board, cell, rows
@@ -131,6 +138,100 @@ def test_a_decided_row_may_stop_early(tmp_path: Path) -> None:
     assert by_name["cut"]["reason"] == "2 of 8 repetitions"
 
 
+def test_a_decided_baseline_keeps_its_rank(tmp_path: Path) -> None:
+    """All is told against it at six units; those of the others go on."""
+    for method, offset in (("ls", 0.0), ("great", 0.2)):
+        study(tmp_path, method, offset, repetitions=6)
+    for method, offset in (("stl", 0.1), ("ew", 0.1), ("mid", 0.15)):
+        study(tmp_path, method, offset, repetitions=14)
+    found = rows(board(tmp_path, "ls"))
+    assert found["great"]["told"] == "better"
+    assert found["ls"]["complete"]
+    assert found["ls"]["mean_rank"] > found["great"]["mean_rank"]
+
+
+def test_without_a_single_task_row_questions_are_asked_all_the_same(tmp_path: Path) -> None:
+    for method, offset in (("ls", 0.0), ("great", 0.2), ("near", 0.01)):
+        study(tmp_path, method, offset, noise=0.02)
+    near = [("made_up", "near", "ls")]
+    assert open_questions("d" * 12, tmp_path) == near
+    for file in tmp_path.glob("made_up/ls/*/test.json"):  # no unit: nothing can be told
+        record = json.loads(file.read_text())
+        record["metrics"]["error"] = 0.0
+        file.write_text(json.dumps(record))
+    assert open_questions("d" * 12, tmp_path) == [("made_up", "great", "ls"), *near]
+
+
+def test_a_better_trial_makes_the_old_final_stale(folder: Path) -> None:
+    before = board(folder, "ls")
+    for r in range(8):  # the second trial is the best; these have the first one's parameters
+        run = cell(folder, "good", r, dice=0.9, method_params={"w": 0})
+        claimed(run, draw=0)
+    found = board(folder, "ls")
+    pd.testing.assert_frame_equal(found.rows, before.rows)
+    [note] = [one for one in found.remarks if one.startswith("not counted")]
+    assert note.count("good seed") == 8
+
+
+def test_of_two_cells_with_one_choice_the_later_counts(folder: Path) -> None:
+    """A plugin that was changed: the same suite, the same draw, another cell."""
+    for r in range(8):
+        run = cell(folder, "good", r, dice=0.9, method_params={"w": 1}, plugins={"mine": "b" * 64})
+        record = json.loads((run.path / "result.json").read_text())
+        run.write_text("result.json", json.dumps(record | {"times": {"ended": 1.0}}))
+        claimed(run, draw=1)
+    found = board(folder, "ls")
+    assert rows(found)["good"]["dice"] == pytest.approx(0.9)
+    assert rows(found)["good"]["seeds"] == 8
+
+
+def test_claims_that_differ_in_rows_count_a_cell_once(folder: Path) -> None:
+    before = board(folder, "ls")
+    for run in find_runs([folder]):
+        [own] = claim.read(run)
+        claim.add(run, own.model_copy(update={"rows": 3}))
+    found = board(folder, "ls")
+    pd.testing.assert_frame_equal(found.rows, before.rows)
+    assert found.remarks == before.remarks
+    assert found.suite is not None
+    assert found.suite.rows == 4
+
+
+def test_data_that_has_changed_makes_two_boards(folder: Path) -> None:
+    before = board(folder, "ls")
+    claimed(cell(folder, "good", 0, dice=0.9, method_params={"w": 1}, data="other"), draw=1)
+    first, second = leaderboard.boards(list(find_runs([folder])), "ls")
+    pd.testing.assert_frame_equal(first.rows, before.rows)
+    assert second.rows["method"].tolist() == ["good"]
+    assert (first.title, second.title) == (f"{before.title} data=d", f"{before.title} data=other")
+
+
+def test_data_of_each_seed_is_one_board(tmp_path: Path) -> None:
+    for seed in range(3):
+        claimed(cell(tmp_path, "ls", seed, data=f"d{seed}"), trials=0)
+    assert rows(board(tmp_path))["ls"]["seeds"] == 3
+
+
+@pytest.mark.parametrize("first", ["with", "without"])
+def test_a_copy_without_claims_takes_none_away(tmp_path: Path, first: str) -> None:
+    claimed(cell(tmp_path / "with", "ls", 0))
+    cell(tmp_path / "without", "ls", 0)
+    folders = sorted((tmp_path / "with", tmp_path / "without"), key=lambda f: f.name != first)
+    [found] = leaderboard.boards(list(find_runs(folders)))
+    assert found.rows["method"].tolist() == ["ls"]
+    assert found.suite is not None
+
+
+def test_a_newcomer_does_not_drive_the_others_out() -> None:
+    """Seven rows that lack a unit each, another one, and one that has begun."""
+    there = np.ones((8, 20), bool)
+    there[range(7), range(7)] = False
+    there[7, 1:] = False
+    chosen, units = largest_block(there)
+    assert chosen.tolist() == [True] * 7 + [False]
+    assert units.tolist() == [False] * 7 + [True] * 13
+
+
 def test_a_search_at_the_edge_is_told(folder: Path) -> None:
     study(folder, "edgy", 0.0, places=0.97)
     said = "\n".join(leaderboard.notes(board(folder, "ls")))
@@ -148,6 +249,24 @@ def test_a_baseline_that_validates_below_plain_proves_nothing(folder: Path) -> N
     assert any("tuned ls validates below ew (by 10 %)" in note for note in found.remarks)
     other = board(folder, "good", "ew")  # another baseline, the same doubt
     assert any("tuned good validates below ew" in note for note in other.remarks)
+
+
+def test_a_baseline_in_doubt_leaves_its_question_open(folder: Path) -> None:
+    assert open_questions("d" * 12, folder) == []
+    study(folder, "ew", 0.0, score=0.6)
+    assert open_questions("d" * 12, folder) == [("made_up", "good", "ls")]
+
+
+def test_a_gap_that_may_be_luck_raises_no_doubt(folder: Path) -> None:
+    study(folder, "ew", 0.0)
+    for run in folder.glob("made_up/ew/*"):  # on average by 0.01 better, as luck would have it
+        seed = RunDirectory(run).spec().seed
+        record = json.loads((run / "result.json").read_text())
+        record["score"] += 0.01 + (0.1 if seed % 2 else -0.1)
+        (run / "result.json").write_text(json.dumps(record))
+    found = board(folder, "ls", "ew")
+    assert rows(found)["good"]["told"] == "better"
+    assert not any("validates below" in note for note in found.remarks)
 
 
 def test_a_row_of_another_budget_is_marked(folder: Path) -> None:
@@ -190,8 +309,38 @@ def test_a_metric_that_shadows_a_column_is_refused(tmp_path: Path, name: str) ->
         board(tmp_path)
 
 
-def test_a_broken_claim_is_explained(folder: Path) -> None:
-    file = next(folder.rglob(claim.FILE))
-    file.write_text('[{"suite": 3}]')
-    with pytest.raises(RunError, match=r"suites\.json: 0\.suite: .*sweep again"):
-        board(folder)
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        (
+            "suites.json",
+            '[{"suite": 3}]',
+            r"suites\.json: 0\.suite: .*sweep again, which writes it$",
+        ),
+        ("result.json", "{", r"result\.json: "),
+        ("spec.json", "{", r"spec\.json"),
+    ],
+)
+def test_a_damaged_cell_is_told_and_the_rest_is_shown(
+    folder: Path, name: str, text: str, said: str
+) -> None:
+    [run] = folder.glob("made_up/good/seed0-*")
+    (run / name).write_text(text)
+    found = board(folder, "ls")
+    assert rows(found)["good"]["units"] == 7
+    [note] = [one for one in found.remarks if one.startswith("a damaged cell is left out: ")]
+    assert re.search(said, note)
+    assert "\n" not in note
+    assert open_questions("d" * 12, folder) == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"repetitions": 1001}, {"seeds": 10**9}, {"rows": 10**9}, {"margin": math.inf}],
+    ids=lambda changed: "".join(changed),
+)
+def test_a_claim_that_no_suite_can_make_is_refused(changed: dict[str, Any], folder: Path) -> None:
+    run = next(find_runs([folder]))
+    [own] = claim.read(run)
+    with pytest.raises(ValidationError):
+        Claim.model_validate(own.model_dump() | changed)

@@ -117,6 +117,16 @@ def test_every_repetition_is_a_study_of_its_own(make: Made, tmp_path: Path) -> N
     assert ("recipe.lr", "recipe.weight_decay", "weight_0", "weight_1") in places
 
 
+def test_what_the_suite_fixes_has_no_place_in_a_range(make: Made) -> None:
+    fixed = {"name": "ls", "set": {"weights": [1.0, 2.0]}, "label": "fixed"}
+    grid = make(methods=[fixed, {"name": "cagrad", "set": {"c": 0.4}, "label": "c"}, "ls"])
+    places = {
+        cell.entry.label: set(grid.claim(cell, 1).places) for cell in grid.cells if cell.trial == 1
+    }
+    assert places["fixed"] == places["c"] == {"recipe.lr", "recipe.weight_decay"}
+    assert places["ls"] > places["fixed"]
+
+
 def test_another_suite_claims_what_is_there(make: Made, tmp_path: Path) -> None:
     work(make(), tmp_path)
     other = make(name="other")

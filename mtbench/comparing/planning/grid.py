@@ -80,6 +80,17 @@ class Entry:
         params = method.resolve({**drawn.params, **self.fixed})
         return dataclasses.replace(self.request, recipe=recipe), Choice(method, params)
 
+    def places(self, repetition: int, trial: int) -> dict[str, float]:
+        """Return where in its range each parameter lies that the suite does not fix."""
+        drawn = self.draws[repetition][trial]
+        # What is asked may be a part of a parameter, such as one of `weights`.
+        some_free = bool(drawn.params.keys() - self.fixed.keys())
+        return {
+            key: place
+            for key, place in drawn.places.items()
+            if key.startswith("recipe.") or (some_free and key not in self.fixed)
+        }
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -190,7 +201,7 @@ class Grid:
             repetition=cell.repetition,
             draw=trial,
             sampler=SAMPLER,
-            places={} if cell.trial is None else entry.draws[cell.repetition][cell.trial].places,
+            places={} if cell.trial is None else entry.places(cell.repetition, cell.trial),
             trials=suite.budget.trials,
             repetitions=suite.budget.repetitions,
             seeds=suite.budget.seeds,

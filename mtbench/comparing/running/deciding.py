@@ -15,6 +15,9 @@ from mtbench.comparing.planning.grid import Cell, Grid, Order, State
 from mtbench.errors import UsageError
 from mtbench.training.rundir import find_runs
 
+PLAIN = "ew"
+"""The row that a tuned one must not validate below, as `mtbench leaderboard` has it by default."""
+
 Sweep = Callable[[Grid], dict[Cell, State]]
 """Runs a grid's cells, and returns how they ended."""
 
@@ -68,7 +71,7 @@ def open_questions(digest: str, out: Path) -> list[tuple[str, str, str]]:
     """
     return [
         (board.suite.task, str(pair["method"]), str(pair["against"]))
-        for board in leaderboard.boards(list(find_runs([out])))
+        for board in leaderboard.boards(list(find_runs([out])), plain=PLAIN)
         if board.suite is not None and board.suite.digest == digest
         for pair in board.pairs.to_dict("records")
         if pair["told"] == VERDICTS[3]

@@ -55,6 +55,14 @@ def test_the_page_is_one_file_without_addresses(page: Path) -> None:
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", text)
 
 
+def test_wins_are_of_the_units_that_both_have(tmp_path: Path) -> None:
+    write(tmp_path, ("rlar", "ls", "stl", "ew"), seeds=10)
+    for seed in range(6, 10):
+        shutil.rmtree(next((tmp_path / "made_up0" / "ls").glob(f"seed{seed}-*")))
+    wins = re.findall(r'<td class="wins"[^>]*>([^<]*)<', report.render(boards(tmp_path)))
+    assert sorted(text.rpartition(" / ")[2] for text in wins) == ["", "6", "6", "6"]
+
+
 def test_the_page_of_the_same_cells_is_the_same(runs: Path, page: Path) -> None:
     assert report.render(boards(runs)) == page.read_text()
 

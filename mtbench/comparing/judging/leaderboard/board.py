@@ -81,12 +81,18 @@ def boards(
             not be worse than on validation.
 
     Raises:
-        RunError: there is no run, or a record does not parse.
+        RunError: there is no run, or none that is whole.
     """
-    found = groups(read_cells(runs))
+    cells, damaged = read_cells(runs)
+    found = groups(cells)
     if not found:
-        raise RunError("no runs found: `mtbench run` makes some")
-    return [_board(group, baseline, plain) for group in found]
+        raise RunError(damaged[0] if damaged else "no runs found: `mtbench run` makes some")
+    made = [_board(group, baseline, plain) for group in found]
+    if damaged:  # whose board they would be on, they may not say
+        more = f" (and {len(damaged) - 1} more)" if damaged[1:] else ""
+        for board in made:
+            board.remarks.append(f"a damaged cell is left out: {damaged[0]}{more}")
+    return made
 
 
 def _board(group: Group, baseline: str | None, plain: str | None) -> Board:
@@ -133,9 +139,13 @@ class _Scores:
         self.wanted, self.base, self.plain = baseline, self.find(baseline), self.find(plain)
         self.remarks: list[str] = []
         self.reference = self._reference()
+        against = [] if group.suite is None else group.suite.against
+        self.asked = [i for i in map(self.find, against) if i is not None]
         self.costs = self._costs()
         self.decidable = not group.chosen_once
         self.pairs = self._pairs()
+        for name in self.pairs["against"].unique():
+            self._doubt(self.names.index(name))
         self._rank()
 
     def _test(self, cell: Cell) -> Floats:
@@ -203,9 +213,10 @@ class _Scores:
     def _costs(self) -> Floats | None:
         """Return one number a row and unit, whose mean over units is delta-m: lower is better.
 
-        Without a single-task row, in percent of the baseline's means.
+        Without a single-task row, in percent of the means of the first row that the suite asks
+        about, whoever reads the board; without a suite, of the baseline's.
         """
-        for unit in (self.reference, self.base):
+        for unit in (self.reference, *self.asked[:1], self.base):
             if unit is not None and self.known[unit].any():
                 own = self.x[unit][self.known[unit]]
                 change = statistics.relative_change(self.x, own, self.higher)
@@ -215,20 +226,21 @@ class _Scores:
 
     def _pairs(self) -> pd.DataFrame:
         """Return what is told of each official row against the baseline, and those asked about."""
-        asked = [] if self.group.suite is None else [self.find(a) for a in self.group.suite.against]
-        anchors = dict.fromkeys(a for a in (self.base, *asked) if a is not None)
+        anchors = dict.fromkeys(a for a in (self.base, *self.asked) if a is not None)
         found = [pair for anchor in anchors for pair in self._against(anchor)]
         return pd.DataFrame(found, columns=["method", "against", "units", *Verdicts._fields])
 
     def _against(self, anchor: int) -> list[list[Any]]:
-        others = [i for i in np.flatnonzero(self.official) if i != anchor and self.known[i].any()]
-        if self.costs is None or not self.official[anchor]:
+        """Return a pair for each other row, also where nothing can be told: that is open."""
+        others = [i for i in np.flatnonzero(self.official) if i != anchor]
+        if not self.official[anchor]:
             return []
+        costs = np.full(self.known.shape, np.nan) if self.costs is None else self.costs
         suite, found = self.group.suite, []
         for i in others:
             common = self.known[i] & self.known[anchor]
             told = decide(
-                (self.costs[i] - self.costs[anchor])[common], margin=self.margin,
+                (costs[i] - costs[anchor])[common], margin=self.margin,
                 most=None if suite is None else max(suite.planned, int(common.sum())),
                 # As many as were asked, whoever is there yet.
                 comparisons=len(others) if suite is None else max(suite.rows - 1, 1),
@@ -256,9 +268,9 @@ class _Scores:
             inside, _ = largest_block(known[rows])
             self.ranked[rows[inside]] = True
             decided = self.pairs[self.pairs["told"].isin(VERDICTS[:3])]
-            if self.base is not None:  # a question that was decided takes no more units
+            if self.base is not None:  # a question that was decided takes no more units, of both
                 decided = decided[decided["against"] == self.names[self.base]]
-                self.ranked |= np.isin(self.names, decided["method"])
+                self.ranked |= np.isin(self.names, decided[["method", "against"]])
             self.common = np.asarray(known[self.ranked].all(axis=0))
         if not self.common.any():
             self.ranked[:] = False
@@ -303,6 +315,11 @@ class _Scores:
         columns["hypervolume"] = self._hypervolume()
         columns |= self._cost()
         self.remarks += [*self._budgets(), *self._edges()]
+        if stale := self.group.stale:
+            self.remarks.append(
+                "not counted, for a better trial or a later cell has taken their place: "
+                f"{', '.join(stale)}"
+            )
         if late := self.group.late:
             self.remarks.append(
                 "trials finished after a test here had been opened, so their choice may have seen "
@@ -394,7 +411,8 @@ class _Scores:
             i = self.names.index(pair["method"])
             common = self.known[i] & self.known[self.base]
             gains = (self.costs[self.base] - self.costs[i])[common]
-            found["wins"][i] = (gains > 0).sum() + (gains == 0).sum() / 2
+            if len(gains):
+                found["wins"][i] = (gains > 0).sum() + (gains == 0).sum() / 2
             found["told"][i] = pair["told"]
             fields = ("difference", "low", "high", "p", "p_equivalence")
             for name, key in zip(names, fields, strict=True):
@@ -427,7 +445,6 @@ class _Scores:
                 f"Whether anything beats {base} cannot be told: it takes at least {FIRST} "
                 f"{self.unit}s, found {most}."
             )
-        self._doubt_the_baseline(pairs)
         groups = {word: self.pairs_of(base, word) for word in VERDICTS}
         planned = 0 if self.group.suite is None else self.group.suite.planned
         looks = f" of {planned} planned, at any look" if planned > most else ""
@@ -444,26 +461,31 @@ class _Scores:
         found = self.pairs[(self.pairs["against"] == against) & (self.pairs["told"] == told)]
         return [str(name) for name in found.sort_values("difference")["method"]]
 
-    def _doubt_the_baseline(self, pairs: pd.DataFrame) -> None:
-        """Take back what is better than a tuned baseline that validates below the plain row."""
-        if self.base is None or self.plain in (None, self.base) or not self.rows[self.base].trials:
+    def _doubt(self, anchor: int) -> None:
+        """Take back what is better than a tuned row that validates below the plain one.
+
+        That it does is told by a paired t-test, one-sided at `ALPHA`: a gap may be luck.
+        """
+        if self.plain is None or self.plain == anchor:
+            return
+        if not (self.decidable and self.rows[anchor].trials):
             return
         own, plain = (
-            {cell.spec.seed: cell.score for cell in self.rows[i].finals}
-            for i in (self.base, self.plain)
+            {u: np.mean([c.score for c in cells]) for u, cells in self.rows[i].units.items()}
+            for i in (anchor, self.plain)
         )
-        gaps = [own[seed] - plain[seed] for seed in own.keys() & plain.keys()]
-        gap = float(np.mean([g for g in gaps if math.isfinite(g)] or [math.nan]))
-        if not gap < 0:
+        gaps = np.array([own[unit] - plain[unit] for unit in own.keys() & plain.keys()])
+        told = decide(gaps[np.isfinite(gaps)])
+        if not (told.difference < 0 and told.p <= 2 * ALPHA):
             return
-        name, other = self.names[self.base], self.names[self.plain]
+        name, other = self.names[anchor], self.names[self.plain]
         self.remarks.insert(
             0,
-            f"the tuned {name} validates below {other} (by {-100 * gap:.2g} %): its search did not "
-            f"find what {other} is, so nothing is called better than it",
+            f"the tuned {name} validates below {other} (by {-100 * told.difference:.2g} %): its "
+            f"search did not find what {other} is, so nothing is called better than it",
         )
-        better = pairs.index[pairs["told"] == "better"]
-        self.pairs.loc[better, "told"] = VERDICTS[3]
+        taken_back = (self.pairs["against"] == name) & (self.pairs["told"] == "better")
+        self.pairs.loc[taken_back, "told"] = VERDICTS[3]
 
     def _budgets(self) -> list[str]:
         """Name rows of another budget than most, such as those of equal cost."""

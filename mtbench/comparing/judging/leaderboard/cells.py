@@ -119,19 +119,28 @@ def shadows(name: str, metrics: Container[str]) -> bool:
     return name in RESERVED or (name.endswith("_sd") and name.removesuffix("_sd") in metrics)
 
 
-def read_cells(runs: Iterable[RunDirectory]) -> list[Cell]:
-    """Read cells; one counts once, however many folders hold it, and a finished copy is preferred.
+def read_cells(runs: Iterable[RunDirectory]) -> tuple[list[Cell], list[str]]:
+    """Read cells; one counts once, however many folders hold it: a finished copy, all claims.
 
-    Raises:
-        RunError: a record does not parse.
+    Returns:
+        the cells, and a line for each that is damaged.
     """
     known: dict[str, Cell] = {}
+    damaged = []
     for run in runs:
-        cell = Cell.read(run)
+        try:
+            cell = Cell.read(run)
+        except RunError as error:
+            damaged.append(str(error))
+            continue
         key = cell.spec.canonical()
-        if key not in known or (known[key].result is None and cell.result is not None):
-            known[key] = cell
-    return list(known.values())
+        other = known.setdefault(key, cell)
+        if other is cell:
+            continue
+        kept, left = (cell, other) if other.result is None else (other, cell)
+        kept.claims.extend(one for one in left.claims if one not in kept.claims)
+        known[key] = kept
+    return list(known.values()), damaged
 
 
 def group_key(spec: Spec) -> str:

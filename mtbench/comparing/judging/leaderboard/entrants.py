@@ -6,7 +6,7 @@ them and marked. Without a suite, every method and setting that is there is a ro
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,12 +50,14 @@ class Group:
         suite: one of the suite's claims, None without a suite.
         rows: by label.
         pending: unfinished final cells.
+        stale: final cells in whose place another one counts.
     """
 
     title: str = ""
     suite: Claim | None = None
     rows: dict[str, Row] = field(default_factory=dict)
     pending: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
 
     @property
     def per_unit(self) -> int:
@@ -95,9 +97,10 @@ def groups(cells: Sequence[Cell]) -> list[Group]:
             of_suites.setdefault(claim.board, []).append((claim, cell))
         if not cell.claims:
             free.setdefault(group_key(cell.spec), []).append(cell)
-    found = [_claimed(claims) for claims in of_suites.values()]
+    parts = [part for claims in of_suites.values() for part in _of_one_data(claims)]
+    found = [_claimed(claims, data) for data, claims in parts]
     homes: dict[str, Group] = {}
-    for group, claims in zip(found, of_suites.values(), strict=True):
+    for group, (_, claims) in zip(found, parts, strict=True):
         for _, cell in claims:
             homes.setdefault(group_key(cell.spec), group)
     alone = []
@@ -115,11 +118,29 @@ def groups(cells: Sequence[Cell]) -> list[Group]:
     return [*(g for g in found if g.rows or g.pending), *(group for group, _ in kept)]
 
 
-def _claimed(claims: Iterable[tuple[Claim, Cell]]) -> Group:
-    group = Group()
+def _of_one_data(
+    claims: Sequence[tuple[Claim, Cell]],
+) -> list[tuple[str, list[tuple[Claim, Cell]]]]:
+    """Return a board's claims apart by data, where the data has changed: with a word for each.
+
+    A seed may have data of its own; what shows a change is a seed that has two.
+    """
+    by_seed: dict[int, set[str]] = {}
+    by_data: dict[str, list[tuple[Claim, Cell]]] = {}
     for claim, cell in claims:
-        group.suite = claim
-        group.title = f"{claim.task} suite={claim.suite}@{claim.digest[:6]}"
+        by_seed.setdefault(cell.spec.seed, set()).add(cell.spec.data)
+        by_data.setdefault(cell.spec.data, []).append((claim, cell))
+    if all(len(data) == 1 for data in by_seed.values()):
+        return [("", list(claims))]
+    return [(f" data={data[:12]}", some) for data, some in by_data.items()]
+
+
+def _claimed(claims: Sequence[tuple[Claim, Cell]], data: str) -> Group:
+    # Claims of one suite may differ in the number of rows, as `all` methods do: the most are meant.
+    suite = max((claim for claim, _ in claims), key=lambda claim: claim.rows)
+    group = Group(f"{suite.task} suite={suite.suite}@{suite.digest[:6]}{data}", suite)
+    rivals: dict[tuple[str, int, int], dict[Cell, Claim]] = {}
+    for claim, cell in sorted(claims, key=lambda one: one[1].ended if one[1].result else 0.0):
         if cell.spec.stage == "trial":
             if cell.result is not None and claim.draw is not None:
                 row = group.rows.setdefault(claim.label, Row())
@@ -127,11 +148,27 @@ def _claimed(claims: Iterable[tuple[Claim, Cell]]) -> Group:
         elif cell.result is None:
             group.pending.append(f"{claim.label} {cell.run.path.name}")
         else:
-            unit = claim.repetition if claim.study_is_unit else cell.spec.seed
-            row = group.rows.setdefault(claim.label, Row())
-            row.units.setdefault(unit, []).append(cell)
+            rivals.setdefault((claim.label, claim.repetition, cell.spec.seed), {})[cell] = claim
+    for (label, repetition, seed), finals in rivals.items():
+        row = group.rows.setdefault(label, Row())
+        taken = _best_draw(row, repetition)
+        # The last that ended of those with the best trial's parameters; a mended trial, or a plugin
+        # that was changed, leaves others.
+        *stale, kept = sorted(finals, key=lambda cell: finals[cell].draw == taken)
+        row.units.setdefault(repetition if suite.study_is_unit else seed, []).append(kept)
+        group.stale += [f"{label} {cell.run.path.name}" for cell in stale]
     group.rows = {label: row for label, row in group.rows.items() if row.units}
     return group
+
+
+def _best_draw(row: Row, repetition: int) -> int | None:
+    """Return the number of the best trial of a repetition, the first of equals."""
+    scores = {
+        draw: -math.inf if math.isnan(trial.score) else trial.score
+        for (of, draw), trial in sorted(row.trials.items())
+        if of == repetition
+    }
+    return max(scores, key=scores.__getitem__, default=None)
 
 
 def _unclaimed(cells: Sequence[Cell]) -> Group:
@@ -158,9 +195,12 @@ def _origin(cell: Cell) -> str:
 
 
 def largest_block(there: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return the rows and the units of a block that is complete, of such the one of most cells.
+    """Return the rows and the units of a complete block: the one of most cells that is looked at.
 
-    So one unit more of a row, or a row with few, changes nothing for the others.
+    Looked at are the units of each row, and those that are left
+    to share as the rows with fewest are dropped one by one. Of rows whose units are nested, as
+    those of a sweep are, that is every block that counts. So one unit more of a row, or a row with
+    few, changes nothing for the others.
 
     Args:
         there: (rows, units).
@@ -178,6 +218,7 @@ def largest_block(there: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[
     def size(units: NDArray[np.bool_]) -> tuple[int, int]:
         return int(there[:, units].all(axis=1).sum() * units.sum()), int(units.sum())
 
-    # Of rows whose units are nested, as those of a sweep are, these are all the blocks that count.
-    units = max([*np.unique(there, axis=0), there.all(axis=0)], key=size)
+    most_first = there[np.argsort(-there.sum(axis=1), kind="stable")]
+    shared = np.logical_and.accumulate(most_first, axis=0)
+    units = max([*np.unique(there, axis=0), *shared], key=size)
     return there[:, units].all(axis=1) & units.any(), units

@@ -62,8 +62,14 @@ def section(board: Board) -> Section:
     summary = " · ".join(f"{n} {what}{'s' * (n != 1)}" for what, n in counts.items())
     pictures, left_out = _pictures(board)
     span = _span(rows)
+    both = {
+        pair["method"]: pair["units"]
+        for pair in board.pairs.to_dict("records")
+        if pair["against"] == board.baseline
+    }
     for row in rows:
         row["bar"] = _bar(row, span)
+        row["both"] = both.get(row["method"])
     return Section(
         board=board,
         summary=summary,
