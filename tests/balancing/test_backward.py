@@ -835,9 +835,12 @@ def test_a_balancer_keeps_its_precision(name: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 
-def test_a_balancer_moves_between_devices() -> None:
-    balancer = mtbench.balancer("gradnorm", num_objectives=2).to("meta", torch.bfloat16)
-    assert all(state.is_meta for state in [*balancer.parameters(), *balancer.buffers()])
+@pytest.mark.parametrize("name", ["uw", "dwa"])
+def test_a_balancer_moves_between_devices(name: str) -> None:
+    balancer = mtbench.balancer(name, num_objectives=2).to("meta", torch.bfloat16)
+    states = [*balancer.parameters(), *balancer.buffers()]
+    assert states
+    assert all(state.is_meta and state.dtype != torch.bfloat16 for state in states)
 
 
 @pytest.mark.parametrize("name", METHODS)
