@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.engine import largest
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 
@@ -80,17 +81,19 @@ class ExcessMTL(Balancer):
     def balance(self, step: Step) -> Tensor:
         """Move the weights, then apply them."""
         jacobian = step.jacobian()
+        finite = largest(jacobian).isfinite().all()  # an overflow leaves no trace
         if self.roots.shape != jacobian.shape:
             self.roots = torch.zeros_like(jacobian)
         # The root of the sum of squares without squaring, which would leave float32's range.
-        torch.hypot(self.roots, jacobian, out=self.roots)
+        for row, root in zip(jacobian, self.roots, strict=True):
+            torch.hypot(root, torch.where(finite, row, 0), out=root)
         excess = torch.stack(
             [
                 (row / root).nan_to_num_(0) @ row  # 0 / 0: a parameter without a gradient
                 for row, root in zip(jacobian, self.roots, strict=True)
             ]
         ).to(self.initial)
-        active = excess > 0
+        active = finite & (excess > 0)
         known = active & (self.initial > 0)
         risk = torch.where(known, excess / self.initial.masked_fill(~known, 1), 0)
         self.initial.copy_(torch.where(active & ~known, excess, self.initial))

@@ -93,7 +93,7 @@ class MetaBalance(Balancer):
 
     def _scales(self, blocks: list[Tensor]) -> Tensor:
         """Return the factors, (K, tensors)."""
-        if not self.norms.numel():
+        if self.norms.shape[1] != len(blocks):  # the first step, or others are trained from now on
             self.norms = self.norms.new_zeros(self.num_objectives, len(blocks))
         found = [lengths(block) for block in blocks]
         norms = torch.stack(found, dim=1).to(self.norms) if found else self.norms

@@ -1,6 +1,7 @@
 """Several micro-batches, one balanced step: all that a step needs of each, added up."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -30,8 +31,10 @@ class Held:
         if step.told:
             self.shared |= {id(p): p for p in step.roles.shared}
         step.release()
-        rows = [list(zip(common, row, strict=True)) for row in step.rows(common)]
-        for k, (row, head, own) in enumerate(zip(rows, step.heads, step.head_grads, strict=True)):
+        with _unhooked(chain(common, *step.heads)):
+            rows = [list(zip(common, row, strict=True)) for row in step.rows(common)]
+            at_heads = step.head_grads
+        for k, (row, head, own) in enumerate(zip(rows, step.heads, at_heads, strict=True)):
             value = step.losses[k].detach().nan_to_num(nan=0.0)
             self.values[k] = self.values[k].to(value) + value
             if step.says_no_label(k, own):
@@ -59,6 +62,19 @@ class Held:
             loss_scale=last.loss_scale,
             ranks=ALONE,  # they are summed
         )
+
+
+@contextmanager
+def _unhooked(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Keep parameters' hooks for the gradients of the whole batch."""
+    hooks = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
+    for live, _ in hooks:
+        live.clear()
+    try:
+        yield
+    finally:
+        for live, kept in hooks:
+            live.update(kept)
 
 
 class _Linear(torch.autograd.Function):

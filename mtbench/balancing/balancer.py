@@ -7,6 +7,7 @@ A method picks the narrowest signature that it needs: losses (`Scalarizer`), the
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial, wraps
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from mtbench.balancing.accumulation import Held
 from mtbench.balancing.distributed import Ranks, differ
 from mtbench.balancing.engine import Engine, largest
-from mtbench.balancing.step import Again, Space, Step
+from mtbench.balancing.step import Again, Space, Step, scalars
 from mtbench.balancing.watch import HOOKS, Watch, noted
 from mtbench.errors import StepError, UsageError
 
@@ -73,7 +74,8 @@ class Balancer(nn.Module, ABC):
     """A balancing method.
 
     All that step t+1 needs is a parameter, a buffer or extra state, so that `state_dict` carries
-    it; trainable parameters of a balancer never get the model's weight decay. Every method is
+    it, in its own precision: ``.to(dtype)`` and ``.half()`` leave a balancer as it is. Trainable
+    parameters of a balancer never get the model's weight decay. Every method is
     constructed as ``Method(num_objectives, seed, **its_own_keyword_parameters)``.
 
     Args:
@@ -111,6 +113,10 @@ class Balancer(nn.Module, ABC):
 
     def __init__(self, num_objectives: int, seed: int = 0) -> None:
         super().__init__()
+        if isinstance(num_objectives, bool) or not isinstance(num_objectives, int):
+            raise UsageError(
+                f"{self._called}: num_objectives must be an integer, found {num_objectives!r}"
+            )
         if num_objectives < 1:
             raise ValueError(f"num_objectives must be at least 1, found {num_objectives}")
         if not isinstance(seed, int):
@@ -121,6 +127,7 @@ class Balancer(nn.Module, ABC):
         self.engine = Engine(batched=False)
         self._names: tuple[str, ...] = ()
         self._held: Held | None = None
+        self._idle = False  # whether the last step was not the method's
         self.watch = Watch()
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -129,6 +136,8 @@ class Balancer(nn.Module, ABC):
         if "backward" in vars(cls):  # what `balance` was called before there was the one call
             cls.balance = vars(cls)["backward"]  # type: ignore[method-assign]
             del cls.backward
+        if "after_step" in vars(cls):
+            cls.after_step = _asked(vars(cls)["after_step"])  # type: ignore[method-assign]
         for hook in HOOKS:
             if hook in vars(cls):
                 setattr(cls, hook, noted(vars(cls)[hook]))
@@ -157,7 +166,9 @@ class Balancer(nn.Module, ABC):
 
         Returns:
             The effective weights (K,) of the objectives, for the record, where the method has any;
-            by name if the losses are.
+            by name if the losses are. They are 1 each where a loss is infinite: then the gradient
+            is the plain sum's, for whoever skips such steps (`torch.amp.GradScaler`). They are 0
+            where no objective has a label. The method hears of neither, nor of `after_step` then.
 
         Raises:
             StepError: losses that are not K scalars, or that the graph does not bear out.
@@ -174,7 +185,17 @@ class Balancer(nn.Module, ABC):
         if self._held is not None:
             self._held.add(step)
             step, self._held = self._held.step(step), None
-        weights = self.balance(step)
+        values = step.host_values
+        overflows = not math.isfinite(sum(values.tolist()))
+        # On another rank there may be labels, and what is summed over ranks waits for this one.
+        empty = step.ranks.size == 1 and not any(loss.requires_grad for loss in step.losses)
+        self._idle = overflows or empty
+        weights: Tensor | None
+        if self._idle:
+            step.descend(step.total())
+            weights = torch.full_like(values, float(overflows))
+        else:
+            weights = self.balance(step)
         hooked, step.engine.hooked = step.engine.hooked, {}
         for parameter in hooked.values():
             for hook in list(parameter._post_accumulate_grad_hooks.values()):
@@ -212,17 +233,38 @@ class Balancer(nn.Module, ABC):
         """Return what was handed over as this balancer's step, and the objectives' names."""
         names: tuple[str, ...] = ()
         if isinstance(losses, Step):
+            if said:
+                raise StepError(
+                    f"{self._called}: a Step is told all there is to say when it is made, found "
+                    f"{', '.join(said)} beside it: say Step(losses, {next(iter(said))}=...)"
+                )
             step = losses
         else:
             if isinstance(losses, Mapping):
                 names = self._names = self._named(losses)
                 losses = [losses[name] for name in names]
             said.setdefault("engine", self.engine)
+            for key in ("again", "validation"):
+                if said.get(key) is not None:
+                    said[key] = partial(self._repeated, said[key])
             step = Step(losses, **said)
             step.transient = True
             step.refuse_constants()
+            step.refuse_chosen()
         self._check(step)
         return step, names
+
+    def _repeated(self, losses_fn: Callable[[], Any]) -> Any:
+        """Return what another forward pass gives, as K scalars in order if it is no step."""
+        losses = losses_fn()
+        if isinstance(losses, Step):
+            return losses
+        if isinstance(losses, Mapping):
+            names = self._named(losses)
+            losses = [losses[name] for name in names]
+        found = scalars(losses)
+        self._count(len(found))
+        return found
 
     def _named(self, losses: Mapping[str, Tensor | None]) -> tuple[str, ...]:
         names = self._names or tuple(losses)
@@ -235,16 +277,20 @@ class Balancer(nn.Module, ABC):
 
     def _check(self, step: Step) -> None:
         """Refuse a step that is not this balancer's."""
-        K, found = self.num_objectives, step.num_objectives
-        if found != K:
-            raise StepError(
-                f"{self._called} balances {K} objectives, found {found} losses: "
-                f"construct it with num_objectives={found}, or hand over {K}"
-            )
+        self._count(step.num_objectives)
         if self.needs_features and not step.features:
             raise StepError(
                 f"{self._called} looks at the features: give latent=z, the tensor that the "
                 "heads get"
+            )
+
+    def _count(self, found: int) -> None:
+        """Refuse another number of losses."""
+        K = self.num_objectives
+        if found != K:
+            raise StepError(
+                f"{self._called} balances {K} objectives, found {found} losses: "
+                f"construct it with num_objectives={found}, or hand over {K}"
             )
 
     def _hooks(self) -> set[str]:
@@ -295,7 +341,12 @@ class Balancer(nn.Module, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         kept = {name: self._buffers[name] for name in self.on_host}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+        def moved(state: Tensor) -> Tensor:  # half precision would not hold a running mean
+            found = fn(state)
+            return found if found.dtype == state.dtype else state.to(found.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         self._buffers.update(kept)
         return self
 
@@ -308,6 +359,17 @@ class Balancer(nn.Module, ABC):
                 own: Tensor = getattr(self, name)
                 setattr(self, name, own.new_empty(saved.shape, dtype=saved.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _asked(after_step: Callable[[Any, LossesFn], None]) -> Callable[[Any, LossesFn], None]:
+    """Return the hook, given K scalars, and nothing after a step that it has not heard of."""
+
+    @wraps(after_step)
+    def act(self: Balancer, losses_fn: LossesFn) -> None:
+        if not self._idle:
+            after_step(self, partial(self._repeated, losses_fn))
+
+    return act
 
 
 class Scalarizer(Balancer):

@@ -7,8 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mtbench.errors import StepError
 
@@ -75,10 +77,10 @@ def part(losses: Sequence[Tensor], chosen: Collection[int] = ()) -> Parting:
             stack += [parent for parent, _ in parents[node] if parent is not None]
     several = {node for node, of in owner.items() if of == _SEVERAL}
     cut = {(root.node, root.output_nr): None for root in roots if root and root.node in several}
-    inner: set[Any] = set()
+    inner: set[Node] = set()
     for node, edges in parents.items():
         if node in several:
-            inner.update(edges)
+            inner.update(parent for parent, _ in edges if parent is not None)
         else:
             cut |= {edge: None for edge in edges if edge[0] in several}
     leaves = _trainable(parents, chosen)
@@ -86,9 +88,10 @@ def part(losses: Sequence[Tensor], chosen: Collection[int] = ()) -> Parting:
     for node, leaf in leaves.items():
         if node not in several:
             heads[owner[node]].append(leaf)
-    # An edge that leads to another one would count that one's gradient twice. A parameter in the
-    # cut is read by a head itself.
-    splits = not any(edge in inner or edge[0] in leaves for edge in cut)
+    # An edge that leads to another one would count that one's gradient twice; to another output of
+    # its node, each objective's pass would run what is between. A parameter in the cut is read by a
+    # head itself.
+    splits = not any(node in inner or node in leaves for node, _ in cut)
     return Parting(
         cut=tuple(GradientEdge(*edge) for edge in cut) if splits else (),
         shared=tuple(leaf for node, leaf in leaves.items() if node in several),
@@ -136,6 +139,7 @@ def part_at(
         ways.append(way)
     below: dict[Node, Any] = {}
     nodes = [node for node, _ in stops]
+    tops, nested = set(nodes), False
     while nodes:
         node = nodes.pop()
         if node not in below:
@@ -143,6 +147,7 @@ def part_at(
             for edge in edges:
                 if edge[0] is not None:
                     nodes.append(edge[0])
+                    nested |= edge[0] in tops
                     if edge in stops:
                         tangled = f"another feature is computed from features[{stops[edge]}]"
     if features and not met and part(losses).shared:
@@ -154,7 +159,7 @@ def part_at(
     parents = above | below
     leaves = _trainable(parents, chosen)
     crossed = any(node in below for node in leaves if node in above)
-    splits = not crossed and not tangled.startswith("another")
+    splits = not crossed and not nested  # by a node's other output, maybe
     return Parting(
         cut=tuple(GradientEdge(*edge) for edge in stops) if splits else (),
         shared=tuple(leaf for node, leaf in leaves.items() if node in below),
@@ -163,6 +168,34 @@ def part_at(
         tangled=tangled,
         parents=parents,
     )
+
+
+class _Noticed(TorchDispatchMode):
+    """Knows whether torch was asked to do anything."""
+
+    asked = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.asked = True
+        return func(*args, **(kwargs or {}))
+
+
+def is_hooked(cut: Sequence[GradientEdge]) -> bool:
+    """Return whether a tensor at some edges has hooks that do something, `retain_grad` included.
+
+    They run where a pass ends and again where the next one begins. A node does not show them, so
+    zeros are sent there; the pass ends before it runs any node.
+    """
+    for edge in cut:
+        like: Any = edge.node._input_metadata[edge.output_nr]  # type: ignore[attr-defined]
+        if like.is_nested_tensor:  # there are no zeros of its shape
+            return True
+        seed = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
+        with _Noticed() as noticed:
+            (found,) = torch.autograd.grad([edge], [edge], [seed], retain_graph=True)  # type: ignore[arg-type]
+        if noticed.asked or found is not seed:
+            return True
+    return False
 
 
 def _trainable(parents: Parents, chosen: Collection[int]) -> dict[Node, Tensor]:

@@ -11,7 +11,7 @@ from torch.autograd.graph import GradientEdge
 
 from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.engine import Engine, grad, must_be_whole
-from mtbench.balancing.graph import Parting, edge_of, part, part_at, refuse_hidden
+from mtbench.balancing.graph import Parting, edge_of, is_hooked, part, part_at, refuse_hidden
 from mtbench.balancing.jacobian import Item, Pulled, beside, dtype_of, flat, point, width
 from mtbench.balancing.layers import Layer, find
 from mtbench.errors import StepError
@@ -116,6 +116,7 @@ class Passes:
         for p in parting.shared:
             if id(p) in self._compiled and id(p) not in ids:
                 heads[self._compiled[id(p)]].append(p)
+        splits = splits and not is_hooked(parting.cut)
         return Roles(shared, rest, tuple(map(tuple, heads)), parting.cut if splits else ())
 
     @cached_property

@@ -88,8 +88,16 @@ class Step(Passes):
         loss_scale: "float | torch.amp.GradScaler" = 1.0,
         ranks: Ranks | None = None,
     ) -> None:
-        checked = _losses(losses)
-        told = (features,) if isinstance(features, Tensor) else tuple(features)
+        checked = scalars(losses)
+        told = _features(features)
+        if isinstance(latent, bool) or not isinstance(latent, int | Tensor):
+            kind = type(latent).__name__
+            raise StepError(f"Step: latent must be a tensor or its index, found a {kind}")
+        if not isinstance(ranks, Ranks | None):
+            raise StepError(
+                f"Step: ranks must be Group() or ALONE of mtbench.balancing.distributed, found "
+                f"{ranks!r}"
+            )
         self.latent = latent if isinstance(latent, int) else 0
         if isinstance(latent, Tensor) and told:
             self.latent = next((i for i, f in enumerate(told) if f is latent), -1)
@@ -122,6 +130,29 @@ class Step(Passes):
     def heads(self) -> tuple[tuple[Tensor, ...], ...]:
         """Per objective, the trainable parameters that are its own."""
         return self.roles.heads
+
+    def refuse_chosen(self) -> None:
+        """Refuse parameters at which there is nothing to compare.
+
+        Raises:
+            StepError: none is trained, or a single objective reaches them.
+        """
+        if self._chosen is None:
+            return
+        if not self._chosen:
+            raise StepError(
+                "Step: no trainable parameter is left in shared=: hand over the model's own, which "
+                "require grad, or leave shared= out"
+            )
+        if self.num_objectives > 1 and all(loss.requires_grad for loss in self.losses):
+            for k, head in enumerate(self.parting.heads):
+                if {id(p) for p in self._chosen} <= {id(p) for p in head} - {
+                    id(p) for p in self.parting.shared
+                }:
+                    raise StepError(
+                        f"Step: only losses[{k}] reaches the parameters in shared=: hand over what "
+                        "several losses reach, or leave shared= out"
+                    )
 
     def again(self) -> "Step":
         """Return a new step of the same batch at the parameters as they are now.
@@ -398,8 +429,14 @@ class Step(Passes):
             raise StepError(f"Step.{what}: give latent=z or features=..., found no features")
 
 
-def _losses(losses: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+def scalars(losses: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     """Return the losses, a constant 0 for one without labels."""
+    if not isinstance(losses, Iterable) or (isinstance(losses, Tensor) and losses.dim() == 0):
+        kind = type(losses).__name__
+        raise StepError(
+            f"Step: losses must be a sequence of scalars, found a single {kind}: hand over each "
+            "objective's loss, not their sum"
+        )
     found = list(losses)
     if not found:
         raise StepError("Step: losses must hold at least one scalar tensor, found none")
@@ -410,8 +447,21 @@ def _losses(losses: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         if loss is not None and loss.numel() != 1:
             shape = tuple(loss.shape)
             raise StepError(f"Step: losses[{k}] must be a scalar, found shape {shape}")
+        if loss is not None and loss.is_complex():
+            raise StepError(f"Step: losses[{k}] must be real, found {loss.dtype}")
     like = next((loss for loss in found if loss is not None), torch.zeros(()))
     return tuple(like.new_zeros(()) if loss is None else loss for loss in found)
+
+
+def _features(features: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    found = (features,) if isinstance(features, Tensor | nn.Module | dict) else tuple(features)
+    for i, feature in enumerate(found):
+        if not isinstance(feature, Tensor):
+            kind = type(feature).__name__
+            raise StepError(
+                f"Step: features[{i}] must be a tensor that the heads get, found a {kind}"
+            )
+    return found
 
 
 def _parameters(shared: Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -421,11 +471,14 @@ def _parameters(shared: Iterable[Tensor]) -> tuple[Tensor, ...]:
         raise StepError(
             f"Step: shared must be parameters, found a {name}: give .parameters() of it"
         )
+    if isinstance(shared, Tensor):
+        raise StepError("Step: shared must be several parameters, found one: hand over a list")
     found = list(shared)
     for i, parameter in enumerate(found):
         if not isinstance(parameter, Tensor) or not parameter.is_leaf:
-            kind = "a tensor that was computed" if isinstance(parameter, Tensor) else parameter
-            raise StepError(f"Step: shared[{i}] must be a parameter, found {kind}")
+            computed = isinstance(parameter, Tensor)
+            kind = "tensor that was computed" if computed else type(parameter).__name__
+            raise StepError(f"Step: shared[{i}] must be a parameter, found a {kind}")
     return tuple({id(p): p for p in found if p.requires_grad}.values())
 
 
@@ -434,4 +487,6 @@ def _scale(given: "float | torch.amp.GradScaler", device: torch.device) -> float
     if isinstance(given, torch.amp.GradScaler):
         given.scale(torch.ones((), device=device))  # torch makes the scale at its first use
         return float(given.get_scale())
+    if not given > 0:
+        raise StepError(f"Step: loss_scale must be a GradScaler or above 0, found {given}")
     return given

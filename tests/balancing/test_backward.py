@@ -39,6 +39,10 @@ class Net(nn.Module):
     def of(self, z: Tensor, count: int = 12) -> list[Tensor]:
         return [(head(z) - k).square().sum() / count for k, head in enumerate(self.heads)]
 
+    def overflown(self, z: Tensor) -> list[Tensor]:
+        first, *others = self.of(z)
+        return [first / 0, *others]
+
     def losses(self, samples: slice = slice(None)) -> list[Tensor]:
         return self.of(self.z(samples))
 
@@ -64,6 +68,32 @@ def made(net: Net, name: str = "cagrad", **said: Any) -> list[Tensor | None]:
     """The gradients that a new balancer makes of a new forward pass."""
     mtbench.balancer(name, num_objectives=len(net.heads)).backward(net.losses(), **said)
     return grads(net)
+
+
+def drive(net: Net, balancer: mtbench.Balancer, losses_of: Callable[[Tensor], Any]) -> Any:
+    """One step of a whole loop, with all that any method may ask for."""
+    net.zero_grad()
+    z = net.z()
+
+    def again() -> Any:
+        return losses_of(net.z())
+
+    said: dict[str, Any] = {"again": again, "validation": again}
+    if balancer.needs_features:
+        said["latent"] = z
+    weights = balancer.backward(losses_of(z), **said)
+    with torch.no_grad():
+        for p in net.parameters():
+            if p.grad is not None and all(
+                q.grad is None or q.grad.isfinite().all() for q in net.parameters()
+            ):
+                p -= 0.01 * p.grad
+    balancer.after_step(again)
+    return weights
+
+
+def tensors(balancer: mtbench.Balancer) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in balancer.state_dict().items() if isinstance(v, Tensor)}
 
 
 # --- what it takes
@@ -223,6 +253,92 @@ def test_shared_parameters_that_no_loss_reaches_are_refused(name: str) -> None:
         balancer.backward(net.losses(), shared=Net().encoder.parameters())
 
 
+@pytest.mark.parametrize("name", ["ew", "mgda", "graddrop"])
+def test_shared_parameters_at_which_nothing_compares_are_refused(name: str) -> None:
+    net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
+    for none in ([], [p.data for p in net.encoder.parameters()]):
+        with pytest.raises(StepError, match="no trainable parameter is left in shared="):
+            balancer.backward(net.losses(), shared=none)
+    for k, head in enumerate(net.heads):
+        with pytest.raises(StepError, match=rf"only losses\[{k}\] reaches"):
+            balancer.backward(net.losses(), shared=head.parameters())
+    first, _ = net.losses()
+    balancer.backward([first, None], shared=net.encoder.parameters())  # no label, no mistake
+
+
+def test_nothing_is_said_beside_a_step() -> None:
+    net, balancer = Net(), mtbench.balancer("mgda", num_objectives=2)
+    with pytest.raises(StepError, match=r"found loss_scale beside it: say Step\(losses, loss_sc"):
+        balancer.backward(Step(net.losses()), loss_scale=8.0)
+
+
+def test_other_forward_passes_may_name_their_losses() -> None:
+    """By name, without a label, and counted, as the first pass."""
+    net, balancer = Net(dtype=torch.float32), mtbench.balancer("famo", num_objectives=2)
+    for names in (["a", "b"], ["b", "a"]):
+        balancer.backward(dict(zip("ab", net.losses(), strict=True)))
+        balancer.after_step(lambda names=names: {n: net.losses()["ab".index(n)] for n in names})
+        assert balancer.logits.count_nonzero() == 0  # nothing has moved, and nobody is mixed up
+    first, second = net.losses()
+    balancer.backward([first, second])
+    balancer.after_step(lambda: [None, second / 2])
+    with pytest.raises(StepError, match="famo balances 2 objectives, found 1 losses"):
+        balancer.after_step(lambda: [second])
+
+    net.zero_grad()
+    samo = mtbench.balancer("samo+fairgrad", num_objectives=2)
+    by_name = samo.backward(
+        dict(zip("ab", net.losses(), strict=True)),
+        again=lambda: dict(zip("ab", net.losses(), strict=True)),
+    )
+    named = grads(net)
+    samo = mtbench.balancer("samo+fairgrad", num_objectives=2)
+    samo.backward(net.losses(), again=net.losses)
+    same(grads(net), named)
+    assert list(by_name) == ["a", "b"]
+    with pytest.raises(StepError, match="balances 2 objectives, found 1 losses"):
+        samo.backward(net.losses(), again=lambda: net.losses()[:1])
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"features": nn.Linear(2, 2)}, r"features\[0\] must be a tensor .* found a Linear"),
+        ({"features": {"z": torch.ones(2)}}, r"features\[0\] must be a tensor .* found a dict"),
+        ({"latent": [torch.ones(2)]}, "latent must be a tensor or its index, found a list"),
+        ({"ranks": True}, r"ranks must be Group\(\) or ALONE .* found True"),
+        ({"shared": nn.Linear(2, 2).named_parameters()}, r"shared\[0\] .* found a tuple"),
+        ({"shared": nn.Linear(2, 2).weight}, "found one: hand over a list"),
+        ({"loss_scale": 0.0}, "loss_scale must be a GradScaler or above 0, found 0.0"),
+        ({"loss_scale": float("nan")}, "found nan"),
+    ],
+)
+def test_wrong_words_are_refused(said: dict[str, Any], message: str) -> None:
+    net, balancer = Net(), mtbench.balancer("mgda", num_objectives=2)
+    with pytest.raises(StepError, match=message) as refused:
+        balancer.backward(net.losses(), **said)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        (torch.ones((), requires_grad=True), "a sequence of scalars, found a single Tensor"),
+        (None, "found a single NoneType"),
+        ([torch.ones((), dtype=torch.complex64)] * 2, r"losses\[0\] must be real, found torch.c"),
+    ],
+)
+def test_wrong_losses_are_refused(losses: Any, message: str) -> None:
+    with pytest.raises(StepError, match=message):
+        mtbench.balancer("mgda", num_objectives=2).backward(losses)
+
+
+@pytest.mark.parametrize("count", [2.0, "2", True, None])
+def test_a_number_of_objectives_is_an_integer(count: Any) -> None:
+    with pytest.raises(UsageError, match="ew: num_objectives must be an integer, found"):
+        mtbench.balancer("ew", num_objectives=count)
+
+
 def test_reentrant_checkpoints_are_refused() -> None:
     net = Net()
     net.x.requires_grad_()
@@ -338,6 +454,79 @@ def test_a_hook_on_a_layers_node(kind: str, monkeypatch: pytest.MonkeyPatch) -> 
     found = torch.cat([p.grad.flatten() for p in layer.parameters()])
     torch.testing.assert_close(found, mtbench.combine("mgda", J))
     torch.testing.assert_close(found, weights.float() @ J)
+
+
+def check_encoder(net: Net, losses: Sequence[Tensor], name: str) -> None:
+    """Hold the encoder's ``.grad`` against what a method makes of autograd's K gradients."""
+    own = list(net.encoder.parameters())
+    rows = [torch.autograd.grad(x, own, retain_graph=True, materialize_grads=True) for x in losses]
+    J = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    found = torch.cat([p.grad.flatten() for p in own])
+    if name == "graddrop":  # it draws lots whether to take what is above zero, or below
+        signs = J.clamp(min=0).sum(0), J.clamp(max=0).sum(0)
+        assert torch.stack([(found - x).abs() for x in signs]).amin(0).max() < 1e-8
+    else:
+        values = torch.stack([x.detach() for x in losses])
+        torch.testing.assert_close(found, mtbench.combine(name, J, values))
+
+
+@pytest.mark.parametrize("name", ["cagrad", "upgrad", "graddrop"])
+@pytest.mark.parametrize("told", [{}, {"batched": True}, {"features": True}])
+@pytest.mark.parametrize(
+    "hook", [lambda g: -g, lambda g: g.mul_(3), lambda g: g / (1e-3 + g.norm())]
+)
+def test_a_hook_on_features_runs_once(
+    name: str, told: dict[str, bool], hook: Callable[[Tensor], Tensor]
+) -> None:
+    net = Net(3)
+
+    def losses() -> tuple[list[Tensor], Tensor]:
+        z = net.z()
+        z.register_hook(hook)
+        return net.of(z), z
+
+    found, z = losses()
+    said: dict[str, Any] = {"engine": Engine(batched=True)} if "batched" in told else {}
+    said |= {"features": z} if "features" in told else {}
+    mtbench.balancer(name, num_objectives=3).backward(found, **said)
+    check_encoder(net, losses()[0], name)
+
+
+def of_chunks(net: Net) -> tuple[list[Tensor], list[Tensor]]:
+    a, b = net.z().chunk(2, 1)
+    z = torch.tanh(b.square())
+    return [a.square().sum() + z.sum(), a.sum() - z.square().sum(), z.exp().sum()], [a, z]
+
+
+def of_qr(net: Net) -> tuple[list[Tensor], list[Tensor]]:
+    q, r = torch.linalg.qr(net.z())
+    z = r @ r.T
+    return [q.exp().sum() + z.sum(), q[:, 0].exp().sum(), z.square().sum()], [q, z]
+
+
+@pytest.mark.parametrize("name", ["cagrad", "upgrad", "graddrop"])
+@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("of", [of_chunks, of_qr])
+def test_a_node_with_several_outputs(
+    name: str, told: bool, of: Callable[[Net], tuple[list[Tensor], list[Tensor]]]
+) -> None:
+    net = Net()
+    losses, features = of(net)
+    said = {"features": features} if told else {}
+    mtbench.balancer(name, num_objectives=3).backward(losses, **said)
+    check_encoder(net, of(net)[0], name)
+
+
+@pytest.mark.parametrize("name", ["cagrad", "upgrad", "graddrop"])
+def test_retained_gradients_count_once(name: str) -> None:
+    net = Net(3)
+    z = net.z()
+    z.retain_grad()
+    losses = net.of(z)
+    expected = sum(torch.autograd.grad(x, z, retain_graph=True)[0] for x in losses)
+    z.grad = None
+    mtbench.balancer(name, num_objectives=3).backward(losses)
+    torch.testing.assert_close(z.grad, expected)
 
 
 def test_a_batch_for_each_objective_costs_one_backward_each(
@@ -492,6 +681,26 @@ def test_micro_batches_are_the_whole_batch(name: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["ew", "cagrad", "upgrad", "graddrop", "uw"])
+@pytest.mark.parametrize("hook", [lambda g: -3 * g, lambda g: g / g.norm()])
+def test_micro_batches_run_a_parameters_hook_once(
+    name: str, hook: Callable[[Tensor], Tensor]
+) -> None:
+    found = []
+    for pieces in ([slice(0, 12)], [slice(0, 5), slice(5, 12)]):
+        net = Net(3)
+        handles = [p.register_hook(hook) for p in net.parameters()]
+        balancer = mtbench.balancer(name, num_objectives=3)
+        for piece in pieces[:-1]:
+            balancer.accumulate(net.losses(piece))
+        balancer.backward(net.losses(pieces[-1]))
+        found.append(grads(net))
+        for handle in handles:
+            handle.remove()
+        assert not any(p._backward_hooks for p in net.parameters())
+    same(*found)
+
+
 def test_micro_batches_without_labels_and_by_name() -> None:
     net = Net()
     first, last = net.losses(slice(0, 6)), net.losses(slice(6, 12))
@@ -557,3 +766,70 @@ def test_after_epoch_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in loop(balancer, 30, net):
         balancer.after_epoch()
     list(loop(mtbench.balancer("mgda", num_objectives=2), 30, net))
+
+
+# --- what goes wrong
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_infinite_loss_leaves_no_trace(name: str) -> None:
+    found = []
+    for overflows in (False, True):
+        net = Net(3)
+        balancer = mtbench.balancer(name, num_objectives=3)
+        for t in range(7):
+            if t in (0, 4) and overflows:
+                drive(net, balancer, net.overflown)
+                assert not all(p.grad.isfinite().all() for p in net.encoder.parameters())
+            weights = drive(net, balancer, net.of)
+            if t == 5:
+                balancer.after_epoch()
+        found.append((weights, tensors(balancer)))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_infinite_gradient_leaves_no_trace(name: str) -> None:
+    net = Net(3)
+    balancer = mtbench.balancer(name, num_objectives=3)
+    for t in range(6):
+        if t == 3:
+            drive(net, balancer, lambda z: [net.of(z)[0] + (0 * z.sum()).sqrt(), *net.of(z)[1:]])
+        weights = drive(net, balancer, net.of)
+    if weights is not None:
+        assert weights.isfinite().all()
+    for state in tensors(balancer).values():
+        assert state.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_balancer_keeps_its_precision(name: str, dtype: torch.dtype) -> None:
+    found = []
+    for other in (None, dtype):
+        net = Net(dtype=torch.float32)
+        balancer = mtbench.balancer(name, num_objectives=2)
+        for _ in range(2):
+            if other is not None:
+                balancer.to(other)
+            weights = drive(net, balancer, net.of)
+        found.append((weights, tensors(balancer)))
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+def test_a_balancer_moves_between_devices() -> None:
+    balancer = mtbench.balancer("gradnorm", num_objectives=2).to("meta", torch.bfloat16)
+    assert all(state.is_meta for state in [*balancer.parameters(), *balancer.buffers()])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_without_any_label_is_nothing_to_do(name: str) -> None:
+    net = Net()
+    balancer = mtbench.balancer(name, num_objectives=2)
+    before = tensors(balancer)
+    said = {"latent": net.z()} if balancer.needs_features else {}
+    weights = balancer.backward([None, None], **said)
+    assert weights is None or not weights.any()
+    assert all(g is None for g in grads(net))
+    torch.testing.assert_close(tensors(balancer), before, rtol=0, atol=0)

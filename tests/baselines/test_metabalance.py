@@ -88,3 +88,16 @@ def test_an_objective_without_gradient_keeps_its_averages():
 def test_refuses(parameters, words):
     with pytest.raises(UsageError, match=f"metabalance: {words}"):
         MetaBalance(2, **parameters)
+
+
+def test_starts_anew_where_others_are_trained():
+    encoder, heads = net()
+    method, fresh = MetaBalance(K), MetaBalance(K)
+    for frozen, balancers in ((True, [method]), (False, [method, fresh])):
+        encoder[0].requires_grad_(not frozen)
+        found = []
+        for balancer in balancers:
+            encoder.zero_grad()
+            balancer.backward(forward(encoder, heads, 0)[1])
+            found.append(encoder[2].weight.grad.clone())
+    assert found[0].equal(found[1])
