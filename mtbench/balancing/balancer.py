@@ -137,7 +137,7 @@ class Balancer(nn.Module, ABC):
             cls.balance = vars(cls)["backward"]  # type: ignore[method-assign]
             del cls.backward
         if "after_step" in vars(cls):
-            cls.after_step = _asked(vars(cls)["after_step"])  # type: ignore[assignment,method-assign]
+            setattr(cls, "after_step", _asked(vars(cls)["after_step"]))  # noqa: B010 - a method
         for hook in HOOKS:
             if hook in vars(cls):
                 setattr(cls, hook, noted(vars(cls)[hook]))
@@ -244,10 +244,10 @@ class Balancer(nn.Module, ABC):
                 names = self._names = self._named(losses)
                 losses = [losses[name] for name in names]
             said.setdefault("engine", self.engine)
-            for key in ("again", "validation"):
-                again: Any = said.get(key)
-                if again is not None:
-                    said[key] = partial(self._repeated, again)
+            if (again := said.get("again")) is not None:
+                said["again"] = partial(self._repeated, again)
+            if (validation := said.get("validation")) is not None:
+                said["validation"] = partial(self._repeated, validation)
             step = Step(losses, **said)
             step.transient = True
             step.refuse_constants()

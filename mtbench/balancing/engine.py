@@ -151,8 +151,8 @@ class Engine:
         self._buffer = torch.empty(0)
         self.layered: bool | None = None
         """Whether layers' gradients need not be formed; None until it is tried."""
-        self.compiled: dict[int, int] = {}
-        """By parameter, whose head it is if it was compiled with the encoder; -1 if shared."""
+        self.compiled: dict[int, list[int]] = {}
+        """By parameter compiled with others: who had a gradient, step by step; -1 if nobody."""
         self.hooked: dict[int, Tensor] = {}
         """Parameters whose ``.grad`` is new, and whose hooks are yet to be told."""
         self._common: dict[int, weakref.ref[Tensor]] = {}

@@ -170,7 +170,7 @@ def part_at(
     )
 
 
-class _Noticed(TorchDispatchMode):
+class _Noticed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Knows whether torch was asked to do anything."""
 
     asked = False
@@ -187,12 +187,12 @@ def is_hooked(cut: Sequence[GradientEdge]) -> bool:
     zeros are sent there; the pass ends before it runs any node.
     """
     for edge in cut:
-        like: Any = edge.node._input_metadata[edge.output_nr]  # type: ignore[attr-defined]
+        like: Any = edge.node._input_metadata[edge.output_nr]
         if like.is_nested_tensor:  # there are no zeros of its shape
             return True
         seed = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
-        with _Noticed() as noticed:
-            (found,) = torch.autograd.grad([edge], [edge], [seed], retain_graph=True)  # type: ignore[arg-type]
+        with _Noticed() as noticed:  # type: ignore[no-untyped-call]
+            (found,) = torch.autograd.grad([edge], [edge], [seed], retain_graph=True)
         if noticed.asked or found is not seed:
             return True
     return False

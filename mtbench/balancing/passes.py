@@ -16,6 +16,9 @@ from mtbench.balancing.jacobian import Item, Pulled, beside, dtype_of, flat, poi
 from mtbench.balancing.layers import Layer, find
 from mtbench.errors import StepError
 
+_TRIED = 3
+"""Steps that have to say whose head a compiled parameter is; a gradient may be 0 by chance."""
+
 _DOUBT = 0.1
 """Of a gradient's length: more than any rounding changes."""
 
@@ -132,7 +135,11 @@ class Passes:
                 )
             return parting.shared
         if sum(loss.requires_grad for loss in self.losses) > 1:
-            return self.engine.remember(p for p in parting.shared if id(p) not in self._compiled)
+            others = [p for p in parting.shared if id(p) not in self._compiled]
+            seen = self.engine.compiled
+            unsure = {id(p) for p in self._together if len({-1, *seen.get(id(p), ())}) < 3}
+            known = self.engine.remember(p for p in others if id(p) not in unsure)
+            return tuple({id(p): p for p in (*known, *others)}.values())
         known = self.engine.remember(())
         if known or self._chosen is not None:
             return known
@@ -143,23 +150,38 @@ class Passes:
         """The objectives of heads that are compiled together with the encoder, by their ids.
 
         What is compiled is one node for autograd, under which everything seems shared. What only
-        one objective has a gradient for is its head; that is tried once.
+        one objective has a gradient for is its head, unless a step says otherwise. Until one says
+        so, it counts as shared.
         """
-        parting, K = self.parting, len(self.losses)
-        names = {kind.__name__ for kind in set(map(type, parting.parents))}
-        if self._at_features or K == 1 or "CompiledFunctionBackward" not in names:
-            return {}
-        found = self.engine.compiled
-        new = [p for p in parting.shared if id(p) not in found]
-        if new:
-            touched: list[list[bool]] = []
-            for loss, seed in zip(self.losses, self._seeds, strict=True):
-                row = grad([loss], new, [seed])
-                touched.append([g is not None and bool(g.any()) for g in row])
-            for parameter, by in zip(new, zip(*touched, strict=True), strict=True):
-                if all(map(any, touched)):  # else an objective may be without labels
-                    found[id(parameter)] = by.index(True) if sum(by) == 1 else -1
-        return {id(p): found[id(p)] for p in parting.shared if found.get(id(p), -1) >= 0}
+        together, seen = self._together, self.engine.compiled
+        tried = (seen.get(id(p), []) for p in together)
+        if any(len(of) < _TRIED and len({-1, *of}) < 3 for of in tried):
+            rows = [
+                grad([loss], together, [seed])
+                for loss, seed in zip(self.losses, self._seeds, strict=True)
+            ]
+            touched = [[g is not None and bool(g.any()) for g in row] for row in rows]
+            by = [[k for k, hit in enumerate(hits) if hit] for hits in zip(*touched, strict=True)]
+            # One that has nothing in common with others may be without labels, or begin with zeros.
+            sure = len({k for owners in by if len(owners) > 1 for k in owners}) == len(rows)
+            for parameter, owners in zip(together, by, strict=True):
+                if sure or len(owners) > 1:
+                    seen.setdefault(id(parameter), []).extend(owners or [-1])
+        found = {id(p): set(seen.get(id(p), ())) - {-1} for p in together}
+        return {key: owners.pop() for key, owners in found.items() if len(owners) == 1}
+
+    @cached_property
+    def _together(self) -> list[Tensor]:
+        """What several losses seem to reach because it is compiled with what they do reach."""
+        if self._at_features or len(self.losses) == 1:
+            return []
+        read = {
+            id(getattr(parent, "variable", None))
+            for node, edges in self.parting.parents.items()
+            if type(node).__name__ == "CompiledFunctionBackward"
+            for parent, _ in edges
+        }
+        return [p for p in self.parting.shared if id(p) in read]
 
     @cached_property
     def _reached(self) -> set[int]:

@@ -429,6 +429,23 @@ def test_heads_that_are_compiled_with_the_encoder(name: str) -> None:
             mtbench.balancer("rlar", num_objectives=3).backward(losses, latent=z)
 
 
+@pytest.mark.filterwarnings("ignore")  # dynamo's own
+@pytest.mark.parametrize("name", ["cagrad", "upgrad", "graddrop"])
+def test_what_is_zero_at_first_is_no_head(name: str) -> None:
+    net = Net(2)
+    nn.init.zeros_(net.heads[1].weight)
+    with torch._functorch.config.patch(donated_buffer=False):
+        compiled = torch.compile(net, backend="aot_eager")
+        balancer = mtbench.balancer(name, num_objectives=2)
+        balancer.backward(compiled(net.x)[0])
+        net.zero_grad()
+        nn.init.constant_(net.heads[1].weight, 0.3)
+        balancer.backward(compiled(net.x)[0])
+        check_encoder(net, net.losses(), name)
+        for head, loss in zip(net.heads, net.losses(), strict=True):
+            torch.testing.assert_close(head.weight.grad, torch.autograd.grad(loss, head.weight)[0])
+
+
 @pytest.mark.parametrize("kind", ["pre", "post"])
 def test_a_hook_on_a_layers_node(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from mtbench.balancing import layers
