@@ -478,7 +478,10 @@ def test_a_dicom_without_preamble(tmp_path: Path) -> None:
     ],
 )
 def test_files_of_real_scanners(name: str, shape: tuple[int, int], spacing: float | None) -> None:
-    found = read_picture(Path(str(get_testdata_file(name))))
+    file = get_testdata_file(name)
+    if file is None:
+        pytest.skip("another release of pydicom ships it")
+    found = read_picture(Path(str(file)))
     assert found.pixels.shape == shape
     assert np.ptp(found.pixels) > 100
     assert found.spacing == (None if spacing is None else pytest.approx(spacing))
