@@ -20,7 +20,7 @@ from rich.console import Console
 from mtbench.cli.status import Watch
 from mtbench.comparing.planning.grid import Grid, Order, State
 from mtbench.comparing.planning.suite import load
-from mtbench.training.rundir import find_runs
+from mtbench.training.cell.rundir import find_runs
 from tests.refusals import refused
 
 SUITE = """

@@ -28,8 +28,8 @@ from mtbench.comparing.planning.suite import Suite
 from mtbench.comparing.running.sweep import prepare
 from mtbench.comparing.running.worker import Worker
 from mtbench.errors import RunError
-from mtbench.training.locks import HeldError
-from mtbench.training.rundir import RunDirectory, Spec, find_runs
+from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
+from mtbench.training.machine.locks import HeldError
 
 Made = Callable[..., Grid]
 

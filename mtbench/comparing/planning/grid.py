@@ -21,9 +21,9 @@ from mtbench.errors import MtbenchError, PluginError, RunError, UsageError, did_
 from mtbench.plugins import params
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import entries
-from mtbench.training.cell import Choice, Request
-from mtbench.training.device import resolve_device
-from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.cell.request import Choice, Request
+from mtbench.training.cell.rundir import RunDirectory, Spec
+from mtbench.training.machine.device import resolve_device
 from mtbench.training.task import Batch, Recipe, Split, Splits
 
 MOST = 1_000_000

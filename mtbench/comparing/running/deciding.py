@@ -13,7 +13,7 @@ from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.deciding import VERDICTS, looks_of
 from mtbench.comparing.planning.grid import Cell, Grid, Order, State
 from mtbench.errors import UsageError
-from mtbench.training.rundir import find_runs
+from mtbench.training.cell.rundir import find_runs
 
 PLAIN = "ew"
 """The row that a tuned one must not validate below, as `mtbench leaderboard` has it by default."""

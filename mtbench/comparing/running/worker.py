@@ -27,12 +27,12 @@ from mtbench.comparing.planning.grid import (
     state_of,
 )
 from mtbench.errors import MtbenchError, RunError
-from mtbench.training.cache import cache_dir
-from mtbench.training.locks import HeldError
-from mtbench.training.rundir import RunDirectory, Spec, WriteError
+from mtbench.training.cell.rundir import RunDirectory, Spec, WriteError
+from mtbench.training.machine.cache import cache_dir
+from mtbench.training.machine.locks import HeldError
 from mtbench.training.task import Splits
-from mtbench.training.trained import conclude
-from mtbench.training.trainer import Trainer
+from mtbench.training.trained.model import conclude
+from mtbench.training.trainer.trainer import Trainer
 
 PINNED = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT"), "1")
 """The environment of a worker: one thread, one process."""
