@@ -9,7 +9,7 @@ from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.engine import Engine
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.training.cache import cache_dir
+from mtbench.training.machine.cache import cache_dir
 
 if TYPE_CHECKING:
     from lightning import LightningModule

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mtbench.errors import UsageError
-from mtbench.training.cell import Request
-from mtbench.training.learner import Learner, build
-from mtbench.training.parts import in_parts
+from mtbench.training.cell.request import Request
 from mtbench.training.task import Batch, Recipe
+from mtbench.training.trainer.learner import Learner, build
+from mtbench.training.trainer.parts import in_parts
 from tests.methods import METHODS
 from tests.soak import differences
 from tests.training.test_per_objective import DOMAINS

@@ -14,10 +14,10 @@ from mtbench.balancing.model import MultitaskModel, PerObjective
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench.plugins.method import Method
-from mtbench.training.device import autocast, to_device
-from mtbench.training.parts import in_parts, refuse_mixing
-from mtbench.training.rundir import Precision, Spec
+from mtbench.training.cell.rundir import Precision, Spec
+from mtbench.training.machine.device import autocast, to_device
 from mtbench.training.task import Batch, Task
+from mtbench.training.trainer.parts import in_parts, refuse_mixing
 
 
 class Pass(NamedTuple):
