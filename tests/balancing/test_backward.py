@@ -266,6 +266,17 @@ def test_shared_parameters_at_which_nothing_compares_are_refused(name: str) -> N
     balancer.backward([first, None], shared=net.encoder.parameters())  # no label, no mistake
 
 
+@pytest.mark.parametrize("told", [{}, {"shared": True}, {"features": True}])
+def test_a_graph_without_parameters_trains_its_tensors(told: dict[str, bool]) -> None:
+    encoder, *heads = (torch.ones(4, requires_grad=True) for _ in range(3))
+    z = 2 * encoder
+    said = {"shared": [encoder], "features": z}
+    losses = [(z * head).sum() for head in heads]
+    mtbench.balancer("mgda", num_objectives=2).backward(losses, **{k: said[k] for k in told})
+    for tensor in (encoder, *heads):
+        torch.testing.assert_close(tensor.grad, torch.full((4,), 2.0))
+
+
 def test_nothing_is_said_beside_a_step() -> None:
     net, balancer = Net(), mtbench.balancer("mgda", num_objectives=2)
     with pytest.raises(StepError, match=r"found loss_scale beside it: say Step\(losses, loss_sc"):
