@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from mtbench.balancing.accumulation import Held
 from mtbench.balancing.distributed import Ranks, differ
 from mtbench.balancing.engine import Engine, largest
-from mtbench.balancing.step import Again, Space, Step, scalars
+from mtbench.balancing.step import Again, Shared, Space, Step, scalars
 from mtbench.balancing.watch import HOOKS, Watch, noted
 from mtbench.errors import StepError, UsageError
 
@@ -43,7 +43,7 @@ class Said(TypedDict, total=False):
     """What `Step` is told beside the losses."""
 
     features: Tensor | Sequence[Tensor]
-    shared: Iterable[Tensor] | None
+    shared: Shared | None
     latent: int | Tensor
     again: Again | None
     validation: Again | None
@@ -510,21 +510,28 @@ class Wrapper(Balancer):
         self.holds_out = max(self.holds_out, base.holds_out)
         self.finds_front = self.finds_front and base.finds_front
 
+    def _inside(self) -> Iterable[Balancer]:
+        """Return what is told of steps, epochs and metrics."""
+        return (self.base,)
+
     def _hooks(self) -> set[str]:
         own = {name for name in HOOKS if getattr(type(self), name) is not getattr(Wrapper, name)}
         return own | self.base._hooks()
 
     def after_step(self, losses_fn: LossesFn) -> None:
         """Ask the base."""
-        self.base.after_step(losses_fn)
+        for base in self._inside():
+            base.after_step(losses_fn)
 
     def after_epoch(self) -> None:
         """Ask the base."""
-        self.base.after_epoch()
+        for base in self._inside():
+            base.after_epoch()
 
     def after_evaluation(self, metrics: Sequence[Judged]) -> None:
         """Ask the base."""
-        self.base.after_evaluation(metrics)
+        for base in self._inside():
+            base.after_evaluation(metrics)
 
     def view(self, features: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
         """Ask the base."""

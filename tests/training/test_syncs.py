@@ -32,6 +32,9 @@ NEEDS = {
     "go4align": 1,
     # A solver.
     "gradnorm": COPIES,
+    # Two copies at first: the losses are not sent with the Gramians.
+    "grouped+pcgrad": COPIES,
+    "last_layer+gradnorm": COPIES,
     "samo+fairgrad": COPIES,
     # A solver, and scales that the optimizer moves on the device.
     "imtl": COPIES + 1,
