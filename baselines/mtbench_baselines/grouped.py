@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mtbench import seeding
-from mtbench.balancing.balancer import Aggregator, Balancer, Weighting, Wrapper
+from mtbench.balancing.balancer import Aggregator, Balancer, Weighting, Wrapper, weighting
 from mtbench.balancing.engine import gramians, largest
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
@@ -61,17 +61,13 @@ class Grouped(Wrapper):
         self, base: Balancer, seed: int = 0, *, by: By = "tensor", named: tuple[str, ...] = ()
     ) -> None:
         super().__init__(base, seed)
-        own = {Weighting.balance, Aggregator.balance}
-        if not isinstance(base, Weighting | Aggregator) or type(base).balance not in own:
-            raise UsageError(
-                "grouped wraps methods that look at the Gramian or the Jacobian and do no more, "
-                f"found {type(base).__name__}"
-            )
-        if isinstance(base, Weighting) and base.space != "shared":
-            raise UsageError(
-                "grouped wraps methods on the gradients of shared parameters, found "
-                f"{type(base).__name__} with space={base.space}"
-            )
+        if not isinstance(base, Aggregator) or type(base).balance is not Aggregator.balance:
+            base = weighting("grouped", base)
+            if base.space != "shared":
+                raise UsageError(
+                    "grouped wraps methods on the gradients of shared parameters, found "
+                    f"{type(base).__name__} with space={base.space}"
+                )
         if any(True for _ in base.parameters()):
             raise UsageError(
                 f"grouped: {type(base).__name__} has trainable parameters, and how many groups "

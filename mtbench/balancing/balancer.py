@@ -58,14 +58,14 @@ class Judged(NamedTuple):
     Attributes:
         name: of the metric.
         value: NaN where it is undefined.
-        objective: the number of the objective that it judges.
+        objective: the number of the objective that it judges; None if all together.
         higher_is_better: its direction.
         primary: whether it counts for model selection.
     """
 
     name: str
     value: float
-    objective: int
+    objective: int | None
     higher_is_better: bool
     primary: bool
 
@@ -416,6 +416,11 @@ class Weighting(Balancer):
             losses: the K loss values, float64.
         """
 
+    @property
+    def weighs_only(self) -> bool:
+        """Whether a step finds weights, applies them, and does no more; then wrappers may ask."""
+        return type(self).balance is Weighting.balance
+
     def weigh(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the weights of all K objectives, those without a gradient left out.
 
@@ -546,7 +551,7 @@ class WeightingWrapper(Wrapper, Weighting):
     """A wrapper that changes what a `Weighting` is asked, or what it answers.
 
     Raises:
-        UsageError: the base is of another family.
+        UsageError: the base is of another family, or does more in a step.
     """
 
     base: Weighting
@@ -554,8 +559,19 @@ class WeightingWrapper(Wrapper, Weighting):
 
     def __init__(self, base: Balancer, seed: int = 0) -> None:
         super().__init__(base, seed)
-        if not isinstance(base, Weighting):
-            raise UsageError(
-                f"{type(self).__name__} wraps methods on the Gramian, found {type(base).__name__}"
-            )
-        self.space = base.space
+        self.base = weighting(self._called, base)
+        self.space = self.base.space
+
+
+def weighting(owner: str, base: Balancer) -> Weighting:
+    """Return a base that a wrapper may ask for weights in the place of its whole step.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not isinstance(base, Weighting) or not base.weighs_only:
+        raise UsageError(
+            f"{owner} wraps methods that find weights from the Gramian and do no more, found "
+            f"{type(base).__name__}"
+        )
+    return base

@@ -22,7 +22,7 @@ from mtbench_baselines.uw import UncertaintyWeighting
 from tests.soak import differences
 from tests.training.test_bilevel import train
 
-BASES = ["mgda", "pcgrad", "gradvac", "fairgrad", "gramian_ema+cagrad", "moco", "trimmed_mean"]
+BASES = ["mgda", "pcgrad", "gradvac", "nash_mtl", "gramian_ema+cagrad", "moco", "trimmed_mean"]
 BYS = {"tensor": [[0], [1], [2], [3]], "layer": [[0, 1], [2, 3]], "block": [[0, 1], [2, 3]]}
 K = 3
 
@@ -134,7 +134,7 @@ def test_names_that_are_not_known_are_asked_for(method: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Grouped(UncertaintyWeighting(2)), "grouped wraps methods that look at"),
+        (lambda: Grouped(UncertaintyWeighting(2)), "grouped wraps methods that find weights"),
         (lambda: Grouped(MGDA(2, space="features")), "space=features"),
         (lambda: Grouped(MGDA(2), by="rows"), "by must be 'tensor' or"),
         (lambda: Grouped(MGDA(2), named=("(",)), "regular expressions, found '\\('"),

@@ -30,9 +30,11 @@ NEEDS = {
     "metabalance": 0,
     # A program over the K losses.
     "go4align": 1,
+    # Whether gradients are finite; products with those of another batch, per loss in one copy.
+    "auto_lambda": 2,
+    "moml": 4,
     # A solver.
     "gradnorm": COPIES,
-    # Two copies at first: the losses are not sent with the Gramians.
     "grouped+pcgrad": COPIES,
     "last_layer+gradnorm": COPIES,
     "samo+fairgrad": COPIES,
