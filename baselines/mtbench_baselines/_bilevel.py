@@ -112,8 +112,11 @@ class Ahead:
         ]
         return [offset for vector, own in parts for _, offset in views(vector, own)]
 
-    def times(self, step: Step, loss: Tensor) -> Tensor:
-        """Return the products of K gradients and that of another step's loss, (K,), float64."""
+    def times(self, step: Step, losses: Sequence[Tensor]) -> Tensor:
+        """Return the products of another step's losses' gradients and the K of training, (n, K)."""
+        return torch.stack([self._times(step, loss) for loss in losses]).cpu()
+
+    def _times(self, step: Step, loss: Tensor) -> Tensor:
         found = iter(gradients(step, loss, self.parameters))
         theirs = [
             _vector(part, [next(found) for _ in part], self.jacobian)
@@ -121,7 +124,7 @@ class Ahead:
         ]
         shared = products(self.jacobian, theirs[0].expand_as(self.jacobian))[:, 0]
         own = [a.double() @ b.double() for a, b in zip(self._own, theirs[1:], strict=True)]
-        return (shared + torch.stack(own)).cpu()
+        return shared + torch.stack(own)
 
 
 def _vector(parameters: Sequence[Tensor], grads: Sequence[Tensor | None], like: Tensor) -> Tensor:

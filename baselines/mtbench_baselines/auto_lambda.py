@@ -95,4 +95,4 @@ class AutoLambda(Bilevel):
     def slope(self, step: Step, ahead: Ahead) -> Tensor:
         """Return the products with the gradient of the primary objectives' sum."""
         chosen = [float(k in self.primary) for k in range(self.num_objectives)]
-        return ahead.times(step, step.total(chosen))
+        return ahead.times(step, [step.total(chosen)])[0]

@@ -45,8 +45,8 @@ class GradNorm(Balancer):
         alpha: strength of the pull towards one training rate; at least 0.
         lr: Adam's learning rate for w.
         space: where gradient norms are taken.
-        update_weights_every: steps from one move of w to the next; those in between descend the weighted
-            sum, and cost F + H + E.
+        update_weights_every: steps from one move of w to the next; those in between descend the
+            weighted sum, and cost F + H + E.
 
     Example:
         At the first step every r_k is 1; the objective of the larger gradient loses weight.
@@ -89,7 +89,9 @@ class GradNorm(Balancer):
         if space not in ("shared", "features"):
             raise UsageError(f"gradnorm: space must be 'shared' or 'features', found {space!r}")
         if update_weights_every < 1:
-            raise UsageError(f"gradnorm: update_weights_every must be at least 1, found {update_weights_every}")
+            raise UsageError(
+                f"gradnorm: update_weights_every must be at least 1, found {update_weights_every}"
+            )
         self.alpha, self.lr, self.update_weights_every = alpha, lr, update_weights_every
         self.space: Literal["shared", "features"] = space
         zeros = torch.zeros(num_objectives, dtype=torch.float64)

@@ -90,7 +90,7 @@ class MOML(Bilevel):
 
     def slope(self, step: Step, ahead: Ahead) -> Tensor:
         """Return the shortest combination of the validation losses' gradients in a, over -alpha."""
-        found = torch.stack([ahead.times(step, loss) for loss in step.losses])
+        found = ahead.times(step, step.losses)
         weights = self.current() * found.any(0)  # of those with a label in the training batch
         weights = weights / weights.sum().clamp(min=1e-300)
         rows = weights * (found - (found @ weights)[:, None])

@@ -30,9 +30,9 @@ NEEDS = {
     "metabalance": 0,
     # A program over the K losses.
     "go4align": 1,
-    # Whether gradients are finite; products with those of another batch, per loss in one copy.
+    # Whether gradients are finite, and their products with those of another batch.
     "auto_lambda": 2,
-    "moml": 4,
+    "moml": 2,
     # A solver.
     "gradnorm": COPIES,
     "grouped+pcgrad": COPIES,
