@@ -14,7 +14,7 @@ from mtbench.balancing.jacobian import flat, views, width
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench_baselines._adam import descend
-from mtbench_baselines._moving import gradients, moved
+from mtbench_baselines._moving import moved
 
 
 class Bilevel(Balancer):
@@ -70,6 +70,7 @@ class Bilevel(Balancer):
 
     def balance(self, step: Step) -> Tensor:
         """Move the weights by what a virtual step would do, and apply them."""
+        step.release()
         weights, ahead = self.current(), Ahead(step)
         if ahead.jacobian.isfinite().all():
             with moved(ahead.parameters, ahead.offsets(-self.rate * weights)):
@@ -117,7 +118,7 @@ class Ahead:
         return torch.stack([self._times(step, loss) for loss in losses]).cpu()
 
     def _times(self, step: Step, loss: Tensor) -> Tensor:
-        found = iter(gradients(step, loss, self.parameters))
+        found = iter(step.gradient(loss, self.parameters))
         theirs = [
             _vector(part, [next(found) for _ in part], self.jacobian)
             for part in (self._shared, *self._heads)

@@ -1,19 +1,10 @@
-"""Gradients at other parameters: what methods share that look ahead."""
+"""Parameters moved for a while: what methods share that look at other points."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-
-from mtbench.balancing.engine import grad
-from mtbench.balancing.step import Step
-
-
-def gradients(step: Step, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    """Return dloss/dparameters, None where there is no dependence; float16 needs the scale."""
-    found = grad([loss], parameters, [torch.full_like(loss, step.loss_scale)])
-    return [None if value is None else value / step.loss_scale for value in step.ranks.sums(found)]
 
 
 @contextmanager

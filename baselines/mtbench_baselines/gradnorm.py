@@ -110,13 +110,13 @@ class GradNorm(Balancer):
     def balance(self, step: Step) -> Tensor:
         """Apply the weights, then move them."""
         weights = self.loss_weights.clone()
+        step.release()
         if self.left > 0:
-            space = "features" if step.features else self.space
-            step.backward(weights, space, head_weights=weights)
+            step.backward(weights, "features", head_weights=weights)
             self.left -= 1
             return weights
-        step.backward(weights, self.space, head_weights=weights)
         norms = step.gramian(self.space).diagonal().sqrt()
+        step.backward(weights, self.space, head_weights=weights)
         if norms.isfinite().all():  # not an overflow that a gradient scaler will skip
             self._move(norms, step.host_values)
             self.left.fill_(self.update_weights_every - 1)

@@ -1,6 +1,7 @@
 """SAMO: give any method the gradients of flatter losses, sharpness-aware and cheap."""
 
 from collections.abc import Sequence
+from itertools import chain, islice
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from mtbench.balancing.balancer import Balancer, Wrapper
 from mtbench.balancing.distributed import ALONE
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench_baselines._moving import gradients, moved
+from mtbench_baselines._moving import moved
 from mtbench_baselines._norms import norm
 
 if TYPE_CHECKING:
@@ -102,15 +103,16 @@ class SAMO(Wrapper):
         """Collect the gradients at the moved points, and let the base balance them."""
         mean = step.total() / step.num_objectives
         shared = step.shared
-        global_grads = gradients(step, mean, shared)
-        head_grads = [gradients(step, mean, head) for head in step.heads]
+        step.release()  # its parameters get moved
+        grads = iter(step.gradient(mean, (*shared, *chain(*step.heads))))
+        global_grads = list(islice(grads, len(shared)))
+        head_grads = [list(islice(grads, len(head))) for head in step.heads]
         losses = []
         for k, head in enumerate(step.heads):
-            # The original graph is of no use from here on: its parameters get moved.
             moves = self._towards(self._direction(step, k, global_grads))
             with moved((*shared, *head), (*moves, *self._towards(head_grads[k]))):
-                grads = gradients(step, step.again().losses[k], (*shared, *head))
-            losses.append(_tangent(step.losses[k], (*shared, *head), grads))
+                found = step.gradient(step.again().losses[k], (*shared, *head))
+            losses.append(_tangent(step.losses[k], (*shared, *head), found))
         # These gradients are of the whole batch already: the base needs no other rank for them.
         return self.base.balance(
             Step(
