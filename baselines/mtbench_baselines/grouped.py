@@ -1,7 +1,7 @@
 """grouped: the base balances each layer, block or other group of parameters by itself."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -98,15 +98,14 @@ class Grouped(Wrapper):
 
     def _found(self, sides: list[list[Tensor]], step: Step) -> list[list[Tensor]] | None:
         """Return each group's direction, tensor by tensor; None if a gradient is not finite."""
-        like = sides[0][0]
+        like, methods = sides[0][0], self._inside()
         if isinstance(self.base, Weighting):
             products = gramians(sides)
             if not all(product.diagonal().isfinite().all() for product in products):
                 return None
-            own: list[Weighting] = list(self.groups)  # type: ignore[arg-type]
             weights = [
                 method.weigh(product, step.host_values)
-                for method, product in zip(own, products, strict=True)
+                for method, product in zip(methods, products, strict=True)
             ]
             rows = torch.stack(weights).to(like, non_blocking=True)
             return [
@@ -116,7 +115,7 @@ class Grouped(Wrapper):
         if not torch.stack([largest(block) for block in whole]).isfinite().all():
             return None
         losses = step.values.to(like)
-        found = [m.direct(block, losses) for m, block in zip(self.groups, whole, strict=True)]
+        found = [m.direct(block, losses) for m, block in zip(methods, whole, strict=True)]
         return [
             list(torch.split(direction, [block.shape[1] for block in blocks]))
             for direction, blocks in zip(found, sides, strict=True)
@@ -132,8 +131,8 @@ class Grouped(Wrapper):
                     part.generator.manual_seed(seed)
             self.groups.append(group)
 
-    def _inside(self) -> Iterable[Balancer]:
-        return self.groups  # type: ignore[return-value]
+    def _inside(self) -> list[Any]:
+        return list(self.groups)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -214,7 +214,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = published(tmp_path)
-    monkeypatch.setattr(_faces.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr(_photos.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(DataError, match="MTBENCH_CACHE"):
         loaded(folder)
 
