@@ -117,7 +117,7 @@ def test_onnx_is_the_model(run: Path, packed: Path) -> None:
     """In onnxruntime, with any number of images, and by the names the card gives."""
     import onnxruntime
 
-    from mtbench.training import package
+    from mtbench.training.trained import package
 
     _, trained = package.load(run)
     session = onnxruntime.InferenceSession(packed / "model.onnx")
@@ -135,7 +135,7 @@ def test_a_method_that_turns_the_features_is_part_of_its_model(
     mtbench: Mtbench, tiny: Path, tmp_path: Path
 ) -> None:
     """RotoGrad's rotations lie in the balancer: package and ONNX have them."""
-    from mtbench.training import package
+    from mtbench.training.trained import package
 
     line = ("--plugin", tiny, "--task", "tiny", "--method", "rotograd", "--threads", 1)
     run = made(tmp_path / "runs", *line)
@@ -169,7 +169,7 @@ def test_a_model_of_one_batch_size_is_not_written(
 def test_a_model_that_onnx_misreads_is_not_written(
     mtbench: Mtbench, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtbench.training.package.TOLERANCE", -1.0)
+    monkeypatch.setattr("mtbench.training.trained.package.TOLERANCE", -1.0)
     answer = mtbench("package", run, "--to", tmp_path / "p", "--onnx")
     refused(answer, "differs from torch by", "nothing was written")
     assert not list(tmp_path.iterdir())
