@@ -55,7 +55,7 @@ def leaderboard(
     from mtbench.cli.tables import print_board
     from mtbench.comparing.judging import leaderboard as boards
     from mtbench.errors import UsageError
-    from mtbench.training.rundir import find_runs
+    from mtbench.training.cell.rundir import find_runs
 
     if form is Format.table and to is not None:
         raise UsageError("--to needs --format markdown, csv, json or latex")

@@ -213,7 +213,7 @@ def _content(out: Path) -> "Table":
     from rich.text import Text
 
     from mtbench.comparing.planning.survey import state_of
-    from mtbench.training.rundir import find_runs
+    from mtbench.training.cell.rundir import find_runs
 
     counts: dict[tuple[str, str, str], Counter[Status]] = {}
     for run in find_runs([out]):

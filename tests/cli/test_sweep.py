@@ -21,7 +21,7 @@ from mtbench.cli.status import Watch
 from mtbench.comparing.planning.grid import Grid, Order
 from mtbench.comparing.planning.suite import load
 from mtbench.comparing.planning.survey import State
-from mtbench.training.rundir import find_runs
+from mtbench.training.cell.rundir import find_runs
 from tests.refusals import refused
 
 SUITE = """

@@ -18,7 +18,7 @@ from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.leaderboard.entrants import largest_block
 from mtbench.comparing.running.deciding import open_questions
 from mtbench.errors import RunError
-from mtbench.training.rundir import RunDirectory, find_runs
+from mtbench.training.cell.rundir import RunDirectory, find_runs
 from tests.comparing.test_leaderboard import board, cell, rows
 
 

@@ -28,12 +28,12 @@ name = "tiny"
 
 
 def test_those_shipped_are_found_by_name() -> None:
-    assert set(shipped()) >= {"quick", "thyroid", "ddti", "toys", "methods"}
+    assert set(shipped()) >= {"quick", "thyroid", "ddti", "toys", "methods", "field"}
     for name in shipped():
         assert load(name).name == name
 
 
-@pytest.mark.parametrize("name", ["quick", "core", "thyroid", "ddti", "toys", "methods"])
+@pytest.mark.parametrize("name", ["quick", "core", "thyroid", "ddti", "toys", "methods", "field"])
 def test_those_shipped_name_what_is_there(name: str) -> None:
     suite = load(name)
     grid = Grid(Order(suite))
@@ -105,8 +105,8 @@ def test_what_older_suites_say_keeps_its_digest(tmp_path: Path) -> None:
         ("seeds = 3", 'seeds = 3\n[[tasks]]\nname = "a"\nresample = {x = "repetition"}',
          r"tasks\.0: resample needs `repetitions` in the budget"),
         ('name = "tiny"', 'name = "tiny"\nresample = {x = [1]}', r"resample\.x.*at least 2 items"),
-        ('name = "tiny"', 'name = "tiny"\nresample = {x = [1, 1]}', r"parts must differ, found"),
-        ('name = "tiny"', 'name = "tiny"\nset = {x = 1}\nresample = {x = [1, 2]}', r"'x' is in set"),
+        ('name = "tiny"', 'name = "tiny"\nresample = {x = [1, 1]}', r"parts must differ"),
+        ('name = "tiny"', 'name = "tiny"\nset = {x = 1}\nresample = {x = [1, 2]}', r"is in set"),
         ("version = 1", "version = ", r"is no TOML: Invalid value \(at line 2"),
     ],
 )  # fmt: skip

@@ -22,9 +22,9 @@ from mtbench.comparing.running.sweep import prepare
 from mtbench.comparing.running.worker import Worker
 from mtbench.errors import RunError
 from mtbench.plugins.code import core_digest
-from mtbench.training import record, trainer
-from mtbench.training.locks import HeldError
-from mtbench.training.rundir import RunDirectory, Spec, find_runs
+from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
+from mtbench.training.machine.locks import HeldError
+from mtbench.training.trainer import record, trainer
 
 Made = Callable[..., Grid]
 
@@ -244,7 +244,7 @@ def test_cells_of_another_mtbench_count_or_are_trained_anew(
     work(make(name="theirs"), tmp_path)  # claims the same cells
     assert others(grid, tmp_path) == {()}
     changed_core(monkeypatch)
-    assert others(grid, tmp_path) == {("mtbench",)}
+    assert others(grid, tmp_path) == others(make(name="new"), tmp_path) == {("mtbench",)}
     assert work(grid, tmp_path) == []
     anew = Grid(replace(grid.order, anew=True))
     assert {state.status for state in Survey(anew, tmp_path).look().values()} == {"open"}

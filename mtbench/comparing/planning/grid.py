@@ -17,9 +17,9 @@ from mtbench.comparing.tuning.draws import SAMPLER, Draw, Search, draw
 from mtbench.errors import MtbenchError, PluginError, UsageError, did_you_mean
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import entries
-from mtbench.training.cell import Choice, Request
-from mtbench.training.device import resolve_device
-from mtbench.training.rundir import Spec
+from mtbench.training.cell.request import Choice, Request
+from mtbench.training.cell.rundir import Spec
+from mtbench.training.machine.device import resolve_device
 from mtbench.training.task import Batch, Recipe, Split, Splits
 
 MOST = 1_000_000

@@ -14,7 +14,7 @@ from mtbench.comparing.judging.deciding import VERDICTS, looks_of
 from mtbench.comparing.planning.grid import Cell, Grid, Order
 from mtbench.comparing.planning.survey import State
 from mtbench.errors import UsageError
-from mtbench.training.rundir import find_runs
+from mtbench.training.cell.rundir import find_runs
 
 Sweep = Callable[[Grid], dict[Cell, State]]
 """Runs a grid's cells, and returns how they ended."""

@@ -19,13 +19,13 @@ from mtbench.comparing import claim
 from mtbench.comparing.planning.grid import Cell, Entry, Grid, Order, best
 from mtbench.comparing.planning.survey import Earlier, failed, is_open, record_crash, state_of
 from mtbench.errors import MtbenchError, RunError
-from mtbench.training.cache import cache_dir
-from mtbench.training.locks import HeldError
-from mtbench.training.record import OutdatedError
-from mtbench.training.rundir import RunDirectory, Spec, WriteError
+from mtbench.training.cell.rundir import RunDirectory, Spec, WriteError
+from mtbench.training.machine.cache import cache_dir
+from mtbench.training.machine.locks import HeldError
 from mtbench.training.task import Splits
-from mtbench.training.trained import conclude
-from mtbench.training.trainer import Trainer
+from mtbench.training.trained.model import conclude
+from mtbench.training.trainer.record import OutdatedError
+from mtbench.training.trainer.trainer import Trainer
 
 PINNED = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT"), "1")
 """The environment of a worker: one thread, one process."""

@@ -17,7 +17,7 @@ from mtbench.comparing.judging.deciding import ALPHA, FIRST, MARGIN, VERDICTS, V
 from mtbench.comparing.judging.leaderboard.cells import Cell, read_cells
 from mtbench.comparing.judging.leaderboard.entrants import Group, Row, groups, largest_block
 from mtbench.errors import RunError
-from mtbench.training.rundir import RunDirectory
+from mtbench.training.cell.rundir import RunDirectory
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtbench.errors import RunError
-from mtbench.training.locks import Lock
+from mtbench.training.machine.locks import Lock
 
 Precision = Literal["fp32", "bf16"]
 

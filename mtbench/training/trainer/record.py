@@ -18,12 +18,12 @@ from torch import Tensor
 from mtbench import seeding
 from mtbench.errors import RunError
 from mtbench.plugins.code import core_digest
-from mtbench.training import numerics
-from mtbench.training.learner import Learner
-from mtbench.training.numbers import Made
-from mtbench.training.optimization import Descent
-from mtbench.training.rundir import Precision, RunDirectory
-from mtbench.training.selection import SELECTION
+from mtbench.training.cell.rundir import Precision, RunDirectory
+from mtbench.training.machine import numerics
+from mtbench.training.trainer.learner import Learner
+from mtbench.training.trainer.numbers import Made
+from mtbench.training.trainer.optimization import Descent
+from mtbench.training.trainer.selection import SELECTION
 
 CHECKPOINT_VERSION = 1
 
