@@ -244,7 +244,8 @@ def test_cells_of_another_mtbench_count_or_are_trained_anew(
     work(make(name="theirs"), tmp_path)  # claims the same cells
     assert others(grid, tmp_path) == {()}
     changed_core(monkeypatch)
-    assert others(grid, tmp_path) == others(make(name="new"), tmp_path) == {("mtbench",)}
+    assert others(grid, tmp_path) == {("mtbench",)}
+    assert ("mtbench",) in others(make(name="new"), tmp_path)  # whose trials they might be
     assert work(grid, tmp_path) == []
     anew = Grid(replace(grid.order, anew=True))
     assert {state.status for state in Survey(anew, tmp_path).look().values()} == {"open"}
