@@ -40,11 +40,13 @@ class Thyroid(LesionTask):
         frames: how many frames of each of AIMI's clips are used, evenly spaced.
     """
 
+    organ = "Thyroid"
     sources = {  # noqa: RUF012 - a ClassVar of the base
         "phantom": Source(
             load=lambda _data, progress: _phantom(progress, size=60),
             grades=phantom.GRADES,
             high=HIGH,
+            system="ACR TI-RADS",
             recipe=Recipe(epochs=7, batch_size=16, lr=1.5e-3, encoder_lr=0.3, select="last"),
             augmentation=0.3,
             dropout=0.0,
@@ -56,6 +58,7 @@ class Thyroid(LesionTask):
             load=lambda data, _progress: ddti.load(data),
             grades=ddti.GRADES,
             high=HIGH,
+            system="TI-RADS",
             recipe=Recipe(
                 epochs=18, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
             ),
@@ -78,6 +81,7 @@ class Thyroid(LesionTask):
             load=aimi.load,
             grades=aimi.GRADES,
             high=HIGH,
+            system="ACR TI-RADS",
             recipe=Recipe(
                 epochs=18, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
             ),
@@ -87,6 +91,7 @@ class Thyroid(LesionTask):
             load=thyroidxl.load,
             grades=thyroidxl.GRADES,
             high=HIGH,
+            system="ACR TI-RADS",
             recipe=Recipe(
                 epochs=5, batch_size=16, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
             ),
