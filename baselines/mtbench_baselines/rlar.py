@@ -152,12 +152,12 @@ class RLAR(Scalarizer):
                 else self._look(sensitivities, ranks)
                 for pooled in _LOOKS[self.where]
             ]
-            penalties, acts, alignments = map(sum, zip(*found, strict=True))
-            self.notes = {"acts": acts / len(found), "alignment": alignments / len(found)}
-            return penalties / len(found)
+            penalty, acts, alignment = torch.stack(found).mean(0).unbind()
+            self.notes = {"acts": acts.detach(), "alignment": alignment.detach()}
+            return penalty
 
-    def _look(self, sensitivities: Sequence[Tensor], ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the penalty of directions, the share beyond tau, and their mean cosine."""
+    def _look(self, sensitivities: Sequence[Tensor], ranks: Ranks) -> Tensor:
+        """Return (3,): the penalty of directions, the share beyond tau, and their mean cosine."""
         directions, live = _directions(sensitivities, ranks)
         cosines = directions @ directions.mT
         K, device = len(sensitivities), cosines.device
@@ -166,10 +166,9 @@ class RLAR(Scalarizer):
         cosine = signed.abs() if self.mode == "absolute" else signed
         both = live[:, j] & live[:, k]
         excess = torch.relu(cosine - self.margin).square()
-        counted = ranks.total(both.sum()).clamp(min=1)
-        told = torch.stack([(excess > 0).to(signed), signed]).detach().where(both, 0).sum((1, 2))
-        acts, alignment = ranks.total(told) / counted
-        return ranks.total(torch.where(both, excess, 0).sum()) / counted, acts, alignment
+        told = (excess, (excess > 0).to(excess), signed)
+        sums = torch.stack([torch.where(both, value, 0).sum() for value in told])
+        return ranks.total(sums) / ranks.total(both.sum()).clamp(min=1)
 
     def after_epoch(self) -> None:
         """Count the epoch."""
