@@ -512,9 +512,7 @@ def _parameters(shared: Shared) -> list[tuple[str, Tensor]]:
         )
     if isinstance(shared, Tensor):
         raise StepError("Step: shared must be several parameters, found one: hand over a list")
-    found = [
-        item if isinstance(item, tuple) and len(item) == 2 else ("", item) for item in shared
-    ]
+    found = [item if isinstance(item, tuple) and len(item) == 2 else ("", item) for item in shared]
     for i, (_, parameter) in enumerate(found):
         if not isinstance(parameter, Tensor) or not parameter.is_leaf:
             computed = isinstance(parameter, Tensor)
