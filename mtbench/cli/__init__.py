@@ -10,6 +10,7 @@ from mtbench.cli import (
     bench,
     check,
     data,
+    evaluate,
     exchange,
     listing,
     log,
@@ -56,6 +57,7 @@ app.command("import")(exchange.import_)
 app.command()(exchange.merge)
 app.command("log")(log.log_)
 app.command(context_settings=EXTRA)(predict.predict)
+app.command(context_settings=EXTRA)(evaluate.evaluate)
 app.command()(package.package)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")

@@ -165,6 +165,11 @@ class CaseSplit(Split):
         """Return each sample's patient."""
         return [case.patient for case in self.cases]
 
+    def hashes(self) -> list[str]:
+        """Return the perceptual hashes of its images, of those that have one."""
+        each = (self._prepared.hashes.get(i, []) for i in sorted(set(self._inputs.tolist())))
+        return [found[0] for found in each if found]
+
     def opinions(self, position: int) -> dict[str, Opinion]:
         """Return what the readers, and the truth, say of a sample's case, by name."""
         case, rows = self.cases[position], self._prepared.rows[self._inputs[position]]

@@ -18,6 +18,7 @@ from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.training.cache import cache_dir
 from mtbench.training.task import (
     Batch,
+    Evaluation,
     Meter,
     Predictor,
     Progress,
@@ -334,10 +335,12 @@ class LesionTask(Task):
         """Return what a reading is set against.
 
         The temperature that calibrates the categories, fitted on the validation readings, where its
-        effect is told too; how good the model is there; what the training's images are like, and
-        their radiomics.
+        effect is told too; how good the model is there; the thresholds from which on a risk counts
+        as high; by what images are recognised that it was trained or chosen on; what the training's
+        images are like, and their radiomics.
         """
         from mtbench_tasks._lesion.calibration import calibration_error, temperature
+        from mtbench_tasks._lesion.operating import points
 
         train, val = splits.train, splits.val
         assert isinstance(train, CaseSplit)
@@ -358,6 +361,7 @@ class LesionTask(Task):
         known = val.category >= 0
         logits, category = torch.cat(outputs)[known], val.category[known]
         scale = temperature(logits, category)
+        chances = (logits / scale).softmax(1).double().numpy()
         errors = [calibration_error(z, category) for z in (logits, logits / scale)]
         before, after = (None if math.isnan(error) else error for error in errors)
         return {
@@ -373,6 +377,8 @@ class LesionTask(Task):
                 "graded": len(category),
                 "outlined": int(val.has_mask.sum()),
             },
+            "operating": points(chances[:, self.high :].sum(1), (category >= self.high).numpy()),
+            "seen": train.hashes() + val.hashes(),
             "familiar": Familiar.fit(grids).to_json(),
             "radiomics": {
                 "features": [feature.name for feature in radiomics.FEATURES],
@@ -430,6 +436,129 @@ class LesionTask(Task):
             "image": str(path),
             "frames": [read(n, to.with_name(f"{to.name}_frame{n}")) for n in numbers],
         }
+
+    def evaluate(
+        self,
+        trained: Trained,
+        data: Path | None,
+        to: Path,
+        *,
+        source: str = "manifest",
+        grades: tuple[str, ...] | None = None,
+        high: str | None = None,
+        truth: str | None = None,
+        by: tuple[str, ...] | None = None,
+        mirror: bool = False,
+    ) -> Evaluation:
+        """Judge a model on cases of which it has seen none.
+
+        Patients with an image that it was trained or chosen on are left out. Where the data's
+        grades are not the model's, both are reduced to low and high.
+
+        Args:
+            trained: the model.
+            data: where the source's data lies.
+            to: the folder for page, JSON and CSV.
+            source: where the cases come from: ``manifest``, a CSV, or a source of this task.
+            grades: the data's categories from benign to malignant, where they are not fixed.
+            high: the first of the data's grades that counts as high risk.
+            truth: the reader whose word is the truth, such as pathology; without one it is the
+                source's truth, else the readers' consensus, a single reader's own.
+            by: the columns of the manifest that subgroups are made of; by default scanner, site,
+                sex, age and size, where they are there.
+            mirror: whether the model is asked of each mirror image too, and the mean taken.
+        """
+        from mtbench_tasks._lesion import evaluating, evaluation, operating
+        from mtbench_tasks._lesion.asking import Ask, Panel
+
+        origin = self._external(source, data, grades)
+        limit, same = self._limit(origin, high)
+        collection = _load(source, origin, data, _silent)
+        cases = list(collection.cases)
+        if truth is not None:
+            cases = evaluating.with_truth(cases, truth)
+        cases = self._with_consensus(cases)
+        prepared = prepare(
+            replace(
+                collection,
+                cases=tuple(cases),
+                fingerprint=f"{collection.fingerprint} consensus, truth {truth}",
+            ),
+            self.image_size,
+            cache_dir(),
+        )
+        fitted = [model.fitted for model in trained.members]
+        seen = [known.get("seen") for known in fitted]
+        chosen = evaluating.unseen(cases, prepared.hashes, [h for own in seen for h in own or ()])
+        if not chosen:
+            raise DataError(
+                f"{data or source}: none of the {len(cases)} cases can be read and is of a patient "
+                "whom the model has not seen"
+            )
+        split = CaseSplit(
+            cases, prepared, [(i, len(cases[i].said) - 1) for i in chosen],
+            np.zeros((len(chosen), 0)), None if same else limit, 0.0,
+        )  # fmt: skip
+        ask: Ask = Panel(trained, mirror)
+        names, from_ = self.grades, self.high
+        if not same and len(names) > 2:
+            ask, names, from_ = evaluating.reduced(ask, self.high), ("low", "high"), 1
+        judged = evaluating.ask_all(ask, split, names, from_)
+        points = operating.shared(fitted)
+        record = {
+            "models": [model.name for model in trained.members],
+            "data": str(data or source),
+            "source": source,
+            "mirror": mirror,
+            "high": origin.grades[limit],
+            "reference": _authority(split.cases) if truth is None else truth,
+            "grades": list(names),
+            **evaluating.judge(judged, points, by),
+        }
+        record["notes"] = list(
+            evaluation.notes(
+                record,
+                left_out=len(prepared.hashes) - len(chosen),
+                problems=[*collection.problems, *prepared.broken.values()],
+                known=all(own is not None for own in seen),
+                reduced=None if same else (origin.grades, limit, self.grades, self.high),
+            )
+        )
+        return evaluation.write(record, judged, to)
+
+    def _external(self, source: str, data: Path | None, grades: tuple[str, ...] | None) -> Source:
+        """Return a source of data to evaluate on."""
+        if source == self.source and self.origin.graded is None and grades is None:
+            return self.origin
+        known = {"manifest": manifest.SOURCE} | dict(self.sources)
+        if source not in known:
+            raise UsageError(f"there is no source {source!r}: {did_you_mean(source, known)}")
+        origin = known[source]
+        if origin.graded is None:
+            if grades is not None:
+                raise UsageError(f"the grades of source {source} are fixed: leave out --grades")
+            return origin
+        if grades is None and data is not None:
+            grades = manifest.scale(data, self.origin.grades, self.grades)
+        return origin.graded(data, grades)
+
+    def _limit(self, origin: Source, high: str | None) -> tuple[int, bool]:
+        """Return the first grade of a source that is high risk, and whether all grades are ours."""
+        ours = origin.grades == self.origin.grades
+        if high is None:
+            limit = self.origin.high if ours else origin.high
+        elif ours or high not in origin.grades[1:]:
+            may = "is the model's where the grades are" if ours else "is a grade above the first"
+            raise UsageError(f"--high {high}: {may}; they are {', '.join(origin.grades)}")
+        else:
+            limit = origin.grades.index(high)
+        return limit, ours and self.target == "grades"
+
+    def joins(self, other: Task) -> bool:
+        """Return whether both see the same grid and tell the same grades."""
+        assert isinstance(other, LesionTask)
+        mine, its = ((t.image_size, t.grades, t.high) for t in (self, other))
+        return mine == its
 
     @classmethod
     def reads(cls, path: Path) -> bool:
