@@ -12,8 +12,8 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchmetrics.functional.classification import binary_auroc
 
-from mtbench.training.cache import cache_dir
-from mtbench.training.cell import Request
+from mtbench.training.cell.request import Request
+from mtbench.training.machine.cache import cache_dir
 from mtbench_tasks._lesion.radiomics import Standardiser, extract_all
 
 

@@ -13,7 +13,7 @@ import torch
 import torch._functorch.config
 
 from mtbench import Step
-from mtbench.training.cell import Request
+from mtbench.training.cell.request import Request
 
 torch.set_flush_denormal(True)
 torch.set_num_threads(1)

@@ -22,8 +22,8 @@ from sklearn.ensemble import (
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.svm import SVC
 
-from mtbench.training.cell import Request
-from mtbench.training.evaluation import primary_metrics
+from mtbench.training.cell.request import Request
+from mtbench.training.trainer.evaluation import primary_metrics
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("task")

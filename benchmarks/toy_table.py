@@ -12,7 +12,7 @@ import time
 import torch
 
 from mtbench.balancing.step import Step
-from mtbench.training.cell import Request
+from mtbench.training.cell.request import Request
 from mtbench_tasks.toy import STARTS, Toy
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

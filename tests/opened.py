@@ -1,7 +1,7 @@
 """A trainer that tests look into."""
 
-from mtbench.training.loop import Loop
-from mtbench.training.trainer import Trainer
+from mtbench.training.trainer.loop import Loop
+from mtbench.training.trainer.trainer import Trainer
 
 
 class OpenTrainer(Trainer):

@@ -20,9 +20,9 @@ import torch
 import typer
 
 from mtbench.balancing.engine import Engine
-from mtbench.training.cell import Request
-from mtbench.training.rundir import RunDirectory, Spec
-from mtbench.training.trainer import Trainer
+from mtbench.training.cell.request import Request
+from mtbench.training.cell.rundir import RunDirectory, Spec
+from mtbench.training.trainer.trainer import Trainer
 from tests.conftest import TINY
 from tests.methods import METHODS
 
@@ -34,7 +34,7 @@ TASKS = {
 }
 PER_CELL = 3
 PROCESSES = multiprocessing.get_context("forkserver")  # torch is imported once
-PROCESSES.set_forkserver_preload(["mtbench.training.trainer"])
+PROCESSES.set_forkserver_preload(["mtbench.training.trainer.trainer"])
 
 
 class Nobody:

@@ -25,8 +25,8 @@ from mtbench.comparing.planning.grid import Order
 from mtbench.comparing.planning.suite import Suite
 from mtbench.comparing.running.sweep import prepare
 from mtbench.comparing.running.worker import Assignment
-from mtbench.training.record import CHECKPOINT_VERSION
-from mtbench.training.rundir import RunDirectory, WriteError
+from mtbench.training.cell.rundir import RunDirectory, WriteError
+from mtbench.training.trainer.record import CHECKPOINT_VERSION
 from tests.conftest import TINY
 from tests.refusals import refused
 from tests.soak import differences

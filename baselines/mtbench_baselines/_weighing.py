@@ -10,7 +10,8 @@ def weighting(owner: str, base: Balancer) -> Weighting:
     Raises:
         UsageError: the base is another one.
     """
-    if not isinstance(base, Weighting) or type(base).balance is not Weighting.balance:
+    own = (Weighting.balance, Weighting.write)
+    if not isinstance(base, Weighting) or (type(base).balance, type(base).write) != own:
         raise UsageError(
             f"{owner} wraps methods that find weights from the Gramian and do no more, found "
             f"{type(base).__name__}"

@@ -52,7 +52,7 @@ class Cyclic(Wrapper, Remembering):
     """
 
     paper = "Liu et al. (M-ConFIG), ICLR 2025, arXiv 2408.11104, without its second moment"
-    passes = "F + H + E, and one head's backward again"
+    passes = "F + H + E"
     checked_against = "a twin with one backward a step; torchjd 0.18's ConFIG on the averages"
     on_host = ("count", "turn")
 
@@ -82,7 +82,8 @@ class Cyclic(Wrapper, Remembering):
     def balance(self, step: Step) -> Tensor:
         """Renew one average, and let the base balance them all."""
         k = self._next(step.host_values)
-        parts = step.gradient(step.losses[k])
+        step.release()
+        parts = step.gradient(k)
         gradient = torch.cat(
             [
                 torch.zeros_like(p).flatten() if g is None else g.flatten()

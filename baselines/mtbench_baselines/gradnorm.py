@@ -101,8 +101,9 @@ class GradNorm(Balancer):
     def balance(self, step: Step) -> Tensor:
         """Apply the weights, then move them."""
         weights = self.loss_weights.clone()
-        step.backward(weights, self.space, head_weights=weights)
+        step.release()
         norms = step.gramian(self.space).diagonal().sqrt()
+        step.backward(weights, self.space, head_weights=weights)
         if norms.isfinite().all():  # not an overflow that a gradient scaler will skip
             self._move(norms, step.host_values)
         return weights

@@ -77,6 +77,7 @@ class NashMTL(Weighting):
         self.count += 1
         if due:
             return super().balance(step)
+        step.release()
         step.backward(self.last, "features")
         return self.last.clone()
 

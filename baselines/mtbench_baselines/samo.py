@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer, Wrapper
 from mtbench.balancing.distributed import ALONE
-from mtbench.balancing.engine import grad
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench_baselines._norms import norm
@@ -103,15 +103,16 @@ class SAMO(Wrapper):
         """Collect the gradients at the moved points, and let the base balance them."""
         mean = step.total() / step.num_objectives
         shared = step.shared
-        global_grads = _grads(step, mean, shared)
-        head_grads = [_grads(step, mean, head) for head in step.heads]
+        step.release()  # its parameters get moved
+        grads = iter(step.gradient(mean, (*shared, *chain(*step.heads))))
+        global_grads = list(islice(grads, len(shared)))
+        head_grads = [list(islice(grads, len(head))) for head in step.heads]
         losses = []
         for k, head in enumerate(step.heads):
-            # The original graph is of no use from here on: its parameters get moved.
             moves = self._towards(self._direction(step, k, global_grads))
             with _moved((*shared, *head), (*moves, *self._towards(head_grads[k]))):
-                grads = _grads(step, step.again().losses[k], (*shared, *head))
-            losses.append(_tangent(step.losses[k], (*shared, *head), grads))
+                found = step.gradient(step.again().losses[k], (*shared, *head))
+            losses.append(_tangent(step.losses[k], (*shared, *head), found))
         # These gradients are of the whole batch already: the base needs no other rank for them.
         return self.base.balance(
             Step(
@@ -157,12 +158,6 @@ class SAMO(Wrapper):
 
 def _on(parameter: Tensor, seed: int) -> torch.Generator:
     return torch.Generator(parameter.device).manual_seed(seed)
-
-
-def _grads(step: Step, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    """Return dloss/dparameters, None where there is no dependence; float16 needs the scale."""
-    found = grad([loss], parameters, [torch.full_like(loss, step.loss_scale)])
-    return [None if value is None else value / step.loss_scale for value in step.ranks.sums(found)]
 
 
 def _tangent(loss: Tensor, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:

@@ -441,8 +441,12 @@ class Weighting(Balancer):
         step.release()
         gramian = step.gramian(self.space)
         weights = self.weigh(gramian, step.host_values)
-        step.backward(weights, self.space)
+        self.write(step, weights)
         return weights
+
+    def write(self, step: Step, weights: Tensor) -> None:
+        """Write the gradients that the weights make."""
+        step.backward(weights, self.space)
 
 
 class Aggregator(Balancer):

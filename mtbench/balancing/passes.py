@@ -70,15 +70,20 @@ class Passes:
         self._head_grads: list[Row] = []
         self.transient = False
         """Whether nobody else holds this step: its graph may go with the last derivative."""
-        self._frees = False
+        self._frees = self._frees_heads = False
 
-    def release(self) -> None:
+    def release(self, heads: bool = True) -> None:
         """Say that the next derivative, and what is written from it, is the last one asked for.
 
         The graph is freed on the way, as `torch.Tensor.backward` frees it, unless the step is
         somebody's, who may ask for more.
+
+        Args:
+            heads: whether that goes for the heads too. Without them nothing is freed where the
+                chain rule does not split.
         """
-        self._frees = self.transient
+        self._frees_heads = self.transient and heads
+        self._frees = self._frees_heads or (self.transient and bool(self.roles.cut))
 
     @property
     def told(self) -> bool:
@@ -231,7 +236,7 @@ class Passes:
         rows = []
         self._head_grads = []
         for k, (loss, seed, head) in enumerate(zip(self.losses, self._seeds, heads, strict=True)):
-            free = self._frees and (self.parting.apart or k == last)
+            free = self._frees_heads and (self.parting.apart or k == last)
             row = grad([loss], (*cut, *head), [seed], free=free)
             self._head_grads.append(row[split:])
             rows.append(row[:split])
@@ -426,6 +431,13 @@ class Passes:
     def rows(self, parameters: Sequence[Tensor]) -> list[Row]:
         """Return per objective the gradients of some parameters, times the loss scale."""
         return list(self._rows(parameters, self._frees))
+
+    def row(self, k: int, parameters: Sequence[Tensor]) -> Row:
+        """Return one objective's gradients of some parameters, times the loss scale."""
+        _ = self.head_grads  # before the graph goes
+        cut = self.roles.cut
+        outputs, seeds = (cut, self._at_cut[k]) if cut else ([self.losses[k]], [self._seeds[k]])
+        return grad(outputs, parameters, seeds, free=self._frees)
 
     def mixed(self, weights: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """Return the gradient of sum_k w_k L_k by one backward from the cut, or the losses."""

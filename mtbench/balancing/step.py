@@ -395,9 +395,23 @@ class Step(Passes):
                 for parameter, _ in own:
                     parameter.grad = None
 
-    def gradient(self, objective: Tensor) -> Sequence[Tensor | None]:
-        """Return the gradient of a scalar on the graph in the shared parameters, unscaled."""
-        return self.ranks.sums(grad([objective], self.shared))
+    def gradient(
+        self, objective: Tensor | int, parameters: Sequence[Tensor] | None = None
+    ) -> list[Tensor | None]:
+        """Return the gradient of a scalar on the graph, or of the loss of that number, unscaled.
+
+        Args:
+            objective: which one.
+            parameters: where; the shared ones by default.
+        """
+        points = self.shared if parameters is None else parameters
+        if isinstance(objective, int):
+            found = self.row(objective, points)
+        else:
+            seed = torch.full_like(objective, self.loss_scale)
+            found = grad([objective], points, [seed], free=self._frees)
+        sums = self.ranks.sums(found)
+        return [None if value is None else self._unscaled(value) for value in sums]
 
     def _assign_heads(self, head_weights: Tensor | None) -> None:
         scales = [1.0] * self.num_objectives if head_weights is None else list(head_weights)

@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mtbench.training.rundir import Spec
+from mtbench.training.cell.rundir import Spec
 
 
 class Display:

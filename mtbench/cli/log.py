@@ -28,7 +28,7 @@ def log_(
     from mtbench.integrations import mlflow as to_mlflow
     from mtbench.integrations import tensorboard as to_tensorboard
     from mtbench.integrations.record import Record
-    from mtbench.training.rundir import find_runs
+    from mtbench.training.cell.rundir import find_runs
 
     logs: dict[str, to_mlflow.Log | to_tensorboard.Log] = {}
     if mlflow is not None:

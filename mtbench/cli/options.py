@@ -31,6 +31,14 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A parameter of method, task or recipe."),
 ]
+Plain = Annotated[
+    str,
+    typer.Option(
+        help="The row whose step is the unit of cost, and which a tuned one must not validate "
+        "below."
+    ),
+]
+PLAIN = "ew"
 Out = Annotated[Path, typer.Option(help="Folder for run directories and report.")]
 RUNS = Path("runs")
 Threads = Annotated[int | None, typer.Option(help="CPU threads; measured at the start by default.")]

@@ -24,7 +24,7 @@ def package(
 
     [bold]mtbench predict FOLDER ...[/] reads new files with it.
     """
-    from mtbench.training import package
+    from mtbench.training.trained import package
 
     said = package.write(run, to, onnx=onnx, data=data, plugins=plugin or [])
     typer.echo(f"written: {to}")

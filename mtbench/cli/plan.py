@@ -165,7 +165,7 @@ def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers
 def _scatter(pilot: Path) -> dict[str, float]:
     """Return the paired standard deviation of delta-m by task: the median of a pilot's pairs."""
     from mtbench.comparing.judging import leaderboard
-    from mtbench.training.rundir import find_runs
+    from mtbench.training.cell.rundir import find_runs
 
     found: dict[str, float] = {}
     for board in leaderboard.boards(list(find_runs([pilot])), "ls"):

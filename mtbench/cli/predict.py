@@ -26,7 +26,7 @@ def predict(
     import json
 
     from mtbench.errors import DataError, RunError, UsageError
-    from mtbench.training import package
+    from mtbench.training.trained import package
 
     named, extra = sort(files)
     if not named:

@@ -76,7 +76,7 @@ def reproduce(
     from mtbench.balancing.engine import Engine
     from mtbench.cli.running import run_cells
     from mtbench.comparing.judging import leaderboard
-    from mtbench.training.cache import cache_dir
+    from mtbench.training.machine.cache import cache_dir
 
     given = options.overrides(context, settings, data=data, epochs=epochs)
     options.at_least(0, seed=seed)

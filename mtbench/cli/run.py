@@ -109,11 +109,11 @@ def run(
     from mtbench.balancing.engine import Engine
     from mtbench.cli.running import run_cells
     from mtbench.errors import UsageError
-    from mtbench.training.cache import cache_dir
-    from mtbench.training.cell import Request
-    from mtbench.training.config import Config
-    from mtbench.training.frozen import frozen_weights
-    from mtbench.training.rundir import RunDirectory
+    from mtbench.training.cell.config import Config
+    from mtbench.training.cell.request import Request
+    from mtbench.training.cell.rundir import RunDirectory
+    from mtbench.training.machine.cache import cache_dir
+    from mtbench.training.trained.frozen import frozen_weights
 
     known = options.names(context)
     given = options.overrides(context, settings, data=data, epochs=epochs)

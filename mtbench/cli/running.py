@@ -13,14 +13,14 @@ from mtbench.cli.display import Display
 from mtbench.cli.tables import print_board
 from mtbench.comparing.judging import leaderboard
 from mtbench.errors import RunError
-from mtbench.training import figures
-from mtbench.training.cell import Request, initial_weights
-from mtbench.training.device import resolve_device
-from mtbench.training.evaluation import primary_metrics
-from mtbench.training.rundir import Reader, RunDirectory
+from mtbench.training.cell.request import Request, initial_weights
+from mtbench.training.cell.rundir import Reader, RunDirectory
+from mtbench.training.machine.device import resolve_device
 from mtbench.training.task import History
-from mtbench.training.trained import conclude
-from mtbench.training.trainer import Trainer
+from mtbench.training.trained import figures
+from mtbench.training.trained.model import conclude
+from mtbench.training.trainer.evaluation import primary_metrics
+from mtbench.training.trainer.trainer import Trainer
 
 
 def run_cells(

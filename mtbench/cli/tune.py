@@ -84,9 +84,9 @@ def tune(
     from mtbench.comparing.tuning.draws import SEED
     from mtbench.comparing.tuning.mode import Mode
     from mtbench.comparing.tuning.study import Tuning
-    from mtbench.training.cell import Request
-    from mtbench.training.device import resolve_device
-    from mtbench.training.evaluation import primary_metrics
+    from mtbench.training.cell.request import Request
+    from mtbench.training.machine.device import resolve_device
+    from mtbench.training.trainer.evaluation import primary_metrics
 
     given = options.overrides(context, settings, data=data, epochs=epochs)
     options.at_least(0, seed=seed)

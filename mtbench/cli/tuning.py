@@ -16,7 +16,7 @@ from mtbench.comparing.tuning.study import Tuning
 from mtbench.errors import UsageError
 from mtbench.plugins import params
 from mtbench.plugins.method import Method
-from mtbench.training.rundir import Spec
+from mtbench.training.cell.rundir import Spec
 from mtbench.training.task import Recipe
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from mtbench.errors import RunError
-from mtbench.training.rundir import RunDirectory
+from mtbench.training.cell.rundir import RunDirectory
 
 FILE = "suites.json"
 

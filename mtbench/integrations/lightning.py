@@ -10,7 +10,7 @@ from mtbench.balancing.engine import Engine
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench.integrations import loss_scale
-from mtbench.training.cache import cache_dir
+from mtbench.training.machine.cache import cache_dir
 
 if TYPE_CHECKING:
     from lightning import LightningModule

@@ -18,7 +18,7 @@ from mtbench import seeding
 from mtbench.balancing.engine import grad
 from mtbench.balancing.model import MultitaskModel, PerObjective
 from mtbench.plugins import params
-from mtbench.training.device import to_device
+from mtbench.training.machine.device import to_device
 from mtbench.training.task import Batch, Metric, Split, Splits, Task
 
 Unlabelled = Callable[[Batch, str], Batch | None]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtbench.errors import DataError
-from mtbench.training.cache import cache_dir
+from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Progress
 
 ATTRIBUTES = (

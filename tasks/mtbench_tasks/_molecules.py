@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mtbench.errors import DataError
 from mtbench.plugins import extras
-from mtbench.training.cache import cache_dir
+from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Progress
 
 ELEMENTS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}

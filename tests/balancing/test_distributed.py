@@ -26,11 +26,11 @@ from mtbench import Engine, Metric, MultitaskModel, Split, Splits, Step, Task
 from mtbench.balancing.distributed import ALONE, Group, Ranks, differ
 from mtbench.errors import RunError, UsageError
 from mtbench.plugins.method import Method
-from mtbench.training.cell import Request
-from mtbench.training.loop import Loop
-from mtbench.training.rundir import Reader, RunDirectory, Spec
+from mtbench.training.cell.request import Request
+from mtbench.training.cell.rundir import Reader, RunDirectory, Spec
 from mtbench.training.task import Batch, Meter, Progress, Recipe
-from mtbench.training.trainer import Trainer
+from mtbench.training.trainer.loop import Loop
+from mtbench.training.trainer.trainer import Trainer
 from tests.conftest import TINY
 from tests.methods import METHODS
 from tests.opened import OpenTrainer
@@ -281,7 +281,7 @@ class _Drifting(Loop):
 def _drift(ranks: Ranks, out: Path) -> str:
     trainer = _trainer({"method": "ew"}, out, ranks)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mtbench.training.trainer.Loop", _Drifting)
+        patch.setattr("mtbench.training.trainer.trainer.Loop", _Drifting)
         with pytest.raises(RunError) as caught:
             trainer.run()
     return str(caught.value)

@@ -117,7 +117,7 @@ def test_onnx_is_the_model(run: Path, packed: Path) -> None:
     """In onnxruntime, with any number of images, and by the names the card gives."""
     import onnxruntime
 
-    from mtbench.training import package
+    from mtbench.training.trained import package
 
     _, trained = package.load(run)
     session = onnxruntime.InferenceSession(packed / "model.onnx")
@@ -135,7 +135,7 @@ def test_a_method_that_turns_the_features_is_part_of_its_model(
     mtbench: Mtbench, tiny: Path, tmp_path: Path
 ) -> None:
     """RotoGrad's rotations lie in the balancer: package and ONNX have them."""
-    from mtbench.training import package
+    from mtbench.training.trained import package
 
     line = ("--plugin", tiny, "--task", "tiny", "--method", "rotograd", "--threads", 1)
     run = made(tmp_path / "runs", *line)
@@ -169,7 +169,7 @@ def test_a_model_of_one_batch_size_is_not_written(
 def test_a_model_that_onnx_misreads_is_not_written(
     mtbench: Mtbench, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtbench.training.package.TOLERANCE", -1.0)
+    monkeypatch.setattr("mtbench.training.trained.package.TOLERANCE", -1.0)
     answer = mtbench("package", run, "--to", tmp_path / "p", "--onnx")
     refused(answer, "differs from torch by", "nothing was written")
     assert not list(tmp_path.iterdir())
@@ -383,6 +383,33 @@ def test_views_are_of_a_screen_and_told(
         [view] = record["views"]
         assert view["box"][:2] == [0, 0]
         assert not any("was cut" in note or "was cropped" in note for note in record["notes"])
+
+
+def test_planes_at_the_command_line(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(neck).save(tmp_path / name / "1.png")
+    line = ("predict", packed, tmp_path / "a", "--out", tmp_path / "out")
+    refused(mtbench(*line, "--plane", "sagittal"), "--plane", "'transverse'", "'sagittal'")
+    both = ("--second", tmp_path / "b", "--plane", "transverse,longitudinal", "--spacing", "0.1")
+    refused(mtbench(*line, "--plane", "transverse,longitudinal"), "names 2, and 1 views are read")
+    refused(mtbench(*line, "--second", tmp_path / "absent.png"), "absent.png: no such image")
+    code, out, err = mtbench(*line, *both)
+    assert (code, err) == (0, "")
+    [found] = json.loads(out)
+    assert found["views"][0]["plane"] == "transverse"
+    assert found["second"]["views"][0]["plane"] == "longitudinal"
+    assert found["second"]["views"][0]["taller_than_wide"] is None
+    assert found["second"]["image"] == str(tmp_path / "b" / "1.png")
+    if found["views"][0]["category"]:
+        [across], [along] = found["views"], found["second"]["views"]
+        assert found["volume"]["axes_mm"] == [
+            across["long_axis_mm"], across["short_axis_mm"], along["long_axis_mm"]
+        ]  # fmt: skip
+        assert "mL: pi/6" in Path(found["reports"][0]).read_text()
+    assert Path(found["second"]["reports"][0]).name == "1_second_report.html"
 
 
 def test_a_photograph_and_a_pixel_are_read_with_a_warning(

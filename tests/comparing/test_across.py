@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mtbench.comparing.judging.leaderboard import Board, Cell, overall, overall_markdown
-from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.cell.rundir import RunDirectory, Spec
 
 
 def board(data: str, ranks: dict[str, float], *, complete: bool = True) -> Board:

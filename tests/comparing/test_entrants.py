@@ -18,7 +18,7 @@ from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.leaderboard.entrants import largest_block
 from mtbench.comparing.running.deciding import open_questions
 from mtbench.errors import RunError
-from mtbench.training.rundir import RunDirectory, find_runs
+from mtbench.training.cell.rundir import RunDirectory, find_runs
 from tests.comparing.test_leaderboard import board, cell, rows
 
 
@@ -154,12 +154,12 @@ def test_without_a_single_task_row_questions_are_asked_all_the_same(tmp_path: Pa
     for method, offset in (("ls", 0.0), ("great", 0.2), ("near", 0.01)):
         study(tmp_path, method, offset, noise=0.02)
     near = [("made_up", "near", "ls")]
-    assert open_questions("d" * 12, tmp_path) == near
+    assert open_questions("d" * 12, tmp_path, "ew") == near
     for file in tmp_path.glob("made_up/ls/*/test.json"):  # no unit: nothing can be told
         record = json.loads(file.read_text())
         record["metrics"]["error"] = 0.0
         file.write_text(json.dumps(record))
-    assert open_questions("d" * 12, tmp_path) == [("made_up", "great", "ls"), *near]
+    assert open_questions("d" * 12, tmp_path, "ew") == [("made_up", "great", "ls"), *near]
 
 
 def test_a_better_trial_makes_the_old_final_stale(folder: Path) -> None:
@@ -252,9 +252,9 @@ def test_a_baseline_that_validates_below_plain_proves_nothing(folder: Path) -> N
 
 
 def test_a_baseline_in_doubt_leaves_its_question_open(folder: Path) -> None:
-    assert open_questions("d" * 12, folder) == []
+    assert open_questions("d" * 12, folder, "ew") == []
     study(folder, "ew", 0.0, score=0.6)
-    assert open_questions("d" * 12, folder) == [("made_up", "good", "ls")]
+    assert open_questions("d" * 12, folder, "ew") == [("made_up", "good", "ls")]
 
 
 def test_a_gap_that_may_be_luck_raises_no_doubt(folder: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_damaged_cell_is_told_and_the_rest_is_shown(
     [note] = [one for one in found.remarks if one.startswith("a damaged cell is left out: ")]
     assert re.search(said, note)
     assert "\n" not in note
-    assert open_questions("d" * 12, folder) == []
+    assert open_questions("d" * 12, folder, "ew") == []
 
 
 @pytest.mark.parametrize(

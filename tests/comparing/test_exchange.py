@@ -22,7 +22,7 @@ from mtbench import cli
 from mtbench.comparing.judging import exchange
 from mtbench.comparing.judging.leaderboard import boards
 from mtbench.errors import RunError
-from mtbench.training.rundir import RunDirectory, Spec, find_runs
+from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
 from tests.conftest import TINY
 from tests.refusals import refused
 

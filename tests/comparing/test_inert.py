@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mtbench.comparing import inert
 from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.tuning.storage import reason, without_password
-from mtbench.training.rundir import find_runs
+from mtbench.training.cell.rundir import find_runs
 from tests.comparing.test_leaderboard import cell
 
 EVIL = "=cmd|' /C calc'!A0 \x1b]0;owned\x07\x1b[2J \\input{/etc/x} [x](ftp://y) <img src=z>\u202e"

@@ -16,7 +16,7 @@ import pytest
 from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.leaderboard import Board
 from mtbench.errors import RunError
-from mtbench.training.rundir import RunDirectory, Spec, find_runs
+from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
 
 METRICS = {
     "dice": {"objective": "mask", "higher_is_better": True, "primary": True},

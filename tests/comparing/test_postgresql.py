@@ -13,7 +13,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from mtbench.training.rundir import find_runs
+from mtbench.training.cell.rundir import find_runs
 from tests.cli.test_sweep import BROKEN, ended, start, wait_for
 from tests.refusals import refused
 

@@ -11,7 +11,7 @@ from mtbench.comparing.judging.published import PaperBoard
 from mtbench.errors import UsageError
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import find
-from mtbench.training.rundir import find_runs
+from mtbench.training.cell.rundir import find_runs
 from mtbench.training.task import Task
 from tests.refusals import refused
 

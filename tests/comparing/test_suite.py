@@ -28,12 +28,12 @@ name = "tiny"
 
 
 def test_those_shipped_are_found_by_name() -> None:
-    assert set(shipped()) >= {"quick", "thyroid", "ddti", "toys", "methods"}
+    assert set(shipped()) >= {"quick", "thyroid", "ddti", "toys", "methods", "field"}
     for name in shipped():
         assert load(name).name == name
 
 
-@pytest.mark.parametrize("name", ["quick", "core", "thyroid", "ddti", "toys", "methods"])
+@pytest.mark.parametrize("name", ["quick", "core", "thyroid", "ddti", "toys", "methods", "field"])
 def test_those_shipped_name_what_is_there(name: str) -> None:
     suite = load(name)
     grid = Grid(Order(suite))

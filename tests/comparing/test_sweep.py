@@ -13,23 +13,18 @@ from typing import Any
 import pytest
 
 from mtbench.comparing import claim
-from mtbench.comparing.planning.grid import (
-    Cell,
-    Grid,
-    Order,
-    State,
-    Survey,
-    best,
-    crash,
-    failed,
-    record_crash,
-)
+from mtbench.comparing.judging import leaderboard
+from mtbench.comparing.planning import survey as surveying
+from mtbench.comparing.planning.grid import Cell, Grid, Order, best
 from mtbench.comparing.planning.suite import Suite
+from mtbench.comparing.planning.survey import State, Survey, crash, failed, record_crash
 from mtbench.comparing.running.sweep import prepare
 from mtbench.comparing.running.worker import Worker
 from mtbench.errors import RunError
-from mtbench.training.locks import HeldError
-from mtbench.training.rundir import RunDirectory, Spec, find_runs
+from mtbench.plugins.code import core_digest
+from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
+from mtbench.training.machine.locks import HeldError
+from mtbench.training.trainer import record, trainer
 
 Made = Callable[..., Grid]
 
@@ -194,6 +189,88 @@ def test_what_is_finished_is_not_run_again(make: Made, tmp_path: Path) -> None:
     assert len(work(more, tmp_path)) == 2 + 5
 
 
+def others(grid: Grid, out: Path) -> set[tuple[str, ...]]:
+    return {state.other for state in Survey(grid, out).look().values()}
+
+
+def changed_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (surveying, record, trainer):
+        monkeypatch.setattr(module, "core_digest", lambda: "changed")
+
+
+def test_cells_of_another_mtbench_count_or_are_trained_anew(
+    make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = make()
+    work(grid, tmp_path)
+    work(make(name="theirs"), tmp_path)  # claims the same cells
+    assert others(grid, tmp_path) == {()}
+    changed_core(monkeypatch)
+    assert others(grid, tmp_path) == {("mtbench",)}
+    assert work(grid, tmp_path) == []
+    anew = Grid(replace(grid.order, anew=True))
+    assert {state.status for state in Survey(anew, tmp_path).look().values()} == {"open"}
+    assert len(work(anew, tmp_path, [0])) == 1
+    [mixed, _] = leaderboard.boards(list(find_runs([tmp_path])))
+    assert "cells were not all made by the same code (mtbench)" in mixed.remarks
+    assert len(work(anew, tmp_path)) == len(grid.cells) - 1
+    assert others(grid, tmp_path) == {()}
+    assert work(anew, tmp_path) == []
+    for run in find_runs([tmp_path]):
+        assert [one.suite for one in claim.read(run)] == ["mine", "theirs"]
+
+
+METHOD = '''
+from mtbench.balancing.balancer import Scalarizer
+class Mine(Scalarizer):
+    """Sums."""
+    paper = "none"
+    def objective(self, step):
+        return step.total(), step.values.new_ones(step.num_objectives)
+'''
+
+
+def test_cells_of_a_changed_method_count_or_are_trained_anew(make: Made, tmp_path: Path) -> None:
+    plugin, out = tmp_path / "mine.py", tmp_path / "out"
+    plugin.write_text(METHOD)
+    grid = make(plugin, methods=["mine", "ew"])
+    work(grid, out)
+    whole = Survey(grid, out).look()
+    begun = [state.run for state in whole.values() if state.run and "mine" in str(state.run)][-1]
+    (begun / "result.json").unlink()  # the last seed's is still to be trained
+    plugin.write_text(METHOD + "# changed")
+    grid = make(plugin, methods=["mine", "ew"])
+    assert others(grid, out) == {(), ("mine",)}
+    kept = work(grid, out)
+    assert [path.parent.name for path in kept] == ["mine"]
+    assert kept[0] != begun
+    [board] = leaderboard.boards(list(find_runs([out])))
+    assert "cells were not all made by the same code (mine)" in board.remarks
+    assert board.rows["units"].tolist() == [2, 2]
+    assert not board.pending
+    anew = Grid(replace(grid.order, anew=True))
+    assert len(work(anew, out)) == 3  # all of the method's but the one
+    assert others(grid, out) == {()}
+    [board] = leaderboard.boards(list(find_runs([out])))
+    assert board.rows["units"].tolist() == [2, 2]
+    assert not any("same code" in remark for remark in board.remarks)
+
+
+def test_a_cell_that_another_mtbench_began_is_begun_again(
+    make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = make(methods=["ew"])
+    [path] = work(grid, tmp_path, [0])
+    (path / "result.json").unlink()  # its checkpoint is there
+    changed_core(monkeypatch)
+    assert work(grid, tmp_path, [0]) == [path]
+    result = RunDirectory(path).result()
+    assert result is not None
+    assert result["environment"]["code"] == "changed"
+    assert crash(RunDirectory(path)) is None
+    assert claim.read(RunDirectory(path))
+
+
 def test_divergence_is_a_result(make: Made, tmp_path: Path) -> None:
     task = {"name": "tiny", "set": {"explode": True}, "recipe": {"epochs": 1}}
     grid = make(tasks=[task])
@@ -287,10 +364,11 @@ def test_crashes_are_counted(make: Made, tmp_path: Path) -> None:
     assert crash(run) is None
     record_crash(run, "a\n b")
     assert not failed(run)
-    assert crash(run) == {"crashes": 1, "reason": "a b", "details": ""}
+    noted = crash(run)
+    assert noted == {"crashes": 1, "reason": "a b", "details": "", "code": core_digest()}
     record_crash(run, "c")
     assert failed(run)
-    assert crash(run) == {"crashes": 2, "reason": "c", "details": ""}
+    assert crash(run) == noted | {"crashes": 2, "reason": "c"}
     assert not (run.path / "crash.json").exists()
 
 

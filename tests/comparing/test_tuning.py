@@ -14,9 +14,9 @@ from mtbench.comparing.tuning.outcome import Outcome
 from mtbench.comparing.tuning.study import Tuning
 from mtbench.errors import UsageError
 from mtbench.plugins.method import Method
-from mtbench.training.cell import Request
-from mtbench.training.config import Config
-from mtbench.training.rundir import RunDirectory, find_runs
+from mtbench.training.cell.config import Config
+from mtbench.training.cell.request import Request
+from mtbench.training.cell.rundir import RunDirectory, find_runs
 from mtbench.training.task import Recipe
 
 SEARCH = Search((1e-4, 1e-2), (1e-5, 1e-3))

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image as Pil
 
 from mtbench.comparing.judging import leaderboard, report
-from mtbench.training.rundir import find_runs
+from mtbench.training.cell.rundir import find_runs
 from mtbench_tasks._lesion import report as reading
 from tests.comparing.report.made_up import write
 

@@ -20,9 +20,9 @@ from mtbench.comparing.judging import exchange, leaderboard, published, report
 from mtbench.comparing.planning import suite
 from mtbench.errors import RunError
 from mtbench.integrations.record import Record
-from mtbench.training import weights
-from mtbench.training.config import Config
-from mtbench.training.rundir import RunDirectory, find_runs
+from mtbench.training.cell import weights
+from mtbench.training.cell.config import Config
+from mtbench.training.cell.rundir import RunDirectory, find_runs
 from tests.comparing.report.made_up import PIXEL, write
 from tests.fuzz.fuzzing import budget, damaged, in_time, scribbled, told
 

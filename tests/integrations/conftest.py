@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from mtbench import Balancer, MultitaskModel, seeding
-from mtbench.training.cell import Request
-from mtbench.training.learner import build
-from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.cell.request import Request
+from mtbench.training.cell.rundir import RunDirectory, Spec
 from mtbench.training.task import Batch, Splits, Task
-from mtbench.training.trainer import Trainer
+from mtbench.training.trainer.learner import build
+from mtbench.training.trainer.trainer import Trainer
 
 
 class Silent:

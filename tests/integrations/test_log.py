@@ -17,7 +17,7 @@ from mtbench import cli
 from mtbench.integrations.mlflow import Log
 from mtbench.integrations.record import Record
 from mtbench.plugins import extras
-from mtbench.training.rundir import find_runs
+from mtbench.training.cell.rundir import find_runs
 from tests.conftest import TINY
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mtbench import Method, UsageError, combine
-from mtbench.training.cell import Request
+from mtbench.training.cell.request import Request
 
 WRAPPERS = {
     "double": '''

@@ -11,7 +11,7 @@ import torch
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench.plugins.registry import entries
-from mtbench.training.cell import Request
+from mtbench.training.cell.request import Request
 from mtbench.training.task import History
 from mtbench_tasks._analytic import TINY
 from mtbench_tasks.dtlz2 import Dtlz2

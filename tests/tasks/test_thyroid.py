@@ -21,7 +21,7 @@ from torch import Tensor
 import mtbench_tasks.thyroid as thyroid
 from mtbench import Splits
 from mtbench.errors import DataError, UsageError
-from mtbench.training.cell import Request
+from mtbench.training.cell.request import Request
 from mtbench_tasks._lesion.augment import augment
 from mtbench_tasks._lesion.cases import Case, Collection, Part, Reading
 from mtbench_tasks._lesion.grid import Placement, Prepared, prepare, to_input

@@ -13,11 +13,11 @@ from torch.overrides import TorchFunctionMode
 
 from mtbench import Method, Step, seeding
 from mtbench.errors import UsageError
-from mtbench.training.batches import Batches
-from mtbench.training.cell import Request
+from mtbench.training.cell.request import Request
+from mtbench.training.cell.rundir import RunDirectory
 from mtbench.training.data import TensorSplit
-from mtbench.training.rundir import RunDirectory
-from mtbench.training.trainer import Trainer
+from mtbench.training.trainer.batches import Batches
+from mtbench.training.trainer.trainer import Trainer
 from tests.soak import differences
 from tests.training.test_trainer import Silent
 

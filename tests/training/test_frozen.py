@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mtbench.errors import RunError, UsageError
-from mtbench.training.frozen import frozen_weights
-from mtbench.training.rundir import RunDirectory
+from mtbench.training.cell.rundir import RunDirectory
+from mtbench.training.trained.frozen import frozen_weights
 from tests.conftest import Mtbench
 from tests.training.test_trainer import train
 

@@ -16,10 +16,10 @@ from mtbench import Engine, Metric, MultitaskModel, Split, Splits, Task
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench.plugins.method import Method
-from mtbench.training.loop import Loop
-from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.cell.rundir import RunDirectory, Spec
 from mtbench.training.task import Batch, Meter, Progress, Recipe
-from mtbench.training.trained import load_trained
+from mtbench.training.trained.model import load_trained
+from mtbench.training.trainer.loop import Loop
 from mtbench_baselines.ew import EqualWeights
 from tests.methods import METHODS
 from tests.opened import OpenTrainer
@@ -186,7 +186,7 @@ def test_the_step_to_blame_is_found_whenever_the_host_looks(
 ) -> None:
     found = []
     for seconds in (0.0, math.inf):
-        monkeypatch.setattr("mtbench.training.loop.LOOK_SECONDS", seconds)
+        monkeypatch.setattr("mtbench.training.trainer.loop.LOOK_SECONDS", seconds)
         task = _Late(poison=poison, poisoned=3)
         trained = trainer(tmp_path / str(seconds), method, task, epochs=3)
         result = trained.run()
@@ -218,8 +218,8 @@ def _strict(step: Step) -> None:
 def test_a_method_may_raise_where_numbers_are_not_finite(
     tmp_path: Path, poison: Poison, nonfinite: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtbench.training.loop.LOOK_SECONDS", math.inf)
-    monkeypatch.setattr("mtbench.training.nonfinite.MOST_SKIPPED", 0.5)
+    monkeypatch.setattr("mtbench.training.trainer.loop.LOOK_SECONDS", math.inf)
+    monkeypatch.setattr("mtbench.training.trainer.nonfinite.MOST_SKIPPED", 0.5)
     objective = EqualWeights.objective
     monkeypatch.setattr(
         EqualWeights, "objective", lambda self, step: (_strict(step), objective(self, step))[1]
@@ -258,8 +258,8 @@ class _Watched(Loop):
 def test_a_step_that_is_skipped_leaves_no_trace(
     tmp_path: Path, method: str, poison: Poison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtbench.training.nonfinite.MOST_SKIPPED", 0.5)
-    monkeypatch.setattr("mtbench.training.trainer.Loop", _Watched)
+    monkeypatch.setattr("mtbench.training.trainer.nonfinite.MOST_SKIPPED", 0.5)
+    monkeypatch.setattr("mtbench.training.trainer.trainer.Loop", _Watched)
     task = _Regressions(poison=poison)
     trained = trainer(tmp_path, method, task, nonfinite="skip", weight_decay=0.1)
     result = trained.run()
@@ -278,7 +278,7 @@ def test_a_step_that_is_skipped_leaves_no_trace(
 def test_what_is_looked_at_in_a_skipped_step_is_not_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtbench.training.nonfinite.MOST_SKIPPED", 0.5)
+    monkeypatch.setattr("mtbench.training.trainer.nonfinite.MOST_SKIPPED", 0.5)
     task = _Regressions(poison="gradient", poisoned=15)
     trained = trainer(tmp_path, "mgda", task, nonfinite="skip")
     events = trained.run()["nonfinite"]
@@ -322,7 +322,7 @@ def broken_off(out: Path, method: str, task: _Regressions, stop: int, **given: A
 def test_resuming_around_a_skipped_step(
     tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtbench.training.nonfinite.MOST_SKIPPED", 0.5)
+    monkeypatch.setattr("mtbench.training.trainer.nonfinite.MOST_SKIPPED", 0.5)
     one = trainer(tmp_path / "one", "moco", _Regressions(poison="loss"), nonfinite="skip")
     one.run()
     broken_off(tmp_path / "two", "moco", _Regressions(poison="loss"), stop, nonfinite="skip")

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from mtbench import MultitaskModel
 from mtbench.errors import UsageError
 from mtbench.plugins.method import Method
-from mtbench.training.learner import Learner
-from mtbench.training.optimization import Descent
-from mtbench.training.rundir import Spec
+from mtbench.training.cell.rundir import Spec
 from mtbench.training.task import Recipe, Task
+from mtbench.training.trainer.learner import Learner
+from mtbench.training.trainer.optimization import Descent
 from tests.training.test_trainer import differences, train
 
 

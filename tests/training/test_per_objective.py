@@ -11,13 +11,13 @@ from mtbench import Engine, PerObjective
 from mtbench.balancing.distributed import Ranks
 from mtbench.errors import UsageError
 from mtbench.testing import TaskContract
-from mtbench.training.batches import Batches
-from mtbench.training.cell import Request
-from mtbench.training.evaluation import evaluate
-from mtbench.training.learner import Learner, build
-from mtbench.training.rundir import RunDirectory
-from mtbench.training.trained import load_trained
-from mtbench.training.trainer import Trainer
+from mtbench.training.cell.request import Request
+from mtbench.training.cell.rundir import RunDirectory
+from mtbench.training.trained.model import load_trained
+from mtbench.training.trainer.batches import Batches
+from mtbench.training.trainer.evaluation import evaluate
+from mtbench.training.trainer.learner import Learner, build
+from mtbench.training.trainer.trainer import Trainer
 from tests.soak import differences
 from tests.training.own_inputs import SIZES, Domains
 from tests.training.test_bilevel import BILEVEL

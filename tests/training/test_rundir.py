@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtbench.errors import RunError
-from mtbench.training.locks import HeldError
-from mtbench.training.rundir import RunDirectory, Spec, WriteError, find_runs
+from mtbench.training.cell.rundir import RunDirectory, Spec, WriteError, find_runs
+from mtbench.training.machine.locks import HeldError
 
 
 def make(**changed: Any) -> Spec:

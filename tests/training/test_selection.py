@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtbench.comparing.judging.statistics import relative_change
-from mtbench.training.selection import selection_score
 from mtbench.training.task import Metric
+from mtbench.training.trainer.selection import selection_score
 
 BOTH = {
     "miou": Metric("seg", higher_is_better=True, primary=True),

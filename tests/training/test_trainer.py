@@ -15,12 +15,12 @@ import torch
 
 from mtbench.balancing.distributed import Ranks
 from mtbench.errors import RunError, UsageError
-from mtbench.training.cell import Request, initial_weights, reload
-from mtbench.training.loop import Loop
-from mtbench.training.record import CHECKPOINT_VERSION, Progress, Record
-from mtbench.training.rundir import RunDirectory
-from mtbench.training.trained import load_trained
-from mtbench.training.trainer import Trainer
+from mtbench.training.cell.request import Request, initial_weights, reload
+from mtbench.training.cell.rundir import RunDirectory
+from mtbench.training.trained.model import load_trained
+from mtbench.training.trainer.loop import Loop
+from mtbench.training.trainer.record import CHECKPOINT_VERSION, Progress, Record
+from mtbench.training.trainer.trainer import Trainer
 from mtbench.version import __version__
 from tests.methods import METHODS
 from tests.soak import differences
@@ -127,7 +127,7 @@ def test_when_the_host_looks_changes_nothing(
 ) -> None:
     cells = []
     for seconds in (0.0, 1e-3, math.inf):
-        monkeypatch.setattr("mtbench.training.loop.LOOK_SECONDS", seconds)
+        monkeypatch.setattr("mtbench.training.trainer.loop.LOOK_SECONDS", seconds)
         cells.append(train(tiny, tmp_path / str(seconds), "uw"))
     (first, told), *others = cells
     assert len(told.losses) == 4 * 6
@@ -149,7 +149,7 @@ def test_ranks_look_after_the_same_steps_whatever_their_clocks(
     splits, choice = request.task.setup(0, lambda *_: None), request.choices[0]
     spec = request.spec(choice, splits, 0, "fp32", "cpu")
     for seconds in (0.0, math.inf):
-        monkeypatch.setattr("mtbench.training.loop.LOOK_SECONDS", seconds)
+        monkeypatch.setattr("mtbench.training.trainer.loop.LOOK_SECONDS", seconds)
         observer, run = Silent(), RunDirectory.at(tmp_path / str(seconds), spec)
         trainer = Trainer(
             spec, request.task, splits, choice.method, run, observer, 1, ranks=_Pair(),
@@ -331,7 +331,7 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_with(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tiny, tmp_path, stop_after=9)
-    monkeypatch.setattr("mtbench.training.record.core_digest", lambda: "another")
+    monkeypatch.setattr("mtbench.training.trainer.record.core_digest", lambda: "another")
     with pytest.raises(RunError, match="begun with other code of mtbench: start anew with --no-re"):
         train(tiny, tmp_path)
 
@@ -361,7 +361,7 @@ def test_what_is_tested_is_computed_as_it_was_selected(
         return ended
 
     monkeypatch.setattr(
-        "mtbench.training.trainer.Record", type("", (Record,), {"end_epoch": lowered})
+        "mtbench.training.trainer.trainer.Record", type("", (Record,), {"end_epoch": lowered})
     )
     monkeypatch.setattr(Trainer, "_test", lambda _, learner: tested.append(learner.precision))
     run, _ = train(tiny, tmp_path, precision="bf16", epochs="2")

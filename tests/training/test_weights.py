@@ -14,7 +14,7 @@ from torch import nn
 
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import RunError
-from mtbench.training.weights import fit
+from mtbench.training.cell.weights import fit
 
 
 def encoder() -> nn.Sequential:

@@ -112,7 +112,7 @@ def command(
     from rich.text import Text
 
     from mtbench.errors import UsageError
-    from mtbench.training.device import resolve_device
+    from mtbench.training.machine.device import resolve_device
     from mtbench_speed import measure, memory, peers, report
     from mtbench_speed.timing import settled
 

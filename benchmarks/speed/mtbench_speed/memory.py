@@ -17,7 +17,7 @@ import torch
 from mtbench.balancing.balancer import Weighting
 from mtbench.balancing.engine import Engine
 from mtbench.plugins.method import Method
-from mtbench.training import numerics
+from mtbench.training.machine import numerics
 from mtbench_speed import peers
 from mtbench_speed.contestants import Run, floor, ours, plain
 from mtbench_speed.measure import Row, Settings

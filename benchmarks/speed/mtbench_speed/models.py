@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mtbench.balancing.model import MultitaskModel, View
-from mtbench.training.device import autocast
+from mtbench.training.machine.device import autocast
 
 BATCHES = 4
 """Batches that a problem turns through, so that no step sees the Gramian of the one before."""

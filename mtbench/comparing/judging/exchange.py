@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from mtbench.comparing import claim
 from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key, shadows
 from mtbench.errors import RunError, UsageError, did_you_mean
-from mtbench.training.rundir import RunDirectory, Spec, find_runs, parse
+from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs, parse
 from mtbench.training.task import Recipe
 from mtbench.version import __version__
 

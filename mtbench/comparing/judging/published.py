@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mtbench.comparing.judging import leaderboard
 from mtbench.errors import UsageError, did_you_mean
 from mtbench.plugins import params
-from mtbench.training import toml
+from mtbench.training.cell import toml
 from mtbench.training.task import Recipe
 
 DELTA_M, MEAN_RANK = "delta_m", "mean_rank"

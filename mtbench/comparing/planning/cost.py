@@ -14,9 +14,9 @@ from torch import Tensor
 
 from mtbench.balancing.engine import Engine
 from mtbench.comparing.planning.grid import Entry, Grid
-from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.cell.rundir import RunDirectory, Spec
 from mtbench.training.task import Batch, Progress, Split, Splits
-from mtbench.training.trainer import Trainer
+from mtbench.training.trainer.trainer import Trainer
 
 STEPS = 8
 """Steps that are timed, the first of which pays for what is set up once."""

@@ -1,8 +1,6 @@
-"""A suite's cells, and how far they are in a folder."""
+"""A suite's cells."""
 
 import dataclasses
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,24 +11,20 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer, Wrapper
-from mtbench.comparing import claim
 from mtbench.comparing.claim import Claim
 from mtbench.comparing.planning.suite import EVERY, MethodSetting, Ranges, Suite, TaskSetting
 from mtbench.comparing.tuning.draws import SAMPLER, Draw, Search, draw
-from mtbench.errors import MtbenchError, PluginError, RunError, UsageError, did_you_mean
+from mtbench.errors import MtbenchError, PluginError, UsageError, did_you_mean
 from mtbench.plugins import params
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import entries
-from mtbench.training.cell import Choice, Request
-from mtbench.training.device import resolve_device
-from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.cell.request import Choice, Request
+from mtbench.training.cell.rundir import Spec
+from mtbench.training.machine.device import resolve_device
 from mtbench.training.task import Batch, Recipe, Split, Splits
 
 MOST = 1_000_000
 """Cells of a suite: what lists them all must end."""
-
-CRASHES = 2
-"""How often a cell may crash before it counts as failed."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +36,14 @@ class Order:
         data: where the data of the tasks that need some lies.
         plugins: plugin files.
         repetitions: how many are run of each task's rows, by (task, row); None for all of all.
+        anew: whether cells that other code has made are trained again; else they count.
     """
 
     suite: Suite
     data: Path | None = None
     plugins: tuple[Path, ...] = ()
     repetitions: Mapping[tuple[str, str], int] | None = None
+    anew: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +65,10 @@ class Entry:
     choice: Choice
     fixed: dict[str, Any]
     draws: list[list[Draw]]
+
+    def folder(self, out: Path) -> Path:
+        """Return where its cells lie below `out`."""
+        return out / self.request.entry.name / self.choice.method.name
 
     def setting(self, repetition: int, trial: int | None) -> tuple[Request, Choice]:
         """Return what a trial runs, the defaults for None."""
@@ -257,170 +257,6 @@ def best(scores: Sequence[float]) -> int:
     1
     """
     return max(range(len(scores)), key=scores.__getitem__)
-
-
-def record_crash(run: RunDirectory, reason: str, details: str = "") -> None:
-    """Note that a cell crashed; once too often, and it has failed."""
-    before = crash(run)
-    count = 1 + (before["crashes"] if before else 0)
-    record = {"crashes": count, "reason": " ".join(reason.split()), "details": details}
-    run.write_text("crash.json", json.dumps(record, indent=2))
-    if count >= CRASHES:
-        (run.path / "crash.json").replace(run.path / "failed.json")
-
-
-def crash(run: RunDirectory) -> dict[str, Any] | None:
-    """Return the record of a cell's crashes, None if there was none.
-
-    Raises:
-        RunError: it does not parse.
-    """
-    for name in ("failed.json", "crash.json"):
-        file = run.path / name
-        if file.exists():
-            try:
-                record: dict[str, Any] = json.loads(file.read_text())
-            except ValueError as error:
-                raise RunError(f"{file}: does not parse ({error}); delete it") from error
-            return record
-    return None
-
-
-def failed(run: RunDirectory) -> bool:
-    """Return whether a cell is given up."""
-    return (run.path / "failed.json").exists()
-
-
-Status = Literal["open", "running", "finished", "diverged", "failed"]
-
-
-@dataclass(frozen=True)
-class State:
-    """How far a cell is.
-
-    Attributes:
-        status: in a word.
-        note: the selection score, or why there is none.
-        score: on the validation split; minus infinity where there is none.
-        seconds: that training took.
-        run: its directory, once there is one.
-    """
-
-    status: Status
-    note: str = ""
-    score: float = -math.inf
-    seconds: float = math.nan
-    run: Path | None = None
-
-    @property
-    def closed(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.status not in ("open", "running")
-
-
-class Survey:
-    """Looks at a folder, again and again; what is finished is read once.
-
-    Cells are found by all of their specs but the data's fingerprint, so no data is needed.
-
-    Args:
-        grid: the cells.
-        out: the folder.
-    """
-
-    def __init__(self, grid: Grid, out: Path) -> None:
-        self.grid, self.out = grid, out
-        self._known: set[Path] = set()
-        self._at: dict[str, list[Path]] = {}
-        self._keys: dict[tuple[Cell, int | None], str] = {}
-        self._closed: dict[Path, State] = {}
-        self._claims: dict[Path, list[Claim]] = {}
-
-    def look(self) -> dict[Cell, State]:
-        """Return every cell's state.
-
-        Raises:
-            RunError: a record does not parse.
-        """
-        self._find()
-        found: dict[Cell, State] = {}
-        for cell in self.grid.cells:
-            if cell.trial is not None:
-                found[cell] = self._state(cell, cell.trial)
-        taken: dict[tuple[Entry, int], int | None] = {}
-        for cell in self.grid.cells:
-            study = cell.entry, cell.repetition
-            if cell.trial is None and study not in taken:
-                states = [found[trial] for trial in self.grid.trials(*study)]
-                if all(state.closed for state in states):
-                    taken[study] = best([state.score for state in states]) if states else None
-        for cell in self.grid.cells:
-            if cell.trial is None:
-                study = cell.entry, cell.repetition
-                chosen = study in taken
-                found[cell] = self._state(cell, taken[study]) if chosen else State("open")
-        return found
-
-    def _find(self) -> None:
-        folders = {
-            self.out / entry.request.entry.name / entry.choice.method.name
-            for entry in self.grid.entries
-        }
-        for folder in folders:
-            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if path not in self._known and (path / "spec.json").exists():
-                    self._known.add(path)
-                    spec = RunDirectory(path).spec()
-                    self._at.setdefault(_key(spec), []).append(path)
-
-    def _state(self, cell: Cell, trial: int | None) -> State:
-        key = self._keys.get((cell, trial))
-        if key is None:
-            key = self._keys[cell, trial] = _key(self.grid.spec(cell, "", trial))
-        own = self.grid.claim(cell, trial)
-        states = [self._read(path, own) for path in self._at.get(key, ())]
-        # Data that has changed makes a second directory: what is left to do there is to be seen.
-        return min(states, key=lambda state: state.closed, default=State("open"))
-
-    def _read(self, path: Path, own: Claim) -> State:
-        if path not in self._closed:
-            state = state_of(RunDirectory(path))
-            if not state.closed:
-                return State("running" if RunDirectory(path).holder() else "open")
-            self._closed[path] = state
-        if own not in self._claims.get(path, ()):  # a cell of another suite is still to be claimed
-            self._claims[path] = claim.read(RunDirectory(path))
-            if own not in self._claims[path]:
-                return State("open", run=path)
-        return self._closed[path]
-
-
-def state_of(run: RunDirectory) -> State:
-    """Return the state of a run directory that nobody works on.
-
-    Raises:
-        RunError: a record does not parse, or is none.
-    """
-    result = run.result()
-    if result is None:
-        if failed(run) and (record := crash(run)):
-            return State("failed", record["reason"], run=run.path)
-        return State("open", run=run.path)
-    try:
-        seconds = float(result["cost"]["train_seconds"])
-        if result["status"] == "diverged":
-            return State("diverged", result["reason"], seconds=seconds, run=run.path)
-        score = float(result["score"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{run.path / 'result.json'}: is no result of version 1 ({error}); delete it to finish "
-            "the cell again"
-        ) from error
-    return State("finished", f"score {score:.4g}", score, seconds, run.path)
-
-
-def _key(spec: Spec) -> str:
-    return spec.model_copy(update={"data": ""}).canonical()
 
 
 def _methods(suite: Suite, plugins: Sequence[Path]) -> list[tuple[MethodSetting, Method]]:

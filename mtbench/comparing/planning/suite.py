@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from mtbench.comparing.judging.deciding import MARGIN
 from mtbench.errors import UsageError, did_you_mean
-from mtbench.training import toml
+from mtbench.training.cell import toml
 
 EVERY = "all"
 """Among the methods: every one of the registry that stands alone."""

@@ -16,23 +16,16 @@ from typing import Any
 
 from mtbench.balancing.engine import Engine
 from mtbench.comparing import claim
-from mtbench.comparing.planning.grid import (
-    Cell,
-    Entry,
-    Grid,
-    Order,
-    best,
-    failed,
-    record_crash,
-    state_of,
-)
+from mtbench.comparing.planning.grid import Cell, Entry, Grid, Order, best
+from mtbench.comparing.planning.survey import Earlier, failed, is_open, record_crash, state_of
 from mtbench.errors import MtbenchError, RunError
-from mtbench.training.cache import cache_dir
-from mtbench.training.locks import HeldError
-from mtbench.training.rundir import RunDirectory, Spec, WriteError
+from mtbench.training.cell.rundir import RunDirectory, Spec, WriteError
+from mtbench.training.machine.cache import cache_dir
+from mtbench.training.machine.locks import HeldError
 from mtbench.training.task import Splits
-from mtbench.training.trained import conclude
-from mtbench.training.trainer import Trainer
+from mtbench.training.trained.model import conclude
+from mtbench.training.trainer.record import OutdatedError
+from mtbench.training.trainer.trainer import Trainer
 
 PINNED = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT"), "1")
 """The environment of a worker: one thread, one process."""
@@ -127,6 +120,7 @@ class Worker:
         self.fingerprints: dict[tuple[str, int], str] = {}
         self.trials: dict[Cell, RunDirectory] = {}
         self.taken: dict[tuple[Entry, int], int] = {}
+        self.earlier = Earlier(out)
 
     def run(self, numbers: Sequence[int] | None = None) -> tuple[int, ...]:
         """Take one open cell after another, until none is left.
@@ -165,18 +159,23 @@ class Worker:
             if trial is None:
                 return False
         spec = self.grid.spec(cell, self._fingerprint(cell), trial)
-        run = RunDirectory.at(self.out, spec)
         own = self.grid.claim(cell, trial)
-        if not _closed(run) or own not in claim.read(run):
-            try:
-                with run.claim():
-                    claim.add(run, own)
-                    if not _closed(run):
-                        self._train(cell, spec, run)
-            except HeldError:
-                return False
-            if not _closed(run):
-                return False
+        anew = self.grid.order.anew
+        run = None if anew else self.earlier.find(cell.entry, own, spec)
+        if run is None:
+            run = RunDirectory.at(self.out, spec)
+            if is_open(state_of(run), anew) or own not in claim.read(run):
+                try:
+                    with run.claim():
+                        claim.add(run, own)
+                        if is_open(state := state_of(run), anew):
+                            if state.closed:
+                                run.clear(keep=claim.FILE)
+                            self._train(cell, spec, run)
+                except HeldError:
+                    return False
+                if is_open(state_of(run), anew):
+                    return False
         if cell.trial is not None:
             self.trials[cell] = run
         return True
@@ -198,7 +197,12 @@ class Worker:
         splits = self._splits(cell)
         self.note.write_text(str(run.path))
         try:
-            Trainer(spec, task, splits, method, run, _Silent(), 1, None, engine).run()
+            trainer = Trainer(spec, task, splits, method, run, _Silent(), 1, None, engine)
+            try:
+                trainer.run()
+            except OutdatedError:  # one cell is of one code
+                run.clear(keep=claim.FILE)
+                trainer.run()
             if spec.stage == "final" and spec.seed == self.grid.suite.budget.first_seed:
                 conclude(run, task, splits, method)
         except WriteError:  # no fault of the cell
@@ -225,10 +229,6 @@ class Worker:
             if len(self.data) > KEPT:
                 self.data.popitem(last=False)
         return self.data[key]
-
-
-def _closed(run: RunDirectory) -> bool:
-    return run.result() is not None or failed(run)
 
 
 class _Silent:

@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from mtbench import seeding
 from mtbench.comparing.tuning.draws import Draw
 from mtbench.comparing.tuning.mode import Mode
-from mtbench.training.rundir import RunDirectory
+from mtbench.training.cell.rundir import RunDirectory
 
 LIVE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 """The states of trials that count, or will."""

@@ -20,15 +20,15 @@ from mtbench.comparing.tuning.outcome import Outcome
 from mtbench.comparing.tuning.queue import Queue
 from mtbench.comparing.tuning.storage import open_storage, quiet, reason, without_password
 from mtbench.errors import MtbenchError, RunError, UsageError
-from mtbench.training.cell import Choice, Request
-from mtbench.training.config import Chosen, Config
-from mtbench.training.evaluation import primary_metrics
-from mtbench.training.locks import Lock
-from mtbench.training.observer import Observer
-from mtbench.training.rundir import RunDirectory, Spec
-from mtbench.training.selection import SELECTION
+from mtbench.training.cell.config import Chosen, Config
+from mtbench.training.cell.request import Choice, Request
+from mtbench.training.cell.rundir import RunDirectory, Spec
+from mtbench.training.machine.locks import Lock
 from mtbench.training.task import Recipe, Splits
-from mtbench.training.trainer import Trainer
+from mtbench.training.trainer.evaluation import primary_metrics
+from mtbench.training.trainer.observer import Observer
+from mtbench.training.trainer.selection import SELECTION
+from mtbench.training.trainer.trainer import Trainer
 
 
 class Tuning:

@@ -7,11 +7,11 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from mtbench.training.evaluation import primary_metrics
-from mtbench.training.observer import Observer
-from mtbench.training.rundir import RunDirectory
+from mtbench.training.cell.rundir import RunDirectory
 from mtbench.training.task import Metric
-from mtbench.training.trainer import Trainer
+from mtbench.training.trainer.evaluation import primary_metrics
+from mtbench.training.trainer.observer import Observer
+from mtbench.training.trainer.trainer import Trainer
 
 
 def train(

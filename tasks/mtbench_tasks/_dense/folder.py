@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtbench.errors import DataError
-from mtbench.training.cache import cache_dir
+from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Progress
 
 VERSION = 1

@@ -18,6 +18,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image as Pil
 
 from mtbench.training.task import Trained
+from mtbench_tasks._lesion.calipers import draw
 from mtbench_tasks._lesion.card import calibrated, judged
 from mtbench_tasks._lesion.cases import Image
 from mtbench_tasks._lesion.page import BAR, INK, QUIET, WARNING, fill
@@ -29,6 +30,7 @@ EXPLAINED = (
     "Radiomics are measured within the outline that the model drew, and compared with the training "
     "images' outlines: z is the distance from their mean in standard deviations."
 )
+TALLER = "said of a transverse view"
 NO_TEXTURE = "None: nothing was segmented whose texture can be measured."
 ENDS = (f"−{CLIP:g}", f"+{CLIP:g}")  # of the scale of z
 WIDTH, HEIGHT = 8.27, 11.69  # inches: A4
@@ -102,6 +104,7 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
     """Return the words and pictures of a reading."""
     with Pil.open(record["mask"]) as picture:
         whole, fewer = outlined(image, np.asarray(picture) > 0)
+    draw(whole, record["views"], record["pixel"], fewer)
     spacing = record["spacing_mm"]
     facts = [
         ("Image", _text(Path(record["image"]).name)),
@@ -112,6 +115,7 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
             if spacing is None
             else f"{spacing:g} mm/pixel ({record['spacing_from']})",
         ),
+        *_volume(record.get("volume")),
         ("Model", trained.name),
         ("Calibration", calibrated(trained.fitted)),
     ]
@@ -119,7 +123,7 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
         Section(
             picture=_cropped(whole, view["box"], fewer),
             headline=headline(view),
-            measurements=_measurements(view),
+            measurements=_measurements(view, record["spacing_from"]),
             chances=list(view["probabilities"].items()),
             radiomics=_radiomics(view["radiomics"]),
         )
@@ -162,19 +166,29 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def _measurements(view: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _volume(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    sides = " x ".join(f"{side:g}" for side in found["axes_mm"])
+    return [("Volume", f"{found['ml']:g} mL: {found['from']}, {sides} mm")]
+
+
+def _measurements(view: Mapping[str, Any], spacing_from: str | None) -> list[tuple[str, str]]:
+    if view["category"] is None:
+        return [("Segmented", "nothing")]
     unit = "mm" if "long_axis_mm" in view else "px"
+    plane, taller = view["plane"], view["taller_than_wide"]
     lengths = {
         name: f"{view[f'{name}_{unit}']:g} {unit}"
         for name in ("long_axis", "short_axis", "height", "width")
     }
-    if view["taller_than_wide"] is None:
-        return [("Segmented", "nothing")]
     return [
-        ("Long axis", lengths["long_axis"]),
-        ("Short axis", lengths["short_axis"]),
-        ("Height x width", f"{lengths['height']} x {lengths['width']}"),
-        ("Taller than wide", "yes" if view["taller_than_wide"] else "no"),
+        ("Plane", f"{plane} (--plane)" if plane else "not given"),
+        ("Unit", "pixels" if spacing_from is None else f"mm, by {spacing_from}"),
+        ("1 Long axis", lengths["long_axis"]),
+        ("2 Short axis", lengths["short_axis"]),
+        ("Depth x width", f"{lengths['height']} x {lengths['width']}"),
+        ("Taller than wide", TALLER if taller is None else "yes" if taller else "no"),
         *(
             (
                 f"Region {number}",

@@ -15,7 +15,7 @@ from torch import Tensor
 from mtbench import seeding
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError, did_you_mean
-from mtbench.training.cache import cache_dir
+from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import (
     Batch,
     Evaluation,
@@ -28,7 +28,8 @@ from mtbench.training.task import (
     Verdict,
 )
 from mtbench_tasks._lesion import manifest, radiomics
-from mtbench_tasks._lesion.cases import Case, Collection
+from mtbench_tasks._lesion.calipers import Plane, volume
+from mtbench_tasks._lesion.cases import Case, Collection, Image
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.doubts import alike, survey
 from mtbench_tasks._lesion.familiar import Familiar
@@ -396,6 +397,8 @@ class LesionTask(Task):
         spacing: float | None = None,
         views: Literal["auto", "whole"] = "auto",
         frame: str | None = None,
+        plane: tuple[Plane, ...] = (),
+        second: Path | None = None,
         report: Literal["html", "pdf", "both", "none"] = "html",
     ) -> dict[str, Any]:
         """Segment, grade and measure what an image shows.
@@ -410,6 +413,10 @@ class LesionTask(Task):
                 training; ``whole`` reads it as it is.
             frame: of a file of several, the number of one, from 1, ``middle``, or ``all``: then
                 the record's ``frames`` has one of each.
+            plane: ``transverse`` or ``longitudinal``; of several views, one each, from the left,
+                those of `second` last. "Taller than wide" is said of transverse views only.
+            second: another image of the same lesion, or a folder that has one of the same name. A
+                transverse and a longitudinal view of known spacing give the volume.
             report: which kind of page is written of each image.
         """
         from mtbench_tasks._lesion import files, reading
@@ -418,16 +425,35 @@ class LesionTask(Task):
         if spacing is not None and not 0 < spacing < float("inf"):
             raise UsageError(f"spacing must be positive (millimetres per pixel), found {spacing}")
 
-        def read(number: int | None, to: Path) -> dict[str, Any]:
+        def look(
+            path: Path, number: int | None, to: Path, planes: Sequence[Plane]
+        ) -> tuple[Image, dict[str, Any]]:
             picture = files.read_picture(path, number)
             record = reading.read(
                 trained.predictor, picture, path, to, self.image_size, self.grades, spacing,
                 whole if views == "whole" else self.origin.views,
-                reading.Reference.of(trained.fitted),
+                reading.Reference.of(trained.fitted), planes,
             )  # fmt: skip
-            record["frame"] = number
-            record["reports"] = page.write(report, record, picture.pixels, trained, to)
-            return record
+            return picture.pixels, record
+
+        def read(number: int | None, to: Path) -> dict[str, Any]:
+            looked = [(to, *look(path, number, to, plane))]
+            if second is not None:
+                other = second / path.name if second.is_dir() else second
+                rest = plane[len(looked[0][2]["views"]) :]
+                beside = reading.beside(to, "_second")
+                looked.append((beside, *look(other, None, beside, rest)))
+            seen = [view for _, _, record in looked for view in record["views"]]
+            if plane and len(plane) != len(seen):
+                raise DataError(
+                    f"{path}: --plane names {len(plane)}, and {len(seen)} views are read: name "
+                    "the plane of each"
+                )
+            for place, image, record in looked:
+                record["volume"] = volume(seen)
+                record["reports"] = page.write(report, record, image, trained, place)
+            [(_, _, record), *others] = looked
+            return record | {"frame": number, "second": others[0][2] if others else None}
 
         numbers = _frames(path, frame)
         if len(numbers) == 1:

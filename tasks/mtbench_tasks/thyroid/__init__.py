@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, Literal
 
 from mtbench.errors import UsageError
-from mtbench.training.cache import cache_dir
+from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion import manifest
 from mtbench_tasks._lesion.cases import Collection

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mtbench.training.rundir import Spec
+from mtbench.training.cell.rundir import Spec
 
 METRICS = {
     "dice": {"objective": "mask", "higher_is_better": True, "primary": True},

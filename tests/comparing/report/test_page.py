@@ -16,7 +16,7 @@ from PIL import Image
 from mtbench.comparing.judging import leaderboard, report
 from mtbench.comparing.judging.leaderboard import Board
 from mtbench.comparing.judging.report import content
-from mtbench.training.rundir import RunDirectory, Spec, find_runs
+from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
 from tests.comparing.report.made_up import METRICS, write
 
 METHODS = ("cagrad", "rlar", "ls", "mgda", "stl", "uw", "ew")

@@ -12,7 +12,7 @@ from mtbench.comparing import claim
 from mtbench.comparing.claim import Claim
 from mtbench.errors import RunError
 from mtbench.plugins import params
-from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.cell.rundir import RunDirectory, Spec
 
 BUDGET = ("epochs", "batch_size")
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mtbench.comparing.judging import statistics
 from mtbench.comparing.judging.leaderboard import Board, Cell, notes
-from mtbench.training.rundir import parse
+from mtbench.training.cell.rundir import parse
 
 EPOCHS = 60  # of a curve at most
 CURVES = 24  # rows with curves at most: as many as can be told apart, several times over

@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from mtbench.training.learner import Learner
 from mtbench.training.task import Recipe
+from mtbench.training.trainer.learner import Learner
 
 MOST_SKIPPED = 0.01
 """The share of a run's steps, at least one, that may be skipped before it has diverged."""

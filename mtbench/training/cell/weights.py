@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mtbench.errors import RunError
-from mtbench.training.rundir import RunDirectory
+from mtbench.training.cell.rundir import RunDirectory
 
 PACKED = "model.safetensors"
 """A packaged model's weights, in its folder; `MODEL` and `BALANCER` begin the tensors' names."""

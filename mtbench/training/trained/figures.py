@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from mtbench.training.rundir import RunDirectory
+from mtbench.training.cell.rundir import RunDirectory
 
 
 def curves(runs: Sequence[RunDirectory], primary: Sequence[str], file: Path) -> Path | None:

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, RunError, UsageError
 from mtbench.plugins import extras
-from mtbench.training.cell import reload
-from mtbench.training.learner import Learner
-from mtbench.training.rundir import Precision, RunDirectory, Spec
+from mtbench.training.cell.request import reload
+from mtbench.training.cell.rundir import Precision, RunDirectory, Spec
+from mtbench.training.cell.weights import BALANCER, MODEL, PACKED, unpack
 from mtbench.training.task import Splits, Task, Trained
-from mtbench.training.trained import EXTRA_STATE, load_trained, restore
-from mtbench.training.weights import BALANCER, MODEL, PACKED, unpack
+from mtbench.training.trained.model import EXTRA_STATE, load_trained, restore
+from mtbench.training.trainer.learner import Learner
 from mtbench.version import __version__
 
 DESCRIPTION, CARD, ONNX = "model.json", "README.md", "model.onnx"

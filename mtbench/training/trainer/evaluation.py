@@ -8,9 +8,9 @@ from torch import Tensor
 from mtbench.balancing.balancer import Judged
 from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.model import PerObjective
-from mtbench.training.device import to_device
-from mtbench.training.learner import Learner
+from mtbench.training.machine.device import to_device
 from mtbench.training.task import Batch, Metric, Split, Task
+from mtbench.training.trainer.learner import Learner
 
 
 @torch.no_grad()

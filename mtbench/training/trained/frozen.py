@@ -6,7 +6,7 @@ import statistics
 from typing import Literal
 
 from mtbench.errors import RunError, UsageError
-from mtbench.training.rundir import RunDirectory
+from mtbench.training.cell.rundir import RunDirectory
 
 Kind = Literal["mean", "final"]
 

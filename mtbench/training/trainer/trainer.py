@@ -19,19 +19,19 @@ from mtbench.balancing.engine import Engine
 from mtbench.errors import RunError, UsageError
 from mtbench.plugins.code import core_digest, origin
 from mtbench.plugins.method import Method
-from mtbench.training import numerics
-from mtbench.training.batches import Batches
-from mtbench.training.cache import cache_dir
-from mtbench.training.evaluation import evaluate, judged
-from mtbench.training.learner import Learner, build
-from mtbench.training.loop import Loop
-from mtbench.training.nonfinite import Diverged
-from mtbench.training.observer import Observer
-from mtbench.training.optimization import Descent
-from mtbench.training.record import Record
-from mtbench.training.rundir import RunDirectory, Spec
-from mtbench.training.selection import SELECTION, selection_score
+from mtbench.training.cell.rundir import RunDirectory, Spec
+from mtbench.training.machine import numerics
+from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Recipe, Splits, Task
+from mtbench.training.trainer.batches import Batches
+from mtbench.training.trainer.evaluation import evaluate, judged
+from mtbench.training.trainer.learner import Learner, build
+from mtbench.training.trainer.loop import Loop
+from mtbench.training.trainer.nonfinite import Diverged
+from mtbench.training.trainer.observer import Observer
+from mtbench.training.trainer.optimization import Descent
+from mtbench.training.trainer.record import Record
+from mtbench.training.trainer.selection import SELECTION, selection_score
 from mtbench.version import __version__
 
 CHECKPOINT_SECONDS = 30.0

@@ -18,17 +18,21 @@ from torch import Tensor
 from mtbench import seeding
 from mtbench.errors import RunError
 from mtbench.plugins.code import core_digest
-from mtbench.training import numerics
-from mtbench.training.learner import Learner
-from mtbench.training.numbers import Made
-from mtbench.training.optimization import Descent
-from mtbench.training.rundir import Precision, RunDirectory
-from mtbench.training.selection import SELECTION
+from mtbench.training.cell.rundir import Precision, RunDirectory
+from mtbench.training.machine import numerics
+from mtbench.training.trainer.learner import Learner
+from mtbench.training.trainer.numbers import Made
+from mtbench.training.trainer.optimization import Descent
+from mtbench.training.trainer.selection import SELECTION
 
 CHECKPOINT_VERSION = 1
 
 LOGGED = 500
 """About how many steps have a line in ``steps.csv``."""
+
+
+class OutdatedError(RunError):
+    """A checkpoint was begun by another mtbench, and this one cannot go on with it."""
 
 
 @dataclass
@@ -92,7 +96,8 @@ class Record:
         """Take up the checkpoint; return whether there is one.
 
         Raises:
-            RunError: it is broken, of something else, or was begun with other code or another
+            RunError: it is broken, or of something else.
+            OutdatedError: it is of another version, or was begun with other code or another
                 selection rule of mtbench. The first checkpoints do not say with which.
         """
         state = self._run.load("checkpoint.pt", self._learner.device)
@@ -100,14 +105,14 @@ class Record:
             return False
         file = self._run.path / "checkpoint.pt"
         if state.get("version") != CHECKPOINT_VERSION:
-            raise RunError(
+            raise OutdatedError(
                 f"{file}: is of version {state.get('version')}, and this mtbench reads version "
                 f"{CHECKPOINT_VERSION}: go on with the mtbench that wrote it, or delete the folder "
                 "to train this cell from its start"
             )
         check_cell(file, state, self._cell)
         if state.get("code", core_digest()) != core_digest():
-            raise RunError(
+            raise OutdatedError(
                 f"{file}: was begun with other code of mtbench: start anew with --no-resume, or go "
                 "on with the mtbench that wrote it"
             )
@@ -119,7 +124,7 @@ class Record:
             self.step_seconds.extend(state["step_seconds"])
             self.rows = state["rows"]
         if self.at.selection != SELECTION:
-            raise RunError(
+            raise OutdatedError(
                 f"{file}: selects epochs by the rule {self.at.selection!r}, and this mtbench by "
                 f"{SELECTION!r}: start anew with --no-resume"
             )

@@ -11,15 +11,15 @@ from torch import nn
 from mtbench import seeding
 from mtbench.balancing.distributed import Ranks
 from mtbench.balancing.step import Step
-from mtbench.training.batches import Batches
-from mtbench.training.diagnostics import Look
-from mtbench.training.learner import Learner
-from mtbench.training.nonfinite import Guard
-from mtbench.training.numbers import Made, Numbers
-from mtbench.training.observer import Observer
-from mtbench.training.optimization import Descent
-from mtbench.training.record import Record
 from mtbench.training.task import Batch, Recipe
+from mtbench.training.trainer.batches import Batches
+from mtbench.training.trainer.diagnostics import Look
+from mtbench.training.trainer.learner import Learner
+from mtbench.training.trainer.nonfinite import Guard
+from mtbench.training.trainer.numbers import Made, Numbers
+from mtbench.training.trainer.observer import Observer
+from mtbench.training.trainer.optimization import Descent
+from mtbench.training.trainer.record import Record
 
 LOOK_SECONDS = 0.5
 """How long the host leaves the numbers of the steps that it makes on the device."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from mtbench import seeding
 from mtbench.errors import UsageError
 from mtbench.training.data import PerObjectiveSplit
-from mtbench.training.device import to_device
+from mtbench.training.machine.device import to_device
 from mtbench.training.task import Batch, Split
 
 

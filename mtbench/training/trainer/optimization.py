@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, optim
 
 from mtbench.errors import UsageError
-from mtbench.training.learner import Learner
 from mtbench.training.task import Recipe
+from mtbench.training.trainer.learner import Learner
 
 MOMENTUM = 0.9
 """Of ``sgd``."""

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mtbench.errors import RunError, UsageError
-from mtbench.training import toml
-from mtbench.training.cell import Request
+from mtbench.training.cell import toml
+from mtbench.training.cell.request import Request
 
 
 class _Strict(BaseModel):

@@ -14,8 +14,8 @@ from mtbench.balancing.model import MultitaskModel, PerObjective
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench.plugins.method import Method
-from mtbench.training.device import autocast, to_device
-from mtbench.training.rundir import Precision, Spec
+from mtbench.training.cell.rundir import Precision, Spec
+from mtbench.training.machine.device import autocast, to_device
 from mtbench.training.task import Batch, Task
 
 

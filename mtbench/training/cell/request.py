@@ -12,8 +12,8 @@ from mtbench.errors import UsageError
 from mtbench.plugins import overrides, params
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import Entry, find
-from mtbench.training import weights
-from mtbench.training.rundir import Spec
+from mtbench.training.cell import weights
+from mtbench.training.cell.rundir import Spec
 from mtbench.training.task import Recipe, Splits, Task
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from mtbench.training.rundir import Spec
+from mtbench.training.cell.rundir import Spec
 
 
 class Observer(Protocol):

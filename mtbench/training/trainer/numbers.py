@@ -7,7 +7,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from mtbench.training import nonfinite
+from mtbench.training.trainer import nonfinite
 
 
 @dataclass

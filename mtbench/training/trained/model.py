@@ -11,10 +11,10 @@ from torch import Tensor
 from mtbench import seeding
 from mtbench.errors import RunError
 from mtbench.plugins.method import Method
-from mtbench.training.learner import Learner, build
-from mtbench.training.record import check_cell, fits
-from mtbench.training.rundir import RunDirectory, Spec
+from mtbench.training.cell.rundir import RunDirectory, Spec
 from mtbench.training.task import Splits, Task
+from mtbench.training.trainer.learner import Learner, build
+from mtbench.training.trainer.record import check_cell, fits
 
 EXTRA_STATE = "_extra_state"
 """What torch calls that part of a module's state which is neither parameter nor buffer."""

@@ -1,0 +1,1 @@
+"""Where a cell is computed: device, numerical environment, locks on files, cache."""
