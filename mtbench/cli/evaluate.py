@@ -29,7 +29,7 @@ def evaluate(
     from rich.text import Text
 
     from mtbench.errors import RunError, UsageError
-    from mtbench.training import package
+    from mtbench.training.trained import package
 
     named, extra = sort(models)
     if not named:

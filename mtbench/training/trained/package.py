@@ -350,11 +350,14 @@ def _card(
     facts = {
         "task": spec.task, "method": spec.method, "seed": spec.seed, "spec": spec.hash,
         "data": spec.data, "started from": spec.init or "fresh weights",
-        "epoch": result["best_epoch"], "precision": known.precision,
+        "epoch": f"{result['best_epoch'] + 1} of {spec.recipe['epochs']}",
+        "precision": known.precision,
         "mtbench": result["environment"]["mtbench"],
     }  # fmt: skip
     settings = {
-        "data": result["notes"], "task": spec.task_params, "method": spec.method_params,
+        "data": result["notes"],
+        "task": {k: v for k, v in spec.task_params.items() if k not in task.idle},
+        "method": spec.method_params,
         "recipe": spec.recipe,
     }  # fmt: skip
     sealed = "" if "test" in columns else "\n\nThe test metrics of this run have not been opened."

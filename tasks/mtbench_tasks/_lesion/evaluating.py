@@ -16,11 +16,11 @@ from mtbench.errors import UsageError
 from mtbench_tasks._lesion import judging
 from mtbench_tasks._lesion.agreement import MODEL, agreement
 from mtbench_tasks._lesion.asking import Answer, Ask, together
+from mtbench_tasks._lesion.calipers import calipers
 from mtbench_tasks._lesion.cases import Case
 from mtbench_tasks._lesion.doubts import NEAR, parts
 from mtbench_tasks._lesion.grid import Placement
 from mtbench_tasks._lesion.judging import Flags, Floats
-from mtbench_tasks._lesion.reading import axes
 from mtbench_tasks._lesion.scores import overlap
 from mtbench_tasks._lesion.splits import TRUTH, CaseSplit, Opinion
 
@@ -174,8 +174,9 @@ def _outlines(logits: Tensor, drawn: Tensor | None, spacing: float | None) -> di
     scale = spacing or math.nan
     record = {"dice": dice, "iou": iou, "hd95": distance, "hd95_mm": scale * distance}
     if own and true:
-        pairs = zip(AXES, axes(own[0]), axes(true[0]), strict=True)
-        for name, said, known in pairs:
+        both = calipers(own[0]), calipers(true[0])
+        for name in AXES:
+            said, known = (found[name.replace(" ", "_")].length for found in both)
             record |= {f"{name} px": said, f"{name} px, reference": known}
             record |= {f"{name} mm": scale * said, f"{name} mm, reference": scale * known}
     return record
@@ -290,7 +291,8 @@ def _readers(judged: Judged, w: Floats) -> Iterator[dict[str, Any]]:
         pair = judged.agreement
         row = pair[(pair["rater"] == name) & (pair["other"] == MODEL)]
         row = row if len(row) else pair[(pair["rater"] == MODEL) & (pair["other"] == name)]
-        against = {key: None if math.isnan(v) else v for key, v in row.iloc[0, 2:].items()}
+        cells = {key: float(row[key].iloc[0]) for key in ("kappa", "graded", "dice", "drawn")}
+        against = {key: None if math.isnan(v) else v for key, v in cells.items()}
         rates = judging.rates(positive[both] == 1, said[both] == 1, w[:, both])
         yield {"reader": name, "graded": int(both.sum()), "model": against, **_said(rates)}
 
@@ -345,7 +347,7 @@ def _subgroups(
     judged: Judged, w: Floats, points: Sequence[Mapping[str, Any]], by: Sequence[str] | None
 ) -> Iterator[dict[str, Any]]:
     frame = judged.frame
-    groups = {name: _grouped(judged.groups[name]) for name in judged.groups}
+    groups = {str(name): _grouped(column) for name, column in judged.groups.items()}
     if "size" not in groups and _count(frame, LONG):
         groups["size"] = pd.cut(frame[LONG], SIZES, right=False, labels=SIZE_NAMES)
     if absent := [name for name in by or () if name not in groups]:

@@ -597,7 +597,7 @@ class LesionTask(Task):
         """Return what goes in and comes out, what the model is for, and where its limits are."""
         from mtbench_tasks._lesion.card import card
 
-        return card(self.image_size, self.grades, fitted)
+        return card(self.image_size, self.grades, self.high, self.origin.views, fitted)
 
     @classmethod
     def inspect(
