@@ -319,6 +319,18 @@ def _patients(path: Path, table: _Table, owners: Mapping[str, str]) -> Iterator[
         if len(names) > 1:
             spelt = ", ".join(map(repr, names))
             yield f"{path}: patients {spelt} are spelt alike: their images are kept together"
+    parts = defaultdict[str, set[str]](set)
+    for row in table.rows.values():
+        if row.patient:
+            parts[owners[row.patient]].add(row.split or "train")
+    if divided := [name for name, own in parts.items() if len(own) > 1]:
+        yield (
+            f"{path}: patient {divided[0]!r} (of {len(divided)} such) has rows of several splits: "
+            "all their images are of the last, of train, val, test"
+        )
+    unsaid = sum(not row.split for row in table.rows.values())
+    if unsaid and any(row.split == "test" for row in table.rows.values()):
+        yield f"{path}: {unsaid} of {len(table.rows)} rows say no split: they count as train"
     unnamed = sum(not row.patient for row in table.rows.values())
     if owners and unnamed:
         yield (

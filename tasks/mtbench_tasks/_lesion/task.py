@@ -42,6 +42,7 @@ from mtbench_tasks._lesion.splits import (
     join_patients,
     read_fold,
     split_patients,
+    tested_on,
 )
 
 BATCH = 32
@@ -92,6 +93,10 @@ class LesionTask(Task):
         grades: the categories from benign to malignant, where the source's are not fixed.
         fold: k/K: the test is the k-th of K parts of the patients, which no seed changes; by
             default 1/5, and no choice where the source says who is tested.
+        test_source: test on all of another source, such as another centre's, instead: ``manifest``,
+            whose categories are on this source's scale, or one of the task's. Its grades are this
+            one's, or `target` is ``low-high``.
+        test_data: where its data lies.
     """
 
     objectives = ("segmentation", "risk")
@@ -115,9 +120,11 @@ class LesionTask(Task):
         labels: Literal["reader", "all", "consensus"] = "reader",
         grades: tuple[str, ...] | None = None,
         fold: str | None = None,
+        test_source: str | None = None,
+        test_data: Path | None = None,
     ) -> None:
         self.source = next(iter(self.sources)) if source is None else self._known(source)
-        self.origin = self._origin()
+        self.origin = self._origin(self.source)
         if self.origin.graded is not None:
             self.origin = self.origin.graded(data, grades)
         elif grades is not None:
@@ -126,11 +133,13 @@ class LesionTask(Task):
         chosen = {k: getattr(self.origin, k) if v is None else v for k, v in given.items()}
         self.augmentation, self.dropout, self.guide = chosen.values()
         found = {"grades": self.origin.grades} if self.origin.graded is not None else {}
-        if self.origin.tested and fold is not None:
-            raise UsageError(f"who is tested is fixed in source {self.source}: leave out --fold")
+        self.elsewhere = self._elsewhere(test_source, test_data, target)
+        named = test_source or (self.source if self.origin.tested else None)
+        if named and fold is not None:
+            raise UsageError(f"who is tested is fixed by source {named}: leave out --fold")
         self.fold = FOLDS if fold is None else fold
         read_fold(self.fold)
-        used = {} if self.origin.tested else {"fold": self.fold}
+        used = {} if named else {"fold": self.fold}
         self._choose_encoder(encoder, weights, width, image_size)
         self.dependent = {
             "source": self.source, "encoder": self.encoder, "width": self.width,
@@ -179,9 +188,40 @@ class LesionTask(Task):
         self._start: Mapping[str, Tensor] | None = None  # the encoder's weights
         self.width = WIDTH if self.pretrained is None and width is None else width
 
-    def _origin(self) -> Source:
-        """Return the source; a subclass's parameters may change it."""
-        return self.sources[self.source]
+    def _origin(self, source: str) -> Source:
+        """Return a source; a subclass's parameters may change it."""
+        return self.sources[source]
+
+    def _anywhere(self, source: str) -> Source:
+        """Return a source of this task, or the manifest, which may be any task's.
+
+        Raises:
+            UsageError: there is no such source.
+        """
+        if source in self.sources:
+            return self._origin(source)
+        if source != "manifest":
+            known = [*self.sources, "manifest"]
+            raise UsageError(f"there is no source {source!r}: {did_you_mean(source, known)}")
+        return manifest.SOURCE
+
+    def _elsewhere(
+        self, source: str | None, data: Path | None, target: str
+    ) -> tuple[str, Source, Path | None] | None:
+        """Return the source that is tested on, where it is not the one that is trained on."""
+        if source is None:
+            if data is not None:
+                raise UsageError("--test-data is where the data of --test-source lies: give both")
+            return None
+        origin = self._anywhere(source)
+        if origin.graded is not None:
+            origin = origin.graded(data, self.origin.grades)
+        if origin.grades != self.origin.grades and target != "low-high":
+            raise UsageError(
+                f"the grades of source {source} are {', '.join(origin.grades)}, those of "
+                f"{self.source} {', '.join(self.origin.grades)}: give --target low-high"
+            )
+        return source, origin, data
 
     def collection(self, progress: Progress) -> Collection:
         """Return the cases.
@@ -189,7 +229,11 @@ class LesionTask(Task):
         Raises:
             DataError: the data is absent or broken.
         """
-        return _load(self.source, self.origin, self.data, progress)
+        own = _load(self.source, self.origin, self.data, progress)
+        if self.elsewhere is None:
+            return own
+        name, origin, data = self.elsewhere
+        return tested_on(own, self.origin.high, name, _load(name, origin, data, progress), origin)
 
     def setup(self, seed: int, progress: Progress) -> Splits:
         """Load the source, split it by patient, and fit the radiomics target on training."""
@@ -240,6 +284,7 @@ class LesionTask(Task):
         ]
         notes: dict[str, Any] = {
             "source": self.source,
+            **({"test source": self.elsewhere[0]} if self.elsewhere else {}),
             "images": [len({case.name for case in split.cases}) for split in made],
             "patients": [len({case.patient for case in split.cases}) for split in made],
             "with_mask": [int(split.has_mask.sum()) for split in made],
@@ -556,10 +601,7 @@ class LesionTask(Task):
         """Return a source of data to evaluate on."""
         if source == self.source and self.origin.graded is None and grades is None:
             return self.origin
-        known = {"manifest": manifest.SOURCE} | dict(self.sources)
-        if source not in known:
-            raise UsageError(f"there is no source {source!r}: {did_you_mean(source, known)}")
-        origin = known[source]
+        origin = self._anywhere(source)
         if origin.graded is None:
             if grades is not None:
                 raise UsageError(f"the grades of source {source} are fixed: leave out --grades")

@@ -132,13 +132,13 @@ class Thyroid(LesionTask):
         own = {**of, "phantom": simulated}
         self.idle = frozenset().union(*(names for s, names in own.items() if s != self.source))
 
-    def _origin(self) -> Source:
-        origin = super()._origin()
-        if self.source == "aimi":
+    def _origin(self, source: str) -> Source:
+        origin = super()._origin(source)
+        if source == "aimi":
             return replace(origin, load=partial(aimi.load, frames=self.frames))
-        if self.split == "public":
+        if source == "ddti" and self.split == "public":
             return replace(origin, load=lambda data, _: ddti.public(ddti.load(data)), tested=True)
-        if self.source == "phantom":
+        if source == "phantom":
             return replace(origin, load=lambda _, progress: _phantom(progress, **self.phantom))
         return origin
 
