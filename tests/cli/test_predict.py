@@ -475,6 +475,22 @@ def test_planes_at_the_command_line(
     assert Path(found["second"]["reports"][0]).name == "1_second_report.html"
 
 
+def test_dicom_out_is_of_dicom_only(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    Image.fromarray(neck).save(tmp_path / "a.png")
+    sitk.WriteImage(sitk.GetImageFromArray(neck), str(tmp_path / "a.dcm"))
+    line = ("--dicom", "true", "--report", "none", "--out", tmp_path / "out")
+    refused(
+        mtbench("predict", packed, tmp_path / "a.png", *line), "a.png: --dicom needs a DICOM image"
+    )
+    code, out, err = mtbench("predict", packed, tmp_path / "a.dcm", *line)
+    assert (code, err) == (0, "")
+    [record] = json.loads(out)
+    assert record["dicom"][-1] == str(tmp_path / "out" / "a_sr.dcm")
+    assert all(Path(file).is_file() for file in record["dicom"])
+
+
 def test_a_photograph_and_a_pixel_are_read_with_a_warning(
     mtbench: Mtbench, packed: Path, tmp_path: Path
 ) -> None:

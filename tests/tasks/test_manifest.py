@@ -31,7 +31,7 @@ from mtbench_tasks._lesion.splits import (
     Opinion,
     join_patients,
     split_patients,
-    tested_on,
+    with_test_of,
 )
 
 Mtbench = Callable[..., tuple[int, str, str]]
@@ -785,7 +785,7 @@ def test_other_grades_are_tested_as_low_and_high() -> None:
     other = Collection((graded("c", 2), graded("d", 4)), thyroid.phantom.GRADES, "y")
     origin = thyroid.Thyroid(**given, target="low-high").elsewhere
     assert origin is not None
-    both = tested_on(ours, thyroid.HIGH, "phantom", other, origin[1])
+    both = with_test_of(ours, thyroid.HIGH, "phantom", other, origin[1])
     split = [c.readings[0].category for c in both.cases]
     assert split == [5, 1, 0, thyroid.HIGH]
     assert [c.part for c in both.cases] == [None, None, "test", "test"]

@@ -112,7 +112,7 @@ def join_patients(cases: Sequence[Case], images: Sequence[str]) -> list[Case]:
     return [replace(case, patient=first(case.patient)) for case in cases]
 
 
-def tested_on(
+def with_test_of(
     own: Collection, high: int, name: str, other: Collection, origin: Source
 ) -> Collection:
     """Return a collection to learn from, with all of another to test on.

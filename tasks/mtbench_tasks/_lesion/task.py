@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -27,9 +27,9 @@ from mtbench.training.task import (
     Trained,
     Verdict,
 )
-from mtbench_tasks._lesion import manifest, radiomics
+from mtbench_tasks._lesion import manifest, nnunet, radiomics
 from mtbench_tasks._lesion.calipers import Plane, volume
-from mtbench_tasks._lesion.cases import Case, Collection, Image
+from mtbench_tasks._lesion.cases import Case, Collection
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.doubts import alike, survey
 from mtbench_tasks._lesion.familiar import Familiar
@@ -42,7 +42,7 @@ from mtbench_tasks._lesion.splits import (
     join_patients,
     read_fold,
     split_patients,
-    tested_on,
+    with_test_of,
 )
 
 BATCH = 32
@@ -68,7 +68,8 @@ class LesionTask(Task):
     other objective. `labels` says whose labels train and validate; test labels are the ground truth
     where there is one, else the readers' consensus, a single reader's own.
 
-    A subclass names its `sources`, and may add parameters of its own.
+    A subclass names its `sources` and its `organ`, by DICOM's keyword, and may add parameters of
+    its own.
 
     Args:
         source: where the cases come from; by default the first.
@@ -101,6 +102,7 @@ class LesionTask(Task):
 
     objectives = ("segmentation", "risk")
     sources: ClassVar[Mapping[str, Source]]
+    organ: ClassVar[str]
 
     def __init__(
         self,
@@ -233,7 +235,9 @@ class LesionTask(Task):
         if self.elsewhere is None:
             return own
         name, origin, data = self.elsewhere
-        return tested_on(own, self.origin.high, name, _load(name, origin, data, progress), origin)
+        return with_test_of(
+            own, self.origin.high, name, _load(name, origin, data, progress), origin
+        )
 
     def setup(self, seed: int, progress: Progress) -> Splits:
         """Load the source, split it by patient, and fit the radiomics target on training."""
@@ -445,6 +449,7 @@ class LesionTask(Task):
         plane: tuple[Plane, ...] = (),
         second: Path | None = None,
         report: Literal["html", "pdf", "both", "none"] = "html",
+        dicom: bool = False,
     ) -> dict[str, Any]:
         """Segment, grade and measure what an image shows.
 
@@ -463,42 +468,56 @@ class LesionTask(Task):
             second: another image of the same lesion, or a folder that has one of the same name. A
                 transverse and a longitudinal view of known spacing give the volume.
             report: which kind of page is written of each image.
+            dicom: write a segmentation and a structured report beside it, which refer to the
+                image's study and series; the image must be DICOM then.
         """
-        from mtbench_tasks._lesion import files, reading
+        from mtbench_tasks._lesion import dicom_out, files, reading
         from mtbench_tasks._lesion import report as page
 
         if spacing is not None and not 0 < spacing < float("inf"):
             raise UsageError(f"spacing must be positive (millimetres per pixel), found {spacing}")
 
+        meaning = self._meaning()
+
         def look(
             path: Path, number: int | None, to: Path, planes: Sequence[Plane]
-        ) -> tuple[Image, dict[str, Any]]:
+        ) -> tuple[dict[str, Any], Callable[[], None]]:
+            """Return a reading, and what writes its page and its DICOM."""
+            header = dicom_out.source(path) if dicom else None
             picture = files.read_picture(path, number)
             record = reading.read(
                 trained.predictor, picture, path, to, self.image_size, self.grades, spacing,
                 whole if views == "whole" else self.origin.views,
                 reading.Reference.of(trained.fitted), planes,
             )  # fmt: skip
-            return picture.pixels, record
+            record["frame"] = number
+            for view in record["views"]:
+                view["means"] = meaning.get(view["category"])
+
+            def write() -> None:
+                record["reports"] = page.write(report, record, picture.pixels, trained, to)
+                if header is not None:
+                    record["dicom"] = dicom_out.write(header, record, trained.name, self.organ, to)
+
+            return record, write
 
         def read(number: int | None, to: Path) -> dict[str, Any]:
-            looked = [(to, *look(path, number, to, plane))]
+            looked = [look(path, number, to, plane)]
             if second is not None:
                 other = second / path.name if second.is_dir() else second
-                rest = plane[len(looked[0][2]["views"]) :]
-                beside = reading.beside(to, "_second")
-                looked.append((beside, *look(other, None, beside, rest)))
-            seen = [view for _, _, record in looked for view in record["views"]]
+                rest = plane[len(looked[0][0]["views"]) :]
+                looked.append(look(other, None, reading.beside(to, "_second"), rest))
+            seen = [view for record, _ in looked for view in record["views"]]
             if plane and len(plane) != len(seen):
                 raise DataError(
                     f"{path}: --plane names {len(plane)}, and {len(seen)} views are read: name "
                     "the plane of each"
                 )
-            for place, image, record in looked:
+            for record, write in looked:
                 record["volume"] = volume(seen)
-                record["reports"] = page.write(report, record, image, trained, place)
-            [(_, _, record), *others] = looked
-            return record | {"frame": number, "second": others[0][2] if others else None}
+                write()
+            records = [record for record, _ in looked]
+            return records[0] | {"second": records[1] if second is not None else None}
 
         numbers = _frames(path, frame)
         if len(numbers) == 1:
@@ -628,6 +647,16 @@ class LesionTask(Task):
         mine, its = ((t.image_size, t.grades, t.high) for t in (self, other))
         return mine == its
 
+    def _meaning(self) -> dict[str, str]:
+        """Return what each category is of, in words."""
+        if self.target == "grades":
+            return {grade: f"{self.origin.system} {grade}".strip() for grade in self.grades}
+        sides = self.origin.grades[: self.origin.high], self.origin.grades[self.origin.high :]
+        return {
+            name: f"{self.origin.system} {' or '.join(side)}".strip()
+            for name, side in zip(self.grades, sides, strict=True)
+        }
+
     @classmethod
     def reads(cls, path: Path) -> bool:
         """Return whether a file is an image."""
@@ -664,6 +693,17 @@ class LesionTask(Task):
 
         collection = _load(source, cls.sources[cls._known(source)], data, _silent)
         pictures.preview(collection, picture)
+
+    @classmethod
+    def export(
+        cls, source: str, data: Path | None, to: Path, *, grades: tuple[str, ...] | None = None
+    ) -> Verdict:
+        """Write images and masks in nnU-Net's layout, and the rest in a CSV beside them."""
+        collection = cls._collection(source, data, grades)
+        written, problems = nnunet.write(collection.cases, collection.grades, to)
+        if not written:
+            raise DataError(f"{source}: has no case with a mask to write")
+        return Verdict(written, [*collection.problems, *problems], [])
 
     @classmethod
     def template(cls) -> str:

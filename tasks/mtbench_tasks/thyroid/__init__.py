@@ -37,14 +37,17 @@ class Thyroid(LesionTask):
         readers: number of simulated readers.
         reader_noise: how much the simulated readers differ from the truth; 0 is not at all.
         phantom_seed: another phantom population.
+        phantom_version: 1, or 2, whose images look more like those of DDTI.
         frames: how many frames of each of AIMI's clips are used, evenly spaced.
     """
 
+    organ = "Thyroid"
     sources = {  # noqa: RUF012 - a ClassVar of the base
         "phantom": Source(
             load=lambda _data, progress: _phantom(progress, size=60),
             grades=phantom.GRADES,
             high=HIGH,
+            system="ACR TI-RADS",
             recipe=Recipe(epochs=7, batch_size=16, lr=1.5e-3, encoder_lr=0.3, select="last"),
             augmentation=0.3,
             dropout=0.0,
@@ -56,6 +59,7 @@ class Thyroid(LesionTask):
             load=lambda data, _progress: ddti.load(data),
             grades=ddti.GRADES,
             high=HIGH,
+            system="TI-RADS",
             recipe=Recipe(
                 epochs=18, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
             ),
@@ -78,6 +82,7 @@ class Thyroid(LesionTask):
             load=aimi.load,
             grades=aimi.GRADES,
             high=HIGH,
+            system="ACR TI-RADS",
             recipe=Recipe(
                 epochs=18, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
             ),
@@ -87,6 +92,7 @@ class Thyroid(LesionTask):
             load=thyroidxl.load,
             grades=thyroidxl.GRADES,
             high=HIGH,
+            system="ACR TI-RADS",
             recipe=Recipe(
                 epochs=5, batch_size=16, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
             ),
@@ -106,6 +112,7 @@ class Thyroid(LesionTask):
         readers: int = 3,
         reader_noise: float = 1.0,
         phantom_seed: int = 0,
+        phantom_version: int = phantom.VERSION,
         frames: int = aimi.FRAMES,
         **common: Any,
     ) -> None:
@@ -123,7 +130,7 @@ class Thyroid(LesionTask):
         tested = min(cases, 1000) if test_cases is None else test_cases
         self.phantom: dict[str, Any] = {
             "size": cases, "test_size": tested, "readers": readers,
-            "reader_noise": reader_noise, "seed": phantom_seed,
+            "reader_noise": reader_noise, "seed": phantom_seed, "version": phantom_version,
         }  # fmt: skip
         super().__init__(source=source, **common)
         self.dependent = {**self.dependent, "test_cases": tested}
