@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from mtbench.plugins.code import core_digest
 from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
 from mtbench.training.machine.locks import HeldError
 from mtbench.training.trainer import record, trainer
+from tests.processes import PROCESSES
 
 Made = Callable[..., Grid]
 
@@ -103,7 +103,8 @@ def test_every_repetition_is_a_study_of_its_own(make: Made, tmp_path: Path) -> N
     assert [cell.seed for cell in grid.cells[6:]] == [1001] * 4 + [1] * 2
     first, second = grid.entries[1].draws
     assert first[0] == second[0] != first[1] != second[1]  # the defaults, then other points
-    assert len(work(grid, tmp_path)) == 12
+    trained = [RunDirectory(path).spec().stage for path in work(grid, tmp_path)]
+    assert trained == (["trial"] * 4 + ["final"] * 2) * 2
     claims = [one for run in find_runs([tmp_path]) for one in claim.read(run)]
     assert len(claims) == 12
     assert {(c.suite, c.digest, c.repetitions) for c in claims} == {("mine", grid.suite.digest, 2)}
@@ -139,6 +140,44 @@ def test_a_part_of_the_repetitions(make: Made) -> None:
     assert list(map(str, part.cells)) == [
         str(c) for c in whole.cells if c.entry.label == "ls" and c.repetition < 2
     ]
+
+
+PARTED = '''
+from dataclasses import replace
+from tests.tiny import Tiny
+class Parted(Tiny):
+    """Has data in parts."""
+    def __init__(self, *, part: int = 0) -> None:
+        super().__init__()
+        self.part = part
+    def setup(self, seed, progress):
+        return replace(super().setup(seed, progress), fingerprint=f"{seed} of {self.part}")
+'''
+
+
+@pytest.mark.parametrize(
+    ("parts", "wanted", "resplit"), [([3, 5], [3, 5, 3], 1.25), ("repetition", [0, 1, 2], 0.0)]
+)
+def test_repetitions_may_have_data_of_their_own(
+    make: Made, tmp_path: Path, parts: list[int] | str, wanted: list[int], resplit: float
+) -> None:
+    """Of one suite they are one board, whatever their data."""
+    (plugin := tmp_path / "parted.py").write_text(PARTED)
+    task = {"name": "parted", "recipe": {"epochs": 1}, "resample": {"part": parts}}
+    budget = {"trials": 1, "seeds": 1, "repetitions": 3}
+    grid = make(plugin, tasks=[task], budget=budget, against=["ls"])
+    assert len(work(grid, tmp_path)) == 12
+    runs = list(find_runs([tmp_path]))
+    for run in runs:
+        [own] = claim.read(run)
+        spec = run.spec()
+        assert spec.task_params["part"] == wanted[own.repetition]
+        assert spec.data == f"{spec.seed} of {wanted[own.repetition]}"
+    [board] = leaderboard.boards(runs, "ls")
+    assert board.rows["units"].tolist() == [3, 3]
+    assert board.suite is not None
+    assert (board.unit, board.suite.resplit) == ("repetition", resplit)
+    assert board.title.startswith("parted epochs=1 part=")
 
 
 def test_variants_are_rows_of_their_own(make: Made) -> None:
@@ -207,6 +246,7 @@ def test_cells_of_another_mtbench_count_or_are_trained_anew(
     assert others(grid, tmp_path) == {()}
     changed_core(monkeypatch)
     assert others(grid, tmp_path) == {("mtbench",)}
+    assert ("mtbench",) in others(make(name="new"), tmp_path)  # whose trials they might be
     assert work(grid, tmp_path) == []
     anew = Grid(replace(grid.order, anew=True))
     assert {state.status for state in Survey(anew, tmp_path).look().values()} == {"open"}
@@ -334,9 +374,8 @@ def test_a_cell_is_held_until_its_process_ends(make: Made, tmp_path: Path) -> No
     prepare(tmp_path)
     cell = grid.cells[0]
     run = RunDirectory.at(tmp_path, grid.spec(cell, "tiny-1", 0))
-    context = multiprocessing.get_context("spawn")
-    held = context.Event()
-    holder = context.Process(target=hold, args=(run, held))
+    held = PROCESSES.Event()
+    holder = PROCESSES.Process(target=hold, args=(run, held))
     holder.start()
     assert held.wait(60)
     with pytest.raises(HeldError, match=f"process {holder.pid} on .* works on it"), run.claim():
