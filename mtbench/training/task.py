@@ -63,6 +63,9 @@ class Recipe:
         select: which epoch's weights are tested: ``last``, or ``best`` by the trainer's rule on the
             validation split, which small validation splits make a lottery.
         clip: the largest norm of the whole gradient, or none.
+        accumulate: the parts in which a batch goes through the model, one after another, in the
+            memory of one part. The step is the whole batch's, to rounding, and every backward pass
+            costs a forward pass more.
         nonfinite: what is done where a loss or a gradient is infinite or NaN: ``stop`` the cell,
             which has diverged; ``skip`` the step, up to 1 % of all steps; or go on, from this
             step, in ``fp32`` where the run was in bf16. The last two keep a copy of the method's
@@ -79,6 +82,7 @@ class Recipe:
     select: Literal["best", "last"] = "best"
     clip: float | None = None
     nonfinite: Literal["stop", "skip", "fp32"] = "stop"
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         for own in fields(self):
@@ -86,9 +90,13 @@ class Recipe:
             if get_origin(own.type) is Literal and value not in choices:
                 known = " or ".join(map(repr, choices))
                 raise UsageError(f"{own.name} must be {known}, found {value!r}")
-        for name, least in (("epochs", 1), ("batch_size", 1)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, found {getattr(self, name)}")
+        if self.accumulate > self.batch_size:
+            raise UsageError(
+                f"accumulate must be at most batch_size, {self.batch_size}, found {self.accumulate}"
+            )
         for name in ("lr", "encoder_lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} must be positive, found {getattr(self, name)}")
@@ -107,7 +115,7 @@ class Recipe:
         return {k: v for k, v in vars(self).items() if k not in later or v != later[k]}
 
 
-_LATER = ("optimizer", "encoder_lr")
+_LATER = ("optimizer", "encoder_lr", "accumulate")
 
 
 class Split(ABC):

@@ -103,7 +103,8 @@ def test_every_repetition_is_a_study_of_its_own(make: Made, tmp_path: Path) -> N
     assert [cell.seed for cell in grid.cells[6:]] == [1001] * 4 + [1] * 2
     first, second = grid.entries[1].draws
     assert first[0] == second[0] != first[1] != second[1]  # the defaults, then other points
-    assert len(work(grid, tmp_path)) == 12
+    trained = [RunDirectory(path).spec().stage for path in work(grid, tmp_path)]
+    assert trained == (["trial"] * 4 + ["final"] * 2) * 2
     claims = [one for run in find_runs([tmp_path]) for one in claim.read(run)]
     assert len(claims) == 12
     assert {(c.suite, c.digest, c.repetitions) for c in claims} == {("mine", grid.suite.digest, 2)}
