@@ -83,6 +83,9 @@ class Balancer(nn.Module, ABC):
         seed: seeds `generator`, the only source of randomness a method may use.
 
     Attributes:
+        notes: what the last step tells of the method itself: numbers by name, detached, on the
+            device. A trainer records their means. ``acts`` is the share of the samples on which it
+            does anything: that of a run which trains as the plain sum would is 0.
         paper: where the method is defined.
         passes: what a step costs: F forward, H heads' backward, E encoder backward.
         checked_against: the independent implementations that the tests compare it with.
@@ -127,6 +130,7 @@ class Balancer(nn.Module, ABC):
         self.engine = Engine(batched=False)
         self._names: tuple[str, ...] = ()
         self._held: Held | None = None
+        self.notes: dict[str, Tensor] = {}
         self._idle = False  # whether the last step was not the method's
         self.watch = Watch()
         self.generator = torch.Generator().manual_seed(seed)
@@ -185,6 +189,7 @@ class Balancer(nn.Module, ABC):
         if self._held is not None:
             self._held.add(step)
             step, self._held = self._held.step(step), None
+        self.notes = {}
         values = step.host_values
         overflows = not math.isfinite(sum(values.tolist()))
         # On another rank there may be labels, and what is summed over ranks waits for this one.
@@ -309,6 +314,11 @@ class Balancer(nn.Module, ABC):
         Returns:
             The effective weights (K,) of the objectives, for the record, where the method has any.
         """
+
+    def told(self) -> dict[str, Tensor]:
+        """Return the `notes` of this method and of those that it is made of."""
+        parts = [part for part in self.modules() if isinstance(part, Balancer)]
+        return {name: value for part in parts for name, value in part.notes.items()}
 
     def after_step(self, losses_fn: LossesFn) -> None:
         """Act after the optimizer's step; `losses_fn()` repeats the forward on the same batch."""
