@@ -109,9 +109,8 @@ def test_an_assessment_has_points_beside_the_category() -> None:
     flat = acr.assess(view(descriptors=said, taller_than_wide=False))
     assert flat is not None
     assert flat["levels"] == ["TR4"]
-    unsure = acr.assess(
-        view(descriptors={**said, "margin": {"term": "smooth", "probability": 0.4}})
-    )
+    said["margin"]["probability"] = 0.4
+    unsure = acr.assess(view(descriptors=said))
     assert unsure is not None
     assert unsure["points"] is None
     assert unsure["says"] == ["no points: margin unclear", *found["says"][2:]]
