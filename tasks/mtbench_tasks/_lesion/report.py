@@ -32,7 +32,7 @@ EXPLAINED = (
     "images' outlines: z is the distance from their mean in standard deviations."
 )
 HEADS = ("Guideline", "Level", "Biopsy from", "Follow-up from")  # –: at no size
-GUIDANCE = "What a guideline says of what the model read; for research, not for a patient."
+GUIDANCE = "This is what a guideline says of what the model read: for research, not for a patient."
 TALLER = "said of a transverse view"
 NO_TEXTURE = "None: nothing was segmented whose texture can be measured."
 ENDS = (f"−{CLIP:g}", f"+{CLIP:g}")  # of the scale of z
@@ -198,8 +198,10 @@ def _text(name: str) -> str:
 
 def _means(view: Mapping[str, Any]) -> str:
     """Return what a view's category is of, where its name does not say it."""
-    said = headline(view) in (UNCLEAR, NOTHING) or view["means"] == view["category"]
-    return "" if said else f"{view['category']}: {view['means']}"
+    category, means = view["category"], view["means"]
+    if headline(view) in (UNCLEAR, NOTHING) or means == category:
+        return ""
+    return str(means) if means.endswith(f" {category}") else f"{category}: {means}"
 
 
 def _volume(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -314,11 +316,11 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
     write(0.6, y - 0.012, section.headline, 15, weight="bold")
     said = [line for line in (section.means, section.by_points) if line]
     write(0.6, y - 0.036, "\n".join(said), 8, QUIET)
-    _chances(figure, section.chances, (0.7, y - 0.13, 0.22, 0.09))
-    write(0.6, y - 0.14, "\n".join(textwrap.wrap(page.judged, 48)), 8, QUIET)
+    _chances(figure, section.chances, (0.7, y - 0.147, 0.22, 0.09))
+    write(0.6, y - 0.155, "\n".join(textwrap.wrap(page.judged, 48)), 8, QUIET)
     for number, (label, value) in enumerate(section.measurements):
-        write(0.6, y - 0.175 - 0.018 * number, label, colour=QUIET)
-        write(0.74, y - 0.175 - 0.018 * number, value)
+        write(0.6, y - 0.187 - 0.0165 * number, label, colour=QUIET)
+        write(0.74, y - 0.187 - 0.0165 * number, value)
     y -= high + 0.04
     write(0.08, y, "Radiomics by descriptor", 12, weight="bold")
     write(0.08, y - 0.022, "\n".join(textwrap.wrap(EXPLAINED, 105)), 8, QUIET)
@@ -365,14 +367,14 @@ def _guidance(page: Page, section: Section, of: str) -> Figure:
     write(TITLE + of, size=15, weight="bold")
     write(USE, size=10, colour=WARNING, weight="bold")
     write(page.name)
-    write("Descriptors, and what guidelines say", size=12, weight="bold")
-    write(GUIDANCE, colour=WARNING)
+    write("Descriptors", size=12, weight="bold")
     for name, term, chance in section.terms:
         write(name, term, "", chance)
     for line in (page.described, section.by_points, *section.assessed):
         if line:
             write("\n".join(textwrap.wrap(line, 105)))
     if page.thresholds:
+        write(GUIDANCE, colour=WARNING)
         write("Thresholds of guidelines", size=12, weight="bold")
         write(*HEADS, colour=QUIET)
         for system, source, levels in page.thresholds:
