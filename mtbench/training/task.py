@@ -323,6 +323,17 @@ class Task(ABC):
         raise UsageError(f"task {_name(cls)} has no data to verify")
 
     @classmethod
+    def export(cls, source: str, data: Path | None, to: Path) -> Verdict:
+        """Write a data source's cases as other programs read them; return what was left out.
+
+        Args:
+            source: its name.
+            data: where it lies.
+            to: an empty folder, or one that is to be made.
+        """
+        raise UsageError(f"task {_name(cls)} has no data to export")
+
+    @classmethod
     def template(cls) -> str:
         """Return a text file that describes a user's own data, with examples, to be filled in."""
         raise UsageError(f"task {_name(cls)} has no template: it does not read a user's own data")

@@ -280,14 +280,15 @@ def test_a_row_of_another_budget_is_marked(folder: Path) -> None:
 
 def test_units_of_one_collection_are_corrected(folder: Path) -> None:
     before = rows(board(folder, "ls"))["bad"]
-    for file in folder.rglob("result.json"):
-        text = file.read_text()
-        file.write_text(text.replace('"status"', '"notes": {"resplit": 0.25}, "status"', 1))
+    for run in find_runs([folder]):
+        [own] = claim.read(run)
+        (run.path / claim.FILE).unlink()
+        claim.add(run, own.model_copy(update={"resplit": 0.25}))
     after = rows(board(folder, "ls"))["bad"]
     wider = math.sqrt((1 / 8 + 0.25) / (1 / 8))
-    assert after["difference_high"] - after["difference"] == pytest.approx(
-        wider * (before["difference_high"] - before["difference"])
-    )
+    for name, centre in (("difference_high", "difference"), ("delta_m_low", "delta_m")):
+        reach = before[name] - before[centre]
+        assert after[name] - after[centre] == pytest.approx(wider * reach)
 
 
 def test_two_suites_are_two_boards(folder: Path) -> None:

@@ -142,6 +142,44 @@ def test_a_part_of_the_repetitions(make: Made) -> None:
     ]
 
 
+PARTED = '''
+from dataclasses import replace
+from tests.tiny import Tiny
+class Parted(Tiny):
+    """Has data in parts."""
+    def __init__(self, *, part: int = 0) -> None:
+        super().__init__()
+        self.part = part
+    def setup(self, seed, progress):
+        return replace(super().setup(seed, progress), fingerprint=f"{seed} of {self.part}")
+'''
+
+
+@pytest.mark.parametrize(
+    ("parts", "wanted", "resplit"), [([3, 5], [3, 5, 3], 1.25), ("repetition", [0, 1, 2], 0.0)]
+)
+def test_repetitions_may_have_data_of_their_own(
+    make: Made, tmp_path: Path, parts: list[int] | str, wanted: list[int], resplit: float
+) -> None:
+    """Of one suite they are one board, whatever their data."""
+    (plugin := tmp_path / "parted.py").write_text(PARTED)
+    task = {"name": "parted", "recipe": {"epochs": 1}, "resample": {"part": parts}}
+    budget = {"trials": 1, "seeds": 1, "repetitions": 3}
+    grid = make(plugin, tasks=[task], budget=budget, against=["ls"])
+    assert len(work(grid, tmp_path)) == 12
+    runs = list(find_runs([tmp_path]))
+    for run in runs:
+        [own] = claim.read(run)
+        spec = run.spec()
+        assert spec.task_params["part"] == wanted[own.repetition]
+        assert spec.data == f"{spec.seed} of {wanted[own.repetition]}"
+    [board] = leaderboard.boards(runs, "ls")
+    assert board.rows["units"].tolist() == [3, 3]
+    assert board.suite is not None
+    assert (board.unit, board.suite.resplit) == ("repetition", resplit)
+    assert board.title.startswith("parted epochs=1 part=")
+
+
 def test_variants_are_rows_of_their_own(make: Made) -> None:
     twice = {"name": "ew", "recipe": {"epochs": 2}, "label": "ew twice"}
     fixed = {"name": "ls", "set": {"weights": [2, 1]}, "label": "ls 2:1"}
@@ -208,6 +246,7 @@ def test_cells_of_another_mtbench_count_or_are_trained_anew(
     assert others(grid, tmp_path) == {()}
     changed_core(monkeypatch)
     assert others(grid, tmp_path) == {("mtbench",)}
+    assert ("mtbench",) in others(make(name="new"), tmp_path)  # whose trials they might be
     assert work(grid, tmp_path) == []
     anew = Grid(replace(grid.order, anew=True))
     assert {state.status for state in Survey(anew, tmp_path).look().values()} == {"open"}

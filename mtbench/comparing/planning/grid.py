@@ -15,7 +15,6 @@ from mtbench.comparing.claim import Claim
 from mtbench.comparing.planning.suite import EVERY, MethodSetting, Ranges, Suite, TaskSetting
 from mtbench.comparing.tuning.draws import SAMPLER, Draw, Search, draw
 from mtbench.errors import MtbenchError, PluginError, UsageError, did_you_mean
-from mtbench.plugins import params
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import entries
 from mtbench.training.cell.request import Choice, Request
@@ -53,18 +52,25 @@ class Entry:
     Attributes:
         task: the column's title.
         label: the row's.
-        request: the task; its choices are not used.
+        requests: the task, as repetitions have it in turn; their choices are not used.
         choice: the method with its parameters' defaults, and those that the suite fixes.
         fixed: the latter.
         draws: of each repetition's trials.
+        resplit: of the task's setting.
     """
 
     task: str
     label: str
-    request: Request
+    requests: list[Request]
     choice: Choice
     fixed: dict[str, Any]
     draws: list[list[Draw]]
+    resplit: float | None = None
+
+    @property
+    def request(self) -> Request:
+        """The task as the first repetition has it."""
+        return self.requests[0]
 
     def folder(self, out: Path) -> Path:
         """Return where its cells lie below `out`."""
@@ -72,13 +78,14 @@ class Entry:
 
     def setting(self, repetition: int, trial: int | None) -> tuple[Request, Choice]:
         """Return what a trial runs, the defaults for None."""
+        request = self.requests[repetition % len(self.requests)]
         if trial is None:
-            return self.request, self.choice
+            return request, self.choice
         drawn, method = self.draws[repetition][trial], self.choice.method
         changed: dict[str, Any] = dict(drawn.recipe)
-        recipe = dataclasses.replace(self.request.recipe, **changed)
+        recipe = dataclasses.replace(request.recipe, **changed)
         params = method.resolve({**drawn.params, **self.fixed})
-        return dataclasses.replace(self.request, recipe=recipe), Choice(method, params)
+        return dataclasses.replace(request, recipe=recipe), Choice(method, params)
 
     def places(self, repetition: int, trial: int) -> dict[str, float]:
         """Return where in its range each parameter lies that the suite does not fix."""
@@ -142,7 +149,8 @@ class Grid:
             raise UsageError(f"suite {self.suite.name}: at most {MOST} cells, found {count}")
         for i, setting in enumerate(self.suite.tasks):
             with _within(f"{self.suite.name}: tasks.{i}"):
-                found = [self._entry(setting, *method) for method in methods]
+                requests: dict[str, list[Request]] = {}
+                found = [self._entry(setting, *method, requests) for method in methods]
             self.entries += found
             for repetition in range(self.suite.budget.repetitions):
                 taking_part = [entry for entry in found if repetition < self._repetitions(entry)]
@@ -207,20 +215,40 @@ class Grid:
             seeds=suite.budget.seeds,
             rows=len(self.entries) // len(self.suite.tasks),
             margin=suite.margin,
+            resplit=entry.resplit,
             against=suite.against,
         )
 
-    def _given(self, setting: TaskSetting, recipe: Mapping[str, Any]) -> dict[str, str]:
+    def _requests(self, setting: TaskSetting, recipe: Mapping[str, Any]) -> list[Request]:
         given = {f"{setting.name}.{key}": _text(value) for key, value in setting.set.items()}
         changed = {**setting.recipe, **recipe}
         given |= {f"recipe.{key}": _text(value) for key, value in changed.items()}
         if setting.needs_data and self.order.data is not None:
             given[f"{setting.name}.data"] = str(self.order.data)
-        return given
+        every = [setting.data_of(r) for r in range(self.suite.budget.repetitions)]
+        parts = [part for i, part in enumerate(every) if part not in every[:i]]
+        return [
+            Request.of(
+                setting.name,
+                [],
+                given | {f"{setting.name}.{key}": _text(value) for key, value in part.items()},
+                self.order.plugins,
+            )
+            for part in parts
+        ]
 
-    def _entry(self, setting: TaskSetting, row: MethodSetting, method: Method) -> Entry:
-        given = self._given(setting, row.recipe)
-        request = Request.of(setting.name, [], given, self.order.plugins)
+    def _entry(
+        self,
+        setting: TaskSetting,
+        row: MethodSetting,
+        method: Method,
+        known: dict[str, list[Request]],
+    ) -> Entry:
+        budget_of = repr(row.recipe)
+        if budget_of not in known:
+            known[budget_of] = self._requests(setting, row.recipe)
+        requests = known[budget_of]
+        request = requests[0]
         K, budget = len(request.task.objectives), self.suite.budget
         own = method.resolve(row.set)
         method(K, 0, **own)  # a bad value is told before anything is run
@@ -229,8 +257,9 @@ class Grid:
             draw(method, K, search, budget.trials, budget.tuning_seed + repetition)
             for repetition in range(budget.repetitions)
         ]
-        title = f"{setting.name} {params.own_keys({**setting.set, **setting.recipe})}".strip()
-        return Entry(title, row.row, request, Choice(method, own), row.set, draws)
+        return Entry(
+            setting.title, row.row, requests, Choice(method, own), row.set, draws, setting.resplit
+        )
 
 
 def needs_data(order: Order) -> None:

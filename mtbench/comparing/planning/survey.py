@@ -69,7 +69,7 @@ class State:
         score: on the validation split; minus infinity where there is none.
         seconds: that training took.
         run: its directory, once there is one.
-        other: what of a closed cell is not as it would be made now: ``mtbench``, plugins whose
+        other: what of a trained cell is not as it would be made now: ``mtbench``, plugins whose
             code has changed, or fields of its spec.
     """
 
@@ -162,7 +162,7 @@ class Survey:
         if state.closed and own not in self._claims[path]:
             self._claims[path] = claim.read(RunDirectory(path))
             if own not in self._claims[path]:  # a cell of another suite is still to be claimed
-                return State("open", run=path)
+                return State("open", run=path, other=state.other)
         return state
 
     def _look_at(self, path: Path) -> State:

@@ -191,7 +191,8 @@ class Worker:
         return self.taken[study]
 
     def _train(self, cell: Cell, spec: Spec, run: RunDirectory) -> None:
-        task, method = cell.entry.request.task, cell.entry.choice.method
+        request, _ = cell.entry.setting(cell.repetition, None)
+        task, method = request.task, cell.entry.choice.method
         on_cpu = spec.device == "cpu"
         engine = Engine(batched=False) if on_cpu else Engine(notebook=cache_dir())
         splits = self._splits(cell)
@@ -225,7 +226,8 @@ class Worker:
     def _splits(self, cell: Cell) -> Splits:
         key = (cell.entry.task, cell.seed)
         if key not in self.data:
-            self.data[key] = cell.entry.request.task.setup(cell.seed, lambda *_: None)
+            request, _ = cell.entry.setting(cell.repetition, None)
+            self.data[key] = request.task.setup(cell.seed, lambda *_: None)
             if len(self.data) > KEPT:
                 self.data.popitem(last=False)
         return self.data[key]

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.training.data import regular
 from mtbench.training.task import Progress, Recipe
+from mtbench_tasks._lesion import nnunet
 from mtbench_tasks._lesion.cases import Case, Collection, Reading, United
 from mtbench_tasks._lesion.categories import NONE, SCALES, place, said, scale_of
 from mtbench_tasks._lesion.doubts import same_patient
@@ -77,6 +78,7 @@ def scale(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: the file is absent or broken, or its categories fit no known scale.
     """
+    path = nnunet.find(path)
     cells = _cells(_read(path))
     meant = scale_of(cells)
     if meant.grades is None:
@@ -94,7 +96,8 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     out and counted.
 
     Args:
-        path: the CSV file, UTF-8, with commas, semicolons or tabs.
+        path: the CSV file, UTF-8, with commas, semicolons or tabs; or nnU-Net's ``dataset.json``;
+            or a folder in nnU-Net's layout.
         progress: is told how many files have been read for the fingerprint.
         grades: the categories from benign to malignant; None: the known scale that they fit, or,
             for a look at the data, in alphabetical order.
@@ -102,6 +105,7 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     Raises:
         DataError: the file is no such CSV, or there is nothing in it to learn from.
     """
+    path = nnunet.find(path)
     table = _read(path)
     cells, problems = _cells(table), list(table.problems)
     meant = scale_of(cells)
@@ -189,13 +193,17 @@ SOURCE = Source(
     recipe=Recipe(
         epochs=18, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
     ),
-    what="a CSV file with a row per image and reader (`mtbench data template` writes one)",
+    what="a CSV file with a row per image and reader (`mtbench data template` writes one), or a "
+    "folder in nnU-Net's layout",
     graded=_graded,
 )
 
 
 def _read(path: Path) -> _Table:
-    """Read the rows of a CSV, each as far as it can be judged without its files."""
+    """Read the rows of a table, each as far as it can be judged without its files."""
+    if path.name == nnunet.INDEX:
+        rows = enumerate(nnunet.rows(path), 1)
+        return _Table({line: Row.model_validate(row) for line, row in rows})
     try:
         text = regular(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -26,7 +26,7 @@ from mtbench.training.task import (
     Trained,
     Verdict,
 )
-from mtbench_tasks._lesion import manifest, radiomics
+from mtbench_tasks._lesion import manifest, nnunet, radiomics
 from mtbench_tasks._lesion.calipers import Plane, volume
 from mtbench_tasks._lesion.cases import Case, Collection
 from mtbench_tasks._lesion.consensus import with_consensus
@@ -520,6 +520,17 @@ class LesionTask(Task):
 
         collection = _load(source, cls.sources[cls._known(source)], data, _silent)
         pictures.preview(collection, picture)
+
+    @classmethod
+    def export(
+        cls, source: str, data: Path | None, to: Path, *, grades: tuple[str, ...] | None = None
+    ) -> Verdict:
+        """Write images and masks in nnU-Net's layout, and the rest in a CSV beside them."""
+        collection = cls._collection(source, data, grades)
+        written, problems = nnunet.write(collection.cases, collection.grades, to)
+        if not written:
+            raise DataError(f"{source}: has no case with a mask to write")
+        return Verdict(written, [*collection.problems, *problems], [])
 
     @classmethod
     def template(cls) -> str:

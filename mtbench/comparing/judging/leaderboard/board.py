@@ -253,11 +253,11 @@ class _Scores:
             found.append([self.names[i], self.names[anchor], int(common.sum()), *values])
         return found
 
-    @cached_property
+    @property
     def resplit(self) -> float:
         """Return the ratio of test to training samples where units split one collection again."""
-        notes = [c.done.get("notes", {}).get("resplit", 0.0) for r in self.rows for c in r.finals]
-        return max(map(float, [0.0, *notes]))
+        suite = self.group.suite
+        return 0.0 if suite is None or suite.resplit is None else suite.resplit
 
     def _rank(self) -> None:
         """Say who is ranked, on which units, and why others are not."""
@@ -367,10 +367,12 @@ class _Scores:
             if not units.any():
                 continue
             rows = (common == units).all(axis=1)
-            found[:, rows] = statistics.paired_bootstrap(
+            value, low, high = statistics.paired_bootstrap(
                 lambda x, y: statistics.delta_m(x, y, self.higher),
                 self.x[rows][:, units], self.x[[self.reference]][:, units], seed=_SEED,
             )  # fmt: skip
+            wider = math.sqrt(1 + units.sum() * self.resplit)  # as in the verdict's test
+            found[:, rows] = value, value - wider * (value - low), value + wider * (high - value)
         return found
 
     def _iqm(self) -> Floats:
