@@ -73,7 +73,8 @@ class LesionTask(Task):
         source: where the cases come from; by default the first.
         data: where the source's data lies; an embedded one needs none.
         target: ``grades``, or ``low-high``, divided where the source says.
-        image_size: side of the network's grid, divisible by 32, or by 16 with encoder ``unet``.
+        image_size: side of the network's grid, divisible by 32, or by 16 with encoder ``unet``; by
+            default what suits the source.
         encoder: ``efficientnet_lite0``, pretrained on ImageNet, the default; ``timm:NAME``, with
             the weights that timm publishes; or ``unet``, from random weights.
         weights: a file with the pretrained encoder's weights, instead of the published ones.
@@ -104,7 +105,7 @@ class LesionTask(Task):
         source: str | None = None,
         data: Path | None = None,
         target: Literal["grades", "low-high"] = "grades",
-        image_size: int = 96,
+        image_size: int | None = None,
         encoder: str | None = None,
         weights: Path | None = None,
         width: int | None = None,
@@ -123,16 +124,19 @@ class LesionTask(Task):
             self.origin = self.origin.graded(data, grades)
         elif grades is not None:
             raise UsageError(f"the grades of source {self.source} are fixed: leave out --grades")
-        given = {"augmentation": augmentation, "dropout": dropout, "guide": guide}
+        given = {
+            "image_size": image_size, "augmentation": augmentation, "dropout": dropout,
+            "guide": guide,
+        }  # fmt: skip
         chosen = {k: getattr(self.origin, k) if v is None else v for k, v in given.items()}
-        self.augmentation, self.dropout, self.guide = chosen.values()
+        size, self.augmentation, self.dropout, self.guide = chosen.values()
         found = {"grades": self.origin.grades} if self.origin.graded is not None else {}
         if self.origin.tested and fold is not None:
             raise UsageError(f"who is tested is fixed in source {self.source}: leave out --fold")
         self.fold = FOLDS if fold is None else fold
         read_fold(self.fold)
         used = {} if self.origin.tested else {"fold": self.fold}
-        self._choose_encoder(encoder, weights, width, image_size)
+        self._choose_encoder(encoder, weights, width, size)
         self.dependent = {
             "source": self.source, "encoder": self.encoder, "width": self.width,
             **chosen, **found, **used,
