@@ -8,7 +8,7 @@ import platform
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -115,6 +115,19 @@ def must_be_whole(parameters: Iterable[Tensor]) -> None:
                 "method takes gradients objective by objective: take a method that descends one "
                 "scalar, or replicate the model and give ranks=Group()"
             )
+
+
+@contextmanager
+def unhooked(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Keep parameters' hooks from gradients that are not those of a step."""
+    hooks = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
+    for live, _ in hooks:
+        live.clear()
+    try:
+        yield
+    finally:
+        for live, kept in hooks:
+            live.update(kept)
 
 
 def _nothing() -> None:

@@ -266,6 +266,17 @@ def test_shared_parameters_at_which_nothing_compares_are_refused(name: str) -> N
     balancer.backward([first, None], shared=net.encoder.parameters())  # no label, no mistake
 
 
+@pytest.mark.parametrize("told", [{}, {"shared": True}, {"features": True}])
+def test_a_graph_without_parameters_trains_its_tensors(told: dict[str, bool]) -> None:
+    encoder, *heads = (torch.ones(4, requires_grad=True) for _ in range(3))
+    z = 2 * encoder
+    said = {"shared": [encoder], "features": z}
+    losses = [(z * head).sum() for head in heads]
+    mtbench.balancer("mgda", num_objectives=2).backward(losses, **{k: said[k] for k in told})
+    for tensor in (encoder, *heads):
+        torch.testing.assert_close(tensor.grad, torch.full((4,), 2.0))
+
+
 def test_nothing_is_said_beside_a_step() -> None:
     net, balancer = Net(), mtbench.balancer("mgda", num_objectives=2)
     with pytest.raises(StepError, match=r"found loss_scale beside it: say Step\(losses, loss_sc"):
@@ -432,18 +443,24 @@ def test_heads_that_are_compiled_with_the_encoder(name: str) -> None:
 @pytest.mark.filterwarnings("ignore")  # dynamo's own
 @pytest.mark.parametrize("name", ["cagrad", "upgrad", "graddrop"])
 def test_what_is_zero_at_first_is_no_head(name: str) -> None:
-    net = Net(2)
+    net, seen = Net(2), []
     nn.init.zeros_(net.heads[1].weight)
-    with torch._functorch.config.patch(donated_buffer=False):
+    net.encoder[0].weight.register_hook(lambda g: seen.append(g.isfinite().all()))
+    with (
+        torch._functorch.config.patch(donated_buffer=False),
+        torch.autograd.detect_anomaly(check_nan=True),
+    ):
         compiled = torch.compile(net, backend="aot_eager")
         balancer = mtbench.balancer(name, num_objectives=2)
-        balancer.backward(compiled(net.x)[0])
-        net.zero_grad()
-        nn.init.constant_(net.heads[1].weight, 0.3)
-        balancer.backward(compiled(net.x)[0])
-        check_encoder(net, net.losses(), name)
-        for head, loss in zip(net.heads, net.losses(), strict=True):
-            torch.testing.assert_close(head.weight.grad, torch.autograd.grad(loss, head.weight)[0])
+        for value in (0.0, 0.3):
+            net.zero_grad()
+            nn.init.constant_(net.heads[1].weight, value)
+            balancer.backward(compiled(net.x)[0])
+            check_encoder(net, net.losses(), name)
+            for head, loss in zip(net.heads, net.losses(), strict=True):
+                (own,) = torch.autograd.grad(loss, head.weight)
+                torch.testing.assert_close(head.weight.grad, own)
+    assert all(seen)
 
 
 @pytest.mark.parametrize("kind", ["pre", "post"])
