@@ -124,7 +124,7 @@ class LesionTask(Task):
             self.origin = self.origin.graded(data, grades)
         elif grades is not None:
             raise UsageError(f"the grades of source {self.source} are fixed: leave out --grades")
-        given = {
+        given: dict[str, Any] = {
             "image_size": image_size, "augmentation": augmentation, "dropout": dropout,
             "guide": guide,
         }  # fmt: skip
