@@ -24,6 +24,7 @@ class Source:
         high: the index of the first grade that counts as high risk.
         recipe: the optimisation by default, of a pretrained encoder. From random weights the rate
             of all parameters is twice that of the heads, for twice the epochs.
+        image_size: side of the network's grid by default.
         augmentation: its default strength.
         dropout: the risk head's by default.
         guide: the guidance's default weight.
@@ -40,6 +41,7 @@ class Source:
     grades: tuple[str, ...]
     high: int
     recipe: Recipe
+    image_size: int = 96
     augmentation: float = 1.0
     dropout: float = 0.5
     guide: float = 1.0

@@ -76,7 +76,8 @@ class LesionTask(Task):
         source: where the cases come from; by default the first.
         data: where the source's data lies; an embedded one needs none.
         target: ``grades``, or ``low-high``, divided where the source says.
-        image_size: side of the network's grid, divisible by 32, or by 16 with encoder ``unet``.
+        image_size: side of the network's grid, divisible by 32, or by 16 with encoder ``unet``; by
+            default what suits the source.
         encoder: ``efficientnet_lite0``, pretrained on ImageNet, the default; ``timm:NAME``, with
             the weights that timm publishes; or ``unet``, from random weights.
         weights: a file with the pretrained encoder's weights, instead of the published ones.
@@ -114,7 +115,7 @@ class LesionTask(Task):
         source: str | None = None,
         data: Path | None = None,
         target: Literal["grades", "low-high"] = "grades",
-        image_size: int = 96,
+        image_size: int | None = None,
         encoder: str | None = None,
         weights: Path | None = None,
         width: int | None = None,
@@ -136,9 +137,12 @@ class LesionTask(Task):
             self.origin = self.origin.graded(data, grades)
         elif grades is not None:
             raise UsageError(f"the grades of source {self.source} are fixed: leave out --grades")
-        given = {"augmentation": augmentation, "dropout": dropout, "guide": guide}
+        given: dict[str, Any] = {
+            "image_size": image_size, "augmentation": augmentation, "dropout": dropout,
+            "guide": guide,
+        }  # fmt: skip
         chosen = {k: getattr(self.origin, k) if v is None else v for k, v in given.items()}
-        self.augmentation, self.dropout, self.guide = chosen.values()
+        size, self.augmentation, self.dropout, self.guide = chosen.values()
         found = {"grades": self.origin.grades} if self.origin.graded is not None else {}
         self.elsewhere = self._elsewhere(test_source, test_data, target)
         named = test_source or (self.source if self.origin.tested else None)
@@ -147,7 +151,7 @@ class LesionTask(Task):
         self.fold = FOLDS if fold is None else fold
         read_fold(self.fold)
         used = {} if named else {"fold": self.fold}
-        self._choose_encoder(encoder, weights, width, image_size)
+        self._choose_encoder(encoder, weights, width, size)
         self.dependent = {
             "source": self.source, "encoder": self.encoder, "width": self.width,
             **chosen, **found, **used,

@@ -57,7 +57,7 @@ class Thyroid(LesionTask):
             views=split_views,
             tested=True,
         ),
-        # Few graded cases, learnt longer: it wants holding back.
+        # Few graded cases, learnt longer: it wants holding back. See docs/speedrun.md.
         "ddti": Source(
             load=lambda data, _progress: ddti.load(data),
             grades=ddti.GRADES,
@@ -65,8 +65,9 @@ class Thyroid(LesionTask):
             lexicon=acr.DDTI,
             system="TI-RADS",
             recipe=Recipe(
-                epochs=18, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
+                epochs=20, batch_size=16, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
             ),
+            image_size=128,
             guide=2.0,
             what="the folder or zip as published",
             views=split_views,
