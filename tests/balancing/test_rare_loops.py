@@ -228,7 +228,10 @@ def fourier() -> Loop:
 
 def graph_convolution() -> Loop:
     ring = torch.stack([torch.arange(9), torch.arange(9).roll(1)])
-    edges, body = torch.sparse_coo_tensor(ring, torch.ones(9)), nn.Linear(4, 6)
+    edges, body = (
+        torch.sparse_coo_tensor(ring, torch.ones(9), check_invariants=True),
+        nn.Linear(4, 6),
+    )
     return on(lambda: torch.sparse.mm(edges, body(X)).tanh(), body.parameters())
 
 
