@@ -84,5 +84,6 @@ class Chebyshev(Balancer):
         distances = preferences * (step.values - self.ideal.to(step.values))
         worst = distances.masked_fill(step.values == 0, -inf).argmax(keepdim=True)
         weights = torch.zeros_like(preferences).scatter(0, worst, preferences[worst])
+        step.release()
         step.backward(weights, "features")
         return weights

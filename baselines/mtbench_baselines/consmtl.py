@@ -86,10 +86,11 @@ class ConsMTL(Weighting):
 
     def balance(self, step: Step) -> Tensor:
         """Apply the weights, and add the extra gradients to the heads'."""
+        step.release(heads=False)
         weights = self.weigh(step.gramian(), step.host_values)
-        slopes = self.head_slopes(step, weights)
         before = [[None if p.grad is None else p.grad.clone() for p in h] for h in step.heads]
         step.backward(weights)
+        slopes = self.head_slopes(step, weights)
         for head, saved, slope in zip(step.heads, before, slopes, strict=True):
             own = [
                 p.grad if b is None or p.grad is None else p.grad - b

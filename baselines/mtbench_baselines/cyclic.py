@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Balancer, Weighting, Wrapper
+from mtbench.balancing.balancer import Balancer, Weighting, Wrapper, weighting
 from mtbench.balancing.engine import gramian
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench_baselines._tracked import Remembering
-from mtbench_baselines._weighing import weighting
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -52,7 +51,7 @@ class Cyclic(Wrapper, Remembering):
     """
 
     paper = "Liu et al. (M-ConFIG), ICLR 2025, arXiv 2408.11104, without its second moment"
-    passes = "F + H + E, and one head's backward again"
+    passes = "F + H + E"
     checked_against = "a twin with one backward a step; torchjd 0.18's ConFIG on the averages"
     on_host = ("count", "turn")
 
@@ -82,7 +81,8 @@ class Cyclic(Wrapper, Remembering):
     def balance(self, step: Step) -> Tensor:
         """Renew one average, and let the base balance them all."""
         k = self._next(step.host_values)
-        parts = step.gradient(step.losses[k])
+        step.release()
+        parts = step.gradient(k)
         gradient = torch.cat(
             [
                 torch.zeros_like(p).flatten() if g is None else g.flatten()

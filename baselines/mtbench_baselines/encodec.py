@@ -91,6 +91,7 @@ class EnCodec(Balancer):
 
     def balance(self, step: Step) -> Tensor:
         """Average the norms, and send the weighted gradient back."""
+        step.release()
         weights = self._weights(_norms(step).to(self.total))
         step.backward(weights, "features")
         return weights

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Balancer, Weighting, Wrapper
+from mtbench.balancing.balancer import Balancer, Weighting, Wrapper, weighting
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench_baselines._weighing import weighting
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -44,7 +43,7 @@ class Every(Wrapper):
     """
 
     paper = "Xu et al. (PSMGD), AAAI 2025, arXiv 2412.10961; its abstract was read"
-    passes = "every R-th step the base's; F + H + E in between, if features are known"
+    passes = "every R-th step the base's; F + H + E in between"
     checked_against = "the base at every R-th step, and a weighted sum of losses in between"
     on_host = ("kept", "left")
 
@@ -70,7 +69,8 @@ class Every(Wrapper):
         """Find new weights, or apply those that are kept."""
         if self.left > 0:
             weights = self.kept.clone()
-            step.backward(weights, "features" if step.features else self.base.space)
+            step.release()
+            step.backward(weights, "features")
             self.left -= 1
             return weights
         weights = self.base.balance(step)

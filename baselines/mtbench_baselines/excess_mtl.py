@@ -80,6 +80,7 @@ class ExcessMTL(Balancer):
 
     def balance(self, step: Step) -> Tensor:
         """Move the weights, then apply them."""
+        step.release()
         jacobian = step.jacobian()
         finite = largest(jacobian).isfinite().all()  # an overflow leaves no trace
         if self.roots.shape != jacobian.shape:

@@ -71,10 +71,8 @@ class IMTL(Weighting):
         scales = self.log_scale.detach().exp().to(gramian)
         return scales * equal_projections(gramian * torch.outer(scales, scales))
 
-    def balance(self, step: Step) -> Tensor:
+    def write(self, step: Step, weights: Tensor) -> None:
         """Apply the weights, scale the heads' gradients, and give s its own."""
-        weights = self.weigh(step.gramian(self.space), step.host_values)
         step.backward(weights, self.space, head_weights=self.log_scale.detach().exp())
         positive = (step.values > 0).to(self.log_scale)
         step.descend((positive * (self.log_scale.exp() * step.values - self.log_scale)).sum())
-        return weights

@@ -71,6 +71,7 @@ class LearningRateAnnealing(Balancer):
 
     def balance(self, step: Step) -> Tensor:
         """Move the weights, and apply them."""
+        step.release()
         jacobian = step.jacobian()
         peak = torch.linalg.vector_norm(jacobian[self.main], torch.inf).to(self.factors)
         sums = torch.linalg.vector_norm(jacobian, 1, dim=1).to(self.factors)

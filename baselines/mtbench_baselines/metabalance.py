@@ -83,6 +83,7 @@ class MetaBalance(Balancer):
 
     def balance(self, step: Step) -> None:
         """Move the averages and write the rescaled sum."""
+        step.release()
         jacobian = step.jacobian()
         spans = list(pairwise(step.offsets))
         scales = self._scales([jacobian[:, start:end] for start, end in spans])

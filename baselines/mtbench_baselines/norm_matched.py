@@ -53,6 +53,8 @@ class NormMatched(Wrapper):
 
     def _plain(self, step: Step) -> Tensor:
         """Return the length of the plain sum's gradient, from what the base asks for too."""
+        if type(self.base).balance in (Weighting.balance, Aggregator.balance):
+            step.release()  # it asks for nothing else
         if isinstance(self.base, Weighting) and self.base.space == "shared":
             return step.gramian().sum().clamp(min=0).sqrt()
         if isinstance(self.base, Aggregator):

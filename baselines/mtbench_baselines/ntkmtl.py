@@ -91,6 +91,7 @@ class NTKMTL(Weighting):
         """Find the weights and apply them."""
         if self.space == "shared":
             return super().balance(step)
+        step.release()
         rows = [_squares(grads[step.latent]) for grads in step.feature_grads()]
         samples = step.ranks.gather(torch.stack(rows, dim=1))
         eigenvalues = torch.stack([_top_eigenvalue(row, self.splits) for row in samples.T])

@@ -39,5 +39,6 @@ class RandomGradientWeighting(Weighting):
         """
         losses = step.host_values
         weights = self.weigh(torch.diag((losses != 0).double()), losses)
+        step.release()
         step.backward(weights, "features")
         return weights

@@ -143,6 +143,7 @@ class RotoGrad(Balancer):
     def balance(self, step: Step) -> Tensor:
         """Write gradients of one norm, then turn the rotations."""
         self.latent = step.latent
+        step.release()
         grads = [grads[step.latent] for grads in step.feature_grads()]
         squares = torch.stack([g.double().square().sum() for g in grads])
         norms = step.ranks.total(squares).sqrt()

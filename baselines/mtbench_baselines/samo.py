@@ -1,7 +1,7 @@
 """SAMO: give any method the gradients of flatter losses, sharpness-aware and cheap."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from itertools import chain, islice
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer, Wrapper
 from mtbench.balancing.distributed import ALONE
-from mtbench.balancing.engine import grad
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
+from mtbench_baselines._moving import moved
 from mtbench_baselines._norms import norm
 
 if TYPE_CHECKING:
@@ -103,20 +103,21 @@ class SAMO(Wrapper):
         """Collect the gradients at the moved points, and let the base balance them."""
         mean = step.total() / step.num_objectives
         shared = step.shared
-        global_grads = _grads(step, mean, shared)
-        head_grads = [_grads(step, mean, head) for head in step.heads]
+        step.release()  # its parameters get moved
+        grads = iter(step.gradient(mean, (*shared, *chain(*step.heads))))
+        global_grads = list(islice(grads, len(shared)))
+        head_grads = [list(islice(grads, len(head))) for head in step.heads]
         losses = []
         for k, head in enumerate(step.heads):
-            # The original graph is of no use from here on: its parameters get moved.
             moves = self._towards(self._direction(step, k, global_grads))
-            with _moved((*shared, *head), (*moves, *self._towards(head_grads[k]))):
-                grads = _grads(step, step.again().losses[k], (*shared, *head))
-            losses.append(_tangent(step.losses[k], (*shared, *head), grads))
+            with moved((*shared, *head), (*moves, *self._towards(head_grads[k]))):
+                found = step.gradient(step.again().losses[k], (*shared, *head))
+            losses.append(_tangent(step.losses[k], (*shared, *head), found))
         # These gradients are of the whole batch already: the base needs no other rank for them.
         return self.base.balance(
             Step(
                 losses,
-                shared=shared,
+                shared=step.named_shared,
                 again=step.again,
                 validation=step.validation,
                 engine=step.engine,
@@ -138,7 +139,7 @@ class SAMO(Wrapper):
         ]
         ends = []
         for sign in (1, -1):
-            with torch.no_grad(), _moved(step.shared, [sign * self.mu * z for z in noise]):
+            with torch.no_grad(), moved(step.shared, [sign * self.mu * z for z in noise]):
                 ends.append(step.again().losses[k].detach().double())
         slope = (ends[0] - ends[1]).sign()
         return [
@@ -159,12 +160,6 @@ def _on(parameter: Tensor, seed: int) -> torch.Generator:
     return torch.Generator(parameter.device).manual_seed(seed)
 
 
-def _grads(step: Step, loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    """Return dloss/dparameters, None where there is no dependence; float16 needs the scale."""
-    found = grad([loss], parameters, [torch.full_like(loss, step.loss_scale)])
-    return [None if value is None else value / step.loss_scale for value in step.ranks.sums(found)]
-
-
 def _tangent(loss: Tensor, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
     """Return a scalar of the loss's value whose gradients are those given."""
     terms = [
@@ -173,19 +168,3 @@ def _tangent(loss: Tensor, parameters: Sequence[Tensor], grads: Sequence[Tensor 
         if value is not None
     ]
     return sum(terms, start=loss.detach())
-
-
-@contextmanager
-def _moved(parameters: Sequence[Tensor], offsets: Sequence[Tensor | None]) -> Iterator[None]:
-    """Move parameters, and put them back exactly."""
-    saved = [parameter.detach().clone() for parameter in parameters]
-    try:
-        with torch.no_grad():
-            for parameter, offset in zip(parameters, offsets, strict=True):
-                if offset is not None:
-                    parameter.add_(offset)
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, saved, strict=True):
-                parameter.copy_(value)

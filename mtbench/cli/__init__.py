@@ -9,6 +9,7 @@ from mtbench.cli import (
     bench,
     check,
     data,
+    evaluate,
     exchange,
     listing,
     log,
@@ -55,6 +56,7 @@ app.command("import")(exchange.import_)
 app.command()(exchange.merge)
 app.command("log")(log.log_)
 app.command(context_settings=EXTRA)(predict.predict)
+app.command(context_settings=EXTRA)(evaluate.evaluate)
 app.command()(package.package)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")

@@ -31,6 +31,14 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A parameter of method, task or recipe."),
 ]
+Plain = Annotated[
+    str,
+    typer.Option(
+        help="The row whose step is the unit of cost, and which a tuned one must not validate "
+        "below."
+    ),
+]
+PLAIN = "ew"
 Out = Annotated[Path, typer.Option(help="Folder for run directories and report.")]
 RUNS = Path("runs")
 Threads = Annotated[int | None, typer.Option(help="CPU threads; measured at the start by default.")]
@@ -129,3 +137,15 @@ def own(callee: Callable[..., Any], command: str, words: Sequence[str]) -> dict[
         key: params.convert(value, known[key].annotation, f"--{key}")
         for key, value in given.items()
     }
+
+
+def sort(words: list[str]) -> tuple[list[Path], list[str]]:
+    """Return the paths, and the ``--key value`` words that typer passed on between them."""
+    paths, extra = [], []
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("--"):
+            paths.append(Path(word))
+        else:
+            extra += [word] if "=" in word else [word, *filter(None, [next(rest, None)])]
+    return paths, extra

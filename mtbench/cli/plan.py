@@ -112,52 +112,61 @@ def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers
     """Return what the test that is really made will tell, and what it would take to tell more."""
     from mtbench.cli.status import duration
     from mtbench.comparing.judging.deciding import FIRST, looks_of, prospect, smallest_effect
+    from mtbench.comparing.planning.grid import Cell
 
     budget, margin = grid.suite.budget, grid.suite.margin
     comparisons = max(1, len(grid.entries) // len(grid.tasks) - 1)
-    units = budget.repetitions if budget.trials else budget.repetitions * budget.seeds
     if budget.trials and budget.repetitions == 1:
         return [
             "no verdict will be given: tuning happens once, and its luck is in no interval; "
             "`repetitions` in the budget repeats the whole study"
         ]
-    if units < FIRST:
-        return [f"no verdict can be given: it takes at least {FIRST} repetitions, planned {units}"]
-    lines = [
-        f"told with probability {POWER:g}, as one of {comparisons} comparisons at 5 %: a "
-        f"difference of {smallest_effect(units, comparisons):.2f} standard deviations of a "
-        "repetition's paired difference"
-    ]
+    lines = []
     if not scatter:
-        lines.append("what that is in delta-m: give --pilot RUNS")
+        lines.append("what differences are in delta-m: give --pilot RUNS")
     for task, entries in grid.tasks.items():
+        sample = grid.claim(Cell(entries[0], grid.first_seed), None)
+        units, unit = sample.planned, "repetition" if sample.study_is_unit else "seed"
+        if units < FIRST:
+            lines.append(
+                f"{task}: no verdict can be given: it takes at least {FIRST} {unit}s, planned "
+                f"{units}"
+            )
+            continue
+        resplit = sample.resplit or 0.0
+        least = smallest_effect(units, comparisons, resplit=resplit)
+        lines.append(
+            f"{task}: told with probability {POWER:g}, as one of {comparisons} comparisons at "
+            f"5 %: a difference of {least:.2f} standard deviations of a {unit}'s paired difference"
+        )
         deviation = scatter.get(entries[0].request.entry.name)
         if deviation is None:
             continue
+        per_unit = budget.trials + budget.seeds if sample.study_is_unit else 1
         own = [cost for cost in costs if cost.entry.task == task]
         lines.append(f"{task}: paired standard deviation {deviation:.2f} points of delta-m")
         for effect in (0.0, *EFFECTS):
             word = "equivalent" if effect == 0 else "worse"
             now = prospect(
                 effect, deviation, units, margin=margin, comparisons=comparisons,
-                looks=looks_of(units),
+                looks=looks_of(units), resplit=resplit,
             )  # fmt: skip
             needed = next(
                 (
                     n
                     for n in REPETITIONS
                     if prospect(
-                        effect, deviation, n, margin=margin, comparisons=comparisons, studies=1_000
-                    ).shares[word]
-                    >= POWER
+                        effect, deviation, n, margin=margin, comparisons=comparisons,
+                        resplit=resplit, studies=1_000,
+                    ).shares[word] >= POWER
                 ),
                 None,
-            )
-            time = _hours(own, (budget.trials + budget.seeds) * (needed or 0)) / workers
+            )  # fmt: skip
+            time = _hours(own, per_unit * (needed or 0)) / workers
             takes = f"{POWER:g} takes {needed}, {duration(time)}" if needed else "out of reach"
             lines.append(
                 f"{task}: a difference of {effect:g} % is told {word} with probability "
-                f"{now.shares[word]:.2f}, after {now.units:.0f} of {units} repetitions; {takes}"
+                f"{now.shares[word]:.2f}, after {now.units:.0f} of {units} {unit}s; {takes}"
             )
     return lines
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from mtbench.cli.options import PLAIN, Plain
+
 
 class Format(StrEnum):
     """How a leaderboard is written."""
@@ -28,7 +30,7 @@ def leaderboard(
     baseline: Annotated[
         str, typer.Option(help="The row that the others are tested against.")
     ] = "ls",
-    plain: Annotated[str, typer.Option(help="The row whose step is the unit of cost.")] = "ew",
+    plain: Plain = PLAIN,
     columns: Annotated[
         str | None,
         typer.Option(

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from mtbench.comparing.planning.grid import Cell, Grid, State, Status
+    from mtbench.comparing.planning.grid import Cell, Grid
+    from mtbench.comparing.planning.survey import State, Status
 
 
 def status(
@@ -30,8 +31,9 @@ def status(
     from rich.console import Console
 
     from mtbench.comparing import inert
-    from mtbench.comparing.planning.grid import Grid, Order, Survey
+    from mtbench.comparing.planning.grid import Grid, Order
     from mtbench.comparing.planning.suite import load
+    from mtbench.comparing.planning.survey import Survey
     from mtbench.errors import RunError
 
     console = Console()
@@ -49,6 +51,8 @@ def status(
             console.print(said, markup=False, soft_wrap=True)
     running = sum(state.status == "running" for state in states.values())
     console.print(_summary(states, max(1, running)))
+    if said := of_other_code(states):
+        console.print(inert.plain(said), markup=False, highlight=False, soft_wrap=True)
 
 
 class Watch:
@@ -163,6 +167,16 @@ def _summary(states: "Mapping[Cell, State]", jobs: int) -> "Text":
     return Text(line)
 
 
+def of_other_code(states: "Mapping[Cell, State]") -> str:
+    """Return a line about the cells that other code has made, empty where there are none."""
+    others = [state.other for state in states.values() if state.other]
+    if not others:
+        return ""
+    names = sorted({name for other in others for name in other})
+    some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"{len(others)} of {len(states)} cells were made with another {some} than is here"
+
+
 def _seconds_left(states: "Mapping[Cell, State]") -> float:
     """Return the training time of what is open, by the mean of its like; NaN if there is none."""
     by_entry: dict[object, list[float]] = {}
@@ -197,7 +211,7 @@ def _content(out: Path) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    from mtbench.comparing.planning.grid import state_of
+    from mtbench.comparing.planning.survey import state_of
     from mtbench.training.cell.rundir import find_runs
 
     counts: dict[tuple[str, str, str], Counter[Status]] = {}

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtbench.cli.options import Data, Jobs, Plugins, SuiteName, number_of_jobs
+from mtbench.cli.options import PLAIN, Data, Jobs, Plain, Plugins, SuiteName, number_of_jobs
 
 if TYPE_CHECKING:
     from mtbench.comparing.running.executors import Executor
@@ -19,6 +20,13 @@ class Until(StrEnum):
 
     done = "done"
     decided = "decided"
+
+
+class OtherCode(StrEnum):
+    """What is done with cells that other code has made."""
+
+    keep = "keep"
+    anew = "anew"
 
 
 class Where(StrEnum):
@@ -56,6 +64,14 @@ def sweep(
             "the suite asks `against`; the error rate holds either way."
         ),
     ] = Until.done,
+    other_code: Annotated[
+        OtherCode | None,
+        typer.Option(
+            help="Where another mtbench, or other code of a plugin, has made cells: count them, "
+            "and go on with the rest; or train them anew. Without it, nothing is started."
+        ),
+    ] = None,
+    plain: Plain = PLAIN,
     plugin: Plugins = None,
 ) -> None:
     """Run a suite: every method's trials, then its final seeds with the best trial's parameters.
@@ -66,22 +82,34 @@ def sweep(
     from rich.console import Console
 
     from mtbench.cli.display import Display
-    from mtbench.cli.status import Watch
+    from mtbench.cli.status import Watch, of_other_code
     from mtbench.comparing import inert
-    from mtbench.comparing.planning.grid import Cell, Grid, Order, State, needs_data
+    from mtbench.comparing.planning.grid import Cell, Grid, Order, needs_data
     from mtbench.comparing.planning.suite import load
+    from mtbench.comparing.planning.survey import State, Survey
     from mtbench.comparing.running.deciding import until_decided
     from mtbench.comparing.running.sweep import check_data, prepare
     from mtbench.comparing.running.sweep import sweep as run
+    from mtbench.errors import UsageError
 
     workers = number_of_jobs(jobs)
     _check(executor, jobs, slurm, scheduler, batch)
     order = Order(load(suite), data, tuple(plugin or ()))
     needs_data(order)
     grid = Grid(order)
-    prepare(out)
     console = Console()
-    plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+    as_is: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+    if others := of_other_code(Survey(grid, out).look()):
+        if other_code is None:
+            raise UsageError(
+                f"--out {out}: {others}: say --other-code keep to count them and go on with the "
+                "rest, or --other-code anew to train them again"
+            )
+        keep = other_code is OtherCode.keep
+        console.print(inert.plain(f"{others}: {'kept' if keep else 'trained anew'}"), **as_is)
+        order = replace(order, anew=not keep)
+        grid = Grid(order)
+    prepare(out)
 
     def all_of(part: Grid) -> dict[Cell, State]:
         start = _executor(executor, out, workers, slurm or [], scheduler or "", batch or 1)
@@ -91,12 +119,15 @@ def sweep(
     def tell(look: int, questions: Sequence[str]) -> None:
         some = "; ".join(questions[:3]) + ("; ..." if len(questions) > 3 else "")
         said = f"{len(questions)} questions are open: {some}" if questions else "all is decided"
-        console.print(inert.plain(f"after {look} repetitions: {said}"), **plain)
+        console.print(inert.plain(f"after {look} repetitions: {said}"), **as_is)
 
     with _stopped_by_sigterm():
         with Display(console, []) as display:
             check_data(grid, display.prepare)
-        states = until_decided(order, out, all_of, tell) if until is Until.decided else all_of(grid)
+        if until is Until.decided:
+            states = until_decided(order, out, plain, all_of, tell)
+        else:
+            states = all_of(grid)
     failures = {cell: state for cell, state in states.items() if state.status == "failed"}
     diverged = sum(state.status == "diverged" for state in states.values())
     console.print(
@@ -106,8 +137,8 @@ def sweep(
     )
     for cell, state in failures.items():
         said = f"failed: {cell}: {state.note}; mend it and delete {state.run}/failed.json to try"
-        console.print(inert.plain(f"{said} again"), style="red", **plain)
-    console.print(f"compare: mtbench leaderboard {out} --html {out}/site", **plain)
+        console.print(inert.plain(f"{said} again"), style="red", **as_is)
+    console.print(f"compare: mtbench leaderboard {out} --html {out}/site", **as_is)
     if failures:
         raise typer.Exit(1)
 

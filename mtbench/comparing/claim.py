@@ -33,6 +33,8 @@ class Claim(BaseModel):
         seeds: final cells that each repetition has.
         rows: how many the suite has, on each task.
         margin: of equivalence, percent of delta-m.
+        resplit: the ratio of test to training samples where repetitions split one collection
+            again, 0 where each has a population of its own, None where all have the same data.
         against: the rows that all others are compared with.
     """
 
@@ -52,6 +54,7 @@ class Claim(BaseModel):
     rows: Annotated[int, Field(ge=1, le=2000)]  # a suite names 1000, `all` may add to them
     margin: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     against: list[str]
+    resplit: Annotated[float, Field(ge=0, le=2)] | None = None
 
     @property
     def board(self) -> tuple[str, str]:
@@ -61,7 +64,7 @@ class Claim(BaseModel):
     @property
     def study_is_unit(self) -> bool:
         """Whether what is compared is repetitions of the whole study; else it is seeds."""
-        return self.trials > 0 and self.repetitions > 1
+        return (self.trials > 0 or self.resplit is not None) and self.repetitions > 1
 
     @property
     def planned(self) -> int:

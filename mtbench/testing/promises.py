@@ -245,6 +245,27 @@ class Promises:
                         "keep a .clone()"
                     )
 
+    def test_the_graph_goes_with_the_step(self, make: Make) -> None:
+        """The last derivative frees the graph, whose memory the next forward pass needs."""
+        tried = Problem(make(3))
+        step = tried.step()
+        tried.balancer.backward(
+            step.losses,
+            features=step.features,
+            shared=step.named_shared,
+            again=step.again,
+            validation=step.validation,
+        )
+        first = next(tried.model.encoder.parameters())
+        try:
+            torch.autograd.grad(step.losses[0], first)
+        except RuntimeError:
+            return
+        pytest.fail(
+            "the graph outlives the step, and lies beside the next one's: say step.release() "
+            "before the last derivative that is asked for"
+        )
+
     def test_state_is_in_the_state_dict(self, make: Make) -> None:
         """What changes from step to step is a buffer, a parameter or extra state."""
         tried = Problem(make(3))

@@ -19,8 +19,9 @@ import pytest
 from rich.console import Console
 
 from mtbench.cli.status import Watch
-from mtbench.comparing.planning.grid import Grid, Order, State
+from mtbench.comparing.planning.grid import Grid, Order
 from mtbench.comparing.planning.suite import load
+from mtbench.comparing.planning.survey import State
 from mtbench.training.cell.rundir import find_runs
 from tests.processes import Command
 from tests.refusals import refused
@@ -217,6 +218,29 @@ def test_two_sweeps_on_one_folder_run_each_cell_once(tiny: Path, tmp_path: Path)
         assert (code, err) == (0, ""), said
         assert "6 cells: 6 finished, 0 diverged, 0 failed" in said
     assert (tmp_path / "counts").read_text().count("begun") == 6
+
+
+def test_cells_of_other_code_are_told_before_anything_is_started(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(BROKEN.format(what="return step.total(), None"))
+    file, out = suite(tmp_path, "mine", "ew", trials=0), tmp_path / "out"
+    line = ("sweep", file, "--plugin", tiny, "--plugin", plugin, "--jobs", 1, "--out", out)
+    assert ended(start(*line))[0] == 0
+    plugin.write_text(plugin.read_text() + "# changed")
+    told = "2 of 4 cells were made with another mine than is here"
+    refused(mtbench(*line), f"--out {out}: {told}: say --other-code keep to")
+    plugins = ("--plugin", tiny, "--plugin", plugin)
+    assert told in mtbench("status", out, file, *plugins)[1]
+    code, said, err = ended(start(*line, "--other-code", "keep"))
+    assert (code, err) == (0, "")
+    assert f"{told}: kept\nmaking numbers: 1 to do\n4 of 4 cells are closed already" in said
+    code, said, err = ended(start(*line, "--other-code", "anew"))
+    assert (code, err) == (0, "")
+    assert f"{told}: trained anew\nmaking numbers: 1 to do\n2 of 4 cells are closed already" in said
+    assert len(list(find_runs([out]))) == 6
+    assert ended(start(*line))[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from mtbench.comparing.judging.deciding import (
     looks_of,
     prospect,
 )
+from mtbench.comparing.planning.suite import TaskSetting
 
 STUDIES, MOST = 20_000, 20
 LOOKS = range(FIRST, MOST + 1)
@@ -129,6 +130,61 @@ def test_nadeau_and_bengio_hold_where_units_split_one_collection() -> None:
     assert 0.04 < corrected < 0.06
 
 
+def false_alarms(differences: np.ndarray, resplit: float) -> float:
+    told = decide(differences, margin=1e-9, resplit=resplit).told
+    return float(np.isin(told, ("better", "worse")).mean())
+
+
+def errors_of_least_squares(train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Return the test error of two equally bad models: each sees four of eight features."""
+    targets = train[:, :1], test[:, :1]
+    found = []
+    for part in (slice(1, 5), slice(5, 9)):
+        weights = np.linalg.lstsq(train[:, part], targets[0], rcond=None)[0]
+        found.append(np.abs(test[:, part] @ weights - targets[1]).mean())
+    return np.array(found)
+
+
+def population(rng: np.random.Generator, count: int) -> np.ndarray:
+    x = rng.standard_normal((count, 8))
+    return np.column_stack([x.sum(axis=1) + rng.standard_normal(count), x])
+
+
+def test_folds_of_one_collection_keep_the_level() -> None:
+    """Models are trained in truth: four rounds of five folds, a fifth of the rest validates."""
+    rng = np.random.default_rng(8)
+    setting = TaskSetting(name="any", resample={"fold": [0, 1, 2, 3, 4]})
+    differences = []
+    for _ in range(400):
+        data = population(rng, 100)
+        folds = rng.permutation(100).reshape(5, 20)
+        own = []
+        for repetition in range(MOST):
+            tested = folds[setting.data_of(repetition)["fold"]]
+            rest = rng.permutation(np.setdiff1d(np.arange(100), tested))
+            first, second = errors_of_least_squares(data[rest[:64]], data[tested])
+            own.append(first - second)
+        differences.append(own)
+    d = np.array(differences)
+    assert false_alarms(d, 0.0) > 0.3
+    assert 0.02 < false_alarms(d, setting.resplit or 0.0) < 0.08
+    assert ever(d, ("better", "worse"), margin=1e-9, resplit=setting.resplit or 0.0) < 0.07
+
+
+def test_populations_of_their_own_keep_the_level() -> None:
+    """Trained on new samples each time, and tested on one set, as on phantoms."""
+    rng = np.random.default_rng(9)
+    test = population(rng, 1_000)
+    d = np.array(
+        [
+            [np.subtract(*errors_of_least_squares(population(rng, 64), test)) for _ in range(MOST)]
+            for _ in range(200)
+        ]
+    )
+    # On this test set the two are not equal: what is told holds given the test set.
+    assert 0.01 < false_alarms(d - d.mean(), 0.0) < 0.09
+
+
 def test_power_and_what_looking_saves() -> None:
     looks = looks_of(MOST)
     large = prospect(-3.0, 1.0, MOST, comparisons=7, looks=looks)
@@ -140,6 +196,13 @@ def test_power_and_what_looking_saves() -> None:
         assert often.shares[word] > 0.85
         assert often.units < 0.8 * MOST
         assert often.shares[word] > once.shares[word] - 0.03
+
+
+def test_folds_take_more_than_populations() -> None:
+    plain, folds = (prospect(-1.0, 1.0, MOST, margin=1e-9, resplit=rho) for rho in (0.0, 0.25))
+    assert plain.shares["better"] > 0.9 > 0.6 > folds.shares["better"]
+    null = prospect(0.0, 1.0, MOST, margin=1e-9, resplit=0.25)
+    assert 0.02 < null.shares["better"] + null.shares["worse"] < 0.06  # the last look has 3.4 %
 
 
 def test_verdicts_by_hand() -> None:

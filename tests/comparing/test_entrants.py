@@ -154,12 +154,12 @@ def test_without_a_single_task_row_questions_are_asked_all_the_same(tmp_path: Pa
     for method, offset in (("ls", 0.0), ("great", 0.2), ("near", 0.01)):
         study(tmp_path, method, offset, noise=0.02)
     near = [("made_up", "near", "ls")]
-    assert open_questions("d" * 12, tmp_path) == near
+    assert open_questions("d" * 12, tmp_path, "ew") == near
     for file in tmp_path.glob("made_up/ls/*/test.json"):  # no unit: nothing can be told
         record = json.loads(file.read_text())
         record["metrics"]["error"] = 0.0
         file.write_text(json.dumps(record))
-    assert open_questions("d" * 12, tmp_path) == [("made_up", "great", "ls"), *near]
+    assert open_questions("d" * 12, tmp_path, "ew") == [("made_up", "great", "ls"), *near]
 
 
 def test_a_better_trial_makes_the_old_final_stale(folder: Path) -> None:
@@ -252,9 +252,9 @@ def test_a_baseline_that_validates_below_plain_proves_nothing(folder: Path) -> N
 
 
 def test_a_baseline_in_doubt_leaves_its_question_open(folder: Path) -> None:
-    assert open_questions("d" * 12, folder) == []
+    assert open_questions("d" * 12, folder, "ew") == []
     study(folder, "ew", 0.0, score=0.6)
-    assert open_questions("d" * 12, folder) == [("made_up", "good", "ls")]
+    assert open_questions("d" * 12, folder, "ew") == [("made_up", "good", "ls")]
 
 
 def test_a_gap_that_may_be_luck_raises_no_doubt(folder: Path) -> None:
@@ -280,14 +280,15 @@ def test_a_row_of_another_budget_is_marked(folder: Path) -> None:
 
 def test_units_of_one_collection_are_corrected(folder: Path) -> None:
     before = rows(board(folder, "ls"))["bad"]
-    for file in folder.rglob("result.json"):
-        text = file.read_text()
-        file.write_text(text.replace('"status"', '"notes": {"resplit": 0.25}, "status"', 1))
+    for run in find_runs([folder]):
+        [own] = claim.read(run)
+        (run.path / claim.FILE).unlink()
+        claim.add(run, own.model_copy(update={"resplit": 0.25}))
     after = rows(board(folder, "ls"))["bad"]
     wider = math.sqrt((1 / 8 + 0.25) / (1 / 8))
-    assert after["difference_high"] - after["difference"] == pytest.approx(
-        wider * (before["difference_high"] - before["difference"])
-    )
+    for name, centre in (("difference_high", "difference"), ("delta_m_low", "delta_m")):
+        reach = before[name] - before[centre]
+        assert after[name] - after[centre] == pytest.approx(wider * reach)
 
 
 def test_two_suites_are_two_boards(folder: Path) -> None:
@@ -331,7 +332,7 @@ def test_a_damaged_cell_is_told_and_the_rest_is_shown(
     [note] = [one for one in found.remarks if one.startswith("a damaged cell is left out: ")]
     assert re.search(said, note)
     assert "\n" not in note
-    assert open_questions("d" * 12, folder) == []
+    assert open_questions("d" * 12, folder, "ew") == []
 
 
 @pytest.mark.parametrize(

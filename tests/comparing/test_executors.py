@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from mtbench.comparing.planning.grid import Cell, Grid, Order, State
+from mtbench.comparing.planning.grid import Cell, Grid, Order
 from mtbench.comparing.planning.suite import load
+from mtbench.comparing.planning.survey import State
 from mtbench.comparing.running import executors, sweep
 from mtbench.comparing.running.executors import Dask, Executor, Local, Slurm
 from mtbench.comparing.running.worker import Assignment, Worker

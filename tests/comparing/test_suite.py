@@ -28,12 +28,12 @@ name = "tiny"
 
 
 def test_those_shipped_are_found_by_name() -> None:
-    assert set(shipped()) >= {"quick", "thyroid", "ddti", "toys", "methods"}
+    assert set(shipped()) >= {"quick", "thyroid", "ddti", "toys", "methods", "field"}
     for name in shipped():
         assert load(name).name == name
 
 
-@pytest.mark.parametrize("name", ["quick", "core", "thyroid", "ddti", "toys", "methods"])
+@pytest.mark.parametrize("name", ["quick", "core", "thyroid", "ddti", "toys", "methods", "field"])
 def test_those_shipped_name_what_is_there(name: str) -> None:
     suite = load(name)
     grid = Grid(Order(suite))
@@ -74,6 +74,11 @@ def test_defaults_of_a_file(tmp_path: Path) -> None:
     )
 
 
+def test_what_older_suites_say_keeps_its_digest(tmp_path: Path) -> None:
+    """Or all that they have made would belong to another suite."""
+    assert load(str(made(tmp_path, GOOD))).digest == "8dfc30807fba"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -97,6 +102,11 @@ def test_defaults_of_a_file(tmp_path: Path) -> None:
         ("[budget]", "[search]\nlr = [1]\n[budget]", r"search\.lr: .*at least 2 items"),
         ("[budget]", "[search]\nlr = [1, 'a']\n[budget]", r"search\.lr\.1: .*number, found 'a'"),
         ('name = "tiny"', 'name = "tiny"\n[[tasks]]\nname = "tiny"', r"tasks\.1: is the same as"),
+        ("seeds = 3", 'seeds = 3\n[[tasks]]\nname = "a"\nresample = {x = "repetition"}',
+         r"tasks\.0: resample needs `repetitions` in the budget"),
+        ('name = "tiny"', 'name = "tiny"\nresample = {x = [1]}', r"resample\.x.*at least 2 items"),
+        ('name = "tiny"', 'name = "tiny"\nresample = {x = [1, 1]}', r"parts must differ"),
+        ('name = "tiny"', 'name = "tiny"\nset = {x = 1}\nresample = {x = [1, 2]}', r"is in set"),
         ("version = 1", "version = ", r"is no TOML: Invalid value \(at line 2"),
     ],
 )  # fmt: skip

@@ -12,23 +12,18 @@ from typing import Any
 import pytest
 
 from mtbench.comparing import claim
-from mtbench.comparing.planning.grid import (
-    Cell,
-    Grid,
-    Order,
-    State,
-    Survey,
-    best,
-    crash,
-    failed,
-    record_crash,
-)
+from mtbench.comparing.judging import leaderboard
+from mtbench.comparing.planning import survey as surveying
+from mtbench.comparing.planning.grid import Cell, Grid, Order, best
 from mtbench.comparing.planning.suite import Suite
+from mtbench.comparing.planning.survey import State, Survey, crash, failed, record_crash
 from mtbench.comparing.running.sweep import prepare
 from mtbench.comparing.running.worker import Worker
 from mtbench.errors import RunError
+from mtbench.plugins.code import core_digest
 from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
 from mtbench.training.machine.locks import HeldError
+from mtbench.training.trainer import record, trainer
 from tests.processes import PROCESSES
 
 Made = Callable[..., Grid]
@@ -108,7 +103,8 @@ def test_every_repetition_is_a_study_of_its_own(make: Made, tmp_path: Path) -> N
     assert [cell.seed for cell in grid.cells[6:]] == [1001] * 4 + [1] * 2
     first, second = grid.entries[1].draws
     assert first[0] == second[0] != first[1] != second[1]  # the defaults, then other points
-    assert len(work(grid, tmp_path)) == 12
+    trained = [RunDirectory(path).spec().stage for path in work(grid, tmp_path)]
+    assert trained == (["trial"] * 4 + ["final"] * 2) * 2
     claims = [one for run in find_runs([tmp_path]) for one in claim.read(run)]
     assert len(claims) == 12
     assert {(c.suite, c.digest, c.repetitions) for c in claims} == {("mine", grid.suite.digest, 2)}
@@ -144,6 +140,44 @@ def test_a_part_of_the_repetitions(make: Made) -> None:
     assert list(map(str, part.cells)) == [
         str(c) for c in whole.cells if c.entry.label == "ls" and c.repetition < 2
     ]
+
+
+PARTED = '''
+from dataclasses import replace
+from tests.tiny import Tiny
+class Parted(Tiny):
+    """Has data in parts."""
+    def __init__(self, *, part: int = 0) -> None:
+        super().__init__()
+        self.part = part
+    def setup(self, seed, progress):
+        return replace(super().setup(seed, progress), fingerprint=f"{seed} of {self.part}")
+'''
+
+
+@pytest.mark.parametrize(
+    ("parts", "wanted", "resplit"), [([3, 5], [3, 5, 3], 1.25), ("repetition", [0, 1, 2], 0.0)]
+)
+def test_repetitions_may_have_data_of_their_own(
+    make: Made, tmp_path: Path, parts: list[int] | str, wanted: list[int], resplit: float
+) -> None:
+    """Of one suite they are one board, whatever their data."""
+    (plugin := tmp_path / "parted.py").write_text(PARTED)
+    task = {"name": "parted", "recipe": {"epochs": 1}, "resample": {"part": parts}}
+    budget = {"trials": 1, "seeds": 1, "repetitions": 3}
+    grid = make(plugin, tasks=[task], budget=budget, against=["ls"])
+    assert len(work(grid, tmp_path)) == 12
+    runs = list(find_runs([tmp_path]))
+    for run in runs:
+        [own] = claim.read(run)
+        spec = run.spec()
+        assert spec.task_params["part"] == wanted[own.repetition]
+        assert spec.data == f"{spec.seed} of {wanted[own.repetition]}"
+    [board] = leaderboard.boards(runs, "ls")
+    assert board.rows["units"].tolist() == [3, 3]
+    assert board.suite is not None
+    assert (board.unit, board.suite.resplit) == ("repetition", resplit)
+    assert board.title.startswith("parted epochs=1 part=")
 
 
 def test_variants_are_rows_of_their_own(make: Made) -> None:
@@ -192,6 +226,89 @@ def test_what_is_finished_is_not_run_again(make: Made, tmp_path: Path) -> None:
     assert work(grid, tmp_path) == []
     more = make(budget={"trials": 2, "seeds": 3}, methods=["ew", "ls", "uw"])
     assert len(work(more, tmp_path)) == 2 + 5
+
+
+def others(grid: Grid, out: Path) -> set[tuple[str, ...]]:
+    return {state.other for state in Survey(grid, out).look().values()}
+
+
+def changed_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (surveying, record, trainer):
+        monkeypatch.setattr(module, "core_digest", lambda: "changed")
+
+
+def test_cells_of_another_mtbench_count_or_are_trained_anew(
+    make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = make()
+    work(grid, tmp_path)
+    work(make(name="theirs"), tmp_path)  # claims the same cells
+    assert others(grid, tmp_path) == {()}
+    changed_core(monkeypatch)
+    assert others(grid, tmp_path) == {("mtbench",)}
+    assert ("mtbench",) in others(make(name="new"), tmp_path)  # whose trials they might be
+    assert work(grid, tmp_path) == []
+    anew = Grid(replace(grid.order, anew=True))
+    assert {state.status for state in Survey(anew, tmp_path).look().values()} == {"open"}
+    assert len(work(anew, tmp_path, [0])) == 1
+    [mixed, _] = leaderboard.boards(list(find_runs([tmp_path])))
+    assert "cells were not all made by the same code (mtbench)" in mixed.remarks
+    assert len(work(anew, tmp_path)) == len(grid.cells) - 1
+    assert others(grid, tmp_path) == {()}
+    assert work(anew, tmp_path) == []
+    for run in find_runs([tmp_path]):
+        assert [one.suite for one in claim.read(run)] == ["mine", "theirs"]
+
+
+METHOD = '''
+from mtbench.balancing.balancer import Scalarizer
+class Mine(Scalarizer):
+    """Sums."""
+    paper = "none"
+    def objective(self, step):
+        return step.total(), step.values.new_ones(step.num_objectives)
+'''
+
+
+def test_cells_of_a_changed_method_count_or_are_trained_anew(make: Made, tmp_path: Path) -> None:
+    plugin, out = tmp_path / "mine.py", tmp_path / "out"
+    plugin.write_text(METHOD)
+    grid = make(plugin, methods=["mine", "ew"])
+    work(grid, out)
+    whole = Survey(grid, out).look()
+    begun = [state.run for state in whole.values() if state.run and "mine" in str(state.run)][-1]
+    (begun / "result.json").unlink()  # the last seed's is still to be trained
+    plugin.write_text(METHOD + "# changed")
+    grid = make(plugin, methods=["mine", "ew"])
+    assert others(grid, out) == {(), ("mine",)}
+    kept = work(grid, out)
+    assert [path.parent.name for path in kept] == ["mine"]
+    assert kept[0] != begun
+    [board] = leaderboard.boards(list(find_runs([out])))
+    assert "cells were not all made by the same code (mine)" in board.remarks
+    assert board.rows["units"].tolist() == [2, 2]
+    assert not board.pending
+    anew = Grid(replace(grid.order, anew=True))
+    assert len(work(anew, out)) == 3  # all of the method's but the one
+    assert others(grid, out) == {()}
+    [board] = leaderboard.boards(list(find_runs([out])))
+    assert board.rows["units"].tolist() == [2, 2]
+    assert not any("same code" in remark for remark in board.remarks)
+
+
+def test_a_cell_that_another_mtbench_began_is_begun_again(
+    make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = make(methods=["ew"])
+    [path] = work(grid, tmp_path, [0])
+    (path / "result.json").unlink()  # its checkpoint is there
+    changed_core(monkeypatch)
+    assert work(grid, tmp_path, [0]) == [path]
+    result = RunDirectory(path).result()
+    assert result is not None
+    assert result["environment"]["code"] == "changed"
+    assert crash(RunDirectory(path)) is None
+    assert claim.read(RunDirectory(path))
 
 
 def test_divergence_is_a_result(make: Made, tmp_path: Path) -> None:
@@ -286,10 +403,11 @@ def test_crashes_are_counted(make: Made, tmp_path: Path) -> None:
     assert crash(run) is None
     record_crash(run, "a\n b")
     assert not failed(run)
-    assert crash(run) == {"crashes": 1, "reason": "a b", "details": ""}
+    noted = crash(run)
+    assert noted == {"crashes": 1, "reason": "a b", "details": "", "code": core_digest()}
     record_crash(run, "c")
     assert failed(run)
-    assert crash(run) == {"crashes": 2, "reason": "c", "details": ""}
+    assert crash(run) == noted | {"crashes": 2, "reason": "c"}
     assert not (run.path / "crash.json").exists()
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from mtbench.errors import DataError
 from mtbench.training.task import Trained
-from mtbench_tasks._lesion import radiomics, reading, report
+from mtbench_tasks._lesion import calipers, radiomics, reading, report
 from mtbench_tasks._lesion.calibration import calibration_error, likeliest, temperature
 from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.files import is_image, read_image, read_picture
@@ -27,7 +27,7 @@ from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks._lesion.network import Risk
 from mtbench_tasks._lesion.pixels import Picture
 from mtbench_tasks._lesion.reading import Reference
-from mtbench_tasks.thyroid.ddti import split_views
+from mtbench_tasks._lesion.screen import split_views
 
 GRADES = ("low", "high")
 
@@ -62,11 +62,12 @@ def read(
     folder: Path,
     spacing: float | None = None,
     reference: Reference = Reference(),  # noqa: B008
+    planes: tuple[calipers.Plane, ...] = (),
 ) -> Any:
     height, width = image.shape
     picture = Picture(image, (slice(0, height), slice(0, width)), None, ())
     place = (picture, folder / "a.png", folder / "a")
-    return reading.read(predict, *place, 96, GRADES, spacing, split_views, reference)
+    return reading.read(predict, *place, 96, GRADES, spacing, split_views, reference, planes)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp"])
@@ -114,27 +115,6 @@ def test_what_is_no_image_is_explained(tmp_path: Path) -> None:
         read_image(tmp_path)
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (9, 1), (3, 7), (20, 20)])
-def test_axes_of_a_rectangle(height: int, width: int) -> None:
-    mask = np.zeros((40, 40), dtype=bool)
-    mask[5 : 5 + height, 8 : 8 + width] = True
-    long_axis, short_axis = reading.axes(mask)
-    diagonal = math.hypot(height, width)
-    assert long_axis == pytest.approx(diagonal, abs=0.05)
-    # The two other corners lie at height * width / diagonal to each side of the diagonal.
-    assert short_axis == pytest.approx(2 * height * width / diagonal, abs=0.051)
-
-
-@pytest.mark.parametrize("angle", [0, 20, 45, 90, 130])
-def test_axes_of_an_ellipse_however_it_lies(angle: float) -> None:
-    y, x = np.indices((120, 120)) - 60.0
-    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    mask = ((x * cos + y * sin) / 40) ** 2 + ((y * cos - x * sin) / 20) ** 2 <= 1
-    long_axis, short_axis = reading.axes(mask)
-    assert long_axis == pytest.approx(80, abs=2.5)
-    assert short_axis == pytest.approx(40, abs=3)
-
-
 def test_the_record_and_the_pictures(tmp_path: Path) -> None:
     image = tissue(80, 120)
 
@@ -145,8 +125,8 @@ def test_the_record_and_the_pictures(tmp_path: Path) -> None:
     record = read(predictor(draw), image, tmp_path)
     json.dumps(record)
     assert set(record) == {
-        "image", "use", "spacing_mm", "spacing_from", "temperature", "mask", "overlay", "views",
-        "notes",
+        "image", "use", "spacing_mm", "spacing_from", "pixel", "temperature", "mask", "overlay",
+        "views", "notes",
     }  # fmt: skip
     assert record["notes"] == []
     with Image.open(record["mask"]) as picture:
@@ -170,13 +150,16 @@ def test_the_record_and_the_pictures(tmp_path: Path) -> None:
     assert 0 < view["short_axis_px"] <= view["long_axis_px"]
     assert view["height_px"] == pytest.approx(25, abs=2)
     assert view["width_px"] == pytest.approx(50, abs=2)
-    assert view["taller_than_wide"] is False
+    assert (view["plane"], view["taller_than_wide"]) == (None, None)
     with Image.open(record["overlay"]) as picture:
         overlay = np.asarray(picture)
     assert overlay.shape == (80, 120, 3)
     painted = (overlay == reading.CONTOUR).all(-1)
     assert painted[28:57, 23:77].sum() > 100  # the outline
     assert not painted[35:50, 35:65].any()  # not the inside
+    drawn = (overlay == calipers.COLOUR).all(-1)
+    for x, y in view["calipers"]["long_axis"]["px"]:
+        assert drawn[round(y - 0.5), round(x - 0.5)]
     np.testing.assert_array_equal(overlay[60:, 80:, 0], image[60:, 80:])  # the rest is as it was
 
 
@@ -208,13 +191,14 @@ def test_two_lesions_are_each_measured(tmp_path: Path) -> None:
         grid[30:50, 10:40] = 5.0
         grid[55:75, 65:80] = 9.0
 
-    record = read(predictor(draw), tissue(), tmp_path)
+    record = read(predictor(draw), tissue(), tmp_path, planes=("transverse",))
     [view] = record["views"]
+    assert view["taller_than_wide"] is False
     [other] = view["others"]
     scale = 120 / 96
     assert view["width_px"] == pytest.approx(30 * scale, abs=2)
     assert (other["width_px"], other["height_px"]) == pytest.approx((15 * scale, 20 * scale), abs=2)
-    assert other["taller_than_wide"] is True
+    assert other["taller_than_wide"] is True  # a transverse plane
     mask = np.asarray(Image.open(record["mask"])) > 0
     assert mask[:, :60].any()
     assert mask[:, 60:].any()
@@ -261,7 +245,7 @@ def test_odd_shapes_are_read(tmp_path: Path, shape: tuple[int, int]) -> None:
 
     record = read(predictor(draw), np.full(shape, 90, np.uint8), tmp_path)
     assert np.asarray(Image.open(record["mask"])).shape == shape
-    assert record["views"][0]["long_axis_px"] == pytest.approx(math.hypot(*shape), abs=0.1)
+    assert record["views"][0]["long_axis_px"] == pytest.approx(math.hypot(*shape), abs=0.8)
 
 
 # What it is set against
@@ -279,7 +263,6 @@ def test_a_temperature_softens_and_keeps_the_order(tmp_path: Path) -> None:
     odds = 3**0.5
     assert view["probabilities"]["high"] == pytest.approx(odds / (1 + odds), abs=1e-4)
     assert view["category"] == "high"
-    assert view["taller_than_wide"] is True
 
 
 def test_radiomics_are_those_of_the_outline_against_the_training(tmp_path: Path) -> None:
@@ -404,6 +387,7 @@ def page(folder: Path, **more: Any) -> report.Page:
     known = radiomics.Standardiser(np.zeros(13), np.ones(13))
     record = read(predictor(standing), tissue(), folder, reference=Reference(2.0, known), **more)
     record["notes"] = ["a <note>"]
+    record["views"][0]["means"] = "TI-RADS 4 or 5"
     fitted = {
         "validation": {"auroc": 0.61, "dice": 0.7, "graded": 30, "outlined": 40},
         "calibration": {
@@ -419,8 +403,9 @@ def test_the_page_says_it_all(tmp_path: Path) -> None:
     assert text.count(reading.USE) == 2
     for words in (
         "a.png", "120 x 80 pixels", "0.1 mm/pixel", "the &lt;model&gt;", "a &lt;note&gt;",
-        "temperature 2.00", "0.200 before", "AUROC 0.61 (30 graded readings)",
-        "Dice 0.70 (40 outlines)", "Category high", "Long axis", "Taller than wide",
+        "temperature 2.00", "0.200 before", "AUROC 0.61 (30 graded readings)", "mm, by --spacing",
+        "Dice 0.70 (40 outlines)", "Category high", "high: TI-RADS 4 or 5", "Long axis",
+        "Taller than wide",
         "composition", "echogenicity", "shape", "margin", "echogenic foci", "edge sharpness",
     ):  # fmt: skip
         assert words in text, words
@@ -429,7 +414,7 @@ def test_the_page_says_it_all(tmp_path: Path) -> None:
     assert section.picture.size == (120, 80)
     assert sum(len(rows) for _, rows in section.radiomics) == 13
     assert all(-1 <= row.share <= 1 for _, rows in section.radiomics for row in rows)
-    assert dict(section.measurements)["Long axis"].endswith(" mm")
+    assert dict(section.measurements)["1 Long axis"].endswith(" mm")
 
 
 def test_equal_readings_give_equal_files(tmp_path: Path) -> None:

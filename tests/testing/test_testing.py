@@ -205,6 +205,11 @@ class HeadsAlone(OnGraph):
             parameter.grad.zero_()
 
 
+class KeepsGraph(OnGraph):
+    def balance(self, step):
+        step.assign(step.jacobian().sum(0))
+
+
 class ChangesGramian(Weighs):
     def weights(self, gramian, losses):
         gramian.diagonal().add_(1)
@@ -344,6 +349,9 @@ RULES = {
         (ChangesLosses, "`losses` was changed in place"),
         (ChangesJacobian, "`jacobian` was changed in place"),
         (KeepsJacobian, r"self\.last\[0\] is the memory of `jacobian`"),
+    ],
+    contract.test_the_graph_goes_with_the_step: [
+        (KeepsGraph, r"the graph outlives the step, .* say step\.release\(\) before the last"),
     ],
     contract.test_state_is_in_the_state_dict: [
         (Counts, r"self\.count changes from step to step and is not restored"),

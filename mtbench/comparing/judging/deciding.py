@@ -210,6 +210,7 @@ def prospect(
     margin: float = MARGIN,
     comparisons: int = 1,
     looks: Sequence[int] | None = None,
+    resplit: float = 0.0,
     studies: int = 4_000,
 ) -> Prospect:
     """Return how the test that is really made ends, by simulating it with normal differences.
@@ -221,6 +222,7 @@ def prospect(
         margin: of equivalence.
         comparisons: with one baseline.
         looks: the numbers of units at which it may stop; by default only at the end.
+        resplit: as in `decide`; what all units of a study then share is simulated too.
         studies: how many are simulated.
 
     Example:
@@ -228,19 +230,25 @@ def prospect(
         >>> found.shares["worse"], found.units < 20
         (0.0, True)
     """
-    draws = np.random.default_rng(0).normal(effect, deviation, (studies, most))
+    generator = np.random.default_rng(0)
+    draws = generator.normal(effect, deviation, (studies, most))
+    draws += deviation * math.sqrt(resplit) * generator.standard_normal((studies, 1))
     told = np.full(studies, VERDICTS[3], dtype="<U14")
     units = np.full(studies, most)
     for n in looks or (most,):
         open_ = told == VERDICTS[3]
-        found = decide(draws[open_, :n], margin=margin, most=most, comparisons=comparisons).told
+        found = decide(
+            draws[open_, :n], margin=margin, most=most, comparisons=comparisons, resplit=resplit
+        ).told
         told[open_] = found
         units[open_] = np.where(found == VERDICTS[3], most, n)
     shares = {word: float((told == word).mean()) for word in VERDICTS}
     return Prospect(shares, float(units.mean()))
 
 
-def smallest_effect(most: int, comparisons: int, power: float = 0.8) -> float:
+def smallest_effect(
+    most: int, comparisons: int, power: float = 0.8, *, resplit: float = 0.0
+) -> float:
     """Return the difference that is told with some probability, in deviations of one unit.
 
     Example:
@@ -251,7 +259,7 @@ def smallest_effect(most: int, comparisons: int, power: float = 0.8) -> float:
         return math.inf
 
     def lacking(effect: float) -> float:
-        found = prospect(-effect, 1.0, most, margin=1e-9, comparisons=comparisons)
+        found = prospect(-effect, 1.0, most, margin=1e-9, comparisons=comparisons, resplit=resplit)
         return found.shares["better"] - power
 
     return float(optimize.bisect(lacking, 0.0, 10.0, xtol=0.01))

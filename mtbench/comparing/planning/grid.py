@@ -1,8 +1,6 @@
-"""A suite's cells, and how far they are in a folder."""
+"""A suite's cells."""
 
 import dataclasses
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,24 +11,19 @@ from typing import Any, Literal
 from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer, Wrapper
-from mtbench.comparing import claim
 from mtbench.comparing.claim import Claim
 from mtbench.comparing.planning.suite import EVERY, MethodSetting, Ranges, Suite, TaskSetting
 from mtbench.comparing.tuning.draws import SAMPLER, Draw, Search, draw
-from mtbench.errors import MtbenchError, PluginError, RunError, UsageError, did_you_mean
-from mtbench.plugins import params
+from mtbench.errors import MtbenchError, PluginError, UsageError, did_you_mean
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import entries
 from mtbench.training.cell.request import Choice, Request
-from mtbench.training.cell.rundir import RunDirectory, Spec
+from mtbench.training.cell.rundir import Spec
 from mtbench.training.machine.device import resolve_device
 from mtbench.training.task import Batch, Recipe, Split, Splits
 
 MOST = 1_000_000
 """Cells of a suite: what lists them all must end."""
-
-CRASHES = 2
-"""How often a cell may crash before it counts as failed."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +35,14 @@ class Order:
         data: where the data of the tasks that need some lies.
         plugins: plugin files.
         repetitions: how many are run of each task's rows, by (task, row); None for all of all.
+        anew: whether cells that other code has made are trained again; else they count.
     """
 
     suite: Suite
     data: Path | None = None
     plugins: tuple[Path, ...] = ()
     repetitions: Mapping[tuple[str, str], int] | None = None
+    anew: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,28 +52,40 @@ class Entry:
     Attributes:
         task: the column's title.
         label: the row's.
-        request: the task; its choices are not used.
+        requests: the task, as repetitions have it in turn; their choices are not used.
         choice: the method with its parameters' defaults, and those that the suite fixes.
         fixed: the latter.
         draws: of each repetition's trials.
+        resplit: of the task's setting.
     """
 
     task: str
     label: str
-    request: Request
+    requests: list[Request]
     choice: Choice
     fixed: dict[str, Any]
     draws: list[list[Draw]]
+    resplit: float | None = None
+
+    @property
+    def request(self) -> Request:
+        """The task as the first repetition has it."""
+        return self.requests[0]
+
+    def folder(self, out: Path) -> Path:
+        """Return where its cells lie below `out`."""
+        return out / self.request.entry.name / self.choice.method.name
 
     def setting(self, repetition: int, trial: int | None) -> tuple[Request, Choice]:
         """Return what a trial runs, the defaults for None."""
+        request = self.requests[repetition % len(self.requests)]
         if trial is None:
-            return self.request, self.choice
+            return request, self.choice
         drawn, method = self.draws[repetition][trial], self.choice.method
         changed: dict[str, Any] = dict(drawn.recipe)
-        recipe = dataclasses.replace(self.request.recipe, **changed)
+        recipe = dataclasses.replace(request.recipe, **changed)
         params = method.resolve({**drawn.params, **self.fixed})
-        return dataclasses.replace(self.request, recipe=recipe), Choice(method, params)
+        return dataclasses.replace(request, recipe=recipe), Choice(method, params)
 
     def places(self, repetition: int, trial: int) -> dict[str, float]:
         """Return where in its range each parameter lies that the suite does not fix."""
@@ -142,7 +149,8 @@ class Grid:
             raise UsageError(f"suite {self.suite.name}: at most {MOST} cells, found {count}")
         for i, setting in enumerate(self.suite.tasks):
             with _within(f"{self.suite.name}: tasks.{i}"):
-                found = [self._entry(setting, *method) for method in methods]
+                requests: dict[str, list[Request]] = {}
+                found = [self._entry(setting, *method, requests) for method in methods]
             self.entries += found
             for repetition in range(self.suite.budget.repetitions):
                 taking_part = [entry for entry in found if repetition < self._repetitions(entry)]
@@ -207,20 +215,40 @@ class Grid:
             seeds=suite.budget.seeds,
             rows=len(self.entries) // len(self.suite.tasks),
             margin=suite.margin,
+            resplit=entry.resplit,
             against=suite.against,
         )
 
-    def _given(self, setting: TaskSetting, recipe: Mapping[str, Any]) -> dict[str, str]:
+    def _requests(self, setting: TaskSetting, recipe: Mapping[str, Any]) -> list[Request]:
         given = {f"{setting.name}.{key}": _text(value) for key, value in setting.set.items()}
         changed = {**setting.recipe, **recipe}
         given |= {f"recipe.{key}": _text(value) for key, value in changed.items()}
         if setting.needs_data and self.order.data is not None:
             given[f"{setting.name}.data"] = str(self.order.data)
-        return given
+        every = [setting.data_of(r) for r in range(self.suite.budget.repetitions)]
+        parts = [part for i, part in enumerate(every) if part not in every[:i]]
+        return [
+            Request.of(
+                setting.name,
+                [],
+                given | {f"{setting.name}.{key}": _text(value) for key, value in part.items()},
+                self.order.plugins,
+            )
+            for part in parts
+        ]
 
-    def _entry(self, setting: TaskSetting, row: MethodSetting, method: Method) -> Entry:
-        given = self._given(setting, row.recipe)
-        request = Request.of(setting.name, [], given, self.order.plugins)
+    def _entry(
+        self,
+        setting: TaskSetting,
+        row: MethodSetting,
+        method: Method,
+        known: dict[str, list[Request]],
+    ) -> Entry:
+        budget_of = repr(row.recipe)
+        if budget_of not in known:
+            known[budget_of] = self._requests(setting, row.recipe)
+        requests = known[budget_of]
+        request = requests[0]
         K, budget = len(request.task.objectives), self.suite.budget
         own = method.resolve(row.set)
         method(K, 0, **own)  # a bad value is told before anything is run
@@ -229,8 +257,9 @@ class Grid:
             draw(method, K, search, budget.trials, budget.tuning_seed + repetition)
             for repetition in range(budget.repetitions)
         ]
-        title = f"{setting.name} {params.own_keys({**setting.set, **setting.recipe})}".strip()
-        return Entry(title, row.row, request, Choice(method, own), row.set, draws)
+        return Entry(
+            setting.title, row.row, requests, Choice(method, own), row.set, draws, setting.resplit
+        )
 
 
 def needs_data(order: Order) -> None:
@@ -257,170 +286,6 @@ def best(scores: Sequence[float]) -> int:
     1
     """
     return max(range(len(scores)), key=scores.__getitem__)
-
-
-def record_crash(run: RunDirectory, reason: str, details: str = "") -> None:
-    """Note that a cell crashed; once too often, and it has failed."""
-    before = crash(run)
-    count = 1 + (before["crashes"] if before else 0)
-    record = {"crashes": count, "reason": " ".join(reason.split()), "details": details}
-    run.write_text("crash.json", json.dumps(record, indent=2))
-    if count >= CRASHES:
-        (run.path / "crash.json").replace(run.path / "failed.json")
-
-
-def crash(run: RunDirectory) -> dict[str, Any] | None:
-    """Return the record of a cell's crashes, None if there was none.
-
-    Raises:
-        RunError: it does not parse.
-    """
-    for name in ("failed.json", "crash.json"):
-        file = run.path / name
-        if file.exists():
-            try:
-                record: dict[str, Any] = json.loads(file.read_text())
-            except ValueError as error:
-                raise RunError(f"{file}: does not parse ({error}); delete it") from error
-            return record
-    return None
-
-
-def failed(run: RunDirectory) -> bool:
-    """Return whether a cell is given up."""
-    return (run.path / "failed.json").exists()
-
-
-Status = Literal["open", "running", "finished", "diverged", "failed"]
-
-
-@dataclass(frozen=True)
-class State:
-    """How far a cell is.
-
-    Attributes:
-        status: in a word.
-        note: the selection score, or why there is none.
-        score: on the validation split; minus infinity where there is none.
-        seconds: that training took.
-        run: its directory, once there is one.
-    """
-
-    status: Status
-    note: str = ""
-    score: float = -math.inf
-    seconds: float = math.nan
-    run: Path | None = None
-
-    @property
-    def closed(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.status not in ("open", "running")
-
-
-class Survey:
-    """Looks at a folder, again and again; what is finished is read once.
-
-    Cells are found by all of their specs but the data's fingerprint, so no data is needed.
-
-    Args:
-        grid: the cells.
-        out: the folder.
-    """
-
-    def __init__(self, grid: Grid, out: Path) -> None:
-        self.grid, self.out = grid, out
-        self._known: set[Path] = set()
-        self._at: dict[str, list[Path]] = {}
-        self._keys: dict[tuple[Cell, int | None], str] = {}
-        self._closed: dict[Path, State] = {}
-        self._claims: dict[Path, list[Claim]] = {}
-
-    def look(self) -> dict[Cell, State]:
-        """Return every cell's state.
-
-        Raises:
-            RunError: a record does not parse.
-        """
-        self._find()
-        found: dict[Cell, State] = {}
-        for cell in self.grid.cells:
-            if cell.trial is not None:
-                found[cell] = self._state(cell, cell.trial)
-        taken: dict[tuple[Entry, int], int | None] = {}
-        for cell in self.grid.cells:
-            study = cell.entry, cell.repetition
-            if cell.trial is None and study not in taken:
-                states = [found[trial] for trial in self.grid.trials(*study)]
-                if all(state.closed for state in states):
-                    taken[study] = best([state.score for state in states]) if states else None
-        for cell in self.grid.cells:
-            if cell.trial is None:
-                study = cell.entry, cell.repetition
-                chosen = study in taken
-                found[cell] = self._state(cell, taken[study]) if chosen else State("open")
-        return found
-
-    def _find(self) -> None:
-        folders = {
-            self.out / entry.request.entry.name / entry.choice.method.name
-            for entry in self.grid.entries
-        }
-        for folder in folders:
-            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-                if path not in self._known and (path / "spec.json").exists():
-                    self._known.add(path)
-                    spec = RunDirectory(path).spec()
-                    self._at.setdefault(_key(spec), []).append(path)
-
-    def _state(self, cell: Cell, trial: int | None) -> State:
-        key = self._keys.get((cell, trial))
-        if key is None:
-            key = self._keys[cell, trial] = _key(self.grid.spec(cell, "", trial))
-        own = self.grid.claim(cell, trial)
-        states = [self._read(path, own) for path in self._at.get(key, ())]
-        # Data that has changed makes a second directory: what is left to do there is to be seen.
-        return min(states, key=lambda state: state.closed, default=State("open"))
-
-    def _read(self, path: Path, own: Claim) -> State:
-        if path not in self._closed:
-            state = state_of(RunDirectory(path))
-            if not state.closed:
-                return State("running" if RunDirectory(path).holder() else "open")
-            self._closed[path] = state
-        if own not in self._claims.get(path, ()):  # a cell of another suite is still to be claimed
-            self._claims[path] = claim.read(RunDirectory(path))
-            if own not in self._claims[path]:
-                return State("open", run=path)
-        return self._closed[path]
-
-
-def state_of(run: RunDirectory) -> State:
-    """Return the state of a run directory that nobody works on.
-
-    Raises:
-        RunError: a record does not parse, or is none.
-    """
-    result = run.result()
-    if result is None:
-        if failed(run) and (record := crash(run)):
-            return State("failed", record["reason"], run=run.path)
-        return State("open", run=run.path)
-    try:
-        seconds = float(result["cost"]["train_seconds"])
-        if result["status"] == "diverged":
-            return State("diverged", result["reason"], seconds=seconds, run=run.path)
-        score = float(result["score"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{run.path / 'result.json'}: is no result of version 1 ({error}); delete it to finish "
-            "the cell again"
-        ) from error
-    return State("finished", f"score {score:.4g}", score, seconds, run.path)
-
-
-def _key(spec: Spec) -> str:
-    return spec.model_copy(update={"data": ""}).canonical()
 
 
 def _methods(suite: Suite, plugins: Sequence[Path]) -> list[tuple[MethodSetting, Method]]:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from mtbench.comparing.judging.deciding import MARGIN
 from mtbench.errors import UsageError, did_you_mean
+from mtbench.plugins import params
 from mtbench.training.cell import toml
 
 EVERY = "all"
@@ -25,6 +26,14 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+EACH = "repetition"
+"""Stands for the number of the repetition."""
+
+VALIDATION = 0.2
+"""What share of the parts that are not tested is held out of training, as tasks do it."""
+
+Parts = Annotated[list[int | str], Field(min_length=2, max_length=1000)]
+Resample = Annotated[dict[str, Parts | Literal["repetition"]], Field(min_length=1, max_length=1)]
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
@@ -49,6 +58,11 @@ class TaskSetting(_Strict):
         name: the task's.
         set: its own parameters.
         recipe: what of its recipe is changed.
+        resample: a parameter that gives each repetition data of its own, and what it is there.
+            A list has the parts of one collection that are tested in turn, such as ``{fold =
+            ["1/5", "2/5", "3/5", "4/5", "5/5"]}``: their differences are correlated, and the test
+            is the corrected one. ``{phantom_seed = "repetition"}`` is the repetition's number: each
+            has a population of its own.
         search: the common ranges on this task, instead of the suite's.
         needs_data: whether it is given ``--data``.
     """
@@ -56,8 +70,44 @@ class TaskSetting(_Strict):
     name: str
     set: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
+    resample: Resample | None = None
     search: Ranges | None = None
     needs_data: bool = False
+
+    @model_validator(mode="after")
+    def _is_resampled_by_one(self) -> "TaskSetting":
+        for key, parts in (self.resample or {}).items():
+            if key in self.set:
+                raise ValueError(f"{key!r} is in set and in resample")
+            if parts != EACH and len(set(parts)) < len(parts):
+                raise ValueError(f"resample: parts must differ, found {parts}")
+        return self
+
+    @property
+    def title(self) -> str:
+        """What tells tasks of a suite apart."""
+        told = {
+            key: parts if parts == EACH else f"{parts[0]}..{parts[-1]}"
+            for key, parts in (self.resample or {}).items()
+        }
+        return f"{self.name} {params.own_keys({**self.set, **self.recipe, **told})}".strip()
+
+    def data_of(self, repetition: int) -> dict[str, int | str]:
+        """Return the parameters that a repetition has for itself."""
+        return {
+            key: repetition if parts == EACH else parts[repetition % len(parts)]
+            for key, parts in (self.resample or {}).items()
+        }
+
+    @property
+    def resplit(self) -> float | None:
+        """The ratio of test to training samples where repetitions split one collection again.
+
+        0 where each has a population of its own, None where all have the same data.
+        """
+        for parts in (self.resample or {}).values():
+            return 0.0 if parts == EACH else 1 / (1 - VALIDATION) / (len(parts) - 1)
+        return None
 
 
 class MethodSetting(_Strict):
@@ -171,6 +221,8 @@ class Suite(_Strict):
         for i, task in enumerate(self.tasks):
             if task in self.tasks[:i]:
                 raise ValueError(f"tasks.{i}: is the same as task {self.tasks.index(task)}")
+            if task.resample and self.budget.repetitions < 2:
+                raise ValueError(f"tasks.{i}: resample needs `repetitions` in the budget")
         rows = [method.row for method in self.methods]
         for i, row in enumerate(rows):
             if row in rows[:i]:
@@ -181,6 +233,9 @@ class Suite(_Strict):
     def digest(self) -> str:
         """Of all that the suite says, its title excepted."""
         content = self.model_dump(mode="json", exclude={"title"})
+        for task in content["tasks"]:
+            if task["resample"] is None:  # as before there was such a key
+                del task["resample"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -11,25 +11,28 @@ from pathlib import Path
 
 from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.deciding import VERDICTS, looks_of
-from mtbench.comparing.planning.grid import Cell, Grid, Order, State
+from mtbench.comparing.planning.grid import Cell, Grid, Order
+from mtbench.comparing.planning.survey import State
 from mtbench.errors import UsageError
 from mtbench.training.cell.rundir import find_runs
-
-PLAIN = "ew"
-"""The row that a tuned one must not validate below, as `mtbench leaderboard` has it by default."""
 
 Sweep = Callable[[Grid], dict[Cell, State]]
 """Runs a grid's cells, and returns how they ended."""
 
 
 def until_decided(
-    order: Order, out: Path, sweep: Sweep, tell: Callable[[int, Sequence[str]], None]
+    order: Order,
+    out: Path,
+    plain: str,
+    sweep: Sweep,
+    tell: Callable[[int, Sequence[str]], None],
 ) -> dict[Cell, State]:
     """Sweep a suite, repetition by repetition, as long as a question is open.
 
     Args:
         order: the whole suite.
         out: the folder.
+        plain: the row that a tuned one must not validate below.
         sweep: runs a part of it.
         tell: is told after each look how many repetitions there are, and which questions are open.
 
@@ -51,7 +54,7 @@ def until_decided(
         wanted |= dict.fromkeys(open_rows, look)
         part = Grid(replace(order, repetitions=dict(wanted)))
         states = sweep(part)
-        questions = open_questions(suite.digest, out)
+        questions = open_questions(suite.digest, out, plain)
         tell(look, [f"{row} against {other} on {task}" for task, row, other in questions])
         if not questions:
             break
@@ -64,14 +67,14 @@ def until_decided(
     return states
 
 
-def open_questions(digest: str, out: Path) -> list[tuple[str, str, str]]:
+def open_questions(digest: str, out: Path, plain: str) -> list[tuple[str, str, str]]:
     """Return what is not told of a suite's rows: task, row, and which it is compared with.
 
     A row that has failed in every repetition cannot be compared, and asks nothing.
     """
     return [
         (board.suite.task, str(pair["method"]), str(pair["against"]))
-        for board in leaderboard.boards(list(find_runs([out])), plain=PLAIN)
+        for board in leaderboard.boards(list(find_runs([out])), plain=plain)
         if board.suite is not None and board.suite.digest == digest
         for pair in board.pairs.to_dict("records")
         if pair["told"] == VERDICTS[3]

@@ -9,7 +9,8 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from mtbench.comparing.planning.grid import Cell, Grid, State, Survey
+from mtbench.comparing.planning.grid import Cell, Grid
+from mtbench.comparing.planning.survey import State, Survey
 from mtbench.comparing.running.executors import Executor
 from mtbench.comparing.running.worker import Assignment, Report
 from mtbench.errors import RunError

@@ -16,22 +16,15 @@ from typing import Any
 
 from mtbench.balancing.engine import Engine
 from mtbench.comparing import claim
-from mtbench.comparing.planning.grid import (
-    Cell,
-    Entry,
-    Grid,
-    Order,
-    best,
-    failed,
-    record_crash,
-    state_of,
-)
+from mtbench.comparing.planning.grid import Cell, Entry, Grid, Order, best
+from mtbench.comparing.planning.survey import Earlier, failed, is_open, record_crash, state_of
 from mtbench.errors import MtbenchError, RunError
 from mtbench.training.cell.rundir import RunDirectory, Spec, WriteError
 from mtbench.training.machine.cache import cache_dir
 from mtbench.training.machine.locks import HeldError
 from mtbench.training.task import Splits
 from mtbench.training.trained.model import conclude
+from mtbench.training.trainer.record import OutdatedError
 from mtbench.training.trainer.trainer import Trainer
 
 PINNED = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LOKY_MAX_CPU_COUNT"), "1")
@@ -127,6 +120,7 @@ class Worker:
         self.fingerprints: dict[tuple[str, int], str] = {}
         self.trials: dict[Cell, RunDirectory] = {}
         self.taken: dict[tuple[Entry, int], int] = {}
+        self.earlier = Earlier(out)
 
     def run(self, numbers: Sequence[int] | None = None) -> tuple[int, ...]:
         """Take one open cell after another, until none is left.
@@ -140,7 +134,8 @@ class Worker:
         """
         cells = self.grid.cells
         wanted = cells if numbers is None else [cells[number] for number in numbers]
-        left = list(dict.fromkeys([*self._trials_of(wanted), *wanted]))
+        # A study ends before the next begins: what is there can be compared at any time.
+        left = list(dict.fromkeys(one for cell in wanted for one in (*self._trials_of(cell), cell)))
         while left:
             closed = next(filter(self._close, left), None)
             if closed is not None:
@@ -152,10 +147,9 @@ class Worker:
         done = set(wanted) - set(left)
         return tuple(i for i, cell in enumerate(cells) if cell in done)
 
-    def _trials_of(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Return the trials that final cells take their parameters from."""
-        studies = dict.fromkeys((c.entry, c.repetition) for c in cells if c.trial is None)
-        return [trial for study in studies for trial in self.grid.trials(*study)]
+    def _trials_of(self, cell: Cell) -> list[Cell]:
+        """Return the trials that a cell takes its parameters from."""
+        return self.grid.trials(cell.entry, cell.repetition) if cell.trial is None else []
 
     def _close(self, cell: Cell) -> bool:
         """Do what is to do of a cell; return whether nothing is left."""
@@ -165,18 +159,23 @@ class Worker:
             if trial is None:
                 return False
         spec = self.grid.spec(cell, self._fingerprint(cell), trial)
-        run = RunDirectory.at(self.out, spec)
         own = self.grid.claim(cell, trial)
-        if not _closed(run) or own not in claim.read(run):
-            try:
-                with run.claim():
-                    claim.add(run, own)
-                    if not _closed(run):
-                        self._train(cell, spec, run)
-            except HeldError:
-                return False
-            if not _closed(run):
-                return False
+        anew = self.grid.order.anew
+        run = None if anew else self.earlier.find(cell.entry, own, spec)
+        if run is None:
+            run = RunDirectory.at(self.out, spec)
+            if is_open(state_of(run), anew) or own not in claim.read(run):
+                try:
+                    with run.claim():
+                        claim.add(run, own)
+                        if is_open(state := state_of(run), anew):
+                            if state.closed:
+                                run.clear(keep=claim.FILE)
+                            self._train(cell, spec, run)
+                except HeldError:
+                    return False
+                if is_open(state_of(run), anew):
+                    return False
         if cell.trial is not None:
             self.trials[cell] = run
         return True
@@ -192,13 +191,19 @@ class Worker:
         return self.taken[study]
 
     def _train(self, cell: Cell, spec: Spec, run: RunDirectory) -> None:
-        task, method = cell.entry.request.task, cell.entry.choice.method
+        request, _ = cell.entry.setting(cell.repetition, None)
+        task, method = request.task, cell.entry.choice.method
         on_cpu = spec.device == "cpu"
         engine = Engine(batched=False) if on_cpu else Engine(notebook=cache_dir())
         splits = self._splits(cell)
         self.note.write_text(str(run.path))
         try:
-            Trainer(spec, task, splits, method, run, _Silent(), 1, None, engine).run()
+            trainer = Trainer(spec, task, splits, method, run, _Silent(), 1, None, engine)
+            try:
+                trainer.run()
+            except OutdatedError:  # one cell is of one code
+                run.clear(keep=claim.FILE)
+                trainer.run()
             if spec.stage == "final" and spec.seed == self.grid.suite.budget.first_seed:
                 conclude(run, task, splits, method)
         except WriteError:  # no fault of the cell
@@ -221,14 +226,11 @@ class Worker:
     def _splits(self, cell: Cell) -> Splits:
         key = (cell.entry.task, cell.seed)
         if key not in self.data:
-            self.data[key] = cell.entry.request.task.setup(cell.seed, lambda *_: None)
+            request, _ = cell.entry.setting(cell.repetition, None)
+            self.data[key] = request.task.setup(cell.seed, lambda *_: None)
             if len(self.data) > KEPT:
                 self.data.popitem(last=False)
         return self.data[key]
-
-
-def _closed(run: RunDirectory) -> bool:
-    return run.result() is not None or failed(run)
 
 
 class _Silent:

@@ -127,12 +127,12 @@ class RunDirectory:
         """Return which process holds the cell, None if none does."""
         return self._lock.holder()
 
-    def clear(self) -> None:
-        """Remove all but the spec, so that the cell is trained from its start."""
+    def clear(self, keep: str = "") -> None:
+        """Remove all but the spec and a file, so that the cell is trained from its start."""
         for path in self.path.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != ".lock" and "spec.json" not in path.name:
+            elif path.name not in (".lock", keep) and "spec.json" not in path.name:
                 path.unlink()
 
     def spec(self) -> Spec:

@@ -31,6 +31,10 @@ LOGGED = 500
 """About how many steps have a line in ``steps.csv``."""
 
 
+class OutdatedError(RunError):
+    """A checkpoint was begun by another mtbench, and this one cannot go on with it."""
+
+
 @dataclass
 class Progress:
     """Where a cell stands: all that is kept beside weights and generators."""
@@ -50,6 +54,7 @@ class Progress:
     precision: Precision = "fp32"
     nonfinite: list[dict[str, Any]] = field(default_factory=list)
     started: float = field(default_factory=time.time)  # in seconds since 1970
+    notes: dict[str, list[float]] = field(default_factory=dict)  # sum and count of each, so far
     validation_passes: int = 0  # asked by the method beside the steps' own
     selection: str = SELECTION  # the rule of `best_score`
 
@@ -92,7 +97,8 @@ class Record:
         """Take up the checkpoint; return whether there is one.
 
         Raises:
-            RunError: it is broken, of something else, or was begun with other code or another
+            RunError: it is broken, or of something else.
+            OutdatedError: it is of another version, or was begun with other code or another
                 selection rule of mtbench. The first checkpoints do not say with which.
         """
         state = self._run.load("checkpoint.pt", self._learner.device)
@@ -100,14 +106,14 @@ class Record:
             return False
         file = self._run.path / "checkpoint.pt"
         if state.get("version") != CHECKPOINT_VERSION:
-            raise RunError(
+            raise OutdatedError(
                 f"{file}: is of version {state.get('version')}, and this mtbench reads version "
                 f"{CHECKPOINT_VERSION}: go on with the mtbench that wrote it, or delete the folder "
                 "to train this cell from its start"
             )
         check_cell(file, state, self._cell)
         if state.get("code", core_digest()) != core_digest():
-            raise RunError(
+            raise OutdatedError(
                 f"{file}: was begun with other code of mtbench: start anew with --no-resume, or go "
                 "on with the mtbench that wrote it"
             )
@@ -119,7 +125,7 @@ class Record:
             self.step_seconds.extend(state["step_seconds"])
             self.rows = state["rows"]
         if self.at.selection != SELECTION:
-            raise RunError(
+            raise OutdatedError(
                 f"{file}: selects epochs by the rule {self.at.selection!r}, and this mtbench by "
                 f"{SELECTION!r}: start anew with --no-resume"
             )
@@ -165,6 +171,9 @@ class Record:
         self.at.sums = [a + b for a, b in zip(self.at.sums, losses, strict=True)]
         self.at.counted += 1
         self.step_seconds.append(made.seconds)
+        for name, value in zip(made.noted, made.read["note"], strict=True):
+            total, count = self.at.notes.get(name, (0.0, 0))
+            self.at.notes[name] = [total + value, count + 1]
         if self.logs(made.position):
             shown = made.read.get("weight", [math.nan] * len(losses))
             norm = made.read["gradient"][0]
@@ -193,6 +202,8 @@ class Record:
             "score": score,
             **at.diagnostics,
         }
+        if at.notes:
+            record["notes"] = {name: total / count for name, (total, count) in at.notes.items()}
         if keep or score > at.best_score or not at.history:
             at.best_score = score
             kept = {
@@ -202,7 +213,7 @@ class Record:
         at.history.append(record)
         at.epoch, at.position = at.epoch + 1, 0
         at.sums, at.counted = [0.0] * len(self._objectives), 0
-        at.diagnostics = {}
+        at.diagnostics, at.notes = {}, {}
         return record
 
     def select(self) -> dict[str, Any]:

@@ -111,12 +111,14 @@ class Picture:
         scanned: the rows and columns that hold the scan.
         spacing: millimetres per pixel as the file says, else None.
         told: what a person should know of it.
+        step: how many of the file's columns and rows a pixel is.
     """
 
     pixels: Image
     scanned: View
     spacing: float | None
     told: tuple[str, ...]
+    step: tuple[float, float] = (1.0, 1.0)
 
 
 def geometry(
@@ -179,7 +181,9 @@ def picture(stored: Stored) -> Picture:
     if grey.shape != (height, width):
         grey = np.asarray(Pil.fromarray(grey).resize((width, height), Pil.Resampling.BILINEAR))
     scale = stored.geometry.scale
-    return Picture(grey, stored.geometry.scanned, scale, (*told, *implausible(scale)))
+    rows, columns = stored.geometry.shape
+    step = columns / width, rows / height
+    return Picture(grey, stored.geometry.scanned, scale, (*told, *implausible(scale)), step)
 
 
 def to_grey(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pil
 from PIL import ImageDraw
-from scipy.spatial import ConvexHull, QhullError
-from scipy.spatial.distance import cdist
 from skimage.measure import find_contours
 
 from mtbench.training.task import Predictor
+from mtbench_tasks._lesion import calipers
 from mtbench_tasks._lesion.cases import Image, Mask, View
 from mtbench_tasks._lesion.doubts import of_image, parts
 from mtbench_tasks._lesion.familiar import Familiar
@@ -59,30 +59,6 @@ class Reference:
         )
 
 
-def axes(mask: Mask) -> tuple[float, float]:
-    """Return the long and the short axis of a mask in pixels.
-
-    The long axis is the largest distance between two points of the outline, the short axis the
-    extent perpendicular to it; each pixel counts with its full side.
-
-    >>> axes(np.ones((3, 7), dtype=bool))
-    (7.6, 5.5)
-    """
-    rows = np.flatnonzero(mask.any(axis=1)).repeat(2)
-    columns = mask[rows].argmax(axis=1)  # the first of each row, and the last: others lie between
-    columns[1::2] = mask.shape[1] - 1 - mask[rows[1::2], ::-1].argmax(axis=1)
-    corners = np.concatenate([np.stack([rows + i, columns + j], 1) for i in (0, 1) for j in (0, 1)])
-    try:
-        corners = corners[ConvexHull(corners).vertices]
-    except QhullError:
-        return 0.0, 0.0
-    distances = cdist(corners, corners)
-    a, b = np.unravel_index(distances.argmax(), distances.shape)
-    along = (corners[b] - corners[a]) / distances[a, b]
-    across = corners @ np.array([-along[1], along[0]])
-    return round(float(distances[a, b]), 1), round(float(np.ptp(across)), 1)
-
-
 def read(
     predictor: Predictor,
     picture: Picture,
@@ -93,6 +69,7 @@ def read(
     given: float | None,
     views_of: Callable[[Image], Sequence[View]],
     reference: Reference,
+    planes: Sequence[calipers.Plane] = (),
 ) -> dict[str, Any]:
     """Read one image, each of its views by itself, as in training.
 
@@ -108,44 +85,52 @@ def read(
         given: millimetres per pixel, where the file says none.
         views_of: finds the views of what was scanned.
         reference: what of training and validation it is set against.
+        planes: of the views, from the left; those of further ones are unknown.
 
     Returns:
-        The files, the spacing with where it comes from, notes, and, per view, its box (left, top,
-        right, bottom), the category, the probability of each, and of the largest segmented region
-        the axes, height and width, whether it is taller than wide, and its radiomics, with ``z`` in
-        standard deviations from the mean of the training's contours. ``others`` has the lengths of
-        further regions. Where nothing is segmented, there is no lesion: lengths are 0, and the rest
-        is null; the probabilities are those of a lesion, if there were one.
+        The files, the spacing with where it comes from, how many of the file's columns and rows a
+        pixel of mask and box is (``pixel``: 1, unless the file's pixels are not square), notes,
+        and, per view, its box (left, top, right, bottom), its plane, the category, the probability
+        of each, and of the largest segmented region what `calipers` measures, whether it is taller
+        than wide (known in a transverse plane only), and its radiomics, with ``z`` in standard
+        deviations from the mean of the training's contours. ``others`` has the lengths of further
+        regions. Where nothing is segmented, there is no lesion: lengths are 0, and the rest is
+        null; the probabilities are those of a lesion, if there were one.
     """
     image, spacing = picture.pixels, picture.spacing or given
     whole = np.zeros(image.shape, dtype=bool)
     views = []
     boxes = _within(picture.scanned, views_of(image[picture.scanned]))
-    for box in boxes:
+    for box, plane in zip_longest(boxes, planes[: len(boxes)]):
         regions, probabilities = _predict(predictor, image[box], size, reference.temperature)
         whole[box] = np.logical_or.reduce([np.zeros(whole[box].shape, dtype=bool), *regions])
         largest = regions[0] if regions else np.zeros(whole[box].shape, dtype=bool)
         rows, columns = box
+        place = [columns.start, rows.start, columns.stop, rows.stop]
         views.append(
             {
-                "box": [columns.start, rows.start, columns.stop, rows.stop],
+                "box": place,
+                "plane": plane,
                 "category": grades[int(probabilities.argmax())] if regions else None,
                 "probabilities": {
                     g: round(float(p), 4) for g, p in zip(grades, probabilities, strict=True)
                 },
-                **_measure(largest, spacing),
-                "others": [_measure(region, spacing) for region in regions[1:]],
+                **_measure(largest, place, picture.step, spacing, plane),
+                "others": [
+                    _measure(region, place, picture.step, spacing, plane) for region in regions[1:]
+                ],
                 "radiomics": _radiomics(image[box], largest, spacing, reference.standardise),
             }
         )
     mask_file, overlay_file = beside(to, "_mask.png"), beside(to, "_overlay.png")
     Pil.fromarray(whole.astype(np.uint8) * 255).save(mask_file)
     drawn, fewer = outlined(image, whole)
+    calipers.draw(drawn, views, picture.step, fewer)
     _name(drawn, views, fewer)
     drawn.save(overlay_file)
     return {
         "image": str(path), "use": USE, "spacing_mm": spacing,
-        "spacing_from": _origin(picture, given),
+        "spacing_from": _origin(picture, given), "pixel": picture.step,
         "temperature": reference.temperature, "mask": str(mask_file), "overlay": str(overlay_file),
         "views": views, "notes": list(_notes(picture, given, views, size, reference)),
     }  # fmt: skip
@@ -195,7 +180,7 @@ def _notes(
         yield f"a split screen was cut into {len(views)} views; --views whole reads it as one"
     elif views[0]["box"] != [0, 0, width, height]:
         yield "the image was cropped to what was scanned; --views whole reads all of it"
-    empty = sum(view["taller_than_wide"] is None for view in views)
+    empty = sum(view["category"] is None for view in views)
     if empty:
         where = "" if len(views) == 1 else f" in {empty} of {len(views)} views"
         yield f"nothing was segmented{where}: no lesion was found there"
@@ -248,13 +233,17 @@ def _predict(
     return large, (risk.logits[0].float() / (temperature or 1.0)).softmax(0).cpu().numpy()
 
 
-def _measure(mask: Mask, spacing: float | None) -> dict[str, Any]:
-    unit, scale = ("px", 1.0) if spacing is None else ("mm", spacing)
-    long_axis, short_axis = axes(mask) if mask.any() else (0.0, 0.0)
-    height, width = (int(np.ptp(where)) + 1 if len(where) else 0 for where in np.nonzero(mask))
-    sizes = {"long_axis": long_axis, "short_axis": short_axis, "height": height, "width": width}
-    lengths = {f"{name}_{unit}": round(value * scale, 2) for name, value in sizes.items()}
-    return {**lengths, "taller_than_wide": height > width if mask.any() else None}
+def _measure(
+    mask: Mask,
+    box: Sequence[int],
+    pixel: calipers.Point,
+    spacing: float | None,
+    plane: calipers.Plane | None,
+) -> dict[str, Any]:
+    found = calipers.calipers(mask)
+    known = plane == "transverse" and found
+    taller = found["height"].length > found["width"].length if known else None
+    return {**calipers.record(found, box, pixel, spacing), "taller_than_wide": taller}
 
 
 def _radiomics(

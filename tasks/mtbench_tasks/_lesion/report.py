@@ -6,12 +6,10 @@ import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import PdfPages
@@ -20,21 +18,23 @@ from matplotlib.patches import Rectangle
 from PIL import Image as Pil
 
 from mtbench.training.task import Trained
+from mtbench_tasks._lesion.calipers import draw
 from mtbench_tasks._lesion.card import calibrated, judged
 from mtbench_tasks._lesion.cases import Image
+from mtbench_tasks._lesion.page import BAR, INK, QUIET, WARNING, fill
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES
-from mtbench_tasks._lesion.reading import USE, beside, headline, outlined
+from mtbench_tasks._lesion.reading import NOTHING, UNCLEAR, USE, beside, headline, outlined
 
 TITLE = "Reading by a trained model"
 EXPLAINED = (
     "Radiomics are measured within the outline that the model drew, and compared with the training "
     "images' outlines: z is the distance from their mean in standard deviations."
 )
+TALLER = "said of a transverse view"
 NO_TEXTURE = "None: nothing was segmented whose texture can be measured."
 ENDS = (f"−{CLIP:g}", f"+{CLIP:g}")  # of the scale of z
 WIDTH, HEIGHT = 8.27, 11.69  # inches: A4
 PITCH = 0.019  # of the radiomics' rows, in heights of the page
-INK, QUIET, BAR, WARNING = "#1c2430", "#5d6875", "#2f6f9f", "#9b2c2c"
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Section:
 
     picture: Pil.Image
     headline: str
+    means: str
     measurements: list[tuple[str, str]]
     chances: list[tuple[str, float]]
     radiomics: list[tuple[str, list[Row]]]
@@ -104,6 +105,7 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
     """Return the words and pictures of a reading."""
     with Pil.open(record["mask"]) as picture:
         whole, fewer = outlined(image, np.asarray(picture) > 0)
+    draw(whole, record["views"], record["pixel"], fewer)
     spacing = record["spacing_mm"]
     facts = [
         ("Image", _text(Path(record["image"]).name)),
@@ -114,6 +116,7 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
             if spacing is None
             else f"{spacing:g} mm/pixel ({record['spacing_from']})",
         ),
+        *_volume(record.get("volume")),
         ("Model", trained.name),
         ("Calibration", calibrated(trained.fitted)),
     ]
@@ -121,7 +124,8 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
         Section(
             picture=_cropped(whole, view["box"], fewer),
             headline=headline(view),
-            measurements=_measurements(view),
+            means=_means(view),
+            measurements=_measurements(view, record["spacing_from"]),
             chances=list(view["probabilities"].items()),
             radiomics=_radiomics(view["radiomics"]),
         )
@@ -132,13 +136,15 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
 
 def html(page: Page) -> str:
     """Return a page that needs no other file."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["embedded"] = _embedded
-    template = (files("mtbench_tasks._lesion") / "report.html").read_text("utf-8")
-    return environment.from_string(template).render(
-        page=page, title=TITLE, use=USE, explained=EXPLAINED, ends=ENDS, no_texture=NO_TEXTURE
+    return fill(
+        "report.html",
+        page=page,
+        title=TITLE,
+        use=USE,
+        explained=EXPLAINED,
+        ends=ENDS,
+        no_texture=NO_TEXTURE,
+        embedded=_embedded,
     )
 
 
@@ -162,19 +168,35 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def _measurements(view: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _means(view: Mapping[str, Any]) -> str:
+    """Return what a view's category is of, where its name does not say it."""
+    said = headline(view) in (UNCLEAR, NOTHING) or view["means"] == view["category"]
+    return "" if said else f"{view['category']}: {view['means']}"
+
+
+def _volume(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    sides = " x ".join(f"{side:g}" for side in found["axes_mm"])
+    return [("Volume", f"{found['ml']:g} mL: {found['from']}, {sides} mm")]
+
+
+def _measurements(view: Mapping[str, Any], spacing_from: str | None) -> list[tuple[str, str]]:
+    if view["category"] is None:
+        return [("Segmented", "nothing")]
     unit = "mm" if "long_axis_mm" in view else "px"
+    plane, taller = view["plane"], view["taller_than_wide"]
     lengths = {
         name: f"{view[f'{name}_{unit}']:g} {unit}"
         for name in ("long_axis", "short_axis", "height", "width")
     }
-    if view["taller_than_wide"] is None:
-        return [("Segmented", "nothing")]
     return [
-        ("Long axis", lengths["long_axis"]),
-        ("Short axis", lengths["short_axis"]),
-        ("Height x width", f"{lengths['height']} x {lengths['width']}"),
-        ("Taller than wide", "yes" if view["taller_than_wide"] else "no"),
+        ("Plane", f"{plane} (--plane)" if plane else "not given"),
+        ("Unit", "pixels" if spacing_from is None else f"mm, by {spacing_from}"),
+        ("1 Long axis", lengths["long_axis"]),
+        ("2 Short axis", lengths["short_axis"]),
+        ("Depth x width", f"{lengths['height']} x {lengths['width']}"),
+        ("Taller than wide", TALLER if taller is None else "yes" if taller else "no"),
         *(
             (
                 f"Region {number}",
@@ -233,6 +255,7 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
     high = min(0.31, max(0.2, y - 0.41))  # notes may leave less
     _picture(figure, section.picture, (0.08, y - high - 0.01, 0.48, high))
     write(0.6, y - 0.012, section.headline, 15, weight="bold")
+    write(0.6, y - 0.038, section.means, 9, QUIET)
     _chances(figure, section.chances, (0.7, y - 0.13, 0.22, 0.09))
     write(0.6, y - 0.14, "\n".join(textwrap.wrap(page.judged, 48)), 8, QUIET)
     for number, (label, value) in enumerate(section.measurements):

@@ -1,6 +1,7 @@
 """From finished cells to a table that says what it supports."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -252,11 +253,11 @@ class _Scores:
             found.append([self.names[i], self.names[anchor], int(common.sum()), *values])
         return found
 
-    @cached_property
+    @property
     def resplit(self) -> float:
         """Return the ratio of test to training samples where units split one collection again."""
-        notes = [c.done.get("notes", {}).get("resplit", 0.0) for r in self.rows for c in r.finals]
-        return max(map(float, [0.0, *notes]))
+        suite = self.group.suite
+        return 0.0 if suite is None or suite.resplit is None else suite.resplit
 
     def _rank(self) -> None:
         """Say who is ranked, on which units, and why others are not."""
@@ -314,7 +315,7 @@ class _Scores:
         columns |= self._against_the_baseline()
         columns["hypervolume"] = self._hypervolume()
         columns |= self._cost()
-        self.remarks += [*self._budgets(), *self._edges()]
+        self.remarks += [*self._budgets(), *self._edges(), *self._makers()]
         if stale := self.group.stale:
             self.remarks.append(
                 "not counted, for a better trial or a later cell has taken their place: "
@@ -366,10 +367,12 @@ class _Scores:
             if not units.any():
                 continue
             rows = (common == units).all(axis=1)
-            found[:, rows] = statistics.paired_bootstrap(
+            value, low, high = statistics.paired_bootstrap(
                 lambda x, y: statistics.delta_m(x, y, self.higher),
                 self.x[rows][:, units], self.x[[self.reference]][:, units], seed=_SEED,
             )  # fmt: skip
+            wider = math.sqrt(1 + units.sum() * self.resplit)  # as in the verdict's test
+            found[:, rows] = value, value - wider * (value - low), value + wider * (high - value)
         return found
 
     def _iqm(self) -> Floats:
@@ -521,6 +524,25 @@ class _Scores:
             ]
         return found
 
+    def _makers(self) -> list[str]:
+        """Say in a line what code and machines have made the cells, where they differ."""
+        rows = [row for row in self.rows if row.official]
+        cells = [cell for row in rows for cell in (*row.finals, *row.trials.values())]
+        environments = [cell.done.get("environment", {}) for cell in cells]
+        codes = {"mtbench": [made.get("code") for made in environments]}
+        for cell in cells:
+            for name, digest in cell.spec.plugins.items():
+                codes.setdefault(name, []).append(digest)
+        parts = []
+        if changed := [name for name, digests in codes.items() if len(set(digests)) > 1]:
+            parts.append(f"code ({_some(changed)})")
+        for key in ("torch", "hardware", "threads"):
+            counts = Counter(str(made.get(key, "not recorded"))[:60] for made in environments)
+            if len(counts) > 1:
+                kinds = [f"{kind}: {count}" for kind, count in counts.most_common()]
+                parts.append(f"{key} ({_some(kinds)})")
+        return [f"cells were not all made by the same {' and '.join(parts)}"] if parts else []
+
     def _hypervolume(self) -> Floats:
         """Return what share of the box a row's trials dominate on validation, two metrics only.
 
@@ -569,6 +591,10 @@ class _Scores:
                 for row in self.rows
             ],
         }
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def _listed(names: Sequence[str]) -> str:

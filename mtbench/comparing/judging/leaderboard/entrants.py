@@ -140,13 +140,14 @@ def _claimed(claims: Sequence[tuple[Claim, Cell]], data: str) -> Group:
     suite = max((claim for claim, _ in claims), key=lambda claim: claim.rows)
     group = Group(f"{suite.task} suite={suite.suite}@{suite.digest[:6]}{data}", suite)
     rivals: dict[tuple[str, int, int], dict[Cell, Claim]] = {}
+    pending: dict[tuple[str, int, int], Cell] = {}
     for claim, cell in sorted(claims, key=lambda one: one[1].ended if one[1].result else 0.0):
         if cell.spec.stage == "trial":
             if cell.result is not None and claim.draw is not None:
                 row = group.rows.setdefault(claim.label, Row())
                 row.trials[claim.repetition, claim.draw] = cell
         elif cell.result is None:
-            group.pending.append(f"{claim.label} {cell.run.path.name}")
+            pending[claim.label, claim.repetition, cell.spec.seed] = cell
         else:
             rivals.setdefault((claim.label, claim.repetition, cell.spec.seed), {})[cell] = claim
     for (label, repetition, seed), finals in rivals.items():
@@ -157,6 +158,9 @@ def _claimed(claims: Sequence[tuple[Claim, Cell]], data: str) -> Group:
         *stale, kept = sorted(finals, key=lambda cell: finals[cell].draw == taken)
         row.units.setdefault(repetition if suite.study_is_unit else seed, []).append(kept)
         group.stale += [f"{label} {cell.run.path.name}" for cell in stale]
+    group.pending = [
+        f"{place[0]} {cell.run.path.name}" for place, cell in pending.items() if place not in rivals
+    ]
     group.rows = {label: row for label, row in group.rows.items() if row.units}
     return group
 
