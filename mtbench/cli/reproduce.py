@@ -51,6 +51,7 @@ def reproduce(
     The single-task reference is trained too. Without a method, the published tables are printed as
     Markdown. Finished cells are skipped and interrupted ones resumed.
     """
+    from mtbench.comparing import inert
     from mtbench.comparing.judging import published as papers
     from mtbench.errors import UsageError, did_you_mean
 
@@ -95,14 +96,14 @@ def reproduce(
         if not comparisons:
             console.print(f"no paper reports {name} with these settings", highlight=False)
         for found in comparisons:
-            shown = Table(title=Text(found.title), title_justify="left")
+            shown = Table(title=Text(inert.plain(found.title)), title_justify="left")
             for place, head in enumerate(found.heads):
-                shown.add_column(Text(head), justify="right" if place else "left")
+                shown.add_column(Text(inert.plain(head)), justify="right" if place else "left")
             for row in found.rows:
-                shown.add_row(*map(Text, row))
+                shown.add_row(*(Text(inert.plain(text)) for text in row))
             console.print(shown)
             for note in found.notes:
-                console.print(f"- {note}", markup=False, highlight=False)
+                console.print(f"- {inert.plain(note)}", markup=False, highlight=False)
             text.append(found.markdown())
     file = out / task / "reproduce.md"
     file.write_text("\n".join(text), encoding="utf-8")
