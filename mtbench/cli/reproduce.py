@@ -22,11 +22,20 @@ from mtbench.cli.options import (
 def reproduce(
     context: typer.Context,
     task: Annotated[
-        str | None, typer.Argument(help="A task that papers report on; without it, all are shown.")
+        str | None,
+        typer.Argument(
+            help="A task that papers report on; without it, all are shown.",
+            autocompletion=options.tasks,
+        ),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", "-m", help="A method that papers report; repeatable."),
+        typer.Option(
+            "--method",
+            "-m",
+            help="A method that papers report; repeatable.",
+            autocompletion=options.methods,
+        ),
     ] = None,
     data: TaskData = None,
     epochs: Epochs = None,

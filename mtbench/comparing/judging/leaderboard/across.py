@@ -95,7 +95,8 @@ def _ranked(board: Board) -> pd.DataFrame:
     once = Counter(names)
     rows = board.rows.assign(row=board.rows["method"], method=names)
     alone = np.array([once[name] == 1 for name in names])
-    return rows[rows["complete"].to_numpy(bool) & alone].set_index("method")
+    kept: pd.DataFrame = rows[rows["complete"].to_numpy(bool) & alone].set_index("method")
+    return kept
 
 
 def _is_known(board: Board) -> bool:

@@ -233,25 +233,28 @@ class _Scores:
 
     def _against(self, anchor: int) -> list[list[Any]]:
         """Return a pair for each other row, also where nothing can be told: that is open."""
-        others = [i for i in np.flatnonzero(self.official) if i != anchor]
+        others = [i for i in np.flatnonzero(self.official).tolist() if i != anchor]
         if not self.official[anchor]:
             return []
         costs = np.full(self.known.shape, np.nan) if self.costs is None else self.costs
-        suite, found = self.group.suite, []
-        for i in others:
-            common = self.known[i] & self.known[anchor]
+        suite = self.group.suite
+        common = self.known[others] & self.known[anchor]
+        found: dict[int, list[Any]] = {}
+        for units in np.unique(common, axis=0):  # mostly all rows have the same: told at once
+            rows = np.array(others)[(common == units).all(axis=1)]
+            n = int(units.sum())
             told = decide(
-                (costs[i] - costs[anchor])[common], margin=self.margin,
-                most=None if suite is None else max(suite.planned, int(common.sum())),
+                costs[rows][:, units] - costs[anchor, units], margin=self.margin,
+                most=None if suite is None else max(suite.planned, n),
                 # As many as were asked, whoever is there yet.
                 comparisons=len(others) if suite is None else max(suite.rows - 1, 1),
                 resplit=self.resplit,
             )  # fmt: skip
-            values = [value.item() for value in told]
-            if not self.decidable:
-                values[-1] = ""
-            found.append([self.names[i], self.names[anchor], int(common.sum()), *values])
-        return found
+            for i, *values in zip(rows.tolist(), *(v.tolist() for v in told), strict=True):
+                if not self.decidable:
+                    values[-1] = ""
+                found[i] = [self.names[i], self.names[anchor], n, *values]
+        return [found[i] for i in others]
 
     @property
     def resplit(self) -> float:
