@@ -5,8 +5,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from mtbench import Engine, Step
-from mtbench.integrations.accelerate import loss_scale
+from mtbench.integrations.accelerate import backward
 from mtbench_baselines.uw import UncertaintyWeighting
 
 torch.manual_seed(0)
@@ -24,24 +23,19 @@ grades = torch.bucketize(score, torch.tensor([-0.5, 0.5]))
 sizes = (x[:, 3] ** 2 - score)[:, None]
 data = torch.utils.data.TensorDataset(x, grades, sizes)
 
-# Encoder and heads one by one: Accelerate casts what a prepared module returns to float32, and the
-# features must be what the heads read.
 encoder, grade, size, optimizer, loader = accelerator.prepare(
     *model,
     torch.optim.AdamW(groups, lr=3e-3),
     torch.utils.data.DataLoader(data, batch_size=64, shuffle=True),
 )
 accelerator.register_for_checkpointing(balancer)
-engine = Engine()
 
 for epoch in range(20):
     for inputs, grade_of, size_of in loader:
         with accelerator.accumulate(encoder, grade, size):
             z = encoder(inputs)
             losses = [cross_entropy(grade(z), grade_of), mse_loss(size(z), size_of)]
-            balancer.backward(
-                Step(losses, features=z, engine=engine, loss_scale=loss_scale(accelerator))
-            )
+            backward(accelerator, balancer, losses)
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from optuna import Trial
 
 _EPS = 1e-4
+_LOOKS = {"bottleneck": (False,), "pooled": (True,), "both": (False, True)}
+"""Whether the sensitivities are pooled, for each penalty."""
 
 
 class RLAR(Scalarizer):
@@ -42,6 +44,15 @@ class RLAR(Scalarizer):
     below it (no label, or solved) there is no direction: the sample leaves the pairs of k, and R is
     the mean over those that remain, 0 if none does.
 
+    Where it looks is ours, too. ``where="bottleneck"`` takes z as it is. Of a z with positions, a
+    feature map, ``"pooled"`` takes the embedding that is its mean over positions: g_k is then the
+    sum of :math:`\partial L_k / \partial z` over positions, the gradient of a shift that is equal
+    at all of them. ``"both"`` is the mean of the two penalties. In the many dimensions of a
+    bottleneck cosines are small: a tau of some size lies above all of them.
+
+    Its notes (`Balancer.notes`): ``acts``, the share of pairs and samples beyond tau, and
+    ``alignment``, their mean cosine; of ``"both"``, the means.
+
     Precision: float32 at least, also under autocast. Samples must not mix in a head (batch norm).
 
     Cost: the heads' backward twice (the second through the first), one encoder backward.
@@ -55,6 +66,7 @@ class RLAR(Scalarizer):
             0, and full from epoch ``warmup`` on. Epochs are counted by `after_epoch`; a loop that
             does not call it stays in epoch 0.
         mode: whether c or its absolute value is penalised.
+        where: of what the directions are: the bottleneck, its pooled embedding, or both.
 
     Example:
         One sample; L_1 = z_1 and L_2 = z_1 + z_2 have c = 1 / sqrt 2 and so R = 1/2.
@@ -83,6 +95,7 @@ class RLAR(Scalarizer):
         margin: float = 0.0,
         warmup: int = 1,
         mode: Literal["positive", "absolute"] = "positive",
+        where: Literal["bottleneck", "pooled", "both"] = "bottleneck",
     ) -> None:
         super().__init__(num_objectives, seed)
         if not 0 <= weight < inf:
@@ -93,17 +106,27 @@ class RLAR(Scalarizer):
             raise UsageError(f"rlar: warmup must be at least 0 epochs, found {warmup}")
         if mode not in ("positive", "absolute"):
             raise UsageError(f"rlar: mode must be 'positive' or 'absolute', found {mode!r}")
+        if where not in _LOOKS:
+            known = ", ".join(map(repr, _LOOKS))
+            raise UsageError(f"rlar: where must be one of {known}, found {where!r}")
         self.weight, self.margin, self.warmup, self.mode = weight, margin, warmup, mode
+        self.where = where
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
-        """Draw lambda log-uniformly from [0.001, 10], tau from [0, 0.5], and the mode."""
+        """Draw lambda log-uniformly from [0.001, 10], warm-up, mode, where to look, and tau.
+
+        Tau is drawn where it acts. On the thyroid task nine in ten cosines are below 0.08 at the
+        bottleneck, and below 0.25 at the pooled embedding: it is from [0, 0.02] and [0, 0.1].
+        """
+        where = trial.suggest_categorical("where", list(_LOOKS))
         return {
             "weight": trial.suggest_float("weight", 1e-3, 10.0, log=True),
-            "margin": trial.suggest_float("margin", 0.0, 0.5),
+            "margin": trial.suggest_float("margin", 0.0, 0.1 if where == "pooled" else 0.02),
             "warmup": trial.suggest_int("warmup", 0, 5),
             "mode": trial.suggest_categorical("mode", ["positive", "absolute"]),
+            "where": where,
         }
 
     def objective(self, step: Step) -> tuple[Tensor, Tensor]:
@@ -123,17 +146,29 @@ class RLAR(Scalarizer):
         out the 1 / B of the loss, so a_k is what it would be in any other batch.
         """
         with torch.autocast(sensitivities[0].device.type, enabled=False):
-            directions, live = _directions(sensitivities, ranks)
-            cosines = directions @ directions.mT
-            K, device = len(sensitivities), cosines.device
-            j, k = torch.triu_indices(K, K, offset=1, device=device)
-            cosine = cosines[:, j, k]  # (B, pairs)
-            if self.mode == "absolute":
-                cosine = cosine.abs()
-            both = live[:, j] & live[:, k]
-            excess = torch.relu(cosine - self.margin).square()
-            found = ranks.total(torch.where(both, excess, 0).sum())
-            return found / ranks.total(both.sum()).clamp(min=1)
+            found = [
+                self._look([s.flatten(2).sum(2) for s in sensitivities], ranks)
+                if pooled and sensitivities[0].ndim > 2
+                else self._look(sensitivities, ranks)
+                for pooled in _LOOKS[self.where]
+            ]
+            penalty, acts, alignment = torch.stack(found).mean(0).unbind()
+            self.notes = {"acts": acts.detach(), "alignment": alignment.detach()}
+            return penalty
+
+    def _look(self, sensitivities: Sequence[Tensor], ranks: Ranks) -> Tensor:
+        """Return (3,): the penalty of directions, the share beyond tau, and their mean cosine."""
+        directions, live = _directions(sensitivities, ranks)
+        cosines = directions @ directions.mT
+        K, device = len(sensitivities), cosines.device
+        j, k = torch.triu_indices(K, K, offset=1, device=device)
+        signed = cosines[:, j, k]  # (B, pairs)
+        cosine = signed.abs() if self.mode == "absolute" else signed
+        both = live[:, j] & live[:, k]
+        excess = torch.relu(cosine - self.margin).square()
+        told = (excess, (excess > 0).to(excess), signed)
+        sums = torch.stack([torch.where(both, value, 0).sum() for value in told])
+        return ranks.total(sums) / ranks.total(both.sum()).clamp(min=1)
 
     def after_epoch(self) -> None:
         """Count the epoch."""

@@ -165,7 +165,7 @@ class Group(Ranks):
             found[:] = sizes
             return value.tensor_split(self.size)[self.rank]
 
-        return _map(cut, tree), found
+        return map_leaves(cut, tree), found
 
     def gather(self, tree: Any, sizes: Sequence[int] | None = None) -> Any:
         """Return all ranks' samples, in the order of ranks; the gradient reaches this rank's."""
@@ -187,7 +187,7 @@ class Group(Ranks):
             parts[self.rank] = mine
             return torch.cat(parts)
 
-        return _map(join, tree)
+        return map_leaves(join, tree)
 
     def _sizes(self, own: int) -> list[int]:
         sizes = torch.zeros(self.size, dtype=torch.long)
@@ -273,12 +273,12 @@ class _Total(torch.autograd.Function):
         return grad, None
 
 
-def _map(change: Callable[[Any], Any], tree: Any) -> Any:
+def map_leaves(change: Callable[[Any], Any], tree: Any) -> Any:
     """Return tuples (named ones too), lists and dictionaries with every leaf changed."""
     if isinstance(tree, dict):
-        return {key: _map(change, value) for key, value in tree.items()}
+        return {key: map_leaves(change, value) for key, value in tree.items()}
     if isinstance(tree, tuple | list):
-        items = [_map(change, value) for value in tree]
+        items = [map_leaves(change, value) for value in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
     return change(tree)
 

@@ -84,17 +84,14 @@ class MultitaskModel(nn.Module):
 
     def decode(self, features: tuple[Tensor, ...], view: View | None = None) -> list[Any]:
         """Return the K heads' outputs; `view` may give each head its own sight of the features."""
-        return [
-            head(features if view is None else view(features, k))
-            for k, head in enumerate(self.heads)
-        ]
+        return [self.read(features, k, view) for k in range(len(self.heads))]
+
+    def read(self, features: tuple[Tensor, ...], k: int, view: View | None = None) -> Any:
+        """Return head k's output."""
+        return self.heads[k](features if view is None else view(features, k))
 
     def forward(self, inputs: Any, view: View | None = None) -> list[Any]:
         """Return the K heads' outputs, from one pass, or from K where inputs are `PerObjective`."""
         if not isinstance(inputs, PerObjective):
             return self.decode(self.encode(inputs), view)
-        passes = [self.encode(own) for own in inputs]
-        return [
-            head(features if view is None else view(features, k))
-            for k, (head, features) in enumerate(zip(self.heads, passes, strict=True))
-        ]
+        return [self.read(self.encode(own), k, view) for k, own in enumerate(inputs)]

@@ -73,6 +73,37 @@ def verify(
     typer.echo("; ".join(filter(None, (f"{found.cases} cases, all can be read", odd))))
 
 
+@app.command(context_settings=EXTRA)
+def export(
+    context: typer.Context,
+    source: Source,
+    to: Annotated[Path, typer.Option(help="The folder to write: an empty one, or a new one.")],
+    data: Data = None,
+    task: TaskName = "thyroid",
+    plugin: Plugins = None,
+) -> None:
+    """Write a source's cases as other programs read them; the lesion tasks in nnU-Net's layout.
+
+    What is left out gets a line each.
+    """
+    from mtbench.errors import RunError
+    from mtbench.plugins.registry import find
+    from mtbench.training.task import Task
+
+    write = find("task", task, plugin or []).load(Task).export
+    options = own(write, "export", context.args)
+    try:
+        if to.exists() and (not to.is_dir() or any(to.iterdir())):
+            raise RunError(f"--to {to}: is there already; choose an empty or a new folder")
+        found = write(source, data, to, **options)
+    except OSError as error:
+        raise RunError(f"--to {to}: cannot be written ({error.strerror})") from error
+    for line in found.problems:
+        typer.echo(line)
+    left = f"; left out: {len(found.problems)}" if found.problems else ""
+    typer.echo(f"written: {found.cases} cases to {to}{left}")
+
+
 @app.command()
 def template(
     to: Annotated[Path, typer.Option(help="The file to write.")] = Path("cases.csv"),

@@ -112,6 +112,9 @@ class Display:
                 f"{self.label}: {len(events)} x {first['answer']}, first for a {first['reason']}",
                 highlight=False,
             )
+        if result.get("acts") == 0:
+            text = f"{self.label}: the method acted in no step: this is training by the plain sum"
+            self.console.print(text, style="yellow", markup=False)
         if result["status"] == "diverged":
             text = f"{self.label}: diverged: {result['reason']}"
             self.console.print(text, style="yellow", markup=False)

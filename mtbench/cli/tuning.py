@@ -116,11 +116,12 @@ def _table(study: Tuning, outcomes: list[Outcome]) -> Table:
     for outcome in outcomes:
         finished = outcome.status == "finished"
         asked = {k.removeprefix("recipe."): _short(v) for k, v in outcome.asked.items()}
+        idle = " (acted in no step)" if outcome.acts == 0 else ""
         table.add_row(
             str(outcome.number),
             f"{outcome.score:.4f}" if finished else outcome.status,
             *(f"{outcome.val[name]:.4f}" if name in outcome.val else "" for name in study.primary),
-            Text(inert.plain(params.own_keys(asked)) or "the defaults"),
+            Text((inert.plain(params.own_keys(asked)) or "the defaults") + idle),
             style="" if finished else "dim",
         )
     return table

@@ -9,7 +9,6 @@ from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.engine import Engine
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench.integrations import loss_scale
 from mtbench.training.machine.cache import cache_dir
 
 if TYPE_CHECKING:
@@ -54,6 +53,7 @@ class Balanced(LightningModule):
         self.automatic_optimization = False
         self.balancer = balancer
         self.engine = Engine(notebook=cache_dir())
+        self._forwards: list[Forward] = []  # of the batches that are held
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return all parameters for an optimizer, the balancer's own without weight decay."""
@@ -82,11 +82,12 @@ class Balanced(LightningModule):
             forward: makes the forward pass of this batch; some methods ask for it again.
             shared: as in `Step`.
             latent: as in `Step`.
-            accumulate: the batches whose mean gradient makes one step; what is left at the end of
-                an epoch makes a smaller one, as in Lightning's own accumulation.
+            accumulate: the batches that are balanced as one; what is left at the end of an epoch
+                makes a smaller step, as in Lightning's own accumulation.
 
         Returns:
-            The effective weights (K,) of the objectives, where the method has any.
+            The effective weights (K,) of the objectives, where the method has any, and a step was
+            due.
 
         Raises:
             UsageError: Lightning trains with several processes.
@@ -97,13 +98,15 @@ class Balanced(LightningModule):
                 "Balanced: Lightning does not average a balancer's gradients over "
                 f"{trainer.world_size} processes; use Trainer(devices=1)"
             )
-        scale = loss_scale(
-            getattr(trainer.precision_plugin, "scaler", None), self.device, accumulate
-        )
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
         parameters = None if shared is None else tuple(shared)
+        if trainer.fit_loop.batch_idx % accumulate == 0:
+            self._forwards.clear()
+        self._forwards.append(forward)
+        forwards = tuple(self._forwards)
 
-        def step() -> Step:
-            losses, features = forward()
+        def step(forwards: Sequence[Forward] = forwards) -> Step:
+            losses, features = _mean(forwards, accumulate)
             return Step(
                 losses,
                 features=features,
@@ -111,19 +114,34 @@ class Balanced(LightningModule):
                 latent=latent,
                 again=step,
                 engine=self.engine,
-                loss_scale=scale,
+                loss_scale=1.0 if scaler is None else scaler,
             )
 
-        weights = self.balancer.backward(step())
         last = trainer.is_last_batch
-        if last or (trainer.fit_loop.batch_idx + 1) % accumulate == 0:
+        weights = None
+        if not last and (trainer.fit_loop.batch_idx + 1) % accumulate:
+            self.balancer.accumulate(step([forward]))
+        else:
+            weights = self.balancer.backward(step([forward]))
             found = self.optimizers()
             optimizers = found if isinstance(found, list) else [found]
             for optimizer in optimizers:
                 optimizer.step()
-            self.balancer.after_step(lambda: forward()[0])
+            self.balancer.after_step(lambda: _mean(forwards, accumulate)[0])
             for optimizer in optimizers:
                 optimizer.zero_grad()
         if last:  # not a hook of Lightning's, which a subclass could override without `super`
             self.balancer.after_epoch()
         return weights
+
+
+def _mean(
+    forwards: Sequence[Forward], count: int
+) -> tuple[Sequence[Tensor], Tensor | Sequence[Tensor]]:
+    """Return 1/count of the batches' losses, and the features if they are of one batch."""
+    passes = [forward() for forward in forwards]
+    if count == 1:
+        return passes[0]
+    columns = zip(*(losses for losses, _ in passes), strict=True)
+    losses = [sum(column[1:], start=column[0]) / count for column in columns]
+    return losses, passes[0][1] if len(passes) == 1 else ()

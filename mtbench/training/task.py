@@ -29,12 +29,13 @@ class Metric:
     """What the trainer and the leaderboard must know of a metric.
 
     Attributes:
-        objective: the objective it judges.
+        objective: the objective it judges, or None if it judges all of them together. The
+            single-task row has the value that its separate models' outputs give.
         higher_is_better: its direction.
         primary: whether it counts for model selection, delta-m and ranks.
     """
 
-    objective: str
+    objective: str | None
     higher_is_better: bool = True
     primary: bool = False
 
@@ -63,6 +64,9 @@ class Recipe:
         select: which epoch's weights are tested: ``last``, or ``best`` by the trainer's rule on the
             validation split, which small validation splits make a lottery.
         clip: the largest norm of the whole gradient, or none.
+        accumulate: the parts in which a batch goes through the model, one after another, in the
+            memory of one part. The step is the whole batch's, to rounding, and every backward pass
+            costs a forward pass more.
         nonfinite: what is done where a loss or a gradient is infinite or NaN: ``stop`` the cell,
             which has diverged; ``skip`` the step, up to 1 % of all steps; or go on, from this
             step, in ``fp32`` where the run was in bf16. The last two keep a copy of the method's
@@ -79,6 +83,7 @@ class Recipe:
     select: Literal["best", "last"] = "best"
     clip: float | None = None
     nonfinite: Literal["stop", "skip", "fp32"] = "stop"
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         for own in fields(self):
@@ -86,9 +91,13 @@ class Recipe:
             if get_origin(own.type) is Literal and value not in choices:
                 known = " or ".join(map(repr, choices))
                 raise UsageError(f"{own.name} must be {known}, found {value!r}")
-        for name, least in (("epochs", 1), ("batch_size", 1)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, found {getattr(self, name)}")
+        if self.accumulate > self.batch_size:
+            raise UsageError(
+                f"accumulate must be at most batch_size, {self.batch_size}, found {self.accumulate}"
+            )
         for name in ("lr", "encoder_lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} must be positive, found {getattr(self, name)}")
@@ -107,7 +116,7 @@ class Recipe:
         return {k: v for k, v in vars(self).items() if k not in later or v != later[k]}
 
 
-_LATER = ("optimizer", "encoder_lr")
+_LATER = ("optimizer", "encoder_lr", "accumulate")
 
 
 class Split(ABC):
@@ -176,11 +185,18 @@ class Trained:
         predictor: the model.
         name: which one it is, for a person.
         fitted: what `Task.fit` returned; empty where it has not been asked.
+        others: further models of the same task, to be asked together with this one.
     """
 
     predictor: Predictor
     name: str
     fitted: Mapping[str, Any]
+    others: "tuple[Trained, ...]" = ()
+
+    @property
+    def members(self) -> "tuple[Trained, ...]":
+        """This model and the others."""
+        return (self, *self.others)
 
 
 class Verdict(NamedTuple):
@@ -195,6 +211,34 @@ class Verdict(NamedTuple):
     cases: int
     problems: list[str]
     doubts: list[str]
+
+
+class Table(NamedTuple):
+    """A table for a person.
+
+    Attributes:
+        title: what it shows.
+        head: the columns' names.
+        rows: as many cells each.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Evaluation(NamedTuple):
+    """What a trained model is worth on data that it has not seen.
+
+    Attributes:
+        tables: the most important numbers.
+        notes: a line for each thing that a person should know before they believe them.
+        files: those that were written, the page to begin with first.
+    """
+
+    tables: Sequence[Table]
+    notes: Sequence[str]
+    files: Sequence[Path]
 
 
 @dataclass(frozen=True)
@@ -221,12 +265,14 @@ class Task(ABC):
         recipe: the default recipe, possibly set by ``__init__``.
         dependent: the parameters whose default depends on other parameters, with the values in
             use; a spec records these.
+        idle: the parameters that change nothing, given the others.
     """
 
     objectives: tuple[str, ...]
     metrics: Mapping[str, Metric]
     recipe: Recipe = Recipe()
     dependent: Mapping[str, Any] = MappingProxyType({})
+    idle: frozenset[str] = frozenset()
 
     @abstractmethod
     def setup(self, seed: int, progress: Progress) -> Splits:
@@ -284,6 +330,28 @@ class Task(ABC):
         """
         raise UsageError(f"task {_name(type(self))} does not predict on files")
 
+    def evaluate(self, trained: Trained, data: Path | None, to: Path) -> Evaluation:
+        """Judge a trained model on data that it has not seen.
+
+        Further keyword-only parameters become options of ``mtbench evaluate``.
+
+        Args:
+            trained: the model.
+            data: where the data lies.
+            to: a folder, which is there, for whatever is written.
+
+        Raises:
+            DataError: the data is absent or broken, or the model was trained on all of it.
+        """
+        raise UsageError(f"task {_name(type(self))} does not evaluate on other data")
+
+    def joins(self, other: "Task") -> bool:
+        """Return whether `predict` and `evaluate` may ask a model of another task with this one's.
+
+        It is one of `Trained.others` then; `other` is of this class.
+        """
+        return False
+
     @classmethod
     def reads(cls, path: Path) -> bool:
         """Return whether `predict` is for such a file, when a folder is read."""
@@ -313,6 +381,17 @@ class Task(ABC):
         Further keyword-only parameters of this, and of `inspect`, become options of their commands.
         """
         raise UsageError(f"task {_name(cls)} has no data to verify")
+
+    @classmethod
+    def export(cls, source: str, data: Path | None, to: Path) -> Verdict:
+        """Write a data source's cases as other programs read them; return what was left out.
+
+        Args:
+            source: its name.
+            data: where it lies.
+            to: an empty folder, or one that is to be made.
+        """
+        raise UsageError(f"task {_name(cls)} has no data to export")
 
     @classmethod
     def template(cls) -> str:

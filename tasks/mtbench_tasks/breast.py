@@ -99,6 +99,7 @@ def _source(column: str, high: int) -> Source:
             epochs=30, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
         ),
         guide=2.0,
+        system="BI-RADS" if column == "BIRADS" else "",
         what="the folder of BrEaST-Lesions' spreadsheet and images",
     )
 
@@ -114,6 +115,7 @@ class Breast(LesionTask):
             biopsy).
     """
 
+    organ = "Breast"
     sources = {  # noqa: RUF012 - a ClassVar of the base
         "birads": _source("BIRADS", high=2),
         "malignancy": _source("Classification", high=1),

@@ -117,6 +117,37 @@ def test_objective_is_the_sum_plus_lambda_r():
     assert weights.tolist() == [1, 1]
 
 
+def test_where_it_looks():
+    """Pooled: the gradient of a shift that is equal at all positions, by shifting."""
+    torch.manual_seed(0)
+    z = torch.randn(8, 4, 2, 3, dtype=torch.float64, requires_grad=True)
+    heads = 0.1 * torch.randn(2, 4, 2, 3, dtype=torch.float64)  # no sample is solved
+    shift = torch.zeros(8, 4, 1, 1, dtype=torch.float64, requires_grad=True)
+    losses = [(head * z).sum((1, 2, 3)).tanh().square().sum() for head in heads]
+    shifted = [(head * (z + shift)).sum((1, 2, 3)).tanh().square().sum() for head in heads]
+    a, b = (torch.autograd.grad(loss, shift)[0].flatten(1) for loss in shifted)
+    pooled = torch.cosine_similarity(a, b).relu().square().mean()
+    sensitivities = tuple(torch.autograd.grad(loss, z, create_graph=True)[0] for loss in losses)
+    torch.testing.assert_close(RLAR(2, where="pooled").penalty(sensitivities), pooled)
+    torch.testing.assert_close(
+        RLAR(2, where="both").penalty(sensitivities), (pooled + RLAR(2).penalty(sensitivities)) / 2
+    )
+    flat = tuple(s.flatten(1) for s in sensitivities)  # without positions all are one
+    assert RLAR(2, where="pooled").penalty(flat) == RLAR(2).penalty(flat)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3])
+def test_it_tells_on_which_samples_it_acts(margin):
+    net = Net(3)
+    method = RLAR(3, margin=margin, warmup=0)
+    method.backward(net.step())
+    c = alignments(net.step())
+    told = method.told()
+    torch.testing.assert_close(told["acts"], (c > margin).double().mean())
+    torch.testing.assert_close(told["alignment"], c.mean())
+    assert not told["acts"].requires_grad
+
+
 def test_pairs_without_a_label_are_left_out():
     net = Net(3)
     labelled = torch.ones(8, 3)
@@ -228,6 +259,7 @@ def test_weight_zero_is_equal_weights_and_costs_nothing():
         ({"weight": math.nan}, "weight must be finite"),
         ({"margin": 1.0}, "margin must be at least 0 and below 1, found 1.0"),
         ({"warmup": -1}, "warmup must be at least 0 epochs, found -1"),
+        ({"where": "skin"}, "where must be one of 'bottleneck', 'pooled', 'both', found 'skin'"),
         ({"mode": "negative"}, "mode must be 'positive' or 'absolute', found 'negative'"),
     ],
 )

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from mtbench import Engine, Method, Step
-from mtbench.errors import UsageError
-from mtbench.integrations.accelerate import loss_scale
+from mtbench import Method
+from mtbench.errors import StepError, UsageError
+from mtbench.integrations.accelerate import backward
 
 accelerate = pytest.importorskip("accelerate")
 AcceleratorState = pytest.importorskip("accelerate.state").AcceleratorState
@@ -43,7 +43,6 @@ def test_equals_mtbench_s_own_loop(name, reference):
             lr=recipe["lr"], weight_decay=recipe["weight_decay"], fused=True,
         ),
     )  # fmt: skip
-    engine = Engine(batched=False)
 
     def forward(batch):
         features = encoder(batch["inputs"])
@@ -53,8 +52,7 @@ def test_equals_mtbench_s_own_loop(name, reference):
     for epoch in range(recipe["epochs"]):
         for batch in own.epoch(epoch):
             losses, features = forward(batch)
-            scale = loss_scale(accelerator)
-            balancer.backward(Step(losses, features=features, engine=engine, loss_scale=scale))
+            backward(accelerator, balancer, losses, features=features)
             accelerator.clip_grad_norm_(model.parameters(), float("inf"))
             optimizer.step()
             balancer.after_step(lambda: forward(batch)[0])  # noqa: B023
@@ -74,17 +72,23 @@ def parts(name, accelerator, seed=0):
     return modules, balancer, optimizer
 
 
+def batch(numbers):
+    """Return the batch of a number, or of several."""
+    if isinstance(numbers, int):
+        return torch.randn(8, 4, generator=torch.Generator().manual_seed(numbers))
+    return torch.cat([batch(number) for number in numbers])
+
+
 def train(accelerator, modules, balancer, optimizer, numbers, times=1.0):
     """Take a step per number, or none where gradients are accumulated; return the gradients."""
     encoder, a, b = modules
     seen = []
-    for number in numbers:
-        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(number))
+    for x in map(batch, numbers):
         with accelerator.accumulate(*modules):
             z = encoder(x)
             losses = [(a(z) - 1).square().mean(), (b(z) - x[:, :1]).abs().mean()]
             losses = [times * loss for loss in losses]
-            balancer.backward(Step(losses, features=z, loss_scale=loss_scale(accelerator)))
+            backward(accelerator, balancer, dict(zip("ab", losses, strict=True)))
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_([], 1.0)
                 seen.append([m.weight.grad.clone() for m in modules])
@@ -110,16 +114,24 @@ def test_resumes_from_save_state(name, tmp_path):
             assert torch.equal(value, theirs.state_dict()[key]), key
 
 
-@pytest.mark.parametrize("name", ["ew", "mgda"])
-def test_accumulation_is_the_mean_gradient(name):
-    single = []
-    for number in range(3):
-        one = accelerator_of()
-        single += train(one, *parts(name, one), [number])
+@pytest.mark.parametrize("name", ["ew", "uw", "mgda", "graddrop"])
+def test_accumulated_batches_are_balanced_as_one(name):
+    one = accelerator_of()
+    (wanted,) = train(one, *parts(name, one), [range(3)])
     three = accelerator_of(gradient_accumulation_steps=3)
-    (together,) = train(three, *parts(name, three), range(3))
-    for k, gradient in enumerate(together):
-        torch.testing.assert_close(gradient, sum(seen[k] for seen in single) / 3)
+    (found,) = train(three, *parts(name, three), range(3))
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_what_looks_at_features_does_not_accumulate():
+    accelerator = accelerator_of(gradient_accumulation_steps=2)
+    modules, balancer, _ = parts("rlar", accelerator)
+    with accelerator.accumulate(*modules):
+        z = modules[0](batch(0))
+        losses = [head(z).square().mean() for head in modules[1:]]
+        with pytest.raises(StepError, match="several micro-batches"):
+            backward(accelerator, balancer, losses, latent=z)
 
 
 @pytest.mark.parametrize("name", ["ew", "mgda", "uw"])
@@ -158,7 +170,7 @@ def test_several_processes_are_refused(monkeypatch):
     accelerator = accelerator_of()
     monkeypatch.setattr(type(accelerator), "num_processes", 2)
     with pytest.raises(UsageError, match="2 processes"):
-        loss_scale(accelerator)
+        backward(accelerator, Method.find("ew")(2), [])
 
 
 def test_the_example_learns():

@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from mtbench import Method, Step
-from mtbench.errors import UsageError
+from mtbench import Method
+from mtbench.errors import StepError, UsageError
 from mtbench.integrations.lightning import Balanced
 
 with warnings.catch_warnings():  # not ours
     warnings.simplefilter("ignore")
     lightning = pytest.importorskip("lightning")
     from lightning.pytorch.plugins import MixedPrecision
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -117,19 +118,25 @@ def test_resumes_from_lightning_s_checkpoint(name, tmp_path):
         assert torch.equal(value, resumed.state_dict()[key]), key
 
 
-@pytest.mark.parametrize("name", ["ew", "uw", "mgda"])
-def test_accumulation_is_the_mean_gradient(name, tmp_path):
+@pytest.mark.parametrize("name", ["ew", "uw", "mgda", "graddrop", "famo", "samo+ew"])
+def test_accumulated_batches_are_balanced_as_one(name, tmp_path):
     module = Net(name, accumulate=3)
     run = trainer(tmp_path, max_epochs=1)
-    run.fit(module, batches(4))
-    assert run.global_step == len(module.seen) == 2  # three batches, and the one that is left
-    other = Net(name)
-    for batch in batches(3):
-        losses, z = other.losses(batch)
-        other.balancer.backward(Step(losses, features=z))
-    expected = [p.grad / 3 for p in (*other.encoder.parameters(), other.a.weight)]
-    for value, wanted in zip(module.seen[0], expected, strict=True):
-        torch.testing.assert_close(value, wanted)
+    run.fit(module, batches(7))
+    assert run.global_step == len(module.seen) == 3  # twice three batches, and the one that is left
+    whole = Net(name)
+    joined = torch.stack(list(batches(6))).flatten(0, 1).reshape(2, 24, 4)
+    trainer(tmp_path, max_epochs=1).fit(whole, torch.utils.data.DataLoader(joined, batch_size=None))
+    for ours, theirs in zip(module.seen, whole.seen, strict=False):
+        for value, wanted in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(value, wanted)
+
+
+def test_what_does_not_accumulate(tmp_path):
+    with pytest.raises(StepError, match=r"rlar looks at the features, .*: hand over whole batches"):
+        trainer(tmp_path, max_epochs=1).fit(Net("rlar", accumulate=2), batches())
+    with pytest.raises(MisconfigurationException, match="not supported for manual optimization"):
+        trainer(tmp_path, max_epochs=1, accumulate_grad_batches=2).fit(Net(), batches())
 
 
 @pytest.mark.parametrize("name", ["ew", "uw", "mgda", "rlar"])

@@ -27,7 +27,7 @@ from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks._lesion.network import Risk
 from mtbench_tasks._lesion.pixels import Picture
 from mtbench_tasks._lesion.reading import Reference
-from mtbench_tasks.thyroid.ddti import split_views
+from mtbench_tasks._lesion.screen import split_views
 
 GRADES = ("low", "high")
 
@@ -387,6 +387,7 @@ def page(folder: Path, **more: Any) -> report.Page:
     known = radiomics.Standardiser(np.zeros(13), np.ones(13))
     record = read(predictor(standing), tissue(), folder, reference=Reference(2.0, known), **more)
     record["notes"] = ["a <note>"]
+    record["views"][0]["means"] = "TI-RADS 4 or 5"
     fitted = {
         "validation": {"auroc": 0.61, "dice": 0.7, "graded": 30, "outlined": 40},
         "calibration": {
@@ -403,7 +404,8 @@ def test_the_page_says_it_all(tmp_path: Path) -> None:
     for words in (
         "a.png", "120 x 80 pixels", "0.1 mm/pixel", "the &lt;model&gt;", "a &lt;note&gt;",
         "temperature 2.00", "0.200 before", "AUROC 0.61 (30 graded readings)", "mm, by --spacing",
-        "Dice 0.70 (40 outlines)", "Category high", "Long axis", "Taller than wide",
+        "Dice 0.70 (40 outlines)", "Category high", "high: TI-RADS 4 or 5", "Long axis",
+        "Taller than wide",
         "composition", "echogenicity", "shape", "margin", "echogenic foci", "edge sharpness",
     ):  # fmt: skip
         assert words in text, words

@@ -810,11 +810,12 @@ def test_a_new_image_is_read(
                 assert picture.mode == ("L" if kind == "mask" else "RGB")
         for view in record["views"]:
             assert set(view) == {
-                "box", "category", "probabilities", "long_axis_mm", "short_axis_mm", "height_mm",
+                "box", "plane", "means", "calipers", "category", "probabilities", "long_axis_mm",
+                "short_axis_mm", "height_mm",
                 "width_mm", "taller_than_wide", "others", "radiomics",
             }  # fmt: skip
             likeliest = max(view["probabilities"], key=view["probabilities"].get)
-            drawn = view["taller_than_wide"] is not None
+            drawn = view["category"] is not None
             assert view["category"] == (likeliest if drawn else None)
             assert tuple(view["probabilities"]) == phantom.GRADES
             assert sum(view["probabilities"].values()) == pytest.approx(1, abs=1e-3)

@@ -475,6 +475,20 @@ def test_the_updates_length_is_recorded(tiny: Path, tmp_path: Path) -> None:
         assert 0 < update["cosine"] < 1
 
 
+def test_what_a_method_tells_is_recorded_and_that_it_never_acted(
+    tiny: Path, tmp_path: Path
+) -> None:
+    run, _ = train(tiny, tmp_path / "acts", "rlar")
+    shares = [record["notes"]["acts"] for record in run.history()]
+    assert all(0 < share <= 1 for share in shares)
+    assert run.result()["acts"] == pytest.approx(sum(shares) / len(shares))  # type: ignore[index]
+    idle, _ = train(tiny, tmp_path / "idle", "rlar", margin="0.999999")
+    assert idle.result()["acts"] == 0  # type: ignore[index]
+    plain, _ = train(tiny, tmp_path / "plain")
+    assert "acts" not in plain.result()  # type: ignore[operator]
+    assert "notes" not in plain.history()[0]
+
+
 def test_a_trial_never_sees_the_test_split(tiny: Path, tmp_path: Path) -> None:
     request = Request.of("tiny", ["ew"], {"epochs": "2"}, [tiny])
     splits = request.task.setup(0, lambda *_: None)

@@ -134,7 +134,8 @@ class Worker:
         """
         cells = self.grid.cells
         wanted = cells if numbers is None else [cells[number] for number in numbers]
-        left = list(dict.fromkeys([*self._trials_of(wanted), *wanted]))
+        # A study ends before the next begins: what is there can be compared at any time.
+        left = list(dict.fromkeys(one for cell in wanted for one in (*self._trials_of(cell), cell)))
         while left:
             closed = next(filter(self._close, left), None)
             if closed is not None:
@@ -146,10 +147,9 @@ class Worker:
         done = set(wanted) - set(left)
         return tuple(i for i, cell in enumerate(cells) if cell in done)
 
-    def _trials_of(self, cells: Sequence[Cell]) -> list[Cell]:
-        """Return the trials that final cells take their parameters from."""
-        studies = dict.fromkeys((c.entry, c.repetition) for c in cells if c.trial is None)
-        return [trial for study in studies for trial in self.grid.trials(*study)]
+    def _trials_of(self, cell: Cell) -> list[Cell]:
+        """Return the trials that a cell takes its parameters from."""
+        return self.grid.trials(cell.entry, cell.repetition) if cell.trial is None else []
 
     def _close(self, cell: Cell) -> bool:
         """Do what is to do of a cell; return whether nothing is left."""

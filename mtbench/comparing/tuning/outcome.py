@@ -21,6 +21,7 @@ class Outcome:
         method_params: every own parameter.
         recipe: the recipe's values that were searched.
         cell: the run directory, seen from ``--out``.
+        acts: the share of samples on which the method did anything, None where it does not say.
     """
 
     number: int
@@ -31,6 +32,7 @@ class Outcome:
     method_params: dict[str, Any]
     recipe: dict[str, float]
     cell: str
+    acts: float | None = None
 
     @classmethod
     def of(cls, number: int, trial: FrozenTrial) -> "Outcome":
@@ -50,6 +52,7 @@ class Outcome:
                 if key.startswith("recipe.")
             },
             cell=attrs["cell"],
+            acts=attrs.get("acts"),
         )
 
 

@@ -57,6 +57,7 @@ def tell(
     val = {name: result.get("val", {}).get(name, math.nan) for name in primary}
     known = {name: value for name, value in val.items() if not math.isnan(value)}
     trial.set_user_attr("val", known)
+    trial.set_user_attr("acts", result.get("acts"))
     if result["status"] == "finished":
         trial.set_user_attr("score", result["score"])
     # Of several objectives, what is undefined is the worst.

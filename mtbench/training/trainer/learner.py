@@ -17,6 +17,7 @@ from mtbench.plugins.method import Method
 from mtbench.training.cell.rundir import Precision, Spec
 from mtbench.training.machine.device import autocast, to_device
 from mtbench.training.task import Batch, Task
+from mtbench.training.trainer.parts import in_parts, refuse_mixing
 
 
 class Pass(NamedTuple):
@@ -55,6 +56,9 @@ class Learner:
         balancer: Balancer,
         engine: Engine | None = None,
     ) -> None:
+        self.parts: int = spec.recipe.get("accumulate", 1)
+        if self.parts > 1:
+            refuse_mixing(model)
         self.task, self.model, self.balancer = task, model, balancer
         self.engine = Engine() if engine is None else engine
         self.device = spec.device
@@ -75,13 +79,25 @@ class Learner:
                     "a task with a batch per objective is trained by one process: leave out --nproc"
                 )
             with autocast(self.precision, self.device):
-                outputs = self.model(batch["inputs"], self.balancer.view)
+                outputs = [
+                    self._decode(self._encode(own), k) for k, own in enumerate(batch["inputs"])
+                ]
                 return Pass((), outputs, self.task.losses(outputs, batch))
         inputs, sizes = ranks.share(batch["inputs"])
         with autocast(self.precision, self.device):
-            features = self.model.encode(inputs)
-            outputs = ranks.gather(self.model.decode(features, self.balancer.view), sizes)
+            features = self._encode(inputs)
+            outputs = [self._decode(features, k) for k in range(len(self.model.heads))]
+            outputs = ranks.gather(outputs, sizes)
             return Pass(features, outputs, self.task.losses(outputs, batch))
+
+    def _encode(self, inputs: Any) -> tuple[Tensor, ...]:
+        found: tuple[Tensor, ...] = in_parts(self.model.encode, inputs, self.parts)
+        return found
+
+    def _decode(self, features: tuple[Tensor, ...], k: int) -> Any:
+        return in_parts(
+            lambda part: self.model.read(part, k, self.balancer.view), features, self.parts
+        )
 
     def step(
         self, batch: Batch, ranks: Ranks = ALONE, validation: Callable[[], Step] | None = None
@@ -105,7 +121,7 @@ class Learner:
         return Step(
             done.losses,
             features=done.features,
-            shared=self.model.encoder.parameters(),
+            shared=self.model.encoder.named_parameters(),
             latent=self.model.latent,
             again=lambda: self.step(batch, ranks, validation),
             validation=validation,

@@ -18,9 +18,10 @@ class Made:
         epoch: in which.
         position: in its epoch.
         lr: the learning rate.
-        numbers: of the "loss" of each objective, the "gradient" norms, and the "weight" of each
-            objective where the step is logged and the method has weights.
+        numbers: of the "loss" of each objective, the "gradient" norms, the "weight" of each
+            objective where the step is logged and the method has weights, and the method's "note"s.
         read: the same on the host, once it has looked.
+        noted: what the notes are called.
         seconds: what it took.
     """
 
@@ -29,6 +30,7 @@ class Made:
     lr: float
     numbers: dict[str, list[Tensor]]
     read: dict[str, list[float]] = field(default_factory=dict)
+    noted: tuple[str, ...] = ()
     seconds: float = 0.0
 
 

@@ -54,6 +54,7 @@ class Progress:
     precision: Precision = "fp32"
     nonfinite: list[dict[str, Any]] = field(default_factory=list)
     started: float = field(default_factory=time.time)  # in seconds since 1970
+    notes: dict[str, list[float]] = field(default_factory=dict)  # sum and count of each, so far
     validation_passes: int = 0  # asked by the method beside the steps' own
     selection: str = SELECTION  # the rule of `best_score`
 
@@ -170,6 +171,9 @@ class Record:
         self.at.sums = [a + b for a, b in zip(self.at.sums, losses, strict=True)]
         self.at.counted += 1
         self.step_seconds.append(made.seconds)
+        for name, value in zip(made.noted, made.read["note"], strict=True):
+            total, count = self.at.notes.get(name, (0.0, 0))
+            self.at.notes[name] = [total + value, count + 1]
         if self.logs(made.position):
             shown = made.read.get("weight", [math.nan] * len(losses))
             norm = made.read["gradient"][0]
@@ -198,6 +202,8 @@ class Record:
             "score": score,
             **at.diagnostics,
         }
+        if at.notes:
+            record["notes"] = {name: total / count for name, (total, count) in at.notes.items()}
         if keep or score > at.best_score or not at.history:
             at.best_score = score
             kept = {
@@ -207,7 +213,7 @@ class Record:
         at.history.append(record)
         at.epoch, at.position = at.epoch + 1, 0
         at.sums, at.counted = [0.0] * len(self._objectives), 0
-        at.diagnostics = {}
+        at.diagnostics, at.notes = {}, {}
         return record
 
     def select(self) -> dict[str, Any]:

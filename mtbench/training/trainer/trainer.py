@@ -187,6 +187,8 @@ class Trainer:
             "notes": dict(self.splits.notes),
             "plugins": self._origins(),
         }
+        if acts := [e["notes"]["acts"] for e in record.at.history if "acts" in e.get("notes", {})]:
+            result["acts"] = statistics.fmean(acts)
         if outcome["status"] == "finished":
             with self.ranks.in_turn():  # rank 0 has written it
                 best = record.select()

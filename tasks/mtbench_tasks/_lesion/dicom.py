@@ -34,6 +34,15 @@ def marked(head: bytes) -> bool:
     return head[:2] in LEADING and head[2:4] <= b"\x18\0" and (explicit or implicit)
 
 
+def header(path: Path) -> "Dataset":
+    """Return a file's header.
+
+    Raises:
+        DataError: it is no DICOM image.
+    """
+    return _open(path, header=True)
+
+
 def inspect(path: Path) -> Geometry:
     """Return how a file's pixels lie, from its header.
 
@@ -45,7 +54,7 @@ def inspect(path: Path) -> Geometry:
 
 def frames(path: Path) -> int:
     """Return how many frames a file has."""
-    return _frames(_open(path, header=True))
+    return count(_open(path, header=True))
 
 
 def load(path: Path, frame: int) -> Stored:
@@ -102,7 +111,8 @@ def _syntax(data: "Dataset") -> "UID":
     return uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
 
 
-def _frames(data: "Dataset") -> int:
+def count(data: "Dataset") -> int:
+    """Return how many frames a file has, from its header."""
     try:
         return max(1, int(data.get("NumberOfFrames") or 1))
     except (TypeError, ValueError) as error:

@@ -6,12 +6,10 @@ import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import PdfPages
@@ -23,8 +21,9 @@ from mtbench.training.task import Trained
 from mtbench_tasks._lesion.calipers import draw
 from mtbench_tasks._lesion.card import calibrated, judged
 from mtbench_tasks._lesion.cases import Image
+from mtbench_tasks._lesion.page import BAR, INK, QUIET, WARNING, fill
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES
-from mtbench_tasks._lesion.reading import USE, beside, headline, outlined
+from mtbench_tasks._lesion.reading import NOTHING, UNCLEAR, USE, beside, headline, outlined
 
 TITLE = "Reading by a trained model"
 EXPLAINED = (
@@ -36,7 +35,6 @@ NO_TEXTURE = "None: nothing was segmented whose texture can be measured."
 ENDS = (f"−{CLIP:g}", f"+{CLIP:g}")  # of the scale of z
 WIDTH, HEIGHT = 8.27, 11.69  # inches: A4
 PITCH = 0.019  # of the radiomics' rows, in heights of the page
-INK, QUIET, BAR, WARNING = "#1c2430", "#5d6875", "#2f6f9f", "#9b2c2c"
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,7 @@ class Section:
 
     picture: Pil.Image
     headline: str
+    means: str
     measurements: list[tuple[str, str]]
     chances: list[tuple[str, float]]
     radiomics: list[tuple[str, list[Row]]]
@@ -125,6 +124,7 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
         Section(
             picture=_cropped(whole, view["box"], fewer),
             headline=headline(view),
+            means=_means(view),
             measurements=_measurements(view, record["spacing_from"]),
             chances=list(view["probabilities"].items()),
             radiomics=_radiomics(view["radiomics"]),
@@ -136,13 +136,15 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
 
 def html(page: Page) -> str:
     """Return a page that needs no other file."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["embedded"] = _embedded
-    template = (files("mtbench_tasks._lesion") / "report.html").read_text("utf-8")
-    return environment.from_string(template).render(
-        page=page, title=TITLE, use=USE, explained=EXPLAINED, ends=ENDS, no_texture=NO_TEXTURE
+    return fill(
+        "report.html",
+        page=page,
+        title=TITLE,
+        use=USE,
+        explained=EXPLAINED,
+        ends=ENDS,
+        no_texture=NO_TEXTURE,
+        embedded=_embedded,
     )
 
 
@@ -164,6 +166,12 @@ def _cropped(whole: Pil.Image, box: Sequence[int], fewer: int) -> Pil.Image:
 def _text(name: str) -> str:
     """Return a file's name as what can be written: it need not be Unicode."""
     return name.encode("utf-8", "replace").decode()
+
+
+def _means(view: Mapping[str, Any]) -> str:
+    """Return what a view's category is of, where its name does not say it."""
+    said = headline(view) in (UNCLEAR, NOTHING) or view["means"] == view["category"]
+    return "" if said else f"{view['category']}: {view['means']}"
 
 
 def _volume(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -247,6 +255,7 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
     high = min(0.31, max(0.2, y - 0.41))  # notes may leave less
     _picture(figure, section.picture, (0.08, y - high - 0.01, 0.48, high))
     write(0.6, y - 0.012, section.headline, 15, weight="bold")
+    write(0.6, y - 0.038, section.means, 9, QUIET)
     _chances(figure, section.chances, (0.7, y - 0.13, 0.22, 0.09))
     write(0.6, y - 0.14, "\n".join(textwrap.wrap(page.judged, 48)), 8, QUIET)
     for number, (label, value) in enumerate(section.measurements):

@@ -27,6 +27,7 @@ class Source:
         dropout: the risk head's by default.
         guide: the guidance's default weight.
         what: what ``--data`` is to name; None for an embedded source.
+        system: what the categories are of, such as ACR TI-RADS; empty where they say it themselves.
         views: finds an image's views, when a new one is read.
         tested: whether it says who is tested; otherwise the task's folds do.
         graded: makes it with these grades, or, if there are none, with those of the data at that
@@ -41,6 +42,7 @@ class Source:
     dropout: float = 0.5
     guide: float = 1.0
     what: str | None = None
+    system: str = ""
     views: Callable[[Image], list[View]] = whole
     tested: bool = False
     graded: "Callable[[Path | None, tuple[str, ...] | None], Source] | None" = None

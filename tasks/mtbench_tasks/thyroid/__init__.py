@@ -9,6 +9,7 @@ from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion import manifest
 from mtbench_tasks._lesion.cases import Collection
+from mtbench_tasks._lesion.screen import split_views
 from mtbench_tasks._lesion.source import Source
 from mtbench_tasks._lesion.task import LesionTask
 from mtbench_tasks.thyroid import aimi, ddti, phantom, thyroidxl, tn3k
@@ -36,18 +37,21 @@ class Thyroid(LesionTask):
         readers: number of simulated readers.
         reader_noise: how much the simulated readers differ from the truth; 0 is not at all.
         phantom_seed: another phantom population.
+        phantom_version: 1, or 2, whose images look more like those of DDTI.
         frames: how many frames of each of AIMI's clips are used, evenly spaced.
     """
 
+    organ = "Thyroid"
     sources = {  # noqa: RUF012 - a ClassVar of the base
         "phantom": Source(
             load=lambda _data, progress: _phantom(progress, size=60),
             grades=phantom.GRADES,
             high=HIGH,
+            system="ACR TI-RADS",
             recipe=Recipe(epochs=7, batch_size=16, lr=1.5e-3, encoder_lr=0.3, select="last"),
             augmentation=0.3,
             dropout=0.0,
-            views=ddti.split_views,
+            views=split_views,
             tested=True,
         ),
         # Few graded cases, learnt longer: it wants holding back.
@@ -55,12 +59,13 @@ class Thyroid(LesionTask):
             load=lambda data, _progress: ddti.load(data),
             grades=ddti.GRADES,
             high=HIGH,
+            system="TI-RADS",
             recipe=Recipe(
                 epochs=18, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
             ),
             guide=2.0,
             what="the folder or zip as published",
-            views=ddti.split_views,
+            views=split_views,
         ),
         # Not tuned, as the data was not at hand: DDTI's, with an epoch's length in mind.
         "tn3k": Source(
@@ -77,6 +82,7 @@ class Thyroid(LesionTask):
             load=aimi.load,
             grades=aimi.GRADES,
             high=HIGH,
+            system="ACR TI-RADS",
             recipe=Recipe(
                 epochs=18, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
             ),
@@ -86,6 +92,7 @@ class Thyroid(LesionTask):
             load=thyroidxl.load,
             grades=thyroidxl.GRADES,
             high=HIGH,
+            system="ACR TI-RADS",
             recipe=Recipe(
                 epochs=5, batch_size=16, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
             ),
@@ -105,6 +112,7 @@ class Thyroid(LesionTask):
         readers: int = 3,
         reader_noise: float = 1.0,
         phantom_seed: int = 0,
+        phantom_version: int = phantom.VERSION,
         frames: int = aimi.FRAMES,
         **common: Any,
     ) -> None:
@@ -122,18 +130,22 @@ class Thyroid(LesionTask):
         tested = min(cases, 1000) if test_cases is None else test_cases
         self.phantom: dict[str, Any] = {
             "size": cases, "test_size": tested, "readers": readers,
-            "reader_noise": reader_noise, "seed": phantom_seed,
+            "reader_noise": reader_noise, "seed": phantom_seed, "version": phantom_version,
         }  # fmt: skip
         super().__init__(source=source, **common)
         self.dependent = {**self.dependent, "test_cases": tested}
+        of = {"ddti": {"split"}, "aimi": {"frames"}}
+        simulated = {"cases", "test_cases", "readers", "reader_noise", "phantom_seed"}
+        own = {**of, "phantom": simulated}
+        self.idle = frozenset().union(*(names for s, names in own.items() if s != self.source))
 
-    def _origin(self) -> Source:
-        origin = super()._origin()
-        if self.source == "aimi":
+    def _origin(self, source: str) -> Source:
+        origin = super()._origin(source)
+        if source == "aimi":
             return replace(origin, load=partial(aimi.load, frames=self.frames))
-        if self.split == "public":
+        if source == "ddti" and self.split == "public":
             return replace(origin, load=lambda data, _: ddti.public(ddti.load(data)), tested=True)
-        if self.source == "phantom":
+        if source == "phantom":
             return replace(origin, load=lambda _, progress: _phantom(progress, **self.phantom))
         return origin
 

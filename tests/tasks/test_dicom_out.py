@@ -1,0 +1,183 @@
+"""What goes out as DICOM, read back: onto which pixels, of which study, which numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.data import get_testdata_file
+from pydicom.uid import UltrasoundImageStorage, generate_uid
+from torch import Tensor
+
+from mtbench.errors import DataError
+from mtbench_tasks._lesion import dicom_out, reading
+from mtbench_tasks._lesion.calipers import volume
+from mtbench_tasks._lesion.files import read_picture
+from mtbench_tasks._lesion.source import whole
+from tests.tasks.test_reading import GRADES, nothing, predictor, tissue
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:pydicom")  # of old scanners' files
+
+
+def two(grid: Tensor) -> None:
+    """A larger lesion to the left of a smaller one."""
+    grid[35:60, 20:50] = 5.0
+    grid[40:55, 65:80] = 5.0
+
+
+def scan(file: Path, **more: Any) -> Path:
+    """A grey DICOM of 80 x 120 pixels."""
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.SOPClassUID = UltrasoundImageStorage
+    for name in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        setattr(data, name, generate_uid())
+    data.PatientID, data.StudyDate = "P07", "20260102"
+    data.Rows, data.Columns = 80, 120
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated = data.BitsStored = 8
+    data.HighBit, data.PixelRepresentation = 7, 0
+    data.PixelData = tissue().tobytes()
+    data.update(more)
+    data.save_as(file, enforce_file_format=True)
+    return file
+
+
+def written(
+    source: Path, folder: Path, draw: Any = two, frame: int | None = None, **more: Any
+) -> tuple[dict[str, Any], list[Any]]:
+    """Read a file and write its DICOM; return the record, and the files read back."""
+    header = dicom_out.source(source)
+    record = reading.read(
+        predictor(draw), read_picture(source, frame), source, folder / "a", 96, GRADES, None, whole,
+        reading.Reference(), ("transverse",),
+    )  # fmt: skip
+    record["frame"], record["volume"] = frame, more.get("volume")
+    for view in record["views"]:
+        view["means"] = "BI-RADS 4a or more"
+    files = dicom_out.write(header, record, "thyroid ew seed 0", "Thyroid", folder / "a")
+    return record, [pydicom.dcmread(file) for file in files]
+
+
+def shipped(name: str) -> Path:
+    file = get_testdata_file(name)
+    if file is None:
+        pytest.skip("another release of pydicom ships it")
+    return Path(str(file))
+
+
+@pytest.mark.parametrize(
+    ("name", "frame"),
+    [
+        ("examples_rgb_color.dcm", None),
+        ("examples_jpeg2k.dcm", None),
+        ("ExplVR_BigEnd.dcm", None),  # ACR-NEMA's date and time
+        ("examples_ybr_color.dcm", 15),
+    ],
+)
+def test_a_scanners_file_comes_back(tmp_path: Path, name: str, frame: int | None) -> None:
+    source = shipped(name)
+    record, [seg, sr] = written(source, tmp_path, frame=frame)
+    of = pydicom.dcmread(source)
+    for made in (seg, sr):
+        assert made.StudyInstanceUID == of.StudyInstanceUID
+        assert made.get("PatientID", "") == of.get("PatientID", "")
+        assert made.SeriesInstanceUID != of.SeriesInstanceUID
+    assert (seg.Modality, sr.Modality) == ("SEG", "SR")
+    # The mask, pixel by pixel: a segment for each lesion, that of the view's largest first.
+    assert len(seg.SegmentSequence) == 2
+    with Image.open(record["mask"]) as picture:
+        mask = np.asarray(picture) > 0
+    planes = seg.pixel_array.astype(bool)
+    assert planes.shape == (2, of.Rows, of.Columns)
+    np.testing.assert_array_equal(planes.any(axis=0), mask)
+    assert planes[0].sum() > planes[1].sum() > 0
+    # What it refers to.
+    series = seg.ReferencedSeriesSequence[0]
+    assert series.SeriesInstanceUID == of.SeriesInstanceUID
+    [instance] = series.ReferencedInstanceSequence
+    assert instance.ReferencedSOPInstanceUID == of.SOPInstanceUID
+    assert instance.ReferencedSOPClassUID == of.SOPClassUID
+    assert instance.get("ReferencedFrameNumber") == frame
+    referred = {
+        (found.SeriesInstanceUID, item.ReferencedSOPInstanceUID)
+        for study in sr.CurrentRequestedProcedureEvidenceSequence
+        for found in study.ReferencedSeriesSequence
+        for item in found.ReferencedSOPSequence
+    }
+    assert referred == {
+        (of.SeriesInstanceUID, of.SOPInstanceUID), (seg.SeriesInstanceUID, seg.SOPInstanceUID)
+    }  # fmt: skip
+
+
+def test_the_report_has_the_measurements_and_the_finding(tmp_path: Path) -> None:
+    source = scan(tmp_path / "a.dcm", PixelSpacing=[0.1, 0.1])
+    along = {"plane": "longitudinal", "long_axis_mm": 4.0}
+    across = {"plane": "transverse", "long_axis_mm": 3.0, "short_axis_mm": 2.0}
+    record, _ = written(source, tmp_path, volume=volume([along, across]))
+    content = hd.sr.srread(tmp_path / "a_sr.dcm").content
+    seg = pydicom.dcmread(tmp_path / "a_seg.dcm")
+    regions = content.get_planar_roi_measurement_groups()
+    lengths = content.get_image_measurement_groups()
+    assert len(regions) == len(lengths) == 2
+    [view] = record["views"]
+    for number, measured in enumerate((view, *view["others"])):
+        region, group = regions[number], lengths[number]
+        segment = seg.SegmentSequence[number]
+        assert region.tracking_uid == group.tracking_uid == segment.TrackingUID
+        assert region.reference_type == hd.sr.CodedConcept("121214", "DCM", "")
+        assert region.finding_sites[0].topographical_modifier is None
+        assert region.finding_sites[0].value.meaning == "Thyroid"
+        found = {m.name.meaning: m for m in group.get_measurements()}
+        for name, key in (
+            ("Long axis", "long_axis"), ("Short axis", "short_axis"), ("Depth", "height"),
+            ("Width", "width"),
+        ):  # fmt: skip
+            assert found[name].value == measured[f"{key}_mm"]
+            assert found[name].unit.value == "mm"
+            [ends] = found[name].referenced_coordinates
+            np.testing.assert_allclose(ends.value, measured["calipers"][key]["px"], atol=1e-4)
+    said = {e.name.meaning: e.value.meaning for e in regions[0].get_qualitative_evaluations()}
+    assert said == {
+        "Category": "BI-RADS 4a or more", "Image View": "Transverse", "Taller than wide": "No",
+    }  # fmt: skip
+    chances = {m.name.meaning: m.value for m in regions[0].get_measurements()}
+    assert chances == {"Probability of low": 0.25, "Probability of high": 0.75}
+    assert "Category" not in {e.name.meaning for e in regions[1].get_qualitative_evaluations()}
+    volumes = [m.value for m in lengths[0].get_measurements() if m.name.meaning == "Volume"]
+    assert volumes == [record["volume"]["ml"]]
+
+
+def test_the_mask_is_on_the_stored_pixels(tmp_path: Path) -> None:
+    """Rows of 0.2 mm are shown twice, and stored once."""
+    source = scan(tmp_path / "a.dcm", PixelSpacing=[0.2, 0.1])
+    record, [seg, _] = written(source, tmp_path)
+    with Image.open(record["mask"]) as picture:
+        shown = np.asarray(picture) > 0
+    assert shown.shape == (160, 120)
+    stored = seg.pixel_array.any(axis=0)
+    assert stored.shape == (80, 120)
+    assert np.mean(stored.repeat(2, axis=0) != shown) < 0.01
+
+
+def test_no_lesion_is_reported_and_segments_nothing(tmp_path: Path) -> None:
+    _, [sr] = written(scan(tmp_path / "a.dcm"), tmp_path, nothing)
+    assert sr.Modality == "SR"
+    [group] = hd.sr.srread(tmp_path / "a_sr.dcm").content.get_image_measurement_groups()
+    assert group.finding_type.meaning == reading.NOTHING
+
+
+def test_what_cannot_be_referred_to_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(tissue()).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: --dicom needs a DICOM image to refer to"):
+        dicom_out.source(tmp_path / "a.png")
+    file = scan(tmp_path / "a.dcm")
+    data = pydicom.dcmread(file)
+    del data.SeriesInstanceUID
+    data.save_as(file)
+    with pytest.raises(DataError, match="it has no SeriesInstanceUID"):
+        dicom_out.source(file)
