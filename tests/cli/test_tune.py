@@ -1,5 +1,6 @@
 """`mtbench tune` and `run --config`, end to end."""
 
+import dataclasses
 import os
 import re
 import signal
@@ -11,6 +12,9 @@ from pathlib import Path
 import optuna
 import pytest
 
+from mtbench.plugins.registry import entries
+from mtbench.training.cell.config import Config
+from mtbench.training.cell.request import Request
 from mtbench.training.cell.rundir import find_runs
 from tests.conftest import TINY
 from tests.processes import Command
@@ -74,6 +78,20 @@ def test_the_storage_is_plain_optuna(tuned: Path) -> None:
         assert trial.value == trial.user_attrs["score"]
         assert set(trial.user_attrs["val"]) == {"mae_sum", "within"}
         assert list(trial.intermediate_values) == [0, 1]
+
+
+@pytest.mark.parametrize("task", sorted(set(entries("task")) - {"multitarget"}))  # needs data
+def test_what_tune_writes_of_any_task_is_read_again(task: str, tmp_path: Path) -> None:
+    made = Request.of(task, ["ls"], {"recipe.lr": "0.003", "weights": "2"})
+    [choice] = made.choices
+    written = Config(
+        task=task, method="ls", task_params=made.task_params, method_params=choice.params,
+        recipe=dataclasses.asdict(made.recipe),
+    )  # fmt: skip
+    written.write(tmp_path / "best.toml")
+    again = Request.of(task, ["ls"], Config.read(tmp_path / "best.toml").overrides(task, ["ls"]))
+    assert (again.task_params, again.recipe) == (made.task_params, made.recipe)
+    assert again.choices[0].params == choice.params
 
 
 def test_best_runs(tuned: Path, mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
