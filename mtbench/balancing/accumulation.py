@@ -23,13 +23,13 @@ class Held:
         self.values: list[Tensor] = [torch.zeros(())] * objectives
         self.grads: list[dict[int, Tensor]] = [{} for _ in range(objectives)]
         self.parameters: dict[int, Tensor] = {}
-        self.shared: dict[int, Tensor] = {}
+        self.shared: dict[int, tuple[str, Tensor]] = {}
 
     def add(self, step: Step) -> None:
         """Take in a micro-batch, whose graph is freed."""
         common = [*step.roles.shared, *step.roles.rest]
         if step.told:
-            self.shared |= {id(p): p for p in step.roles.shared}
+            self.shared |= {id(p): (name, p) for name, p in step.named_shared}
         step.release()
         with unhooked(chain(common, *step.heads)):
             rows = [list(zip(common, row, strict=True)) for row in step.rows(common)]

@@ -72,6 +72,8 @@ class Passes:
         self.transient = False
         """Whether nobody else holds this step: its graph may go with the last derivative."""
         self._frees = self._frees_heads = False
+        self._trained: set[int] = set()
+        """Ids of leaves beside the chosen ones that are trained whatever they are."""
 
     def release(self, heads: bool = True) -> None:
         """Say that the next derivative, and what is written from it, is the last one asked for.
@@ -94,7 +96,7 @@ class Passes:
     @cached_property
     def parting(self) -> Parting:
         """Where the losses part."""
-        chosen = {id(p) for p in self._chosen or ()}
+        chosen = {id(p) for p in self._chosen or ()} | self._trained
         if self._at_features:
             return part_at(self.losses, self.features, chosen)
         return part(self.losses, chosen)

@@ -137,3 +137,15 @@ def own(callee: Callable[..., Any], command: str, words: Sequence[str]) -> dict[
         key: params.convert(value, known[key].annotation, f"--{key}")
         for key, value in given.items()
     }
+
+
+def sort(words: list[str]) -> tuple[list[Path], list[str]]:
+    """Return the paths, and the ``--key value`` words that typer passed on between them."""
+    paths, extra = [], []
+    rest = iter(words)
+    for word in rest:
+        if not word.startswith("--"):
+            paths.append(Path(word))
+        else:
+            extra += [word] if "=" in word else [word, *filter(None, [next(rest, None)])]
+    return paths, extra

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mtbench.cli.options import Plugins, own
+from mtbench.cli.options import Plugins, own, sort
 
 
 def predict(
@@ -28,7 +28,7 @@ def predict(
     from mtbench.errors import DataError, RunError, UsageError
     from mtbench.training.trained import package
 
-    named, extra = _sort(files)
+    named, extra = sort(files)
     if not named:
         raise UsageError("no file to predict on: give files or folders after the model")
     task, trained = package.load(model, plugin or [])
@@ -60,18 +60,6 @@ def predict(
         raise DataError(
             f"{broken} of {len(found)} files could not be read, the others are in {out}"
         )
-
-
-def _sort(words: list[str]) -> tuple[list[Path], list[str]]:
-    """Return the files, and the ``--key value`` words that typer passed on between them."""
-    files, extra = [], []
-    rest = iter(words)
-    for word in rest:
-        if not word.startswith("--"):
-            files.append(Path(word))
-        else:
-            extra += [word] if "=" in word else [word, *filter(None, [next(rest, None)])]
-    return files, extra
 
 
 def _gather(

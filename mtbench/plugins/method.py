@@ -218,7 +218,7 @@ def combine(
     def step() -> Step:
         z = x[None] * 1  # linear losses: their gradients at z, and at x, are the rows
         values = [value + z[0] @ row for value, row in zip(losses, jacobian, strict=True)]
-        return Step(values, features=z, shared=[x], again=step)
+        return Step(values, features=z, shared=[x], again=step, validation=step)
 
     Method.find(name)(len(jacobian), seed, **parameters).backward(step())
     return torch.zeros_like(x) if x.grad is None else x.grad

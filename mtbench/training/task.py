@@ -29,12 +29,13 @@ class Metric:
     """What the trainer and the leaderboard must know of a metric.
 
     Attributes:
-        objective: the objective it judges.
+        objective: the objective it judges, or None if it judges all of them together. The
+            single-task row has the value that its separate models' outputs give.
         higher_is_better: its direction.
         primary: whether it counts for model selection, delta-m and ranks.
     """
 
-    objective: str
+    objective: str | None
     higher_is_better: bool = True
     primary: bool = False
 
@@ -184,11 +185,18 @@ class Trained:
         predictor: the model.
         name: which one it is, for a person.
         fitted: what `Task.fit` returned; empty where it has not been asked.
+        others: further models of the same task, to be asked together with this one.
     """
 
     predictor: Predictor
     name: str
     fitted: Mapping[str, Any]
+    others: "tuple[Trained, ...]" = ()
+
+    @property
+    def members(self) -> "tuple[Trained, ...]":
+        """This model and the others."""
+        return (self, *self.others)
 
 
 class Verdict(NamedTuple):
@@ -203,6 +211,34 @@ class Verdict(NamedTuple):
     cases: int
     problems: list[str]
     doubts: list[str]
+
+
+class Table(NamedTuple):
+    """A table for a person.
+
+    Attributes:
+        title: what it shows.
+        head: the columns' names.
+        rows: as many cells each.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Evaluation(NamedTuple):
+    """What a trained model is worth on data that it has not seen.
+
+    Attributes:
+        tables: the most important numbers.
+        notes: a line for each thing that a person should know before they believe them.
+        files: those that were written, the page to begin with first.
+    """
+
+    tables: Sequence[Table]
+    notes: Sequence[str]
+    files: Sequence[Path]
 
 
 @dataclass(frozen=True)
@@ -229,12 +265,14 @@ class Task(ABC):
         recipe: the default recipe, possibly set by ``__init__``.
         dependent: the parameters whose default depends on other parameters, with the values in
             use; a spec records these.
+        idle: the parameters that change nothing, given the others.
     """
 
     objectives: tuple[str, ...]
     metrics: Mapping[str, Metric]
     recipe: Recipe = Recipe()
     dependent: Mapping[str, Any] = MappingProxyType({})
+    idle: frozenset[str] = frozenset()
 
     @abstractmethod
     def setup(self, seed: int, progress: Progress) -> Splits:
@@ -291,6 +329,28 @@ class Task(ABC):
             DataError: the file cannot be read; others may still be.
         """
         raise UsageError(f"task {_name(type(self))} does not predict on files")
+
+    def evaluate(self, trained: Trained, data: Path | None, to: Path) -> Evaluation:
+        """Judge a trained model on data that it has not seen.
+
+        Further keyword-only parameters become options of ``mtbench evaluate``.
+
+        Args:
+            trained: the model.
+            data: where the data lies.
+            to: a folder, which is there, for whatever is written.
+
+        Raises:
+            DataError: the data is absent or broken, or the model was trained on all of it.
+        """
+        raise UsageError(f"task {_name(type(self))} does not evaluate on other data")
+
+    def joins(self, other: "Task") -> bool:
+        """Return whether `predict` and `evaluate` may ask a model of another task with this one's.
+
+        It is one of `Trained.others` then; `other` is of this class.
+        """
+        return False
 
     @classmethod
     def reads(cls, path: Path) -> bool:

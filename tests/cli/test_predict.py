@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from scipy.ndimage import gaussian_filter1d
 
 from mtbench import cli
 from mtbench.plugins import extras
+from mtbench_tasks._lesion.grid import to_input
+from mtbench_tasks.thyroid import Thyroid
 from tests.conftest import Mtbench
 from tests.refusals import refused
 
@@ -129,6 +132,66 @@ def test_onnx_is_the_model(run: Path, packed: Path) -> None:
         found = session.run(names, {"inputs": inputs.numpy()})
         for value, wanted in zip(found, (mask, risk.logits, risk.guided), strict=True):
             torch.testing.assert_close(torch.from_numpy(value), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_the_card_can_be_followed(
+    mtbench: Mtbench, run: Path, neck: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code, run on the ONNX file, gives what `predict` gives, cropped and cut as well."""
+    from mtbench.training.trained import package
+
+    packed = tmp_path / "model"
+    shutil.copytree(run, tmp_path / "run")
+    logits, _ = package.load(run)[1].predictor(to_input(neck, 32)[None])
+    state = torch.load(run / "best.pt", weights_only=True)
+    [bias] = (key for key in state["model"] if key.endswith("out.conv.conv.bias"))
+    state["model"][bias] -= logits.quantile(0.8)  # so short a training would segment nothing
+    torch.save(state, tmp_path / "run" / "best.pt")
+    assert mtbench("package", tmp_path / "run", "--to", packed, "--onnx")[0] == 0
+    card = (packed / "README.md").read_text()
+    code = card.partition("```python\n")[2].partition("```")[0]
+    screen = np.zeros((160, 260), np.uint8)
+    screen[20:140, 10:122] = np.kron(neck, np.ones((2, 2), np.uint8))[20:140, :112]
+    single = screen.copy()
+    screen[20:140, 130:242] = np.rot90(screen[20:140, 10:122], 2) // 2 + 60
+    colours = np.stack([neck, neck // 2 + 60, 255 - neck], 2)
+    pictures = {
+        "wide": neck, "high": neck.T, "small": neck[20:42, 30:50], "odd": neck[:77, :31],
+        "one": single, "two": screen, "colours": colours,
+    }  # fmt: skip
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    files = [tmp_path / f"{name}.png" for name in pictures]
+    line = ("--report", "none", "--out", tmp_path / "p")
+    assert mtbench("predict", packed, *files, *line)[0] == 0
+    space: dict[str, Any] = {}
+    exec(compile(code, "card", "exec"), space)
+    monkeypatch.chdir(packed)
+    records = json.loads((tmp_path / "p" / "predictions.json").read_text())
+    assert [len(record["views"]) for record in records] == [1, 1, 1, 1, 1, 2, 1]
+    assert records[4]["views"][0]["box"] != [0, 0, 260, 160]
+    filled = 0
+    for file, record in zip(files, records, strict=True):
+        drawn = np.asarray(Image.open(record["mask"])) > 0
+        for view, found in zip(record["views"], space["read"](file), strict=True):
+            (rows, columns), mask, category, chances = found
+            left, top, right, bottom = view["box"]
+            assert (rows, columns) == (slice(top, bottom), slice(left, right))
+            assert chances == pytest.approx(view["probabilities"], abs=1e-4)
+            assert category == view["category"]
+            assert (mask == drawn[rows, columns]).mean() > 0.999
+            filled += int(mask.any())
+    assert filled
+
+
+def test_the_card_names_the_epoch_and_no_other_sources_parameters(run: Path, packed: Path) -> None:
+    card = (packed / "README.md").read_text()
+    assert "- epoch: `1 of 1`" in card
+    assert '"reader_noise": 1.0' in card
+    assert '"frames"' not in card  # AIMI's
+    other = Thyroid(source="aimi")
+    assert {"cases", "reader_noise", "phantom_seed", "split"} <= other.idle
+    assert "frames" not in other.idle
 
 
 def test_a_method_that_turns_the_features_is_part_of_its_model(

@@ -19,9 +19,10 @@ from scipy.ndimage import gaussian_filter1d
 
 from mtbench.errors import DataError
 from mtbench_tasks._lesion.cases import Case, Collection
+from mtbench_tasks._lesion.screen import crop_sector, split_views
 from mtbench_tasks._lesion.splits import split_patients
 from mtbench_tasks.thyroid import ddti, ddti_public
-from mtbench_tasks.thyroid.ddti import GRADES, crop_sector, load, split_views
+from mtbench_tasks.thyroid.ddti import GRADES, load
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("MTBENCH_DATA", ROOT.parent / "shared" / "data")) / "ddti"

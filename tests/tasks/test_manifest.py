@@ -25,7 +25,14 @@ from mtbench_tasks._lesion.agreement import MODEL, agreement
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.consensus import majority, staple, with_consensus
 from mtbench_tasks._lesion.files import read_image, read_mask, read_picture
-from mtbench_tasks._lesion.splits import TRUTH, CaseSplit, Opinion, join_patients
+from mtbench_tasks._lesion.splits import (
+    TRUTH,
+    CaseSplit,
+    Opinion,
+    join_patients,
+    split_patients,
+    with_test_of,
+)
 
 Mtbench = Callable[..., tuple[int, str, str]]
 
@@ -329,8 +336,9 @@ def test_other_columns_and_missing_patients_are_remarked(folder: Path) -> None:
     collection = load(folder, "image,category,age,sex\nimages/0.png,4,61,f\nimages/1.png,3,,\n")
     assert collection.remarks == (
         "no patients are named: each image counts as one patient",
-        "columns that are not used: age, sex",
+        "columns that `mtbench evaluate` alone looks at: age, sex",
     )
+    assert [dict(case.groups) for case in collection.cases] == [{"age": "61", "sex": "f"}, {}]
     assert {case.patient for case in collection.cases} == {"images/0.png", "images/1.png"}
 
 
@@ -686,3 +694,108 @@ def test_a_template_is_written_once(mtbench: Mtbench, tmp_path: Path) -> None:
         code, _, err = mtbench("data", *words)
         assert (code, err.count("\n")) == (2, 1)
         assert said in err
+
+
+# Who is tested
+
+
+@pytest.fixture
+def eight(folder: Path) -> Path:
+    """Eight images."""
+    for i in range(3, 8):
+        save(folder / "images" / f"{i}.png", picture(i)[0])
+    return folder
+
+
+def graded(name: str, category: int) -> Case:
+    return Case(name, name, np.zeros((4, 4), np.uint8), (Reading("a", None, category),))
+
+
+def held_out(folder: Path, *parts: str) -> Collection:
+    """Cases 0.png, 1.png, ... of a patient each, with these splits."""
+    rows = [f"images/{i}.png,{3 + i % 2},P{i},{part}" for i, part in enumerate(parts)]
+    return load(folder, "\n".join(["image,category,patient,split", *rows]))
+
+
+def test_a_centre_holds_its_own_patients_out(eight: Path) -> None:
+    collection = held_out(eight, "training", "Train", "VAL", "validation", "test", "hold-out")
+    assert [c.part for c in collection.cases] == ["train", "train", "val", "val", "test", "test"]
+    for seed in (0, 1):
+        parts = split_patients(collection.cases, np.random.default_rng(seed))
+        assert parts == [[0, 1], [2, 3], [4, 5]]
+    assert not any("split" in doubt for doubt in collection.doubts)
+    other = held_out(eight, "train", "train", "val", "val", "test", "train")
+    assert other.fingerprint != collection.fingerprint
+
+
+def test_what_a_split_column_leaves_open_is_told(eight: Path) -> None:
+    collection = held_out(eight, "", "", "test", "", "", "test")
+    assert any("4 of 6 rows say no split: they count as train" in d for d in collection.doubts)
+    train, val, test = split_patients(collection.cases, np.random.default_rng(0))
+    assert test == [2, 5]
+    assert sorted(train + val) == [0, 1, 3, 4]
+    same = load(eight, "image,category,patient,split\nimages/0.png,3,p,train\n"
+                        "images/1.png,4,p,test\n")  # fmt: skip
+    assert any("patient 'p' (of 1 such) has rows of several splits" in d for d in same.doubts)
+    odd = held_out(eight, "train", "someday")
+    assert any("split: Input should be 'train', 'val' or 'test'" in p for p in odd.problems)
+
+
+def test_a_held_out_test_leaves_no_fold_to_choose(eight: Path) -> None:
+    held_out(eight, "train", "val", "test")
+    file = next(eight.glob("*.csv"))
+    assert thyroid.Thyroid(source="manifest", data=file).origin.tested
+    with pytest.raises(UsageError, match="who is tested is fixed by source manifest"):
+        thyroid.Thyroid(source="manifest", data=file, fold="1/3")
+
+
+def test_every_patient_of_a_manifest_is_tested_in_one_fold(eight: Path) -> None:
+    collection = held_out(eight, *[""] * 6)
+    tested = [
+        i
+        for k in (1, 2, 3)
+        for i in split_patients(collection.cases, np.random.default_rng(k), f"{k}/3")[2]
+    ]
+    assert sorted(tested) == [0, 1, 2, 3, 4, 5]
+
+
+def test_training_on_one_source_and_testing_on_another(eight: Path) -> None:
+    here = ["image,category,patient"] + [f"images/{i}.png,{3 + i % 2},P{i}" for i in range(6)]
+    there = ["image,category,patient"] + [f"{eight}/images/{i}.png,TR4,P0" for i in (6, 7)]
+    for name, lines in (("here", here), ("there", there)):
+        (eight / f"{name}.csv").write_text("\n".join(lines))
+    task = thyroid.Thyroid(
+        source="manifest", data=eight / "here.csv", grades=("TR1", "TR2", "TR3", "TR4", "TR5"),
+        test_source="manifest", test_data=eight / "there.csv", image_size=32, width=2,
+    )  # fmt: skip
+    splits = task.setup(0, silent)
+    assert isinstance(splits.test, CaseSplit)
+    assert [case.name.rpartition("/")[2] for case in splits.test.cases] == ["6.png", "7.png"]
+    assert {case.patient for case in splits.test.cases} == {"manifest: P0"}  # not our P0
+    assert splits.notes["images"][0] + splits.notes["images"][1] == 6
+    assert splits.test.category.tolist() == [3, 3]
+    assert splits.notes["test source"] == "manifest"
+
+
+def test_other_grades_are_tested_as_low_and_high() -> None:
+    given = {"source": "ddti", "test_source": "phantom"}
+    with pytest.raises(UsageError, match="give --target low-high"):
+        thyroid.Thyroid(**given)
+    ours = Collection((graded("a", 5), graded("b", 1)), thyroid.ddti.GRADES, "x")
+    other = Collection((graded("c", 2), graded("d", 4)), thyroid.phantom.GRADES, "y")
+    origin = thyroid.Thyroid(**given, target="low-high").elsewhere
+    assert origin is not None
+    both = with_test_of(ours, thyroid.HIGH, "phantom", other, origin[1])
+    split = [c.readings[0].category for c in both.cases]
+    assert split == [5, 1, 0, thyroid.HIGH]
+    assert [c.part for c in both.cases] == [None, None, "test", "test"]
+
+
+def test_how_to_test_elsewhere_is_said(eight: Path) -> None:
+    for wrong, said in (
+        ({"test_data": eight}, "give both"),
+        ({"test_source": "mine"}, "there is no source 'mine'"),
+        ({"test_source": "phantom", "fold": "1/5"}, "fixed by source phantom"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            thyroid.Thyroid(**wrong)

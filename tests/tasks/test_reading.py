@@ -27,7 +27,7 @@ from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks._lesion.network import Risk
 from mtbench_tasks._lesion.pixels import Picture
 from mtbench_tasks._lesion.reading import Reference
-from mtbench_tasks.thyroid.ddti import split_views
+from mtbench_tasks._lesion.screen import split_views
 
 GRADES = ("low", "high")
 

@@ -81,13 +81,13 @@ def ours(problem: Problem, method: Method, engine: Engine) -> Run:
     """
     balancer = method(problem.objectives).to(problem.inputs.device)
     model = balancer.wrap(problem.model)
-    shared = list(model.encoder.parameters())
+    shared = list(model.encoder.named_parameters())
 
     def forward(at: int) -> Step:
         features, losses = problem.forward(at, model, balancer.view)
         return Step(
             losses, features=features, shared=shared, latent=model.latent,
-            again=lambda: forward(at), engine=engine,
+            again=lambda: forward(at), validation=lambda: forward(at + 1), engine=engine,
         )  # fmt: skip
 
     def run(at: int) -> None:

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +60,28 @@ class Description(BaseModel):
     precision: Precision
     weights: str
     fitted: dict[str, Any]
+
+
+def is_model(path: Path) -> bool:
+    """Return whether a folder is a run directory or a packaged model, finished or not."""
+    return any((path / name).exists() for name in (DESCRIPTION, "spec.json"))
+
+
+def load_all(paths: Sequence[Path], plugins: Sequence[Path] = ()) -> tuple[Task, Trained]:
+    """Return the task and the trained models of `paths` as one: the first, with the others.
+
+    Raises:
+        RunError: as `load` does.
+        UsageError: as `load` does, or the models cannot be asked together.
+    """
+    (task, first), *others = (load(path, plugins) for path in paths)
+    for path, (other, _) in zip(paths[1:], others, strict=True):
+        if type(other) is not type(task) or not task.joins(other):
+            raise UsageError(
+                f"{path}: cannot be asked together with {paths[0]}: models are of one task that "
+                "allows it, with inputs and outputs of one kind"
+            )
+    return task, replace(first, others=tuple(trained for _, trained in others))
 
 
 def load(path: Path, plugins: Sequence[Path] = ()) -> tuple[Task, Trained]:
@@ -327,11 +350,14 @@ def _card(
     facts = {
         "task": spec.task, "method": spec.method, "seed": spec.seed, "spec": spec.hash,
         "data": spec.data, "started from": spec.init or "fresh weights",
-        "epoch": result["best_epoch"], "precision": known.precision,
+        "epoch": f"{result['best_epoch'] + 1} of {spec.recipe['epochs']}",
+        "precision": known.precision,
         "mtbench": result["environment"]["mtbench"],
     }  # fmt: skip
     settings = {
-        "data": result["notes"], "task": spec.task_params, "method": spec.method_params,
+        "data": result["notes"],
+        "task": {k: v for k, v in spec.task_params.items() if k not in task.idle},
+        "method": spec.method_params,
         "recipe": spec.recipe,
     }  # fmt: skip
     sealed = "" if "test" in columns else "\n\nThe test metrics of this run have not been opened."

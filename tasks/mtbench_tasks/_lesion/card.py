@@ -1,30 +1,57 @@
 """What a trained model's card says of a lesion task."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mtbench_tasks._lesion.reading import USE
+from mtbench_tasks._lesion import screen
+from mtbench_tasks._lesion.cases import Image, View
+from mtbench_tasks._lesion.reading import LESSER, USE
 
 
-def card(size: int, grades: Sequence[str], fitted: Mapping[str, Any]) -> str:
+def card(
+    size: int,
+    grades: Sequence[str],
+    high: int,
+    views: Callable[[Image], Sequence[View]],
+    fitted: Mapping[str, Any],
+) -> str:
     """Return the card's sections.
 
     Args:
         size: side of the network's grid.
         grades: the categories.
+        high: the first of them that counts as high risk.
+        views: finds the views of an image.
         fitted: what `LesionTask.fit` returned.
     """
     return f"""## What it does
 
 It marks one lesion in a grey-scale ultrasound image and gives its risk category:
-{", ".join(grades)}.
+{", ".join(grades)}. High risk is {grades[high]} and above.
 
 - In: `inputs`, (batch, 1, {size}, {size}), grey values from 0 to 1. The image is scaled by its
   longer side and padded with zeros; nothing else is normalised.
 - Out: `segmentation`, logits of the mask on the same grid; `risk.logits`, one per category;
   `risk.guided`, an estimate of the standardised radiomics.
 - {calibrated(fitted)} Probabilities are softmax(`risk.logits` / temperature).
-- {judged(fitted)}
+- {judged(fitted)}{decided(fitted)}
+
+## How to read an image with it
+
+1. Take the image upright and grey, values 0 to 255: colours become ITU-R 601 luma. Pixels must be
+   square. Of a DICOM file, take the 2-D ultrasound regions.
+2. Cut it into views, as below: in training it was.
+3. Scale a view so that its longer side has {size} pixels, by bilinear interpolation with a filter
+   as wide as the reduction (antialiasing); centre it on a black square; divide by 255.
+4. Scale the mask's logits back, by plain bilinear interpolation; what is above 0 is segmented.
+   Regions of less than {LESSER:g} of the largest one are left out.
+
+The same as code, for PNG, JPEG, TIFF and BMP files of 8 bits; `mtbench predict` does this, and
+reads other files too. It needs the ONNX file, numpy, onnxruntime, Pillow and SciPy.
+
+```python
+{code(size, grades, views, fitted)}```
 
 ## What it is for
 
@@ -34,11 +61,85 @@ depends on it. It is not meant for diagnosis, for triage, or for choosing who ge
 ## Limits
 
 - It knows the scanners, the people and the readers of its training data only; on others it has to
-  be tested first.
+  be tested first: `mtbench evaluate FOLDER --data cases.csv`.
 - It reads single images. `risk.logits` are of a lesion, if there is one: where the mask is empty,
   they mean nothing.
 - The metrics below are against readers' opinions, unless the notes on the data say otherwise.
 """
+
+
+def code(
+    size: int,
+    grades: Sequence[str],
+    views: Callable[[Image], Sequence[View]],
+    fitted: Mapping[str, Any],
+) -> str:
+    """Return a program that reads images with the ONNX file as `reading.read` does.
+
+    How views are found is our own code: `screen`, or the function, where it stands elsewhere.
+    """
+    found = inspect.getmodule(views)
+    own = inspect.getsource(screen if found is screen else views)
+    own = own.partition("import View\n")[2] or own  # without the module's head
+    known = fitted.get("calibration")
+    scale = known["temperature"] if known and known["readings"] else 1.0
+    return f"""\
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+from PIL import Image as Pil, ImageOps
+from scipy.ndimage import label
+
+SIZE, TEMPERATURE = {size}, {scale!r}
+GRADES = {tuple(grades)!r}
+
+
+{own.strip()}
+
+
+def read(file, model="model.onnx"):
+    session = onnxruntime.InferenceSession(model)
+    image = np.asarray(ImageOps.exif_transpose(Pil.open(file)).convert("L"))
+    found = []
+    for box in {views.__name__}(image):
+        view = image[box]
+        height, width = view.shape
+        h, w = (max(1, round(side * SIZE / max(view.shape))) for side in view.shape)
+        top, left = (SIZE - h) // 2, (SIZE - w) // 2
+        small = Pil.fromarray(view.astype(np.float32) / 255).resize((w, h), Pil.Resampling.BILINEAR)
+        grid = np.zeros((1, 1, SIZE, SIZE), np.float32)
+        grid[0, 0, top : top + h, left : left + w] = small
+        names = ["segmentation", "risk.logits"]
+        mask, risk = session.run(names, {{"inputs": grid}})
+        plane = mask[0, 0, top : top + h, left : left + w]
+        down, across = ((np.arange(n) + 0.5) * m / n - 0.5 for n, m in ((height, h), (width, w)))
+        plane = np.array([np.interp(across, np.arange(w), row) for row in plane])
+        plane = np.array([np.interp(down, np.arange(h), column) for column in plane.T]).T
+        regions, count = label(plane > 0, np.ones((3, 3)))
+        sizes = np.bincount(regions.ravel(), minlength=2)[1:]
+        kept = np.flatnonzero(sizes >= {LESSER!r} * sizes.max()) + 1 if count else []
+        chances = np.exp(risk[0] / TEMPERATURE - (risk[0] / TEMPERATURE).max())
+        chances = dict(zip(GRADES, (chances / chances.sum()).tolist()))
+        category = max(chances, key=chances.get) if count else None
+        found.append((box, np.isin(regions, kept), category, chances))
+    return found
+"""
+
+
+def decided(fitted: Mapping[str, Any]) -> str:
+    """Return the thresholds that were fixed on validation, as items of a list.
+
+    >>> point = {"rule": "Youden's index", "threshold": 0.4, "sensitivity": 0.8, "specificity": 0.7}
+    >>> decided({"operating": [point]}).strip()
+    "- By Youden's index on validation, a risk is called high from a probability of 0.4 on (there: sensitivity 0.80, specificity 0.70)."
+    """  # noqa: E501
+    return "".join(
+        f"\n- By {p['rule']} on validation, a risk is called high from a probability of "
+        f"{p['threshold']:.4g} on (there: sensitivity {p['sensitivity']:.2f}, specificity "
+        f"{p['specificity']:.2f})."
+        for p in fitted.get("operating") or ()
+    )
 
 
 def calibrated(fitted: Mapping[str, Any]) -> str:

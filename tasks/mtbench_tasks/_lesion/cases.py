@@ -109,6 +109,7 @@ class Case:
         spacing: millimetres per pixel (isotropic), or None where unknown.
         descriptors: the sonographic descriptors as the source words them.
         part: what its source publishes it for; None: that is left to us.
+        groups: what it may be looked at by, such as the scanner or the patient's sex.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Case:
     spacing: float | None = None
     descriptors: Mapping[str, str] = field(default_factory=dict)
     part: Part | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def image(self) -> Image:

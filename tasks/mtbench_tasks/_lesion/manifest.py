@@ -14,7 +14,7 @@ from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.training.data import regular
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion import nnunet
-from mtbench_tasks._lesion.cases import Case, Collection, Reading, United
+from mtbench_tasks._lesion.cases import Case, Collection, Part, Reading, United
 from mtbench_tasks._lesion.categories import NONE, SCALES, place, said, scale_of
 from mtbench_tasks._lesion.doubts import same_patient
 from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, read_geometry
@@ -33,9 +33,18 @@ COLUMNS = {
     "spacing": "millimetres per pixel, where the image's own header (DICOM, NIfTI) does not say",
     "mask_value": "which value of a mask of several is the lesion; may be left out",
     "frame": "which frame of a DICOM of several is meant, from 1; may be left out",
+    "split": "train, val or test, where you hold patients out yourself; may be left out",
 }
-RARE = ("mask_value", "frame")
+RARE = ("mask_value", "frame", "split")
 """Columns that few files have: another one's name may look like theirs."""
+
+
+PART: Mapping[str, Part] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "holdout", "hold-out"), "test"),
+}
+"""How a part may be spelt."""
 
 
 class Row(BaseModel):
@@ -51,6 +60,7 @@ class Row(BaseModel):
     spacing: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     mask_value: int | None = None
     frame: int | None = Field(default=None, ge=1)
+    split: Part | None = None
 
 
 @dataclass
@@ -58,6 +68,7 @@ class _Table:
     """The rows that are valid by themselves, by their line in the file, and what is not."""
 
     rows: dict[int, Row] = field(default_factory=dict)
+    groups: dict[int, dict[str, str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
 
@@ -65,21 +76,32 @@ class _Table:
 def template() -> str:
     """Return a CSV to fill in: comments on the columns, the header, two readings of one image."""
     comments = [f"# {name}: {what}" for name, what in COLUMNS.items()]
-    more = "# Only image is needed. Paths are relative to this file. Lines with a # are left out."
+    more = (
+        "# Only image is needed. Paths are relative to this file. Lines with a # are left out.\n"
+        "# More columns, such as scanner or sex: `mtbench evaluate` looks at their subgroups."
+    )
     rows = [
-        f"images/001.png,masks/001_{r}.png,TR{g},P01,{r},0.08,," for r, g in (("a", 4), ("b", 3))
+        f"images/001.png,masks/001_{r}.png,TR{g},P01,{r},0.08,,," for r, g in (("a", 4), ("b", 3))
     ]
     return "\n".join([*comments, more, ",".join(COLUMNS), *rows, ""])
 
 
-def scale(path: Path) -> tuple[str, ...]:
+def scale(path: Path, *wanted: tuple[str, ...]) -> tuple[str, ...]:
     """Return the grades of a file's categories, from benign to malignant.
+
+    Args:
+        path: the CSV file.
+        wanted: scales; the first on which they all have a place is it. Without one the first known
+            scale that they fit.
 
     Raises:
         DataError: the file is absent or broken, or its categories fit no known scale.
     """
     path = nnunet.find(path)
     cells = _cells(_read(path))
+    for grades in wanted:
+        if all(place(cell, grades) is not None for cell in cells):
+            return grades
     meant = scale_of(cells)
     if meant.grades is None:
         raise DataError(_unknown(path, cells, meant.why))
@@ -139,13 +161,15 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     files: list[Path] = []
     for rows in images.values():
         try:
-            case, odd = _case(path, rows, order, owners)
+            case, odd = _case(path, rows, order, owners, table.groups)
         except DataError as error:
             problems.append(str(error))
             continue
         doubts += odd
         readings = [(r.reader, r.category, r.contour is not None) for r in case.readings]
         known.append([case.name, case.patient, case.spacing, readings])
+        if case.part is not None:
+            known.append([case.part])
         first = next(iter(rows.values()))
         known.append([(row.reader, row.mask_value) for row in rows.values()])
         names = [first.image, *(row.mask for row in rows.values() if row.mask)]
@@ -162,7 +186,7 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
             f"{STEP:g} mm per pixel, the others' in their own pixels, and cannot be compared"
         )
     if others := [name for name in table.columns if name and name not in COLUMNS]:
-        remarks.append(f"columns that are not used: {', '.join(others)}")
+        remarks.append(f"columns that `mtbench evaluate` alone looks at: {', '.join(others)}")
     return Collection(
         cases=tuple(cases),
         grades=order,
@@ -180,8 +204,14 @@ def _graded(data: Path | None, grades: tuple[str, ...] | None) -> Source:
     if grades is not None and len({g.casefold() for g in grades}) < max(2, len(grades)):
         raise UsageError(f"grades must be two or more, all different, found {','.join(grades)}")
     order = grades or scale(data or Path())
+    rows = [] if data is None else _read(nnunet.find(data)).rows.values()
+    tested = any(row.split == "test" for row in rows)
     return replace(
-        SOURCE, load=partial(load, grades=order), grades=order, high=(len(order) + 1) // 2
+        SOURCE,
+        load=partial(load, grades=order),
+        grades=order,
+        high=(len(order) + 1) // 2,
+        tested=tested,
     )
 
 
@@ -225,12 +255,15 @@ def _read(path: Path) -> _Table:
             fault = f"has {len(cells)} cells, the header {len(table.columns)}; quote commas"
             table.problems.append(f"{path} line {line}: {fault}")
             continue
-        given = {
+        filled = {
             column: cell
             for column, cell in zip(table.columns, cells, strict=False)
-            if column in COLUMNS
-            and cell.casefold() not in (NONE - {"."} if column == "image" else NONE)
+            if cell.casefold() not in (NONE - {"."} if column == "image" else NONE)
         }
+        given = {column: cell for column, cell in filled.items() if column in COLUMNS}
+        table.groups[line] = {c: cell for c, cell in filled.items() if c and c not in COLUMNS}
+        if "split" in given:
+            given["split"] = PART.get(given["split"].casefold(), given["split"])
         if "category" in given:
             given["category"] = said(given["category"]) or ""
         if "spacing" in given:
@@ -295,6 +328,18 @@ def _patients(path: Path, table: _Table, owners: Mapping[str, str]) -> Iterator[
         if len(names) > 1:
             spelt = ", ".join(map(repr, names))
             yield f"{path}: patients {spelt} are spelt alike: their images are kept together"
+    parts = defaultdict[str, set[str]](set)
+    for row in table.rows.values():
+        if row.patient:
+            parts[owners[row.patient]].add(row.split or "train")
+    if divided := [name for name, own in parts.items() if len(own) > 1]:
+        yield (
+            f"{path}: patient {divided[0]!r} (of {len(divided)} such) has rows of several splits: "
+            "all their images are of the last, of train, val, test"
+        )
+    unsaid = sum(not row.split for row in table.rows.values())
+    if unsaid and any(row.split == "test" for row in table.rows.values()):
+        yield f"{path}: {unsaid} of {len(table.rows)} rows say no split: they count as train"
     unnamed = sum(not row.patient for row in table.rows.values())
     if owners and unnamed:
         yield (
@@ -324,14 +369,19 @@ def _fault(folder: Path, row: Row) -> str | None:
 
 
 def _case(
-    path: Path, rows: dict[int, Row], grades: Sequence[str], owners: Mapping[str, str]
+    path: Path,
+    rows: dict[int, Row],
+    grades: Sequence[str],
+    owners: Mapping[str, str],
+    groups: Mapping[int, Mapping[str, str]],
 ) -> tuple[Case, list[str]]:
     """Return the case of one image from its rows, by line, and what is odd about it."""
     image, frame = next((row.image, row.frame) for row in rows.values())
     where = f"{path} line {' and '.join(map(str, rows))}: {image}"
     patients = list(dict.fromkeys(owners[row.patient] for row in rows.values() if row.patient))
     spacings = list(dict.fromkeys(row.spacing for row in rows.values() if row.spacing))
-    for what, values in (("patient", patients), ("spacing", spacings)):
+    split = list(dict.fromkeys(row.split for row in rows.values() if row.split))
+    for what, values in (("patient", patients), ("spacing", spacings), ("split", split)):
         if len(values) > 1:
             raise DataError(f"{where} has one {what}, found {', '.join(map(str, values))}")
     by_reader = defaultdict[str, list[Row]](list)
@@ -359,6 +409,8 @@ def _case(
         pixels=ImageFile(file, frame),
         readings=tuple(readings),
         spacing=spacing,
+        part=next(iter(split), None),
+        groups=dict(set.intersection(*(set(groups[line].items()) for line in rows))),
     )
     return case, doubts + odd
 

@@ -6,12 +6,10 @@ import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_pdf import PdfPages
@@ -23,6 +21,7 @@ from mtbench.training.task import Trained
 from mtbench_tasks._lesion.calipers import draw
 from mtbench_tasks._lesion.card import calibrated, judged
 from mtbench_tasks._lesion.cases import Image
+from mtbench_tasks._lesion.page import BAR, INK, QUIET, WARNING, fill
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES
 from mtbench_tasks._lesion.reading import NOTHING, UNCLEAR, USE, beside, headline, outlined
 
@@ -36,7 +35,6 @@ NO_TEXTURE = "None: nothing was segmented whose texture can be measured."
 ENDS = (f"−{CLIP:g}", f"+{CLIP:g}")  # of the scale of z
 WIDTH, HEIGHT = 8.27, 11.69  # inches: A4
 PITCH = 0.019  # of the radiomics' rows, in heights of the page
-INK, QUIET, BAR, WARNING = "#1c2430", "#5d6875", "#2f6f9f", "#9b2c2c"
 
 
 @dataclass(frozen=True)
@@ -138,13 +136,15 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
 
 def html(page: Page) -> str:
     """Return a page that needs no other file."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["embedded"] = _embedded
-    template = (files("mtbench_tasks._lesion") / "report.html").read_text("utf-8")
-    return environment.from_string(template).render(
-        page=page, title=TITLE, use=USE, explained=EXPLAINED, ends=ENDS, no_texture=NO_TEXTURE
+    return fill(
+        "report.html",
+        page=page,
+        title=TITLE,
+        use=USE,
+        explained=EXPLAINED,
+        ends=ENDS,
+        no_texture=NO_TEXTURE,
+        embedded=_embedded,
     )
 
 

@@ -61,7 +61,7 @@ class LesionMeter(Meter):
         for i in (i for i, here in enumerate(known) if here):
             plane, truth, mm = planes[i], batch["masks"][i], spacing[i]
             placement = Placement((truth.shape[0], truth.shape[1]), plane.shape[-1])
-            dice, iou, distance = _overlap(placement.from_grid(plane[0]) > 0, truth)
+            dice, iou, distance = overlap(placement.from_grid(plane[0]) > 0, truth)
             self.overlaps.append((dice, iou, distance, mm * distance))
         graded = batch["category"] >= 0
         self.probabilities.append(outputs[1].logits[graded].float().softmax(1).cpu())
@@ -102,7 +102,7 @@ def _auroc(score: Tensor, positive: Tensor) -> float:
     return float(binary_auroc(score, positive.long()))
 
 
-def _overlap(predicted: Tensor, truth: Tensor) -> tuple[float, float, float]:
+def overlap(predicted: Tensor, truth: Tensor) -> tuple[float, float, float]:
     """Return Dice, IoU and the Hausdorff distance of an image's masks, (H, W)."""
     both = int((predicted & truth).sum())
     either = int((predicted | truth).sum())

@@ -16,9 +16,10 @@ from torch import Tensor
 from mtbench.errors import UsageError
 from mtbench.training.task import Batch, Split
 from mtbench_tasks._lesion.augment import augment
-from mtbench_tasks._lesion.cases import PARTS, Case, Reading
+from mtbench_tasks._lesion.cases import PARTS, Case, Collection, Reading
 from mtbench_tasks._lesion.grid import Prepared
 from mtbench_tasks._lesion.radiomics import Standardiser
+from mtbench_tasks._lesion.source import Source
 
 TRUTH = "ground truth"
 FOLDS = "1/5"
@@ -111,6 +112,49 @@ def join_patients(cases: Sequence[Case], images: Sequence[str]) -> list[Case]:
     return [replace(case, patient=first(case.patient)) for case in cases]
 
 
+def with_test_of(
+    own: Collection, high: int, name: str, other: Collection, origin: Source
+) -> Collection:
+    """Return a collection to learn from, with all of another to test on.
+
+    Its own cases that are meant for a test are left out. Where the grades differ, the other's are
+    told as low or high: as the first of the own ones, or the first that is high.
+
+    Args:
+        own: to learn from.
+        high: the first of its grades that counts as high risk.
+        name: of the other, which its cases' and patients' names begin with.
+        other: to test on.
+        origin: its source.
+    """
+
+    def graded(reading: Reading) -> Reading:
+        if other.grades == own.grades or reading.category is None:
+            return reading
+        return replace(reading, category=high if reading.category >= origin.high else 0)
+
+    learnt = [case for case in own.cases if case.part != "test"]
+    tested = [
+        replace(
+            case,
+            name=f"{name}: {case.name}",
+            patient=f"{name}: {case.patient}",
+            readings=tuple(map(graded, case.readings)),
+            truth=None if case.truth is None else graded(case.truth),
+            part="test",
+        )
+        for case in other.cases
+    ]
+    return replace(
+        own,
+        cases=(*learnt, *tested),
+        fingerprint=f"{own.fingerprint} tested on {other.fingerprint}",
+        problems=(*own.problems, *other.problems),
+        doubts=(*own.doubts, *other.doubts),
+        remarks=(*own.remarks, *other.remarks),
+    )
+
+
 class Opinion(NamedTuple):
     """What one rater says of a case: a category (-1: none), a mask (1, S, S) on the grid."""
 
@@ -164,6 +208,11 @@ class CaseSplit(Split):
     def groups(self) -> Sequence[Hashable]:
         """Return each sample's patient."""
         return [case.patient for case in self.cases]
+
+    def hashes(self) -> list[str]:
+        """Return the perceptual hashes of its images, of those that have one."""
+        each = (self._prepared.hashes.get(i, []) for i in sorted(set(self._inputs.tolist())))
+        return [found[0] for found in each if found]
 
     def opinions(self, position: int) -> dict[str, Opinion]:
         """Return what the readers, and the truth, say of a sample's case, by name."""

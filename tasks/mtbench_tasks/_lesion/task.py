@@ -18,6 +18,7 @@ from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import (
     Batch,
+    Evaluation,
     Meter,
     Predictor,
     Progress,
@@ -41,6 +42,7 @@ from mtbench_tasks._lesion.splits import (
     join_patients,
     read_fold,
     split_patients,
+    with_test_of,
 )
 
 BATCH = 32
@@ -93,6 +95,10 @@ class LesionTask(Task):
         grades: the categories from benign to malignant, where the source's are not fixed.
         fold: k/K: the test is the k-th of K parts of the patients, which no seed changes; by
             default 1/5, and no choice where the source says who is tested.
+        test_source: test on all of another source, such as another centre's, instead: ``manifest``,
+            whose categories are on this source's scale, or one of the task's. Its grades are this
+            one's, or `target` is ``low-high``.
+        test_data: where its data lies.
     """
 
     objectives = ("segmentation", "risk")
@@ -117,9 +123,11 @@ class LesionTask(Task):
         labels: Literal["reader", "all", "consensus"] = "reader",
         grades: tuple[str, ...] | None = None,
         fold: str | None = None,
+        test_source: str | None = None,
+        test_data: Path | None = None,
     ) -> None:
         self.source = next(iter(self.sources)) if source is None else self._known(source)
-        self.origin = self._origin()
+        self.origin = self._origin(self.source)
         if self.origin.graded is not None:
             self.origin = self.origin.graded(data, grades)
         elif grades is not None:
@@ -131,11 +139,13 @@ class LesionTask(Task):
         chosen = {k: getattr(self.origin, k) if v is None else v for k, v in given.items()}
         size, self.augmentation, self.dropout, self.guide = chosen.values()
         found = {"grades": self.origin.grades} if self.origin.graded is not None else {}
-        if self.origin.tested and fold is not None:
-            raise UsageError(f"who is tested is fixed in source {self.source}: leave out --fold")
+        self.elsewhere = self._elsewhere(test_source, test_data, target)
+        named = test_source or (self.source if self.origin.tested else None)
+        if named and fold is not None:
+            raise UsageError(f"who is tested is fixed by source {named}: leave out --fold")
         self.fold = FOLDS if fold is None else fold
         read_fold(self.fold)
-        used = {} if self.origin.tested else {"fold": self.fold}
+        used = {} if named else {"fold": self.fold}
         self._choose_encoder(encoder, weights, width, size)
         self.dependent = {
             "source": self.source, "encoder": self.encoder, "width": self.width,
@@ -184,9 +194,40 @@ class LesionTask(Task):
         self._start: Mapping[str, Tensor] | None = None  # the encoder's weights
         self.width = WIDTH if self.pretrained is None and width is None else width
 
-    def _origin(self) -> Source:
-        """Return the source; a subclass's parameters may change it."""
-        return self.sources[self.source]
+    def _origin(self, source: str) -> Source:
+        """Return a source; a subclass's parameters may change it."""
+        return self.sources[source]
+
+    def _anywhere(self, source: str) -> Source:
+        """Return a source of this task, or the manifest, which may be any task's.
+
+        Raises:
+            UsageError: there is no such source.
+        """
+        if source in self.sources:
+            return self._origin(source)
+        if source != "manifest":
+            known = [*self.sources, "manifest"]
+            raise UsageError(f"there is no source {source!r}: {did_you_mean(source, known)}")
+        return manifest.SOURCE
+
+    def _elsewhere(
+        self, source: str | None, data: Path | None, target: str
+    ) -> tuple[str, Source, Path | None] | None:
+        """Return the source that is tested on, where it is not the one that is trained on."""
+        if source is None:
+            if data is not None:
+                raise UsageError("--test-data is where the data of --test-source lies: give both")
+            return None
+        origin = self._anywhere(source)
+        if origin.graded is not None:
+            origin = origin.graded(data, self.origin.grades)
+        if origin.grades != self.origin.grades and target != "low-high":
+            raise UsageError(
+                f"the grades of source {source} are {', '.join(origin.grades)}, those of "
+                f"{self.source} {', '.join(self.origin.grades)}: give --target low-high"
+            )
+        return source, origin, data
 
     def collection(self, progress: Progress) -> Collection:
         """Return the cases.
@@ -194,7 +235,13 @@ class LesionTask(Task):
         Raises:
             DataError: the data is absent or broken.
         """
-        return _load(self.source, self.origin, self.data, progress)
+        own = _load(self.source, self.origin, self.data, progress)
+        if self.elsewhere is None:
+            return own
+        name, origin, data = self.elsewhere
+        return with_test_of(
+            own, self.origin.high, name, _load(name, origin, data, progress), origin
+        )
 
     def setup(self, seed: int, progress: Progress) -> Splits:
         """Load the source, split it by patient, and fit the radiomics target on training."""
@@ -245,6 +292,7 @@ class LesionTask(Task):
         ]
         notes: dict[str, Any] = {
             "source": self.source,
+            **({"test source": self.elsewhere[0]} if self.elsewhere else {}),
             "images": [len({case.name for case in split.cases}) for split in made],
             "patients": [len({case.patient for case in split.cases}) for split in made],
             "with_mask": [int(split.has_mask.sum()) for split in made],
@@ -341,10 +389,12 @@ class LesionTask(Task):
         """Return what a reading is set against.
 
         The temperature that calibrates the categories, fitted on the validation readings, where its
-        effect is told too; how good the model is there; what the training's images are like, and
-        their radiomics.
+        effect is told too; how good the model is there; the thresholds from which on a risk counts
+        as high; by what images are recognised that it was trained or chosen on; what the training's
+        images are like, and their radiomics.
         """
         from mtbench_tasks._lesion.calibration import calibration_error, temperature
+        from mtbench_tasks._lesion.operating import points
 
         train, val = splits.train, splits.val
         assert isinstance(train, CaseSplit)
@@ -365,6 +415,7 @@ class LesionTask(Task):
         known = val.category >= 0
         logits, category = torch.cat(outputs)[known], val.category[known]
         scale = temperature(logits, category)
+        chances = (logits / scale).softmax(1).double().numpy()
         errors = [calibration_error(z, category) for z in (logits, logits / scale)]
         before, after = (None if math.isnan(error) else error for error in errors)
         return {
@@ -380,6 +431,8 @@ class LesionTask(Task):
                 "graded": len(category),
                 "outlined": int(val.has_mask.sum()),
             },
+            "operating": points(chances[:, self.high :].sum(1), (category >= self.high).numpy()),
+            "seen": train.hashes() + val.hashes(),
             "familiar": Familiar.fit(grids).to_json(),
             "radiomics": {
                 "features": [feature.name for feature in radiomics.FEATURES],
@@ -478,6 +531,126 @@ class LesionTask(Task):
             "frames": [read(n, to.with_name(f"{to.name}_frame{n}")) for n in numbers],
         }
 
+    def evaluate(
+        self,
+        trained: Trained,
+        data: Path | None,
+        to: Path,
+        *,
+        source: str = "manifest",
+        grades: tuple[str, ...] | None = None,
+        high: str | None = None,
+        truth: str | None = None,
+        by: tuple[str, ...] | None = None,
+        mirror: bool = False,
+    ) -> Evaluation:
+        """Judge a model on cases of which it has seen none.
+
+        Patients with an image that it was trained or chosen on are left out. Where the data's
+        grades are not the model's, both are reduced to low and high.
+
+        Args:
+            trained: the model.
+            data: where the source's data lies.
+            to: the folder for page, JSON and CSV.
+            source: where the cases come from: ``manifest``, a CSV, or a source of this task.
+            grades: the data's categories from benign to malignant, where they are not fixed.
+            high: the first of the data's grades that counts as high risk.
+            truth: the reader whose word is the truth, such as pathology; without one it is the
+                source's truth, else the readers' consensus, a single reader's own.
+            by: the columns of the manifest that subgroups are made of; by default scanner, site,
+                sex, age and size, where they are there.
+            mirror: whether the model is asked of each mirror image too, and the mean taken.
+        """
+        from mtbench_tasks._lesion import evaluating, evaluation, operating
+        from mtbench_tasks._lesion.asking import Ask, Panel
+
+        origin = self._external(source, data, grades)
+        limit, same = self._limit(origin, high)
+        collection = _load(source, origin, data, _silent)
+        cases = list(collection.cases)
+        if truth is not None:
+            cases = evaluating.with_truth(cases, truth)
+        cases = self._with_consensus(cases)
+        prepared = prepare(
+            replace(
+                collection,
+                cases=tuple(cases),
+                fingerprint=f"{collection.fingerprint} consensus, truth {truth}",
+            ),
+            self.image_size,
+            cache_dir(),
+        )
+        fitted = [model.fitted for model in trained.members]
+        seen = [known.get("seen") for known in fitted]
+        chosen = evaluating.unseen(cases, prepared.hashes, [h for own in seen for h in own or ()])
+        if not chosen:
+            raise DataError(
+                f"{data or source}: none of the {len(cases)} cases can be read and is of a patient "
+                "whom the model has not seen"
+            )
+        split = CaseSplit(
+            cases, prepared, [(i, len(cases[i].said) - 1) for i in chosen],
+            np.zeros((len(chosen), 0)), None if same else limit, 0.0,
+        )  # fmt: skip
+        ask: Ask = Panel(trained, mirror)
+        names, from_ = self.grades, self.high
+        if not same and len(names) > 2:
+            ask, names, from_ = evaluating.reduced(ask, self.high), ("low", "high"), 1
+        judged = evaluating.ask_all(ask, split, names, from_)
+        points = operating.shared(fitted)
+        record = {
+            "models": [model.name for model in trained.members],
+            "data": str(data or source),
+            "source": source,
+            "mirror": mirror,
+            "high": origin.grades[limit],
+            "reference": _authority(split.cases) if truth is None else truth,
+            "grades": list(names),
+            **evaluating.judge(judged, points, by),
+        }
+        record["notes"] = list(
+            evaluation.notes(
+                record,
+                left_out=len(prepared.hashes) - len(chosen),
+                problems=[*collection.problems, *prepared.broken.values()],
+                known=all(own is not None for own in seen),
+                reduced=None if same else (origin.grades, limit, self.grades, self.high),
+            )
+        )
+        return evaluation.write(record, judged, to)
+
+    def _external(self, source: str, data: Path | None, grades: tuple[str, ...] | None) -> Source:
+        """Return a source of data to evaluate on."""
+        if source == self.source and self.origin.graded is None and grades is None:
+            return self.origin
+        origin = self._anywhere(source)
+        if origin.graded is None:
+            if grades is not None:
+                raise UsageError(f"the grades of source {source} are fixed: leave out --grades")
+            return origin
+        if grades is None and data is not None:
+            grades = manifest.scale(data, self.origin.grades, self.grades)
+        return origin.graded(data, grades)
+
+    def _limit(self, origin: Source, high: str | None) -> tuple[int, bool]:
+        """Return the first grade of a source that is high risk, and whether all grades are ours."""
+        ours = origin.grades == self.origin.grades
+        if high is None:
+            limit = self.origin.high if ours else origin.high
+        elif ours or high not in origin.grades[1:]:
+            may = "is the model's where the grades are" if ours else "is a grade above the first"
+            raise UsageError(f"--high {high}: {may}; they are {', '.join(origin.grades)}")
+        else:
+            limit = origin.grades.index(high)
+        return limit, ours and self.target == "grades"
+
+    def joins(self, other: Task) -> bool:
+        """Return whether both see the same grid and tell the same grades."""
+        assert isinstance(other, LesionTask)
+        mine, its = ((t.image_size, t.grades, t.high) for t in (self, other))
+        return mine == its
+
     def _meaning(self) -> dict[str, str]:
         """Return what each category is of, in words."""
         if self.target == "grades":
@@ -499,7 +672,7 @@ class LesionTask(Task):
         """Return what goes in and comes out, what the model is for, and where its limits are."""
         from mtbench_tasks._lesion.card import card
 
-        return card(self.image_size, self.grades, fitted)
+        return card(self.image_size, self.grades, self.high, self.origin.views, fitted)
 
     @classmethod
     def inspect(

@@ -9,6 +9,7 @@ from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion import manifest
 from mtbench_tasks._lesion.cases import Collection
+from mtbench_tasks._lesion.screen import split_views
 from mtbench_tasks._lesion.source import Source
 from mtbench_tasks._lesion.task import LesionTask
 from mtbench_tasks.thyroid import aimi, ddti, phantom, thyroidxl, tn3k
@@ -50,7 +51,7 @@ class Thyroid(LesionTask):
             recipe=Recipe(epochs=7, batch_size=16, lr=1.5e-3, encoder_lr=0.3, select="last"),
             augmentation=0.3,
             dropout=0.0,
-            views=ddti.split_views,
+            views=split_views,
             tested=True,
         ),
         # Few graded cases, learnt longer: it wants holding back. See docs/speedrun.md.
@@ -65,7 +66,7 @@ class Thyroid(LesionTask):
             image_size=128,
             guide=2.0,
             what="the folder or zip as published",
-            views=ddti.split_views,
+            views=split_views,
         ),
         # Not tuned, as the data was not at hand: DDTI's, with an epoch's length in mind.
         "tn3k": Source(
@@ -134,14 +135,18 @@ class Thyroid(LesionTask):
         }  # fmt: skip
         super().__init__(source=source, **common)
         self.dependent = {**self.dependent, "test_cases": tested}
+        of = {"ddti": {"split"}, "aimi": {"frames"}}
+        simulated = {"cases", "test_cases", "readers", "reader_noise", "phantom_seed"}
+        own = {**of, "phantom": simulated}
+        self.idle = frozenset().union(*(names for s, names in own.items() if s != self.source))
 
-    def _origin(self) -> Source:
-        origin = super()._origin()
-        if self.source == "aimi":
+    def _origin(self, source: str) -> Source:
+        origin = super()._origin(source)
+        if source == "aimi":
             return replace(origin, load=partial(aimi.load, frames=self.frames))
-        if self.split == "public":
+        if source == "ddti" and self.split == "public":
             return replace(origin, load=lambda data, _: ddti.public(ddti.load(data)), tested=True)
-        if self.source == "phantom":
+        if source == "phantom":
             return replace(origin, load=lambda _, progress: _phantom(progress, **self.phantom))
         return origin
 

@@ -1,0 +1,55 @@
+"""``mtbench evaluate``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtbench.cli.options import Plugins, own, sort
+
+
+def evaluate(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="A finished run directory, or a packaged model; several are asked together.",
+        ),
+    ],
+    data: Annotated[Path | None, typer.Option(help="The data to judge it on.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for what is written.")] = Path("evaluation"),
+    plugin: Plugins = None,
+) -> None:
+    """Judge a trained model on data that it has not seen: tables here, a page and files in OUT.
+
+    Options of the task's own are given like [bold]--source ddti[/].
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from mtbench.errors import RunError, UsageError
+    from mtbench.training.trained import package
+
+    named, extra = sort(models)
+    if not named:
+        raise UsageError("no model to evaluate: give a run directory or a packaged model")
+    task, trained = package.load_all(named, plugin or [])
+    options = own(task.evaluate, "evaluate", extra)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        found = task.evaluate(trained, data, out, **options)
+    except OSError as error:
+        raise RunError(f"--out {out}: cannot be written ({error.strerror})") from error
+    console = Console()
+    for title, head, rows in found.tables:
+        table = Table(*head, title=title, title_justify="left")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    for file in found.files:
+        typer.echo(f"written: {file}")

@@ -1,0 +1,65 @@
+"""Asking a trained model, or several, once or of the mirror image too."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mtbench.training.task import Trained
+
+
+class Answer(NamedTuple):
+    """What a model says of B images on the grid.
+
+    Attributes:
+        logits: (B, S, S), of the mask.
+        chances: (B, G), the calibrated probabilities of the categories.
+    """
+
+    logits: Tensor
+    chances: Tensor
+
+
+Ask = Callable[[Tensor], list[Answer]]
+"""Returns one answer of each model, and of each way to look, to inputs (B, 1, S, S)."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One model or several, each asked of the image, and of its mirror image if that is wanted.
+
+    Attributes:
+        trained: the model, with the others.
+        mirror: whether each is asked of the mirror image too; left and right mean nothing in
+            ultrasound, and training mirrors as well.
+    """
+
+    trained: Trained
+    mirror: bool = False
+
+    def __call__(self, inputs: Tensor) -> list[Answer]:
+        """Return the answers: of each model, as is first."""
+        found = []
+        for model in self.trained.members:
+            scale = temperature(model) or 1.0
+            for turned in (False, True)[: 1 + self.mirror]:
+                logits, risk = model.predictor(inputs.flip(-1) if turned else inputs)
+                plane = logits[:, 0].float().cpu()
+                chances = (risk.logits.float().cpu() / scale).softmax(1)
+                found.append(Answer(plane.flip(-1) if turned else plane, chances))
+        return found
+
+
+def temperature(model: Trained) -> float | None:
+    """Return what a model's logits are divided by; None where it is not calibrated."""
+    found = model.fitted.get("calibration")
+    return found["temperature"] if found and found["readings"] else None
+
+
+def together(answers: Sequence[Answer]) -> Answer:
+    """Return the mean of the logits and of the probabilities; of one answer, itself."""
+    if len(answers) == 1:
+        return answers[0]
+    return Answer(*(torch.stack(parts).mean(0) for parts in zip(*answers, strict=True)))

@@ -1,0 +1,388 @@
+"""A trained model on data that it has not seen: case by case, then in numbers."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import roc_curve
+from torch import Tensor
+
+from mtbench.errors import UsageError
+from mtbench_tasks._lesion import judging
+from mtbench_tasks._lesion.agreement import MODEL, agreement
+from mtbench_tasks._lesion.asking import Answer, Ask, together
+from mtbench_tasks._lesion.calipers import calipers
+from mtbench_tasks._lesion.cases import Case
+from mtbench_tasks._lesion.doubts import NEAR, parts
+from mtbench_tasks._lesion.grid import Placement
+from mtbench_tasks._lesion.judging import Flags, Floats
+from mtbench_tasks._lesion.scores import overlap
+from mtbench_tasks._lesion.splits import TRUTH, CaseSplit, Opinion
+
+BATCH = 32
+SUBGROUPS = ("scanner", "site", "sex", "age", "size")
+"""Columns that are looked at where nobody says which."""
+
+AXES = ("long axis", "short axis")
+LONG = "long axis mm, reference"
+SIZES = (0.0, 10.0, 20.0, math.inf)
+SIZE_NAMES = ("below 10 mm", "10 to 20 mm", "20 mm and more")
+"""Subgroups by the reference's long axis, where spacing is known and no column says the size."""
+MANY = 6  # different numbers: more of them are cut into thirds
+DECISIONS = np.linspace(0.01, 0.99, 99)
+CURVE = 10  # bins of equal count of the calibration curve
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model and the reference say of N images.
+
+    Attributes:
+        frame: a row an image: ``case``, ``patient``, ``positive`` (the reference's high risk; NA
+            where not graded), ``score`` (the model's probability of it), ``grade`` (the
+            reference's; -1 where unknown or of another scale), ``said`` (the model's), the
+            probability ``p[GRADE]`` of each grade, Dice and distances where there is an outline,
+            long and short axes of both, and a column for each subgroup.
+        grades: of the model.
+        comparable: whether the reference's grades are those of the model.
+        agreement: how far raters agree: of `agreement.agreement`.
+        readers: for each reader, what they said of high risk, by row: 1, 0 or NaN.
+    """
+
+    frame: pd.DataFrame
+    groups: pd.DataFrame
+    grades: tuple[str, ...]
+    agreement: pd.DataFrame
+    readers: Mapping[str, Floats]
+
+
+def with_truth(cases: Sequence[Case], reader: str) -> list[Case]:
+    """Return the cases with one reader's word as the truth, and the others as readers.
+
+    Those of which that reader said nothing, or nobody else, are left as they are.
+
+    Raises:
+        UsageError: there is no such reader.
+    """
+    names = {reading.reader for case in cases for reading in case.readings}
+    if reader not in names:
+        raise UsageError(f"--truth {reader}: is no reader of the data: {', '.join(sorted(names))}")
+    return [_with_truth(case, reader) for case in cases]
+
+
+def _with_truth(case: Case, reader: str) -> Case:
+    own = [reading for reading in case.readings if reading.reader == reader]
+    others = tuple(reading for reading in case.readings if reading.reader != reader)
+    return replace(case, readings=others, truth=own[0]) if own and others else case
+
+
+def unseen(
+    cases: Sequence[Case], hashes: Mapping[int, Sequence[str]], seen: Sequence[str]
+) -> list[int]:
+    """Return which cases are of patients of whom the model was shown no image in training.
+
+    Images count as the same within `NEAR` bits of their perceptual hashes.
+
+    Args:
+        cases: all.
+        hashes: of each image and its mirror image, by number.
+        seen: of the images that the model was trained or chosen on.
+    """
+    if not seen:
+        return list(hashes)
+    known = np.array([np.frombuffer(bytes.fromhex(text), np.uint64) for text in set(seen)])
+    met = {
+        cases[i].patient
+        for i, own in hashes.items()
+        for text in own
+        if np.bitwise_count(known ^ np.frombuffer(bytes.fromhex(text), np.uint64)).sum(1).min()
+        <= NEAR
+    }
+    return [i for i in hashes if cases[i].patient not in met]
+
+
+def reduced(ask: Ask, high: int) -> Ask:
+    """Return a model that tells low from high risk, of one that gives grades."""
+
+    def two(answer: Answer) -> Answer:
+        score = answer.chances[:, high:].double().sum(1).clamp(max=1)
+        return Answer(answer.logits, torch.stack([1 - score, score], 1))
+
+    return lambda inputs: [two(answer) for answer in ask(inputs)]
+
+
+def ask_all(ask: Ask, split: CaseSplit, grades: Sequence[str], high: int) -> Judged:
+    """Ask a model about each image of a split, and set its answers beside the reference's.
+
+    Args:
+        ask: the model.
+        split: the images, with the reference's labels.
+        grades: of both.
+        high: the first of them that counts as high risk.
+    """
+    rows, opinions = [], []
+    for positions in torch.split(torch.arange(len(split)), BATCH):
+        batch = split.batch(positions)
+        answer = together(ask(batch["inputs"]))
+        for i, (at, logits) in enumerate(zip(positions.tolist(), answer.logits, strict=True)):
+            case, chances = split.cases[at], answer.chances[i].double().numpy()
+            grade, said = int(batch["category"][i]), int(chances.argmax())
+            drawn = batch["masks"][i] if batch["has_mask"][i] else None
+            rows.append(
+                {
+                    "case": case.name,
+                    "patient": case.patient,
+                    "grade": grade,
+                    "said": said,
+                    "positive": grade >= high if grade >= 0 else math.nan,
+                    "score": min(1.0, float(chances[high:].sum())),
+                    **{f"p[{g}]": float(p) for g, p in zip(grades, chances, strict=True)},
+                    **_outlines(logits, drawn, case.spacing),
+                }
+            )
+            opinions.append(split.opinions(at) | {MODEL: Opinion(said, (logits > 0)[None])})
+    raters = sorted({name for case in opinions for name in case} - {MODEL, TRUTH})
+    several = any(len(case) > 2 for case in opinions)
+    return Judged(
+        pd.DataFrame(rows).astype({"positive": float}),
+        pd.DataFrame([dict(case.groups) for case in split.cases]),
+        tuple(grades),
+        agreement(opinions, len(grades)) if several else pd.DataFrame(),
+        {name: np.array([_high(c.get(name), high) for c in opinions]) for name in raters}
+        if several
+        else {},
+    )
+
+
+def _high(opinion: Opinion | None, high: int) -> float:
+    return math.nan if opinion is None or opinion.category < 0 else float(opinion.category >= high)
+
+
+def _outlines(logits: Tensor, drawn: Tensor | None, spacing: float | None) -> dict[str, float]:
+    """Return how a mask on the grid and the reference's outline agree, and both their axes."""
+    if drawn is None:
+        return {}
+    shape = (drawn.shape[0], drawn.shape[1])
+    found = Placement(shape, logits.shape[-1]).from_grid(logits) > 0
+    dice, iou, distance = overlap(found, drawn)
+    own, true = (parts(mask.numpy()) for mask in (found, drawn))
+    scale = spacing or math.nan
+    record = {"dice": dice, "iou": iou, "hd95": distance, "hd95_mm": scale * distance}
+    if own and true:
+        both = calipers(own[0]), calipers(true[0])
+        for name in AXES:
+            said, known = (found[name.replace(" ", "_")].length for found in both)
+            record |= {f"{name} px": said, f"{name} px, reference": known}
+            record |= {f"{name} mm": scale * said, f"{name} mm, reference": scale * known}
+    return record
+
+
+def judge(
+    judged: Judged, points: Sequence[Mapping[str, Any]], by: Sequence[str] | None
+) -> dict[str, Any]:
+    """Return all numbers, JSON-able; None where one is not defined.
+
+    Args:
+        judged: the answers.
+        points: the operating points, fixed beforehand: of `operating.points`.
+        by: the columns that are looked at by subgroup; None: those of `SUBGROUPS` that are there.
+
+    Raises:
+        UsageError: the data has no such column.
+    """
+    frame = judged.frame
+    w = judging.weights(frame["patient"].tolist())
+    of = Of.among(frame, w)
+    return {
+        "images": len(frame),
+        "patients": int(frame["patient"].nunique()),
+        "graded": len(of.score),
+        "positive": int(of.positive.sum()),
+        "outlined": _count(frame, "dice"),
+        "metrics": list(_metrics(judged, of, w)),
+        "operating": [
+            {**point, "here": _said(judging.rates(of.positive, of.score >= t, of.w))}
+            for point in points
+            for t in [point["threshold"]]
+        ],
+        "readers": list(_readers(judged, w)),
+        "roc": _roc(of),
+        "calibration": _calibration(of),
+        "decision": _decision(of),
+        "sizes": list(_sizes(frame, w)),
+        "subgroups": list(_subgroups(judged, w, points, by)),
+    }
+
+
+class Of(NamedTuple):
+    """The graded images: the model's score, the truth and the weights."""
+
+    score: Floats
+    positive: Flags
+    w: Floats
+
+    @classmethod
+    def among(cls, frame: pd.DataFrame, w: Floats) -> Self:
+        """Return the graded images of a frame."""
+        graded = frame["positive"].notna().to_numpy()
+        positive = frame["positive"].to_numpy()[graded] == 1
+        return cls(frame["score"].to_numpy()[graded], positive, w[:, graded])
+
+    @property
+    def told(self) -> bool:
+        """Whether there are both kinds."""
+        return bool(self.positive.any() and not self.positive.all())
+
+
+def _count(frame: pd.DataFrame, column: str) -> int:
+    return int(frame[column].notna().sum()) if column in frame else 0
+
+
+def _number(values: Floats) -> dict[str, float | None]:
+    """Return an estimate and its interval."""
+    found = judging.interval(values)
+    return {k: v if math.isfinite(v) else None for k, v in found._asdict().items()}
+
+
+def _said(values: Mapping[str, Floats]) -> dict[str, dict[str, float | None]]:
+    return {name: _number(one) for name, one in values.items()}
+
+
+def _metrics(judged: Judged, of: Of, w: Floats) -> Iterator[dict[str, Any]]:
+    frame = judged.frame
+    for name in ("dice", "iou", "hd95", "hd95_mm"):
+        if count := _count(frame, name):
+            yield {"name": name, "images": count, **_number(judging.mean(_column(frame, name), w))}
+    count = len(of.score)
+    if not count:
+        return
+    found = {"auroc_high": judging.auroc(*of)}
+    known = frame[frame["grade"] >= 0]
+    truth, said = (known[name].to_numpy() for name in ("grade", "said"))
+    chances = known[[f"p[{g}]" for g in judged.grades]].to_numpy()
+    table = judging.confusion(truth, said, of.w, len(judged.grades))
+    if len(judged.grades) > 2:
+        found["auroc"] = judging.macro_auroc(chances, truth, of.w)
+    found |= {
+        "balanced_accuracy": judging.balanced_accuracy(table),
+        "kappa": judging.kappa(table),
+        "brier": judging.mean((of.score - of.positive) ** 2, of.w),
+        "calibration_error": judging.calibration_error(*of),
+        "observed / expected": judging.ratio(of.w @ of.positive, of.w @ of.score),
+    }
+    for name, values in found.items():
+        yield {"name": name, "images": count, **_number(values)}
+
+
+def _column(frame: pd.DataFrame, name: str) -> Floats:
+    return frame[name].to_numpy(dtype=float)
+
+
+def _readers(judged: Judged, w: Floats) -> Iterator[dict[str, Any]]:
+    """Yield how each reader compares with the reference and with the model."""
+    positive = judged.frame["positive"].to_numpy(dtype=float)
+    for name, said in judged.readers.items():
+        both = np.isfinite(said) & np.isfinite(positive)
+        pair = judged.agreement
+        row = pair[(pair["rater"] == name) & (pair["other"] == MODEL)]
+        row = row if len(row) else pair[(pair["rater"] == MODEL) & (pair["other"] == name)]
+        cells = {key: float(row[key].iloc[0]) for key in ("kappa", "graded", "dice", "drawn")}
+        against = {key: None if math.isnan(v) else v for key, v in cells.items()}
+        rates = judging.rates(positive[both] == 1, said[both] == 1, w[:, both])
+        yield {"reader": name, "graded": int(both.sum()), "model": against, **_said(rates)}
+
+
+def _roc(of: Of) -> dict[str, list[float]] | None:
+    if not of.told:
+        return None
+    wrong, right, _ = roc_curve(of.positive, of.score)
+    return {"1 - specificity": wrong.tolist(), "sensitivity": right.tolist()}
+
+
+def _calibration(of: Of) -> dict[str, list[float]] | None:
+    if not of.told:
+        return None
+    bins = min(CURVE, max(2, len(of.score) // 10))
+    seen, said = calibration_curve(of.positive, of.score, n_bins=bins, strategy="quantile")
+    return {"predicted": said.tolist(), "observed": seen.tolist()}
+
+
+def _decision(of: Of) -> dict[str, list[float]] | None:
+    if not of.told:
+        return None
+    everybody = judging.net_benefit(np.ones_like(of.score), of.positive, DECISIONS, of.w[:1])[0]
+    values = judging.net_benefit(of.score, of.positive, DECISIONS, of.w)
+    low, high = np.percentile(values[1:], judging.LEVEL, axis=0)
+    return {
+        "threshold": DECISIONS.tolist(), "model": values[0].tolist(), "low": low.tolist(),
+        "high": high.tolist(), "all": everybody.tolist(),
+    }  # fmt: skip
+
+
+def _sizes(frame: pd.DataFrame, w: Floats) -> Iterator[dict[str, Any]]:
+    """Yield how the model's lengths compare with the reference's, in each unit that is known."""
+    if not _count(frame, f"{AXES[0]} px"):
+        return
+    measured = np.isfinite(_column(frame, f"{AXES[0]} mm"))
+    for name in AXES:
+        for unit, here in (("mm", measured), ("px", ~measured)):
+            said, true = (_column(frame, f"{name} {unit}{of}") for of in ("", ", reference"))
+            known = np.isfinite(said) & here
+            if not known.any():
+                continue
+            yield {
+                "axis": name, "unit": unit, "images": int(known.sum()),
+                **_said(judging.agreement((said - true)[known], w[:, known])),
+                "mean": ((said + true) / 2)[known].tolist(),
+                "difference": (said - true)[known].tolist(),
+            }  # fmt: skip
+
+
+def _subgroups(
+    judged: Judged, w: Floats, points: Sequence[Mapping[str, Any]], by: Sequence[str] | None
+) -> Iterator[dict[str, Any]]:
+    frame = judged.frame
+    groups = {str(name): _grouped(column) for name, column in judged.groups.items()}
+    if "size" not in groups and _count(frame, LONG):
+        groups["size"] = pd.cut(frame[LONG], SIZES, right=False, labels=SIZE_NAMES)
+    if absent := [name for name in by or () if name not in groups]:
+        raise UsageError(f"--by {absent[0]}: the data has no such column: {', '.join(groups)}")
+    for name in by or [name for name in SUBGROUPS if name in groups]:
+        for value in groups[name].cat.categories:
+            chosen = (groups[name] == value).to_numpy()
+            if chosen.any():
+                yield {"column": name, "value": str(value)} | _subgroup(
+                    frame[chosen], w[:, chosen], points
+                )
+
+
+def _grouped(column: pd.Series) -> pd.Series:
+    """Return a column as categories: numbers of many values as thirds."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    if numbers.notna().sum() == column.notna().sum() and numbers.nunique() > MANY:
+        thirds = pd.qcut(numbers, 3, duplicates="drop")
+        return thirds.cat.rename_categories(lambda i: f"{i.left:g} to {i.right:g}")
+    return column.astype("category")
+
+
+def _subgroup(
+    frame: pd.DataFrame, w: Floats, points: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    of = Of.among(frame, w)
+    found = {"auroc_high": judging.auroc(*of)} if len(of.score) else {}
+    if _count(frame, "dice"):
+        found["dice"] = judging.mean(_column(frame, "dice"), w)
+    if points:
+        rates = judging.rates(of.positive, of.score >= points[0]["threshold"], of.w)
+        found |= {name: rates[name] for name in ("sensitivity", "specificity")}
+    return {
+        "images": len(frame),
+        "patients": int(frame["patient"].nunique()),
+        "positive": int(of.positive.sum()),
+        **_said(found),
+    }

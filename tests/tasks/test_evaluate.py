@@ -1,0 +1,426 @@
+"""``mtbench evaluate``: what a model is worth on other data, against independent arithmetic."""
+
+import contextlib
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    brier_score_loss,
+    cohen_kappa_score,
+    roc_auc_score,
+)
+from torch import Tensor
+
+from mtbench import cli
+from mtbench.errors import UsageError
+from mtbench.training.task import Evaluation, Trained
+from mtbench_tasks._lesion import evaluating, judging, operating
+from mtbench_tasks._lesion.asking import Panel, together
+from mtbench_tasks._lesion.cases import Case, Reading
+from mtbench_tasks._lesion.doubts import perceptual
+from mtbench_tasks._lesion.network import Risk
+from mtbench_tasks.thyroid import Thyroid, phantom
+from tests.conftest import Mtbench
+from tests.refusals import refused
+
+SMALL = ("--image-size", 32, "--width", 4, "--epochs", 1, "--threads", 1)
+Drawn = st.lists(
+    st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 3)), min_size=2, max_size=30
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_process() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
+        yield
+
+
+# The arithmetic
+
+
+@given(Drawn)
+def test_auroc_is_that_of_scikit_learn(drawn: list[tuple[int, bool, int]]) -> None:
+    score, positive, weight = (np.array(part) for part in zip(*drawn, strict=True))
+    w = np.stack([np.ones(len(score)), weight.astype(float)])
+    found = judging.auroc(score.astype(float), positive, w)
+    for value, row in zip(found, w, strict=True):
+        seen = row > 0
+        if positive[seen].all() or not positive[seen].any():
+            assert np.isnan(value)
+        else:
+            assert value == pytest.approx(roc_auc_score(positive, score, sample_weight=row))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=3, max_size=30))
+def test_grades_are_judged_as_by_scikit_learn(drawn: list[tuple[int, int]]) -> None:
+    truth, said = (np.array(part) for part in zip(*drawn, strict=True))
+    table = judging.confusion(truth, said, np.ones((1, len(truth))), 4)
+    [accuracy], [kappa] = judging.balanced_accuracy(table), judging.kappa(table)
+    present = set(truth)  # scikit-learn warns of grades that are only said
+    recall = np.mean([(said[truth == g] == g).mean() for g in present])
+    assert accuracy == pytest.approx(recall)
+    if set(said) <= present and len(present) > 1:
+        assert accuracy == pytest.approx(balanced_accuracy_score(truth, said))
+    if len({*truth, *said}) > 1:
+        assert kappa == pytest.approx(
+            cohen_kappa_score(truth, said, labels=range(4), weights="quadratic")
+        )
+    else:
+        assert np.isnan(kappa)
+
+
+def test_net_benefit_by_hand() -> None:
+    """At 1/4, a false alarm costs a third of what a hit gains."""
+    score, positive = np.array([0.1, 0.3, 0.6, 0.9]), np.array([False, False, True, True])
+    [found] = judging.net_benefit(score, positive, np.array([0.25, 0.5]), np.ones((1, 4)))
+    assert found == pytest.approx([(2 - 1 / 3) / 4, 2 / 4])
+    [everybody] = judging.net_benefit(np.ones(4), positive, np.array([0.5]), np.ones((1, 4)))
+    assert everybody == pytest.approx([0])
+
+
+def test_limits_of_agreement_by_hand() -> None:
+    difference = np.array([1.0, 2.0, 3.0, 4.0])
+    found = judging.agreement(difference, np.ones((1, 4)))
+    spread = 1.96 * np.std(difference, ddof=1)
+    assert [v.item() for v in found.values()] == pytest.approx([2.5, 2.5 - spread, 2.5 + spread])
+
+
+def test_more_images_of_the_same_patients_do_not_narrow_an_interval() -> None:
+    rng = np.random.default_rng(1)
+    value = rng.normal(size=40)
+    patients = [f"p{i}" for i in range(40)]
+    once = judging.interval(judging.mean(value, judging.weights(patients)))
+    thrice = judging.interval(judging.mean(value.repeat(3), judging.weights(sorted(patients * 3))))
+    by_name = value[np.argsort(patients)]  # the draws are by the patients' names
+    again = judging.interval(judging.mean(by_name, judging.weights(sorted(patients))))
+    other = judging.interval(judging.mean(by_name.repeat(3), judging.weights(sorted(patients * 3))))
+    assert other == pytest.approx(again)
+    assert thrice.high - thrice.low == pytest.approx(once.high - once.low, rel=0.3)
+    alone = judging.weights([str(i) for i in range(120)])
+    naive = judging.interval(judging.mean(value.repeat(3), alone))
+    assert naive.high - naive.low < 0.7 * (once.high - once.low)
+
+
+def test_an_interval_covers_what_it_says() -> None:
+    """Of 200 samples of 60 patients, near 95 % of the intervals hold the mean."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for seed in range(200):
+        effect = rng.normal(size=60).repeat(rng.integers(1, 4, 60))
+        patients = [str(v) for v in effect]
+        noise = effect + 0.3 * rng.normal(size=len(effect))
+        found = judging.interval(judging.mean(noise, judging.weights(patients, 400, seed)))
+        held += found.low < 0 < found.high
+    assert 0.9 < held / 200 < 0.985
+
+
+def test_no_interval_where_no_draw_differs() -> None:
+    found = judging.interval(judging.mean(np.ones(10), judging.weights([*"abcdefghij"])))
+    assert found.value == 1
+    assert np.isnan([found.low, found.high]).all()
+
+
+def test_operating_points() -> None:
+    score = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
+    positive = np.array([0, 0, 1, 0, 0, 1, 1, 1]) > 0
+    youden, kept = operating.points(score, positive)
+    assert (youden["threshold"], youden["sensitivity"], youden["specificity"]) == (0.6, 0.75, 1)
+    assert (kept["threshold"], kept["sensitivity"], kept["specificity"]) == (0.3, 1, 0.5)
+    assert operating.points(score, np.ones(8) > 0) == []
+    [mean, _] = operating.shared([{"operating": [youden, kept]}, {"operating": [kept, kept]}])
+    assert mean["threshold"] == pytest.approx(0.45)
+    assert mean["rule"] == operating.YOUDEN
+    assert operating.shared([{"operating": [youden, kept]}, {}]) == []
+
+
+# Which images
+
+
+def case(name: str, patient: str, image: Any, *said: tuple[str, int]) -> Case:
+    readings = tuple(Reading(reader, None, grade) for reader, grade in said)
+    return Case(name, patient, image, readings or (Reading("a", None, 0),))
+
+
+def test_patients_that_the_model_has_seen_are_left_out() -> None:
+    images = [c.image for c in phantom.load(size=4, readers=1).cases]
+    shown = np.ascontiguousarray(images[0][:, ::-1] * 0.9).astype(np.uint8)  # mirrored, darker
+    cases = [case("again", "p", shown), case("new", "p", images[1]), case("other", "q", images[2])]
+    hashes = {i: perceptual(c.image) for i, c in enumerate(cases)}
+    seen = [perceptual(images[0])[0]]
+    assert evaluating.unseen(cases, hashes, seen) == [2]
+    assert evaluating.unseen(cases, hashes, [perceptual(images[3])[0]]) == [0, 1, 2]
+    assert evaluating.unseen(cases, hashes, []) == [0, 1, 2]
+
+
+def test_one_reader_may_be_the_truth() -> None:
+    cases = [
+        case("a", "a", np.zeros((4, 4)), ("x", 1), ("pathology", 0)),
+        case("b", "b", np.zeros((4, 4)), ("x", 1)),
+    ]
+    both, alone = evaluating.with_truth(cases, "pathology")
+    assert both.truth is not None
+    assert (both.truth.category, [r.reader for r in both.readings]) == (0, ["x"])
+    assert alone == cases[1]
+    with pytest.raises(UsageError, match="--truth y: is no reader of the data: pathology, x"):
+        evaluating.with_truth(cases, "y")
+
+
+# A model on another centre's data
+
+
+@pytest.fixture(scope="module")
+def clinic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another centre: 30 dark ellipses of 15 patients, two readers, pathology, more columns."""
+    folder = tmp_path_factory.mktemp("clinic")
+    rng = np.random.default_rng(0)
+    y, x = np.indices((64, 80))
+    rows = []
+    for i in range(30):
+        image, mask = f"{i}.png", f"{i}_mask.png"
+        inside = ((x - 40) / rng.uniform(8, 16)) ** 2 + ((y - 30) / rng.uniform(8, 16)) ** 2 < 1
+        grade = int(rng.integers(5))
+        light = rng.normal(140, 12, inside.shape) - inside * (100 - 10 * grade)
+        Image.fromarray(light.clip(0, 255).astype(np.uint8)).save(folder / image)
+        Image.fromarray(inside.astype(np.uint8) * 255).save(folder / mask)
+        about = {"patient": f"P{i // 2}", "scanner": "AB"[i % 2], "sex": "fm"[i // 15], "age": i}
+        known = {"image": image, "mask": mask, **about, "spacing": 0.5 if i % 3 else ""}
+        said = {"x": max(grade - 1, 0), "y": min(grade + i % 2, 4), "pathology": grade}
+        rows += [known | {"reader": n, "category": phantom.GRADES[g]} for n, g in said.items()]
+    write(folder / "cases.csv", rows)
+    return folder / "cases.csv"
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> None:
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def dark(inputs: Tensor) -> list[Any]:
+    """A model that segments what is dark, and grades by how dark it is, with some noise."""
+    logits = 40 * (0.4 - inputs)
+    inside = (logits > 0) & (inputs > 0)
+    level = (inputs * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3)).clamp(min=1)
+    grade = 15 * level - 1.5 + inputs[:, 0, 5:8, 5:8].std((1, 2)) * 20
+    risk = Risk(-((grade[:, None] - torch.arange(5)) ** 2), torch.zeros(len(inputs), 13))
+    return [torch.where(inputs > 0, logits, -1.0), risk]
+
+
+FITTED = {
+    "operating": [
+        {"rule": rule, "threshold": t, "sensitivity": 0.8, "specificity": 0.7}
+        for rule, t in ((operating.YOUDEN, 0.6), (operating.KEPT, 0.3))
+    ],
+    "seen": [],
+}
+
+
+def evaluated(clinic: Path, to: Path, **how: Any) -> tuple[Evaluation, dict[str, Any]]:
+    """Judge `dark` on a manifest; return what is said and what is written."""
+    task = Thyroid(image_size=64, width=2)
+    found = task.evaluate(Trained(dark, "dark", FITTED), clinic, to, **how)
+    return found, json.loads((to / "evaluation.json").read_text())
+
+
+def test_a_model_is_judged_on_another_centres_data(clinic: Path, tmp_path: Path) -> None:
+    found, record = evaluated(clinic, tmp_path, truth="pathology")
+    titles = [table.title.split()[0] for table in found.tables]
+    assert titles == ["Metrics", "Operating", "Readers:", "Sizes:", "Subgroups"]
+    assert [file.name for file in found.files] == [
+        "index.html", "evaluation.json", "metrics.csv", "cases.csv"
+    ]  # fmt: skip
+    frame = pd.read_csv(tmp_path / "cases.csv")
+    assert (record["images"], record["patients"], record["graded"]) == (30, 15, 30)
+    assert record["reference"] == "pathology"
+    metrics = {m["name"]: m["value"] for m in record["metrics"]}
+    y, p = frame["positive"], frame["score"]
+    assert 0.5 < metrics["auroc_high"] == pytest.approx(roc_auc_score(y, p), abs=1e-5)
+    assert metrics["brier"] == pytest.approx(brier_score_loss(y, p), abs=1e-5)
+    assert metrics["dice"] == pytest.approx(frame["dice"].mean(), abs=1e-5)
+    assert metrics["dice"] > 0.8
+    assert all(m["low"] is None or m["low"] <= m["value"] <= m["high"] for m in record["metrics"])
+    for point, known in zip(record["operating"], FITTED["operating"], strict=True):
+        assert point["threshold"] == known["threshold"]  # fixed there, not here
+        flagged = p >= known["threshold"]
+        assert point["here"]["sensitivity"]["value"] == pytest.approx(flagged[y == 1].mean())
+        assert point["here"]["specificity"]["value"] == pytest.approx(1 - flagged[y == 0].mean())
+    tidy = pd.read_csv(tmp_path / "metrics.csv").set_index(["group", "metric"])["value"]
+    assert tidy["all", "auroc_high"] == pytest.approx(metrics["auroc_high"], abs=1e-5)
+
+
+def test_subgroups_sizes_and_readers(clinic: Path, tmp_path: Path) -> None:
+    _, record = evaluated(clinic, tmp_path, truth="pathology")
+    frame = pd.read_csv(tmp_path / "cases.csv")
+    groups = {(g["column"], g["value"]): g for g in record["subgroups"]}
+    assert groups["scanner", "A"]["images"] == 15
+    own = frame[frame["column scanner"] == "A"]
+    found = groups["scanner", "A"]["auroc_high"]["value"]
+    assert found == pytest.approx(roc_auc_score(own["positive"], own["score"]), abs=1e-5)
+    assert [name for name, _ in groups] == [*["scanner"] * 2, *["sex"] * 2, *["age"] * 3,
+                                            *["size"] * 2]  # fmt: skip
+    assert sum(g["images"] for (name, _), g in groups.items() if name == "age") == 30
+    sizes = {(s["axis"], s["unit"]): s for s in record["sizes"]}
+    known = frame["long axis mm"].notna()
+    assert sizes["long axis", "mm"]["images"] == known.sum() == 20
+    assert sizes["long axis", "px"]["images"] == 10
+    apart = (frame["long axis mm"] - frame["long axis mm, reference"])[known]
+    limits = apart.mean() - 1.96 * apart.std(), apart.mean() + 1.96 * apart.std()
+    for key, value in zip(("bias", "lower", "upper"), (apart.mean(), *limits), strict=True):
+        assert sizes["long axis", "mm"][key]["value"] == pytest.approx(value, abs=1e-3)
+    # x calls one grade less than the truth, y as much or one more.
+    x, y = record["readers"]
+    assert (x["reader"], y["reader"]) == ("x", "y")
+    assert x["specificity"]["value"] == 1 == y["sensitivity"]["value"]
+    assert x["sensitivity"]["value"] < 1 > y["specificity"]["value"]
+    assert x["model"]["graded"] == 30
+
+
+def test_without_a_truth_it_is_the_consensus(clinic: Path, tmp_path: Path) -> None:
+    _, record = evaluated(clinic, tmp_path)
+    assert record["reference"] == "consensus of readers (STAPLE, majority)"
+    assert len(record["readers"]) == 3
+    assert any("part of the consensus" in note for note in record["notes"])
+
+
+def test_other_grades_are_reduced_to_low_and_high(clinic: Path, tmp_path: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
+    for row in rows:
+        row["category"] = "malignant" if row["category"] >= "TR4" else "benign"
+    write(clinic.with_name("other.csv"), rows)
+    both = []
+    for data in (clinic, clinic.with_name("other.csv")):
+        _, record = evaluated(data, tmp_path, truth="pathology")
+        both.append({m["name"]: m["value"] for m in record["metrics"]})
+    a, b = both
+    assert record["notes"][0].startswith("grades are reduced to low and high: high is malignant")
+    assert "auroc" in a.keys() - b.keys()
+    assert a["auroc_high"] == pytest.approx(b["auroc_high"])
+
+
+def test_numbers_are_those_of_the_models_own_scale(clinic: Path, tmp_path: Path) -> None:
+    """A file of 1 to 5 is TI-RADS where the model's grades are."""
+    rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
+    for row in rows:
+        row["category"] = row["category"].removeprefix("TR")
+    write(clinic.with_name("plain.csv"), rows)
+    _, record = evaluated(clinic.with_name("plain.csv"), tmp_path)
+    assert record["grades"] == list(phantom.GRADES)
+    assert record["high"] == "TR4"
+
+
+def test_the_page_stands_alone(clinic: Path, tmp_path: Path) -> None:
+    evaluated(clinic, tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<svg") == 7
+    assert "Research use only" in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http-equiv", "")
+    named = re.findall(r'<clipPath id="([^"]+)"', page)
+    assert len(named) == len(set(named))  # one figure does not clip another
+    assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(named)
+
+
+def test_images_of_one_kind_of_risk_have_no_curve(clinic: Path, tmp_path: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
+    write(clinic.with_name("benign.csv"), [r for r in rows if r["category"] in ("TR1", "TR2")])
+    _, record = evaluated(clinic.with_name("benign.csv"), tmp_path)
+    assert record["roc"] is record["calibration"] is record["decision"] is None
+    assert record["operating"][0]["here"]["sensitivity"]["value"] is None
+
+
+def test_a_mirrored_look_is_the_mean_of_two(clinic: Path) -> None:
+    inputs = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    trained = Trained(dark, "dark", {})
+    plain, turned = Panel(trained, mirror=True)(inputs)
+    logits, risk = dark(inputs.flip(-1))
+    assert torch.equal(turned.logits, logits[:, 0].flip(-1))
+    assert torch.equal(turned.chances, risk.logits.softmax(1))
+    both = together([plain, turned])
+    assert torch.allclose(both.chances, (plain.chances + turned.chances) / 2)
+    assert together([plain]) is plain
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on phantoms."""
+    out = tmp_path_factory.mktemp("run")
+    words = ["mtbench", "run", "-m", "ew", "--cases", "20", *map(str, SMALL), "--out", str(out)]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+    assert leaving.value.code == 0
+    [result] = out.rglob("result.json")
+    return result.parent
+
+
+def test_what_is_evaluated_is_what_predict_says(
+    mtbench: Mtbench, run: Path, clinic: Path, tmp_path: Path
+) -> None:
+    assert mtbench("evaluate", run, "--data", clinic, "--out", tmp_path / "e")[0] == 0
+    frame = pd.read_csv(tmp_path / "e" / "cases.csv").set_index("case")
+    names = [clinic.parent / f"{i}.png" for i in (0, 3)]
+    line = ("--views", "whole", "--report", "none", "--out", tmp_path / "p")
+    assert mtbench("predict", run, *names, *line)[0] == 0
+    for record in json.loads((tmp_path / "p" / "predictions.json").read_text()):
+        [view] = record["views"]
+        row = frame.loc[Path(record["image"]).name]
+        for grade, chance in view["probabilities"].items():
+            assert row[f"p[{grade}]"] == pytest.approx(chance, abs=1e-4)
+
+
+def test_its_own_test_part_is_what_is_left_of_its_own_data(
+    mtbench: Mtbench, run: Path, tmp_path: Path
+) -> None:
+    line = ("evaluate", run, "--source", "phantom", "--out", tmp_path)
+    code, said, _ = mtbench(*line)
+    assert code == 0
+    assert "20 images are left out" in said
+    result = json.loads((run / "result.json").read_text())
+    assert json.loads((tmp_path / "evaluation.json").read_text())["images"] == 20
+    test = json.loads((run / "test.json").read_text())["metrics"]
+    metrics = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]
+    found = {m["name"]: m["value"] for m in metrics}
+    assert result["notes"]["images"][2] == 20
+    for name in ("dice", "hd95_mm", "auroc_high", "balanced_accuracy"):
+        assert found[name] == pytest.approx(test[name], abs=1e-5)
+
+
+def test_mistakes_are_one_line(mtbench: Mtbench, run: Path, clinic: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path)
+    data = ("--data", clinic)
+    for line, said in (
+        ((run, *out), "source manifest needs --data PATH"),
+        ((run, *data, *out, "--by", "hospital"), "--by hospital: the data has no such column"),
+        ((run, *data, *out, "--high", "TR2"), "--high TR2: is the model's where the grades are"),
+        ((run, *data, *out, "--source", "mine"), "there is no source 'mine'"),
+        ((run, *data, *out, "--colour", "red"), "evaluate has no option --colour"),
+        ((tmp_path, *data, *out), "no run directory"),
+    ):
+        refused(mtbench("evaluate", *line), said)
+
+
+def test_a_task_that_cannot(mtbench: Mtbench, tmp_path: Path) -> None:
+    line = ("run", "--task", "quadratic", "-m", "ew", "--epochs", 1, "--out", tmp_path / "runs")
+    assert mtbench(*line)[0] == 0
+    [result] = (tmp_path / "runs").rglob("result.json")
+    said = "task quadratic does not evaluate on other data"
+    refused(mtbench("evaluate", result.parent, "--out", tmp_path / "e"), said)
