@@ -810,7 +810,8 @@ def test_a_new_image_is_read(
                 assert picture.mode == ("L" if kind == "mask" else "RGB")
         for view in record["views"]:
             assert set(view) == {
-                "box", "plane", "means", "calipers", "category", "probabilities", "long_axis_mm",
+                "box", "plane", "means", "descriptors", "assessment",
+                "calipers", "category", "probabilities", "long_axis_mm",
                 "short_axis_mm", "height_mm",
                 "width_mm", "taller_than_wide", "others", "radiomics",
             }  # fmt: skip

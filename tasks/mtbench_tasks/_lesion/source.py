@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion.cases import Collection, Image, View
+from mtbench_tasks._lesion.descriptors import Lexicon
 
 
 def whole(image: Image) -> list[View]:
@@ -29,6 +30,7 @@ class Source:
         guide: the guidance's default weight.
         what: what ``--data`` is to name; None for an embedded source.
         system: what the categories are of, such as ACR TI-RADS; empty where they say it themselves.
+        lexicon: the descriptors that its cases have, and how it words them.
         views: finds an image's views, when a new one is read.
         tested: whether it says who is tested; otherwise the task's folds do.
         graded: makes it with these grades, or, if there are none, with those of the data at that
@@ -45,6 +47,7 @@ class Source:
     guide: float = 1.0
     what: str | None = None
     system: str = ""
+    lexicon: Lexicon = ()
     views: Callable[[Image], list[View]] = whole
     tested: bool = False
     graded: "Callable[[Path | None, tuple[str, ...] | None], Source] | None" = None
