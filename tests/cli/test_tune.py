@@ -179,6 +179,39 @@ def test_pruning(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
     assert results.count(None) == trials["pruned"]
 
 
+IDLE = """
+from mtbench import Scalarizer
+
+class Idle(Scalarizer):
+    paper = "none"
+
+    def __init__(self, num_objectives, seed=0, *, size: float = 0.0):
+        super().__init__(num_objectives, seed)
+
+    @classmethod
+    def suggest(cls, trial, num_objectives):
+        return {"size": trial.suggest_float("size", 0.0, 1.0)}
+
+    def objective(self, step):
+        self.notes = {"acts": step.values.new_zeros(())}
+        return step.total(), None
+"""
+
+
+def test_a_trial_in_which_the_method_never_acted_is_told(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "idle.py").write_text(IDLE)
+    line = words(
+        tiny, tmp_path, "--plugin", tmp_path / "idle.py", "--trials", 2, "--epochs", 1,
+        method="idle",
+    )  # fmt: skip
+    code, text, err = mtbench(*line)
+    assert code == 0, err
+    assert "the method acted in no step: this is training by the plain sum" in text
+    assert "(acted in no step)" in text
+
+
 def test_all_diverge(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
     line = words(tiny, tmp_path, "--trials", 2, "--explode", "yes", "--storage", tmp_path / "a.log")
     refused(mtbench(*line), "no trial has finished: all 2 diverged or were pruned")
