@@ -82,14 +82,15 @@ def test_the_storage_is_plain_optuna(tuned: Path) -> None:
 
 @pytest.mark.parametrize("task", sorted(set(entries("task")) - {"multitarget"}))  # needs data
 def test_what_tune_writes_of_any_task_is_read_again(task: str, tmp_path: Path) -> None:
-    made = Request.of(task, ["ls"], {"recipe.lr": "0.003", "weights": "2"})
+    made = Request.of(task, ["cagrad"], {"recipe.lr": "0.003", "cagrad.c": "0.3"})
     [choice] = made.choices
     written = Config(
-        task=task, method="ls", task_params=made.task_params, method_params=choice.params,
+        task=task, method="cagrad", task_params=made.task_params, method_params=choice.params,
         recipe=dataclasses.asdict(made.recipe),
     )  # fmt: skip
     written.write(tmp_path / "best.toml")
-    again = Request.of(task, ["ls"], Config.read(tmp_path / "best.toml").overrides(task, ["ls"]))
+    read = Config.read(tmp_path / "best.toml").overrides(task, ["cagrad"])
+    again = Request.of(task, ["cagrad"], read)
     assert (again.task_params, again.recipe) == (made.task_params, made.recipe)
     assert again.choices[0].params == choice.params
 
