@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 
     from mtbench.balancing.model import MultitaskModel
 
-LossesFn = Callable[[], Sequence[Tensor]]
+LossesFn = Callable[[], Any]
+"""Repeats the forward pass; returns losses as `Balancer.backward` takes them.
+
+A method's own `after_step` is given K scalars in order.
+"""
 Losses = Sequence[Tensor | None] | Mapping[str, Tensor | None]
 
 
@@ -76,7 +80,8 @@ class Balancer(nn.Module, ABC):
     All that step t+1 needs is a parameter, a buffer or extra state, so that `state_dict` carries
     it, in its own precision: ``.to(dtype)`` and ``.half()`` leave a balancer as it is. Trainable
     parameters of a balancer never get the model's weight decay. Every method is
-    constructed as ``Method(num_objectives, seed, **its_own_keyword_parameters)``.
+    constructed as ``Method(num_objectives, seed=seed, **its_own_parameters)``, all but the first by
+    name.
 
     Args:
         num_objectives: K.
@@ -114,6 +119,16 @@ class Balancer(nn.Module, ABC):
     sized_later: ClassVar[tuple[str, ...]] = ()
     on_host: ClassVar[tuple[str, ...]] = ()
 
+    def __new__(cls, *first: Any, **named: Any) -> Self:
+        """Refuse a parameter without its name, which would be taken for the seed."""
+        if len(first) > 1:
+            called = cls.__module__.rpartition(".")[2]
+            raise UsageError(
+                f"{called}: all but the first goes by its name, as in seed=0, found {first[1]!r} "
+                "without one"
+            )
+        return super().__new__(cls)
+
     def __init__(self, num_objectives: int, seed: int = 0) -> None:
         super().__init__()
         if isinstance(num_objectives, bool) or not isinstance(num_objectives, int):
@@ -123,9 +138,7 @@ class Balancer(nn.Module, ABC):
         if num_objectives < 1:
             raise ValueError(f"num_objectives must be at least 1, found {num_objectives}")
         if not isinstance(seed, int):
-            raise UsageError(
-                f"{self._called}: seed must be an integer, found {seed!r}; parameters go by name"
-            )
+            raise UsageError(f"{self._called}: seed must be an integer, found {seed!r}")
         self.num_objectives = num_objectives
         self.engine = Engine(batched=False)
         self._names: tuple[str, ...] = ()

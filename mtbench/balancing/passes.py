@@ -165,16 +165,16 @@ class Passes:
         together, seen = self._together, self.engine.compiled
         tried = (seen.get(id(p), []) for p in together)
         if any(len(of) < _TRIED and len({-1, *of}) < 3 for of in tried):
-            with unhooked(together), torch.autograd.set_detect_anomaly(False):
+            shared = self.parting.shared
+            with unhooked(shared), torch.autograd.set_detect_anomaly(False):
                 rows = [
-                    grad([loss], together, [torch.full_like(loss, math.nan)])
-                    for loss in self.losses
+                    grad([loss], shared, [torch.full_like(loss, math.nan)]) for loss in self.losses
                 ]
             touched = [[g is not None and bool(g.isnan().any()) for g in row] for row in rows]
             by = [[k for k, hit in enumerate(hits) if hit] for hits in zip(*touched, strict=True)]
             # One that has nothing in common with others may be without labels.
             sure = len({k for owners in by if len(owners) > 1 for k in owners}) == len(rows)
-            for parameter, owners in zip(together, by, strict=True):
+            for parameter, owners in zip(shared, by, strict=True):
                 if sure or len(owners) > 1:
                     seen.setdefault(id(parameter), []).extend(owners or [-1])
         found = {id(p): set(seen.get(id(p), ())) - {-1} for p in together}

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image as Pil
 from PIL import ImageDraw
 from skimage.measure import find_contours
+from torch import Tensor
 
 from mtbench.training.task import Predictor
-from mtbench_tasks._lesion import calipers
+from mtbench_tasks._lesion import calipers, descriptors
 from mtbench_tasks._lesion.cases import Image, Mask, View
 from mtbench_tasks._lesion.doubts import of_image, parts
 from mtbench_tasks._lesion.familiar import Familiar
@@ -70,6 +71,7 @@ def read(
     views_of: Callable[[Image], Sequence[View]],
     reference: Reference,
     planes: Sequence[calipers.Plane] = (),
+    lexicon: descriptors.Lexicon = (),
 ) -> dict[str, Any]:
     """Read one image, each of its views by itself, as in training.
 
@@ -86,23 +88,25 @@ def read(
         views_of: finds the views of what was scanned.
         reference: what of training and validation it is set against.
         planes: of the views, from the left; those of further ones are unknown.
+        lexicon: the descriptors that the model has learnt.
 
     Returns:
         The files, the spacing with where it comes from, how many of the file's columns and rows a
         pixel of mask and box is (``pixel``: 1, unless the file's pixels are not square), notes,
         and, per view, its box (left, top, right, bottom), its plane, the category, the probability
-        of each, and of the largest segmented region what `calipers` measures, whether it is taller
-        than wide (known in a transverse plane only), and its radiomics, with ``z`` in standard
-        deviations from the mean of the training's contours. ``others`` has the lengths of further
-        regions. Where nothing is segmented, there is no lesion: lengths are 0, and the rest is
-        null; the probabilities are those of a lesion, if there were one.
+        of each, the likeliest term of each descriptor that was learnt, and of the largest segmented
+        region what `calipers` measures, whether it is taller than wide (known in a transverse plane
+        only), and its radiomics, with ``z`` in standard deviations from the mean of the training's
+        contours. ``others`` has the lengths of further regions. Where nothing is segmented, there
+        is no lesion: lengths are 0, and the rest is null; the probabilities are those of a lesion,
+        if there were one.
     """
     image, spacing = picture.pixels, picture.spacing or given
     whole = np.zeros(image.shape, dtype=bool)
     views = []
     boxes = _within(picture.scanned, views_of(image[picture.scanned]))
     for box, plane in zip_longest(boxes, planes[: len(boxes)]):
-        regions, probabilities = _predict(predictor, image[box], size, reference.temperature)
+        regions, probabilities, terms = _predict(predictor, image[box], size, reference.temperature)
         whole[box] = np.logical_or.reduce([np.zeros(whole[box].shape, dtype=bool), *regions])
         largest = regions[0] if regions else np.zeros(whole[box].shape, dtype=bool)
         rows, columns = box
@@ -115,6 +119,7 @@ def read(
                 "probabilities": {
                     g: round(float(p), 4) for g, p in zip(grades, probabilities, strict=True)
                 },
+                "descriptors": descriptors.read(terms, lexicon) if regions and lexicon else None,
                 **_measure(largest, place, picture.step, spacing, plane),
                 "others": [
                     _measure(region, place, picture.step, spacing, plane) for region in regions[1:]
@@ -198,8 +203,12 @@ def headline(view: Mapping[str, Any]) -> str:
     """
     if view["category"] is None:
         return NOTHING
-    clear = view["probabilities"][view["category"]] >= CLEAR
-    return f"Category {view['category']}" if clear else UNCLEAR
+    return f"Category {view['category']}" if clear(view) else UNCLEAR
+
+
+def clear(view: Mapping[str, Any]) -> bool:
+    """Return whether a view's category is likely enough to be named."""
+    return bool(view["probabilities"][view["category"]] >= CLEAR)
 
 
 def beside(to: Path, ending: str) -> Path:
@@ -222,15 +231,20 @@ def outlined(image: Image, mask: Mask) -> tuple[Pil.Image, int]:
 
 def _predict(
     predictor: Predictor, view: Image, size: int, temperature: float | None
-) -> tuple[list[Mask], NDArray[np.float32]]:
-    """Return the segmented regions at the view's resolution, largest first, and probabilities."""
+) -> tuple[list[Mask], NDArray[np.float32], Tensor]:
+    """Return the segmented regions at the view's resolution, largest first, and the rest.
+
+    The probabilities of the categories, and the logits of the descriptors' terms, if there are any.
+    """
     logits, risk = predictor(to_input(view, size)[None])
     plane = Placement((view.shape[0], view.shape[1]), size).from_grid(logits[0, 0].float().cpu())
     drawn = plane.numpy() > 0
     del plane  # of a large image, most of the memory
     regions = parts(drawn)
     large = [region for region in regions if region.sum() >= LESSER * regions[0].sum()]
-    return large, (risk.logits[0].float() / (temperature or 1.0)).softmax(0).cpu().numpy()
+    chances = (risk.logits[0].float() / (temperature or 1.0)).softmax(0).cpu().numpy()
+    terms = getattr(risk, "descriptors", risk.logits[:, :0])[0].cpu()
+    return large, chances, terms
 
 
 def _measure(
