@@ -1,8 +1,8 @@
 """Asking a trained model, or several, once or of the mirror image too."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +16,12 @@ class Answer(NamedTuple):
     Attributes:
         logits: (B, S, S), of the mask.
         chances: (B, G), the calibrated probabilities of the categories.
+        spread: how far it was off on validation, of `spread.fit`; None where that is not known.
     """
 
     logits: Tensor
     chances: Tensor
+    spread: Mapping[str, Any] | None = None
 
 
 Ask = Callable[[Tensor], list[Answer]]
@@ -48,7 +50,8 @@ class Panel:
                 logits, risk = model.predictor(inputs.flip(-1) if turned else inputs)
                 plane = logits[:, 0].float().cpu()
                 chances = (risk.logits.float().cpu() / scale).softmax(1)
-                found.append(Answer(plane.flip(-1) if turned else plane, chances))
+                plane = plane.flip(-1) if turned else plane
+                found.append(Answer(plane, chances, model.fitted.get("spread")))
         return found
 
 
@@ -62,4 +65,5 @@ def together(answers: Sequence[Answer]) -> Answer:
     """Return the mean of the logits and of the probabilities; of one answer, itself."""
     if len(answers) == 1:
         return answers[0]
-    return Answer(*(torch.stack(parts).mean(0) for parts in zip(*answers, strict=True)))
+    logits, chances, _ = zip(*answers, strict=True)
+    return Answer(torch.stack(logits).mean(0), torch.stack(chances).mean(0))

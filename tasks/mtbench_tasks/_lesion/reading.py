@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as Pil
 from PIL import ImageDraw
 from skimage.measure import find_contours
 
-from mtbench.training.task import Predictor
 from mtbench_tasks._lesion import calipers
+from mtbench_tasks._lesion.asking import Answer, Ask, together
 from mtbench_tasks._lesion.cases import Image, Mask, View
 from mtbench_tasks._lesion.doubts import of_image, parts
 from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.grid import Placement, to_input
 from mtbench_tasks._lesion.pixels import Picture, implausible
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES, Standardiser, extract
+from mtbench_tasks._lesion.spread import interval, lengths
 
 CONTOUR = (255, 196, 0)
 SHOWN = 4096  # pixels: the longer side of what is drawn for a person
@@ -36,12 +36,10 @@ class Reference:
     """What of training and validation a reading is set against.
 
     Attributes:
-        temperature: the logits are divided by it; None where the model is not calibrated.
         standardise: the training's radiomics, None where they are not known.
         familiar: what the training's images are like, None where that is not known.
     """
 
-    temperature: float | None = None
     standardise: Standardiser | None = None
     familiar: Familiar | None = None
 
@@ -51,16 +49,14 @@ class Reference:
         if not fitted:
             return cls()
         mean, scale = (np.array(fitted["radiomics"][key]) for key in ("mean", "scale"))
-        graded = fitted["calibration"]["readings"]
         return cls(
-            fitted["calibration"]["temperature"] if graded else None,
             Standardiser(mean, scale),
             Familiar.of(fitted["familiar"]) if "familiar" in fitted else None,
         )
 
 
 def read(
-    predictor: Predictor,
+    ask: Ask,
     picture: Picture,
     path: Path,
     to: Path,
@@ -76,7 +72,7 @@ def read(
     Writes ``TO_mask.png`` (0 or 255, as the image is shown) and ``TO_overlay.png``.
 
     Args:
-        predictor: the model.
+        ask: the model, or several.
         picture: the image.
         path: its file.
         to: where files go, and how their names begin.
@@ -91,7 +87,8 @@ def read(
         The files, the spacing with where it comes from, how many of the file's columns and rows a
         pixel of mask and box is (``pixel``: 1, unless the file's pixels are not square), notes,
         and, per view, its box (left, top, right, bottom), its plane, the category, the probability
-        of each, and of the largest segmented region what `calipers` measures, whether it is taller
+        of each, and of the largest segmented region what `calipers` measures, ``interval`` (of
+        `spread`), whether it is taller
         than wide (known in a transverse plane only), and its radiomics, with ``z`` in standard
         deviations from the mean of the training's contours. ``others`` has the lengths of further
         regions. Where nothing is segmented, there is no lesion: lengths are 0, and the rest is
@@ -102,7 +99,9 @@ def read(
     views = []
     boxes = _within(picture.scanned, views_of(image[picture.scanned]))
     for box, plane in zip_longest(boxes, planes[: len(boxes)]):
-        regions, probabilities = _predict(predictor, image[box], size, reference.temperature)
+        answers = ask(to_input(image[box], size)[None])
+        answer, shape = together(answers), image[box].shape
+        regions, probabilities = _regions(answer, shape), answer.chances[0].numpy()
         whole[box] = np.logical_or.reduce([np.zeros(whole[box].shape, dtype=bool), *regions])
         largest = regions[0] if regions else np.zeros(whole[box].shape, dtype=bool)
         rows, columns = box
@@ -116,6 +115,7 @@ def read(
                     g: round(float(p), 4) for g, p in zip(grades, probabilities, strict=True)
                 },
                 **_measure(largest, place, picture.step, spacing, plane),
+                "interval": _interval(answers, shape, regions, grades, spacing),
                 "others": [
                     _measure(region, place, picture.step, spacing, plane) for region in regions[1:]
                 ],
@@ -131,7 +131,7 @@ def read(
     return {
         "image": str(path), "use": USE, "spacing_mm": spacing,
         "spacing_from": _origin(picture, given), "pixel": picture.step,
-        "temperature": reference.temperature, "mask": str(mask_file), "overlay": str(overlay_file),
+        "mask": str(mask_file), "overlay": str(overlay_file),
         "views": views, "notes": list(_notes(picture, given, views, size, reference)),
     }  # fmt: skip
 
@@ -220,17 +220,31 @@ def outlined(image: Image, mask: Mask) -> tuple[Pil.Image, int]:
     return picture, fewer
 
 
-def _predict(
-    predictor: Predictor, view: Image, size: int, temperature: float | None
-) -> tuple[list[Mask], NDArray[np.float32]]:
-    """Return the segmented regions at the view's resolution, largest first, and probabilities."""
-    logits, risk = predictor(to_input(view, size)[None])
-    plane = Placement((view.shape[0], view.shape[1]), size).from_grid(logits[0, 0].float().cpu())
+def _regions(answer: Answer, shape: tuple[int, ...]) -> list[Mask]:
+    """Return what is segmented, at a view's resolution, largest first."""
+    plane = Placement((shape[0], shape[1]), answer.logits.shape[-1]).from_grid(answer.logits[0])
     drawn = plane.numpy() > 0
     del plane  # of a large image, most of the memory
     regions = parts(drawn)
-    large = [region for region in regions if region.sum() >= LESSER * regions[0].sum()]
-    return large, (risk.logits[0].float() / (temperature or 1.0)).softmax(0).cpu().numpy()
+    return [region for region in regions if region.sum() >= LESSER * regions[0].sum()]
+
+
+def _interval(
+    answers: Sequence[Answer],
+    shape: tuple[int, ...],
+    regions: Sequence[Mask],
+    grades: Sequence[str],
+    spacing: float | None,
+) -> dict[str, Any] | None:
+    """Return how sure a reading of a lesion is; None where there is none, or that is not known."""
+    if not regions:
+        return None
+    looks = []
+    for answer in answers:
+        own = regions if len(answers) == 1 else _regions(answer, shape)
+        found = lengths(own[0]) if own else None
+        looks.append((answer.spread, found, answer.chances[0].tolist()))
+    return interval(looks, grades, spacing)
 
 
 def _measure(
