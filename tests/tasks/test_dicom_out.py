@@ -54,7 +54,7 @@ def written(
 ) -> tuple[dict[str, Any], list[Any]]:
     """Read a file and write its DICOM; return the record, and the files read back."""
     header = dicom_out.source(source)
-    record = reading.read(
+    record, _ = reading.read(
         Panel(Trained(predictor(draw), "model", {})), read_picture(source, frame), source,
         folder / "a", 96, GRADES, None, whole,
         reading.Reference(), ("transverse",),

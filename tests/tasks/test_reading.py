@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from mtbench.errors import DataError
 from mtbench.training.task import Trained
-from mtbench_tasks._lesion import calipers, radiomics, reading, report, spread
+from mtbench_tasks._lesion import burnt, calipers, radiomics, reading, report, spread
 from mtbench_tasks._lesion.asking import Panel
 from mtbench_tasks._lesion.calibration import calibration_error, likeliest, temperature
 from mtbench_tasks._lesion.familiar import Familiar
@@ -72,7 +72,7 @@ def read(
     place = (picture, folder / "a.png", folder / "a")
     fitted = {"calibration": {"temperature": temperature, "readings": 9 if temperature else 0}}
     ask = Panel(Trained(predict, "model", fitted))
-    return reading.read(ask, *place, 96, GRADES, spacing, split_views, reference, planes)
+    return reading.read(ask, *place, 96, GRADES, spacing, split_views, reference, planes)[0]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp"])
@@ -518,7 +518,7 @@ def test_a_reading_has_its_interval(tmp_path: Path) -> None:
     for mirror in (False, True):
         ask = Panel(Trained(predictor(standing), "model", {"spread": known}), mirror)
         place = (picture, tmp_path / "a.png", tmp_path / "a")
-        record = reading.read(ask, *place, 96, GRADES, 0.1, split_views, Reference())
+        record, _ = reading.read(ask, *place, 96, GRADES, 0.1, split_views, Reference())
         [view] = record["views"]
         low, high = view["interval"]["long_axis_mm"]
         if not mirror:
@@ -526,3 +526,60 @@ def test_a_reading_has_its_interval(tmp_path: Path) -> None:
             assert high == pytest.approx(view["long_axis_mm"] * math.exp(0.1), abs=0.02)
         assert view["interval"]["categories"] == ["high"]
     assert read(predictor(nothing), tissue(), tmp_path)["views"][0]["interval"] is None
+
+
+# Text in the image
+
+
+def screen() -> Any:
+    """A scan in a black frame, with a name above it and one within."""
+    image = np.zeros((300, 420), np.uint8)
+    image[40:280, 30:390] = tissue(240, 360) // 2
+    drawn = Image.fromarray(image)
+    pen = ImageDraw.Draw(drawn)
+    pen.text((40, 8), "DOE, JOHN  M", fill=255, font_size=20)
+    pen.text((150, 200), "DOE 12.03.1961", fill=255, font_size=20)
+    return np.array(drawn)
+
+
+SCAN = (slice(40, 280), slice(30, 390))
+
+
+def test_what_is_lit_outside_the_scan_is_told() -> None:
+    image, told = burnt.shown(screen(), [SCAN], "keep")
+    assert np.array_equal(image, screen())
+    assert told == [
+        "text or marks lie outside of what was scanned, and may name the patient: the overlay "
+        "shows it"
+    ]
+    clean = screen()
+    clean[:40] = 0
+    assert burnt.shown(clean, [SCAN], "keep")[1] == []
+    assert burnt.shown(tissue(), [(slice(0, 80), slice(0, 120))], "keep")[1] == []  # no outside
+
+
+def test_text_is_found_and_blackened() -> None:
+    pytest.importorskip("rapidocr")
+    image, told = burnt.shown(screen(), [SCAN], "find")
+    assert np.array_equal(image, screen())
+    assert told[0].startswith("text was found in 2 places")
+    clean, told = burnt.shown(screen(), [SCAN], "blank")
+    assert told[0].endswith("it is blackened")
+    assert clean.max() < 130  # nothing white is left
+    assert not clean[:40].any()
+    untouched = np.ones(clean.shape, bool)
+    untouched[190:235, 140:330] = False
+    assert np.array_equal(clean[SCAN][untouched[SCAN]], screen()[SCAN][untouched[SCAN]])
+    assert burnt.find(tissue(240, 360)) == []
+
+
+def test_blackened_text_is_in_no_picture(tmp_path: Path) -> None:
+    pytest.importorskip("rapidocr")
+    picture = Picture(screen(), (slice(0, 300), slice(0, 420)), None, ())
+    ask = Panel(Trained(predictor(standing), "model", {}))
+    place = (picture, tmp_path / "a.png", tmp_path / "a")
+    line = (96, GRADES, None, lambda _: [SCAN], Reference(), ())
+    for text, white in (("keep", True), ("blank", False)):
+        record, shown = reading.read(ask, *place, *line, text)  # type: ignore[arg-type]
+        drawn = np.asarray(Image.open(record["overlay"]))
+        assert ((drawn.min(axis=2) > 200).sum() > 50) == white == (shown.max() > 200)

@@ -12,7 +12,7 @@ from PIL import Image as Pil
 from PIL import ImageDraw
 from skimage.measure import find_contours
 
-from mtbench_tasks._lesion import calipers
+from mtbench_tasks._lesion import burnt, calipers
 from mtbench_tasks._lesion.asking import Answer, Ask, together
 from mtbench_tasks._lesion.cases import Image, Mask, View
 from mtbench_tasks._lesion.doubts import of_image, parts
@@ -66,7 +66,8 @@ def read(
     views_of: Callable[[Image], Sequence[View]],
     reference: Reference,
     planes: Sequence[calipers.Plane] = (),
-) -> dict[str, Any]:
+    text: burnt.Text = "keep",
+) -> tuple[dict[str, Any], Image]:
     """Read one image, each of its views by itself, as in training.
 
     Writes ``TO_mask.png`` (0 or 255, as the image is shown) and ``TO_overlay.png``.
@@ -82,17 +83,18 @@ def read(
         views_of: finds the views of what was scanned.
         reference: what of training and validation it is set against.
         planes: of the views, from the left; those of further ones are unknown.
+        text: what is done about text in the image: of `burnt.shown`.
 
     Returns:
-        The files, the spacing with where it comes from, how many of the file's columns and rows a
-        pixel of mask and box is (``pixel``: 1, unless the file's pixels are not square), notes,
-        and, per view, its box (left, top, right, bottom), its plane, the category, the probability
-        of each, and of the largest segmented region what `calipers` measures, ``interval`` (of
-        `spread`), whether it is taller
-        than wide (known in a transverse plane only), and its radiomics, with ``z`` in standard
-        deviations from the mean of the training's contours. ``others`` has the lengths of further
-        regions. Where nothing is segmented, there is no lesion: lengths are 0, and the rest is
-        null; the probabilities are those of a lesion, if there were one.
+        The record, and the image as a person may see it. The record has the files, the spacing with
+        where it comes from, how many of the file's columns and rows a pixel of mask and box is
+        (``pixel``: 1, unless the file's pixels are not square), notes, and, per view, its box
+        (left, top, right, bottom), its plane, the category, the probability of each, and of the
+        largest segmented region what `calipers` measures, ``interval`` (of `spread`), whether it is
+        taller than wide (known in a transverse plane only), and its radiomics, with ``z`` in
+        standard deviations from the mean of the training's contours. ``others`` has the lengths of
+        further regions. Where nothing is segmented, there is no lesion: lengths are 0, and the rest
+        is null; the probabilities are those of a lesion, if there were one.
     """
     image, spacing = picture.pixels, picture.spacing or given
     whole = np.zeros(image.shape, dtype=bool)
@@ -122,18 +124,20 @@ def read(
                 "radiomics": _radiomics(image[box], largest, spacing, reference.standardise),
             }
         )
+    shown, told = burnt.shown(image, boxes, text)
     mask_file, overlay_file = beside(to, "_mask.png"), beside(to, "_overlay.png")
     Pil.fromarray(whole.astype(np.uint8) * 255).save(mask_file)
-    drawn, fewer = outlined(image, whole)
+    drawn, fewer = outlined(shown, whole)
     calipers.draw(drawn, views, picture.step, fewer)
     _name(drawn, views, fewer)
     drawn.save(overlay_file)
-    return {
+    record = {
         "image": str(path), "use": USE, "spacing_mm": spacing,
         "spacing_from": _origin(picture, given), "pixel": picture.step,
         "mask": str(mask_file), "overlay": str(overlay_file),
-        "views": views, "notes": list(_notes(picture, given, views, size, reference)),
+        "views": views, "notes": [*_notes(picture, given, views, size, reference), *told],
     }  # fmt: skip
+    return record, shown
 
 
 def _within(scanned: View, views: Sequence[View]) -> list[View]:

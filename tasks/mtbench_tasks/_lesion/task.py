@@ -457,6 +457,7 @@ class LesionTask(Task):
         plane: tuple[Plane, ...] = (),
         second: Path | None = None,
         mirror: bool = False,
+        text: Literal["keep", "find", "blank"] = "keep",
         report: Literal["html", "pdf", "both", "none"] = "html",
         dicom: bool = False,
     ) -> dict[str, Any]:
@@ -477,6 +478,9 @@ class LesionTask(Task):
             second: another image of the same lesion, or a folder that has one of the same name. A
                 transverse and a longitudinal view of known spacing give the volume.
             mirror: ask each model of the mirror image too, and take the mean.
+            text: what is done about text that is burnt into the image, and may name the patient, in
+                overlay and page: it is kept; or found and told; or blackened, with all that lies
+                outside of what was scanned. The last two need ``mtbench-toolkit[deidentify]``.
             report: which kind of page is written of each image.
             dicom: write a segmentation and a structured report beside it, which refer to the
                 image's study and series; the image must be DICOM then.
@@ -496,10 +500,10 @@ class LesionTask(Task):
             """Return a reading, and what writes its page and its DICOM."""
             header = dicom_out.source(path) if dicom else None
             picture = files.read_picture(path, number)
-            record = reading.read(
+            record, shown = reading.read(
                 Panel(trained, mirror), picture, path, to, self.image_size, self.grades, spacing,
                 whole if views == "whole" else self.origin.views,
-                reading.Reference.of(trained.fitted), planes,
+                reading.Reference.of(trained.fitted), planes, text,
             )  # fmt: skip
             record["frame"] = number
             record["models"] = [model.name for model in trained.members]
@@ -508,7 +512,7 @@ class LesionTask(Task):
                 view["means"] = meaning.get(view["category"])
 
             def write() -> None:
-                record["reports"] = page.write(report, record, picture.pixels, trained, to)
+                record["reports"] = page.write(report, record, shown, trained, to)
                 if header is not None:
                     record["dicom"] = dicom_out.write(header, record, trained.label, self.organ, to)
 
