@@ -1,16 +1,98 @@
-"""Does the order of methods carry over from one leaderboard to another?
+"""Does the order of methods hold: from half the seeds to the other, between tasks, and in print?
 
-Spearman's rank correlation of delta-m and of mean ranks over the methods that both have.
-Usage: python benchmarks/order.py A.csv B.csv, made by `mtbench leaderboard RUNS --format csv`
+Spearman's rank correlations of delta-m over the rows but the single-task one. Halves are drawn
+1,000 times. What papers report is set beside the board of the task that they report of.
+
+Usage: python benchmarks/order.py RUNS
 """
 
+import itertools
+import math
 import sys
+from pathlib import Path
 
-import pandas as pd
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-first, second = (pd.read_csv(path, index_col="method") for path in sys.argv[1:3])
-shared = first.index.intersection(second.index)
-for column in ("delta_m", "mean_rank"):
-    found = spearmanr(first.loc[shared, column], second.loc[shared, column])
-    print(f"{column}: {found.statistic:.2f} (p = {found.pvalue:.2f}), {len(shared)} methods")
+from mtbench.comparing.judging import published
+from mtbench.comparing.judging.leaderboard import Board, boards
+from mtbench.comparing.judging.statistics import delta_m
+from mtbench.training.cell.rundir import find_runs
+
+HALVES = 1_000
+
+
+def scores(board: Board) -> dict[str, NDArray[np.float64]]:
+    """Return each row's primary test metrics, (units, metrics), of the seeds that all rows have."""
+    tested = {
+        row: {cell.spec.seed: cell.run.open_test() for cell in cells}
+        for row, cells in board.cells.items()
+    }
+    seeds = sorted(set.intersection(*(set(found) for found in tested.values())))
+    return {
+        row: np.array([[found[seed][name] for name in board.primary] for seed in seeds])
+        for row, found in tested.items()
+    }
+
+
+def correlation(first: dict[str, float], second: dict[str, float]) -> tuple[float, int]:
+    """Return Spearman's, and over how many rows."""
+    shared = sorted(first.keys() & second.keys())
+    found = spearmanr([first[row] for row in shared], [second[row] for row in shared])
+    return float(found.statistic), len(shared)
+
+
+class Study:
+    """A board's rows against its single-task row, on any of its units."""
+
+    def __init__(self, board: Board, reference: str) -> None:
+        self.found = scores(board)
+        self.reference = self.found.pop(reference)
+        self.higher = list(board.primary.values())
+        self.units = np.arange(len(self.reference))
+
+    def changes(self, units: NDArray[np.int_]) -> dict[str, float]:
+        """Return each row's delta-m."""
+        return {
+            row: float(delta_m(x[units], self.reference[units], self.higher))
+            for row, x in self.found.items()
+        }
+
+    def halves(self) -> list[float]:
+        """Return the correlations between halves of the units."""
+        generator, middle, found = np.random.default_rng(0), len(self.units) // 2, []
+        for _ in range(HALVES):
+            drawn = generator.permutation(self.units)
+            first, second = self.changes(drawn[:middle]), self.changes(drawn[middle:])
+            found.append(correlation(first, second)[0])
+        return found
+
+
+def main(out: Path) -> None:
+    """Print what there is to say of a folder's boards."""
+    by_task: dict[str, dict[str, float]] = {}
+    for board in boards(list(find_runs([out]))):
+        if board.reference is None or not board.cells:
+            continue
+        study = Study(board, board.reference)
+        whole = by_task[board.title] = study.changes(study.units)
+        halves = study.halves()
+        print(f"\n{board.title}: {len(study.units)} units")
+        order = sorted(whole, key=whole.__getitem__)
+        print("  " + ", ".join(f"{row} {whole[row]:.1f}" for row in order))
+        print(f"  halves: {np.mean(halves):.2f}, in 5 % below {np.quantile(halves, 0.05):.2f}")
+        name = board.title.split()[0]
+        for paper in published.load(name).boards if name in published.shipped() else []:
+            deltas = {row: paper.value(row, published.DELTA_M) for row in paper.rows}
+            printed = {row: delta for row, delta in deltas.items() if not math.isnan(delta)}
+            rho, n = correlation(whole, printed)
+            print(f"  {name} {paper.title!r}: {rho:.2f} over {n} methods")
+    print("\nbetween tasks:")
+    for (one, first), (other, second) in itertools.combinations(by_task.items(), 2):
+        rho, n = correlation(first, second)
+        print(f"  {one} and {other}: {rho:.2f} over {n} methods")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -8,6 +8,8 @@ BASES = {
     "damped": "damped+mgda",
     "every": "every+mgda",
     "gramian_ema": "gramian_ema+cagrad",
+    "grouped": "grouped+pcgrad",
+    "last_layer": "last_layer+gradnorm",
     "log": "log+upgrad",
     "norm_matched": "norm_matched+imtl",
     "only": "only+cagrad",
@@ -17,3 +19,6 @@ BASES = {
 """Wrappers, each around a method of another family."""
 
 METHODS = [BASES.get(name, name) for name in entries("method")]
+
+NAMELESS = [name for name in METHODS if not name.startswith("last_layer")]
+"""Those that do without the parameters' names."""

@@ -6,7 +6,6 @@ Every file must be the same bit for bit, but for what was timed. From the checko
 """
 
 import json
-import multiprocessing
 import random
 import shutil
 import tempfile
@@ -25,6 +24,7 @@ from mtbench.training.cell.rundir import RunDirectory, Spec
 from mtbench.training.trainer.trainer import Trainer
 from tests.conftest import TINY
 from tests.methods import METHODS
+from tests.processes import PROCESSES
 
 TASKS = {
     "tiny": {"epochs": "3", "missing": "true"},
@@ -33,8 +33,6 @@ TASKS = {
     "dtlz2": {"epochs": "3"},
 }
 PER_CELL = 3
-PROCESSES = multiprocessing.get_context("forkserver")  # torch is imported once
-PROCESSES.set_forkserver_preload(["mtbench.training.trainer.trainer"])
 
 
 class Nobody:

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Balancer, Weighting, Wrapper
+from mtbench.balancing.balancer import Balancer, Weighting, Wrapper, weighting
 from mtbench.balancing.engine import gramian
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench_baselines._tracked import Remembering
-from mtbench_baselines._weighing import weighting
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Balancer, Weighting, Wrapper
+from mtbench.balancing.balancer import Balancer, Weighting, Wrapper, weighting
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench_baselines._weighing import weighting
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -9,13 +9,12 @@ from torch import Tensor
 from mtbench.balancing.balancer import LossesFn, Scalarizer
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
+from mtbench_baselines._adam import descend
 
 if TYPE_CHECKING:
     from optuna import Trial
 
 _LEAST = 1e-20
-_BETAS = (0.9, 0.999)
-_EPS = 1e-8
 
 
 class FAMO(Scalarizer):
@@ -133,17 +132,5 @@ class FAMO(Scalarizer):
         gains = ratios.masked_fill(~moves, 1).log()
         shares = self._shares(moves)
         grad = shares * (gains - shares @ gains) + self.decay * self.logits
-
-        fast, slow = _BETAS
-        count = self.count + moves
-        first = fast * self.first_moment + (1 - fast) * grad
-        second = slow * self.second_moment + (1 - slow) * grad.square()
-        correction = (1 - slow**count).sqrt() / (1 - fast**count)
-        step = self.lr * correction * first / (second.sqrt() + _EPS * (1 - slow**count).sqrt())
-        for state, value in (
-            (self.logits, self.logits - step),
-            (self.first_moment, first),
-            (self.second_moment, second),
-        ):
-            state.copy_(torch.where(moves, value, state))
-        self.count.copy_(count)
+        kept = (self.logits, self.first_moment, self.second_moment, self.count)
+        descend(*kept, grad, self.lr, moves)

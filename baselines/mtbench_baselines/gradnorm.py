@@ -45,6 +45,8 @@ class GradNorm(Balancer):
         alpha: strength of the pull towards one training rate; at least 0.
         lr: Adam's learning rate for w.
         space: where gradient norms are taken.
+        update_weights_every: steps from one move of w to the next; those in between descend the
+            weighted sum, and cost F + H + E.
 
     Example:
         At the first step every r_k is 1; the objective of the larger gradient loses weight.
@@ -60,13 +62,14 @@ class GradNorm(Balancer):
     paper = "Chen et al., ICML 2018, arXiv 1711.02257, eq. 1-2 and Algorithm 1"
     passes = "F + H + K E"
     checked_against = "its definition by double backward; LibMTL 1.1.5"
-    on_host = ("loss_weights", "initial", "first_moment", "second_moment", "count")
+    on_host = ("loss_weights", "initial", "first_moment", "second_moment", "count", "left")
 
     loss_weights: Tensor
     initial: Tensor
     first_moment: Tensor
     second_moment: Tensor
     count: Tensor
+    left: Tensor
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class GradNorm(Balancer):
         alpha: float = 1.5,
         lr: float = 0.025,
         space: Literal["shared", "features"] = "shared",
+        update_weights_every: int = 1,
     ) -> None:
         super().__init__(num_objectives, seed)
         if not 0 <= alpha < inf:
@@ -84,7 +88,11 @@ class GradNorm(Balancer):
             raise UsageError(f"gradnorm: lr must be finite and above 0, found {lr}")
         if space not in ("shared", "features"):
             raise UsageError(f"gradnorm: space must be 'shared' or 'features', found {space!r}")
-        self.alpha, self.lr = alpha, lr
+        if update_weights_every < 1:
+            raise UsageError(
+                f"gradnorm: update_weights_every must be at least 1, found {update_weights_every}"
+            )
+        self.alpha, self.lr, self.update_weights_every = alpha, lr, update_weights_every
         self.space: Literal["shared", "features"] = space
         zeros = torch.zeros(num_objectives, dtype=torch.float64)
         self.register_buffer("loss_weights", zeros + 1)
@@ -92,6 +100,7 @@ class GradNorm(Balancer):
         self.register_buffer("first_moment", zeros.clone())
         self.register_buffer("second_moment", zeros.clone())
         self.register_buffer("count", zeros.clone())
+        self.register_buffer("left", torch.zeros((), dtype=torch.long))  # steps till the next move
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
@@ -102,10 +111,15 @@ class GradNorm(Balancer):
         """Apply the weights, then move them."""
         weights = self.loss_weights.clone()
         step.release()
+        if self.left > 0:
+            step.backward(weights, "features", head_weights=weights)
+            self.left -= 1
+            return weights
         norms = step.gramian(self.space).diagonal().sqrt()
         step.backward(weights, self.space, head_weights=weights)
         if norms.isfinite().all():  # not an overflow that a gradient scaler will skip
             self._move(norms, step.host_values)
+            self.left.fill_(self.update_weights_every - 1)
         return weights
 
     def _move(self, norms: Tensor, losses: Tensor) -> None:

@@ -71,6 +71,11 @@ class NashMTL(Weighting):
         self.register_buffer("last", torch.ones(num_objectives, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 
+    @property
+    def weighs_only(self) -> bool:
+        """Whether no step goes without a solution."""
+        return self.update_weights_every == 1
+
     def balance(self, step: Step) -> Tensor:
         """Find the weights, or take the last ones, and apply them."""
         due = self.count.item() % self.update_weights_every == 0

@@ -1,12 +1,14 @@
 """PIVRG: fair shares of the improvement, the larger for what has fallen behind."""
 
+from collections.abc import Sequence
 from math import inf, isfinite, log
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Weighting
+from mtbench.balancing.balancer import Judged, Weighting
 from mtbench.balancing.solvers import fair_shares, shorten
 from mtbench.errors import UsageError
 
@@ -20,46 +22,52 @@ class PIVRG(Weighting):
     .. math:: d = \textstyle\sum_k w_k g_k, \qquad (G w)_k = \sqrt{\omega_k / w_k}, \quad w > 0,
         \qquad \omega = K \operatorname{softmax}(\Delta / T)
 
-    with :math:`G = J J^\top`, :math:`\Delta_k` the drop in performance of objective k against a
-    model of its own, in percent, and the temperature
-    :math:`T = \max\bigl((\max \Delta - \min \Delta) / \log b,\ T_0\bigr)`, so that no share is
-    more than b times another. Equal drops give FairGrad's direction at alpha = 2.
+    with :math:`G = J J^\top`, :math:`\Delta_k` the mean drop of objective k's metrics against the
+    single-task row, in percent,
 
-    **The drop is our reading.** The authors' code takes the mean drop of the objective's metrics,
-    those of the training outputs of the last epoch, which no method here sees. Ours is of the
-    training loss: :math:`\Delta_k = 100\, (\bar L_k - R_k) / |R_k|`, with the mean loss of the last
-    epoch and a reference R_k, for one the final training loss of ``stl``. Without references, in
-    the first epoch, and in a loop that does not call `after_epoch`, omega is 1; it stays as it is
-    over an epoch in which an objective had no gradient. The paper itself could not be read.
+    .. math:: \Delta_k = \frac{100}{|M_k|} \sum_{m \in M_k} (-1)^{h_m} \frac{x_m - R_m}{|R_m|},
+        \qquad T = \max\Bigl(\frac{\max \Delta - \min \Delta}{\log b},\ T_0\Bigr)
+
+    :math:`h_m = 1` where higher is better: so no share is more than b times another. It is renewed
+    after every epoch; in the first one, and without references, omega is 1. Equal drops give
+    FairGrad's direction at alpha = 2. b and :math:`T_0` are the benchmark's, so tune them.
+
+    References are the test or validation metrics of ``stl``, as a leaderboard shows them.
+
+    Deviations, the first our decision; the paper itself could not be read:
+        - Metrics are the primary ones of the validation split (`after_evaluation`); those of the
+          authors' code are of the training outputs. An undefined one is left out, and omega stays
+          where an objective has no other.
+        - Metrics that judge no single objective have no part, nor a reference.
 
     Scale: the step is :math:`K d`, cut to the length max_norm, as with ``fairgrad``.
 
     Args:
         num_objectives: K.
         seed: unused.
-        single_task: R, K numbers other than 0; none by default.
+        single_task: R, a number other than 0 for each primary metric of an objective, in the task's
+            order; none by default.
         bound: b, above 1.
         min_temperature: T_0, above 0, in percent.
         max_norm: the longest step; 0 for no limit.
 
     Example:
-        Losses 2 and 1 against references of 1: drops of 100 % and 0 %, so shares as 2 to 1.
+        Errors 2 and 1 where single tasks have 1: drops of 100 % and 0 %, so shares as 2 to 1.
 
-        >>> method = PIVRG(2, single_task=(1.0, 1.0), max_norm=0.0)
-        >>> weights = method.weights(torch.eye(2).double(), torch.tensor([2.0, 1.0]))
-        >>> method.after_epoch()
+        >>> from mtbench import Judged
+        >>> method = PIVRG(2, single_task=(1.0, 1.0))
+        >>> kind = {"higher_is_better": False, "primary": True}
+        >>> method.after_evaluation([Judged("a", 2.0, 0, **kind), Judged("b", 1.0, 1, **kind)])
         >>> method.omega
         tensor([1.3333, 0.6667], dtype=torch.float64)
     """
 
-    paper = "Qin et al., CVPR 2025, by the authors' code, without its metrics"
+    paper = "Qin et al., CVPR 2025, by the authors' code"
     checked_against = "scipy's least_squares on the equation; fairgrad at equal shares"
     sees_zero_rows = True
-    on_host = ("omega", "total", "count")
+    on_host = ("omega",)
 
     omega: Tensor
-    total: Tensor
-    count: Tensor
 
     def __init__(
         self,
@@ -72,11 +80,6 @@ class PIVRG(Weighting):
         max_norm: float = 1.0,
     ) -> None:
         super().__init__(num_objectives, seed)
-        if single_task is not None and len(single_task) != num_objectives:
-            raise UsageError(
-                f"pivrg: single_task must hold one number per objective ({num_objectives}), "
-                f"found {single_task}"
-            )
         if single_task is not None and not all(isfinite(r) and r for r in single_task):
             raise UsageError(f"pivrg: single_task must be finite and not 0, found {single_task}")
         if not 1 < bound < inf:
@@ -89,8 +92,7 @@ class PIVRG(Weighting):
             raise UsageError(f"pivrg: max_norm must be finite and at least 0, found {max_norm}")
         self.single_task, self.bound = single_task, bound
         self.min_temperature, self.max_norm = min_temperature, max_norm
-        for name, value in (("omega", 1.0), ("total", 0.0), ("count", 0.0)):
-            self.register_buffer(name, torch.full((num_objectives,), value, dtype=torch.float64))
+        self.register_buffer("omega", torch.ones(num_objectives, dtype=torch.float64))
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
@@ -98,10 +100,8 @@ class PIVRG(Weighting):
         return {"bound": trial.suggest_float("bound", 1.2, 10.0, log=True)}
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
-        """Return the fair weights, times K, cut to the longest step; count the losses."""
+        """Return the fair weights, times K, cut to the longest step."""
         active = gramian.diagonal() > 0
-        self.total += losses * active
-        self.count += active
         weights = torch.zeros(len(losses), dtype=torch.float64)
         if active.any():
             gramian = gramian[active][:, active]
@@ -109,14 +109,27 @@ class PIVRG(Weighting):
             weights[active] = shorten(gramian, found, self.max_norm, times=len(gramian))
         return weights
 
-    def after_epoch(self) -> None:
-        """Set the shares by the mean losses of the epoch."""
-        if self.single_task is not None and self.count.all():
-            reference = self.total.new_tensor(self.single_task)
-            drop = 100 * (self.total / self.count - reference) / reference.abs()
+    def after_evaluation(self, metrics: Sequence[Judged]) -> None:
+        """Set the shares by the metrics of the epoch.
+
+        Raises:
+            UsageError: there are more or fewer metrics than references.
+        """
+        if self.single_task is None:
+            return
+        own = [metric for metric in metrics if metric.primary and metric.objective is not None]
+        if len(own) != len(self.single_task):
+            raise UsageError(
+                f"pivrg: single_task must hold a number for each primary metric "
+                f"({', '.join(metric.name for metric in own)}), found {self.single_task}"
+            )
+        drops: list[list[float]] = [[] for _ in range(self.num_objectives)]
+        for metric, reference in zip(own, self.single_task, strict=True):
+            change = 100 * (metric.value - reference) / abs(reference)
+            if isfinite(change) and metric.objective is not None:
+                drops[metric.objective].append(-change if metric.higher_is_better else change)
+        if all(drops):
+            drop = self.omega.new_tensor([fmean(found) for found in drops])
             spread = (drop.max() - drop.min()).item()
             temperature = max(spread / log(self.bound), self.min_temperature)
-            if isfinite(temperature):
-                self.omega.copy_(len(drop) * torch.softmax(drop / temperature, dim=0))
-        self.total.zero_()
-        self.count.zero_()
+            self.omega.copy_(len(drop) * torch.softmax(drop / temperature, dim=0))

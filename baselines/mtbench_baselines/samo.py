@@ -1,7 +1,6 @@
 """SAMO: give any method the gradients of flatter losses, sharpness-aware and cheap."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain, islice
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from mtbench.balancing.balancer import Balancer, Wrapper
 from mtbench.balancing.distributed import ALONE
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
+from mtbench_baselines._moving import moved
 from mtbench_baselines._norms import norm
 
 if TYPE_CHECKING:
@@ -110,14 +110,14 @@ class SAMO(Wrapper):
         losses = []
         for k, head in enumerate(step.heads):
             moves = self._towards(self._direction(step, k, global_grads))
-            with _moved((*shared, *head), (*moves, *self._towards(head_grads[k]))):
+            with moved((*shared, *head), (*moves, *self._towards(head_grads[k]))):
                 found = step.gradient(step.again().losses[k], (*shared, *head))
             losses.append(_tangent(step.losses[k], (*shared, *head), found))
         # These gradients are of the whole batch already: the base needs no other rank for them.
         return self.base.balance(
             Step(
                 losses,
-                shared=shared,
+                shared=step.named_shared,
                 again=step.again,
                 validation=step.validation,
                 engine=step.engine,
@@ -139,7 +139,7 @@ class SAMO(Wrapper):
         ]
         ends = []
         for sign in (1, -1):
-            with torch.no_grad(), _moved(step.shared, [sign * self.mu * z for z in noise]):
+            with torch.no_grad(), moved(step.shared, [sign * self.mu * z for z in noise]):
                 ends.append(step.again().losses[k].detach().double())
         slope = (ends[0] - ends[1]).sign()
         return [
@@ -168,19 +168,3 @@ def _tangent(loss: Tensor, parameters: Sequence[Tensor], grads: Sequence[Tensor 
         if value is not None
     ]
     return sum(terms, start=loss.detach())
-
-
-@contextmanager
-def _moved(parameters: Sequence[Tensor], offsets: Sequence[Tensor | None]) -> Iterator[None]:
-    """Move parameters, and put them back exactly."""
-    saved = [parameter.detach().clone() for parameter in parameters]
-    try:
-        with torch.no_grad():
-            for parameter, offset in zip(parameters, offsets, strict=True):
-                if offset is not None:
-                    parameter.add_(offset)
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, saved, strict=True):
-                parameter.copy_(value)

@@ -47,7 +47,7 @@ def _walk(task: Toy, method: Method, seed: int, steps: int) -> Path2D:
     def forward() -> Step:
         z = x.view_as(x)
         losses = [task.value(k, balancer.view((z,), k)[0]).sum() for k in range(2)]
-        return Step(losses, features=z, shared=[x], again=forward)
+        return Step(losses, features=z, shared=[x], again=forward, validation=forward)
 
     path = [_point(x)]
     for done in range(1, steps + 1):

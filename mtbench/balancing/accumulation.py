@@ -1,7 +1,6 @@
 """Several micro-batches, one balanced step: all that a step needs of each, added up."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.distributed import ALONE
+from mtbench.balancing.engine import unhooked
 from mtbench.balancing.step import Step
 
 
@@ -23,15 +23,15 @@ class Held:
         self.values: list[Tensor] = [torch.zeros(())] * objectives
         self.grads: list[dict[int, Tensor]] = [{} for _ in range(objectives)]
         self.parameters: dict[int, Tensor] = {}
-        self.shared: dict[int, Tensor] = {}
+        self.shared: dict[int, tuple[str, Tensor]] = {}
 
     def add(self, step: Step) -> None:
         """Take in a micro-batch, whose graph is freed."""
         common = [*step.roles.shared, *step.roles.rest]
         if step.told:
-            self.shared |= {id(p): p for p in step.roles.shared}
+            self.shared |= {id(p): (name, p) for name, p in step.named_shared}
         step.release()
-        with _unhooked(chain(common, *step.heads)):
+        with unhooked(chain(common, *step.heads)):
             rows = [list(zip(common, row, strict=True)) for row in step.rows(common)]
             at_heads = step.head_grads
         for k, (row, head, own) in enumerate(zip(rows, step.heads, at_heads, strict=True)):
@@ -62,19 +62,6 @@ class Held:
             loss_scale=last.loss_scale,
             ranks=ALONE,  # they are summed
         )
-
-
-@contextmanager
-def _unhooked(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Keep parameters' hooks for the gradients of the whole batch."""
-    hooks = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
-    for live, _ in hooks:
-        live.clear()
-    try:
-        yield
-    finally:
-        for live, kept in hooks:
-            live.update(kept)
 
 
 class _Linear(torch.autograd.Function):

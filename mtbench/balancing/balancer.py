@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from mtbench.balancing.accumulation import Held
 from mtbench.balancing.distributed import Ranks, differ
 from mtbench.balancing.engine import Engine, largest
-from mtbench.balancing.step import Again, Space, Step, scalars
+from mtbench.balancing.step import Again, Shared, Space, Step, scalars
 from mtbench.balancing.watch import HOOKS, Watch, noted
 from mtbench.errors import StepError, UsageError
 
@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 
     from mtbench.balancing.model import MultitaskModel
 
-LossesFn = Callable[[], Sequence[Tensor]]
+LossesFn = Callable[[], Any]
+"""Repeats the forward pass; returns losses as `Balancer.backward` takes them.
+
+A method's own `after_step` is given K scalars in order.
+"""
 Losses = Sequence[Tensor | None] | Mapping[str, Tensor | None]
 
 
@@ -43,7 +47,7 @@ class Said(TypedDict, total=False):
     """What `Step` is told beside the losses."""
 
     features: Tensor | Sequence[Tensor]
-    shared: Iterable[Tensor] | None
+    shared: Shared | None
     latent: int | Tensor
     again: Again | None
     validation: Again | None
@@ -58,14 +62,14 @@ class Judged(NamedTuple):
     Attributes:
         name: of the metric.
         value: NaN where it is undefined.
-        objective: the number of the objective that it judges.
+        objective: the number of the objective that it judges; None if all together.
         higher_is_better: its direction.
         primary: whether it counts for model selection.
     """
 
     name: str
     value: float
-    objective: int
+    objective: int | None
     higher_is_better: bool
     primary: bool
 
@@ -76,7 +80,8 @@ class Balancer(nn.Module, ABC):
     All that step t+1 needs is a parameter, a buffer or extra state, so that `state_dict` carries
     it, in its own precision: ``.to(dtype)`` and ``.half()`` leave a balancer as it is. Trainable
     parameters of a balancer never get the model's weight decay. Every method is
-    constructed as ``Method(num_objectives, seed, **its_own_keyword_parameters)``.
+    constructed as ``Method(num_objectives, seed=seed, **its_own_parameters)``, all but the first by
+    name.
 
     Args:
         num_objectives: K.
@@ -114,6 +119,16 @@ class Balancer(nn.Module, ABC):
     sized_later: ClassVar[tuple[str, ...]] = ()
     on_host: ClassVar[tuple[str, ...]] = ()
 
+    def __new__(cls, *first: Any, **named: Any) -> Self:
+        """Refuse a parameter without its name, which would be taken for the seed."""
+        if len(first) > 1:
+            called = cls.__module__.rpartition(".")[2]
+            raise UsageError(
+                f"{called}: all but the first goes by its name, as in seed=0, found {first[1]!r} "
+                "without one"
+            )
+        return super().__new__(cls)
+
     def __init__(self, num_objectives: int, seed: int = 0) -> None:
         super().__init__()
         if isinstance(num_objectives, bool) or not isinstance(num_objectives, int):
@@ -123,9 +138,7 @@ class Balancer(nn.Module, ABC):
         if num_objectives < 1:
             raise ValueError(f"num_objectives must be at least 1, found {num_objectives}")
         if not isinstance(seed, int):
-            raise UsageError(
-                f"{self._called}: seed must be an integer, found {seed!r}; parameters go by name"
-            )
+            raise UsageError(f"{self._called}: seed must be an integer, found {seed!r}")
         self.num_objectives = num_objectives
         self.engine = Engine(batched=False)
         self._names: tuple[str, ...] = ()
@@ -426,6 +439,12 @@ class Weighting(Balancer):
             losses: the K loss values, float64.
         """
 
+    @property
+    def weighs_only(self) -> bool:
+        """Whether a step finds weights, applies them, and does no more; then wrappers may ask."""
+        own = (Weighting.balance, Weighting.write)
+        return (type(self).balance, type(self).write) == own
+
     def weigh(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the weights of all K objectives, those without a gradient left out.
 
@@ -524,21 +543,28 @@ class Wrapper(Balancer):
         self.holds_out = max(self.holds_out, base.holds_out)
         self.finds_front = self.finds_front and base.finds_front
 
+    def _inside(self) -> Iterable[Balancer]:
+        """Return what is told of steps, epochs and metrics."""
+        return (self.base,)
+
     def _hooks(self) -> set[str]:
         own = {name for name in HOOKS if getattr(type(self), name) is not getattr(Wrapper, name)}
         return own | self.base._hooks()
 
     def after_step(self, losses_fn: LossesFn) -> None:
         """Ask the base."""
-        self.base.after_step(losses_fn)
+        for base in self._inside():
+            base.after_step(losses_fn)
 
     def after_epoch(self) -> None:
         """Ask the base."""
-        self.base.after_epoch()
+        for base in self._inside():
+            base.after_epoch()
 
     def after_evaluation(self, metrics: Sequence[Judged]) -> None:
         """Ask the base."""
-        self.base.after_evaluation(metrics)
+        for base in self._inside():
+            base.after_evaluation(metrics)
 
     def view(self, features: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
         """Ask the base."""
@@ -553,7 +579,7 @@ class WeightingWrapper(Wrapper, Weighting):
     """A wrapper that changes what a `Weighting` is asked, or what it answers.
 
     Raises:
-        UsageError: the base is of another family.
+        UsageError: the base is of another family, or does more in a step.
     """
 
     base: Weighting
@@ -561,8 +587,19 @@ class WeightingWrapper(Wrapper, Weighting):
 
     def __init__(self, base: Balancer, seed: int = 0) -> None:
         super().__init__(base, seed)
-        if not isinstance(base, Weighting):
-            raise UsageError(
-                f"{type(self).__name__} wraps methods on the Gramian, found {type(base).__name__}"
-            )
-        self.space = base.space
+        self.base = weighting(self._called, base)
+        self.space = self.base.space
+
+
+def weighting(owner: str, base: Balancer) -> Weighting:
+    """Return a base that a wrapper may ask for weights in the place of its whole step.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not isinstance(base, Weighting) or not base.weighs_only:
+        raise UsageError(
+            f"{owner} wraps methods that find weights from the Gramian and do no more, found "
+            f"{type(base).__name__}"
+        )
+    return base

@@ -8,7 +8,7 @@ import platform
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -115,6 +115,19 @@ def must_be_whole(parameters: Iterable[Tensor]) -> None:
                 "method takes gradients objective by objective: take a method that descends one "
                 "scalar, or replicate the model and give ranks=Group()"
             )
+
+
+@contextmanager
+def unhooked(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Keep parameters' hooks from gradients that are not those of a step."""
+    hooks = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
+    for live, _ in hooks:
+        live.clear()
+    try:
+        yield
+    finally:
+        for live, kept in hooks:
+            live.update(kept)
 
 
 def _nothing() -> None:
@@ -268,13 +281,25 @@ def gramian(blocks: Sequence[Tensor]) -> Tensor:
     Float32 products, summed in float64 every 1,024 columns, err by about 1e-7 of the norms. Where
     that could show (objectives nearly dependent, or of an extreme scale) float64 multiplies.
     """
-    with torch.autocast(blocks[0].device.type, enabled=False):
-        found = [products(block, block) for block in blocks if block.shape[1]]
-        found = found or [blocks[0].new_zeros(len(blocks[0]), len(blocks[0]), dtype=torch.float64)]
-        fast = (torch.stack(found).sum(0) if len(found) > 1 else found[0]).cpu()
-        if _suffices(fast, blocks):
-            return fast
-        return torch.stack([_exact(block, block) for block in blocks]).sum(0).cpu()
+    return gramians([blocks])[0]
+
+
+def gramians(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Return `gramian` of several groups of blocks, for which a device is waited for once."""
+    with torch.autocast(groups[0][0].device.type, enabled=False):
+        fast = torch.stack([_fast(blocks) for blocks in groups]).cpu()
+        return [
+            found
+            if _suffices(found, blocks)
+            else torch.stack([_exact(block, block) for block in blocks]).sum(0).cpu()
+            for found, blocks in zip(fast, groups, strict=True)
+        ]
+
+
+def _fast(blocks: Sequence[Tensor]) -> Tensor:
+    found = [products(block, block) for block in blocks if block.shape[1]]
+    found = found or [blocks[0].new_zeros(len(blocks[0]), len(blocks[0]), dtype=torch.float64)]
+    return torch.stack(found).sum(0) if len(found) > 1 else found[0]
 
 
 def products(a: Tensor, b: Tensor) -> Tensor:

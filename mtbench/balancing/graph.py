@@ -210,12 +210,10 @@ def _trainable(parents: Parents, chosen: Collection[int]) -> dict[Node, Tensor]:
             variable = getattr(node, "variable", None)  # only AccumulateGrad nodes have one
             if variable is not None:
                 found[node] = variable
-    own = {
-        node: leaf
-        for node, leaf in found.items()
-        if id(leaf) in chosen or isinstance(leaf, nn.Parameter)
-    }
-    return own or found
+    parameters = {node for node, leaf in found.items() if isinstance(leaf, nn.Parameter)}
+    if not parameters:
+        return found
+    return {n: leaf for n, leaf in found.items() if n in parameters or id(leaf) in chosen}
 
 
 def refuse_hidden(parents: Parents) -> None:

@@ -1,5 +1,6 @@
 """The backward passes of one step: what is differentiated, in which pieces, into which memory."""
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain
@@ -10,14 +11,14 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from mtbench.balancing.distributed import ALONE, Ranks
-from mtbench.balancing.engine import Engine, grad, must_be_whole
+from mtbench.balancing.engine import Engine, grad, must_be_whole, unhooked
 from mtbench.balancing.graph import Parting, edge_of, is_hooked, part, part_at, refuse_hidden
 from mtbench.balancing.jacobian import Item, Pulled, beside, dtype_of, flat, point, width
 from mtbench.balancing.layers import Layer, find
 from mtbench.errors import StepError
 
 _TRIED = 3
-"""Steps that have to say whose head a compiled parameter is; a gradient may be 0 by chance."""
+"""Steps that have to say whose head a compiled parameter is; labels may be missing in one."""
 
 _DOUBT = 0.1
 """Of a gradient's length: more than any rounding changes."""
@@ -71,6 +72,8 @@ class Passes:
         self.transient = False
         """Whether nobody else holds this step: its graph may go with the last derivative."""
         self._frees = self._frees_heads = False
+        self._trained: set[int] = set()
+        """Ids of leaves beside the chosen ones that are trained whatever they are."""
 
     def release(self, heads: bool = True) -> None:
         """Say that the next derivative, and what is written from it, is the last one asked for.
@@ -93,7 +96,7 @@ class Passes:
     @cached_property
     def parting(self) -> Parting:
         """Where the losses part."""
-        chosen = {id(p) for p in self._chosen or ()}
+        chosen = {id(p) for p in self._chosen or ()} | self._trained
         if self._at_features:
             return part_at(self.losses, self.features, chosen)
         return part(self.losses, chosen)
@@ -154,22 +157,24 @@ class Passes:
     def _compiled(self) -> dict[int, int]:
         """The objectives of heads that are compiled together with the encoder, by their ids.
 
-        What is compiled is one node for autograd, under which everything seems shared. What only
-        one objective has a gradient for is its head, unless a step says otherwise. Until one says
-        so, it counts as shared.
+        What is compiled is one node for autograd, under which everything seems shared. A NaN sent
+        back from one loss arrives at what that loss depends on, whatever the factors on the way
+        (0 in a head that begins with zeros). What only one objective's arrives at is its head,
+        unless a step says otherwise. Until one says so, it counts as shared.
         """
         together, seen = self._together, self.engine.compiled
         tried = (seen.get(id(p), []) for p in together)
         if any(len(of) < _TRIED and len({-1, *of}) < 3 for of in tried):
-            rows = [
-                grad([loss], together, [seed])
-                for loss, seed in zip(self.losses, self._seeds, strict=True)
-            ]
-            touched = [[g is not None and bool(g.any()) for g in row] for row in rows]
+            shared = self.parting.shared
+            with unhooked(shared), torch.autograd.set_detect_anomaly(False):
+                rows = [
+                    grad([loss], shared, [torch.full_like(loss, math.nan)]) for loss in self.losses
+                ]
+            touched = [[g is not None and bool(g.isnan().any()) for g in row] for row in rows]
             by = [[k for k, hit in enumerate(hits) if hit] for hits in zip(*touched, strict=True)]
-            # One that has nothing in common with others may be without labels, or begin with zeros.
+            # One that has nothing in common with others may be without labels.
             sure = len({k for owners in by if len(owners) > 1 for k in owners}) == len(rows)
-            for parameter, owners in zip(together, by, strict=True):
+            for parameter, owners in zip(shared, by, strict=True):
                 if sure or len(owners) > 1:
                     seen.setdefault(id(parameter), []).extend(owners or [-1])
         found = {id(p): set(seen.get(id(p), ())) - {-1} for p in together}

@@ -19,6 +19,7 @@ from mtbench.errors import StepError
 
 Space = Literal["shared", "features"]
 Again = Callable[[], "Step | Sequence[Tensor | None]"]
+Shared = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
 
 class Step(Passes):
@@ -42,7 +43,8 @@ class Step(Passes):
         shared: where gradients are compared; by default every `nn.Parameter` that several losses
             reach, or that lies under the features. What several losses reach beside a part that is
             chosen here gets the gradient of the sum with the weights found. Frozen ones are
-            skipped.
+            skipped. They may come with their names (``encoder.named_parameters()``), for methods
+            that tell layers and blocks apart.
         latent: the latent representation z: a tensor, or its index among the features.
         again: repeats the forward pass on the same batch with the parameters as they are then, and
             returns its losses, for methods that look at other points (``needs_again``).
@@ -80,7 +82,7 @@ class Step(Passes):
         losses: Sequence[Tensor | None],
         *,
         features: Tensor | Sequence[Tensor] = (),
-        shared: Iterable[Tensor] | None = None,
+        shared: Shared | None = None,
         latent: int | Tensor = -1,
         again: Again | None = None,
         validation: Again | None = None,
@@ -103,11 +105,13 @@ class Step(Passes):
             self.latent = next((i for i, f in enumerate(told) if f is latent), -1)
             if self.latent < 0:
                 raise StepError("Step: latent must be one of the features, found another tensor")
+        named = None if shared is None else _parameters(shared)
+        self._names = {id(parameter): name for name, parameter in named or ()}
         super().__init__(
             checked,
             told or ((latent,) if isinstance(latent, Tensor) else ()),
             bool(told),
-            None if shared is None else _parameters(shared),
+            None if named is None else tuple(parameter for _, parameter in named),
             Engine(batched=False) if engine is None else engine,
             _scale(loss_scale, checked[0].device),
             ranks or ALONE,
@@ -125,6 +129,11 @@ class Step(Passes):
     def shared(self) -> tuple[Tensor, ...]:
         """The parameters whose gradients are compared."""
         return self.roles.shared if self._chosen is None else self._chosen
+
+    @property
+    def named_shared(self) -> tuple[tuple[str, Tensor], ...]:
+        """The same, with their names; empty ones where they were not said."""
+        return tuple((self._names.get(id(p), ""), p) for p in self.shared)
 
     @property
     def heads(self) -> tuple[tuple[Tensor, ...], ...]:
@@ -171,13 +180,29 @@ class Step(Passes):
             return found
         return Step(
             found,
-            shared=self._chosen,
+            shared=None if self._chosen is None else self.named_shared,
             again=self._again,
             validation=self._validation,
             engine=self.engine,
             loss_scale=self.loss_scale,
             ranks=self.ranks,
         )
+
+    def at(self, shared: Shared) -> "Step":
+        """Return the same forward pass, where gradients are compared at other parameters."""
+        beside = Step(
+            self.losses,
+            features=self.features if self._at_features else (),
+            shared=shared,
+            latent=self.latent if self._at_features or not self.features else self.features[0],
+            again=self._again,
+            validation=self._validation,
+            engine=self.engine,
+            loss_scale=self.loss_scale,
+            ranks=self.ranks,
+        )
+        beside.transient, beside._trained = self.transient, {id(p) for p in self.shared}
+        return beside
 
     def validation(self) -> "Step":
         """Return a step of a batch of held-out training samples, at the parameters as they are now.
@@ -478,8 +503,8 @@ def _features(features: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     return found
 
 
-def _parameters(shared: Iterable[Tensor]) -> tuple[Tensor, ...]:
-    """Return those that are trained, each once."""
+def _parameters(shared: Shared) -> list[tuple[str, Tensor]]:
+    """Return those that are trained, each once, with what it is called, if that is said."""
     if isinstance(shared, nn.Module):
         name = type(shared).__name__
         raise StepError(
@@ -487,13 +512,13 @@ def _parameters(shared: Iterable[Tensor]) -> tuple[Tensor, ...]:
         )
     if isinstance(shared, Tensor):
         raise StepError("Step: shared must be several parameters, found one: hand over a list")
-    found = list(shared)
-    for i, parameter in enumerate(found):
+    found = [item if isinstance(item, tuple) and len(item) == 2 else ("", item) for item in shared]
+    for i, (_, parameter) in enumerate(found):
         if not isinstance(parameter, Tensor) or not parameter.is_leaf:
             computed = isinstance(parameter, Tensor)
             kind = "tensor that was computed" if computed else type(parameter).__name__
             raise StepError(f"Step: shared[{i}] must be a parameter, found a {kind}")
-    return tuple({id(p): p for p in found if p.requires_grad}.values())
+    return list({id(p): (name, p) for name, p in found if p.requires_grad}.values())
 
 
 def _scale(given: "float | torch.amp.GradScaler", device: torch.device) -> float:

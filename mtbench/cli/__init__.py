@@ -4,7 +4,6 @@ import os
 import sys
 
 import typer
-from rich.console import Console
 
 from mtbench.cli import (
     bench,
@@ -83,7 +82,6 @@ def options(
 
 def main() -> None:
     """Run the command line: bad input is one line and exit code 2, never a traceback."""
-    error = Console(stderr=True)
     # numpy's threads are for matrices larger than K x K: at K = 200 two of them on a busy machine
     # took 400 ms where one takes 2.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -93,23 +91,27 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except MtbenchError as problem:
-        error.print(f"[red]error:[/] {_plain(str(problem))}", soft_wrap=True, highlight=False)
+        _refuse(str(problem))
     except (KeyboardInterrupt, typer.Abort):
-        error.print("stopped; the same command goes on from the last checkpoint")
+        typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
         sys.exit(INTERRUPTED)
     except ClickException as problem:
         text = getattr(problem, "format_message", problem.__str__)()
         if text:  # without any argument the help was shown, and there is nothing to add
-            error.print(f"[red]error:[/] {_plain(text)}", soft_wrap=True, highlight=False)
+            _refuse(text)
     except OSError as problem:  # a disk that is full, a folder that may not be read
         where = f"{problem.filename}: " if problem.filename else ""
         text = f"{where}{problem.strerror or problem}; mend that and repeat the command"
-        error.print(f"[red]error:[/] {_plain(text)}", soft_wrap=True, highlight=False)
+        _refuse(text)
     sys.exit(2)
 
 
-def _plain(text: str) -> str:
+def _refuse(text: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
     from mtbench.comparing import inert
 
     shown = text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair
-    return inert.plain(" ".join(shown.split())).replace("[", "\\[")
+    line = Text.assemble(("error:", "red"), " ", inert.plain(" ".join(shown.split())))
+    Console(stderr=True).print(line, soft_wrap=True)

@@ -1,7 +1,6 @@
 """``mtbench bench``: benchmarks that packages announce in the group ``mtbench.benchmarks``."""
 
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
 import typer
@@ -40,6 +39,8 @@ class Benchmarks(TyperGroup):
 
 
 def _packages() -> dict[str, str]:
+    from importlib.metadata import entry_points
+
     return {point.name: point.value for point in entry_points(group="mtbench.benchmarks")}
 
 

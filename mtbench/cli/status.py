@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -192,7 +191,7 @@ def _seconds_left(states: "Mapping[Cell, State]") -> float:
             like = by_entry.get(cell.entry) or by_task.get(cell.entry.task)
             if like is None:
                 return math.nan
-            total += fmean(like)
+            total += sum(like) / len(like)
     return total
 
 

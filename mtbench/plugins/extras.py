@@ -2,8 +2,6 @@
 
 from importlib.metadata import PackageNotFoundError, distribution, requires
 
-from packaging.requirements import Requirement
-
 from mtbench.errors import UsageError
 
 TOOLKIT = "mtbench-toolkit"
@@ -19,6 +17,8 @@ def missing(extra: str, owner: str = TOOLKIT) -> list[str]:
     >>> missing("no-such-extra")
     []
     """
+    from packaging.requirements import Requirement  # `mtbench list methods` has no use for it
+
     try:
         wanted = [Requirement(line) for line in requires(owner) or ()]
     except PackageNotFoundError:  # a checkout that is only on the path: an import will tell

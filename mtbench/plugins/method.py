@@ -105,12 +105,12 @@ class Method:
             UsageError: a parameter that does not exist or has no such value.
         """
         shares = self._shares(self.resolve(parameters))
-        balancer = self.classes[-1](num_objectives, seed, **shares[-1])
+        balancer = self.classes[-1](num_objectives, seed=seed, **shares[-1])
         for entry, part, share in reversed(
             list(zip(self.entries, self.classes, shares, strict=True))[:-1]
         ):
             wrapper: Any = part
-            balancer = wrapper(balancer, seeding.derive(seed, entry.name), **share)
+            balancer = wrapper(balancer, seed=seeding.derive(seed, entry.name), **share)
         return balancer
 
     def suggest(self, trial: "Trial", num_objectives: int) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def combine(
     def step() -> Step:
         z = x[None] * 1  # linear losses: their gradients at z, and at x, are the rows
         values = [value + z[0] @ row for value, row in zip(losses, jacobian, strict=True)]
-        return Step(values, features=z, shared=[x], again=step)
+        return Step(values, features=z, shared=[x], again=step, validation=step)
 
     Method.find(name)(len(jacobian), seed, **parameters).backward(step())
     return torch.zeros_like(x) if x.grad is None else x.grad

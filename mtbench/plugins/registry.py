@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, entry_points
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -163,7 +163,7 @@ def find(kind: Kind, name: str, plugins: Iterable[Path] = ()) -> Entry:
 
 def _installed(kind: Kind) -> list[Entry]:
     found = []
-    for point in entry_points(group=f"mtbench.{kind}s"):
+    for point in _points(f"mtbench.{kind}s", tuple(sys.path)):
         spec = find_spec(point.value)
         owner = point.dist.name if point.dist else None
         for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
@@ -173,6 +173,12 @@ def _installed(kind: Kind) -> list[Entry]:
                     file = path / "__init__.py" if is_package else path
                     found.append(Entry(path.stem, file, f"{point.value}.{path.stem}", owner))
     return found
+
+
+@cache
+def _points(group: str, _path: tuple[str, ...]) -> EntryPoints:
+    """Read the metadata of all that is installed once: it takes as long as a training step."""
+    return entry_points(group=group)
 
 
 def _from_file(path: Path) -> Entry:

@@ -196,7 +196,7 @@ class BalancerContract(Promises):
                 losses(features), features=features, shared=[x], again=step, validation=step
             )
 
-        for _ in range(800):
+        for _ in range(400):
             optimizer.zero_grad()
             balancer.backward(step())
             optimizer.step()

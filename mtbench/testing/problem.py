@@ -87,13 +87,14 @@ class Problem:
         losses = self.losses(features, batch)
         again = partial(self.step, batch, with_features)
         held_out = partial(self.step, batch + HELD_OUT, with_features)
-        # As in a trainer, the next step's Jacobian takes the place of this one's.
-        if with_features:
-            return Step(
-                losses, features=features, again=again, validation=held_out, engine=self.engine
-            )
-        shared = self.model.encoder.parameters()
-        return Step(losses, shared=shared, again=again, validation=held_out, engine=self.engine)
+        return Step(
+            losses,
+            features=features if with_features else (),
+            shared=self.model.encoder.named_parameters(),
+            again=again,
+            validation=held_out,
+            engine=self.engine,  # as in a trainer, the next step's Jacobian takes this one's place
+        )
 
     def _losses_again(self, batch: int) -> Sequence[Tensor]:
         return self.step(batch).losses

@@ -250,7 +250,11 @@ class Promises:
         tried = Problem(make(3))
         step = tried.step()
         tried.balancer.backward(
-            step.losses, features=step.features, again=step.again, validation=step.validation
+            step.losses,
+            features=step.features,
+            shared=step.named_shared,
+            again=step.again,
+            validation=step.validation,
         )
         first = next(tried.model.encoder.parameters())
         try:

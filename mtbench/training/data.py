@@ -238,15 +238,19 @@ class TorchmetricsMeter(Meter):
         metrics: those of torchmetrics by the same names, new ones.
 
     Raises:
-        UsageError: the names differ.
+        UsageError: the names differ, or a metric judges no objective.
     """
 
     def __init__(self, task: Task, metrics: "Mapping[str, torchmetrics.Metric]") -> None:
         if differ := sorted(task.metrics.keys() ^ metrics.keys()):
             raise UsageError(f"a meter has the metrics that its task declares, found {differ}")
-        self._objectives = {
-            name: task.objectives.index(metric.objective) for name, metric in task.metrics.items()
-        }
+        judged = {name: metric.objective for name, metric in task.metrics.items()}
+        if None in judged.values():
+            raise UsageError(
+                "a TorchmetricsMeter feeds each metric one objective's output, and "
+                f"{[name for name, of in judged.items() if of is None]} judge none: write a Meter"
+            )
+        self._objectives = {name: task.objectives.index(str(of)) for name, of in judged.items()}
         self._names, self._metrics = task.objectives, metrics
 
     def update(self, outputs: Sequence[Any], batch: Batch) -> None:

@@ -29,12 +29,13 @@ class Metric:
     """What the trainer and the leaderboard must know of a metric.
 
     Attributes:
-        objective: the objective it judges.
+        objective: the objective it judges, or None if it judges all of them together. The
+            single-task row has the value that its separate models' outputs give.
         higher_is_better: its direction.
         primary: whether it counts for model selection, delta-m and ranks.
     """
 
-    objective: str
+    objective: str | None
     higher_is_better: bool = True
     primary: bool = False
 

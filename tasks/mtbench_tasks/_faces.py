@@ -1,24 +1,18 @@
 """CelebA's aligned faces and their attributes, decoded once into one array."""
 
 import hashlib
-import io
-import json
 import os
-import shutil
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from PIL import Image
 
 from mtbench.errors import DataError
-from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Progress
+from mtbench_tasks._photos import decode
 
 ATTRIBUTES = (
     "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs",
@@ -29,9 +23,6 @@ ATTRIBUTES = (
     "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat",
     "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
 )  # fmt: skip
-
-
-LARGEST = 10_000_000  # pixels: an aligned face has 178 x 218; a header may lie
 
 
 @dataclass(frozen=True)
@@ -81,24 +72,14 @@ def load(data: Path | None, size: int, strict: bool, progress: Progress) -> Face
     names = [name for name in known.index if name in present]
     if not names:
         raise DataError(f"{folder}: holds none of the {len(known)} images that are listed")
-    stats = [f"{name} {present[name].st_size} {present[name].st_mtime_ns}" for name in names]
-    key = hashlib.sha256("\n".join([str(folder.resolve()), str(size), *stats]).encode())
-    file = cache_dir() / f"celeba-{key.hexdigest()[:16]}.npy"
-    record = file.with_suffix(".json")
-    if not record.exists():  # written last
-        _decode([folder / name for name in names], size, file, record, progress)
-    made: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
-    broken = tuple(f"{folder / name}: {why}" for name, why in made["broken"].items())
-    if strict and broken:
-        raise DataError(f"{len(broken)} images cannot be read (strict); {broken[0]}")
-    used = known.loc[[name for name in names if name not in made["broken"]]]
-    table = used.to_numpy(np.int64)
-    content = hashlib.sha256(made["sha256"].encode() + table.tobytes())
+    photos = decode("celeba", folder, names, size, strict, progress)
+    table = known.loc[photos.names].to_numpy(np.int64)
+    content = hashlib.sha256(photos.sha256.encode() + table.tobytes())
     return Faces(
-        pixels=np.load(file, mmap_mode="r", allow_pickle=False),
+        pixels=photos.pixels,
         labels=table[:, :-1] == 1,
         parts=table[:, -1],
-        broken=broken,
+        broken=photos.broken,
         unlisted=len(listed.index.union(pd.Index(sorted(present)))) - len(names),
         fingerprint=f"celeba-1-{size}-{content.hexdigest()[:16]}",
     )
@@ -146,63 +127,3 @@ def _parts(data: Path) -> pd.Series:
     if table.index.has_duplicates:
         raise DataError(f"{file}: must name an image once")
     return table.iloc[:, 0].rename("part")
-
-
-def _decode(
-    files: Sequence[Path], size: int, array: Path, record: Path, progress: Progress
-) -> None:
-    """Write the images that can be read, one after another, and a record of those that cannot."""
-    needed = len(files) * size * size * 3
-    if shutil.disk_usage(array.parent).free < needed:  # a full disk would kill the process
-        raise DataError(
-            f"{array.parent}: needs {needed >> 20} MiB for decoded images; set MTBENCH_CACHE to a "
-            "folder with more space"
-        )
-    temporary = array.with_suffix(".tmp")
-    broken: dict[str, str] = {}
-    digest = hashlib.sha256()
-    used = 0
-    pixels = np.lib.format.open_memmap(
-        temporary, mode="w+", dtype=np.uint8, shape=(len(files), size, size, 3)
-    )
-    for done, (file, (sha256, read)) in enumerate(zip(files, _read_all(files, size), strict=True)):
-        if isinstance(read, str):
-            broken[file.name] = read
-        else:
-            digest.update(sha256)
-            pixels[used] = read
-            used += 1
-        if done % 1_000 == 0:
-            progress("decoding faces", done, len(files))
-    pixels.flush()
-    del pixels
-    temporary.replace(array)
-    made = {"sha256": digest.hexdigest(), "broken": broken}
-    partial = record.with_suffix(".part")
-    partial.write_text(json.dumps(made), encoding="utf-8")
-    partial.replace(record)
-
-
-def _read_all(files: Sequence[Path], size: int) -> Iterator[tuple[bytes, NDArray[np.uint8] | str]]:
-    """Yield the images in order; threads suffice, since decoding lets go of the interpreter."""
-    workers = Parallel(n_jobs=-1, prefer="threads", return_as="generator", batch_size=16)
-    found: Iterator[tuple[bytes, NDArray[np.uint8] | str]] = workers(
-        delayed(_read)(file, size) for file in files
-    )
-    return found
-
-
-def _read(file: Path, size: int) -> tuple[bytes, NDArray[np.uint8] | str]:
-    """Return the hash of a file and its pixels, or why they cannot be read."""
-    try:
-        content = file.read_bytes()
-        with Image.open(io.BytesIO(content), formats=["JPEG", "PNG"]) as image:
-            if image.width * image.height > LARGEST:
-                raise ValueError(f"{image.width} x {image.height} pixels are too many")
-            small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-        return hashlib.sha256(content).digest(), np.asarray(small)
-    except (
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:  # fmt: skip
-        return b"", f"cannot be read as an image ({' '.join(str(error).split())[:100]})"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from mtbench.errors import DataError
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
+from mtbench_tasks._lesion.descriptors import Descriptor, Lexicon
 from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, must_unpack
 from mtbench_tasks._lesion.source import Source
 from mtbench_tasks._lesion.task import LesionTask
@@ -22,6 +23,26 @@ EXTRA = "thyroid"
 GRADES = {"BIRADS": ("2", "3", "4a", "4b", "4c", "5"), "Classification": ("benign", "malignant")}
 """What may be learnt, by its column, from benign to malignant."""
 DESCRIPTORS = ("Shape", "Margin", "Echogenicity", "Posterior_features", "Halo", "Calcifications")
+_NONE = {"no": "none"}
+LEXICON: Lexicon = (
+    Descriptor("shape", ("oval", "round", "irregular"), "shape"),
+    Descriptor("margin", ("circumscribed", "not circumscribed"), "margin"),
+    Descriptor(
+        "echo pattern",
+        ("anechoic", "hyperechoic", "complex cystic/solid", "hypoechoic", "isoechoic",
+         "heterogeneous"),
+        "echogenicity",
+    ),
+    Descriptor(
+        "posterior features",
+        ("none", "enhancement", "shadowing", "combined"),
+        "posterior_features",
+        _NONE,
+    ),
+    Descriptor("echogenic halo", ("none", "present"), "halo", {**_NONE, "yes": "present"}),
+    Descriptor("calcifications", ("none", "in a mass", "intraductal"), "calcifications", _NONE),
+)  # fmt: skip
+"""In BI-RADS's terms; how a margin is not circumscribed is left out: several may hold."""
 NEEDED = ("Image_filename", "Mask_tumor_filename", "Pixel_size", *GRADES, *DESCRIPTORS)
 MOST = 10_000  # rows
 VERSION = 1  # part of the fingerprint: raise it when the same files give other cases
@@ -99,6 +120,7 @@ def _source(column: str, high: int) -> Source:
             epochs=30, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
         ),
         guide=2.0,
+        lexicon=LEXICON,
         system="BI-RADS" if column == "BIRADS" else "",
         what="the folder of BrEaST-Lesions' spreadsheet and images",
     )

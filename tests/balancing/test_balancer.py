@@ -89,8 +89,11 @@ def test_num_objectives():
 
 
 def test_a_parameter_without_its_name_is_no_seed():
-    with pytest.raises(UsageError, match=r"seed must be an integer, found 0\.4; parameters go by"):
-        First(2, 0.4)
+    for value in (0.4, 1):
+        with pytest.raises(UsageError, match=f"goes by its name, as in seed=0, found {value} with"):
+            First(2, value)
+    with pytest.raises(UsageError, match=r"seed must be an integer, found 0\.4"):
+        First(2, seed=0.4)
 
 
 def test_a_method_that_defines_backward_is_heard():

@@ -42,7 +42,13 @@ def trajectory(name):
             scale * (out - target[batch]).square().mean()
             for scale, out, target in zip((1.0, 0.3, 2.0), outputs, targets, strict=True)
         ]
-        return Step(losses, features=features, again=lambda: step(batch))
+        return Step(
+            losses,
+            features=features,
+            shared=encoder.named_parameters(),
+            again=lambda: step(batch),
+            validation=lambda: step((batch + 1) % STEPS),
+        )
 
     path = []
     for _ in range(EPOCHS):

@@ -84,6 +84,27 @@ def test_model_gets_the_weighted_gradient_heads_too():
         torch.testing.assert_close(p.grad, expected)
 
 
+def test_weights_move_at_every_third_step_and_are_applied_in_between():
+    encoder, heads, x = model()
+    often, seldom = GradNorm(K), GradNorm(K, update_weights_every=3)
+    weights = []
+    for t in range(5):
+        for p in (*encoder.parameters(), *nn.ModuleList(heads).parameters()):
+            p.grad = None
+        z, losses = losses_of(encoder, heads, x)
+        weights.append(seldom.backward(Step(losses, features=z)))
+        found = encoder.weight.grad.clone()
+        z, losses = losses_of(encoder, heads, x)
+        sum(w * loss for w, loss in zip(weights[-1], losses, strict=True)).backward()
+        torch.testing.assert_close(encoder.weight.grad - found, found)
+        if t in (0, 3):
+            z, losses = losses_of(encoder, heads, x)
+            often.backward(Step(losses, features=z))
+            torch.testing.assert_close(seldom.loss_weights, often.loss_weights)
+    assert torch.equal(weights[1], weights[3])
+    assert not torch.equal(weights[3], weights[4])
+
+
 def test_balances_gradient_norms():
     encoder, heads, x = model()
     method = GradNorm(K, alpha=0.0)

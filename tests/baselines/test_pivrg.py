@@ -7,27 +7,30 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 
+from mtbench import Judged
 from mtbench.errors import UsageError
 from mtbench_baselines.fairgrad import FairGrad
 from mtbench_baselines.pivrg import PIVRG
+from tests.training.test_bilevel import train
 
 
 def gradients(K, seed, d=20):
     return torch.randn(K, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def after_one_epoch(K, losses, **parameters):
-    method = PIVRG(K, max_norm=0.0, **parameters)
-    for step in losses:
-        method.weights(torch.eye(K).double(), torch.tensor(step).double())
-    method.after_epoch()
+def judged(objective, value, higher=False, primary=True):
+    return Judged(f"m{value}", value, objective, higher, primary)
+
+
+def after_an_epoch(values, **parameters):
+    method = PIVRG(len(values), max_norm=0.0, **parameters)
+    method.after_evaluation([judged(k, value) for k, value in enumerate(values)])
     return method
 
 
 @pytest.mark.parametrize("K", [2, 3, 5])
 def test_equation(K):
-    losses = [[1.0 + k for k in range(K)]]
-    method = after_one_epoch(K, losses, single_task=(1.0,) * K)
+    method = after_an_epoch([1.0 + k for k in range(K)], single_task=(1.0,) * K)
     omega = method.omega.numpy()
     for seed in range(3):
         J = gradients(K, seed)
@@ -47,42 +50,54 @@ def test_equation(K):
 
 
 def test_without_a_reference_is_fairgrad():
-    method = after_one_epoch(4, [[1.0, 2.0, 3.0, 4.0]])
+    method = after_an_epoch([1.0, 2.0, 3.0, 4.0])
     J = gradients(4, 0)
     expected = FairGrad(4, max_norm=0.0).weights(J @ J.T, torch.ones(4))
     torch.testing.assert_close(method.weights(J @ J.T, torch.ones(4)), expected)
 
 
 def test_shares():
-    """Mean losses (3, 1, 1.5) against (1, 1, 1): drops of 200, 0, 50 %; T = 200 / log 4."""
-    method = after_one_epoch(
-        3, [[4.0, 1.0, 2.0], [2.0, 1.0, 1.0]], single_task=(1.0, 1.0, 1.0), bound=4.0
-    )
-    raw = torch.tensor([4.0, 1.0, 4.0**0.25], dtype=torch.float64)
+    """Drops of 50 and -50 %, of 200, and of 50 %: means 0, 200, 50; T = 200 / log 4."""
+    method = PIVRG(3, single_task=(2.0, 0.5, -1.0, 8.0), bound=4.0)
+    metrics = [
+        judged(0, 3.0), judged(0, 0.75, higher=True), judged(1, 1.0), judged(2, 4.0, higher=True),
+        judged(2, 99.0, primary=False), judged(None, 99.0),
+    ]  # fmt: skip
+    method.after_evaluation(metrics)
+    raw = torch.tensor([1.0, 4.0, 4.0**0.25], dtype=torch.float64)
     torch.testing.assert_close(method.omega, 3 * raw / raw.sum())
 
 
 def test_near_equal_drops_are_not_blown_up():
     """A spread of 1 % stays below the least temperature, 10 %."""
-    method = after_one_epoch(2, [[1.01, 1.0]], single_task=(1.0, 1.0))
+    method = after_an_epoch([1.01, 1.0], single_task=(1.0, 1.0))
     torch.testing.assert_close(
         method.omega, 2 * torch.softmax(torch.tensor([0.1, 0.0]), 0).double()
     )
 
 
-def test_an_epoch_without_a_label_changes_nothing():
-    method = after_one_epoch(2, [[2.0, 1.0]], single_task=(1.0, 1.0))
+def test_an_undefined_metric_is_left_out_and_the_last_one_changes_nothing():
+    method = PIVRG(2, single_task=(1.0, 1.0, 1.0))
+    method.after_evaluation([judged(0, 2.0), judged(0, math.nan), judged(1, 1.0)])
     before = method.omega.clone()
-    method.weights(torch.diag(torch.tensor([1.0, 0.0])).double(), torch.tensor([9.0, 0.0]).double())
-    method.after_epoch()
+    assert before[0] > before[1]
+    method.after_evaluation([judged(0, 9.0), judged(0, 9.0), judged(1, math.nan)])
     assert method.omega.equal(before)
-    assert method.count.sum() == 0
+
+
+def test_wants_a_reference_for_each_metric():
+    with pytest.raises(UsageError, match=r"for each primary metric \(m1.0, m2.0\), found \(1.0,\)"):
+        after_an_epoch([1.0, 2.0], single_task=(1.0,))
+
+
+def test_metrics_reach_it_in_training(tiny, tmp_path):
+    run = train(tiny, tmp_path, "pivrg", single_task="1e-3,1.0")
+    assert run.load("checkpoint.pt")["balancer"]["omega"].tolist() == pytest.approx([4 / 3, 2 / 3])
 
 
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ({"single_task": (1.0,)}, r"single_task must hold one number per objective \(2\)"),
         ({"single_task": (1.0, 0.0)}, "single_task must be finite and not 0"),
         ({"bound": 1.0}, "bound must be finite and above 1, found 1.0"),
         ({"min_temperature": 0.0}, "min_temperature must be finite and above 0, found 0.0"),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mtbench.comparing.planning.grid import Grid, Order
 from mtbench.comparing.planning.suite import load
 from mtbench.comparing.planning.survey import State
 from mtbench.training.cell.rundir import find_runs
+from tests.processes import Command
 from tests.refusals import refused
 
 SUITE = """
@@ -73,8 +75,9 @@ def start(*line: object) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def ended(process: subprocess.Popen[str] | Command) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=300)
+    assert process.returncode is not None
     return process.returncode, out, err
 
 
@@ -95,18 +98,14 @@ def outcome(out: Path) -> dict[str, Any]:
 
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
-    """Return the ids of a sweep's workers."""
-    found = []
+    """Return the ids of a sweep's workers, which are children of its fork server."""
+    families: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
-            try:
+            with suppress(OSError):
                 parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-                command = (folder / "cmdline").read_text()
-            except OSError:
-                continue
-            if int(parent) == process.pid and "spawn_main" in command:
-                found.append(int(folder.name))
-    return found
+                families.setdefault(int(parent), []).append(int(folder.name))
+    return [worker for child in families.get(process.pid, []) for worker in families.get(child, [])]
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
@@ -282,7 +281,7 @@ def test_two_runs_of_one_cell(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> N
     """One wins and the other says so; when the winner is killed, the cell is free."""
     line = ("run", "--plugin", tiny, "-t", "tiny", "-m", "ew", "--threads", 1, "--sleep", 20)
     line = (*line, "--out", tmp_path)
-    both = [start(*line), start(*line)]
+    both = [Command(*line), Command(*line)]
     wait_for(lambda: any(process.poll() is not None for process in both))
     [loser] = [process for process in both if process.poll() is not None]
     [winner] = [process for process in both if process is not loser]

@@ -3,11 +3,9 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
@@ -15,6 +13,7 @@ import pytest
 
 from mtbench.training.cell.rundir import find_runs
 from tests.conftest import TINY
+from tests.processes import Command
 from tests.refusals import refused
 
 Mtbench = Callable[..., tuple[int, str, str]]
@@ -35,21 +34,12 @@ def only(out: Path, pattern: str) -> Path:
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The out folder of eleven official trials; nobody may change it."""
     out = tmp_path_factory.mktemp("tuned")
-    done = start(words(TINY, out, "--trials", 11, "--epochs", 2))
+    done = Command(*words(TINY, out, "--trials", 11, "--epochs", 2))
     output, error = done.communicate(timeout=120)
     assert done.returncode == 0, error
     assert error == ""
     (out / "output").write_text(output)
     return out
-
-
-def start(line: Sequence[object]) -> subprocess.Popen[str]:
-    program = "import sys; sys.argv[0] = 'mtbench'; from mtbench.cli import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-W", "error::UserWarning", "-c", program, *map(str, line)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"COLUMNS": "160"},
-    )  # fmt: skip
 
 
 def test_official_tuning(tuned: Path) -> None:
@@ -229,7 +219,7 @@ def test_a_given_lr_moves_the_range(mtbench: Mtbench, tiny: Path, tmp_path: Path
 
 def test_sigkill_and_resume(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
     line = words(tiny, tmp_path / "cut", "--trials", 2, "--epochs", 3, "--sleep", 0.05)
-    process = start(line)
+    process = Command(*line)
     limit = time.monotonic() + 60
     while len(list((tmp_path / "cut").rglob("checkpoint.pt"))) < 2:  # in the second trial
         assert process.poll() is None
@@ -240,7 +230,7 @@ def test_sigkill_and_resume(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> Non
     running = (optuna.trial.TrialState.RUNNING,)
     assert len(load(tmp_path / "cut").get_trials(states=running)) == 1
 
-    again = start(line)
+    again = Command(*line)
     text, error = again.communicate(timeout=120)
     assert again.returncode == 0, error
     assert "resumed at step" in text

@@ -14,7 +14,8 @@ import optuna
 import pytest
 
 from mtbench.training.cell.rundir import find_runs
-from tests.cli.test_sweep import BROKEN, ended, start, wait_for
+from tests.cli.test_sweep import BROKEN, ended, wait_for
+from tests.processes import Command
 from tests.refusals import refused
 
 pytest.importorskip("psycopg", reason="the extra postgresql is not installed")
@@ -22,8 +23,6 @@ BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
 pytestmark = pytest.mark.skipif(BIN is None, reason="no PostgreSQL server is installed here")
 
 Mtbench = Callable[..., tuple[int, str, str]]
-
-WORKERS = 8
 
 
 @pytest.fixture(scope="module")
@@ -101,19 +100,19 @@ def counted(tmp_path: Path) -> Path:
     return plugin
 
 
-@pytest.mark.parametrize("mode", ["official", "exploratory"])
-def test_eight_processes_one_killed(
-    mode: str, database: str, tiny: Path, counted: Path, tmp_path: Path
+@pytest.mark.parametrize(("mode", "workers", "count"), [("official", 8, 20), ("exploratory", 3, 8)])
+def test_many_processes_one_killed(
+    mode: str, workers: int, count: int, database: str, tiny: Path, counted: Path, tmp_path: Path
 ) -> None:
     """On one folder, as on a cluster: the killed one's trial goes on with the others."""
-    count, out = 20, tmp_path / "out"
+    out = tmp_path / "out"
     sampler = [] if mode == "official" else ["--sampler", "tpe"]
     line = worker(tiny, counted, out, database, "--sleep", 0.1, "--trials", count, *sampler)
-    crew = [start(*line) for _ in range(WORKERS)]
+    crew = [Command(*line) for _ in range(workers)]
     first = wait_for(lambda: at_work(out))[0]
     [victim] = [process for process in crew if f"process {process.pid} " in first]
     crew.remove(victim)
-    victim.send_signal(signal.SIGSTOP)  # so that it is killed in the middle of a trial
+    os.kill(victim.pid, signal.SIGSTOP)  # so that it is killed in the middle of a trial
     mine = {
         run.path.relative_to(out).as_posix()
         for run in find_runs([out])
@@ -148,14 +147,14 @@ def test_processes_on_folders_of_their_own(
     count = 12
     more = ("--sleep", 0.05, "--trials", count)
     lines = [worker(tiny, counted, tmp_path / str(i), database, *more) for i in range(4)]
-    crew = [start(*line) for line in lines]
+    crew = [Command(*line) for line in lines]
     wait_for(lambda: list((tmp_path / "0").rglob("epochs.jsonl")))
     os.kill(crew[0].pid, signal.SIGKILL)
     crew[0].communicate()
     for process in crew[1:]:
         code, _, err = ended(process)
         assert (code, err) == (0, ""), err
-    code, said, err = ended(start(*lines[0]))
+    code, said, err = ended(Command(*lines[0]))
     assert (code, err) == (0, ""), said
     complete = [t for t in trials(database) if t.state.name == "COMPLETE"]
     assert sorted(t.user_attrs["draw"] for t in complete) == list(range(count))
@@ -174,7 +173,7 @@ def test_a_server_that_goes_away_is_told(
     server: str, database: str, tiny: Path, counted: Path, tmp_path: Path
 ) -> None:
     line = worker(tiny, counted, tmp_path / "out", database, "--sleep", 0.1, "--trials", 6)
-    process = start(*line)
+    process = Command(*line)
     wait_for(lambda: list(tmp_path.rglob("epochs.jsonl")))
     import psycopg
 

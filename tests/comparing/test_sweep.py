@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,6 +24,7 @@ from mtbench.plugins.code import core_digest
 from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
 from mtbench.training.machine.locks import HeldError
 from mtbench.training.trainer import record, trainer
+from tests.processes import PROCESSES
 
 Made = Callable[..., Grid]
 
@@ -374,9 +374,8 @@ def test_a_cell_is_held_until_its_process_ends(make: Made, tmp_path: Path) -> No
     prepare(tmp_path)
     cell = grid.cells[0]
     run = RunDirectory.at(tmp_path, grid.spec(cell, "tiny-1", 0))
-    context = multiprocessing.get_context("spawn")
-    held = context.Event()
-    holder = context.Process(target=hold, args=(run, held))
+    held = PROCESSES.Event()
+    holder = PROCESSES.Process(target=hold, args=(run, held))
     holder.start()
     assert held.wait(60)
     with pytest.raises(HeldError, match=f"process {holder.pid} on .* works on it"), run.claim():

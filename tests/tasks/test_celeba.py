@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mtbench.errors import DataError
-from mtbench_tasks import _faces
+from mtbench_tasks import _faces, _photos
 from mtbench_tasks._faces import ATTRIBUTES, Faces
 from mtbench_tasks.celeba import Attributes, CelebA, Encoder
 from tests.refusals import refused
@@ -110,7 +110,7 @@ def test_the_fingerprint_is_of_the_content(whole: Path, tmp_path: Path) -> None:
 
 def test_decoding_is_done_once(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = loaded(whole)
-    monkeypatch.setattr(_faces, "_decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(_photos, "_write", lambda *_: pytest.fail("decoded again"))
     assert np.array_equal(loaded(whole).pixels, first.pixels)
 
 
@@ -214,7 +214,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = published(tmp_path)
-    monkeypatch.setattr(_faces.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr(_photos.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(DataError, match="MTBENCH_CACHE"):
         loaded(folder)
 

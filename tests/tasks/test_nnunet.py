@@ -63,7 +63,7 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     for case in cases()[:4]:
         back = found[case.patient]
         np.testing.assert_array_equal(back.image, case.image)
-        assert back.spacing == case.spacing
+        assert (back.spacing, back.part) == (case.spacing, case.part)
         [reading] = back.readings
         if len(case.readings) == 1:
             np.testing.assert_array_equal(reading.mask, case.readings[0].mask)
@@ -82,6 +82,7 @@ def test_a_folder_without_our_table_is_read_by_its_layout(tmp_path: Path) -> Non
         "imagesTr/S-1-PNG-2_0000.png", "imagesTr/s-1-png_0000.png", "imagesTr/s-2-png_0000.png",
         "imagesTs/t-3_0000.png",
     ]  # fmt: skip
+    assert [case.part for case in collection.cases] == [None, None, None, "test"]
     np.testing.assert_array_equal(collection.cases[3].readings[0].mask, box(10))
     assert "no patients are named" in collection.remarks[0]
     assert not collection.problems

@@ -578,7 +578,7 @@ def test_blackened_text_is_in_no_picture(tmp_path: Path) -> None:
     picture = Picture(screen(), (slice(0, 300), slice(0, 420)), None, ())
     ask = Panel(Trained(predictor(standing), "model", {}))
     place = (picture, tmp_path / "a.png", tmp_path / "a")
-    line = (96, GRADES, None, lambda _: [SCAN], Reference(), ())
+    line = (96, GRADES, None, lambda _: [SCAN], Reference(), (), ())
     for text, white in (("keep", True), ("blank", False)):
         record, shown = reading.read(ask, *place, *line, text)  # type: ignore[arg-type]
         drawn = np.asarray(Image.open(record["overlay"]))

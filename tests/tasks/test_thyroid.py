@@ -810,7 +810,8 @@ def test_a_new_image_is_read(
                 assert picture.mode == ("L" if kind == "mask" else "RGB")
         for view in record["views"]:
             assert set(view) == {
-                "box", "plane", "means", "calipers", "category", "probabilities", "long_axis_mm",
+                "box", "plane", "means", "descriptors", "assessment",
+                "calipers", "category", "probabilities", "long_axis_mm",
                 "short_axis_mm", "height_mm",
                 "width_mm", "taller_than_wide", "others", "radiomics",
             }  # fmt: skip
@@ -917,3 +918,5 @@ def test_a_default_that_depends_on_the_source_is_recorded_as_the_value_in_use() 
     assert spec_params(source="ddti") == spec_params(source="ddti", guide="2")
     assert spec_params(source="ddti")["guide"] != spec_params(source="phantom")["guide"]
     assert spec_params(source="ddti", guide="0.5")["guide"] == 0.5
+    sizes = [spec_params(source=name)["image_size"] for name in ("phantom", "ddti")]
+    assert sizes == [96, 128]

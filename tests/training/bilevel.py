@@ -38,5 +38,5 @@ class Bilevel(Balancer):
 
     def after_evaluation(self, metrics: Sequence[Judged]) -> None:
         for metric in metrics:
-            if metric.primary and not metric.higher_is_better:
+            if metric.primary and not metric.higher_is_better and metric.objective is not None:
                 self.told[metric.objective] = metric.value

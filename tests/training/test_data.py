@@ -152,6 +152,14 @@ def test_a_meter_of_metrics_that_the_task_does_not_declare():
         TorchmetricsMeter(Judged(), {"mae": MeanSquaredError()})
 
 
+def test_a_meter_of_metrics_that_judge_no_objective():
+    class All(Judged):
+        metrics = {**Judged.metrics, "all": Metric(None)}  # noqa: RUF012
+
+    with pytest.raises(UsageError, match=r"\['all'\] judge none: write a Meter"):
+        TorchmetricsMeter(All(), dict.fromkeys(All.metrics, MeanSquaredError()))
+
+
 def test_a_model_of_ordinary_modules():
     body, heads = nn.Linear(3, 5), [nn.Linear(5, 1), nn.Linear(5, 2)]
     model, x = MultitaskModel.single_feature(body, heads), torch.randn(4, 3)

@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import json
-import multiprocessing
 import os
 import platform
 import shutil
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 from mtbench.errors import RunError
 from mtbench.training.cell.rundir import RunDirectory, Spec, WriteError, find_runs
 from mtbench.training.machine.locks import HeldError
+from tests.processes import PROCESSES
 
 
 def make(**changed: Any) -> Spec:
@@ -236,9 +236,8 @@ def begin(out: Path, barrier: Barrier) -> None:
 
 
 def test_processes_that_make_the_same_cell_do_not_meet(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(3)
-    others = [context.Process(target=begin, args=(tmp_path, barrier)) for _ in range(3)]
+    barrier = PROCESSES.Barrier(3)
+    others = [PROCESSES.Process(target=begin, args=(tmp_path, barrier)) for _ in range(3)]
     for process in others:
         process.start()
     for process in others:

@@ -30,8 +30,13 @@ NEEDS = {
     "metabalance": 0,
     # A program over the K losses.
     "go4align": 1,
+    # Whether gradients are finite, and their products with those of another batch.
+    "auto_lambda": 2,
+    "moml": 2,
     # A solver.
     "gradnorm": COPIES,
+    "grouped+pcgrad": COPIES,
+    "last_layer+gradnorm": COPIES,
     "samo+fairgrad": COPIES,
     # A solver, and scales that the optimizer moves on the device.
     "imtl": COPIES + 1,

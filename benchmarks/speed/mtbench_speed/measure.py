@@ -14,7 +14,16 @@ from mtbench.balancing.balancer import Aggregator, Weighting
 from mtbench.errors import UsageError
 from mtbench.plugins.method import Method
 from mtbench_speed import peers
-from mtbench_speed.contestants import Contestant, Run, floor, floor_and_products, ours, plain
+from mtbench_speed.contestants import (
+    Contestant,
+    Run,
+    by_hand,
+    floor,
+    floor_and_products,
+    one_call,
+    ours,
+    plain,
+)
 from mtbench_speed.models import Problem
 from mtbench_speed.timing import race, ratio
 
@@ -135,11 +144,12 @@ def _steps(
 ) -> Iterator[Row]:
     references = Contestant("plain", "", plain(problem)), Contestant("floor", "", floor(problem))
     products = Contestant("floor + products", "", floor_and_products(problem))
-    contestants = [*references, products]
+    contestants = [*references, products, Contestant("by hand", "", by_hand(problem))]
     K = problem.objectives
     for method in heat:
         makers: dict[str, Callable[[], Run | None]] = {
             "mtbench": partial(ours, problem, method, engine),
+            "mtbench, one call": partial(one_call, problem, method),
             **{by: partial(make, problem, method.name) for by, make in peers.PEERS.items()},
         }
         for by, maker in makers.items():
@@ -174,7 +184,7 @@ def _over_peer(contestant: Contestant, seconds: dict[Contestant, list[float]]) -
     others = [
         times
         for other, times in seconds.items()
-        if other.method == contestant.method and other.by != "mtbench"
+        if other.method == contestant.method and not other.by.startswith("mtbench")
     ]
     if not others:
         return None

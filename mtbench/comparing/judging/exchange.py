@@ -63,7 +63,7 @@ class _Manifest(_Header, extra="forbid"):
 
 
 class _Metric(_Record):
-    objective: str
+    objective: str | None
     higher_is_better: bool
     primary: bool
 

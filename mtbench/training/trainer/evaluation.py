@@ -48,7 +48,7 @@ def judged(values: Mapping[str, float], task: Task) -> list[Judged]:
         Judged(
             name,
             values[name],
-            task.objectives.index(metric.objective),
+            None if metric.objective is None else task.objectives.index(metric.objective),
             metric.higher_is_better,
             metric.primary,
         )

@@ -121,7 +121,7 @@ class Learner:
         return Step(
             done.losses,
             features=done.features,
-            shared=self.model.encoder.parameters(),
+            shared=self.model.encoder.named_parameters(),
             latent=self.model.latent,
             again=lambda: self.step(batch, ranks, validation),
             validation=validation,

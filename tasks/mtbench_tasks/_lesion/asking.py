@@ -16,11 +16,13 @@ class Answer(NamedTuple):
     Attributes:
         logits: (B, S, S), of the mask.
         chances: (B, G), the calibrated probabilities of the categories.
+        terms: (B, T), the logits of the descriptors' terms; T is 0 where none were learnt.
         spread: how far it was off on validation, of `spread.fit`; None where that is not known.
     """
 
     logits: Tensor
     chances: Tensor
+    terms: Tensor
     spread: Mapping[str, Any] | None = None
 
 
@@ -51,7 +53,8 @@ class Panel:
                 plane = logits[:, 0].float().cpu()
                 chances = (risk.logits.float().cpu() / scale).softmax(1)
                 plane = plane.flip(-1) if turned else plane
-                found.append(Answer(plane, chances, model.fitted.get("spread")))
+                terms = getattr(risk, "descriptors", risk.logits[:, :0]).float().cpu()
+                found.append(Answer(plane, chances, terms, model.fitted.get("spread")))
         return found
 
 
@@ -65,5 +68,6 @@ def together(answers: Sequence[Answer]) -> Answer:
     """Return the mean of the logits and of the probabilities; of one answer, itself."""
     if len(answers) == 1:
         return answers[0]
-    logits, chances, _ = zip(*answers, strict=True)
-    return Answer(torch.stack(logits).mean(0), torch.stack(chances).mean(0))
+    each = ([answer[part] for answer in answers] for part in range(3))
+    logits, chances, terms = (torch.stack(parts).mean(0) for parts in each)
+    return Answer(logits, chances, terms)

@@ -35,7 +35,7 @@ It marks one lesion in a grey-scale ultrasound image and gives its risk category
 - Out: `segmentation`, logits of the mask on the same grid; `risk.logits`, one per category;
   `risk.guided`, an estimate of the standardised radiomics.
 - {calibrated(fitted)} Probabilities are softmax(`risk.logits` / temperature).
-- {judged(fitted)}{decided(fitted)}
+- {" ".join(filter(None, (judged(fitted), described(fitted))))}{decided(fitted)}
 
 ## How to read an image with it
 
@@ -180,3 +180,19 @@ def judged(fitted: Mapping[str, Any]) -> str:
         f"On validation: AUROC {auroc} ({found['graded']} graded readings), Dice {dice} "
         f"({found['outlined']} outlines)."
     )
+
+
+def described(fitted: Mapping[str, Any]) -> str:
+    """Return how good a model is at descriptors on validation, in a sentence; empty if at none.
+
+    >>> described({"descriptors": {"margin": {"known": 9, "right": 7, "most_frequent": 5}}})
+    'Right on validation (the most frequent term would be): margin 7 of 9 (5).'
+    """
+    found = fitted.get("descriptors")
+    if not found:
+        return ""
+    each = ", ".join(
+        f"{name} {entry['right']} of {entry['known']} ({entry['most_frequent']})"
+        for name, entry in found.items()
+    )
+    return f"Right on validation (the most frequent term would be): {each}."

@@ -232,8 +232,8 @@ SOURCE = Source(
 def _read(path: Path) -> _Table:
     """Read the rows of a table, each as far as it can be judged without its files."""
     if path.name == nnunet.INDEX:
-        rows = enumerate(nnunet.rows(path), 1)
-        return _Table({line: Row.model_validate(row) for line, row in rows})
+        rows = dict(enumerate(map(Row.model_validate, nnunet.rows(path)), 1))
+        return _Table(rows, {line: {} for line in rows})
     try:
         text = regular(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

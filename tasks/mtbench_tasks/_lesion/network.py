@@ -30,6 +30,20 @@ class Risk(NamedTuple):
     guided: Tensor
 
 
+class Described(NamedTuple):
+    """What it says where it has learnt descriptors too.
+
+    Attributes:
+        logits: as `Risk` has them.
+        guided: likewise.
+        descriptors: (B, T), logits of all terms of all descriptors, one after the other.
+    """
+
+    logits: Tensor
+    guided: Tensor
+    descriptors: Tensor
+
+
 class SegmentationHead(nn.Module):
     """The expanding path: all features to the lesion mask's logits, (B, 1, H, W).
 
@@ -79,9 +93,13 @@ class RiskHead(nn.Module):
         free: the size of :math:`e_d`.
         grades: G, the number of categories.
         dropout: of the pooled features.
+        terms: T, what may be said of all descriptors together, read from :math:`e_r` alone; 0:
+            they are not learnt.
     """
 
-    def __init__(self, width: int, guided: int, free: int, grades: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, guided: int, free: int, grades: int, dropout: float, terms: int = 0
+    ) -> None:
         super().__init__()
         self.mix = nn.Conv2d(width, width, 3, padding=1)
         self.attention = nn.Conv2d(width, 1, 1)
@@ -90,20 +108,31 @@ class RiskHead(nn.Module):
         self.guided = nn.Linear(width, guided)
         self.free = nn.Linear(width, free)
         self.grade = nn.Linear(guided + free, grades)
+        # Last: the other parameters begin alike with and without it.
+        self.described = nn.Linear(guided, terms) if terms else None
 
-    def forward(self, features: tuple[Tensor, ...]) -> Risk:
-        """Return logits and e_r."""
+    def forward(self, features: tuple[Tensor, ...]) -> Risk | Described:
+        """Return logits, e_r, and the descriptors' logits where they are learnt."""
         mixed = F.leaky_relu(self.mix(features[-1]), SLOPE)
         attention = self.attention(mixed).flatten(2).softmax(-1)
         focused = (attention * mixed.flatten(2)).sum(-1)
         pooled = self.hidden(self.dropout(torch.cat([focused, mixed.amax((2, 3))], 1)))
         pooled = F.leaky_relu(pooled, SLOPE)
         guided, free = self.guided(pooled), F.leaky_relu(self.free(pooled), SLOPE)
-        return Risk(self.grade(torch.cat([guided, free], 1)), guided)
+        logits = self.grade(torch.cat([guided, free], 1))
+        if self.described is None:
+            return Risk(logits, guided)
+        return Described(logits, guided, self.described(guided))
 
 
 def build(
-    encoder: Encoder, grades: int, guided: int, *, free: int = 32, dropout: float = 0.0
+    encoder: Encoder,
+    grades: int,
+    guided: int,
+    *,
+    free: int = 32,
+    dropout: float = 0.0,
+    terms: int = 0,
 ) -> MultitaskModel:
     """Return the network.
 
@@ -113,11 +142,12 @@ def build(
         guided: R, the size of the radiomics target.
         free: the size of e_d.
         dropout: of the risk head's pooled features.
+        terms: of all descriptors together; 0: they are not learnt.
     """
     return MultitaskModel(
         encoder,
         [
             SegmentationHead(encoder.widths, encoder.stride),
-            RiskHead(encoder.widths[-1], guided, free, grades, dropout),
+            RiskHead(encoder.widths[-1], guided, free, grades, dropout, terms),
         ],
     )

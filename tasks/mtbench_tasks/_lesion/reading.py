@@ -12,7 +12,7 @@ from PIL import Image as Pil
 from PIL import ImageDraw
 from skimage.measure import find_contours
 
-from mtbench_tasks._lesion import burnt, calipers
+from mtbench_tasks._lesion import burnt, calipers, descriptors
 from mtbench_tasks._lesion.asking import Answer, Ask, together
 from mtbench_tasks._lesion.cases import Image, Mask, View
 from mtbench_tasks._lesion.doubts import of_image, parts
@@ -66,6 +66,7 @@ def read(
     views_of: Callable[[Image], Sequence[View]],
     reference: Reference,
     planes: Sequence[calipers.Plane] = (),
+    lexicon: descriptors.Lexicon = (),
     text: burnt.Text = "keep",
 ) -> tuple[dict[str, Any], Image]:
     """Read one image, each of its views by itself, as in training.
@@ -83,18 +84,20 @@ def read(
         views_of: finds the views of what was scanned.
         reference: what of training and validation it is set against.
         planes: of the views, from the left; those of further ones are unknown.
+        lexicon: the descriptors that the model has learnt.
         text: what is done about text in the image: of `burnt.shown`.
 
     Returns:
         The record, and the image as a person may see it. The record has the files, the spacing with
         where it comes from, how many of the file's columns and rows a pixel of mask and box is
         (``pixel``: 1, unless the file's pixels are not square), notes, and, per view, its box
-        (left, top, right, bottom), its plane, the category, the probability of each, and of the
-        largest segmented region what `calipers` measures, ``interval`` (of `spread`), whether it is
-        taller than wide (known in a transverse plane only), and its radiomics, with ``z`` in
-        standard deviations from the mean of the training's contours. ``others`` has the lengths of
-        further regions. Where nothing is segmented, there is no lesion: lengths are 0, and the rest
-        is null; the probabilities are those of a lesion, if there were one.
+        (left, top, right, bottom), its plane, the category, the probability of each, the likeliest
+        term of each descriptor that was learnt, and of the largest segmented region what `calipers`
+        measures, ``interval`` (of `spread`), whether it is taller than wide (known in a transverse
+        plane only), and its radiomics, with ``z`` in standard deviations from the mean of the
+        training's contours. ``others`` has the lengths of further regions. Where nothing is
+        segmented, there is no lesion: lengths are 0, and the rest is null; the probabilities are
+        those of a lesion, if there were one.
     """
     image, spacing = picture.pixels, picture.spacing or given
     whole = np.zeros(image.shape, dtype=bool)
@@ -104,6 +107,7 @@ def read(
         answers = ask(to_input(image[box], size)[None])
         answer, shape = together(answers), image[box].shape
         regions, probabilities = _regions(answer, shape), answer.chances[0].numpy()
+        terms = answer.terms[0]
         whole[box] = np.logical_or.reduce([np.zeros(whole[box].shape, dtype=bool), *regions])
         largest = regions[0] if regions else np.zeros(whole[box].shape, dtype=bool)
         rows, columns = box
@@ -116,6 +120,7 @@ def read(
                 "probabilities": {
                     g: round(float(p), 4) for g, p in zip(grades, probabilities, strict=True)
                 },
+                "descriptors": descriptors.read(terms, lexicon) if regions and lexicon else None,
                 **_measure(largest, place, picture.step, spacing, plane),
                 "interval": _interval(answers, shape, regions, grades, spacing),
                 "others": [
@@ -202,8 +207,12 @@ def headline(view: Mapping[str, Any]) -> str:
     """
     if view["category"] is None:
         return NOTHING
-    clear = view["probabilities"][view["category"]] >= CLEAR
-    return f"Category {view['category']}" if clear else UNCLEAR
+    return f"Category {view['category']}" if clear(view) else UNCLEAR
+
+
+def clear(view: Mapping[str, Any]) -> bool:
+    """Return whether a view's category is likely enough to be named."""
+    return bool(view["probabilities"][view["category"]] >= CLEAR)
 
 
 def beside(to: Path, ending: str) -> Path:

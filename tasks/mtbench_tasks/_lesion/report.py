@@ -19,22 +19,28 @@ from PIL import Image as Pil
 
 from mtbench.training.task import Trained
 from mtbench_tasks._lesion.calipers import draw
-from mtbench_tasks._lesion.card import calibrated, judged
+from mtbench_tasks._lesion.card import calibrated, described, judged
 from mtbench_tasks._lesion.cases import Image
 from mtbench_tasks._lesion.page import BAR, INK, QUIET, WARNING, fill
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES
-from mtbench_tasks._lesion.reading import NOTHING, UNCLEAR, USE, beside, headline, outlined
+from mtbench_tasks._lesion.reading import CLEAR, NOTHING, UNCLEAR, USE, beside, headline, outlined
 
 TITLE = "Reading by a trained model"
 EXPLAINED = (
     "Radiomics are measured within the outline that the model drew, and compared with the training "
     "images' outlines: z is the distance from their mean in standard deviations."
 )
+HEADS = ("Guideline", "Level", "Biopsy from", "Follow-up from")  # –: at no size
+GUIDANCE = "This is what a guideline says of what the model read: for research, not for a patient."
 TALLER = "said of a transverse view"
 NO_TEXTURE = "None: nothing was segmented whose texture can be measured."
 ENDS = (f"−{CLIP:g}", f"+{CLIP:g}")  # of the scale of z
 WIDTH, HEIGHT = 8.27, 11.69  # inches: A4
 PITCH = 0.019  # of the radiomics' rows, in heights of the page
+
+
+Level = tuple[str, str, str]
+"""Its name, and from which sizes on it asks for a biopsy and for follow-up."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,9 @@ class Section:
     measurements: list[tuple[str, str]]
     chances: list[tuple[str, float]]
     radiomics: list[tuple[str, list[Row]]]
+    terms: list[tuple[str, str, str]]
+    by_points: str
+    assessed: list[str]
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,8 @@ class Page:
     facts: list[tuple[str, str]]
     notes: list[str]
     judged: str
+    described: str
+    thresholds: list[tuple[str, str, list[Level]]]
     sections: list[Section]
 
 
@@ -128,10 +139,18 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
             measurements=_measurements(view, record["spacing_from"]),
             chances=list(view["probabilities"].items()),
             radiomics=_radiomics(view["radiomics"]),
+            terms=[_term(*entry) for entry in (view["descriptors"] or {}).items()],
+            by_points=_by_points(view.get("assessment")),
+            assessed=[f"{a['system']}, {line}" for a in assessed for line in a["says"]],
         )
         for view in record["views"]
+        for assessed in [list(filter(None, [view.get("assessment")]))]
     ]
-    return Page(facts[0][1], facts, record["notes"], judged(trained.fitted), sections)
+    guided = record.get("thresholds", ()) if any(s.assessed for s in sections) else ()
+    return Page(
+        facts[0][1], facts, record["notes"], judged(trained.fitted),
+        described(trained.fitted), _thresholds(guided), sections,
+    )  # fmt: skip
 
 
 def html(page: Page) -> str:
@@ -145,6 +164,8 @@ def html(page: Page) -> str:
         ends=ENDS,
         no_texture=NO_TEXTURE,
         embedded=_embedded,
+        guidance=GUIDANCE,
+        heads=HEADS,
     )
 
 
@@ -156,6 +177,8 @@ def pdf(page: Page, file: Path) -> None:
         for number, section in enumerate(page.sections, 1):
             of = f", view {number} of {len(page.sections)}" if len(page.sections) > 1 else ""
             pages.savefig(_sheet(page, section, of))
+            if section.terms or section.assessed:
+                pages.savefig(_guidance(page, section, of))
 
 
 def _cropped(whole: Pil.Image, box: Sequence[int], fewer: int) -> Pil.Image:
@@ -170,8 +193,10 @@ def _text(name: str) -> str:
 
 def _means(view: Mapping[str, Any]) -> str:
     """Return what a view's category is of, where its name does not say it."""
-    said = headline(view) in (UNCLEAR, NOTHING) or view["means"] == view["category"]
-    return "" if said else f"{view['category']}: {view['means']}"
+    category, means = view["category"], view["means"]
+    if headline(view) in (UNCLEAR, NOTHING) or means == category:
+        return ""
+    return str(means) if means.endswith(f" {category}") else f"{category}: {means}"
 
 
 def _volume(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -211,7 +236,7 @@ def _measurements(view: Mapping[str, Any], spacing_from: str | None) -> list[tup
 def _range(view: Mapping[str, Any], name: str) -> str:
     """Return the interval of a length, in brackets; nothing where none is known."""
     ends = (view["interval"] or {}).get(name)
-    return f" ({ends[0]:g} to {ends[1]:g})" if ends else ""
+    return f" ({ends[0]:.3g} to {ends[1]:.3g})" if ends else ""
 
 
 def _sure(view: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -220,6 +245,35 @@ def _sure(view: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ends = found["categories"] or ["not known"]
         which = " to ".join(dict.fromkeys((ends[0], ends[-1])))
         yield f"{found['level']:.0%} interval", f"{which}; of lengths in brackets"
+
+
+def _term(name: str, found: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return a descriptor, its term, and how likely that is."""
+    sure, term = found["probability"], found["term"]
+    return name, term if sure >= CLEAR else f"unclear ({term}?)", f"{100 * sure:.0f} %"
+
+
+def _by_points(found: Mapping[str, Any] | None) -> str:
+    """Return points and level, to stand beside the category."""
+    if found is None or found["points"] is None:
+        return ""
+    low, high = found["points"]
+    levels = " or ".join(found["levels"])
+    if low == high:
+        return f"By points: {levels} ({low})"
+    return f"By points: {levels} ({low} or {high}: shape unknown)"
+
+
+def _thresholds(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[Level]]]:
+    """Return each guideline, its source, and its levels as they are printed."""
+
+    def size(value: float | None) -> str:
+        return "–" if value is None else f"{value:g} mm"
+
+    return [
+        (system, source, [(r["level"], size(r["biopsy"]), size(r["follow_up"])) for r in of])
+        for (system, source), of in groupby(rows, lambda row: (row["system"], row["source"]))
+    ]
 
 
 def _radiomics(found: Mapping[str, Any] | None) -> list[tuple[str, list[Row]]]:
@@ -270,12 +324,13 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
     high = min(0.31, max(0.2, y - 0.41))  # notes may leave less
     _picture(figure, section.picture, (0.08, y - high - 0.01, 0.48, high))
     write(0.6, y - 0.012, section.headline, 15, weight="bold")
-    write(0.6, y - 0.038, section.means, 9, QUIET)
-    _chances(figure, section.chances, (0.7, y - 0.13, 0.22, 0.09))
-    write(0.6, y - 0.14, "\n".join(textwrap.wrap(page.judged, 48)), 8, QUIET)
+    said = [line for line in (section.means, section.by_points) if line]
+    write(0.6, y - 0.036, "\n".join(said), 8, QUIET)
+    _chances(figure, section.chances, (0.7, y - 0.147, 0.22, 0.09))
+    write(0.6, y - 0.155, "\n".join(textwrap.wrap(page.judged, 48)), 8, QUIET)
     for number, (label, value) in enumerate(section.measurements):
-        write(0.6, y - 0.175 - 0.018 * number, label, colour=QUIET)
-        write(0.74, y - 0.175 - 0.018 * number, value)
+        write(0.6, y - 0.187 - 0.0165 * number, label, colour=QUIET)
+        write(0.74, y - 0.187 - 0.0165 * number, value)
     y -= high + 0.04
     write(0.08, y, "Radiomics by descriptor", 12, weight="bold")
     write(0.08, y - 0.022, "\n".join(textwrap.wrap(EXPLAINED, 105)), 8, QUIET)
@@ -304,6 +359,38 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
             axes.add_patch(Rectangle((0, line), row.share, 0.6, color=BAR))
             line += 1
     axes.axvline(0, color=QUIET, linewidth=0.8)
+    return figure
+
+
+def _guidance(page: Page, section: Section, of: str) -> Figure:
+    """Return a view's descriptors and what guidelines say of it as a figure of A4's size."""
+    figure = Figure(figsize=(WIDTH, HEIGHT))
+    y = 0.965
+
+    def write(*cells: str, size: float = 9, colour: str = INK, **more: Any) -> None:
+        nonlocal y
+        for x, cell in zip((0.08, 0.26, 0.36, 0.47, 0.58), cells, strict=False):
+            more = {"va": "top", "parse_math": False, **more}
+            figure.text(x, y, cell, fontsize=size, color=colour, **more)
+        y -= 0.019 * (1 + cells[0].count("\n")) * max(1, size / 10)
+
+    write(TITLE + of, size=15, weight="bold")
+    write(USE, size=10, colour=WARNING, weight="bold")
+    write(page.name)
+    write("Descriptors", size=12, weight="bold")
+    for name, term, chance in section.terms:
+        write(name, term, "", chance)
+    for line in (page.described, section.by_points, *section.assessed):
+        if line:
+            write("\n".join(textwrap.wrap(line, 105)))
+    if page.thresholds:
+        write(GUIDANCE, colour=WARNING)
+        write("Thresholds of guidelines", size=12, weight="bold")
+        write(*HEADS, colour=QUIET)
+        for system, source, levels in page.thresholds:
+            for number, level in enumerate(levels):
+                write("" if number else system, *level)
+            write(source, size=8, colour=QUIET)
     return figure
 
 

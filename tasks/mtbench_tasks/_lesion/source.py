@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion.cases import Collection, Image, View
+from mtbench_tasks._lesion.descriptors import Lexicon
 
 
 def whole(image: Image) -> list[View]:
@@ -23,11 +24,13 @@ class Source:
         high: the index of the first grade that counts as high risk.
         recipe: the optimisation by default, of a pretrained encoder. From random weights the rate
             of all parameters is twice that of the heads, for twice the epochs.
+        image_size: side of the network's grid by default.
         augmentation: its default strength.
         dropout: the risk head's by default.
         guide: the guidance's default weight.
         what: what ``--data`` is to name; None for an embedded source.
         system: what the categories are of, such as ACR TI-RADS; empty where they say it themselves.
+        lexicon: the descriptors that its cases have, and how it words them.
         views: finds an image's views, when a new one is read.
         tested: whether it says who is tested; otherwise the task's folds do.
         graded: makes it with these grades, or, if there are none, with those of the data at that
@@ -38,11 +41,13 @@ class Source:
     grades: tuple[str, ...]
     high: int
     recipe: Recipe
+    image_size: int = 96
     augmentation: float = 1.0
     dropout: float = 0.5
     guide: float = 1.0
     what: str | None = None
     system: str = ""
+    lexicon: Lexicon = ()
     views: Callable[[Image], list[View]] = whole
     tested: bool = False
     graded: "Callable[[Path | None, tuple[str, ...] | None], Source] | None" = None

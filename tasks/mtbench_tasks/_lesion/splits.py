@@ -17,6 +17,7 @@ from mtbench.errors import UsageError
 from mtbench.training.task import Batch, Split
 from mtbench_tasks._lesion.augment import augment
 from mtbench_tasks._lesion.cases import PARTS, Case, Collection, Reading
+from mtbench_tasks._lesion.descriptors import Lexicon, labels
 from mtbench_tasks._lesion.grid import Prepared
 from mtbench_tasks._lesion.radiomics import Standardiser
 from mtbench_tasks._lesion.source import Source
@@ -178,6 +179,8 @@ class CaseSplit(Split):
         high: for low/high: the grade index from which a category counts as high; None for grades.
         strength: of the augmentation.
         standardise: what made the targets of the raw radiomics.
+        lexicon: the descriptors whose terms a batch holds, as ``descriptors`` (B, D), -1 where
+            unknown; by default none, and no such entry.
     """
 
     def __init__(
@@ -189,6 +192,7 @@ class CaseSplit(Split):
         high: int | None,
         strength: float,
         standardise: Standardiser | None = None,
+        lexicon: Lexicon = (),
     ) -> None:
         self.standardise = standardise
         self.strength, self._prepared, self._high = strength, prepared, high
@@ -201,6 +205,7 @@ class CaseSplit(Split):
         known = [case.spacing or math.nan for case in self.cases]
         self.spacing = torch.tensor(known, dtype=torch.double)
         self.radiomics = torch.from_numpy(radiomics).float()
+        self._terms = labels(self.cases, lexicon) if lexicon else None
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -243,6 +248,8 @@ class CaseSplit(Split):
             "category": self.category[indices],
             "radiomics": self.radiomics[indices],
         }
+        if self._terms is not None:
+            batch["descriptors"] = self._terms[indices]
         if generator is None:
             drawn = [self.readings[i].mask for i in indices.tolist()]
             nothing = torch.zeros(0, 0, dtype=torch.bool)

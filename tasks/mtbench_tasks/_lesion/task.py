@@ -27,10 +27,11 @@ from mtbench.training.task import (
     Trained,
     Verdict,
 )
-from mtbench_tasks._lesion import manifest, nnunet, radiomics
+from mtbench_tasks._lesion import descriptors, manifest, nnunet, radiomics
 from mtbench_tasks._lesion.calipers import Plane, volume
 from mtbench_tasks._lesion.cases import Case, Collection
 from mtbench_tasks._lesion.consensus import with_consensus
+from mtbench_tasks._lesion.descriptors import Threshold
 from mtbench_tasks._lesion.doubts import alike, survey
 from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.grid import Placement, Prepared, prepare
@@ -75,7 +76,8 @@ class LesionTask(Task):
         source: where the cases come from; by default the first.
         data: where the source's data lies; an embedded one needs none.
         target: ``grades``, or ``low-high``, divided where the source says.
-        image_size: side of the network's grid, divisible by 32, or by 16 with encoder ``unet``.
+        image_size: side of the network's grid, divisible by 32, or by 16 with encoder ``unet``; by
+            default what suits the source.
         encoder: ``efficientnet_lite0``, pretrained on ImageNet, the default; ``timm:NAME``, with
             the weights that timm publishes; or ``unet``, from random weights.
         weights: a file with the pretrained encoder's weights, instead of the published ones.
@@ -85,6 +87,8 @@ class LesionTask(Task):
         dropout: of the risk head's pooled features; by default what suits the source.
         guide: weight of the radiomics guidance within the risk loss; by default what suits the
             source.
+        descriptors: weight of the descriptors' cross-entropy within the risk loss, read from the
+            guided embedding; 0: they are not learnt. Only some sources have them.
         risk_loss: ``ce``, or ``emd``: the squared earth mover's distance (Hou et al. 2016).
         strict: stop at what is broken in the data, or looks odd, instead of leaving it out, or
             using it.
@@ -103,6 +107,7 @@ class LesionTask(Task):
     objectives = ("segmentation", "risk")
     sources: ClassVar[Mapping[str, Source]]
     organ: ClassVar[str]
+    thresholds: ClassVar[Sequence[Threshold]] = ()
 
     def __init__(
         self,
@@ -110,13 +115,14 @@ class LesionTask(Task):
         source: str | None = None,
         data: Path | None = None,
         target: Literal["grades", "low-high"] = "grades",
-        image_size: int = 96,
+        image_size: int | None = None,
         encoder: str | None = None,
         weights: Path | None = None,
         width: int | None = None,
         augmentation: float | None = None,
         dropout: float | None = None,
         guide: float | None = None,
+        descriptors: float = 0.0,
         risk_loss: Literal["ce", "emd"] = "ce",
         strict: bool = False,
         labels: Literal["reader", "all", "consensus"] = "reader",
@@ -131,9 +137,12 @@ class LesionTask(Task):
             self.origin = self.origin.graded(data, grades)
         elif grades is not None:
             raise UsageError(f"the grades of source {self.source} are fixed: leave out --grades")
-        given = {"augmentation": augmentation, "dropout": dropout, "guide": guide}
+        given: dict[str, Any] = {
+            "image_size": image_size, "augmentation": augmentation, "dropout": dropout,
+            "guide": guide,
+        }  # fmt: skip
         chosen = {k: getattr(self.origin, k) if v is None else v for k, v in given.items()}
-        self.augmentation, self.dropout, self.guide = chosen.values()
+        size, self.augmentation, self.dropout, self.guide = chosen.values()
         found = {"grades": self.origin.grades} if self.origin.graded is not None else {}
         self.elsewhere = self._elsewhere(test_source, test_data, target)
         named = test_source or (self.source if self.origin.tested else None)
@@ -142,7 +151,7 @@ class LesionTask(Task):
         self.fold = FOLDS if fold is None else fold
         read_fold(self.fold)
         used = {} if named else {"fold": self.fold}
-        self._choose_encoder(encoder, weights, width, image_size)
+        self._choose_encoder(encoder, weights, width, size)
         self.dependent = {
             "source": self.source, "encoder": self.encoder, "width": self.width,
             **chosen, **found, **used,
@@ -153,6 +162,12 @@ class LesionTask(Task):
             raise UsageError(f"dropout must be at least 0 and below 1, found {dropout}")
         if not 0 <= self.guide < float("inf"):
             raise UsageError(f"guide must not be negative, found {guide}")
+        if not 0 <= descriptors < float("inf"):
+            raise UsageError(f"descriptors must not be negative, found {descriptors}")
+        if descriptors and not self.origin.lexicon:
+            raise UsageError(f"source {self.source} has no descriptors: leave out --descriptors")
+        self.descriptors = descriptors
+        self.lexicon = self.origin.lexicon if descriptors else ()
         self.data, self.target, self.strict, self.labels = data, target, strict, labels
         self.risk_loss = risk_loss
         self.recipe = self.origin.recipe
@@ -283,7 +298,9 @@ class LesionTask(Task):
         rows = np.split(np.concatenate([standardise(targets), unknown]), [len(train), len(targets)])
         high = self.origin.high if self.target == "low-high" else None
         made = [
-            CaseSplit(cases, prepared, samples, part, high, self.augmentation, standardise)
+            CaseSplit(
+                cases, prepared, samples, part, high, self.augmentation, standardise, self.lexicon
+            )
             for samples, part in zip((train, val, test), rows, strict=True)
         ]
         notes: dict[str, Any] = {
@@ -341,7 +358,11 @@ class LesionTask(Task):
             assert self.width is not None
             encoder = encoders.Contracting(tuple(self.width * 2**i for i in range(LEVELS)))
         return network.build(
-            encoder, len(self.grades), len(radiomics.FEATURES), dropout=self.dropout
+            encoder,
+            len(self.grades),
+            len(radiomics.FEATURES),
+            dropout=self.dropout,
+            terms=sum(len(descriptor.terms) for descriptor in self.lexicon),
         )
 
     def losses(self, outputs: Sequence[Any], batch: Batch) -> list[Tensor]:
@@ -350,11 +371,14 @@ class LesionTask(Task):
 
         logits, risk = outputs
         guidance = losses.guidance_loss(risk.guided, batch["radiomics"])
-        return [
-            losses.segmentation_loss(logits, batch["mask"], batch["has_mask"]),
-            losses.grade_loss(risk.logits, batch["category"], self.risk_loss)
-            + self.guide * guidance,
-        ]
+        graded = losses.grade_loss(risk.logits, batch["category"], self.risk_loss)
+        graded = graded + self.guide * guidance
+        if self.lexicon:
+            said = batch["descriptors"]
+            graded = graded + self.descriptors * descriptors.loss(
+                risk.descriptors, said, self.lexicon
+            )
+        return [losses.segmentation_loss(logits, batch["mask"], batch["has_mask"]), graded]
 
     def meter(self) -> Meter:
         """Return a fresh meter of both objectives' metrics."""
@@ -387,7 +411,7 @@ class LesionTask(Task):
         The temperature that calibrates the categories, fitted on the validation readings, where its
         effect is told too; how good the model is there; the thresholds from which on a risk counts
         as high; by what images are recognised that it was trained or chosen on; what the training's
-        images are like, and their radiomics.
+        images are like, and their radiomics; how good it is at descriptors, if it has learnt any.
         """
         from mtbench_tasks._lesion import spread
         from mtbench_tasks._lesion.calibration import calibration_error, temperature
@@ -421,7 +445,9 @@ class LesionTask(Task):
         chances = (logits / scale).softmax(1).double().numpy()
         errors = [calibration_error(z, category) for z in (logits, logits / scale)]
         before, after = (None if math.isnan(error) else error for error in errors)
+        described = descriptors.judge(predictor, val, self.lexicon) if self.lexicon else None
         return {
+            **({} if described is None else {"descriptors": described}),
             "calibration": {
                 "temperature": scale,
                 "readings": len(category),
@@ -503,13 +529,15 @@ class LesionTask(Task):
             record, shown = reading.read(
                 Panel(trained, mirror), picture, path, to, self.image_size, self.grades, spacing,
                 whole if views == "whole" else self.origin.views,
-                reading.Reference.of(trained.fitted), planes, text,
+                reading.Reference.of(trained.fitted), planes, self.lexicon, text,
             )  # fmt: skip
             record["frame"] = number
             record["models"] = [model.name for model in trained.members]
             record["temperatures"] = [temperature(model) for model in trained.members]
+            record["thresholds"] = [row._asdict() for row in self.thresholds]
             for view in record["views"]:
                 view["means"] = meaning.get(view["category"])
+                view["assessment"] = self.assess(view) if view["category"] else None
 
             def write() -> None:
                 record["reports"] = page.write(report, record, shown, trained, to)
@@ -543,6 +571,11 @@ class LesionTask(Task):
             "image": str(path),
             "frames": [read(n, to.with_name(f"{to.name}_frame{n}")) for n in numbers],
         }
+
+    @classmethod
+    def assess(cls, view: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return what a guideline says of a view with a lesion; None where there is none."""
+        return None
 
     def evaluate(
         self,
@@ -661,7 +694,7 @@ class LesionTask(Task):
     def joins(self, other: Task) -> bool:
         """Return whether both see the same grid and tell the same grades."""
         assert isinstance(other, LesionTask)
-        mine, its = ((t.image_size, t.grades, t.high) for t in (self, other))
+        mine, its = ((t.image_size, t.grades, t.high, t.lexicon) for t in (self, other))
         return mine == its
 
     def _meaning(self) -> dict[str, str]:

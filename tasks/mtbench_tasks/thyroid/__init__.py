@@ -1,5 +1,6 @@
 """Thyroid ultrasound: nodule mask and TI-RADS category from one image."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from mtbench_tasks._lesion.cases import Collection
 from mtbench_tasks._lesion.screen import split_views
 from mtbench_tasks._lesion.source import Source
 from mtbench_tasks._lesion.task import LesionTask
-from mtbench_tasks.thyroid import aimi, ddti, phantom, thyroidxl, tn3k
+from mtbench_tasks.thyroid import acr, aimi, ddti, phantom, thyroidxl, tn3k
 
 EXTRA = "thyroid"
 
@@ -42,11 +43,13 @@ class Thyroid(LesionTask):
     """
 
     organ = "Thyroid"
+    thresholds = acr.THRESHOLDS
     sources = {  # noqa: RUF012 - a ClassVar of the base
         "phantom": Source(
             load=lambda _data, progress: _phantom(progress, size=60),
             grades=phantom.GRADES,
             high=HIGH,
+            lexicon=acr.LEXICON,
             system="ACR TI-RADS",
             recipe=Recipe(epochs=7, batch_size=16, lr=1.5e-3, encoder_lr=0.3, select="last"),
             augmentation=0.3,
@@ -54,15 +57,17 @@ class Thyroid(LesionTask):
             views=split_views,
             tested=True,
         ),
-        # Few graded cases, learnt longer: it wants holding back.
+        # Few graded cases, learnt longer: it wants holding back. See docs/speedrun.md.
         "ddti": Source(
             load=lambda data, _progress: ddti.load(data),
             grades=ddti.GRADES,
             high=HIGH,
+            lexicon=acr.DDTI,
             system="TI-RADS",
             recipe=Recipe(
-                epochs=18, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
+                epochs=20, batch_size=16, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
             ),
+            image_size=128,
             guide=2.0,
             what="the folder or zip as published",
             views=split_views,
@@ -138,6 +143,11 @@ class Thyroid(LesionTask):
         simulated = {"cases", "test_cases", "readers", "reader_noise", "phantom_seed"}
         own = {**of, "phantom": simulated}
         self.idle = frozenset().union(*(names for s, names in own.items() if s != self.source))
+
+    @classmethod
+    def assess(cls, view: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return ACR TI-RADS's points, levels and recommendations."""
+        return acr.assess(view)
 
     def _origin(self, source: str) -> Source:
         origin = super()._origin(source)

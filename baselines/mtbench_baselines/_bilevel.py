@@ -1,0 +1,137 @@
+"""What bilevel methods share: weights that descend validation losses, seen one step ahead."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from itertools import chain
+from math import inf
+
+import torch
+from torch import Tensor
+
+from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.engine import products
+from mtbench.balancing.jacobian import flat, views, width
+from mtbench.balancing.step import Step
+from mtbench.errors import UsageError
+from mtbench_baselines._adam import descend
+from mtbench_baselines._moving import moved
+
+
+class Bilevel(Balancer):
+    r"""A weighted sum of losses, whose weights descend losses on another batch, by Adam.
+
+    With all parameters :math:`\theta`, heads too, a virtual step of length :math:`\alpha` leads to
+    :math:`\theta' = \theta - \alpha \sum_j w_j \nabla L_j(\theta)`, and there the validation losses
+    :math:`V_k` depend on the weights by
+
+    .. math:: \frac{\partial V_k(\theta')}{\partial w_j}
+        = -\alpha\, \langle \nabla V_k(\theta'), \nabla L_j(\theta) \rangle
+
+    Args:
+        num_objectives: K.
+        seed: unused.
+        rate: alpha; above 0.
+        lr: Adam's learning rate; above 0.
+        share: of the training samples that are kept for validation and not trained on, in [0, 1);
+            0 takes another batch of those that are.
+    """
+
+    needs_validation = True
+    on_host = ("state", "first_moment", "second_moment", "count")
+
+    state: Tensor
+    first_moment: Tensor
+    second_moment: Tensor
+    count: Tensor
+
+    def __init__(
+        self, num_objectives: int, seed: int, start: float, rate: float, lr: float, share: float
+    ) -> None:
+        super().__init__(num_objectives, seed)
+        for name, value in (("rate", rate), ("lr", lr)):
+            if not 0 < value < inf:
+                raise UsageError(
+                    f"{self._called}: {name} must be finite and above 0, found {value}"
+                )
+        if not 0 <= share < 1:
+            raise UsageError(f"{self._called}: share must be at least 0 and below 1, found {share}")
+        self.rate, self.lr, self.holds_out = rate, lr, share
+        self.register_buffer("state", torch.full((num_objectives,), start, dtype=torch.float64))
+        for name in ("first_moment", "second_moment", "count"):
+            self.register_buffer(name, torch.zeros(num_objectives, dtype=torch.float64))
+
+    @abstractmethod
+    def current(self) -> Tensor:
+        """Return the weights (K,) that the state stands for."""
+
+    @abstractmethod
+    def slope(self, step: Step, ahead: "Ahead") -> Tensor:
+        """Return the state's gradient over -alpha, (K,), from a validation step at theta'."""
+
+    def balance(self, step: Step) -> Tensor:
+        """Move the weights by what a virtual step would do, and apply them."""
+        step.release()
+        weights, ahead = self.current(), Ahead(step)
+        if ahead.jacobian.isfinite().all():
+            with moved(ahead.parameters, ahead.offsets(-self.rate * weights)):
+                slope = -self.rate * self.slope(step.validation(), ahead)
+            if slope.isfinite().all():
+                kept = (self.state, self.first_moment, self.second_moment, self.count)
+                descend(*kept, slope, self.lr, slope != 0)
+            weights = self.current()
+        step.assign(weights.to(ahead.jacobian) @ ahead.jacobian, weights)
+        return weights
+
+
+class Ahead:
+    """The training gradients of all parameters, to move along and to multiply by.
+
+    Args:
+        step: of training.
+
+    Attributes:
+        jacobian: of the shared parameters, (K, d).
+        parameters: these, and those of the heads.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.jacobian = step.jacobian()
+        self._shared, self._heads = step.shared, step.heads
+        self.parameters = [*self._shared, *chain(*self._heads)]
+        sums = iter(step.ranks.sums(list(chain(*step.head_grads))))
+        self._own = [
+            _vector(head, [next(sums) for _ in head], self.jacobian) / step.loss_scale
+            for head in self._heads
+        ]
+
+    def offsets(self, weights: Tensor) -> list[Tensor]:
+        """Return the weighted sum of the gradients, parameter by parameter."""
+        parts = [(weights.to(self.jacobian) @ self.jacobian, self._shared)]
+        parts += [
+            (weight * own, head)
+            for weight, own, head in zip(weights.tolist(), self._own, self._heads, strict=True)
+        ]
+        return [offset for vector, own in parts for _, offset in views(vector, own)]
+
+    def times(self, step: Step, losses: Sequence[Tensor]) -> Tensor:
+        """Return the products of another step's losses' gradients and the K of training, (n, K)."""
+        return torch.stack([self._times(step, loss) for loss in losses]).cpu()
+
+    def _times(self, step: Step, loss: Tensor) -> Tensor:
+        found = iter(step.gradient(loss, self.parameters))
+        theirs = [
+            _vector(part, [next(found) for _ in part], self.jacobian)
+            for part in (self._shared, *self._heads)
+        ]
+        shared = products(self.jacobian, theirs[0].expand_as(self.jacobian))[:, 0]
+        own = [a.double() @ b.double() for a, b in zip(self._own, theirs[1:], strict=True)]
+        return shared + torch.stack(own)
+
+
+def _vector(parameters: Sequence[Tensor], grads: Sequence[Tensor | None], like: Tensor) -> Tensor:
+    """Return gradients side by side, zeros for None."""
+    parts = [
+        like.new_zeros(width(p)) if g is None else flat(g).to(like)
+        for p, g in zip(parameters, grads, strict=True)
+    ]
+    return torch.cat(parts) if parts else like.new_zeros(0)

@@ -1,0 +1,121 @@
+"""The words in which a lesion is described: learnt as outputs of the guided embedding."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtbench.training.task import Predictor
+from mtbench_tasks._lesion.cases import Case
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """One thing that is said of a lesion, such as its margin.
+
+    Attributes:
+        name: what it is.
+        terms: what may be said.
+        key: its name among `Case.descriptors`.
+        words: a source's own words for a term; what is a term already needs none.
+    """
+
+    name: str
+    terms: tuple[str, ...]
+    key: str
+    words: Mapping[str, str] = field(default_factory=dict)
+
+    def place(self, said: Mapping[str, str]) -> int:
+        """Return which term a case's words mean; -1 where it has none that is known.
+
+        >>> halo = Descriptor("halo", ("none", "present"), "echogenic_halo", {"no": "none"})
+        >>> [halo.place({"echogenic_halo": word}) for word in ("no", "present", "?")]
+        [0, 1, -1]
+        """
+        word = said.get(self.key, "").partition(" - ")[0]  # what follows is detail
+        term = self.words.get(word, word)
+        return self.terms.index(term) if term in self.terms else -1
+
+
+Lexicon = tuple[Descriptor, ...]
+
+
+class Threshold(NamedTuple):
+    """From which size, in mm, a guideline asks for a biopsy and for follow-up; None: never."""
+
+    system: str
+    level: str
+    biopsy: float | None
+    follow_up: float | None
+    source: str
+
+
+def labels(cases: Sequence[Case], lexicon: Lexicon) -> Tensor:
+    """Return the cases' terms, (N, D), -1 where not known."""
+    found = [[descriptor.place(case.descriptors) for descriptor in lexicon] for case in cases]
+    return torch.tensor(found, dtype=torch.long).reshape(len(cases), len(lexicon))
+
+
+def loss(logits: Tensor, said: Tensor, lexicon: Lexicon) -> Tensor:
+    r"""Return the mean over descriptors of the cross-entropy over the cases where it is known.
+
+    :math:`\frac{1}{D} \sum_d \frac{1}{|K_d|} \sum_{i \in K_d} -\log p_{d}(y_{id} \mid x_i)`; a
+    descriptor that nobody knows adds zero, on the graph.
+
+    Args:
+        logits: (B, T), of all terms of all descriptors, one after the other.
+        said: (B, D), of `labels`.
+        lexicon: D descriptors of T terms together.
+    """
+    parts = logits.float().split([len(descriptor.terms) for descriptor in lexicon], dim=1)
+    losses = [
+        F.cross_entropy(part, column, ignore_index=-1, reduction="sum")
+        / (column >= 0).sum().clamp(min=1)
+        for part, column in zip(parts, said.unbind(1), strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def read(logits: Tensor, lexicon: Lexicon) -> dict[str, dict[str, Any]]:
+    """Return each descriptor's likeliest term and its probability.
+
+    Args:
+        logits: (T,).
+        lexicon: the descriptors.
+    """
+    found = {}
+    parts = logits.float().split([len(descriptor.terms) for descriptor in lexicon])
+    for descriptor, part in zip(lexicon, parts, strict=True):
+        chance, place = part.softmax(0).max(0)
+        found[descriptor.name] = {
+            "term": descriptor.terms[int(place)], "probability": round(float(chance), 4)
+        }  # fmt: skip
+    return found
+
+
+def judge(predictor: Predictor, split: Any, lexicon: Lexicon) -> dict[str, dict[str, Any]]:
+    """Return for each descriptor in how many of a split's cases it is known, and right.
+
+    Beside it stands in how many the split's most frequent term would be right.
+    """
+    hits, said = [], []
+    for positions in torch.split(torch.arange(len(split)), BATCH):
+        batch = split.batch(positions)
+        logits = predictor(batch["inputs"])[1].descriptors.float().cpu()
+        parts = logits.split([len(descriptor.terms) for descriptor in lexicon], dim=1)
+        hits.append(torch.stack([part.argmax(1) for part in parts], 1))
+        said.append(batch["descriptors"])
+    predicted, known = torch.cat(hits), torch.cat(said)
+    found = {}
+    for d, descriptor in enumerate(lexicon):
+        here = known[:, d] >= 0
+        truth = known[here, d]
+        frequent = int(truth.bincount().max()) if len(truth) else 0
+        right = int((predicted[here, d] == truth).sum())
+        found[descriptor.name] = {"known": len(truth), "right": right, "most_frequent": frequent}
+    return found

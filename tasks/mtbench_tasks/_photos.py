@@ -1,0 +1,132 @@
+"""Images of a folder, decoded once into one array."""
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+from PIL import Image
+
+from mtbench.errors import DataError
+from mtbench.training.machine.cache import cache_dir
+from mtbench.training.task import Progress
+
+LARGEST = 10_000_000  # pixels; a header may lie
+
+
+class Photos(NamedTuple):
+    """Those that can be read.
+
+    Attributes:
+        pixels: (N, size, size, 3), mapped from a file: what is not used is not in memory.
+        names: of their files, within the folder.
+        broken: images that were dropped, a line each.
+        sha256: of the files' contents.
+    """
+
+    pixels: NDArray[np.uint8]
+    names: list[str]
+    broken: tuple[str, ...]
+    sha256: str
+
+
+def decode(
+    owner: str, folder: Path, names: Sequence[str], size: int, strict: bool, progress: Progress
+) -> Photos:
+    """Return images squeezed to a square, from the cache folder if they have been decoded.
+
+    Args:
+        owner: what the file in the cache folder is called after.
+        folder: where they are.
+        names: of the files within.
+        size: side of the images.
+        strict: raise instead of dropping what cannot be read.
+        progress: is told how the decoding goes.
+
+    Raises:
+        DataError: an image cannot be read and `strict` is set, or there is no space.
+    """
+    stats = [(name, (folder / name).stat()) for name in names]
+    lines = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
+    key = hashlib.sha256("\n".join([str(folder.resolve()), str(size), *lines]).encode())
+    file = cache_dir() / f"{owner}-{key.hexdigest()[:16]}.npy"
+    record = file.with_suffix(".json")
+    if not record.exists():  # written last
+        _write(folder, names, size, file, record, progress)
+    made: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    broken = tuple(f"{folder / name}: {why}" for name, why in made["broken"].items())
+    if strict and broken:
+        raise DataError(f"{len(broken)} images cannot be read (strict); {broken[0]}")
+    return Photos(
+        pixels=np.load(file, mmap_mode="r", allow_pickle=False),
+        names=[name for name in names if name not in made["broken"]],
+        broken=broken,
+        sha256=made["sha256"],
+    )
+
+
+def _write(
+    folder: Path, names: Sequence[str], size: int, array: Path, record: Path, progress: Progress
+) -> None:
+    """Write the images that can be read, one after another, and a record of those that cannot."""
+    needed = len(names) * size * size * 3
+    if shutil.disk_usage(array.parent).free < needed:  # a full disk would kill the process
+        raise DataError(
+            f"{array.parent}: needs {needed >> 20} MiB for decoded images; set MTBENCH_CACHE to a "
+            "folder with more space"
+        )
+    temporary = array.with_suffix(".tmp")
+    broken: dict[str, str] = {}
+    digest = hashlib.sha256()
+    used = 0
+    pixels = np.lib.format.open_memmap(
+        temporary, mode="w+", dtype=np.uint8, shape=(len(names), size, size, 3)
+    )
+    found = _read_all([folder / name for name in names], size)
+    for done, (name, (sha256, read)) in enumerate(zip(names, found, strict=True)):
+        if isinstance(read, str):
+            broken[name] = read
+        else:
+            digest.update(sha256)
+            pixels[used] = read
+            used += 1
+        if done % 1_000 == 0:
+            progress("decoding images", done, len(names))
+    pixels.flush()
+    del pixels
+    temporary.replace(array)
+    made = {"sha256": digest.hexdigest(), "broken": broken}
+    partial = record.with_suffix(".part")
+    partial.write_text(json.dumps(made), encoding="utf-8")
+    partial.replace(record)
+
+
+def _read_all(files: Sequence[Path], size: int) -> Iterator[tuple[bytes, NDArray[np.uint8] | str]]:
+    """Yield the images in order; threads suffice, since decoding lets go of the interpreter."""
+    workers = Parallel(n_jobs=-1, prefer="threads", return_as="generator", batch_size=16)
+    found: Iterator[tuple[bytes, NDArray[np.uint8] | str]] = workers(
+        delayed(_read)(file, size) for file in files
+    )
+    return found
+
+
+def _read(file: Path, size: int) -> tuple[bytes, NDArray[np.uint8] | str]:
+    """Return the hash of a file and its pixels, or why they cannot be read."""
+    try:
+        content = file.read_bytes()
+        with Image.open(io.BytesIO(content), formats=["JPEG", "PNG"]) as image:
+            if image.width * image.height > LARGEST:
+                raise ValueError(f"{image.width} x {image.height} pixels are too many")
+            small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+        return hashlib.sha256(content).digest(), np.asarray(small)
+    except (
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:  # fmt: skip
+        return b"", f"cannot be read as an image ({' '.join(str(error).split())[:100]})"
