@@ -68,6 +68,8 @@ def together(answers: Sequence[Answer]) -> Answer:
     """Return the mean of the logits and of the probabilities; of one answer, itself."""
     if len(answers) == 1:
         return answers[0]
-    each = ([answer[part] for answer in answers] for part in range(3))
-    logits, chances, terms = (torch.stack(parts).mean(0) for parts in each)
-    return Answer(logits, chances, terms)
+    return Answer(
+        torch.stack([answer.logits for answer in answers]).mean(0),
+        torch.stack([answer.chances for answer in answers]).mean(0),
+        torch.stack([answer.terms for answer in answers]).mean(0),
+    )
