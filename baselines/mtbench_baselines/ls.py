@@ -55,9 +55,16 @@ class LinearScalarization(Scalarizer):
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
-        """Draw each weight log-uniformly from [0.1, 10]; scaled to the sum K, as with ``ew``."""
+        """Draw weights between 0.1 and 10, log-uniformly, and how much of that range they use.
+
+        With :math:`w_k = v_k^s` and s between 0 and 1, some trials have weights that are nearly
+        equal. Of many weights drawn freely, a few trials hold none that are, and a tuned sum would
+        lose against the plain one. They are scaled to the sum K, as with ``ew``.
+        """
+        spread = trial.suggest_float("spread", 0.0, 1.0)
         drawn = [
-            trial.suggest_float(f"weight_{k}", 0.1, 10.0, log=True) for k in range(num_objectives)
+            trial.suggest_float(f"weight_{k}", 0.1, 10.0, log=True) ** spread
+            for k in range(num_objectives)
         ]
         return {"weights": tuple(w * num_objectives / sum(drawn) for w in drawn)}
 

@@ -79,8 +79,8 @@ def draw(paths: list[Path2D]) -> str:
     task = Toy()
     grey = "#808080"
     with mpl.rc_context({"svg.hashsalt": "mtbench", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(4.4, 4.2), layout="constrained")
-        axes = figure.add_subplot()
+        figure = Figure(figsize=(4.4, 4.2))
+        axes = figure.add_axes((0.17, 0.12, 0.81, 0.86))
         grid = torch.linspace(-11, 11, 70)
         points = torch.cartesian_prod(grid, grid)
         mean = (task.value(0, points) + task.value(1, points)).reshape(70, 70).T / 2

@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
-from mtbench.cli.options import Plugins, own
+from mtbench.cli.options import Plugins, own, tasks
 
 app = typer.Typer(help="Look at a task's data before training on it.", no_args_is_help=True)
 
 Source = Annotated[str, typer.Argument(help="A data source of the task, such as ddti.")]
-TaskName = Annotated[str, typer.Option("--task", "-t", help="The benchmark task.")]
+TaskName = Annotated[
+    str, typer.Option("--task", "-t", help="The benchmark task.", autocompletion=tasks)
+]
 Data = Annotated[Path | None, typer.Option(help="Where the data lies.")]
 
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mtbench.cli.options import methods, tasks
+
 if TYPE_CHECKING:
     from mtbench.comparing.judging.exchange import Outcome
 
@@ -13,10 +15,13 @@ Runs = Annotated[list[Path], typer.Argument(help="Folders that hold run director
 
 def export(
     runs: Runs,
-    method: Annotated[str, typer.Option("--method", "-m", help="Whose results.")],
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="Whose results.", autocompletion=methods)
+    ],
     to: Annotated[Path, typer.Option(metavar="FILE.mtbench", help="The file to write.")],
     task: Annotated[
-        str | None, typer.Option("--task", "-t", help="Only results on this task.")
+        str | None,
+        typer.Option("--task", "-t", help="Only results on this task.", autocompletion=tasks),
     ] = None,
 ) -> None:
     """Write a method's finished results as one file, for somebody else's leaderboard.

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mtbench.cli.options import Plugins
+from mtbench.cli.options import Plugins, methods, tasks
 
 
 class Kinds(StrEnum):
@@ -41,7 +41,14 @@ def list_(
     typer.echo(catalogue.markdown(found), nl=False)
 
 
-def info(name: str, plugin: Plugins = None) -> None:
+def named(incomplete: str) -> list[str]:
+    """Return the methods and tasks that a shell may complete a word to."""
+    return methods(incomplete) + tasks(incomplete)
+
+
+def info(
+    name: Annotated[str, typer.Argument(autocompletion=named)], plugin: Plugins = None
+) -> None:
     """Tell what a method or task is: definition, parameters, search space, paper."""
     from rich.console import Console
     from rich.table import Table

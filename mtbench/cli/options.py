@@ -6,13 +6,39 @@ from typing import Annotated, Any
 
 import typer
 
+
+def methods(incomplete: str) -> list[str]:
+    """Return the methods that a shell may complete a word to; of ``wrapper+base``, its last."""
+    from mtbench.plugins.registry import entries
+
+    outer, plus, begun = incomplete.rpartition("+")
+    return [f"{outer}{plus}{name}" for name in entries("method") if name.startswith(begun)]
+
+
+def tasks(incomplete: str) -> list[str]:
+    """Return the tasks that a shell may complete a word to."""
+    from mtbench.plugins.registry import entries
+
+    return [name for name in entries("task") if name.startswith(incomplete)]
+
+
+def suites(incomplete: str) -> list[str]:
+    """Return the shipped suites that a shell may complete a word to."""
+    from mtbench.comparing.planning.suite import shipped
+
+    return [name for name in shipped() if name.startswith(incomplete)]
+
+
 Plugins = Annotated[
     list[Path] | None,
     typer.Option(
         "--plugin", metavar="FILE", help="A Python file with a method or task; repeatable."
     ),
 ]
-SuiteName = Annotated[str, typer.Argument(help="A shipped suite, such as quick, or a .toml file.")]
+SuiteName = Annotated[
+    str,
+    typer.Argument(help="A shipped suite, such as quick, or a .toml file.", autocompletion=suites),
+]
 Data = Annotated[Path | None, typer.Option(help="Where the data lies, if the suite needs any.")]
 Jobs = Annotated[
     int | None, typer.Option("--jobs", "-j", help="Worker processes; by default one a core.")

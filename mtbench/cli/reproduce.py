@@ -22,11 +22,20 @@ from mtbench.cli.options import (
 def reproduce(
     context: typer.Context,
     task: Annotated[
-        str | None, typer.Argument(help="A task that papers report on; without it, all are shown.")
+        str | None,
+        typer.Argument(
+            help="A task that papers report on; without it, all are shown.",
+            autocompletion=options.tasks,
+        ),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option("--method", "-m", help="A method that papers report; repeatable."),
+        typer.Option(
+            "--method",
+            "-m",
+            help="A method that papers report; repeatable.",
+            autocompletion=options.methods,
+        ),
     ] = None,
     data: TaskData = None,
     epochs: Epochs = None,
@@ -51,6 +60,7 @@ def reproduce(
     The single-task reference is trained too. Without a method, the published tables are printed as
     Markdown. Finished cells are skipped and interrupted ones resumed.
     """
+    from mtbench.comparing import inert
     from mtbench.comparing.judging import published as papers
     from mtbench.errors import UsageError, did_you_mean
 
@@ -95,14 +105,14 @@ def reproduce(
         if not comparisons:
             console.print(f"no paper reports {name} with these settings", highlight=False)
         for found in comparisons:
-            shown = Table(title=Text(found.title), title_justify="left")
+            shown = Table(title=Text(inert.plain(found.title)), title_justify="left")
             for place, head in enumerate(found.heads):
-                shown.add_column(Text(head), justify="right" if place else "left")
+                shown.add_column(Text(inert.plain(head)), justify="right" if place else "left")
             for row in found.rows:
-                shown.add_row(*map(Text, row))
+                shown.add_row(*(Text(inert.plain(text)) for text in row))
             console.print(shown)
             for note in found.notes:
-                console.print(f"- {note}", markup=False, highlight=False)
+                console.print(f"- {inert.plain(note)}", markup=False, highlight=False)
             text.append(found.markdown())
     file = out / task / "reproduce.md"
     file.write_text("\n".join(text), encoding="utf-8")

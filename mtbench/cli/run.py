@@ -38,10 +38,19 @@ class WeightsOf(StrEnum):
 def run(
     context: typer.Context,
     method: Annotated[
-        list[str] | None, typer.Option("--method", "-m", help="A balancing method; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--method", "-m", help="A balancing method; repeatable.", autocompletion=options.methods
+        ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", "-t", help="The benchmark task; thyroid by default.")
+        str | None,
+        typer.Option(
+            "--task",
+            "-t",
+            help="The benchmark task; thyroid by default.",
+            autocompletion=options.tasks,
+        ),
     ] = None,
     data: TaskData = None,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,

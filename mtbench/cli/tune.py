@@ -22,8 +22,13 @@ RANGE = "LOW,HIGH"
 
 def tune(
     context: typer.Context,
-    method: Annotated[str, typer.Option("--method", "-m", help="The method to tune.")],
-    task: Annotated[str, typer.Option("--task", "-t", help="The benchmark task.")] = "thyroid",
+    method: Annotated[
+        str,
+        typer.Option("--method", "-m", help="The method to tune.", autocompletion=options.methods),
+    ],
+    task: Annotated[
+        str, typer.Option("--task", "-t", help="The benchmark task.", autocompletion=options.tasks)
+    ] = "thyroid",
     trials: Annotated[
         int, typer.Option(help="How many in all: the same command goes on to that number.")
     ] = 20,

@@ -4,8 +4,8 @@ What is shown goes through here, once for each kind of place; HTML is escaped by
 """
 
 import re
+import unicodedata
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _MARKDOWN = re.compile(r"([\\`*_<>|~#&]|(?<=\])\()")
 _FORMULA = re.compile(r"[=+\-@]")
 _TEX = {
@@ -17,12 +17,16 @@ _TEX = {
 
 
 def plain(text: str) -> str:
-    r"""Return text in which nothing controls a terminal or turns its direction.
+    r"""Return text in which nothing controls a terminal, turns its direction or cannot be seen.
 
-    >>> plain("a\x1b[2Jb\nc")
-    'a�[2Jb�c'
+    >>> plain("a\x1b[2Jb\nc\u200bd")
+    'a�[2Jb�c�d'
     """
-    return _CONTROL.sub("\ufffd", text)
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or unicodedata.category(c) == "Zs" else "\ufffd" for c in text
+    )
 
 
 def markdown(text: str) -> str:

@@ -369,6 +369,22 @@ def test_help_without_a_word_and_completion() -> None:
     assert "complete -o default -F _mtbench_completion mtbench" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("mtbench run --method nash", "nash_mtl"),
+        ("mtbench run -m samo+nash", "samo+nash_mtl"),
+        ("mtbench tune --task gradnorm_t", "gradnorm_toy"),
+        ("mtbench info gradnorm_t", "gradnorm_toy"),
+        ("mtbench sweep qui", "quick"),
+    ],
+)
+def test_names_are_completed(line: str, found: str) -> None:
+    at = str(len(line.split()) - 1)
+    done = fresh(_MTBENCH_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=at)
+    assert done.stdout.split() == [found]
+
+
 def test_on_a_terminal_progress_is_live() -> None:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=160, color_system=None)

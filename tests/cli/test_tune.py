@@ -1,5 +1,6 @@
 """`mtbench tune` and `run --config`, end to end."""
 
+import dataclasses
 import os
 import re
 import signal
@@ -11,6 +12,9 @@ from pathlib import Path
 import optuna
 import pytest
 
+from mtbench.plugins.registry import entries
+from mtbench.training.cell.config import Config
+from mtbench.training.cell.request import Request
 from mtbench.training.cell.rundir import find_runs
 from tests.conftest import TINY
 from tests.processes import Command
@@ -74,6 +78,20 @@ def test_the_storage_is_plain_optuna(tuned: Path) -> None:
         assert trial.value == trial.user_attrs["score"]
         assert set(trial.user_attrs["val"]) == {"mae_sum", "within"}
         assert list(trial.intermediate_values) == [0, 1]
+
+
+@pytest.mark.parametrize("task", sorted(set(entries("task")) - {"multitarget"}))  # needs data
+def test_what_tune_writes_of_any_task_is_read_again(task: str, tmp_path: Path) -> None:
+    made = Request.of(task, ["ls"], {"recipe.lr": "0.003", "weights": "2"})
+    [choice] = made.choices
+    written = Config(
+        task=task, method="ls", task_params=made.task_params, method_params=choice.params,
+        recipe=dataclasses.asdict(made.recipe),
+    )  # fmt: skip
+    written.write(tmp_path / "best.toml")
+    again = Request.of(task, ["ls"], Config.read(tmp_path / "best.toml").overrides(task, ["ls"]))
+    assert (again.task_params, again.recipe) == (made.task_params, made.recipe)
+    assert again.choices[0].params == choice.params
 
 
 def test_best_runs(tuned: Path, mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
@@ -159,6 +177,39 @@ def test_pruning(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
     assert trials["pruned"] == text.count("pruned │") >= 1
     results = [run.result() for run in find_runs([tmp_path])]
     assert results.count(None) == trials["pruned"]
+
+
+IDLE = """
+from mtbench import Scalarizer
+
+class Idle(Scalarizer):
+    paper = "none"
+
+    def __init__(self, num_objectives, seed=0, *, size: float = 0.0):
+        super().__init__(num_objectives, seed)
+
+    @classmethod
+    def suggest(cls, trial, num_objectives):
+        return {"size": trial.suggest_float("size", 0.0, 1.0)}
+
+    def objective(self, step):
+        self.notes = {"acts": step.values.new_zeros(())}
+        return step.total(), None
+"""
+
+
+def test_a_trial_in_which_the_method_never_acted_is_told(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "idle.py").write_text(IDLE)
+    line = words(
+        tiny, tmp_path, "--plugin", tmp_path / "idle.py", "--trials", 2, "--epochs", 1,
+        method="idle",
+    )  # fmt: skip
+    code, text, err = mtbench(*line)
+    assert code == 0, err
+    assert "the method acted in no step: this is training by the plain sum" in text
+    assert "(acted in no step)" in text
 
 
 def test_all_diverge(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:

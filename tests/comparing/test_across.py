@@ -5,14 +5,15 @@ import re
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from mtbench.comparing.judging.leaderboard import Board, Cell, overall, overall_markdown
 from mtbench.training.cell.rundir import RunDirectory, Spec
 
 
-def board(data: str, ranks: dict[str, float], *, complete: bool = True) -> Board:
-    """A board with ranks; a label's first word is its method."""
+def board(
+    data: str, ranks: dict[str, float], *, complete: bool = True, known: bool = False
+) -> Board:
+    """A board with ranks, which are its test metric; a label's first word is its method."""
     rows = pd.DataFrame(
         {
             "method": list(ranks), "mean_rank": list(ranks.values()), "delta_m": math.nan,
@@ -25,7 +26,9 @@ def board(data: str, ranks: dict[str, float], *, complete: bool = True) -> Board
             task="t", task_params={}, method=label.split()[0], method_params={}, data=data,
             recipe={}, seed=0,
         )  # fmt: skip
-        cells[label] = [Cell(RunDirectory.__new__(RunDirectory), spec, {})]
+        result = {"status": "finished", "val": {"error": ranks[label] if known else 0.5}}
+        run = RunDirectory.__new__(RunDirectory)
+        cells[label] = [Cell(run, spec, result, test={"error": ranks[label]})]
     return Board(f"on {data}", {}, rows, [], cells=cells)
 
 
@@ -55,12 +58,44 @@ def test_a_method_with_two_rows_or_no_rank_is_left_out() -> None:
     assert overall([two]) is None
 
 
-@pytest.mark.parametrize(
-    ("data", "said"), [("aab", "share data"), ("abcdefgh", r"Friedman over 8 boards: p = .*apart")]
-)
-def test_boards_are_blocks_only_with_data_of_their_own(data: str, said: str) -> None:
-    ranks = {"uw": 1.0, "ew": 2.0, "ls": 3.0}
-    found = overall([board(one, ranks) for one in data])
+RANKS = {"uw": 1.0, "ew": 2.0, "ls": 3.0}
+
+
+def test_boards_with_data_of_their_own_are_blocks() -> None:
+    found = overall([board(one, RANKS) for one in "abcdefgh"])
     assert found is not None
     assert np.ptp(found.mean_rank, axis=0).max() == 0
-    assert re.search(said, found.note)
+    assert re.search(r"^Friedman over 8 boards: p = .*apart \(Nemenyi, 0\.05\)$", found.note)
+
+
+def test_boards_that_share_data_count_as_one() -> None:
+    turned = {"uw": 3.0, "ew": 2.0, "ls": 1.0}
+    found = overall([board("a", RANKS), board("b", RANKS), board("a", turned)])
+    assert found is not None
+    assert found.boards == ["on a, on a", "on b"]
+    assert dict(zip(found.methods, found.mean_rank.T.tolist(), strict=True)) == {
+        "uw": [2.0, 1.0], "ew": [2.0, 2.0], "ls": [2.0, 3.0],
+    }  # fmt: skip
+    assert "share data and count as one: on a, on a" in found.note
+    assert overall([board("a", RANKS), board("a", RANKS)]) is None
+
+
+def test_known_functions_are_left_out() -> None:
+    boards = [board("a", RANKS), board("b", RANKS), board("front", RANKS, known=True)]
+    found = overall(boards)
+    assert found is not None
+    assert found.boards == ["on a", "on b"]
+    assert "left out, for nothing is learnt there from samples: on front" in found.note
+    assert overall(boards[1:]) is None
+
+
+def test_methods_of_the_same_numbers_count_once() -> None:
+    boards = [board(one, {**RANKS, "imtl": 2.0}) for one in "ab"]
+    found = overall(boards)
+    assert found is not None
+    assert found.methods == ["uw", "ew", "ls"]
+    assert "counts once: imtl as ew" in found.note
+    boards[1] = board("b", {**RANKS, "imtl": 4.0})
+    again = overall(boards)
+    assert again is not None
+    assert "imtl" in again.methods

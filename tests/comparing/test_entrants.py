@@ -291,6 +291,16 @@ def test_units_of_one_collection_are_corrected(folder: Path) -> None:
         assert after[name] - after[centre] == pytest.approx(wider * reach)
 
 
+def test_a_metric_of_0_that_decides_is_told(folder: Path) -> None:
+    assert not any("exactly 0" in remark for remark in board(folder, "ls").remarks)
+    for path in folder.glob("made_up/good/seed[01]-*/result.json"):
+        result = json.loads(path.read_text())
+        result["val"]["dice"] = 0.0
+        path.write_text(json.dumps(result))
+    [told] = [remark for remark in board(folder, "ls").remarks if "exactly 0" in remark]
+    assert told.endswith("chosen: good (dice, 2 of its cells)")
+
+
 def test_two_suites_are_two_boards(folder: Path) -> None:
     for run in find_runs([folder]):
         if run.spec().method in ("stl", "ls", "good"):
@@ -319,6 +329,8 @@ def test_a_metric_that_shadows_a_column_is_refused(tmp_path: Path, name: str) ->
             r"suites\.json: 0\.suite: .*sweep again, which writes it$",
         ),
         ("result.json", "{", r"result\.json: "),
+        ("test.json", "{", r"test\.json: does not parse"),
+        ("test.json", '{"metrics": {"dice": "a"}}', r"test\.json: could not convert"),
         ("spec.json", "{", r"spec\.json"),
     ],
 )

@@ -472,7 +472,7 @@ def test_latex_is_escaped_and_has_as_many_columns_as_it_says(tmp_path: Path) -> 
 def test_a_test_that_holds_no_numbers_is_explained(tmp_path: Path) -> None:
     run = cell(tmp_path, "ew", 0)
     run.write_text("test.json", json.dumps({"metrics": {"dice": "high"}}))
-    with pytest.raises(RunError, match=r"test\.json: 'high' is no number"):
+    with pytest.raises(RunError, match=r"test\.json: could not convert string to float: 'high'"):
         board(tmp_path)
 
 

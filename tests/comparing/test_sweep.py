@@ -110,7 +110,7 @@ def test_every_repetition_is_a_study_of_its_own(make: Made, tmp_path: Path) -> N
     assert {(c.suite, c.digest, c.repetitions) for c in claims} == {("mine", grid.suite.digest, 2)}
     assert {c.repetition for c in claims} == {0, 1}
     places = {tuple(c.places) for c in claims}
-    assert ("recipe.lr", "recipe.weight_decay", "weight_0", "weight_1") in places
+    assert ("recipe.lr", "recipe.weight_decay", "spread", "weight_0", "weight_1") in places
 
 
 def test_what_the_suite_fixes_has_no_place_in_a_range(make: Made) -> None:

@@ -2,9 +2,6 @@ import json
 import logging
 import math
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -23,6 +20,7 @@ from mtbench.training.trainer.record import CHECKPOINT_VERSION, Progress, Record
 from mtbench.training.trainer.trainer import Trainer
 from mtbench.version import __version__
 from tests.methods import METHODS
+from tests.processes import Command
 from tests.soak import differences
 
 DEVICES = [
@@ -176,26 +174,27 @@ def test_ranks_look_after_the_same_steps_whatever_their_clocks(
 def test_resuming_after_sigkill_mid_epoch_ends_bit_identical(tiny: Path, tmp_path: Path) -> None:
     whole, _ = train(tiny, tmp_path / "whole", "rlar", epochs="6")
     words = [
-        sys.executable, "-c", "from mtbench.cli import main; main()", "run", "--plugin", str(tiny),
-        "--task", "tiny", "--method", "rlar", "--epochs", "6", "--threads", "1",
-        "--out", str(tmp_path / "killed"),
+        "run", "--plugin", tiny, "--task", "tiny", "--method", "rlar", "--epochs", 6,
+        "--threads", 1, "--sleep", 0.05, "--out", tmp_path / "killed",
     ]  # fmt: skip
-    process = subprocess.Popen([*words, "--sleep", "0.05"], stdout=subprocess.DEVNULL)
+    process = Command(*words)
     deadline = time.monotonic() + 120
     log: list[Path] = []
     while not log and time.monotonic() < deadline:
         time.sleep(0.01)
         log = list((tmp_path / "killed").rglob("epochs.jsonl"))
     time.sleep(0.12)  # into the middle of an epoch: one takes 0.3 s
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     killed = log[0].parent
     assert not (killed / "result.json").exists()
     assert 0 < len(log[0].read_text().splitlines()) < 6
-    subprocess.run([*words, "--sleep", "0.05"], check=True, stdout=subprocess.DEVNULL)
-    again = RunDirectory(killed)
-    assert same(whole, again)
-    assert whole.open_test() == again.open_test()
+    again = Command(*words)
+    _, error = again.communicate()
+    assert (again.returncode, error) == (0, "")
+    resumed = RunDirectory(killed)
+    assert same(whole, resumed)
+    assert whole.open_test() == resumed.open_test()
     assert whole.open_test()
 
 

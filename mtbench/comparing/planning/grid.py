@@ -290,13 +290,16 @@ def best(scores: Sequence[float]) -> int:
 
 def _methods(suite: Suite, plugins: Sequence[Path]) -> list[tuple[MethodSetting, Method]]:
     found: dict[str, tuple[MethodSetting, Method]] = {}
+    known: dict[str, Method] = {}
     for i, row in enumerate(suite.methods):
         with _within(f"{suite.name}: methods.{i}"):
             rows = [row]
             if row.name == EVERY:
                 rows = [MethodSetting(name=name) for name in _alone(plugins)]
             for each in rows:
-                found.setdefault(each.row, (each, Method.find(each.name, plugins)))
+                if each.name not in known:
+                    known[each.name] = Method.find(each.name, plugins)
+                found.setdefault(each.row, (each, known[each.name]))
     for i, row_name in enumerate(suite.against):
         if row_name not in found:
             raise UsageError(

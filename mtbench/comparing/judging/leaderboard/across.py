@@ -3,8 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from mtbench.comparing.judging import statistics
@@ -19,11 +21,12 @@ class Overall:
     """Methods that are ranked on every board, best first.
 
     Attributes:
-        boards: titles.
+        boards: titles; several where boards share data.
         methods: names; a method with several rows on a board is left out.
         mean_rank: (boards, methods), each board's mean rank among these methods.
         delta_m: (boards, methods), percent, NaN without a single-task row.
-        note: what Friedman's test over the boards says, or why there is none.
+        note: what Friedman's test over the boards says, or why there is none, and what does not
+            count.
     """
 
     boards: list[str]
@@ -34,48 +37,104 @@ class Overall:
 
 
 def overall(found: Sequence[Board]) -> Overall | None:
-    """Return the comparison over boards; every board counts the same.
+    """Return the comparison over boards.
 
-    None if there is one board, or fewer than two methods are ranked on all.
+    Every board counts the same, those that share data together as one. Boards of known functions
+    are left out: there validation is the test, and nothing has to be learnt from samples. Of
+    methods with the same numbers in every cell, the first is kept.
+
+    None if there is one block, or fewer than two methods are ranked on all.
     """
-    tables = []
-    for board in found:
-        if board.rows.empty:
-            return None
-        # A suite's rows are called alike on all its tasks; others are known by their method.
-        names = [
-            row if board.suite else board.cells[row][0].spec.method for row in board.rows["method"]
-        ]
-        once = Counter(names)
-        rows = board.rows.assign(method=names)
-        alone = np.array([once[name] == 1 for name in names])
-        rows = rows[rows["complete"].to_numpy(bool) & alone]
-        tables.append(rows.set_index("method"))
+    if any(board.rows.empty for board in found):
+        return None
+    kept = [board for board in found if not _is_known(board)]
+    tables = [_ranked(board) for board in kept]
+    if not kept:
+        return None
     common = sorted(set.intersection(*(set(table.index) for table in tables)))
-    if len(tables) < 2 or len(common) < 2:
+    twins: dict[str, str] = {}
+    seen: dict[Any, str] = {}
+    for name in common:
+        numbers = tuple(
+            _numbers(board, table, name) for board, table in zip(kept, tables, strict=True)
+        )
+        if (first := seen.setdefault(numbers, name)) != name:
+            twins[name] = first
+    common = [name for name in common if name not in twins]
+    blocks = _blocks(kept)
+    if len(blocks) < 2 or len(common) < 2:
         return None
     ranks = np.array([table.loc[common, "mean_rank"].rank().to_numpy(float) for table in tables])
     deltas = np.array([table.loc[common, "delta_m"].to_numpy(float) for table in tables])
+    ranks, deltas = (np.array([x[block].mean(axis=0) for block in blocks]) for x in (ranks, deltas))
     order = np.lexsort([common, ranks.mean(axis=0)])
+    remarks = [_note(deltas if np.isfinite(deltas).all() else ranks)]
+    if left_out := [board.title for board in found if _is_known(board)]:
+        remarks.append(f"left out, for nothing is learnt there from samples: {', '.join(left_out)}")
+    if shared := [block for block in blocks if len(block) > 1]:
+        titles = "; ".join(", ".join(kept[i].title for i in block) for block in shared)
+        remarks.append(f"share data and count as one: {titles}")
+    if twins:
+        pairs = ", ".join(f"{name} as {first}" for name, first in twins.items())
+        remarks.append(f"has the same numbers everywhere and counts once: {pairs}")
     return Overall(
-        [board.title for board in found],
+        [", ".join(kept[i].title for i in block) for block in blocks],
         [common[i] for i in order],
         ranks[:, order],
         deltas[:, order],
-        _note(found, deltas if np.isfinite(deltas).all() else ranks),
+        ". ".join(remarks),
     )
 
 
-def _note(found: Sequence[Board], costs: Floats) -> str:
-    data = {next(iter(board.cells.values()))[0].spec.data for board in found}
-    if len(data) < len(found):
-        return "Boards share data, so they are no independent blocks: no test over them"
+def _ranked(board: Board) -> pd.DataFrame:
+    """Return the ranked rows by the names that boards have in common."""
+    # A suite's rows are called alike on all its tasks; others are known by their method.
+    names = [
+        row if board.suite else board.cells[row][0].spec.method for row in board.rows["method"]
+    ]
+    once = Counter(names)
+    rows = board.rows.assign(row=board.rows["method"], method=names)
+    alone = np.array([once[name] == 1 for name in names])
+    kept: pd.DataFrame = rows[rows["complete"].to_numpy(bool) & alone].set_index("method")
+    return kept
+
+
+def _is_known(board: Board) -> bool:
+    cells = [cell for row in board.cells.values() for cell in row if not cell.diverged]
+    return bool(cells) and all(
+        cell.val and cell.val == {name: cell.test.get(name) for name in cell.val} for cell in cells
+    )
+
+
+def _numbers(board: Board, table: pd.DataFrame, name: str) -> tuple[Any, ...]:
+    """Return all that was measured of a row; two NaN are the same."""
+    cells = board.cells[str(table.at[name, "row"])]
+    return tuple(
+        sorted((cell.spec.seed, repr(sorted({**cell.val, **cell.test}.items()))) for cell in cells)
+    )
+
+
+def _blocks(boards: Sequence[Board]) -> list[list[int]]:
+    """Return which boards have data of their own together, in their order."""
+    blocks: list[tuple[list[int], set[str]]] = []
+    for i, board in enumerate(boards):
+        members = [i]
+        data = {cell.spec.data for row in board.cells.values() for cell in row}
+        for block in [block for block in blocks if block[1] & data]:
+            blocks.remove(block)
+            members, data = block[0] + members, block[1] | data
+        blocks.append((members, data))
+    return sorted(members for members, _ in blocks)
+
+
+def _note(costs: Floats) -> str:
+    count = len(costs)
     ranking = statistics.friedman_nemenyi(costs, ALPHA)
     if ranking.note:
         return ranking.note
     if ranking.p > ALPHA:
-        return f"Friedman over {len(found)} boards: p = {ranking.p:.3g}; no order can be told"
+        return f"Friedman over {count} boards: p = {ranking.p:.3g}; no order can be told"
     return (
-        f"Friedman over {len(found)} boards: p = {ranking.p:.3g}; two methods differ whose mean "
+        f"Friedman over {count} boards: p = {ranking.p:.3g}; two methods differ whose mean "
         f"ranks are {ranking.critical_difference:.2f} apart (Nemenyi, {ALPHA:g})"
     )

@@ -18,6 +18,7 @@ from mtbench.comparing.judging.leaderboard.cells import Cell, read_cells
 from mtbench.comparing.judging.leaderboard.entrants import Group, Row, groups, largest_block
 from mtbench.errors import RunError
 from mtbench.training.cell.rundir import RunDirectory
+from mtbench.training.trainer.selection import LEAST
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -151,8 +152,7 @@ class _Scores:
 
     def _test(self, cell: Cell) -> Floats:
         """Return a cell's test metrics, NaN of one that diverged."""
-        test = cell.run.open_test()
-        values = [math.nan if cell.diverged else _number(test.get(m), cell) for m in self.metrics]
+        values = [math.nan if cell.diverged else cell.test.get(m, math.nan) for m in self.metrics]
         return np.array(values, float)
 
     def _closed(self, row: Row, unit: int) -> bool:
@@ -233,25 +233,28 @@ class _Scores:
 
     def _against(self, anchor: int) -> list[list[Any]]:
         """Return a pair for each other row, also where nothing can be told: that is open."""
-        others = [i for i in np.flatnonzero(self.official) if i != anchor]
+        others = [i for i in np.flatnonzero(self.official).tolist() if i != anchor]
         if not self.official[anchor]:
             return []
         costs = np.full(self.known.shape, np.nan) if self.costs is None else self.costs
-        suite, found = self.group.suite, []
-        for i in others:
-            common = self.known[i] & self.known[anchor]
+        suite = self.group.suite
+        common = self.known[others] & self.known[anchor]
+        found: dict[int, list[Any]] = {}
+        for units in np.unique(common, axis=0):  # mostly all rows have the same: told at once
+            rows = np.array(others)[(common == units).all(axis=1)]
+            n = int(units.sum())
             told = decide(
-                (costs[i] - costs[anchor])[common], margin=self.margin,
-                most=None if suite is None else max(suite.planned, int(common.sum())),
+                costs[rows][:, units] - costs[anchor, units], margin=self.margin,
+                most=None if suite is None else max(suite.planned, n),
                 # As many as were asked, whoever is there yet.
                 comparisons=len(others) if suite is None else max(suite.rows - 1, 1),
                 resplit=self.resplit,
             )  # fmt: skip
-            values = [value.item() for value in told]
-            if not self.decidable:
-                values[-1] = ""
-            found.append([self.names[i], self.names[anchor], int(common.sum()), *values])
-        return found
+            for i, *values in zip(rows.tolist(), *(v.tolist() for v in told), strict=True):
+                if not self.decidable:
+                    values[-1] = ""
+                found[i] = [self.names[i], self.names[anchor], n, *values]
+        return [found[i] for i in others]
 
     @property
     def resplit(self) -> float:
@@ -315,7 +318,7 @@ class _Scores:
         columns |= self._against_the_baseline()
         columns["hypervolume"] = self._hypervolume()
         columns |= self._cost()
-        self.remarks += [*self._budgets(), *self._edges(), *self._makers()]
+        self.remarks += [*self._budgets(), *self._edges(), *self._zeros(), *self._makers()]
         if stale := self.group.stale:
             self.remarks.append(
                 "not counted, for a better trial or a later cell has taken their place: "
@@ -524,6 +527,24 @@ class _Scores:
             ]
         return found
 
+    def _zeros(self) -> list[str]:
+        """Name rows chosen by a metric of 0: its logarithm outweighs all other metrics."""
+        found = []
+        for name, row in zip(self.names, self.rows, strict=True):
+            vanishing = Counter(
+                metric
+                for cell in row.finals
+                for metric in self.primary
+                if abs(cell.val.get(metric, math.nan)) <= LEAST
+            )
+            found += [f"{name} ({metric}, {n} of its cells)" for metric, n in vanishing.items()]
+        if not found:
+            return []
+        return [
+            "a validation metric of exactly 0 outweighs all others where epochs and trials are "
+            f"chosen: {_some(found)}"
+        ]
+
     def _makers(self) -> list[str]:
         """Say in a line what code and machines have made the cells, where they differ."""
         rows = [row for row in self.rows if row.official]
@@ -599,16 +620,6 @@ def _some(names: Sequence[str], most: int = 5) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names) or "none"
-
-
-def _number(value: Any, cell: Cell) -> float:
-    try:
-        return math.nan if value is None else float(value)
-    except (TypeError, ValueError) as error:
-        raise RunError(
-            f"{cell.run.path / 'test.json'}: {value!r} is no number; delete the folder to run the "
-            "cell again"
-        ) from error
 
 
 def _val(cell: Cell, primary: dict[str, bool]) -> list[float]:

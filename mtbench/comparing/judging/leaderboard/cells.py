@@ -36,16 +36,18 @@ class Cell:
         spec: what it is.
         result: what came of it, None while it is unfinished.
         claims: of suites.
+        test: the test metrics of a final cell that has a result.
     """
 
     run: RunDirectory
     spec: Spec
     result: dict[str, Any] | None
     claims: list[Claim] = field(default_factory=list)
+    test: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, run: RunDirectory) -> "Cell":
-        """Read a cell.
+        """Read a cell, and open its test metrics.
 
         Raises:
             RunError: a file does not parse, or lacks what it must have.
@@ -61,6 +63,8 @@ class Cell:
                     f"{run.path / 'result.json'}: is no result of version 1 ({error}); delete it "
                     "to finish the cell again"
                 ) from error
+            if cell.spec.stage == "final":
+                cell.test.update(_numbers(run))
         return cell
 
     @property
@@ -88,6 +92,17 @@ class Cell:
     def ended(self) -> float:
         """When it ended, in seconds since 1970, as far as the record says so."""
         return float(self.done.get("times", {}).get("ended", -math.inf))
+
+
+def _numbers(run: RunDirectory) -> dict[str, float]:
+    """Return the test metrics; what is undefined is left out."""
+    opened = run.open_test()
+    try:
+        return {name: float(value) for name, value in opened.items() if value is not None}
+    except (TypeError, ValueError) as error:
+        raise RunError(
+            f"{run.path / 'test.json'}: {error}; delete the folder to run the cell again"
+        ) from error
 
 
 def _check(result: dict[str, Any], spec: Spec) -> None:

@@ -192,7 +192,7 @@ def to_raw(found: Sequence[Board]) -> str:
         for board in found
         for row, cells in board.cells.items()
         for cell in cells
-        for split, values in (("validation", cell.val), ("test", cell.run.open_test()))
+        for split, values in (("validation", cell.val), ("test", cell.test))
         for metric, value in values.items()
     ]  # fmt: skip
     return _csv(pd.DataFrame(lines)) if lines else ""

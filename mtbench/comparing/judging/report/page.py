@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from mtbench.comparing import inert
 from mtbench.comparing.judging.leaderboard import LEGEND, Board, overall
 from mtbench.comparing.judging.report.content import finite, section
 from mtbench.errors import RunError
@@ -19,8 +20,9 @@ def render(boards: Sequence[Board]) -> str:
     """Return the page's HTML."""
     here = files("mtbench.comparing.judging.report")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=_inert,
+    )  # fmt: skip
     environment.filters["number"] = _number
     sections = [section(board) for board in boards]
     return environment.from_string((here / "page.html").read_text("utf-8")).render(
@@ -74,10 +76,16 @@ def _together(boards: Sequence[Board]) -> dict[str, Any] | None:
     }
 
 
+def _inert(value: Any) -> Any:
+    """Return what a template shows: text that is not ours cannot hide or turn anything."""
+    return inert.plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _embedded(value: Any) -> Markup:
     """Return JSON that nothing in it can end the script element of."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    text = inert.plain(text)
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)  # noqa: S704  # escaped above
 
