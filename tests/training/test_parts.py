@@ -134,6 +134,9 @@ def test_what_cannot_be_parted_is_refused(tiny: Path) -> None:
         in_parts(lambda x: x, {"image": torch.ones(4, 2), "name": "a"}, 2)
     with pytest.raises(UsageError, match=r"hold a \(3,\)"):
         in_parts(lambda x: x, (torch.ones(4, 2), torch.ones(3)), 2)
+    for made, shape in ((torch.ones(3), r"\(3,\)"), (torch.ones(()), r"\(\)")):
+        with pytest.raises(UsageError, match=f"of 2 it makes a {shape}: leave accumulate at 1"):
+            in_parts(lambda x, made=made: (x, made), torch.ones(4, 2), 2)
     it = learner("tiny", "ew", tiny, 8, 1)
     it.model.encoder.append(nn.BatchNorm1d(16))
     *_, spec = cell("tiny", "ew", tiny, 8, 2)

@@ -24,7 +24,7 @@ def in_parts(function: Callable[[Any], Any], tree: Any, count: int) -> Any:
         count: the number of parts, of about the same size; 1 for the whole batch at once.
 
     Raises:
-        UsageError: something else is in there.
+        UsageError: something else is in there, or is made.
     """
     if count == 1:
         return function(tree)
@@ -36,10 +36,16 @@ def in_parts(function: Callable[[Any], Any], tree: Any, count: int) -> Any:
                 "accumulate: a batch is parted by the first axis of its inputs, the samples, and "
                 f"they hold a {found}: leave accumulate at 1"
             )
-    made = [
-        checkpoint(function, part, use_reentrant=False)
-        for part in _parts(tree, min(count, len(leaves[0])))
-    ]
+    parts = list(_parts(tree, min(count, len(leaves[0]))))
+    made = [checkpoint(function, part, use_reentrant=False) for part in parts]
+    for part, found in zip(map(_leaves, parts), map(_leaves, made), strict=True):
+        for leaf in found:
+            if isinstance(leaf, Tensor) and leaf.shape[:1] != part[0].shape[:1]:
+                raise UsageError(
+                    "accumulate: what a model makes of parts is joined by the first axis, the "
+                    f"samples, and of {len(part[0])} it makes a {tuple(leaf.shape)}: leave "
+                    "accumulate at 1"
+                )
     return _filled(made[0], map(_joined, zip(*map(_leaves, made), strict=True)))
 
 
