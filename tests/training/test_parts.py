@@ -13,7 +13,7 @@ from mtbench.errors import UsageError
 from mtbench.training.cell.request import Request
 from mtbench.training.task import Batch, Recipe
 from mtbench.training.trainer.learner import Learner, build
-from mtbench.training.trainer.parts import in_parts
+from mtbench.training.trainer.parts import in_parts, refuse_mixing
 from tests.methods import METHODS
 from tests.soak import differences
 from tests.training.test_per_objective import DOMAINS
@@ -142,3 +142,17 @@ def test_what_cannot_be_parted_is_refused(tiny: Path) -> None:
     *_, spec = cell("tiny", "ew", tiny, 8, 2)
     with pytest.raises(UsageError, match=r"encoder\.3 is a BatchNorm1d, .*: leave accumulate at 1"):
         Learner(spec, it.task, it.model, it.balancer)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)), r"0\.p.* is a _SpectralNorm"),
+        (nn.utils.spectral_norm(nn.Linear(2, 2)), "0 has a SpectralNorm"),
+        (nn.InstanceNorm1d(2, track_running_stats=True), "0 is a InstanceNorm1d"),
+    ],
+)
+def test_what_counts_its_forward_passes_is_refused(part: nn.Module, words: str) -> None:
+    refuse_mixing(nn.Sequential(nn.InstanceNorm1d(2), nn.LayerNorm(2)))
+    with pytest.raises(UsageError, match=f"accumulate: {words}, which is not the same on parts"):
+        refuse_mixing(nn.Sequential(part))
