@@ -290,7 +290,7 @@ def needs_data(order: Order) -> None:
 def best(scores: Sequence[float]) -> int:
     """Return which trial is taken: the first of the best.
 
-    >>> best([-math.inf, 0.5, 0.5])
+    >>> best([-float("inf"), 0.5, 0.5])
     1
     """
     return max(range(len(scores)), key=scores.__getitem__)
