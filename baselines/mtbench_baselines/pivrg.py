@@ -113,11 +113,17 @@ class PIVRG(Weighting):
         """Set the shares by the metrics of the epoch.
 
         Raises:
-            UsageError: there are more or fewer metrics than references.
+            UsageError: there are more or fewer metrics than references, or an objective has none.
         """
         if self.single_task is None:
             return
         own = [metric for metric in metrics if metric.primary and metric.objective is not None]
+        if missing := sorted({*range(self.num_objectives)} - {metric.objective for metric in own}):
+            raise UsageError(
+                "pivrg: every objective must have a primary metric to set its share by, and of "
+                f"those numbered from 0 these have none: {', '.join(map(str, missing))}; leave "
+                "single_task out for equal shares, or choose another method"
+            )
         if len(own) != len(self.single_task):
             raise UsageError(
                 f"pivrg: single_task must hold a number for each primary metric "

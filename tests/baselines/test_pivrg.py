@@ -90,6 +90,13 @@ def test_wants_a_reference_for_each_metric():
         after_an_epoch([1.0, 2.0], single_task=(1.0,))
 
 
+def test_wants_a_metric_of_each_objective():
+    """Without one, its share would stand still, and with it all others."""
+    method = PIVRG(3, single_task=(1.0, 1.0))
+    with pytest.raises(UsageError, match=r"pivrg: every objective .* these have none: 1; leave"):
+        method.after_evaluation([judged(0, 2.0), judged(1, 3.0, primary=False), judged(2, 1.0)])
+
+
 def test_metrics_reach_it_in_training(tiny, tmp_path):
     run = train(tiny, tmp_path, "pivrg", single_task="1e-3,1.0")
     assert run.load("checkpoint.pt")["balancer"]["omega"].tolist() == pytest.approx([4 / 3, 2 / 3])

@@ -117,6 +117,8 @@ def test_what_older_suites_say_keeps_its_digest(tmp_path: Path) -> None:
         ("[budget]", "[search]\nlr = [1]\n[budget]", r"search\.lr: .*at least 2 items"),
         ("[budget]", "[search]\nlr = [1, 'a']\n[budget]", r"search\.lr\.1: .*number, found 'a'"),
         ('name = "tiny"', 'name = "tiny"\n[[tasks]]\nname = "tiny"', r"tasks\.1: is the same as"),
+        ('name = "tiny"', 'name = "tiny"\n[[tasks]]\nname = "tiny"\nsearch = {lr = [1e-3, 1e-2]}',
+         r"tasks\.1: is the same as task 0 in what names it, 'tiny"),
         ("seeds = 3", 'seeds = 3\n[[tasks]]\nname = "a"\nresample = {x = "repetition"}',
          r"tasks\.0: resample needs `repetitions` in the budget"),
         ('name = "tiny"', 'name = "tiny"\nresample = {x = [1]}', r"resample\.x.*at least 2 items"),

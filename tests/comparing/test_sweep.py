@@ -24,6 +24,7 @@ from mtbench.plugins.code import core_digest
 from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
 from mtbench.training.machine.locks import HeldError
 from mtbench.training.trainer import record, trainer
+from mtbench_baselines.ls import LinearScalarization
 from tests.processes import PROCESSES
 
 Made = Callable[..., Grid]
@@ -91,6 +92,32 @@ def test_every_method_gets_the_same_learning_rates(make: Made) -> None:
         for trial, recipe in enumerate(drawn[0]):
             request, _ = entry.setting(0, trial)
             assert (request.recipe.lr, request.recipe.epochs) == (recipe.get("lr", 1e-2), 1)
+
+
+def test_a_final_cell_has_the_parameters_that_its_trial_was_trained_with(
+    make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where today's code would draw others by that trial's number, and trials are kept."""
+    grid = make(methods=["ls"], budget={"trials": 3, "seeds": 1})
+    work(grid, tmp_path, [0, 1, 2])
+    [entry] = grid.entries
+    states = Survey(grid, tmp_path).look()
+    won = best([states[trial].score for trial in grid.trials(entry, 0)])
+    assert won  # the defaults would not tell
+    path = states[grid.cells[won]].run
+    assert path is not None
+    trial = RunDirectory(path).spec()
+
+    def suggest(trial: Any, num_objectives: int) -> dict[str, Any]:
+        return {"weights": (trial.suggest_float("weight", 0.1, 0.2),) * num_objectives}
+
+    monkeypatch.setattr(LinearScalarization, "suggest", staticmethod(suggest))
+    grid = make(methods=["ls"], budget={"trials": 3, "seeds": 1})
+    [path] = work(grid, tmp_path)
+    final = RunDirectory(path).spec()
+    assert final.stage == "final"
+    assert (final.method_params, final.recipe) == (trial.method_params, trial.recipe)
+    assert {state.status for state in Survey(grid, tmp_path).look().values()} == {"finished"}
 
 
 def test_every_repetition_is_a_study_of_its_own(make: Made, tmp_path: Path) -> None:

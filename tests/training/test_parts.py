@@ -13,7 +13,7 @@ from mtbench.errors import UsageError
 from mtbench.training.cell.request import Request
 from mtbench.training.task import Batch, Recipe
 from mtbench.training.trainer.learner import Learner, build
-from mtbench.training.trainer.parts import in_parts
+from mtbench.training.trainer.parts import in_parts, refuse_mixing
 from tests.methods import METHODS
 from tests.soak import differences
 from tests.training.test_per_objective import DOMAINS
@@ -134,8 +134,25 @@ def test_what_cannot_be_parted_is_refused(tiny: Path) -> None:
         in_parts(lambda x: x, {"image": torch.ones(4, 2), "name": "a"}, 2)
     with pytest.raises(UsageError, match=r"hold a \(3,\)"):
         in_parts(lambda x: x, (torch.ones(4, 2), torch.ones(3)), 2)
+    for made, shape in ((torch.ones(3), r"\(3,\)"), (torch.ones(()), r"\(\)")):
+        with pytest.raises(UsageError, match=f"of 2 it makes a {shape}: leave accumulate at 1"):
+            in_parts(lambda x, made=made: (x, made), torch.ones(4, 2), 2)
     it = learner("tiny", "ew", tiny, 8, 1)
     it.model.encoder.append(nn.BatchNorm1d(16))
     *_, spec = cell("tiny", "ew", tiny, 8, 2)
     with pytest.raises(UsageError, match=r"encoder\.3 is a BatchNorm1d, .*: leave accumulate at 1"):
         Learner(spec, it.task, it.model, it.balancer)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)), r"0\.p.* is a _SpectralNorm"),
+        (nn.utils.spectral_norm(nn.Linear(2, 2)), "0 has a SpectralNorm"),
+        (nn.InstanceNorm1d(2, track_running_stats=True), "0 is a InstanceNorm1d"),
+    ],
+)
+def test_what_counts_its_forward_passes_is_refused(part: nn.Module, words: str) -> None:
+    refuse_mixing(nn.Sequential(nn.InstanceNorm1d(2), nn.LayerNorm(2)))
+    with pytest.raises(UsageError, match=f"accumulate: {words}, which is not the same on parts"):
+        refuse_mixing(nn.Sequential(part))

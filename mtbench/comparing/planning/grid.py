@@ -185,18 +185,26 @@ class Grid:
         """The seed that is run first."""
         return self.cells[0].seed
 
-    def spec(self, cell: Cell, fingerprint: str, trial: int | None) -> Spec:
+    def spec(
+        self, cell: Cell, fingerprint: str, trial: int | None, tried: Spec | None = None
+    ) -> Spec:
         """Return the spec of a cell.
 
         Args:
             cell: the cell.
             fingerprint: of the data at its seed.
             trial: which one's parameters it has.
+            tried: of that trial's cell, for a final one: other code may have drawn other
+                parameters by that number, and its score is theirs.
         """
         request, choice = cell.entry.setting(cell.repetition, trial)
         data = Splits(_NOTHING, _NOTHING, _NOTHING, fingerprint)
         stage: Literal["trial", "final"] = "final" if cell.trial is None else "trial"
-        return request.spec(choice, data, cell.seed, self.suite.precision, self.device, stage=stage)
+        spec = request.spec(choice, data, cell.seed, self.suite.precision, self.device, stage=stage)
+        if tried is None:
+            return spec
+        params = {"recipe": tried.recipe, "method_params": tried.method_params}
+        return spec.model_copy(update=params)
 
     def claim(self, cell: Cell, trial: int | None) -> Claim:
         """Return what the suite says of a cell that has a trial's parameters."""
@@ -282,7 +290,7 @@ def needs_data(order: Order) -> None:
 def best(scores: Sequence[float]) -> int:
     """Return which trial is taken: the first of the best.
 
-    >>> best([-math.inf, 0.5, 0.5])
+    >>> best([-float("inf"), 0.5, 0.5])
     1
     """
     return max(range(len(scores)), key=scores.__getitem__)

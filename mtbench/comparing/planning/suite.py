@@ -218,9 +218,13 @@ class Suite(_Strict):
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> "Suite":
+        titles = [task.title for task in self.tasks]
         for i, task in enumerate(self.tasks):
-            if task in self.tasks[:i]:
-                raise ValueError(f"tasks.{i}: is the same as task {self.tasks.index(task)}")
+            if task.title in titles[:i]:  # by it cells and boards are known
+                raise ValueError(
+                    f"tasks.{i}: is the same as task {titles.index(task.title)} in what names it, "
+                    f"{task.title!r}: compare other ranges or data in a suite of their own"
+                )
             if task.resample and self.budget.repetitions < 2:
                 raise ValueError(f"tasks.{i}: resample needs `repetitions` in the budget")
         rows = [method.row for method in self.methods]

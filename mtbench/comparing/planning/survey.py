@@ -128,8 +128,12 @@ class Survey:
         for cell in self.grid.cells:
             if cell.trial is None:
                 study = cell.entry, cell.repetition
-                chosen = study in taken
-                found[cell] = self._state(cell, taken[study]) if chosen else State("open")
+                if study not in taken:
+                    found[cell] = State("open")
+                    continue
+                trial = taken[study]
+                tried = None if trial is None else found[self.grid.trials(*study)[trial]].run
+                found[cell] = self._state(cell, trial, tried)
         return found
 
     def _find(self) -> None:
@@ -143,9 +147,10 @@ class Survey:
                     for one in self._claims[path]:
                         self._placed.setdefault(_place(one, spec), []).append(path)
 
-    def _state(self, cell: Cell, trial: int | None) -> State:
+    def _state(self, cell: Cell, trial: int | None, tried: Path | None = None) -> State:
         if (cell, trial) not in self._specs:
-            made = self.grid.spec(cell, "", trial)
+            theirs = None if tried is None else RunDirectory(tried).spec()
+            made = self.grid.spec(cell, "", trial, theirs)
             self._specs[cell, trial] = made, _key(made)
         spec, key = self._specs[cell, trial]
         own = self.grid.claim(cell, trial)

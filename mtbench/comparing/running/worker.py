@@ -153,12 +153,13 @@ class Worker:
 
     def _close(self, cell: Cell) -> bool:
         """Do what is to do of a cell; return whether nothing is left."""
-        trial = cell.trial
+        trial, tried = cell.trial, None
         if trial is None and self.grid.suite.budget.trials:
             trial = self._best(cell)
             if trial is None:
                 return False
-        spec = self.grid.spec(cell, self._fingerprint(cell), trial)
+            tried = self.trials[self._trials_of(cell)[trial]].spec()
+        spec = self.grid.spec(cell, self._fingerprint(cell), trial, tried)
         own = self.grid.claim(cell, trial)
         anew = self.grid.order.anew
         run = None if anew else self.earlier.find(cell.entry, own, spec)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils.checkpoint import checkpoint
 
 from mtbench.balancing.distributed import map_leaves
@@ -24,7 +25,7 @@ def in_parts(function: Callable[[Any], Any], tree: Any, count: int) -> Any:
         count: the number of parts, of about the same size; 1 for the whole batch at once.
 
     Raises:
-        UsageError: something else is in there.
+        UsageError: something else is in there, or is made.
     """
     if count == 1:
         return function(tree)
@@ -36,10 +37,16 @@ def in_parts(function: Callable[[Any], Any], tree: Any, count: int) -> Any:
                 "accumulate: a batch is parted by the first axis of its inputs, the samples, and "
                 f"they hold a {found}: leave accumulate at 1"
             )
-    made = [
-        checkpoint(function, part, use_reentrant=False)
-        for part in _parts(tree, min(count, len(leaves[0])))
-    ]
+    parts = list(_parts(tree, min(count, len(leaves[0]))))
+    made = [checkpoint(function, part, use_reentrant=False) for part in parts]
+    for part, result in zip(parts, made, strict=True):
+        size = len(_leaves(part)[0])
+        for leaf in _leaves(result):
+            if isinstance(leaf, Tensor) and leaf.shape[:1] != (size,):
+                raise UsageError(
+                    "accumulate: what a model makes of parts is joined by the first axis, the "
+                    f"samples, and of {size} it makes a {tuple(leaf.shape)}: leave accumulate at 1"
+                )
     return _filled(made[0], map(_joined, zip(*map(_leaves, made), strict=True)))
 
 
@@ -66,14 +73,24 @@ def _joined(column: tuple[Any, ...]) -> Any:
 
 
 def refuse_mixing(model: nn.Module) -> None:
-    """Refuse a model whose samples see one another, which in parts they would not.
+    """Refuse a model whose samples see one another, or which counts its forward passes.
 
     Raises:
-        UsageError: it has batch norm.
+        UsageError: it has batch norm, spectral norm, or an instance norm with running statistics.
     """
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise UsageError(
-                f"accumulate: {name} is a {type(module).__name__}, which is not the same on parts "
-                "of a batch: leave accumulate at 1, or take another norm"
-            )
+        for part in (module, *module._forward_pre_hooks.values()):
+            runs = isinstance(part, nn.modules.instancenorm._InstanceNorm)
+            if isinstance(part, _MIXING) or (runs and part.track_running_stats):
+                raise UsageError(
+                    f"accumulate: {name} {'is' if part is module else 'has'} a "
+                    f"{type(part).__name__}, which is not the same on parts of a batch: leave "
+                    "accumulate at 1, or take another norm"
+                )
+
+
+_MIXING = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.utils.parametrizations._SpectralNorm,
+    SpectralNorm,
+)
