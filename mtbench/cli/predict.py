@@ -34,6 +34,12 @@ def predict(
     task, trained = package.load(model, plugin or [])
     found, passed_over = _gather(named, out, task.reads)
     options = own(task.predict, "predict", extra)
+    for key, value in options.items():  # such as another view: it would be of each image
+        if isinstance(value, Path) and value.is_file() and len(found) > 1:
+            raise UsageError(
+                f"--{key} {value}: is one file, and {len(found)} are read: give a folder that has "
+                "one of the same name for each"
+            )
     records: list[dict[str, Any]] = []
     broken = 0
     try:
