@@ -123,7 +123,7 @@ class Ahead:
             _vector(part, [next(found) for _ in part], self.jacobian)
             for part in (self._shared, *self._heads)
         ]
-        shared = products(self.jacobian, theirs[0].expand_as(self.jacobian))[:, 0]
+        shared = products(self.jacobian, theirs[0][None])[:, 0]
         own = [a.double() @ b.double() for a, b in zip(self._own, theirs[1:], strict=True)]
         return shared + torch.stack(own)
 

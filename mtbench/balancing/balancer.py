@@ -328,7 +328,7 @@ class Balancer(nn.Module, ABC):
             The effective weights (K,) of the objectives, for the record, where the method has any.
         """
 
-    def told(self) -> dict[str, Tensor]:
+    def all_notes(self) -> dict[str, Tensor]:
         """Return the `notes` of this method and of those that it is made of."""
         parts = [part for part in self.modules() if isinstance(part, Balancer)]
         return {name: value for part in parts for name, value in part.notes.items()}

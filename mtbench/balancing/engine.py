@@ -303,12 +303,12 @@ def _fast(blocks: Sequence[Tensor]) -> Tensor:
 
 
 def products(a: Tensor, b: Tensor) -> Tensor:
-    """Return A B^T, float64, of A and B, (K, n): float32 products, summed in float64."""
-    K, n = a.shape
+    """Return A B^T, float64, of A, (K, n), and B, (M, n): float32 products, summed in float64."""
+    n = a.shape[1]
     whole = n - n % _COLUMNS if a.dtype == b.dtype == torch.float32 else 0
     if not whole:
         return _exact(a, b)
-    left, right = (x[:, :whole].view(K, -1, _COLUMNS).transpose(0, 1) for x in (a, b))
+    left, right = (x[:, :whole].view(len(x), -1, _COLUMNS).transpose(0, 1) for x in (a, b))
     product = torch.bmm(left, right.mT).sum(0, dtype=torch.float64)
     return product + a[:, whole:] @ b[:, whole:].T if whole < n else product
 

@@ -1,6 +1,7 @@
 """``mtbench predict``."""
 
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,15 +14,18 @@ def predict(
     model: Annotated[
         Path, typer.Argument(metavar="RUN", help="A finished run directory, or a packaged model.")
     ],
-    files: Annotated[list[str], typer.Argument(help="Files to read, or folders of such.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(help="Files to read, or folders of such; more models may stand before."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for what is written.")] = Path("predictions"),
     plugin: Plugins = None,
 ) -> None:
     """Apply a trained model to files; JSON goes to the terminal and to OUT/predictions.json.
 
-    Folders are searched to the bottom; what the task does not read is passed over. A file that is
-    broken is named, the others are read, and the exit code is 2. Options of the task's own are
-    given like [bold]--spacing 0.1[/].
+    Several models, such as a run's seeds, are asked together. Folders are searched to the bottom;
+    what the task does not read is passed over. A file that is broken is named, the others are read,
+    and the exit code is 2. Options of the task's own are given like [bold]--spacing 0.1[/].
     """
     import json
 
@@ -29,9 +33,11 @@ def predict(
     from mtbench.training.trained import package
 
     named, extra = sort(files)
+    models = [model, *takewhile(package.is_model, named)]
+    named = named[len(models) - 1 :]
     if not named:
         raise UsageError("no file to predict on: give files or folders after the model")
-    task, trained = package.load(model, plugin or [])
+    task, trained = package.load_all(models, plugin or [])
     found, passed_over = _gather(named, out, task.reads)
     options = own(task.predict, "predict", extra)
     for key, value in options.items():  # such as another view: it would be of each image

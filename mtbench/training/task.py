@@ -198,6 +198,11 @@ class Trained:
         """This model and the others."""
         return (self, *self.others)
 
+    @property
+    def label(self) -> str:
+        """The names of all members, for a person."""
+        return "; ".join(model.name for model in self.members)
+
 
 class Verdict(NamedTuple):
     """What is to be said of a data source.

@@ -142,7 +142,7 @@ def test_it_tells_on_which_samples_it_acts(margin):
     method = RLAR(3, margin=margin, warmup=0)
     method.backward(net.step())
     c = alignments(net.step())
-    told = method.told()
+    told = method.all_notes()
     torch.testing.assert_close(told["acts"], (c > margin).double().mean())
     torch.testing.assert_close(told["alignment"], c.mean())
     assert not told["acts"].requires_grad

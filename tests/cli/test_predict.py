@@ -324,7 +324,7 @@ def test_run_and_package_read_alike(
         "a_mask.png", "a_overlay.png", "a_report.html", "a_report.pdf", "predictions.json"
     }  # fmt: skip
     known = json.loads((packed / "model.json").read_text())["fitted"]["calibration"]
-    assert record["temperature"] == known["temperature"]
+    assert record["temperatures"] == [known["temperature"]]
     page = (tmp_path / "out" / "a_report.html").read_text()
     scale = known["temperature"]  # 1 where few readings cannot tell
     assert ("temperature 1)" if scale == 1 else f"temperature {scale:.2f}") in page
@@ -542,3 +542,45 @@ def test_bad_words_to_predict(mtbench: Mtbench, packed: Path, tmp_path: Path, ne
     refused(mtbench(*start, image, *out, "--reprot", "pdf"), "did you mean 'report'?")
     refused(mtbench("predict", tmp_path, image, *out), "no run directory")
     assert not list((tmp_path / "out").glob("*"))
+
+
+# Several models
+
+
+def test_several_models_are_asked_together(
+    mtbench: Mtbench, run: Path, neck: Any, tmp_path: Path
+) -> None:
+    """The probabilities are the mean; the page and the record name both."""
+    shutil.copytree(run, tmp_path / "other")
+    state = torch.load(run / "best.pt", weights_only=True)
+    [bias] = (key for key in state["model"] if key.endswith("grade.bias"))
+    state["model"][bias] += torch.arange(5.0)
+    torch.save(state, tmp_path / "other" / "best.pt")
+    file = tmp_path / "a.png"
+    Image.fromarray(neck).save(file)
+
+    def asked(*models: Path) -> Any:
+        line = ("predict", *models, file, "--out", tmp_path / "p")
+        assert mtbench(*line)[0] == 0
+        [record] = json.loads((tmp_path / "p" / "predictions.json").read_text())
+        return record
+
+    one, other, both = (asked(*m) for m in ([run], [tmp_path / "other"], [run, tmp_path / "other"]))
+    chances = [record["views"][0]["probabilities"] for record in (one, other, both)]
+    for grade in chances[0]:
+        mean = (chances[0][grade] + chances[1][grade]) / 2
+        assert chances[2][grade] == pytest.approx(mean, abs=1e-3)
+    assert chances[0] != chances[1]
+    assert len(both["models"]) == 2
+    [page] = both["reports"]
+    assert Path(page).read_text().count(both["models"][0]) >= 2  # and the same name again
+
+
+def test_models_of_different_tasks_are_not_asked_together(
+    mtbench: Mtbench, run: Path, tiny: Path, neck: Any, tmp_path: Path
+) -> None:
+    line = ("--plugin", tiny, "--task", "tiny", "--method", "ew", "--threads", 1)
+    other = made(tmp_path / "runs", *line)
+    Image.fromarray(neck).save(tmp_path / "a.png")
+    answer = mtbench("predict", run, other, tmp_path / "a.png", "--plugin", tiny)
+    refused(answer, "cannot be asked together")

@@ -806,3 +806,9 @@ def test_handed_geometry() -> None:
         assert lies.squared == squared
         assert lies.scale == (None if spacing is None else pytest.approx(spacing))
         assert bool(lies.told) == name.startswith(("22", "37", "38"))
+
+
+def test_a_header_that_says_text_is_burnt_in_is_told(tmp_path: Path) -> None:
+    for cell, count in (("YES", 1), ("NO", 0)):
+        told = read_picture(dicom(tmp_path / "a.dcm", scan(), BurnedInAnnotation=cell)).told
+        assert sum("text is burnt into the pixels" in line for line in told) == count

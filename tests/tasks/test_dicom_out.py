@@ -13,7 +13,9 @@ from pydicom.uid import UltrasoundImageStorage, generate_uid
 from torch import Tensor
 
 from mtbench.errors import DataError
+from mtbench.training.task import Trained
 from mtbench_tasks._lesion import dicom_out, reading
+from mtbench_tasks._lesion.asking import Panel
 from mtbench_tasks._lesion.calipers import volume
 from mtbench_tasks._lesion.files import read_picture
 from mtbench_tasks._lesion.source import whole
@@ -52,8 +54,9 @@ def written(
 ) -> tuple[dict[str, Any], list[Any]]:
     """Read a file and write its DICOM; return the record, and the files read back."""
     header = dicom_out.source(source)
-    record = reading.read(
-        predictor(draw), read_picture(source, frame), source, folder / "a", 96, GRADES, None, whole,
+    record, _ = reading.read(
+        Panel(Trained(predictor(draw), "model", {})), read_picture(source, frame), source,
+        folder / "a", 96, GRADES, None, whole,
         reading.Reference(), ("transverse",),
     )  # fmt: skip
     record["frame"], record["volume"] = frame, more.get("volume")

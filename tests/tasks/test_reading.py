@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from mtbench.errors import DataError
 from mtbench.training.task import Trained
-from mtbench_tasks._lesion import calipers, radiomics, reading, report
+from mtbench_tasks._lesion import burnt, calipers, radiomics, reading, report, spread
+from mtbench_tasks._lesion.asking import Panel
 from mtbench_tasks._lesion.calibration import calibration_error, likeliest, temperature
 from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.files import is_image, read_image, read_picture
@@ -28,6 +29,7 @@ from mtbench_tasks._lesion.network import Risk
 from mtbench_tasks._lesion.pixels import Picture
 from mtbench_tasks._lesion.reading import Reference
 from mtbench_tasks._lesion.screen import split_views
+from mtbench_tasks._lesion.spread import LENGTHS
 
 GRADES = ("low", "high")
 
@@ -62,12 +64,15 @@ def read(
     folder: Path,
     spacing: float | None = None,
     reference: Reference = Reference(),  # noqa: B008
+    temperature: float | None = None,
     planes: tuple[calipers.Plane, ...] = (),
 ) -> Any:
     height, width = image.shape
     picture = Picture(image, (slice(0, height), slice(0, width)), None, ())
     place = (picture, folder / "a.png", folder / "a")
-    return reading.read(predict, *place, 96, GRADES, spacing, split_views, reference, planes)
+    fitted = {"calibration": {"temperature": temperature, "readings": 9 if temperature else 0}}
+    ask = Panel(Trained(predict, "model", fitted))
+    return reading.read(ask, *place, 96, GRADES, spacing, split_views, reference, planes)[0]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp"])
@@ -125,7 +130,7 @@ def test_the_record_and_the_pictures(tmp_path: Path) -> None:
     record = read(predictor(draw), image, tmp_path)
     json.dumps(record)
     assert set(record) == {
-        "image", "use", "spacing_mm", "spacing_from", "pixel", "temperature", "mask", "overlay",
+        "image", "use", "spacing_mm", "spacing_from", "pixel", "mask", "overlay",
         "views", "notes",
     }  # fmt: skip
     assert record["notes"] == []
@@ -257,9 +262,8 @@ def standing(grid: Tensor) -> None:
 
 
 def test_a_temperature_softens_and_keeps_the_order(tmp_path: Path) -> None:
-    soft = read(predictor(standing), tissue(), tmp_path, reference=Reference(temperature=2.0))
+    soft = read(predictor(standing), tissue(), tmp_path, temperature=2.0)
     [view] = soft["views"]
-    assert soft["temperature"] == 2.0
     odds = 3**0.5
     assert view["probabilities"]["high"] == pytest.approx(odds / (1 + odds), abs=1e-4)
     assert view["category"] == "high"
@@ -278,7 +282,7 @@ def test_radiomics_are_those_of_the_outline_against_the_training(tmp_path: Path)
     for shift, z in ((0.5, 0.5), (-9, -radiomics.CLIP)):
         scale = np.abs(wanted) + 1
         known = radiomics.Standardiser(wanted - shift * scale, scale)
-        record = read(predictor(standing), tissue(), tmp_path, None, Reference(None, known))
+        record = read(predictor(standing), tissue(), tmp_path, None, Reference(known))
         for entry in record["views"][0]["radiomics"].values():
             assert entry["z"] == pytest.approx(z, abs=0.01)
 
@@ -372,7 +376,7 @@ def test_a_reading_says_so(tmp_path: Path) -> None:
     images = necks(60)
     features = [radiomics.extract(image, tissue() > 0) for image in images[:1]]
     known = radiomics.Standardiser(np.zeros(len(features[0])), np.full(len(features[0]), 1e-3))
-    reference = Reference(None, known, Familiar.fit([to_input(i, 96)[0].numpy() for i in images]))
+    reference = Reference(known, Familiar.fit([to_input(i, 96)[0].numpy() for i in images]))
     fine = read(predictor(standing), necks(1, 7)[0], tmp_path, reference=reference)["notes"]
     odd = read(predictor(standing), strange()["noise"], tmp_path, reference=reference)["notes"]
     assert not any("does not look like" in note for note in fine)
@@ -385,7 +389,9 @@ def test_a_reading_says_so(tmp_path: Path) -> None:
 
 def page(folder: Path, **more: Any) -> report.Page:
     known = radiomics.Standardiser(np.zeros(13), np.ones(13))
-    record = read(predictor(standing), tissue(), folder, reference=Reference(2.0, known), **more)
+    record = read(
+        predictor(standing), tissue(), folder, reference=Reference(known), temperature=2.0, **more
+    )
     record["notes"] = ["a <note>"]
     record["views"][0]["means"] = "TI-RADS 4 or 5"
     fitted = {
@@ -453,3 +459,127 @@ def test_which_files_of_a_folder_are_images(tmp_path: Path) -> None:
     (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM and more")  # a list of other files
     found = {file.name for file in tmp_path.iterdir() if is_image(file)}
     assert found == {"a.PNG", "b.jpeg", "c.tif", "d.nii.gz", "e.dcm", "IM0001"}
+
+
+# How sure a reading is
+
+
+def test_an_interval_holds_as_often_as_it_promises() -> None:
+    """Over new images of the same kind as validation's, whatever the model does."""
+    rng = np.random.default_rng(0)
+    grades = ("a", "b", "c", "d")
+
+    def drawn(count: int) -> Any:
+        true = rng.uniform(5, 30, count)
+        said = true * np.exp(rng.standard_t(3, count) * 0.2 + 0.1)  # biased, with heavy tails
+        chances = rng.dirichlet(np.ones(4), count)
+        grade = np.where(rng.random(count) < 0.6, chances.argmax(1), rng.integers(0, 4, count))
+        return true, said, chances, grade
+
+    held = {"length": 0, "category": 0}
+    for _ in range(100):
+        true, said, chances, grade = drawn(60)
+        pairs = [(dict.fromkeys(LENGTHS, a), dict.fromkeys(LENGTHS, b))
+                 for a, b in zip(said, true, strict=True)]  # fmt: skip
+        known = spread.fit(pairs, chances, grade)
+        for t, s, p, g in zip(*drawn(20), strict=True):
+            found = spread.interval([(known, dict.fromkeys(LENGTHS, s), p)], grades, 0.1)
+            assert found is not None
+            low, high = found["long_axis_mm"]
+            held["length"] += low <= 0.1 * t <= high
+            held["category"] += grades[g] in found["categories"]
+    assert 0.87 < held["length"] / 2000 < 0.95
+    assert held["category"] / 2000 > 0.87
+
+
+def test_several_looks_are_told_by_their_hull() -> None:
+    known = {"level": 0.9, "long_axis": math.log(2), "short_axis": None, "category": 0.6}
+    one = known, {"long_axis": 10.0, "short_axis": 5.0}, (0.1, 0.1, 0.2, 0.6)
+    other = known, {"long_axis": 12.0, "short_axis": 5.0}, (0.1, 0.5, 0.2, 0.2)
+    grades = ("a", "b", "c", "d")
+    assert spread.interval([one], grades, 0.5) == {
+        "level": 0.9, "long_axis_mm": [2.5, 10.0], "short_axis_mm": None, "categories": ["d"],
+    }  # fmt: skip
+    both = spread.interval([one, other], grades, None)
+    assert both is not None
+    assert both["long_axis_px"] == [5.0, 24.0]
+    assert both["categories"] == ["b", "c", "d"]  # and what is between
+    missed = spread.interval([one, (known, None, (0.1, 0.1, 0.2, 0.6))], grades, None)
+    assert missed is not None
+    assert missed["long_axis_px"] == [0.0, 20.0]
+    assert spread.interval([one, (None, one[1], one[2])], grades, None) is None
+
+
+def test_a_reading_has_its_interval(tmp_path: Path) -> None:
+    height, width = 80, 120
+    known = {"level": 0.9, "long_axis": 0.1, "short_axis": 0.2, "category": 0.5, "outlined": 20,
+             "graded": 20}  # fmt: skip
+    picture = Picture(tissue(), (slice(0, height), slice(0, width)), None, ())
+    for mirror in (False, True):
+        ask = Panel(Trained(predictor(standing), "model", {"spread": known}), mirror)
+        place = (picture, tmp_path / "a.png", tmp_path / "a")
+        record, _ = reading.read(ask, *place, 96, GRADES, 0.1, split_views, Reference())
+        [view] = record["views"]
+        low, high = view["interval"]["long_axis_mm"]
+        if not mirror:
+            assert low == pytest.approx(view["long_axis_mm"] * math.exp(-0.1), abs=0.02)
+            assert high == pytest.approx(view["long_axis_mm"] * math.exp(0.1), abs=0.02)
+        assert view["interval"]["categories"] == ["high"]
+    assert read(predictor(nothing), tissue(), tmp_path)["views"][0]["interval"] is None
+
+
+# Text in the image
+
+
+def screen() -> Any:
+    """A scan in a black frame, with a name above it and one within."""
+    image = np.zeros((300, 420), np.uint8)
+    image[40:280, 30:390] = tissue(240, 360) // 2
+    drawn = Image.fromarray(image)
+    pen = ImageDraw.Draw(drawn)
+    pen.text((40, 8), "DOE, JOHN  M", fill=255, font_size=20)
+    pen.text((150, 200), "DOE 12.03.1961", fill=255, font_size=20)
+    return np.array(drawn)
+
+
+SCAN = (slice(40, 280), slice(30, 390))
+
+
+def test_what_is_lit_outside_the_scan_is_told() -> None:
+    image, told = burnt.shown(screen(), [SCAN], "keep")
+    assert np.array_equal(image, screen())
+    assert told == [
+        "text or marks lie outside of what was scanned, and may name the patient: the overlay "
+        "shows it"
+    ]
+    clean = screen()
+    clean[:40] = 0
+    assert burnt.shown(clean, [SCAN], "keep")[1] == []
+    assert burnt.shown(tissue(), [(slice(0, 80), slice(0, 120))], "keep")[1] == []  # no outside
+
+
+def test_text_is_found_and_blackened() -> None:
+    pytest.importorskip("rapidocr")
+    image, told = burnt.shown(screen(), [SCAN], "find")
+    assert np.array_equal(image, screen())
+    assert told[0].startswith("text was found in 2 places")
+    clean, told = burnt.shown(screen(), [SCAN], "blank")
+    assert told[0].endswith("it is blackened")
+    assert clean.max() < 130  # nothing white is left
+    assert not clean[:40].any()
+    untouched = np.ones(clean.shape, bool)
+    untouched[190:235, 140:330] = False
+    assert np.array_equal(clean[SCAN][untouched[SCAN]], screen()[SCAN][untouched[SCAN]])
+    assert burnt.find(tissue(240, 360)) == []
+
+
+def test_blackened_text_is_in_no_picture(tmp_path: Path) -> None:
+    pytest.importorskip("rapidocr")
+    picture = Picture(screen(), (slice(0, 300), slice(0, 420)), None, ())
+    ask = Panel(Trained(predictor(standing), "model", {}))
+    place = (picture, tmp_path / "a.png", tmp_path / "a")
+    line = (96, GRADES, None, lambda _: [SCAN], Reference(), (), ())
+    for text, white in (("keep", True), ("blank", False)):
+        record, shown = reading.read(ask, *place, *line, text)  # type: ignore[arg-type]
+        drawn = np.asarray(Image.open(record["overlay"]))
+        assert ((drawn.min(axis=2) > 200).sum() > 50) == white == (shown.max() > 200)

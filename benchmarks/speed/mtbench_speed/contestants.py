@@ -112,7 +112,10 @@ def one_call(problem: Problem, method: Method) -> Run:
 
     def run(at: int) -> None:
         features, losses = problem.forward(at, model, balancer.view)
-        said: Said = {"again": lambda: problem.forward(at, model, balancer.view)[1]}
+        said: Said = {
+            "again": lambda: problem.forward(at, model, balancer.view)[1],
+            "validation": lambda: problem.forward(at + 1, model, balancer.view)[1],
+        }
         if balancer.needs_features:
             said["latent"] = features[model.latent]
         balancer.backward(losses, **said)

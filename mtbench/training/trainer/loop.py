@@ -118,7 +118,7 @@ class Loop:
             norms.append(nn.utils.clip_grad_norm_(own, math.inf))
         if weights is not None and self.record.logs(at.position):
             made.numbers["weight"] = [weights.detach().clone()]
-        notes = balancer.told()
+        notes = balancer.all_notes()
         made.noted, made.numbers["note"] = tuple(notes), list(notes.values())
         if self.guard.before:
             self.numbers.look()

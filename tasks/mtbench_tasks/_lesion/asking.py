@@ -1,8 +1,8 @@
 """Asking a trained model, or several, once or of the mirror image too."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +16,14 @@ class Answer(NamedTuple):
     Attributes:
         logits: (B, S, S), of the mask.
         chances: (B, G), the calibrated probabilities of the categories.
+        terms: (B, T), the logits of the descriptors' terms; T is 0 where none were learnt.
+        spread: how far it was off on validation, of `spread.fit`; None where that is not known.
     """
 
     logits: Tensor
     chances: Tensor
+    terms: Tensor
+    spread: Mapping[str, Any] | None = None
 
 
 Ask = Callable[[Tensor], list[Answer]]
@@ -48,7 +52,9 @@ class Panel:
                 logits, risk = model.predictor(inputs.flip(-1) if turned else inputs)
                 plane = logits[:, 0].float().cpu()
                 chances = (risk.logits.float().cpu() / scale).softmax(1)
-                found.append(Answer(plane.flip(-1) if turned else plane, chances))
+                plane = plane.flip(-1) if turned else plane
+                terms = getattr(risk, "descriptors", risk.logits[:, :0]).float().cpu()
+                found.append(Answer(plane, chances, terms, model.fitted.get("spread")))
         return found
 
 
@@ -62,4 +68,8 @@ def together(answers: Sequence[Answer]) -> Answer:
     """Return the mean of the logits and of the probabilities; of one answer, itself."""
     if len(answers) == 1:
         return answers[0]
-    return Answer(*(torch.stack(parts).mean(0) for parts in zip(*answers, strict=True)))
+    return Answer(
+        torch.stack([answer.logits for answer in answers]).mean(0),
+        torch.stack([answer.chances for answer in answers]).mean(0),
+        torch.stack([answer.terms for answer in answers]).mean(0),
+    )

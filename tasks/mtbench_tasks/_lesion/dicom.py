@@ -127,6 +127,8 @@ class _Region(NamedTuple):
 def _geometry(data: "Dataset") -> Geometry:
     shape = int(data.Rows), int(data.Columns)
     told: list[str] = []
+    if str(data.get("BurnedInAnnotation", "")).strip().upper() == "YES":
+        told.append("its header says that text is burnt into the pixels: it may name the patient")
     regions = _regions(data, shape, told)
     calibrated = [region.spacing for region in regions if region.spacing is not None]
     spacing = calibrated[0] if calibrated else None

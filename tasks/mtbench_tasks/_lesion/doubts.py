@@ -114,7 +114,7 @@ def of_image(image: Image) -> Iterator[str]:
 
 def of_mask(mask: Mask) -> Iterator[str]:
     """Yield what is odd about a mask, after "the mask"."""
-    area = int(mask.sum())
+    area = int(np.count_nonzero(mask))
     if not area:
         yield "marks nothing of what was scanned"
         return
@@ -128,9 +128,9 @@ def of_mask(mask: Mask) -> Iterator[str]:
 
 def parts(mask: Mask) -> list[Mask]:
     """Return the parts of a mask that lie apart, the largest first, without specks."""
-    if not mask.any():
-        return []
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return []
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     regions, count = ndimage.label(mask[box], np.ones((3, 3)))
     if count == 1:

@@ -111,7 +111,7 @@ def reduced(ask: Ask, high: int) -> Ask:
 
     def two(answer: Answer) -> Answer:
         score = answer.chances[:, high:].double().sum(1).clamp(max=1)
-        return Answer(answer.logits, torch.stack([1 - score, score], 1))
+        return answer._replace(chances=torch.stack([1 - score, score], 1))
 
     return lambda inputs: [two(answer) for answer in ask(inputs)]
 

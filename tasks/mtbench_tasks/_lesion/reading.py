@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as Pil
 from PIL import ImageDraw
 from skimage.measure import find_contours
-from torch import Tensor
 
-from mtbench.training.task import Predictor
-from mtbench_tasks._lesion import calipers, descriptors
+from mtbench_tasks._lesion import burnt, calipers, descriptors
+from mtbench_tasks._lesion.asking import Answer, Ask, together
 from mtbench_tasks._lesion.cases import Image, Mask, View
 from mtbench_tasks._lesion.doubts import of_image, parts
 from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.grid import Placement, to_input
 from mtbench_tasks._lesion.pixels import Picture, implausible
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES, Standardiser, extract
+from mtbench_tasks._lesion.spread import interval, lengths
 
 CONTOUR = (255, 196, 0)
 SHOWN = 4096  # pixels: the longer side of what is drawn for a person
@@ -37,12 +36,10 @@ class Reference:
     """What of training and validation a reading is set against.
 
     Attributes:
-        temperature: the logits are divided by it; None where the model is not calibrated.
         standardise: the training's radiomics, None where they are not known.
         familiar: what the training's images are like, None where that is not known.
     """
 
-    temperature: float | None = None
     standardise: Standardiser | None = None
     familiar: Familiar | None = None
 
@@ -52,16 +49,14 @@ class Reference:
         if not fitted:
             return cls()
         mean, scale = (np.array(fitted["radiomics"][key]) for key in ("mean", "scale"))
-        graded = fitted["calibration"]["readings"]
         return cls(
-            fitted["calibration"]["temperature"] if graded else None,
             Standardiser(mean, scale),
             Familiar.of(fitted["familiar"]) if "familiar" in fitted else None,
         )
 
 
 def read(
-    predictor: Predictor,
+    ask: Ask,
     picture: Picture,
     path: Path,
     to: Path,
@@ -72,13 +67,14 @@ def read(
     reference: Reference,
     planes: Sequence[calipers.Plane] = (),
     lexicon: descriptors.Lexicon = (),
-) -> dict[str, Any]:
+    text: burnt.Text = "keep",
+) -> tuple[dict[str, Any], Image]:
     """Read one image, each of its views by itself, as in training.
 
     Writes ``TO_mask.png`` (0 or 255, as the image is shown) and ``TO_overlay.png``.
 
     Args:
-        predictor: the model.
+        ask: the model, or several.
         picture: the image.
         path: its file.
         to: where files go, and how their names begin.
@@ -89,24 +85,29 @@ def read(
         reference: what of training and validation it is set against.
         planes: of the views, from the left; those of further ones are unknown.
         lexicon: the descriptors that the model has learnt.
+        text: what is done about text in the image: of `burnt.shown`.
 
     Returns:
-        The files, the spacing with where it comes from, how many of the file's columns and rows a
-        pixel of mask and box is (``pixel``: 1, unless the file's pixels are not square), notes,
-        and, per view, its box (left, top, right, bottom), its plane, the category, the probability
-        of each, the likeliest term of each descriptor that was learnt, and of the largest segmented
-        region what `calipers` measures, whether it is taller than wide (known in a transverse plane
-        only), and its radiomics, with ``z`` in standard deviations from the mean of the training's
-        contours. ``others`` has the lengths of further regions. Where nothing is segmented, there
-        is no lesion: lengths are 0, and the rest is null; the probabilities are those of a lesion,
-        if there were one.
+        The record, and the image as a person may see it. The record has the files, the spacing with
+        where it comes from, how many of the file's columns and rows a pixel of mask and box is
+        (``pixel``: 1, unless the file's pixels are not square), notes, and, per view, its box
+        (left, top, right, bottom), its plane, the category, the probability of each, the likeliest
+        term of each descriptor that was learnt, and of the largest segmented region what `calipers`
+        measures, ``interval`` (of `spread`), whether it is taller than wide (known in a transverse
+        plane only), and its radiomics, with ``z`` in standard deviations from the mean of the
+        training's contours. ``others`` has the lengths of further regions. Where nothing is
+        segmented, there is no lesion: lengths are 0, and the rest is null; the probabilities are
+        those of a lesion, if there were one.
     """
     image, spacing = picture.pixels, picture.spacing or given
     whole = np.zeros(image.shape, dtype=bool)
     views = []
     boxes = _within(picture.scanned, views_of(image[picture.scanned]))
     for box, plane in zip_longest(boxes, planes[: len(boxes)]):
-        regions, probabilities, terms = _predict(predictor, image[box], size, reference.temperature)
+        answers = ask(to_input(image[box], size)[None])
+        answer, shape = together(answers), image[box].shape
+        regions, probabilities = _regions(answer, shape), answer.chances[0].numpy()
+        terms = answer.terms[0]
         whole[box] = np.logical_or.reduce([np.zeros(whole[box].shape, dtype=bool), *regions])
         largest = regions[0] if regions else np.zeros(whole[box].shape, dtype=bool)
         rows, columns = box
@@ -121,24 +122,27 @@ def read(
                 },
                 "descriptors": descriptors.read(terms, lexicon) if regions and lexicon else None,
                 **_measure(largest, place, picture.step, spacing, plane),
+                "interval": _interval(answers, shape, regions, grades, spacing),
                 "others": [
                     _measure(region, place, picture.step, spacing, plane) for region in regions[1:]
                 ],
                 "radiomics": _radiomics(image[box], largest, spacing, reference.standardise),
             }
         )
+    shown, told = burnt.shown(image, boxes, text)
     mask_file, overlay_file = beside(to, "_mask.png"), beside(to, "_overlay.png")
     Pil.fromarray(whole.astype(np.uint8) * 255).save(mask_file)
-    drawn, fewer = outlined(image, whole)
+    drawn, fewer = outlined(shown, whole)
     calipers.draw(drawn, views, picture.step, fewer)
     _name(drawn, views, fewer)
     drawn.save(overlay_file)
-    return {
+    record = {
         "image": str(path), "use": USE, "spacing_mm": spacing,
         "spacing_from": _origin(picture, given), "pixel": picture.step,
-        "temperature": reference.temperature, "mask": str(mask_file), "overlay": str(overlay_file),
-        "views": views, "notes": list(_notes(picture, given, views, size, reference)),
+        "mask": str(mask_file), "overlay": str(overlay_file),
+        "views": views, "notes": [*_notes(picture, given, views, size, reference), *told],
     }  # fmt: skip
+    return record, shown
 
 
 def _within(scanned: View, views: Sequence[View]) -> list[View]:
@@ -229,22 +233,31 @@ def outlined(image: Image, mask: Mask) -> tuple[Pil.Image, int]:
     return picture, fewer
 
 
-def _predict(
-    predictor: Predictor, view: Image, size: int, temperature: float | None
-) -> tuple[list[Mask], NDArray[np.float32], Tensor]:
-    """Return the segmented regions at the view's resolution, largest first, and the rest.
-
-    The probabilities of the categories, and the logits of the descriptors' terms, if there are any.
-    """
-    logits, risk = predictor(to_input(view, size)[None])
-    plane = Placement((view.shape[0], view.shape[1]), size).from_grid(logits[0, 0].float().cpu())
+def _regions(answer: Answer, shape: tuple[int, ...]) -> list[Mask]:
+    """Return what is segmented, at a view's resolution, largest first."""
+    plane = Placement((shape[0], shape[1]), answer.logits.shape[-1]).from_grid(answer.logits[0])
     drawn = plane.numpy() > 0
     del plane  # of a large image, most of the memory
     regions = parts(drawn)
-    large = [region for region in regions if region.sum() >= LESSER * regions[0].sum()]
-    chances = (risk.logits[0].float() / (temperature or 1.0)).softmax(0).cpu().numpy()
-    terms = getattr(risk, "descriptors", risk.logits[:, :0])[0].cpu()
-    return large, chances, terms
+    return [region for region in regions if region.sum() >= LESSER * regions[0].sum()]
+
+
+def _interval(
+    answers: Sequence[Answer],
+    shape: tuple[int, ...],
+    regions: Sequence[Mask],
+    grades: Sequence[str],
+    spacing: float | None,
+) -> dict[str, Any] | None:
+    """Return how sure a reading of a lesion is; None where there is none, or that is not known."""
+    if not regions:
+        return None
+    looks = []
+    for answer in answers:
+        own = regions if len(answers) == 1 else _regions(answer, shape)
+        found = lengths(own[0]) if own else None
+        looks.append((answer.spread, found, answer.chances[0].tolist()))
+    return interval(looks, grades, spacing)
 
 
 def _measure(

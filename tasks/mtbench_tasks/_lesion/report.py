@@ -4,7 +4,7 @@ import base64
 import io
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -128,7 +128,7 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
             else f"{spacing:g} mm/pixel ({record['spacing_from']})",
         ),
         *_volume(record.get("volume")),
-        ("Model", trained.name),
+        ("Model", trained.label),
         ("Calibration", calibrated(trained.fitted)),
     ]
     sections = [
@@ -216,10 +216,11 @@ def _measurements(view: Mapping[str, Any], spacing_from: str | None) -> list[tup
         for name in ("long_axis", "short_axis", "height", "width")
     }
     return [
+        *_sure(view),
         ("Plane", f"{plane} (--plane)" if plane else "not given"),
         ("Unit", "pixels" if spacing_from is None else f"mm, by {spacing_from}"),
-        ("1 Long axis", lengths["long_axis"]),
-        ("2 Short axis", lengths["short_axis"]),
+        ("1 Long axis", lengths["long_axis"] + _range(view, f"long_axis_{unit}")),
+        ("2 Short axis", lengths["short_axis"] + _range(view, f"short_axis_{unit}")),
         ("Depth x width", f"{lengths['height']} x {lengths['width']}"),
         ("Taller than wide", TALLER if taller is None else "yes" if taller else "no"),
         *(
@@ -230,6 +231,20 @@ def _measurements(view: Mapping[str, Any], spacing_from: str | None) -> list[tup
             for number, other in enumerate(view["others"], 2)
         ),
     ]
+
+
+def _range(view: Mapping[str, Any], name: str) -> str:
+    """Return the interval of a length, in brackets; nothing where none is known."""
+    ends = (view["interval"] or {}).get(name)
+    return f" ({ends[0]:.3g} to {ends[1]:.3g})" if ends else ""
+
+
+def _sure(view: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the interval of the category, and that lengths have one; nothing if none is known."""
+    if found := view["interval"]:
+        ends = found["categories"] or ["not known"]
+        which = " to ".join(dict.fromkeys((ends[0], ends[-1])))
+        yield f"{found['level']:.0%} interval", f"{which}; of lengths in brackets"
 
 
 def _term(name: str, found: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -34,7 +34,7 @@ from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.descriptors import Threshold
 from mtbench_tasks._lesion.doubts import alike, survey
 from mtbench_tasks._lesion.familiar import Familiar
-from mtbench_tasks._lesion.grid import Prepared, prepare
+from mtbench_tasks._lesion.grid import Placement, Prepared, prepare
 from mtbench_tasks._lesion.source import Source, whole
 from mtbench_tasks._lesion.splits import (
     FOLDS,
@@ -418,6 +418,7 @@ class LesionTask(Task):
         as high; by what images are recognised that it was trained or chosen on; what the training's
         images are like, and their radiomics; how good it is at descriptors, if it has learnt any.
         """
+        from mtbench_tasks._lesion import spread
         from mtbench_tasks._lesion.calibration import calibration_error, temperature
         from mtbench_tasks._lesion.operating import points
 
@@ -430,15 +431,21 @@ class LesionTask(Task):
             for positions in torch.split(torch.arange(len(train)), BATCH)
             for grid in train.batch(positions)["inputs"][:, 0]
         ]
-        meter, outputs = self.meter(), []
+        meter, outputs, pairs = self.meter(), [], []
         for positions in torch.split(torch.arange(len(val)), BATCH):
             batch = val.batch(positions)
             found = predictor(batch["inputs"])
             meter.update(found, batch)
+            for plane, drawn in zip(found[0][:, 0].float().cpu(), batch["masks"], strict=True):
+                if (known := spread.lengths(drawn.numpy())) is None:
+                    continue
+                shown = Placement((drawn.shape[0], drawn.shape[1]), self.image_size)
+                if said := spread.lengths(shown.from_grid(plane).numpy() > 0):
+                    pairs.append((said, known))
             outputs.append(found[1].logits.float().cpu())
         measured = {k: None if math.isnan(v) else v for k, v in meter.compute().items()}
-        known = val.category >= 0
-        logits, category = torch.cat(outputs)[known], val.category[known]
+        graded = val.category >= 0
+        logits, category = torch.cat(outputs)[graded], val.category[graded]
         scale = temperature(logits, category)
         chances = (logits / scale).softmax(1).double().numpy()
         errors = [calibration_error(z, category) for z in (logits, logits / scale)]
@@ -459,6 +466,7 @@ class LesionTask(Task):
                 "outlined": int(val.has_mask.sum()),
             },
             "operating": points(chances[:, self.high :].sum(1), (category >= self.high).numpy()),
+            "spread": spread.fit(pairs, chances, category.numpy()),
             "seen": train.hashes() + val.hashes(),
             "familiar": Familiar.fit(grids).to_json(),
             "radiomics": {
@@ -479,6 +487,8 @@ class LesionTask(Task):
         frame: str | None = None,
         plane: tuple[Plane, ...] = (),
         second: Path | None = None,
+        mirror: bool = False,
+        text: Literal["keep", "find", "blank"] = "keep",
         report: Literal["html", "pdf", "both", "none"] = "html",
         dicom: bool = False,
     ) -> dict[str, Any]:
@@ -498,12 +508,17 @@ class LesionTask(Task):
                 those of `second` last. "Taller than wide" is said of transverse views only.
             second: another image of the same lesion, or a folder that has one of the same name. A
                 transverse and a longitudinal view of known spacing give the volume.
+            mirror: ask each model of the mirror image too, and take the mean.
+            text: what is done about text that is burnt into the image, and may name the patient, in
+                overlay and page: it is kept; or found and told; or blackened, with all that lies
+                outside of what was scanned. The last two need ``mtbench-toolkit[deidentify]``.
             report: which kind of page is written of each image.
             dicom: write a segmentation and a structured report beside it, which refer to the
                 image's study and series; the image must be DICOM then.
         """
         from mtbench_tasks._lesion import dicom_out, files, reading
         from mtbench_tasks._lesion import report as page
+        from mtbench_tasks._lesion.asking import Panel, temperature
 
         if spacing is not None and not 0 < spacing < float("inf"):
             raise UsageError(f"spacing must be positive (millimetres per pixel), found {spacing}")
@@ -516,21 +531,23 @@ class LesionTask(Task):
             """Return a reading, and what writes its page and its DICOM."""
             header = dicom_out.source(path) if dicom else None
             picture = files.read_picture(path, number)
-            record = reading.read(
-                trained.predictor, picture, path, to, self.image_size, self.grades, spacing,
+            record, shown = reading.read(
+                Panel(trained, mirror), picture, path, to, self.image_size, self.grades, spacing,
                 whole if views == "whole" else self.origin.views,
-                reading.Reference.of(trained.fitted), planes, self.lexicon,
+                reading.Reference.of(trained.fitted), planes, self.lexicon, text,
             )  # fmt: skip
             record["frame"] = number
+            record["models"] = [model.name for model in trained.members]
+            record["temperatures"] = [temperature(model) for model in trained.members]
             record["thresholds"] = [row._asdict() for row in self.thresholds]
             for view in record["views"]:
                 view["means"] = meaning.get(view["category"])
                 view["assessment"] = self.assess(view) if view["category"] else None
 
             def write() -> None:
-                record["reports"] = page.write(report, record, picture.pixels, trained, to)
+                record["reports"] = page.write(report, record, shown, trained, to)
                 if header is not None:
-                    record["dicom"] = dicom_out.write(header, record, trained.name, self.organ, to)
+                    record["dicom"] = dicom_out.write(header, record, trained.label, self.organ, to)
 
             return record, write
 
@@ -692,7 +709,7 @@ class LesionTask(Task):
     def joins(self, other: Task) -> bool:
         """Return whether both see the same grid and tell the same grades."""
         assert isinstance(other, LesionTask)
-        mine, its = ((t.image_size, t.grades, t.high) for t in (self, other))
+        mine, its = ((t.image_size, t.grades, t.high, t.lexicon) for t in (self, other))
         return mine == its
 
     def _meaning(self) -> dict[str, str]:
