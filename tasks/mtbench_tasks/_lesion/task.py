@@ -644,10 +644,10 @@ class LesionTask(Task):
         seen = [known.get("seen") for known in fitted]
         chosen = evaluating.unseen(cases, prepared.hashes, [h for own in seen for h in own or ()])
         if not chosen:
-            first = next(iter(problems), None)
+            why = f"; the first problem: {problems[0]}" if problems else ""
             raise DataError(
                 f"{data or source}: none of the {len(cases)} cases can be read and is of a patient "
-                f"whom the model has not seen{f'; the first problem: {first}' if first else ''}"
+                f"whom the model has not seen{why}"
             )
         split = CaseSplit(
             cases, prepared, [(i, len(cases[i].said) - 1) for i in chosen],
@@ -767,7 +767,9 @@ class LesionTask(Task):
         collection = cls._collection(source, data, grades)
         written, problems = nnunet.write(collection.cases, collection.grades, to)
         if not written:
-            raise DataError(f"{source}: has no case with a mask to write")
+            problems = [*collection.problems, *problems]
+            why = f"; the first problem: {problems[0]}" if problems else ""
+            raise DataError(f"{data or source}: has no case with a mask to write{why}")
         return Verdict(written, [*collection.problems, *problems], [])
 
     @classmethod
