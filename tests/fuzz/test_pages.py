@@ -30,10 +30,25 @@ def pages(folder: Path) -> list[Path]:
         file.write_text(json.dumps(record))
     boards = leaderboard.boards(list(find_runs([folder / "runs"])), "ls", "ew")
     section = reading.Section(
-        Pil.new("RGB", (9, 9)), NAMES[0], [(n, n) for n in NAMES], [(n, 0.1) for n in NAMES],
-        [(n, [reading.Row(n, n, n, 0.1)]) for n in NAMES],
-    )  # fmt: skip
-    page = reading.Page(NAMES[1], [(n, n) for n in NAMES], list(NAMES), NAMES[2], [section])
+        picture=Pil.new("RGB", (9, 9)),
+        headline=NAMES[0],
+        means=NAMES[1],
+        measurements=[(n, n) for n in NAMES],
+        chances=[(n, 0.1) for n in NAMES],
+        radiomics=[(n, [reading.Row(n, n, n, 0.1)]) for n in NAMES],
+        terms=[(n, n, n) for n in NAMES],
+        by_points=NAMES[2],
+        assessed=list(NAMES),
+    )
+    page = reading.Page(
+        name=NAMES[1],
+        facts=[(n, n) for n in NAMES],
+        notes=list(NAMES),
+        judged=NAMES[2],
+        described=NAMES[3],
+        thresholds=[(n, n, [(n, n, n)]) for n in NAMES],
+        sections=[section],
+    )
     said = reading.html(page)
     (folder / "reading.html").write_text(said, encoding="utf-8")
     return [report.write(boards, folder / "site"), folder / "reading.html"]

@@ -812,8 +812,8 @@ def test_a_new_image_is_read(
             assert set(view) == {
                 "box", "plane", "means", "descriptors", "assessment",
                 "calipers", "category", "probabilities", "long_axis_mm",
-                "short_axis_mm", "height_mm",
-                "width_mm", "taller_than_wide", "others", "radiomics",
+                "short_axis_mm", "height_mm", "width_mm", "interval",
+                "taller_than_wide", "others", "radiomics",
             }  # fmt: skip
             likeliest = max(view["probabilities"], key=view["probabilities"].get)
             drawn = view["category"] is not None
