@@ -37,6 +37,8 @@ def predict(
     named = named[len(models) - 1 :]
     if not named:
         raise UsageError("no file to predict on: give files or folders after the model")
+    if late := next(filter(package.is_model, named), None):  # its pictures are no input
+        raise UsageError(f"{late}: is a model; models come before the files")
     task, trained = package.load_all(models, plugin or [])
     found, passed_over = _gather(named, out, task.reads)
     options = own(task.predict, "predict", extra)

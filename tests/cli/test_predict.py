@@ -459,6 +459,7 @@ def test_planes_at_the_command_line(
     both = ("--second", tmp_path / "b", "--plane", "transverse,longitudinal", "--spacing", "0.1")
     refused(mtbench(*line, "--plane", "transverse,longitudinal"), "names 2, and 1 views are read")
     refused(mtbench(*line, "--second", tmp_path / "absent.png"), "absent.png: no such image")
+    refused(mtbench(*line, packed), f"{packed.name}: is a model; models come before the files")
     refused(mtbench(*line, "--second", tmp_path / "a"), "1.png: --second is the same file")
     code, out, err = mtbench(*line, "--second", tmp_path / "b")
     assert (code, json.loads(out)[0]["volume"]) == (0, None)
