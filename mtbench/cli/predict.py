@@ -37,9 +37,17 @@ def predict(
     named = named[len(models) - 1 :]
     if not named:
         raise UsageError("no file to predict on: give files or folders after the model")
+    if late := next(filter(package.is_model, named), None):  # its pictures are no input
+        raise UsageError(f"{late}: is a model; models come before the files")
     task, trained = package.load_all(models, plugin or [])
     found, passed_over = _gather(named, out, task.reads)
     options = own(task.predict, "predict", extra)
+    for key, value in options.items():  # such as another view: it would be of each image
+        if isinstance(value, Path) and value.is_file() and len(found) > 1:
+            raise UsageError(
+                f"--{key} {value}: is one file, and {len(found)} are read: give a folder that has "
+                "one of the same name for each"
+            )
     records: list[dict[str, Any]] = []
     broken = 0
     try:

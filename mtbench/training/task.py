@@ -320,7 +320,8 @@ class Task(ABC):
     def predict(self, trained: Trained, path: Path, to: Path) -> dict[str, Any]:
         """Apply a trained model to a user's file.
 
-        Further keyword-only parameters become options of ``mtbench predict``.
+        Further keyword-only parameters become options of ``mtbench predict``. One that is a path
+        may be a single file only where a single one is read.
 
         Args:
             trained: the model.

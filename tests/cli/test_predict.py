@@ -459,9 +459,16 @@ def test_planes_at_the_command_line(
     both = ("--second", tmp_path / "b", "--plane", "transverse,longitudinal", "--spacing", "0.1")
     refused(mtbench(*line, "--plane", "transverse,longitudinal"), "names 2, and 1 views are read")
     refused(mtbench(*line, "--second", tmp_path / "absent.png"), "absent.png: no such image")
+    refused(mtbench(*line, packed), f"{packed.name}: is a model; models come before the files")
+    refused(mtbench(*line, "--second", tmp_path / "a"), "1.png: --second is the same file")
+    code, out, err = mtbench(*line, "--second", tmp_path / "b")
+    assert (code, json.loads(out)[0]["volume"]) == (0, None)
+    assert any(note.startswith("no volume: ") for note in json.loads(out)[0]["notes"])
     code, out, err = mtbench(*line, *both)
     assert (code, err) == (0, "")
     [found] = json.loads(out)
+    Image.fromarray(neck).save(tmp_path / "a" / "2.png")
+    refused(mtbench(*line, "--second", tmp_path / "b" / "1.png"), "is one file, and 2 are read")
     assert found["views"][0]["plane"] == "transverse"
     assert found["second"]["views"][0]["plane"] == "longitudinal"
     assert found["second"]["views"][0]["taller_than_wide"] is None

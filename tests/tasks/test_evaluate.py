@@ -26,7 +26,7 @@ from sklearn.metrics import (
 from torch import Tensor
 
 from mtbench import cli
-from mtbench.errors import UsageError
+from mtbench.errors import DataError, UsageError
 from mtbench.training.task import Evaluation, Trained
 from mtbench_tasks._lesion import evaluating, judging, operating
 from mtbench_tasks._lesion.asking import Panel, together
@@ -129,9 +129,10 @@ def test_an_interval_covers_what_it_says() -> None:
     assert 0.9 < held / 200 < 0.985
 
 
-def test_no_interval_where_no_draw_differs() -> None:
-    found = judging.interval(judging.mean(np.ones(10), judging.weights([*"abcdefghij"])))
-    assert found.value == 1
+@pytest.mark.parametrize("same", [1.0, 135.7645019878171])  # sums of the second differ in a bit
+def test_no_interval_where_no_draw_differs(same: float) -> None:
+    found = judging.interval(judging.mean(np.full(10, same), judging.weights([*"abcdefghij"])))
+    assert found.value == pytest.approx(same)
     assert np.isnan([found.low, found.high]).all()
 
 
@@ -335,10 +336,21 @@ def test_the_page_stands_alone(clinic: Path, tmp_path: Path) -> None:
     assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(named)
 
 
+def test_what_is_odd_or_absent_is_told(clinic: Path, tmp_path: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
+    write(clinic.with_name("odd.csv"), [rows[0] | {"patient": "p0"}, *rows[1:]])
+    _, record = evaluated(clinic.with_name("odd.csv"), tmp_path)
+    assert any("look odd and are used" in note for note in record["notes"])
+    write(clinic.with_name("gone.csv"), [row | {"image": f"no{row['image']}"} for row in rows])
+    with pytest.raises(DataError, match=r"the first problem: .*no0.png: there is no such file"):
+        evaluated(clinic.with_name("gone.csv"), tmp_path)
+
+
 def test_images_of_one_kind_of_risk_have_no_curve(clinic: Path, tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
     write(clinic.with_name("benign.csv"), [r for r in rows if r["category"] in ("TR1", "TR2")])
     _, record = evaluated(clinic.with_name("benign.csv"), tmp_path)
+    assert any(note.startswith("all graded images are of low risk") for note in record["notes"])
     assert record["roc"] is record["calibration"] is record["decision"] is None
     assert record["operating"][0]["here"]["sensitivity"]["value"] is None
 

@@ -133,3 +133,9 @@ def test_the_command_writes_and_the_next_one_reads(mtbench: Mtbench, tmp_path: P
     assert (code, err) == (0, "")
     assert "readings of TR4" in out
     refused(mtbench("data", "export", "x", "--to", tmp_path / "d", "--task", "toy"), "to export")
+
+
+def test_what_could_not_be_written_is_named(mtbench: Mtbench, tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("image,mask,category\na.png,b.png,TR1\n")
+    line = ("data", "export", "manifest", "--data", tmp_path / "c.csv", "--to", tmp_path / "n")
+    refused(mtbench(*line), "no case with a mask", "first problem", "a.png: there is no such file")

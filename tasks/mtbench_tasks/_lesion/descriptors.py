@@ -46,13 +46,17 @@ Lexicon = tuple[Descriptor, ...]
 
 
 class Threshold(NamedTuple):
-    """From which size, in mm, a guideline asks for a biopsy and for follow-up; None: never."""
+    """From which size, in mm, a guideline asks for a biopsy and for follow-up; None: never.
+
+    Where `above`, it asks for it above that size only.
+    """
 
     system: str
     level: str
     biopsy: float | None
     follow_up: float | None
     source: str
+    above: bool = False
 
 
 def labels(cases: Sequence[Case], lexicon: Lexicon) -> Tensor:

@@ -61,6 +61,7 @@ def notes(
     *,
     left_out: int,
     problems: Sequence[str],
+    doubts: Sequence[str],
     known: bool,
     reduced: tuple[Sequence[str], int, Sequence[str], int] | None,
 ) -> Iterator[str]:
@@ -70,6 +71,7 @@ def notes(
         record: the numbers.
         left_out: how many images are of patients whom the model has seen.
         problems: what could not be read.
+        doubts: what looks odd and was used.
         known: whether the model knows its training's images.
         reduced: the data's grades and which of them is the first of high risk, and the model's,
             where both are reduced to low and high.
@@ -90,11 +92,16 @@ def notes(
         yield "the model does not know what it was trained on: see that none of it is here"
     if problems:
         yield f"{len(problems)} cases or rows could not be used; the first: {problems[0]}"
+    if doubts:
+        yield f"{len(doubts)} things look odd and are used; the first: {doubts[0]}"
     if record["patients"] < FEW:
         yield f"{record['patients']} patients are few: the intervals are too narrow"
     if not record["graded"]:
         yield "no image is graded: there is no ROC curve, no operating point and no calibration"
-    elif not record["operating"]:
+    elif record["roc"] is None:
+        risk = "high" if record["positive"] else "low"
+        yield f"all graded images are of {risk} risk: there is no AUROC and no curve"
+    if record["graded"] and not record["operating"]:
         yield "no threshold was fixed on validation, where both low and high risk are needed"
     if record["readers"] and "consensus" in record["reference"]:
         yield "each reader is part of the consensus that they are compared with, the model is not"

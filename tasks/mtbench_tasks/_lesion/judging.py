@@ -52,7 +52,7 @@ def interval(values: Floats) -> Interval:
     if not np.isfinite(values[0]) or len(drawn) < DEFINED * (len(values) - 1):
         return Interval(float(values[0]), np.nan, np.nan)
     low, high = np.percentile(drawn, LEVEL)
-    if low == high:
+    if np.isclose(low, high, rtol=1e-9, atol=0):  # the order of summing tells them apart
         low = high = np.nan
     return Interval(float(values[0]), float(low), float(high))
 

@@ -267,11 +267,12 @@ def _by_points(found: Mapping[str, Any] | None) -> str:
 def _thresholds(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[Level]]]:
     """Return each guideline, its source, and its levels as they are printed."""
 
-    def size(value: float | None) -> str:
-        return "–" if value is None else f"{value:g} mm"
+    def size(row: Mapping[str, Any], what: str) -> str:
+        more = "more than " * row["above"]
+        return "–" if row[what] is None else f"{more}{row[what]:g} mm"
 
     return [
-        (system, source, [(r["level"], size(r["biopsy"]), size(r["follow_up"])) for r in of])
+        (system, source, [(r["level"], size(r, "biopsy"), size(r, "follow_up")) for r in of])
         for (system, source), of in groupby(rows, lambda row: (row["system"], row["source"]))
     ]
 

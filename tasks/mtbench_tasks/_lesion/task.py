@@ -58,6 +58,11 @@ LEVELS = 4
 SHOWN = 10
 """Problems of the data that are recorded in words."""
 
+NO_VOLUME = (
+    "no volume: it needs one transverse and one longitudinal view (--plane) with a lesion, and the "
+    "spacing of both"
+)
+
 
 class LesionTask(Task):
     """Lesion mask and risk category, learnt from readers who differ.
@@ -550,6 +555,10 @@ class LesionTask(Task):
             looked = [look(path, number, to, plane)]
             if second is not None:
                 other = second / path.name if second.is_dir() else second
+                if other.resolve() == path.resolve():
+                    raise DataError(
+                        f"{path}: --second is the same file: give another image of the lesion"
+                    )
                 rest = plane[len(looked[0][0]["views"]) :]
                 looked.append(look(other, None, reading.beside(to, "_second"), rest))
             seen = [view for record, _ in looked for view in record["views"]]
@@ -558,8 +567,11 @@ class LesionTask(Task):
                     f"{path}: --plane names {len(plane)}, and {len(seen)} views are read: name "
                     "the plane of each"
                 )
+            measured = volume(seen)
             for record, write in looked:
-                record["volume"] = volume(seen)
+                record["volume"] = measured
+                if second is not None and measured is None:
+                    record["notes"].append(NO_VOLUME)
                 write()
             records = [record for record, _ in looked]
             return records[0] | {"second": records[1] if second is not None else None}
@@ -627,13 +639,15 @@ class LesionTask(Task):
             self.image_size,
             cache_dir(),
         )
+        problems = [*collection.problems, *prepared.broken.values()]
         fitted = [model.fitted for model in trained.members]
         seen = [known.get("seen") for known in fitted]
         chosen = evaluating.unseen(cases, prepared.hashes, [h for own in seen for h in own or ()])
         if not chosen:
+            why = f"; the first problem: {problems[0]}" if problems else ""
             raise DataError(
                 f"{data or source}: none of the {len(cases)} cases can be read and is of a patient "
-                "whom the model has not seen"
+                f"whom the model has not seen{why}"
             )
         split = CaseSplit(
             cases, prepared, [(i, len(cases[i].said) - 1) for i in chosen],
@@ -659,7 +673,8 @@ class LesionTask(Task):
             evaluation.notes(
                 record,
                 left_out=len(prepared.hashes) - len(chosen),
-                problems=[*collection.problems, *prepared.broken.values()],
+                problems=problems,
+                doubts=[*collection.doubts, *itertools.chain(*prepared.doubts.values())],
                 known=all(own is not None for own in seen),
                 reduced=None if same else (origin.grades, limit, self.grades, self.high),
             )
@@ -752,7 +767,9 @@ class LesionTask(Task):
         collection = cls._collection(source, data, grades)
         written, problems = nnunet.write(collection.cases, collection.grades, to)
         if not written:
-            raise DataError(f"{source}: has no case with a mask to write")
+            problems = [*collection.problems, *problems]
+            why = f"; the first problem: {problems[0]}" if problems else ""
+            raise DataError(f"{data or source}: has no case with a mask to write{why}")
         return Verdict(written, [*collection.problems, *problems], [])
 
     @classmethod

@@ -70,13 +70,13 @@ THRESHOLDS = (
     Threshold("ACR TI-RADS", "TR4", 15, 10, _ACR),
     Threshold("ACR TI-RADS", "TR5", 10, 5, _ACR),
     Threshold("EU-TIRADS", "2", None, None, _EU),
-    Threshold("EU-TIRADS", "3", 20, None, _EU),
-    Threshold("EU-TIRADS", "4", 15, None, _EU),
-    Threshold("EU-TIRADS", "5", 10, None, _EU),
+    Threshold("EU-TIRADS", "3", 20, None, _EU, above=True),
+    Threshold("EU-TIRADS", "4", 15, None, _EU, above=True),
+    Threshold("EU-TIRADS", "5", 10, None, _EU, above=True),
     Threshold("K-TIRADS", "2", None, None, _K),
-    Threshold("K-TIRADS", "3", 20, None, _K),
-    Threshold("K-TIRADS", "4", 10, None, _K),
-    Threshold("K-TIRADS", "5", 10, None, _K),
+    Threshold("K-TIRADS", "3", 20, None, _K, above=True),
+    Threshold("K-TIRADS", "4", 10, None, _K, above=True),
+    Threshold("K-TIRADS", "5", 10, None, _K, above=True),
 )
 """K-TIRADS 4 leaves it between 10 and 15 mm to the physician; the lower one stands here.
 
