@@ -12,7 +12,7 @@ from mtbench import seeding
 from mtbench.balancing.balancer import Aggregator, Balancer, Weighting, Wrapper, weighting
 from mtbench.balancing.engine import gramians, largest
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench.errors import StepError, UsageError
 from mtbench_baselines._groups import By, checked, grouped
 
 
@@ -80,6 +80,12 @@ class Grouped(Wrapper):
         """Find each group's direction, and apply them all."""
         step.release()
         groups = grouped("grouped", step, self.by, self.named)
+        if self.groups and len(self.groups) != len(groups):
+            raise StepError(
+                f"grouped: {len(self.groups)} groups of shared parameters in the first step, found "
+                f"{len(groups)} now: say shared=encoder.parameters(), so that each stays itself "
+                "where an objective has no label"
+            )
         self._grow(len(groups))
         jacobian = step.jacobian()
         sizes = [end - start for start, end in pairwise(step.offsets)]

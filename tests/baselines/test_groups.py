@@ -148,6 +148,13 @@ def test_refuses(make: Callable[[], Balancer], message: str) -> None:
         make()
 
 
+def test_groups_that_were_others_in_the_first_step_are_refused() -> None:
+    net, method = Net(), made("grouped+gradvac")
+    method.backward(net.step(0))
+    with pytest.raises(StepError, match="4 groups .* found 2 now: say shared="):
+        method.backward(net.step(1, shared=list(net.encoder[0].parameters())))
+
+
 def test_an_overflow_in_one_group_is_the_plain_sum_and_leaves_no_trace() -> None:
     for base in ("gramian_ema+mgda", "moco"):
         method = made(f"grouped+{base}")
