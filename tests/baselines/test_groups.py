@@ -151,7 +151,7 @@ def test_refuses(make: Callable[[], Balancer], message: str) -> None:
 def test_groups_that_were_others_in_the_first_step_are_refused() -> None:
     net, method = Net(), made("grouped+gradvac")
     method.backward(net.step(0))
-    with pytest.raises(StepError, match="4 groups .* found 2 now: say shared="):
+    with pytest.raises(StepError, match=r"4 groups .* found 2 now: say shared="):
         method.backward(net.step(1, shared=list(net.encoder[0].parameters())))
 
 
@@ -161,9 +161,10 @@ def test_an_overflow_in_one_group_is_the_plain_sum_and_leaves_no_trace() -> None
         net = Net()
         net.grads(method, 0)
         before = copy.deepcopy(method.state_dict())
-        x, y = (torch.ones(1, requires_grad=True) for _ in range(2))
-        losses = [x.sum() + y.sum(), x.sum(), (1 + (y - 1).abs().sqrt()).sum()]  # no slope at y = 1
-        method.backward(Step(losses, shared=[x, y]))
+        x, y, u, v = (torch.ones(1, requires_grad=True) for _ in range(4))
+        bent = (1 + (y - 1).abs().sqrt()).sum()  # no slope at y = 1
+        losses = [(x + y + u + v).sum(), x.sum(), bent]
+        method.backward(Step(losses, shared=[x, y, u, v]))
         assert x.grad.item() == 2
         assert not y.grad.isfinite().any()
         assert method.state_dict().keys() == before.keys()
