@@ -122,10 +122,9 @@ class Balancer(nn.Module, ABC):
     def __new__(cls, *first: Any, **named: Any) -> Self:
         """Refuse a parameter without its name, which would be taken for the seed."""
         if len(first) > 1:
-            called = cls.__module__.rpartition(".")[2]
             raise UsageError(
-                f"{called}: all but the first goes by its name, as in seed=0, found {first[1]!r} "
-                "without one"
+                f"{_name(cls)}: all but the first goes by its name, as in seed=0, found "
+                f"{first[1]!r} without one"
             )
         return super().__new__(cls)
 
@@ -318,7 +317,7 @@ class Balancer(nn.Module, ABC):
 
     @property
     def _called(self) -> str:
-        return type(self).__module__.rpartition(".")[2]
+        return _name(type(self))
 
     @abstractmethod
     def balance(self, step: Step) -> Tensor | None:
@@ -383,6 +382,11 @@ class Balancer(nn.Module, ABC):
                 own: Tensor = getattr(self, name)
                 setattr(self, name, own.new_empty(saved.shape, dtype=saved.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _name(method: type) -> str:
+    """Return what a method is called: its module's name."""
+    return method.__module__.rpartition(".")[2]
 
 
 def _asked(after_step: Callable[[Any, LossesFn], None]) -> Callable[[Any, LossesFn], None]:
