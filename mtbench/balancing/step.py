@@ -224,8 +224,9 @@ class Step(Passes):
 
     @cached_property
     def observed(self) -> Tensor:
-        """The K loss values as they are, detached, (K,)."""
-        return self._stacked().detach().float()
+        """The K loss values as they are, detached, (K,), float32 or what holds them if larger."""
+        found = self._stacked().detach()
+        return found.to(torch.promote_types(found.dtype, torch.float32))
 
     @cached_property
     def values(self) -> Tensor:
