@@ -747,6 +747,24 @@ def test_micro_batches_run_a_parameters_hook_once(
     same(*found)
 
 
+def test_micro_batches_are_of_one_model() -> None:
+    net = Net()
+    balancer = mtbench.balancer("mgda", num_objectives=2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for refused in (balancer.accumulate, balancer.backward):
+        balancer.accumulate(net.losses(slice(0, 6)))
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        with pytest.raises(StepError, match="moved since an earlier micro-batch: step the optim"):
+            refused(net.losses(slice(6, 12)))
+    optimizer.zero_grad()
+    balancer.backward(net.losses())  # nothing is left of what was refused
+    found = grads(net)
+    mtbench.balancer("mgda", num_objectives=2).backward(net.losses())
+    same(found, grads(net))
+
+
 def test_micro_batches_without_labels_and_by_name() -> None:
     net = Net()
     first, last = net.losses(slice(0, 6)), net.losses(slice(6, 12))
