@@ -463,6 +463,24 @@ def test_what_is_zero_at_first_is_no_head(name: str) -> None:
     assert all(seen)
 
 
+@pytest.mark.filterwarnings("ignore")  # dynamo's own
+@pytest.mark.parametrize("name", ["ew", "cagrad", "config"])
+def test_a_hook_between_what_is_compiled_apart_sees_no_nan(name: str) -> None:
+    net, seen = Net(2), []
+    expected = made(net, name)
+    with torch._functorch.config.patch(donated_buffer=False):
+        encoder = torch.compile(net.encoder, backend="aot_eager")
+        z = encoder(net.x)
+        z.register_hook(lambda g: seen.append(bool(g.isfinite().all())))
+        z.retain_grad()
+        mtbench.balancer(name, num_objectives=2).backward(net.of(z))
+    same(grads(net), expected)
+    assert seen
+    assert all(seen)
+    assert z.grad is not None
+    assert z.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("kind", ["pre", "post"])
 def test_a_hook_on_a_layers_node(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from mtbench.balancing import layers
