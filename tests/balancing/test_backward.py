@@ -384,7 +384,7 @@ def test_parameters_that_others_hold_are_refused(mark: str) -> None:
 
 def test_a_direction_says_nothing_of_what_is_left_out() -> None:
     net = Net()
-    with pytest.raises(StepError, match="shared= leaves out 2 parameters that several losses"):
+    with pytest.raises(StepError, match="2 parameters that several losses reach are beside the"):
         made(net, "graddrop", shared=net.encoder[2].parameters())
 
 
