@@ -73,18 +73,17 @@ class Loop:
         """Go through an epoch, or what is left of it."""
         at = self.record.at
         self.learner.model.train()
-        begin = saved = time.perf_counter()
+        begin = time.perf_counter()
         while at.position < self.batches.steps:
             self.step(self.batches.at(at.epoch, at.position))
             at.position += 1
             if at.position == self.batches.steps or self._due():
                 self.count()
-            since = time.perf_counter() - saved
-            saving = since > self.checkpoint_seconds and at.position < self.batches.steps
-            if saving and not self.numbers.pending:
+            due = self.record.age > self.checkpoint_seconds and at.position < self.batches.steps
+            if due and not self.numbers.pending:
                 at.seconds += time.perf_counter() - begin
                 self.record.checkpoint()
-                begin = saved = time.perf_counter()
+                begin = time.perf_counter()
         self.learner.balancer.after_epoch()
         at.seconds += time.perf_counter() - begin
 
