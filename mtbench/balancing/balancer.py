@@ -198,9 +198,10 @@ class Balancer(nn.Module, ABC):
                 "DistributedDataParallel; or ranks=ALONE if each process trains by itself"
             )
         self.watch.look(self._called, self.parameters(), self._hooks(), step.transient)
-        if self._held is not None:
-            self._held.add(step)
-            step, self._held = self._held.step(step), None
+        held, self._held = self._held, None
+        if held is not None:
+            held.add(step)
+            step = held.step(step)
         self.notes = {}
         values = step.host_values
         overflows = not math.isfinite(sum(values.tolist()))
@@ -243,8 +244,9 @@ class Balancer(nn.Module, ABC):
                 "one batch's: hand over whole batches"
             )
         step, _ = self._step(losses, said)
-        self._held = self._held or Held(self.num_objectives)
-        self._held.add(step)
+        held, self._held = self._held or Held(self.num_objectives), None
+        held.add(step)
+        self._held = held
 
     def _step(self, losses: Step | Losses, said: Said) -> tuple[Step, tuple[str, ...]]:
         """Return what was handed over as this balancer's step, and the objectives' names."""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import UsageError
-from mtbench.plugins.code import PREFIX
 
 Batch = dict[str, Any]
 """What a split yields. ``batch["inputs"]`` goes to the encoder; the rest is the task's own.
@@ -406,4 +405,4 @@ class Task(ABC):
 
 
 def _name(task: type[Task]) -> str:
-    return task.__module__.rpartition(".")[2].removeprefix(PREFIX)
+    return task.__module__.rpartition(".")[2]
