@@ -1,10 +1,10 @@
 """The optimizer and the learning rate that a recipe asks for."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
 from mtbench.errors import UsageError
 from mtbench.training.task import Recipe
@@ -24,17 +24,27 @@ class Descent:
     is moved by AdamW. Muon's updates are made as long as AdamW's (arXiv 2502.16982, which is
     ``adjust_lr_fn="match_rms_adamw"`` in torch), so that one learning rate serves both.
 
+    ``lbfgs`` leaves the method's own parameters to AdamW.
+
     Args:
         recipe: says how.
         learner: what is moved.
         steps: of the whole run.
 
     Raises:
-        UsageError: Muon finds no matrix.
+        UsageError: Muon finds no matrix, or L-BFGS no function.
     """
 
     def __init__(self, recipe: Recipe, learner: Learner, steps: int) -> None:
         self._recipe, self._steps = recipe, steps
+        self._optimizers: list[optim.Optimizer]
+        if recipe.optimizer == "lbfgs":
+            self._optimizers = [_search(recipe, learner, steps)]
+            self._factors = [[1.0]]
+            if own := list(learner.balancer.parameters()):
+                self._optimizers.append(optim.AdamW(own, recipe.lr, weight_decay=0.0, fused=True))
+                self._factors.append([1.0])
+            return
         model, matrices = learner.model, []
         if recipe.optimizer == "muon":
             matrices = [p for p in model.encoder.parameters() if p.ndim == 2]
@@ -62,7 +72,7 @@ class Descent:
             first = optim.Adam(groups, fused=True, **given)
         else:
             first = optim.AdamW(groups, fused=True, **given)
-        self._optimizers: list[optim.Optimizer] = [first]
+        self._optimizers = [first]
         self._factors = [[factor for factor, _ in parts] + [1.0] * bool(own)]
         if matrices:
             self._optimizers.append(optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **given))
@@ -76,10 +86,22 @@ class Descent:
                 group["lr"] = lr * factor
         return lr
 
-    def step(self) -> None:
-        """Move."""
+    def step(self, weights: Tensor | None, evaluate: Callable[[Tensor], float]) -> None:
+        """Move.
+
+        Args:
+            weights: (K,), that the method returned.
+            evaluate: returns the losses' sum with such weights, where the model is then, and
+                writes its gradient. L-BFGS asks it.
+
+        Raises:
+            UsageError: L-BFGS has no function to ask.
+        """
         for optimizer in self._optimizers:
-            optimizer.step()
+            if isinstance(optimizer, _LineSearch):
+                optimizer.along(weights, evaluate)
+            else:
+                optimizer.step()
 
     def zero_grad(self) -> None:
         """Forget every gradient."""
@@ -96,6 +118,44 @@ class Descent:
         parts = state["parts"] if len(self._optimizers) > 1 else [state]
         for optimizer, part in zip(self._optimizers, parts, strict=True):
             optimizer.load_state_dict(part)
+
+
+class _LineSearch(optim.LBFGS):
+    """L-BFGS on a sum of losses, which forgets what it knows of the one with other weights."""
+
+    def along(self, weights: Tensor | None, evaluate: Callable[[Tensor], float]) -> None:
+        """Lower the losses' sum with these weights."""
+        if weights is None:
+            raise UsageError(
+                "optimizer=lbfgs lowers the losses' weighted sum, and this method has no weights: "
+                "choose another method or optimizer"
+            )
+        group, shown = self.param_groups[0], weights.tolist()
+        if group.get("weights") != shown:
+            self.state.clear()
+            group["weights"] = shown
+        super().step(lambda: evaluate(weights))  # type: ignore[no-untyped-call]
+
+
+def _search(recipe: Recipe, learner: Learner, steps: int) -> _LineSearch:
+    """Return L-BFGS for a model, where there is a function that it can lower."""
+    if not learner.balancer.is_weighted_sum:
+        raise UsageError(
+            "optimizer=lbfgs lowers the losses' weighted sum, and this method's direction is the "
+            "gradient of no such sum: choose another method or optimizer"
+        )
+    if steps > recipe.epochs:
+        raise UsageError(
+            "optimizer=lbfgs takes the whole training split as one batch, found "
+            f"{steps // recipe.epochs} batches of {recipe.batch_size}: raise batch_size"
+        )
+    for name, module in learner.model.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            raise UsageError(
+                "optimizer=lbfgs wants the same losses whenever it looks, and the model's "
+                f"{name} is a {type(module).__name__}: choose another optimizer"
+            )
+    return _LineSearch(learner.model.parameters(), recipe.lr, line_search_fn="strong_wolfe")
 
 
 def _without(parameters: Iterable[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
