@@ -59,8 +59,8 @@ class Recipe:
             the method's weights and lowers the losses' sum with these, heads included, by 20
             iterations of L-BFGS with a line search, at up to 25 further evaluations. What it has
             learnt of the sum's curvature is kept while the weights stay. It wants the training
-            split as one batch, the same at each look, and a method that weights losses; ``lr`` is
-            where its line search begins, usually 1.
+            split as one batch, the same at each look, and a method that weights losses and has no
+            parameter of its own; ``lr`` is where its line search begins, usually 1.
         encoder_lr: the encoder's learning rate, as a multiple of ``lr``, which all else has.
         weight_decay: of the model's parameters; a balancer's own get none.
         schedule: ``cosine`` rises linearly over the first 5 % of the steps and falls to zero;

@@ -146,16 +146,6 @@ def test_lbfgs_remembers_the_sum_it_knows_and_no_other(second: list[float]) -> N
     assert torch.equal(lowered(first, second), ends[first == second])
 
 
-def test_lbfgs_leaves_a_methods_own_parameters_to_adamw() -> None:
-    it = learner(method="uw")
-    descent = Descent(line(lr=0.1), it, 4)
-    (own,) = it.balancer.parameters()
-    before = own.detach().clone()
-    own.grad = torch.tensor([1.0, -2.0])
-    descent.step(torch.ones(2), valley(it))
-    torch.testing.assert_close(own.detach(), before - 0.1 * torch.tensor([1.0, -1.0]))
-
-
 @pytest.mark.parametrize("method", ["rlar", "cyclic+mgda", "norm_matched+samo+ew"])
 def test_lbfgs_wants_a_weighted_sum(method: str) -> None:
     with pytest.raises(UsageError, match=r"optimizer=lbfgs lowers .* gradient of no such sum"):
@@ -166,6 +156,8 @@ def test_lbfgs_wants_weights_one_batch_and_no_dropout() -> None:
     it = learner()
     with pytest.raises(UsageError, match="and this method has no weights"):
         Descent(line(), it, 4).step(None, unasked)
+    with pytest.raises(UsageError, match="this method has parameters of its own to move"):
+        Descent(line(), learner(method="uw"), 4)
     with pytest.raises(UsageError, match="found 3 batches of 16: raise batch_size"):
         Descent(line(), it, 12)
     with pytest.raises(

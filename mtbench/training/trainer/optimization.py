@@ -24,8 +24,6 @@ class Descent:
     is moved by AdamW. Muon's updates are made as long as AdamW's (arXiv 2502.16982, which is
     ``adjust_lr_fn="match_rms_adamw"`` in torch), so that one learning rate serves both.
 
-    ``lbfgs`` leaves the method's own parameters to AdamW.
-
     Args:
         recipe: says how.
         learner: what is moved.
@@ -37,14 +35,8 @@ class Descent:
 
     def __init__(self, recipe: Recipe, learner: Learner, steps: int) -> None:
         self._recipe, self._steps = recipe, steps
-        self._optimizers: list[optim.Optimizer]
         if recipe.optimizer == "lbfgs":
-            self._optimizers = [_search(recipe, learner, steps)]
-            self._factors = [[1.0]]
-            if own := list(learner.balancer.parameters()):
-                self._optimizers.append(optim.AdamW(own, recipe.lr, weight_decay=0.0, fused=True))
-                self._factors.append([1.0])
-            return
+            _refuse_to_search(recipe, learner, steps)
         model, matrices = learner.model, []
         if recipe.optimizer == "muon":
             matrices = [p for p in model.encoder.parameters() if p.ndim == 2]
@@ -70,9 +62,11 @@ class Descent:
             first = optim.SGD(groups, momentum=MOMENTUM, fused=True, **given)
         elif recipe.optimizer == "adam":
             first = optim.Adam(groups, fused=True, **given)
+        elif recipe.optimizer == "lbfgs":
+            first = _LineSearch(groups, recipe.lr, line_search_fn="strong_wolfe")
         else:
             first = optim.AdamW(groups, fused=True, **given)
-        self._optimizers = [first]
+        self._optimizers: list[optim.Optimizer] = [first]
         self._factors = [[factor for factor, _ in parts] + [1.0] * bool(own)]
         if matrices:
             self._optimizers.append(optim.Muon(matrices, adjust_lr_fn="match_rms_adamw", **given))
@@ -137,12 +131,17 @@ class _LineSearch(optim.LBFGS):
         super().step(lambda: evaluate(weights))  # type: ignore[no-untyped-call]
 
 
-def _search(recipe: Recipe, learner: Learner, steps: int) -> _LineSearch:
-    """Return L-BFGS for a model, where there is a function that it can lower."""
+def _refuse_to_search(recipe: Recipe, learner: Learner, steps: int) -> None:
+    """Refuse L-BFGS where there is no function that it could lower."""
     if not learner.balancer.is_weighted_sum:
         raise UsageError(
             "optimizer=lbfgs lowers the losses' weighted sum, and this method's direction is the "
             "gradient of no such sum: choose another method or optimizer"
+        )
+    if any(True for _ in learner.balancer.parameters()):
+        raise UsageError(
+            "optimizer=lbfgs moves the model, and this method has parameters of its own to move: "
+            "train with adam, and go on by lbfgs with --method ls --weights-from RUN --init RUN"
         )
     if steps > recipe.epochs:
         raise UsageError(
@@ -155,7 +154,6 @@ def _search(recipe: Recipe, learner: Learner, steps: int) -> _LineSearch:
                 "optimizer=lbfgs wants the same losses whenever it looks, and the model's "
                 f"{name} is a {type(module).__name__}: choose another optimizer"
             )
-    return _LineSearch(learner.model.parameters(), recipe.lr, line_search_fn="strong_wolfe")
 
 
 def _without(parameters: Iterable[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
