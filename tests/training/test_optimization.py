@@ -138,7 +138,7 @@ def test_lbfgs_remembers_the_sum_it_knows_and_no_other(second: list[float]) -> N
         optimizer = torch.optim.LBFGS(it.model.parameters(), line_search_fn="strong_wolfe")
         for some in (first, second):
             weights = torch.tensor(some)
-            optimizer.step(lambda w=weights, it=it: valley(it)(w))  # type: ignore[no-untyped-call, misc]
+            optimizer.step(lambda w=weights, it=it: valley(it)(w))  # type: ignore[no-untyped-call]
             if not remembers:
                 optimizer.state.clear()
         ends[remembers] = nn.utils.parameters_to_vector(it.model.parameters()).detach()
