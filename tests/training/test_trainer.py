@@ -334,7 +334,7 @@ def test_the_first_checkpoints_which_name_no_cell_are_gone_on_with(
         assert state is not None
         del state["cell"]
         state.pop("code", None)
-        for later in ("started", "validation_passes", "selection"):
+        for later in ("started", "validation_passes", "search_passes", "selection"):
             state.get("progress", {}).pop(later, None)
         run.save(name, state)
     again, observer = train(tiny, tmp_path)

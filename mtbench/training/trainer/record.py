@@ -57,6 +57,7 @@ class Progress:
     started: float = field(default_factory=time.time)  # in seconds since 1970
     notes: dict[str, list[float]] = field(default_factory=dict)  # sum and count of each, so far
     validation_passes: int = 0  # asked by the method beside the steps' own
+    search_passes: int = 0  # asked by the optimizer, each with its backward pass
     selection: str = SELECTION  # the rule of `best_score`
 
 

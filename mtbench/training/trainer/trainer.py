@@ -221,6 +221,7 @@ class Trainer:
             "peak_mib": record.measure_memory(),
             "passes": self.method.passes,
             "validation_passes": record.at.validation_passes,
+            "search_passes": record.at.search_passes,
             "parameters": sum(p.numel() for p in loop.learner.model.parameters()),
         }
 
