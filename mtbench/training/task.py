@@ -321,7 +321,7 @@ class Task(ABC):
         """Apply a trained model to a user's file.
 
         Further keyword-only parameters become options of ``mtbench predict``. One that is a path
-        may be a single file only where a single one is read.
+        is a file here: if several are read, or a folder was given, that at the same place in it.
 
         Args:
             trained: the model.
