@@ -186,12 +186,15 @@ class Trained:
         name: which one it is, for a person.
         fitted: what `Task.fit` returned; empty where it has not been asked.
         others: further models of the same task, to be asked together with this one.
+        init: which weights it started from, by their hash: those of another model, which has seen
+            what it was trained on; None where it began fresh.
     """
 
     predictor: Predictor
     name: str
     fitted: Mapping[str, Any]
     others: "tuple[Trained, ...]" = ()
+    init: str | None = None
 
     @property
     def members(self) -> "tuple[Trained, ...]":

@@ -32,6 +32,8 @@ from mtbench_tasks._lesion import evaluating, judging, operating
 from mtbench_tasks._lesion.asking import Panel, together
 from mtbench_tasks._lesion.cases import Case, Reading, digest
 from mtbench_tasks._lesion.doubts import perceptual
+from mtbench_tasks._lesion.familiar import Familiar
+from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks._lesion.network import Described, Risk
 from mtbench_tasks.thyroid import Thyroid, acr, phantom
 from tests.conftest import Mtbench
@@ -182,8 +184,8 @@ def test_patients_who_share_an_image_are_one() -> None:
     assert [c.patient for c in found] == ["a", "b", "c", "d", "a", "b"]
     assert merged == 2
     assert evaluating.unseen(found, hashes, [hashes[4][0]]) == [1, 2, 3, 5]
-    alone, none = evaluating.joined(cases[:4], ["", "", "", ""], {2: hashes[2], 3: ()})
-    assert (alone, none) == (cases[:4], 1)  # what could not be read (0, 1) has no image to share
+    broken, joined = evaluating.joined(cases, [""] * 6, {})  # what cannot be read has no image
+    assert (broken, joined) == (cases, 0)
 
 
 def test_one_reader_may_be_the_truth() -> None:
@@ -407,6 +409,17 @@ def test_what_is_odd_or_absent_is_told(clinic: Path, tmp_path: Path) -> None:
     write(clinic.with_name("gone.csv"), [row | {"image": f"no{row['image']}"} for row in rows])
     with pytest.raises(DataError, match=r"the first problem: .*no0.png: there is no such file"):
         evaluated(clinic.with_name("gone.csv"), tmp_path)
+
+
+def test_what_the_model_may_have_seen_or_not_know_is_told(clinic: Path, tmp_path: Path) -> None:
+    """Weights of another model have seen what it was trained on; another organ looks otherwise."""
+    grids = [to_input(c.image, 64)[0].numpy() for c in phantom.load(size=30, readers=1).cases]
+    fitted = FITTED | {"familiar": Familiar.fit(grids).to_json()}
+    task = Thyroid(image_size=64, width=2)
+    found = task.evaluate(Trained(dark, "dark", fitted, init="abc"), clinic, tmp_path)
+    assert any("started from another's weights" in note for note in found.notes)
+    assert any(note.startswith("30 of 30 images do not look like") for note in found.notes)
+    assert evaluating.unlike(Trained(dark, "dark", fitted), np.array(grids)[:, None]) <= 1
 
 
 def test_images_of_one_kind_of_risk_have_no_curve(clinic: Path, tmp_path: Path) -> None:

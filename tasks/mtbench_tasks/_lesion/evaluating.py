@@ -8,11 +8,13 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from mtbench.errors import UsageError
+from mtbench.training.task import Trained
 from mtbench_tasks._lesion import judging
 from mtbench_tasks._lesion.agreement import MODEL, agreement
 from mtbench_tasks._lesion.asking import Answer, Ask, together
@@ -20,6 +22,7 @@ from mtbench_tasks._lesion.calipers import calipers
 from mtbench_tasks._lesion.cases import Case
 from mtbench_tasks._lesion.descriptors import Lexicon
 from mtbench_tasks._lesion.doubts import NEAR, copies, parts
+from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.grid import Placement
 from mtbench_tasks._lesion.judging import Flags, Floats
 from mtbench_tasks._lesion.scores import overlap
@@ -138,6 +141,14 @@ def unseen(
         <= NEAR
     }
     return [i for i in hashes if cases[i].patient not in met]
+
+
+def unlike(trained: Trained, inputs: NDArray[np.float32]) -> int:
+    """Return how many images, (N, 1, S, S), do not look like a model's training images."""
+    if (known := trained.fitted.get("familiar")) is None:
+        return 0
+    familiar = Familiar.of(known)
+    return sum(familiar.doubt(grid[0]) is not None for grid in inputs)
 
 
 def reduced(ask: Ask, high: int) -> Ask:

@@ -64,6 +64,8 @@ def notes(
     problems: Sequence[str],
     doubts: Sequence[str],
     known: bool,
+    started: bool,
+    unlike: int,
     reduced: tuple[Sequence[str], int, Sequence[str], int] | None,
 ) -> Iterator[str]:
     """Yield what a person should know before they believe the numbers.
@@ -75,6 +77,8 @@ def notes(
         problems: what could not be read.
         doubts: what looks odd and was used.
         known: whether the model knows its training's images.
+        started: whether it started from another model's weights.
+        unlike: how many images do not look like the training's.
         reduced: the data's grades and which of them is the first of high risk, and the model's,
             where both are reduced to low and high.
     """
@@ -103,6 +107,16 @@ def notes(
         )
     if not known:
         yield "the model does not know what it was trained on: see that none of it is here"
+    if started:
+        yield (
+            "the model started from another's weights (--init), and does not know what that one "
+            "was trained on: see that none of it is here"
+        )
+    if unlike:
+        yield (
+            f"{unlike} of {record['images']} images do not look like the training's: are they of "
+            "the same organ, the right way up?"
+        )
     if problems:
         yield f"{len(problems)} cases or rows could not be used; the first: {problems[0]}"
     if doubts:

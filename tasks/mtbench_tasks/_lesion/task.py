@@ -706,6 +706,8 @@ class LesionTask(Task):
                 problems=problems,
                 doubts=[*collection.doubts, *itertools.chain(*prepared.doubts.values())],
                 known=all(own is not None for own in seen),
+                started=any(model.init for model in trained.members),
+                unlike=evaluating.unlike(trained, prepared.inputs[chosen]),
                 reduced=None if same else (origin.grades, limit, self.grades, self.high),
             )
         )
