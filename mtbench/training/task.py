@@ -205,12 +205,15 @@ class Trained:
         name: which one it is, for a person.
         fitted: what `Task.fit` returned; empty where it has not been asked.
         others: further models of the same task, to be asked together with this one.
+        init: which weights it started from, by their hash: those of another model, which has seen
+            what it was trained on; None where it began fresh.
     """
 
     predictor: Predictor
     name: str
     fitted: Mapping[str, Any]
     others: "tuple[Trained, ...]" = ()
+    init: str | None = None
 
     @property
     def members(self) -> "tuple[Trained, ...]":
@@ -340,7 +343,7 @@ class Task(ABC):
         """Apply a trained model to a user's file.
 
         Further keyword-only parameters become options of ``mtbench predict``. One that is a path
-        may be a single file only where a single one is read.
+        is a file here: if several are read, or a folder was given, that at the same place in it.
 
         Args:
             trained: the model.

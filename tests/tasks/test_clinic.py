@@ -614,6 +614,19 @@ def test_run_records_and_strict_stops(mtbench: Mtbench, folder: Path, tmp_path: 
     assert "are spelt alike" in err
 
 
+@pytest.mark.parametrize("strict", [("--strict",), ("--strict", "true"), ("--strict=yes",)])
+def test_strict_makes_of_what_looks_odd_a_problem(
+    mtbench: Mtbench, folder: Path, strict: tuple[str, ...]
+) -> None:
+    line = ("data", "verify", "manifest", "--data", table(folder, spacing=lambda i: "8"))
+    assert mtbench(*line)[0] == 0
+    code, printed, err = mtbench(*line, *strict)
+    assert (code, err) == (2, "")
+    assert printed.startswith("looks odd: ")
+    assert printed.endswith("problems: 24\n")
+    assert mtbench("data", "verify", "manifest", "--data", table(folder), *strict)[0] == 0
+
+
 def test_verify_is_of_the_grades_that_are_given(mtbench: Mtbench, folder: Path) -> None:
     line = ("data", "verify", "manifest", "--data", table(folder, category=lambda i: "ab"[i % 2]))
     code, printed, _ = mtbench(*line)
