@@ -24,6 +24,7 @@ from mtbench.errors import DataError, RunError
 from mtbench.plugins.code import core_digest
 from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
 from mtbench.training.machine.locks import HeldError
+from mtbench.training.trained.frozen import frozen_weights
 from mtbench.training.trainer import record, trainer
 from mtbench.training.trainer.record import OutdatedError
 from mtbench_baselines.ls import LinearScalarization
@@ -237,6 +238,81 @@ def test_what_a_suite_fixes_is_not_searched(make: Made) -> None:
     ls = grid.entries[1]
     weights = [ls.setting(0, trial)[1].params["weights"] for trial in (None, 0, 1)]
     assert weights == [(2.0, 1.0)] * 3
+
+
+FROZEN = {"name": "ls", "weights_from": "uw", "label": "ls frozen"}
+BEST = FROZEN | {"weights_from": "best", "label": "ls of the best"}
+
+
+def test_a_row_has_the_weights_of_another_as_constants(make: Made, tmp_path: Path) -> None:
+    """Of the same repetition and seed; and its learning rate, for only the dynamics are gone."""
+    last = FROZEN | {"weights_of": "final", "label": "last"}
+    budget = {"trials": 2, "seeds": 1, "repetitions": 2}
+    grid = make(methods=[BEST, FROZEN, last, "ew", "uw"], budget=budget, against=["uw"])
+    said = [str(cell).removeprefix("tiny epochs=1 ") for cell in grid.cells[:9]]
+    assert said[4:] == [
+        f"{row} seed 0" for row in ("ew", "uw", "ls of the best", "ls frozen", "last")
+    ]
+    assert len(work(grid, tmp_path)) == 2 * (2 * 2 + 2 + 2)  # uw is the best that moves: one cell
+    states = Survey(grid, tmp_path).look()
+    assert {state.status for state in states.values()} == {"finished"}
+    runs = {(cell.entry.label, cell.seed): states[cell].run for cell in grid.cells}
+    for seed in (0, 1):
+        source, same = (runs[row, seed] for row in ("uw", "ls of the best"))
+        assert source is not None
+        theirs = RunDirectory(source).spec()
+        for row, kind in (("ls frozen", "mean"), ("last", "final")):
+            path = runs[row, seed]
+            assert path is not None
+            spec = RunDirectory(path).spec()
+            weights = frozen_weights(RunDirectory(source), kind, "tiny")  # type: ignore[arg-type]
+            assert spec.method_params["weights"] == weights != [1.0, 1.0]
+            assert (spec.recipe, spec.seed, spec.data) == (theirs.recipe, seed, theirs.data)
+        assert same == runs["ls frozen", seed]
+    assert work(grid, tmp_path) == []
+    [board] = leaderboard.boards(list(find_runs([tmp_path])), "uw")
+    assert board.rows["complete"].all()
+    assert (
+        "ls of the best has, as constants, the weights that were found by: uw (2)" in board.remarks
+    )
+
+
+def test_who_needs_anothers_weights_takes_it_along(make: Made, tmp_path: Path) -> None:
+    budget = {"trials": 2, "seeds": 1, "repetitions": 2}
+    grid = make(methods=["ew", "uw", FROZEN], budget=budget)
+    [title] = grid.tasks
+    part = Grid(replace(grid.order, repetitions={(title, "ls frozen"): 1}))
+    assert {cell.entry.label for cell in part.cells} == {"uw", "ls frozen"}
+    last = len(part.cells) - 1
+    trained = [RunDirectory(path).spec() for path in work(part, tmp_path, [last])]
+    assert [(s.method, s.stage) for s in trained] == [
+        ("uw", "trial"), ("uw", "trial"), ("uw", "final"), ("ls", "final"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        (["graddrop", FROZEN | {"weights_from": "graddrop"}], "has no weights on record"),
+        (["ew", BEST], "no weights from best: no row has weights that move"),
+    ],
+)
+def test_a_row_whose_weights_nobody_found_fails_alone(
+    make: Made, tmp_path: Path, methods: list[Any], said: str
+) -> None:
+    grid = make(methods=methods, budget={"trials": 0, "seeds": 1})
+    assert len(work(grid, tmp_path)) == 1
+    first, second = Survey(grid, tmp_path).look().values()
+    assert (first.status, second.status, second.run) == ("finished", "failed", None)
+    assert said in second.note
+
+
+def test_a_source_that_diverged_has_no_weights(make: Made, tmp_path: Path) -> None:
+    task = {"name": "tiny", "set": {"explode": True}, "recipe": {"epochs": 1}}
+    grid = make(methods=["uw", FROZEN], budget={"trials": 0, "seeds": 1}, tasks=[task])
+    work(grid, tmp_path)
+    *_, last = Survey(grid, tmp_path).look().values()
+    assert "uw seed 0 has not finished" in last.note
 
 
 def test_final_cells_have_the_best_trials_parameters(make: Made, tmp_path: Path) -> None:

@@ -168,9 +168,7 @@ def resample(
         raise UsageError(f"samples must be paired by seed, found {lengths} seeds")
     depth = max(array.ndim for array in arrays)
     rows = [_by_seed(array.reshape((1,) * (depth - array.ndim) + array.shape)) for array in arrays]
-    draws = np.random.default_rng(seed).integers(
-        lengths[0], size=(resamples, drawn or lengths[0])
-    )
+    draws = np.random.default_rng(seed).integers(lengths[0], size=(resamples, drawn or lengths[0]))
     size = max(1, _CHUNK // sum(array.size for array in arrays))
     return np.concatenate(
         [

@@ -229,7 +229,7 @@ class Grid:
         return spec.model_copy(update=params)
 
     def claim(self, cell: Cell, trial: int | None, weights_from: str = "") -> Claim:
-        """Return what the suite says of a cell that has a trial's parameters, or a row's weights."""
+        """Return what the suite says of a cell: of a trial's parameters, or of a row's weights."""
         suite, entry = self.suite, cell.entry
         return Claim(
             suite=suite.name,

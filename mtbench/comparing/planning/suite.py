@@ -84,9 +84,9 @@ class TaskSetting(_Strict):
                 raise ValueError(f"{key!r} is in set and in resample")
             if parts != EACH and not _are_folds(key, parts):
                 raise ValueError(
-                    f"resample: a list must be the folds of one collection, fold = [\"1/n\", ..., "
-                    f"\"n/n\"] or [0, ..., n - 1], found {key} = {parts}; populations of their own "
-                    f"are {key} = \"{EACH}\""
+                    f'resample: a list must be the folds of one collection, fold = ["1/n", ..., '
+                    f'"n/n"] or [0, ..., n - 1], found {key} = {parts}; populations of their own '
+                    f'are {key} = "{EACH}"'
                 )
         return self
 

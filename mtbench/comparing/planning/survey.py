@@ -303,9 +303,8 @@ def _other(state: State, spec: Spec) -> tuple[str, ...]:
     made = RunDirectory(state.run).spec()
     plugins = sorted({*made.plugins, *spec.plugins})
     names = [name for name in plugins if made.plugins.get(name) != spec.plugins.get(name)]
-    fields = [
-        field
-        for field in type(spec).model_fields
-        if field not in ("data", "plugins") and getattr(made, field) != getattr(spec, field)
-    ]
+    theirs, ours = (
+        one.model_dump(mode="json", exclude={"data", "plugins"}) for one in (made, spec)
+    )
+    fields = [field for field in ours if theirs[field] != ours[field]]
     return (*state.other, *names, *fields)

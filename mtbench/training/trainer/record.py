@@ -251,9 +251,7 @@ def refuse_outdated(file: Path, state: Mapping[str, Any]) -> None:
             "to train this cell from its start"
         )
     if state.get("code", core_digest()) != core_digest():
-        raise OutdatedError(
-            f"{file}: was begun with other code of mtbench: {_REMEDY}"
-        )
+        raise OutdatedError(f"{file}: was begun with other code of mtbench: {_REMEDY}")
     rule = vars(Progress()) | dict(state.get("progress", {}))
     if rule["selection"] != SELECTION:
         raise OutdatedError(
