@@ -12,14 +12,18 @@ _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$",
-    "−": r"$-$", "·": r"$\cdot$", "≈": r"$\approx$", "<": r"\textless{}", ">": r"\textgreater{}",
+    "−": r"$-$", "·": r"$\cdot$", "≈": r"$\approx$", "–": "--", "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
 
 
 _GREEK = dict(
     zip(
         "αβγδεζηθκλμνξπρστφχψω",
-        ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "kappa", "lambda", "mu", "nu", "xi", "pi", "rho", "sigma", "tau", "phi", "chi", "psi", "omega"],
+        re.findall(
+            r"\w+",
+            "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau "
+            "phi chi psi omega",
+        ),
         strict=True,
     )
 )

@@ -22,6 +22,9 @@ SIZE, GAP = 8.0, 8.0
 LABEL = 0.4
 """The largest share of the width that names of methods have; longer ones are broken."""
 
+PIECE = 8
+"""Characters of a long name that are not parted."""
+
 SHOWN = ("Δm", "−", "rank", "cost")
 """Beside the metrics, what a table has by default, by the beginnings of the columns' names."""
 
@@ -33,7 +36,7 @@ def to_latex(
 ) -> str:
     """Return boards as LaTeX: tasks side by side, if there are several, and each of them.
 
-    It needs the packages booktabs and amssymb.
+    It needs the package booktabs.
 
     Args:
         found: the boards.
@@ -76,7 +79,7 @@ def _board(board: Board, number: int, columns: Sequence[str] | None, width: Widt
     order = sorted(shown.index, key=lambda i: shown.at[i, "method"] != board.reference)
     apart = 1 if board.reference is not None else 0
     rows = [[_cell(shown.at[i, c], best[c][i], c == "method") for c in shown] for i in order]
-    plain = [[str(shown.at[i, c]) for c in shown] for i in order]
+    plain = [[_signed(str(shown.at[i, c])) for c in shown] for i in order]
     label = re.sub(r"\W+", "-", board.title.split(" ")[0])
     return _tables(
         list(map(str, shown.columns)), rows, plain, apart, _caption(board, base in shown),
@@ -92,8 +95,8 @@ def _caption(board: Board, compared: bool) -> str:
     trials = board.suite.trials if board.suite is not None else int(board.rows["trials"].max())
     said = [
         f"{first.task}: test split, mean ± standard deviation, {count} {board.unit}s; "
-        f"{trials} trials and {first.recipe['epochs']} epochs of batches of "
-        f"{first.recipe['batch_size']} each"
+        f"{trials or 'no'} trials each, {first.recipe['epochs']} epochs of batches of "
+        f"{first.recipe['batch_size']}"
     ]
     if board.reference is not None:
         said.append(f"Δm against {board.reference} with 95 % bootstrap intervals, lower is better")
@@ -118,7 +121,7 @@ def _side_by_side(boards: Sequence[Board], width: Width) -> str:
         known = table[table["complete"] & table["delta_m"].notna()].to_dict("index")
         for i, name in enumerate(order):
             row = known.get(name)
-            text = f"{row['delta_m']:.2f}{_SIGNS.get(row['told'], '')}" if row else "–"
+            text = _signed(f"{row['delta_m']:.2f}{_SIGNS.get(row['told'], '')}") if row else "–"
             plain[i].append(text)
             rows[i].append(_cell(text, row["mark"] if row else "", False))
     bases = ", ".join(dict.fromkeys(board.baseline for board in boards if board.baseline))
@@ -150,10 +153,21 @@ def short_titles(titles: Sequence[str]) -> list[str]:
 
 
 def _cell(text: str, mark: str, is_name: bool) -> str:
-    """Return what is typeset; a minus is one."""
-    found = inert.tex(text if is_name else re.sub(r"-(?=\d)", "−", text))
+    """Return what is typeset."""
+    found = inert.tex(text if is_name else _signed(text))
     command = {"best": r"\textbf", "second": r"\underline"}.get(mark)
     return f"{command}{{{found}}}" if command else found
+
+
+def _signed(text: str) -> str:
+    """Return numbers with a minus that is none of a word, and a dash where there is none."""
+    return "–" if text == "-" else re.sub(r"-(?=\d)", "−", text)
+
+
+def _broken(text: str) -> str:
+    """Return text that may be broken anywhere, about."""
+    parts = [text[i : i + PIECE] for i in range(0, len(text), PIECE)]
+    return r"\raggedright " + r"\allowbreak{}".join(map(inert.tex, parts))
 
 
 def _tables(
@@ -180,6 +194,7 @@ def _tables(
     if name > LABEL * room:
         name = LABEL * room
         first = rf"p{{{name - GAP:.0f}pt}}"
+        rows = [[_broken(text[0]), *row[1:]] for text, row in zip(plain, rows, strict=True)]
     groups: list[list[int]] = [[]]
     for c in range(1, len(heads)):
         if groups[-1] and name + sum(widths[i] for i in groups[-1]) + widths[c] > room:
