@@ -347,7 +347,9 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_with(
 ) -> None:
     train(tiny, tmp_path, stop_after=9)
     monkeypatch.setattr("mtbench.training.trainer.record.core_digest", lambda: "another")
-    with pytest.raises(RunError, match="begun with other code of mtbench: start anew with --no-re"):
+    with pytest.raises(
+        RunError, match="begun with other code of mtbench: begin it again with --no-re"
+    ):
         train(tiny, tmp_path)
 
 

@@ -32,6 +32,12 @@ LOGGED = 500
 """About how many steps have a line in ``steps.csv``."""
 
 
+_REMEDY = (
+    "begin it again with --no-resume (a sweep: --other-code keep), or go on with the mtbench that "
+    "wrote it"
+)
+
+
 class OutdatedError(RunError):
     """A checkpoint was begun by another mtbench, and this one cannot go on with it."""
 
@@ -102,25 +108,14 @@ class Record:
 
         Raises:
             RunError: it is broken, or of something else.
-            OutdatedError: it is of another version, or was begun with other code or another
-                selection rule of mtbench. The first checkpoints do not say with which.
+            OutdatedError: as `refuse_outdated`.
         """
         state = self._run.load("checkpoint.pt", self._learner.device)
         if state is None:
             return False
         file = self._run.path / "checkpoint.pt"
-        if state.get("version") != CHECKPOINT_VERSION:
-            raise OutdatedError(
-                f"{file}: is of version {state.get('version')}, and this mtbench reads version "
-                f"{CHECKPOINT_VERSION}: go on with the mtbench that wrote it, or delete the folder "
-                "to train this cell from its start"
-            )
         check_cell(file, state, self._cell)
-        if state.get("code", core_digest()) != core_digest():
-            raise OutdatedError(
-                f"{file}: was begun with other code of mtbench: start anew with --no-resume, or go "
-                "on with the mtbench that wrote it"
-            )
+        refuse_outdated(file, state)
         with fits(self._run, "checkpoint.pt"):
             self._learner.load(state)
             self._descent.load_state_dict(state["optimizer"])
@@ -128,11 +123,6 @@ class Record:
             seeding.set_global_state({k: _cpu(v) for k, v in state["rng"].items()})
             self.step_seconds.extend(state["step_seconds"])
             self.rows = state["rows"]
-        if self.at.selection != SELECTION:
-            raise OutdatedError(
-                f"{file}: selects epochs by the rule {self.at.selection!r}, and this mtbench by "
-                f"{SELECTION!r}: start anew with --no-resume"
-            )
         self._learner.precision = self.at.precision
         self._learner.engine.batched = self.at.batched
         if self.at.history and not file.with_name("best.pt").exists():
@@ -267,6 +257,44 @@ class Record:
         writer.writerow(["step", "epoch", "lr", "grad_norm", *losses, *weights])
         writer.writerows(self.rows)
         self._run.write_text("steps.csv", table.getvalue())
+
+
+def refuse_outdated(file: Path, state: Mapping[str, Any]) -> None:
+    """Check that this mtbench can go on with a checkpoint.
+
+    Raises:
+        OutdatedError: it is of another version, or was begun with other code or another selection
+            rule of mtbench. The first checkpoints do not say with which.
+    """
+    if state.get("version") != CHECKPOINT_VERSION:
+        raise OutdatedError(
+            f"{file}: is of version {state.get('version')}, and this mtbench reads version "
+            f"{CHECKPOINT_VERSION}: go on with the mtbench that wrote it, or delete the folder "
+            "to train this cell from its start"
+        )
+    if state.get("code", core_digest()) != core_digest():
+        raise OutdatedError(f"{file}: was begun with other code of mtbench: {_REMEDY}")
+    rule = vars(Progress()) | dict(state.get("progress", {}))
+    if rule["selection"] != SELECTION:
+        raise OutdatedError(
+            f"{file}: selects epochs by the rule {rule['selection']!r}, and this mtbench by "
+            f"{SELECTION!r}: {_REMEDY}"
+        )
+
+
+def is_outdated(run: RunDirectory) -> bool:
+    """Return whether another mtbench has begun a cell, and this one cannot go on with it.
+
+    Raises:
+        RunError: the checkpoint is broken.
+    """
+    state = run.load("checkpoint.pt")
+    try:
+        if state is not None:
+            refuse_outdated(run.path / "checkpoint.pt", state)
+    except OutdatedError:
+        return True
+    return False
 
 
 def check_cell(file: Path, state: Mapping[str, Any], cell: str) -> None:
