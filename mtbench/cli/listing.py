@@ -49,7 +49,10 @@ def named(incomplete: str) -> list[str]:
 def info(
     name: Annotated[str, typer.Argument(autocompletion=named)], plugin: Plugins = None
 ) -> None:
-    """Tell what a method or task is: definition, parameters, search space, paper."""
+    """Tell what a method or task is: definition, parameters, search space, paper.
+
+    Of a task also the options that `mtbench predict`, `evaluate` and `data` have for it.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -90,3 +93,15 @@ def info(
         table.add_row(key, params.describe(parameter.annotation), default, space.get(key, ""))
     if table.row_count:
         console.print(table)
+    commands = {} if kind == "method" else {
+        "predict": cls.predict, "evaluate": cls.evaluate, "data inspect": cls.inspect,
+        "data verify": cls.verify, "data export": cls.export,
+    }  # fmt: skip
+    for command, callee in commands.items():
+        said = params.explained(callee)
+        options = Table("option", "type", "what", title=f"mtbench {command}", title_justify="left")
+        for key, parameter in params.declared(callee).items():
+            option = f"--{key.replace('_', '-')}"
+            options.add_row(option, params.describe(parameter.annotation), said.get(key, ""))
+        if options.row_count:
+            console.print(options)

@@ -1,5 +1,6 @@
 """What is kept of a cell while it is trained: checkpoint, log, and the selected weights."""
 
+import copy
 import csv
 import io
 import json
@@ -62,6 +63,7 @@ class Progress:
     started: float = field(default_factory=time.time)  # in seconds since 1970
     notes: dict[str, list[float]] = field(default_factory=dict)  # sum and count of each, so far
     validation_passes: int = 0  # asked by the method beside the steps' own
+    search_passes: int = 0  # asked by the optimizer, each with its backward pass
     selection: str = SELECTION  # the rule of `best_score`
 
 
@@ -98,6 +100,8 @@ class Record:
         self.at = Progress(sums=[0.0] * len(self._objectives), precision=learner.precision)
         self.rows: list[list[Any]] = []
         self.step_seconds: deque[float] = deque(maxlen=1000)
+        self._best: dict[str, Any] | None = None  # not yet on disk
+        self._written = time.perf_counter()
 
     def resume(self) -> bool:
         """Take up the checkpoint; return whether there is one.
@@ -129,12 +133,18 @@ class Record:
         self._write_log()  # may have been cut, or be ahead of the checkpoint
         return True
 
+    @property
+    def age(self) -> float:
+        """The seconds since the last checkpoint, or since the start."""
+        return time.perf_counter() - self._written
+
     def checkpoint(self) -> None:
         """Write where the cell stands."""
         self.at.precision = self._learner.precision
         self.at.batched = self._learner.engine.batched
         self.measure_memory()
-        # The log first: a checkpoint that says it is at the end must not lack its last lines.
+        # These first: a checkpoint that says it is at the end must not lack its last lines.
+        self._write_selected()
         self._write_log()
         self._run.save(
             "checkpoint.pt",
@@ -150,6 +160,13 @@ class Record:
                 "step_seconds": list(self.step_seconds),
             },
         )
+        self._written = time.perf_counter()
+
+    def diverge(self) -> None:
+        """Write how far the cell came: the epochs that have ended."""
+        self.rows = [row for row in self.rows if row[1] < self.at.epoch]
+        self._write_selected()
+        self._write_log()
 
     def logs(self, position: int) -> bool:
         """Return whether the step at a position of this epoch has a line in ``steps.csv``."""
@@ -199,7 +216,7 @@ class Record:
             kept = {
                 "cell": self._cell, "epoch": at.epoch, "precision": self._learner.precision,
             }  # fmt: skip
-            self._run.save("best.pt", self._learner.state() | kept)
+            self._best = copy.deepcopy(self._learner.state()) | kept
         at.history.append(record)
         at.epoch, at.position = at.epoch + 1, 0
         at.sums, at.counted = [0.0] * len(self._objectives), 0
@@ -224,6 +241,11 @@ class Record:
 
     def _index(self, position: int) -> int:
         return self.at.epoch * self._steps + position
+
+    def _write_selected(self) -> None:
+        if self._best is not None:
+            self._run.save("best.pt", self._best)
+            self._best = None
 
     def _write_log(self) -> None:
         lines = [json.dumps(record) + "\n" for record in self.at.history]

@@ -48,7 +48,8 @@ Lexicon = tuple[Descriptor, ...]
 class Threshold(NamedTuple):
     """From which size, in mm, a guideline asks for a biopsy and for follow-up; None: never.
 
-    Where `above`, it asks for it above that size only.
+    Where `above`, it asks for it above that size only. Where there is a `most`, the physician
+    chooses the size of a biopsy, from `biopsy` to `most`.
     """
 
     system: str
@@ -57,6 +58,7 @@ class Threshold(NamedTuple):
     follow_up: float | None
     source: str
     above: bool = False
+    most: float | None = None
 
 
 def labels(cases: Sequence[Case], lexicon: Lexicon) -> Tensor:

@@ -320,4 +320,6 @@ def _density(found: Pil.Image) -> tuple[str, ...]:
 
 
 def _line(error: Exception) -> str:
+    if isinstance(error, Pil.UnidentifiedImageError):  # whose words name an object
+        return "its content is of no known format"
     return (str(error).strip() or type(error).__name__).splitlines()[-1]

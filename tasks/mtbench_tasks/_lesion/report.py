@@ -268,8 +268,11 @@ def _thresholds(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[
     """Return each guideline, its source, and its levels as they are printed."""
 
     def size(row: Mapping[str, Any], what: str) -> str:
-        more = "more than " * row["above"]
-        return "–" if row[what] is None else f"{more}{row[what]:g} mm"
+        if row[what] is None:
+            return "–"
+        if what == "biopsy" and row["most"] is not None:
+            return f"more than {row[what]:g} to {row['most']:g} mm, as chosen"
+        return f"{'more than ' * row['above']}{row[what]:g} mm"
 
     return [
         (system, source, [(r["level"], size(r, "biopsy"), size(r, "follow_up")) for r in of])
