@@ -224,8 +224,9 @@ class Step(Passes):
 
     @cached_property
     def observed(self) -> Tensor:
-        """The K loss values as they are, detached, (K,)."""
-        return self._stacked().detach().float()
+        """The K loss values as they are, detached, (K,), float32 or what holds them if larger."""
+        found = self._stacked().detach()
+        return found.to(torch.promote_types(found.dtype, torch.float32))
 
     @cached_property
     def values(self) -> Tensor:
@@ -356,8 +357,10 @@ class Step(Passes):
         """
         if self.roles.rest:
             raise StepError(
-                f"Step: shared= leaves out {len(self.roles.rest)} parameters that several losses "
-                "reach, and this method finds a direction, no weights: leave shared= out"
+                f"Step: {len(self.roles.rest)} parameters that several losses reach are beside the "
+                f"{len(self.shared)} that are compared (by shared=, or by a wrapper), and this "
+                "method finds a direction, no weights for the others: leave shared= or the wrapper "
+                "out, or take a method that finds weights"
             )
         scaled = direction if self.loss_scale == 1 else direction * self.loss_scale
         for parameter, value in views(scaled, self.shared):

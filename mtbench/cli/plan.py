@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mtbench.comparing.planning.cost import Cost
-    from mtbench.comparing.planning.grid import Grid
+    from mtbench.comparing.planning.grid import Entry, Grid
 
 EFFECTS = (1.0, 2.0, 5.0)
 """Percent of delta-m that are asked about."""
@@ -81,24 +81,31 @@ def _print_costs(console: "Console", grid: "Grid", costs: "list[Cost]") -> None:
         least = min((row.step for row in rows if not math.isnan(row.step)), default=math.nan)
         for row in rows:
             cells = (f"{1 / row.step:.3g}", f"{row.step / least:.2f}")
-            times = (duration(row.cell), duration(row.cell * grid.suite.budget.cells))
+            times = (duration(row.cell), duration(row.cell * _count(grid, row.entry)))
             if math.isnan(row.cell):
                 cells, times = ("-", "-"), ("-", "does not run")
             table.add_row(Text(inert.plain(row.entry.label)), *cells, *times)
         console.print(table)
 
 
-def _hours(costs: "list[Cost]", cells: int) -> float:
+def _count(grid: "Grid", entry: "Entry") -> int:
+    """Return how many cells a row has on a task."""
+    budget = grid.suite.budget
+    return budget.repetitions * (len(entry.draws[0]) + budget.seeds)
+
+
+def _hours(grid: "Grid", costs: "list[Cost]") -> float:
+    """Return what all cells of some rows take, in seconds."""
     import math
 
-    return sum(cost.cell * cells for cost in costs if not math.isnan(cost.cell))
+    return sum(c.cell * _count(grid, c.entry) for c in costs if not math.isnan(c.cell))
 
 
 def _time(grid: "Grid", costs: "list[Cost]", workers: int) -> list[str]:
     from mtbench.cli.status import duration
 
     budget = grid.suite.budget
-    total = _hours(costs, budget.cells)
+    total = _hours(grid, costs)
     return [
         f"cells: tasks {len(grid.tasks)} x methods {len(grid.entries) // len(grid.tasks)} x "
         f"repetitions {budget.repetitions} x (trials {budget.trials} + seeds {budget.seeds}) = "
@@ -142,8 +149,7 @@ def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers
         deviation = scatter.get(entries[0].request.entry.name)
         if deviation is None:
             continue
-        per_unit = budget.trials + budget.seeds if sample.study_is_unit else 1
-        own = [cost for cost in costs if cost.entry.task == task]
+        own = _hours(grid, [cost for cost in costs if cost.entry.task == task]) / units
         lines.append(f"{task}: paired standard deviation {deviation:.2f} points of delta-m")
         for effect in (0.0, *EFFECTS):
             word = "equivalent" if effect == 0 else "worse"
@@ -162,7 +168,7 @@ def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers
                 ),
                 None,
             )  # fmt: skip
-            time = _hours(own, per_unit * (needed or 0)) / workers
+            time = own * (needed or 0) / workers
             takes = f"{POWER:g} takes {needed}, {duration(time)}" if needed else "out of reach"
             lines.append(
                 f"{task}: a difference of {effect:g} % is told {word} with probability "

@@ -334,10 +334,8 @@ def test_files_that_are_no_text_or_not_there(folder: Path) -> None:
 
 def test_other_columns_and_missing_patients_are_remarked(folder: Path) -> None:
     collection = load(folder, "image,category,age,sex\nimages/0.png,4,61,f\nimages/1.png,3,,\n")
-    assert collection.remarks == (
-        "no patients are named: each image counts as one patient",
-        "columns that `mtbench evaluate` alone looks at: age, sex",
-    )
+    assert "no patients are named: each image counts as one patient" in collection.doubts[0]
+    assert collection.remarks == ("columns that `mtbench evaluate` alone looks at: age, sex",)
     assert [dict(case.groups) for case in collection.cases] == [{"age": "61", "sex": "f"}, {}]
     assert {case.patient for case in collection.cases} == {"images/0.png", "images/1.png"}
 

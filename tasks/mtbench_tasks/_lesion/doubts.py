@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,11 +13,14 @@ from scipy import ndimage
 
 from mtbench.errors import DataError
 from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, look
+from mtbench_tasks._lesion.categories import visible
 
 HALF = 0.5  # of the image: a lesion seldom covers more
 SMALLEST = 32  # pixels: a smaller mask has no texture to speak of
 SPECK = 0.05  # of a mask: a smaller part of it is no lesion of its own
 BLANK = 8  # grey levels: an image that has fewer shows nothing
+WHITE = 250  # grey values from here on are white
+PAGE = 0.1  # of an image: of DDTI's and BrEaST's at most 0.02 is white
 BLACK = 12  # grey values up to this are background, JPEG noise included
 LIT = 0.2  # of a row or column: text and marks light less of it
 HASH = 16  # side of the perceptual hash
@@ -108,8 +110,15 @@ def of_image(image: Image) -> Iterator[str]:
     height, width = image.shape
     if max(height, width) < SMALLEST:
         yield f"{width} x {height} pixels are too few to show a lesion"
-    elif np.ptp(image) < BLANK:
+        return
+    counts = np.array(Pil.fromarray(image).histogram())
+    levels = np.flatnonzero(counts)
+    if levels[-1] - levels[0] < BLANK:
         yield "is blank"
+    elif len(levels) < BLANK:
+        yield f"has {len(levels)} grey levels only: is it a mask?"
+    elif (white := counts[WHITE:].sum() / image.size) > PAGE:
+        yield f"is white over {white:.0%}: is it a page, inverted, or shown in a narrow window?"
 
 
 def of_mask(mask: Mask) -> Iterator[str]:
@@ -146,20 +155,21 @@ def parts(mask: Mask) -> list[Mask]:
     return found
 
 
-def same_patient(names: Iterable[str]) -> dict[str, str]:
-    """Return for each patient the first spelling of the same name.
+def spelt_alike(names: Iterable[str]) -> dict[str, str]:
+    """Return for each name of a person the first spelling of it.
 
-    Spellings are one where they differ by case, Unicode form, spaces, a spreadsheet's ``.0`` or
-    leading zeros.
+    Spellings are one where they differ by case, Unicode form, kind of dash, what is not seen (such
+    as spaces), a dash between a letter and a number, a spreadsheet's ``.0`` or leading zeros.
 
-    >>> same_patient(["P01", "p 1", "P02", "7.0", "007"])
-    {'P01': 'P01', 'p 1': 'P01', 'P02': 'P02', '7.0': '7.0', '007': '7.0'}
+    >>> spelt_alike(["P01", "p 1", "P02", "7.0", "007", "P-2"])
+    {'P01': 'P01', 'p 1': 'P01', 'P02': 'P02', '7.0': '7.0', '007': '7.0', 'P-2': 'P02'}
     """
     first: dict[str, str] = {}
     found = {}
     for name in names:
-        key = re.sub(r"\s+", "", unicodedata.normalize("NFKC", name)).casefold()
+        key = re.sub(r"\s+", "", visible(name)).casefold().removeprefix("'")
         key = re.sub(r"^(\d+)\.0+$", r"\1", key)
+        key = re.sub(r"(?<=[^\W\d])[-_.](?=\d)", "", key)
         key = re.sub(r"(?<!\d)0+(?=\d)", "", key)
         found[name] = first.setdefault(key, name)
     return found
