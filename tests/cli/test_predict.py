@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -525,6 +526,7 @@ def test_what_was_read_outlives_what_comes(
     assert written.read_text() == printed == json.dumps(json.loads(printed), indent=2) + "\n"
     own = Thyroid.predict
 
+    @wraps(own)
     def until(self: Thyroid, trained: Any, path: Path, *rest: Any, **more: Any) -> Any:
         if path.name == "2.png":
             raise stop

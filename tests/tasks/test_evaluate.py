@@ -353,6 +353,7 @@ def test_descriptors_are_compared_with_the_datas(clinic: Path, tmp_path: Path) -
     assert entry["accuracy"]["low"] < entry["accuracy"]["value"] < entry["accuracy"]["high"]
     assert entry["kappa"]["value"] == pytest.approx(cohen_kappa_score(known, own))
     assert entry["most_frequent"] == pytest.approx(1 / 3)
+    assert "are left out: composition 'what?'" in " ".join(record["notes"])
     assert any(table.title.startswith("Descriptors") for table in found.tables)
     assert "composition accuracy" in (tmp_path / "metrics.csv").read_text()
 
@@ -420,6 +421,21 @@ def test_what_the_model_may_have_seen_or_not_know_is_told(clinic: Path, tmp_path
     assert any("started from another's weights" in note for note in found.notes)
     assert any(note.startswith("30 of 30 images do not look like") for note in found.notes)
     assert evaluating.unlike(Trained(dark, "dark", fitted), np.array(grids)[:, None]) <= 1
+
+
+def test_lesions_that_were_missed_are_told(clinic: Path, tmp_path: Path) -> None:
+    """They have no size, so that the table of sizes is of the others."""
+
+    def half(inputs: Tensor) -> list[Any]:
+        logits, risk = dark(inputs)
+        logits[::2] = -1
+        return [logits, risk]
+
+    found = Thyroid(image_size=64, width=2).evaluate(Trained(half, "", FITTED), clinic, tmp_path)
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (record["outlined"], record["missed"]) == (30, 15)
+    assert sum(s["images"] for s in record["sizes"] if s["axis"] == "long axis") == 15
+    assert any(note.startswith("in 15 of 30 outlined images") for note in found.notes)
 
 
 def test_images_of_one_kind_of_risk_have_no_curve(clinic: Path, tmp_path: Path) -> None:

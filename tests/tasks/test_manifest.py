@@ -803,6 +803,11 @@ def test_a_manifest_of_another_scale_is_tested_as_low_and_high(eight: Path) -> N
         thyroid.Thyroid(test_source="tn3k", target="low-high", cases=20).collection(silent)
 
 
+def test_grades_that_nobody_gave_are_refused(eight: Path) -> None:
+    with pytest.raises(DataError, match="none of its 1 categories, such as 'TR4', is one of a, b"):
+        load(eight, "image,category\nimages/0.png,TR4\n", grades=("a", "b"))
+
+
 def test_how_to_test_elsewhere_is_said(eight: Path) -> None:
     for wrong, said in (
         ({"test_data": eight}, "give both"),

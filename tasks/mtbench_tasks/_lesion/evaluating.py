@@ -118,6 +118,17 @@ def worded(lexicon: Lexicon, source: Lexicon) -> Lexicon:
     return tuple(known.get((own.name, own.terms), own) for own in lexicon)
 
 
+def unworded(cases: Sequence[Case], lexicon: Lexicon) -> list[str]:
+    """Return the words that cases have for descriptors, and that are none of their terms."""
+    found = {
+        f"{descriptor.name} {word!r}": None
+        for descriptor in lexicon
+        for case in cases
+        if (word := descriptor.word(case.descriptors)) and descriptor.place(case.descriptors) < 0
+    }
+    return list(found)
+
+
 def unseen(
     cases: Sequence[Case], hashes: Mapping[int, Sequence[str]], seen: Sequence[str]
 ) -> list[int]:
@@ -266,6 +277,7 @@ def judge(
         "graded": len(of.score),
         "positive": int(of.positive.sum()),
         "outlined": _count(frame, "dice"),
+        "missed": _count(frame, "dice") - _count(frame, f"{AXES[0]} px"),
         "metrics": list(_metrics(judged, of, w)),
         "operating": [
             {**point, "here": _said(judging.rates(of.positive, of.score >= t, of.w))}

@@ -65,6 +65,7 @@ def notes(
     doubts: Sequence[str],
     known: bool,
     started: bool,
+    unworded: Sequence[str],
     unlike: int,
     reduced: tuple[Sequence[str], int, Sequence[str], int] | None,
 ) -> Iterator[str]:
@@ -78,6 +79,7 @@ def notes(
         doubts: what looks odd and was used.
         known: whether the model knows its training's images.
         started: whether it started from another model's weights.
+        unworded: the data's words for descriptors that are no terms.
         unlike: how many images do not look like the training's.
         reduced: the data's grades and which of them is the first of high risk, and the model's,
             where both are reduced to low and high.
@@ -93,6 +95,11 @@ def notes(
         yield (
             f"{left_out} images are left out: the model was trained or chosen on images of their "
             "patients, or on ones that look alike"
+        )
+    if record["missed"]:
+        yield (
+            f"in {record['missed']} of {record['outlined']} outlined images the model found no "
+            "lesion: their Dice is 0, their distance the image's diagonal, and they have no size"
         )
     if merged:
         yield (
@@ -111,6 +118,12 @@ def notes(
         yield (
             "the model started from another's weights (--init), and does not know what that one "
             "was trained on: see that none of it is here"
+        )
+    if unworded:
+        more = f" and {len(unworded) - 3} more" * (len(unworded) > 3)
+        yield (
+            f"words for descriptors that are none of the model's terms are left out: "
+            f"{', '.join(unworded[:3])}{more}"
         )
     if unlike:
         yield (

@@ -130,7 +130,8 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
             for a look at the data, in alphabetical order.
 
     Raises:
-        DataError: the file is no such CSV, or there is nothing in it to learn from.
+        DataError: the file is no such CSV, there is nothing in it to learn from, or its categories
+            are none of these.
     """
     path = nnunet.find(path)
     table = _read(path)
@@ -140,6 +141,11 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     if order is None:
         problems.append(_unknown(path, cells, meant.why))
         order = tuple(sorted({cell.casefold(): cell for cell in cells}.values()))
+    elif cells and all(place(cell, order) is None for cell in cells):
+        raise DataError(
+            f"{path}: none of its {len(cells)} categories, such as {cells[0]!r}, is one of "
+            f"{', '.join(order)}"
+        )
     doubts = []
     if grades is None and meant.grades is not None and meant.why:
         doubts.append(f"{path}: the categories {meant.why}")

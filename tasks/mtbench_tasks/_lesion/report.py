@@ -373,7 +373,7 @@ def _guidance(page: Page, section: Section, of: str) -> Figure:
 
     def write(*cells: str, size: float = 9, colour: str = INK, **more: Any) -> None:
         nonlocal y
-        for x, cell in zip((0.08, 0.26, 0.36, 0.47, 0.58), cells, strict=False):
+        for x, cell in zip((0.08, 0.26, 0.36, 0.64), cells, strict=False):
             more = {"va": "top", "parse_math": False, **more}
             figure.text(x, y, cell, fontsize=size, color=colour, **more)
         y -= 0.019 * (1 + cells[0].count("\n")) * max(1, size / 10)

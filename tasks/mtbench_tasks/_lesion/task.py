@@ -707,6 +707,7 @@ class LesionTask(Task):
                 doubts=[*collection.doubts, *itertools.chain(*prepared.doubts.values())],
                 known=all(own is not None for own in seen),
                 started=any(model.init for model in trained.members),
+                unworded=evaluating.unworded(split.cases, lexicon),
                 unlike=evaluating.unlike(trained, prepared.inputs[chosen]),
                 reduced=None if same else (origin.grades, limit, self.grades, self.high),
             )
