@@ -193,7 +193,7 @@ class Balancer(nn.Module, ABC):
             StepError: losses that are not K scalars, or that the graph does not bear out.
         """
         step, names = self._step(losses, said)
-        if not self.watch.calls and not step.speaks_of_ranks and differ(step.host_values.tolist()):
+        if not self.watch.calls and not step.speaks_of_ranks and differ(step.read):
             raise StepError(
                 "losses differ between the processes that torch.distributed joins, and their "
                 "gradients would not be averaged: give ranks=Group() of "
@@ -206,15 +206,14 @@ class Balancer(nn.Module, ABC):
             held.add(step)
             step = held.step(step)
         self.notes = {}
-        values = step.host_values
-        overflows = not math.isfinite(sum(values.tolist()))
+        overflows = any(map(math.isinf, step.read))
         # On another rank there may be labels, and what is summed over ranks waits for this one.
         empty = step.ranks.size == 1 and not any(loss.requires_grad for loss in step.losses)
         self._idle = overflows or empty
         weights: Tensor | None
         if self._idle:
             step.descend(step.total())
-            weights = torch.full_like(values, float(overflows))
+            weights = torch.full_like(step.host_values, float(overflows))
         else:
             weights = self.balance(step)
         hooked, step.engine.hooked = step.engine.hooked, {}

@@ -36,6 +36,7 @@ def plan(
     from rich.console import Console
 
     from mtbench.cli.display import Display
+    from mtbench.comparing import inert
     from mtbench.comparing.planning.cost import probe
     from mtbench.comparing.planning.grid import Grid, Order, needs_data
     from mtbench.comparing.planning.suite import load
@@ -51,7 +52,7 @@ def plan(
             display.prepare("timing a few steps", len(costs), len(grid.entries))
     _print_costs(console, grid, costs)
     for line in [*_time(grid, costs, workers), *_power(grid, costs, scatter, workers)]:
-        console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"- {inert.plain(line)}", markup=False, highlight=False, soft_wrap=True)
     given = "" if data is None else f" --data {data}"
     until = " --until decided" if order.suite.budget.repetitions > 1 else ""
     console.print(
@@ -129,9 +130,7 @@ def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers
             "`repetitions` in the budget repeats the whole study"
         ]
     lines = []
-    if not scatter:
-        lines.append("what differences are in delta-m: give --pilot RUNS")
-    for task, entries in grid.tasks.items():
+    for setting, (task, entries) in zip(grid.suite.tasks, grid.tasks.items(), strict=True):
         sample = grid.claim(Cell(entries[0], grid.first_seed), None)
         units, unit = sample.planned, "repetition" if sample.study_is_unit else "seed"
         if units < FIRST:
@@ -146,11 +145,18 @@ def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers
             f"{task}: told with probability {POWER:g}, as one of {comparisons} comparisons at "
             f"5 %: a difference of {least:.2f} standard deviations of a {unit}'s paired difference"
         )
-        deviation = scatter.get(entries[0].request.entry.name)
+        stated, origin = setting.measured, "by the pilot"
+        deviation = scatter.get(task, scatter.get(setting.name))
+        if deviation is None and stated is not None:
+            deviation = stated.deviation
+            origin = f"as the suite states, and {stated.seconds:g} s a cell: {stated.origin}"
         if deviation is None:
+            lines.append(f"{task}: what that is in points of delta-m is not known: --pilot RUNS")
             continue
         own = _hours(grid, [cost for cost in costs if cost.entry.task == task]) / units
-        lines.append(f"{task}: paired standard deviation {deviation:.2f} points of delta-m")
+        lines.append(
+            f"{task}: paired standard deviation {deviation:.2f} points of delta-m, {origin}"
+        )
         for effect in (0.0, *EFFECTS):
             word = "equivalent" if effect == 0 else "worse"
             now = prospect(
@@ -178,13 +184,18 @@ def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers
 
 
 def _scatter(pilot: Path) -> dict[str, float]:
-    """Return the paired standard deviation of delta-m by task: the median of a pilot's pairs."""
+    """Return the paired standard deviation of delta-m: the median of a pilot's pairs.
+
+    It is known by the column's title in a suite, and by the task's name.
+    """
     from mtbench.comparing.judging import leaderboard
     from mtbench.training.cell.rundir import find_runs
 
     found: dict[str, float] = {}
     for board in leaderboard.boards(list(find_runs([pilot])), "ls"):
         if not board.pairs.empty and board.pairs["deviation"].notna().any():
-            task = next(iter(board.cells.values()))[0].spec.task
-            found[task] = float(board.pairs["deviation"].median())
+            own = float(board.pairs["deviation"].median())
+            found[next(iter(board.cells.values()))[0].spec.task] = own
+            if board.suite is not None:
+                found[board.suite.task] = own
     return found

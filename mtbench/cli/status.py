@@ -221,6 +221,7 @@ def _content(out: Path) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
+    from mtbench.comparing import inert
     from mtbench.comparing.planning.survey import state_of
     from mtbench.training.cell.rundir import find_runs
 
@@ -232,5 +233,6 @@ def _content(out: Path) -> "Table":
     names: tuple[Status, ...] = ("finished", "diverged", "failed", "open")
     table = Table("task", "method", "stage", *names)
     for key, own in sorted(counts.items()):
-        table.add_row(*map(Text, key), *(str(own[name]) if own[name] else "" for name in names))
+        shown = (Text(inert.plain(word)) for word in key)
+        table.add_row(*shown, *(str(own[name]) if own[name] else "" for name in names))
     return table

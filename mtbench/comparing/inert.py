@@ -12,7 +12,8 @@ _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$",
-    "−": r"$-$", "·": r"$\cdot$", "≈": r"$\approx$", "–": "--", "<": r"\textless{}", ">": r"\textgreater{}",
+    "−": r"$-$", "·": r"$\cdot$", "≈": r"$\approx$", "–": "--",
+    "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
 
 

@@ -54,6 +54,20 @@ class Ranges(_Strict):
     origin: str = ""
 
 
+class Measured(_Strict):
+    """What a pilot of a task has shown; it plans a suite, and is no part of what it says.
+
+    Attributes:
+        deviation: of one unit's paired difference of delta-m, in points: the median of the pairs.
+        seconds: that a final cell took, the median of the methods.
+        origin: by which runs, when, and on what machine.
+    """
+
+    deviation: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    origin: str
+
+
 class TaskSetting(_Strict):
     """A task as a suite runs it.
 
@@ -68,6 +82,7 @@ class TaskSetting(_Strict):
             "repetition"}`` is the repetition's number: each has a population of its own.
         search: the common ranges on this task, instead of the suite's.
         needs_data: whether it is given ``--data``.
+        measured: how it scatters, and what it costs.
     """
 
     name: str
@@ -76,13 +91,14 @@ class TaskSetting(_Strict):
     resample: Resample | None = None
     search: Ranges | None = None
     needs_data: bool = False
+    measured: Measured | None = None
 
     @model_validator(mode="after")
     def _is_resampled_by_one(self) -> "TaskSetting":
         for key, parts in (self.resample or {}).items():
             if key in self.set:
                 raise ValueError(f"{key!r} is in set and in resample")
-            if parts != EACH and not _are_folds(key, parts):
+            if isinstance(parts, list) and not _are_folds(key, parts):
                 raise ValueError(
                     f'resample: a list must be the folds of one collection, fold = ["1/n", ..., '
                     f'"n/n"] or [0, ..., n - 1], found {key} = {parts}; populations of their own '
@@ -257,9 +273,10 @@ class Suite(_Strict):
 
     @property
     def digest(self) -> str:
-        """Of all that the suite says, its title excepted."""
+        """Of all that the suite says, but its title and what was measured."""
         content = self.model_dump(mode="json", exclude={"title"})
         for task in content["tasks"]:
+            del task["measured"]
             if task["resample"] is None:  # as before there was such a key
                 del task["resample"]
         for method in content["methods"]:
@@ -270,6 +287,7 @@ class Suite(_Strict):
 
 _TABLES: dict[str, type[BaseModel]] = {
     "": Suite, "tasks": TaskSetting, "methods": MethodSetting, "budget": Budget, "search": Ranges,
+    "measured": Measured,
 }  # fmt: skip
 
 

@@ -49,6 +49,8 @@ def moves(run: RunDirectory) -> bool:
 def _weights(run: RunDirectory) -> list[list[float]]:
     """Return each objective's weights, by step."""
     file = run.path / "steps.csv"
+    if not file.is_file():  # a pipe may never end
+        raise RunError(f"{file}: is no file; give a run that finished")
     try:
         with file.open(newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))

@@ -77,21 +77,21 @@ def along(board: Board) -> list[Along]:
     for rows in families.values():
         keys = next(iter(rows.values()))
         varying = [k for k in keys if len({json.dumps(fixed[k]) for fixed in rows.values()}) > 1]
-        values = {name: fixed[varying[0]] for name, fixed in rows.items()} if varying else {}
-        different = len(varying) == 1 and len(set(map(str, values.values()))) == len(rows)
-        if different and len(rows) >= FEWEST and all(map(_is_number, values.values())):
-            names = sorted(values, key=values.__getitem__)
+        values = [fixed[varying[0]] for fixed in rows.values()] if len(varying) == 1 else []
+        if len(rows) >= FEWEST and all(map(_is_number, values)) and len(set(values)) == len(rows):
+            names = sorted(rows, key=lambda name: rows[name][varying[0]])
             found.append(
                 Along(
-                    board.cells[names[0]][0].spec.method, varying[0],
-                    [float(values[name]) for name in names], names, _panels(board, names),
+                    board.cells[names[0]][0].spec.method, varying[0], sorted(map(float, values)),
+                    names, _panels(board, names),
                 )
             )  # fmt: skip
     return found
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and abs(value) < LARGEST
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and bool(abs(value) < LARGEST)
 
 
 def _fixed(board: Board, name: str, cells: list[Cell]) -> Mapping[str, Any]:

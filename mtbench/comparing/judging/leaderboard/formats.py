@@ -185,7 +185,7 @@ def overall_markdown(overall: Overall) -> str:
             *(_number(rank, 1) for rank in overall.mean_rank[:, i]),
         ]
         lines.append("| " + " | ".join([inert.markdown(method), *numbers]) + " |")
-    return "\n".join([*lines, "", f"- {overall.note}"]) + "\n"
+    return "\n".join([*lines, "", f"- {inert.markdown(overall.note)}"]) + "\n"
 
 
 def to_csv(found: Sequence[Board], *, cost: bool = False) -> str:

@@ -19,6 +19,12 @@ POINTS: dict[Width, float] = {"column": 234.0, "page": 397.0}
 SIZE, GAP = 8.0, 8.0
 """Points of ``\\footnotesize``, and between two columns."""
 
+BOLD = 1.16
+"""How much wider bold is."""
+
+_EMS = dict.fromkeys("ilj.,:;|[]'!f ", 0.36) | dict.fromkeys("tr()-", 0.43)
+_EMS |= dict.fromkeys("mwMW%@→←↑↓≈×−±Δ", 1.09)
+
 LABEL = 0.4
 """The largest share of the width that names of methods have; longer ones are broken."""
 
@@ -55,13 +61,16 @@ def to_latex(
 def text_width(text: str) -> float:
     r"""Return how wide a text is at most, in points, in Computer Modern's ``\footnotesize``.
 
-    >>> 60 < text_width("0.744 ± 0.010") < 75
+    >>> 55 < text_width("0.744 ± 0.010") < 65
     True
     """
-    narrow, wide = "iljtfr.,:;|[]()'! -/", "mwMW%@→←↑↓≈×−±Δ"
     return SIZE * sum(
-        0.42 if c in narrow else 1.07 if c in wide else 0.83 if c.isupper() else 0.6 for c in text
+        _EMS.get(c, 0.83 if c.isupper() else 0.6 if c.isalpha() else 0.55) for c in text
     )
+
+
+def _cell_width(plain: str, typeset: str) -> float:
+    return text_width(plain) * (BOLD if typeset.startswith(r"\textbf") else 1)
 
 
 def _board(board: Board, number: int, columns: Sequence[str] | None, width: Width) -> str:
@@ -187,7 +196,11 @@ def _tables(
     """
     room = POINTS[width]
     widths = [
-        GAP + max(map(text_width, [head, *(row[c] for row in plain)]))
+        GAP
+        + max(
+            text_width(head),
+            *(_cell_width(text[c], row[c]) for text, row in zip(plain, rows, strict=True)),
+        )
         for c, head in enumerate(heads)
     ]
     first, name = "l", widths[0]
@@ -211,7 +224,7 @@ def _tables(
             body.insert(apart, r"\midrule")
         lines += [
             rf"\begin{{{environment}}}", r"\centering\footnotesize",
-            rf"\setlength{{\tabcolsep}}{{{GAP / 2:g}pt}}",
+            rf"\setlength{{\tabcolsep}}{{{GAP / 2:g}pt}}\setlength{{\belowcaptionskip}}{{4pt}}",
             rf"\caption{{{said}}}",
             rf"\label{{{label}{f'-{part + 1}' if part else ''}}}",
             rf"\begin{{tabular}}{{{first}{'r' * len(group)}}}", r"\toprule",
