@@ -101,6 +101,8 @@ class Balancer(nn.Module, ABC):
         holds_out: the share of the training samples that are kept for `Step.validation` and never
             trained on; 0 if validation batches are other batches of the training split.
         finds_front: whether it ends near the Pareto set where the objectives are convex.
+        is_weighted_sum: whether the weights that `backward` returns say all: what it writes at the
+            shared parameters is the gradient of the losses' sum with these.
         sized_later: buffers whose shape is not known before the first step; a state is loaded
             whatever their shape in it.
         on_host: buffers that stay on the CPU, as they are, wherever the method is moved: those that
@@ -116,6 +118,7 @@ class Balancer(nn.Module, ABC):
     needs_validation: bool = False
     holds_out: float = 0.0
     finds_front: bool = True
+    is_weighted_sum: bool = True
     sized_later: ClassVar[tuple[str, ...]] = ()
     on_host: ClassVar[tuple[str, ...]] = ()
 
@@ -547,6 +550,7 @@ class Wrapper(Balancer):
         self.needs_validation = self.needs_validation or base.needs_validation
         self.holds_out = max(self.holds_out, base.holds_out)
         self.finds_front = self.finds_front and base.finds_front
+        self.is_weighted_sum = self.is_weighted_sum and base.is_weighted_sum
 
     def _inside(self) -> Iterable[Balancer]:
         """Return what is told of steps, epochs and metrics."""

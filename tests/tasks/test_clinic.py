@@ -5,9 +5,10 @@ themselves are read too.
 """
 
 import io
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pydicom
@@ -20,12 +21,13 @@ from PIL import ImageDraw, ImageFilter
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, UltrasoundImageStorage
+from scipy import ndimage
 
 from mtbench.errors import DataError
 from mtbench_tasks._lesion import categories, manifest
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.categories import place, said, scale_of
-from mtbench_tasks._lesion.doubts import alike, examine, parts, perceptual, same_patient, survey
+from mtbench_tasks._lesion.doubts import alike, examine, parts, perceptual, spelt_alike, survey
 from mtbench_tasks._lesion.files import (
     ImageFile,
     MaskFile,
@@ -170,6 +172,59 @@ def test_an_outline_is_filled_and_told(tmp_path: Path) -> None:
     assert told == ["is an outline: what it encloses was filled"]
 
 
+def test_of_blurred_labels_none_is_guessed(tmp_path: Path) -> None:
+    """An edge from 255 to 0 passes 128: what is 128 there is no label."""
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[5:58, 5:70] = 128
+    labels[lesion()] = 255
+    labels = labels.repeat(4, 0).repeat(4, 1)
+    blurred = np.asarray(Pil.fromarray(labels).filter(ImageFilter.GaussianBlur(1.2)))
+    for file in (
+        saved(tmp_path / "l.jpg", labels, quality=90), saved(tmp_path / "l.png", blurred)
+    ):  # fmt: skip
+        for value in (128, 255):
+            with pytest.raises(DataError, match="blurred by JPEG or by resizing"):
+                read_mask(file, None, value)
+    alone = saved(tmp_path / "m.jpg", lesion().astype(np.uint8) * 255, quality=60)
+    assert dice(read_mask(alone, None, 255)[0], lesion()) > 0.97
+    with pytest.raises(DataError, match="holds no 128"):
+        read_mask(alone, None, 128)
+
+
+@pytest.mark.parametrize("kind", ["colours.png", "palette.png", "colours.jpg"])
+def test_regions_of_different_colours_are_not_one_lesion(tmp_path: Path, kind: str) -> None:
+    """VOC's palette has as much red in the one as green in the other."""
+    place = np.zeros((HEIGHT, WIDTH), np.uint8)
+    place[5:58, 5:70] = 2
+    place[lesion()] = 1
+    picture = Pil.fromarray(place).convert("P")
+    picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    file = tmp_path / kind
+    (picture if kind.startswith("p") else picture.convert("RGB")).save(file)
+    for value in (None, 128):
+        with pytest.raises(DataError, match=r"several colours \(red, green\)|blurred|holds no"):
+            read_mask(file, None, value)
+    one = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    one[lesion()] = (30, 200, 90)
+    assert dice(read_mask(saved(tmp_path / f"one.{kind[-3:]}", one))[0], lesion()) > 0.97
+
+
+@pytest.mark.parametrize("centre", [(30, 4), (2, 40), (4, 4), (58, 76)])
+def test_an_outline_that_ends_at_the_border_is_filled(
+    tmp_path: Path, centre: tuple[int, int]
+) -> None:
+    y, x = np.indices((HEIGHT, WIDTH))
+    whole = ((x - centre[1]) / 22) ** 2 + ((y - centre[0]) / 18) ** 2 <= 1
+    line = whole & ~ndimage.binary_erosion(whole, iterations=2, border_value=1)
+    mask, told = read_mask(saved(tmp_path / "m.png", line.astype(np.uint8) * 255))
+    np.testing.assert_array_equal(mask, whole)
+    assert told == ["is an outline: what it encloses was filled"]
+    across = np.zeros_like(whole)
+    across[:, 30:33] = True  # a line from border to border encloses nothing
+    mask, _ = read_mask(saved(tmp_path / "l.png", across.astype(np.uint8) * 255))
+    np.testing.assert_array_equal(mask, across)
+
+
 def test_an_outline_with_a_gap_is_refused(tmp_path: Path) -> None:
     gap = ring()
     gap[:, 24:28] &= np.arange(HEIGHT)[:, None] > 40
@@ -185,6 +240,14 @@ def test_a_long_thin_lesion_is_no_outline(tmp_path: Path, angle: int) -> None:
     mask, told = read_mask(saved(tmp_path / "thin.png", thin.astype(np.uint8) * 255))
     np.testing.assert_array_equal(mask, thin)
     assert told == []
+
+
+def test_an_image_that_was_cut_out_along_its_lesion_is_no_mask(tmp_path: Path) -> None:
+    rough = np.random.default_rng(0).normal(size=(HEIGHT, WIDTH))
+    grey = 110 + 60 * ndimage.gaussian_filter(rough, 2) / 0.14  # changes slowly, as speckle does
+    cut = np.where(lesion(), grey.clip(20, 240), 0).astype(np.uint8)
+    with pytest.raises(DataError, match="is an image, not a mask"):
+        read_mask(saved(tmp_path / "roi.png", cut))
 
 
 @pytest.mark.parametrize("drawn", ["red on it", "grey", "jpeg"])
@@ -229,6 +292,14 @@ def test_what_is_odd_of_masks_is_told() -> None:
         else:
             [doubt] = found.doubts
             assert words in doubt
+
+
+def test_a_picture_that_is_no_scan_is_told() -> None:
+    mask = lesion().astype(np.uint8) * 255
+    page = np.where(scan() > 120, 255, scan()).astype(np.uint8)
+    assert "has 2 grey levels only: is it a mask?" in examine(case(image=mask)).doubts[0]
+    assert "is white over 3" in examine(case(image=page)).doubts[0]
+    assert examine(case()).doubts == ()
 
 
 def test_a_blank_or_tiny_image_is_told() -> None:
@@ -406,6 +477,24 @@ def test_what_speaks_against_regions_is_told(
     assert (told is None and not found.told) or told in " ".join(found.told)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"PixelSpacing": [0.1, 0.1], "ImagerPixelSpacing": [0.2, 0.2]}, "0.1 x 0.1 and 0.2 x 0.2"),
+        ({"PixelSpacing": [0.1, 0.1], "PixelAspectRatio": [1, 2]}, "by its aspect ratio"),
+        ({"PresentationLUTShape": "INVERSE"}, "that it is inverted and that it is not"),
+        ({"PixelSpacing": [0.1, 0.1], "PixelAspectRatio": [2, 2]}, None),
+        ({"PixelSpacing": [0.1, 0.1], "ImagerPixelSpacing": [0.1, 0.1]}, None),
+    ],
+)
+def test_a_header_that_contradicts_itself_is_told(
+    tmp_path: Path, said: dict[str, Any], words: str | None
+) -> None:
+    told = read_picture(dicom(tmp_path / "a.dcm", scan(), **said)).told
+    assert len(told) == (words is not None)
+    assert (words or "") in " ".join(told)
+
+
 def test_a_jpeg_that_says_rgb_and_holds_ycbcr(tmp_path: Path) -> None:
     colour = np.zeros((64, 64, 3), np.uint8)
     colour[:32], colour[32:] = (200, 40, 40), (40, 40, 200)
@@ -581,6 +670,17 @@ SMALL = ("--image-size", 32, "--width", 4, "--epochs", 1, "--threads", 1)
         ({"patient": lambda i: f"{i // 2}" if i % 2 else f"{i // 2:04d}"}, None, "spelt alike"),
         ({"patient": lambda i: f"{i // 2}.0" if i % 2 else f"{i // 2}"}, None, "spelt alike"),
         ({"patient": lambda i: f"P{i}" if i % 2 else ""}, None, "12 of 24 rows name no patient"),
+        ({"patient": lambda i: "unknown" if i % 2 else f"P{i}"}, None, "12 of 24 rows name no"),
+        ({"patient": lambda i: "1.234E+11" if i % 2 else f"P{i}"}, None, "spreadsheet has shorten"),
+        ({"patient": lambda i: f"P{i // 2}" if i % 2 else f"p-0{i // 2}"}, None, "spelt alike"),
+        ({"patient": lambda i: ""}, None, "no patients are named"),
+        ({"category": lambda i: "-1" if i == 3 else str(1 + i % 5)}, "'-1' is not on", None),
+        ({"category": lambda i: ("-1", "0", "1")[i % 3]}, "no known scale", None),
+        ({"category": lambda i: f"TR\u200b{1 + i % 5}.0"}, None, None),
+        ({"category": lambda i: "TR4"}, None, "all categories are TR4"),
+        ({"category": lambda i: ""}, None, "no row has a category"),
+        ({"mask": lambda i: ""}, None, "no row has a mask"),
+        ({"reader": lambda i: "Rr"[i % 2]}, None, "readers 'R' and 'r' are spelt alike"),
         ({"spacing": lambda i: "8"}, None, "8 mm per pixel is not what ultrasound has"),
         ({"spacing": lambda i: "0.08"}, None, None),
     ],
@@ -600,6 +700,29 @@ def test_verify_tells_what_run_does(
     assert ("look odd" in shown.replace("\n", "")) == bool(doubt)
 
 
+def test_a_line_that_begins_with_a_hash_but_names_an_image_is_told(folder: Path) -> None:
+    (folder / "#1.png").write_bytes((folder / "1.png").read_bytes())
+    rows = "#1.png,m1.png,TR3\n#0.png,m0.png,TR4\n# 0.png is blurred\n2.png,m2.png,TR4\n"
+    (folder / "c.csv").write_text("# mine\nimage,mask,category\n" + rows)
+    collection = load(folder / "c.csv")
+    assert len(collection.cases) == 1
+    assert sum("begins with # and is left out" in doubt for doubt in collection.doubts) == 1
+    (folder / "c.csv").write_text("image,mask,category\n./" + rows)
+    assert len(load(folder / "c.csv").cases) == 2
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_file_is_found_in_another_unicode_form(folder: Path, form: Literal["NFC", "NFD"]) -> None:
+    """macOS writes names decomposed, spreadsheets do not."""
+    (folder / unicodedata.normalize(form, "M\u00fc.png")).write_bytes(
+        (folder / "0.png").read_bytes()
+    )
+    for other in ("M\u00fc.png", "Mu\u0308.png"):
+        (folder / "c.csv").write_text(f"image,category\n{other},TR4\n", encoding="utf-8")
+        [only] = load(folder / "c.csv").cases
+        assert only.image.shape == (HEIGHT, WIDTH)
+
+
 def test_run_records_and_strict_stops(mtbench: Mtbench, folder: Path, tmp_path: Path) -> None:
     data = table(folder, patient=lambda i: f"{'Pp'[i % 2]}{i // 2:02d}")
     line = ("run", "-m", "ew", "--source", "manifest", "--data", data, *SMALL)
@@ -609,9 +732,22 @@ def test_run_records_and_strict_stops(mtbench: Mtbench, folder: Path, tmp_path: 
     text = file.read_text()
     assert '"looks odd": 12' in text
     assert "are spelt alike" in text
-    code, _, err = mtbench(*line, "--strict", "true", "--out", tmp_path / "strict")
+    code, _, err = mtbench(*line, "--strict", "--out", tmp_path / "strict")
     assert (code, err.count("\n")) == (2, 1)
     assert "are spelt alike" in err
+
+
+@pytest.mark.parametrize("strict", [("--strict",), ("--strict", "true"), ("--strict=yes",)])
+def test_strict_makes_of_what_looks_odd_a_problem(
+    mtbench: Mtbench, folder: Path, strict: tuple[str, ...]
+) -> None:
+    line = ("data", "verify", "manifest", "--data", table(folder, spacing=lambda i: "8"))
+    assert mtbench(*line)[0] == 0
+    code, printed, err = mtbench(*line, *strict)
+    assert (code, err) == (2, "")
+    assert printed.startswith("looks odd: ")
+    assert printed.endswith("problems: 24\n")
+    assert mtbench("data", "verify", "manifest", "--data", table(folder), *strict)[0] == 0
 
 
 def test_verify_is_of_the_grades_that_are_given(mtbench: Mtbench, folder: Path) -> None:
@@ -640,7 +776,8 @@ def test_one_readers_masks_of_one_image_unite(folder: Path) -> None:
     """They are two lesions, and not two readers' opinions."""
     far = np.roll(lesion(), (-25, 35), (0, 1))
     saved(folder / "second.png", far.astype(np.uint8) * 255)
-    (folder / "c.csv").write_text("image,mask,category\n0.png,m0.png,TR4\n0.png,second.png,TR4\n")
+    rows = "0.png,m0.png,TR4,P\n0.png,second.png,TR4,P\n"
+    (folder / "c.csv").write_text("image,mask,category,patient\n" + rows)
     collection = load(folder / "c.csv")
     assert collection.problems == ()
     [doubt] = collection.doubts
@@ -655,8 +792,7 @@ def test_the_files_spacing_wins_over_the_tables(folder: Path) -> None:
     (folder / "c.csv").write_text("image,category,spacing\na.dcm,TR4,0.08\n0.png,TR3,0.08\n")
     collection = load(folder / "c.csv")
     assert [c.spacing for c in collection.cases] == [pytest.approx(0.1), 0.08]
-    [doubt] = collection.doubts
-    assert "spacing 0.08 is given, its header says 0.1, which is taken" in doubt
+    assert "spacing 0.08 is given, its header says 0.1, which is taken" in collection.doubts[1]
 
 
 def test_spacings_of_some_images_only_are_remarked(folder: Path) -> None:
@@ -681,16 +817,16 @@ def test_frames_of_one_file_are_cases(folder: Path) -> None:
     st.sampled_from([str.upper, str.lower, str.title, lambda n: f" {n}", lambda n: f"{n} "]),
 )
 def test_spellings_of_a_name_are_one_patient(name: str, spell: Callable[[str], str]) -> None:
-    found = same_patient([name, spell(name)])
+    found = spelt_alike([name, spell(name)])
     assert found[spell(name)] == name
 
 
 def test_other_names_are_other_patients() -> None:
     names = ["P1", "P2", "P10", "P01b", "10", "100", "1", "A-1", "B-1", "M\u00fcller", "Muller"]
-    assert len(set(same_patient(names).values())) == len(names)
+    assert len(set(spelt_alike(names).values())) == len(names)
     pairs = {"M\u00fcller": "Mu\u0308ller", "7": "007", "12": "12.0", "\uff17a": "7A"}
     for a, b in pairs.items():
-        assert same_patient([a, b])[b] == a
+        assert spelt_alike([a, b])[b] == a
 
 
 def textured(seed: int) -> Any:

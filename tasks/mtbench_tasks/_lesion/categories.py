@@ -17,7 +17,10 @@ SCALES = (
 )
 """The known scales, from benign to malignant; the first that holds all categories is meant."""
 
-NONE = {"", "-", "--", "?", ".", "nan", "n/a", "na", "#n/a", "none", "null", "nil"}
+NONE = {
+    "", "-", "--", "?", ".", "nan", "n/a", "n.a.", "na", "<na>", "#n/a", "#value!", "#ref!", "none",
+    "null", "nil", "missing", "unknown", "anonymous",
+}  # fmt: skip
 """What means that nothing was said."""
 
 ODD = 0.1
@@ -60,20 +63,33 @@ def said(cell: str) -> str | None:
     >>> said(" TR4 "), said("NaN"), said("n/a"), said("4.0")
     ('TR4', None, None, '4')
     """
-    text = unicodedata.normalize("NFKC", cell).strip()
+    text = visible(cell)
     if text.casefold() in NONE:
         return None
-    return re.sub(r"^(\d+)\.0+$", r"\1", text)
+    return re.sub(r"^(\D*\d+)\.0+$", r"\1", text)
+
+
+def visible(cell: str) -> str:
+    """Return a text in one Unicode form, without what is not seen, all dashes a hyphen.
+
+    >>> visible("P\u201301\u200b ")
+    'P-01'
+    """
+    seen = [c for c in unicodedata.normalize("NFKC", cell) if unicodedata.category(c) != "Cf"]
+    return re.sub(r"[\u2010-\u2015\u2212]", "-", "".join(seen)).strip()
 
 
 def meant(cell: str) -> Category:
     """Return what a cell means, whatever its case, spaces, hyphens and the system's name.
 
+    A number below zero is no grade: -1 often stands for what is not known.
+
     >>> meant("TI-RADS 4a"), meant("tr-4"), meant("Malignant")
     (Category(grade='4a', system='TR'), Category(grade='4', system='TR'), Category(grade='malignant', system=''))
     """  # noqa: E501
-    plain = re.sub(r"[\s_:.\-‐-―]+", "", unicodedata.normalize("NFKC", cell)).casefold()
-    if found := _LETTERED.fullmatch(plain):
+    text = visible(cell)
+    plain = re.sub(r"[\s_:.-]+", "", text).casefold()
+    if (found := _LETTERED.fullmatch(plain)) and text[0] != "-":
         return Category(found[2], _PREFIX.get(found[1] or "", ""))
     return Category(" ".join(cell.split()).casefold())
 

@@ -135,7 +135,7 @@ def _geometry(data: "Dataset") -> Geometry:
     if not all(np.allclose(other, calibrated[0], rtol=AGREE) for other in calibrated):
         told.append("its regions of ultrasound have different spacings: none is taken")
         spacing = None
-    elif said := _pixel_spacing(data):
+    elif said := _pixel_spacing(data, told):
         if spacing is None:
             spacing = said
         elif not np.allclose(said, spacing, rtol=AGREE):
@@ -143,8 +143,18 @@ def _geometry(data: "Dataset") -> Geometry:
                 f"its regions of ultrasound say {_by(spacing)} mm per pixel, its pixel spacing "
                 f"is {_by(said)}: the regions' is taken"
             )
-    if spacing is None and (ratio := _numbers(data.get("PixelAspectRatio"))):
-        return geometry(shape, None, ratio[0] / ratio[1], _around(regions), told=tuple(told))
+    if _text(data, "PresentationLUTShape") == "INVERSE" and (
+        _text(data, "PhotometricInterpretation") == "MONOCHROME2"
+    ):
+        told.append("its header says that it is inverted and that it is not: it is taken as not")
+    if ratio := _numbers(data.get("PixelAspectRatio")):
+        if spacing is None:
+            return geometry(shape, None, ratio[0] / ratio[1], _around(regions), told=tuple(told))
+        if not np.isclose(ratio[0] / ratio[1], spacing[0] / spacing[1], rtol=AGREE):
+            told.append(
+                f"its pixels are {ratio[0]:g} : {ratio[1]:g} by its aspect ratio, and "
+                f"{_by(spacing)} mm by its spacing: the spacing is taken"
+            )
     return geometry(shape, spacing, 1.0, _around(regions), told=tuple(told))
 
 
@@ -183,14 +193,17 @@ def _around(regions: Sequence[_Region]) -> View | None:
     )
 
 
-def _pixel_spacing(data: "Dataset") -> tuple[float, float] | None:
+def _pixel_spacing(data: "Dataset", told: list[str]) -> tuple[float, float] | None:
     """Return millimetres down and across; 1 x 1 is what writers put who do not know."""
     shared = data.get("SharedFunctionalGroupsSequence")
     measures = shared[0].get("PixelMeasuresSequence") if shared else None
     places = (data.get(name) for name in SPACINGS)
     within = measures[0].get("PixelSpacing") if measures else None
-    found = next(filter(None, map(_numbers, (*places, within))), None)
-    return None if found == (1, 1) else found
+    found = [said for said in map(_numbers, (*places, within)) if said and said != (1, 1)]
+    if not all(np.allclose(other, found[0], rtol=AGREE) for other in found):
+        by = " and ".join(_by(said) for said in found)
+        told.append(f"its header says {by} mm per pixel: the first is taken")
+    return found[0] if found else None
 
 
 def _numbers(said: Any) -> tuple[float, float] | None:

@@ -1,12 +1,15 @@
 """Anybody's images: a CSV of image, mask, category, patient, reader and spacing."""
 
 import csv
+import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,8 +18,8 @@ from mtbench.training.data import regular
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion import nnunet
 from mtbench_tasks._lesion.cases import Case, Collection, Part, Reading, United
-from mtbench_tasks._lesion.categories import NONE, SCALES, place, said, scale_of
-from mtbench_tasks._lesion.doubts import same_patient
+from mtbench_tasks._lesion.categories import NONE, ODD, SCALES, place, said, scale_of
+from mtbench_tasks._lesion.doubts import spelt_alike
 from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, read_geometry
 from mtbench_tasks._lesion.pixels import implausible
 from mtbench_tasks._lesion.radiomics import STEP
@@ -70,6 +73,7 @@ class _Table:
     rows: dict[int, Row] = field(default_factory=dict)
     groups: dict[int, dict[str, str]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)
 
 
@@ -78,7 +82,8 @@ def template() -> str:
     comments = [f"# {name}: {what}" for name, what in COLUMNS.items()]
     more = (
         "# Only image is needed. Paths are relative to this file. Lines with a # are left out.\n"
-        "# More columns, such as scanner or sex: `mtbench evaluate` looks at their subgroups."
+        "# More columns, such as scanner or sex: `mtbench evaluate` looks at their subgroups, and\n"
+        "# compares descriptors, such as composition, with those of a model that has learnt them."
     )
     rows = [
         f"images/001.png,masks/001_{r}.png,TR{g},P01,{r},0.08,,," for r, g in (("a", 4), ("b", 3))
@@ -91,8 +96,8 @@ def scale(path: Path, *wanted: tuple[str, ...]) -> tuple[str, ...]:
 
     Args:
         path: the CSV file.
-        wanted: scales; the first on which they all have a place is it. Without one the first known
-            scale that they fit.
+        wanted: scales; the first on which they have a place, but for a few slips, is it. Without
+            one the first known scale that they fit.
 
     Raises:
         DataError: the file is absent or broken, or its categories fit no known scale.
@@ -100,7 +105,7 @@ def scale(path: Path, *wanted: tuple[str, ...]) -> tuple[str, ...]:
     path = nnunet.find(path)
     cells = _cells(_read(path))
     for grades in wanted:
-        if all(place(cell, grades) is not None for cell in cells):
+        if sum(place(cell, grades) is not None for cell in cells) >= (1 - ODD) * len(cells):
             return grades
     meant = scale_of(cells)
     if meant.grades is None:
@@ -125,7 +130,8 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
             for a look at the data, in alphabetical order.
 
     Raises:
-        DataError: the file is no such CSV, or there is nothing in it to learn from.
+        DataError: the file is no such CSV, there is nothing in it to learn from, or its categories
+            are none of these.
     """
     path = nnunet.find(path)
     table = _read(path)
@@ -135,6 +141,11 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     if order is None:
         problems.append(_unknown(path, cells, meant.why))
         order = tuple(sorted({cell.casefold(): cell for cell in cells}.values()))
+    elif cells and all(place(cell, order) is None for cell in cells):
+        raise DataError(
+            f"{path}: none of its {len(cells)} categories, such as {cells[0]!r}, is one of "
+            f"{', '.join(order)}"
+        )
     doubts = []
     if grades is None and meant.grades is not None and meant.why:
         doubts.append(f"{path}: the categories {meant.why}")
@@ -154,8 +165,8 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
             images.setdefault((_locate(path.parent, row.image), row.frame), {})[line] = row
         else:
             bare += 1
-    owners = same_patient(row.patient for row in table.rows.values() if row.patient)
-    doubts += _patients(path, table, owners)
+    owners = spelt_alike(row.patient for row in table.rows.values() if row.patient)
+    doubts += [*table.doubts, *_patients(path, table, owners), *_readers(path, table)]
     cases: list[Case] = []
     known: list[list[object]] = []
     files: list[Path] = []
@@ -177,9 +188,8 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
         cases.append(case)
     if not cases and not problems:
         raise DataError(f"{path}: has no row with a mask or a category: nothing to learn from")
+    doubts += _unsaid(path, cases, order)
     remarks = []
-    if not owners:
-        remarks.append("no patients are named: each image counts as one patient")
     if 0 < (measured := sum(case.spacing is not None for case in cases)) < len(cases):
         remarks.append(
             f"spacing is known of {measured} of {len(cases)} images: their radiomics are taken at "
@@ -239,9 +249,7 @@ def _read(path: Path) -> _Table:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is no UTF-8 text; save it as 'CSV UTF-8'") from error
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); --data is a CSV file"
-        ) from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a CSV file") from error
     try:
         lines = list(_lines(text))
     except csv.Error as error:
@@ -251,6 +259,12 @@ def _read(path: Path) -> _Table:
     table = _Table(columns=[cell.lower() for cell in lines[0][1]])
     _check_columns(path, table.columns)
     for line, cells in lines[1:]:
+        if cells[0].startswith("#"):
+            named = dict(zip(table.columns, cells, strict=False)).get("image")
+            if named and _locate(path.parent, named).is_file():
+                fault = f"begins with # and is left out, but there is an image {named}"
+                table.doubts.append(f"{path} line {line}: {fault}; begin with ./# to have it read")
+            continue
         if len(cells) > len(table.columns):
             fault = f"has {len(cells)} cells, the header {len(table.columns)}; quote commas"
             table.problems.append(f"{path} line {line}: {fault}")
@@ -279,13 +293,15 @@ def _read(path: Path) -> _Table:
 
 
 def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield number and cells of the lines that are neither empty nor comments."""
+    """Yield number and cells of the lines that are not empty, from the header on."""
     lines = text.splitlines(keepends=True)
     header = next((line for line in lines if line.strip() and line.lstrip('"')[:1] != "#"), "")
     reader = csv.reader(lines, delimiter=max(",;\t", key=header.count), strict=True)
+    begun = False
     for row in reader:
         cells = [cell.strip() for cell in row]
-        if any(cells) and not cells[0].startswith("#"):
+        begun = begun or (any(cells) and not cells[0].startswith("#"))
+        if begun and any(cells):
             yield reader.line_num, cells
 
 
@@ -340,17 +356,52 @@ def _patients(path: Path, table: _Table, owners: Mapping[str, str]) -> Iterator[
     unsaid = sum(not row.split for row in table.rows.values())
     if unsaid and any(row.split == "test" for row in table.rows.values()):
         yield f"{path}: {unsaid} of {len(table.rows)} rows say no split: they count as train"
+    for name in owners:
+        if re.fullmatch(r"\d([.,]\d+)?[eE]\+?\d+", name):
+            yield (
+                f"{path}: patient {name!r} is a number that a spreadsheet has shortened: several "
+                "patients may have become one"
+            )
     unnamed = sum(not row.patient for row in table.rows.values())
-    if owners and unnamed:
+    if not owners:
+        yield f"{path}: no patients are named: each image counts as one patient"
+    elif unnamed:
         yield (
             f"{path}: {unnamed} of {len(table.rows)} rows name no patient: each of their images "
             "counts as a patient of its own"
         )
 
 
+def _readers(path: Path, table: _Table) -> Iterator[str]:
+    """Yield what is odd about the readers' names."""
+    first = spelt_alike(row.reader for row in table.rows.values())
+    for name, other in first.items():
+        if name != other:
+            yield f"{path}: readers {other!r} and {name!r} are spelt alike, and count as two"
+
+
+def _unsaid(path: Path, cases: Sequence[Case], grades: Sequence[str]) -> Iterator[str]:
+    """Yield what there is nothing to learn from."""
+    readings = [reading for case in cases for reading in case.readings]
+    found = {grades[reading.category] for reading in readings if reading.category is not None}
+    if not found:
+        yield f"{path}: no row has a category: is it in a column of that name?"
+    elif len(found) == 1 and len(cases) > 1:
+        yield f"{path}: all categories are {found.pop()}: there is nothing to tell apart"
+    if all(reading.contour is None for reading in readings):
+        yield f"{path}: no row has a mask: is it in a column of that name?"
+
+
 def _locate(folder: Path, name: str) -> Path:
-    """Return a file of the CSV; Windows' separators are understood."""
-    return folder / name.replace("\\", "/")
+    """Return a file of the CSV; Windows' separators and another Unicode form are understood."""
+    file = folder / name.replace("\\", "/")
+    if not name.isascii() and not file.exists():
+        forms: tuple[Literal["NFC", "NFD"], ...] = "NFC", "NFD"
+        for form in forms:
+            other = folder / unicodedata.normalize(form, name.replace("\\", "/"))
+            if other.exists():
+                return other
+    return file
 
 
 def _fault(folder: Path, row: Row) -> str | None:
@@ -403,6 +454,7 @@ def _case(
         contour = None if not masks else masks[0] if len(masks) == 1 else United(masks)
         readings.append(Reading(reader, contour, next(iter(found), None)))
     spacing, odd = _spacing(where, file, next(iter(spacings), None))
+    more = dict(set.intersection(*(set(groups[line].items()) for line in rows)))
     case = Case(
         name=image if frame is None else f"{image} frame {frame}",
         patient=next(iter(patients), image),
@@ -410,7 +462,8 @@ def _case(
         readings=tuple(readings),
         spacing=spacing,
         part=next(iter(split), None),
-        groups=dict(set.intersection(*(set(groups[line].items()) for line in rows))),
+        groups=more,
+        descriptors={name: cell.casefold() for name, cell in more.items()},
     )
     return case, doubts + odd
 

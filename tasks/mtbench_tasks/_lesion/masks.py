@@ -16,6 +16,11 @@ REGION = 0.01  # of what is marked: a smaller patch of one value is an edge or a
 RING = 1.5  # what an outline encloses, the outline included, is at least so much larger than it
 CORE = 0.02  # of a mask: less is left of lines when two pixels of their border are taken away
 BRIDGED = (2, 4, 8)  # pixels from each side of a gap
+COLOURS = "black", "red", "green", "yellow", "blue", "magenta", "cyan", "white"
+"""By which of red, green and blue (1, 2, 4) are about as large as the largest."""
+HUE = 0.05  # of what is marked: JPEG's colours bleed, and marks on a scan are smaller
+EDGE = 3  # pixels of an edge
+CORED, ENOUGH = 0.25, 200  # share and pixels: less within an edge are lines, or too few to judge by
 
 
 def outlined(values: NDArray[Any], *, lossy: bool, value: int | None) -> tuple[Mask, list[str]]:
@@ -23,7 +28,8 @@ def outlined(values: NDArray[Any], *, lossy: bool, value: int | None) -> tuple[M
 
     A mask has a background, 0, and one value that is the lesion. What lies between them is an edge
     that was smoothed by resizing or by JPEG: it counts from half of the lesion's value on. Of a
-    coloured mask the largest channel counts, unless transparent. A closed outline is filled.
+    coloured mask the largest channel counts, unless transparent. An outline that is closed, by
+    itself or by the image's border, is filled.
 
     Args:
         values: (H, W), or (H, W, 3 or 4) colours.
@@ -31,17 +37,12 @@ def outlined(values: NDArray[Any], *, lossy: bool, value: int | None) -> tuple[M
         value: which of several values is the lesion; None where there is one.
 
     Raises:
-        DataError: it marks nothing or everything, is an image, is inverted, holds several labels,
-            or an outline that is not closed.
+        DataError: it marks nothing or everything, is an image, is inverted, holds several labels
+            or colours, or an outline that is not closed.
     """
     plane = _plane(values)
     if plane.dtype.kind == "f" and not np.isfinite(plane).all():
         raise DataError("has values that are not finite")
-    if value is not None:
-        mask: Mask = plane == value
-        if not mask.any():
-            raise DataError(f"holds no {value}, which is named as the lesion's value")
-        return _checked(mask)
     low, high = float(plane.min()), float(plane.max())
     if low == high:
         raise DataError(
@@ -52,17 +53,58 @@ def outlined(values: NDArray[Any], *, lossy: bool, value: int | None) -> tuple[M
         raise DataError(f"has values from {low:g}; in a mask the background is zero")
     found, counts = _values(plane)
     soft = lossy or len(found) > FEW
-    labels = _plateaus(plane) if soft else _regions(plane, found, counts)
-    top = max(labels, default=high)
-    known = np.abs(found[:, None] - np.array([0, *labels, top])).min(axis=1) < 0.15 * top
-    if soft and counts[~known].sum() > BETWEEN * plane.size:
-        raise DataError("is an image, not a mask: much of it is neither black nor white")
-    if len(labels) > 1:
+    if value is not None and not soft:
+        if value not in found:
+            raise DataError(f"holds no {value}, which is named as the lesion's value")
+        mask: Mask = plane == value
+    else:
+        mask = plane > _half(plane, found, counts, soft=soft, value=value)
+    if len(colours := _hues(values, plane, mask)) > 1:
         raise DataError(
-            f"holds several labels ({', '.join(f'{label:g}' for label in labels)}): say in column "
-            "mask_value which one is the lesion"
+            f"holds several colours ({', '.join(colours)}): give a mask in which the lesion is "
+            "white, and all else black"
         )
-    return _checked(plane > (top // 2 if plane.dtype.kind in "iu" else top / 2))
+    return _checked(mask)
+
+
+def _half(
+    plane: NDArray[Any],
+    found: NDArray[Any],
+    counts: NDArray[np.int64],
+    *,
+    soft: bool,
+    value: int | None,
+) -> float:
+    """Return half of the value that is the lesion.
+
+    Args:
+        plane: (H, W).
+        found: its values, ascending.
+        counts: how often each occurs.
+        soft: whether edges are smooth.
+        value: the lesion's, where it was named.
+
+    Raises:
+        DataError: it is an image, or there are several.
+    """
+    labels = _plateaus(plane) if soft else _regions(plane, found, counts)
+    top = max(labels, default=float(found[-1]))
+    if soft:
+        levels = np.array([0, *labels, top])
+        known = np.abs(found[:, None] - levels).min(axis=1) < 0.15 * top
+        within = _within(plane)
+        flat = np.abs(within[:, None] - levels).min(axis=1) < 0.15 * top
+        if counts[~known].sum() > BETWEEN * plane.size or np.count_nonzero(flat) < len(flat) / 2:
+            raise DataError("is an image, not a mask: much of it is neither black nor white")
+    if len(labels) > 1:
+        blurred = ", blurred by JPEG or by resizing: give it as it was drawn, as PNG, and"
+        raise DataError(
+            f"holds several labels ({', '.join(f'{label:g}' for label in labels)})"
+            f"{blurred if soft else ':'} say in column mask_value which one is the lesion"
+        )
+    if value is not None and abs(value - top) > 0.15 * top:
+        raise DataError(f"holds no {value}, which is named as the lesion's value")
+    return top // 2 if plane.dtype.kind in "iu" else top / 2
 
 
 def _plane(values: NDArray[Any]) -> NDArray[Any]:
@@ -72,6 +114,30 @@ def _plane(values: NDArray[Any]) -> NDArray[Any]:
     red, green, blue = (values[..., channel] for channel in range(3))
     plane: NDArray[Any] = np.maximum(np.maximum(red, green), blue)
     return plane if values.shape[2] == 3 else np.where(values[..., 3] > 0, plane, 0)
+
+
+def _hues(values: NDArray[Any], plane: NDArray[Any], mask: Mask) -> list[str]:
+    """Return the clear colours of the regions that are marked; none where all is grey."""
+    if values.ndim == 2:
+        return []
+    red, green, blue = (values[..., channel] for channel in range(3))
+    if not ((red != green) | (red != blue)).any():
+        return []
+    on = [channel > 0.7 * plane for channel in (red, green, blue)]
+    off = [channel < 0.3 * plane for channel in (red, green, blue)]
+    mask = mask & np.logical_and.reduce([a | b for a, b in zip(on, off, strict=True)])
+    hue = on[0] + 2 * on[1] + np.uint8(4) * on[2]
+    likely = np.flatnonzero(np.bincount(hue[mask], minlength=8) > HUE * np.count_nonzero(mask))
+    return [COLOURS[i] for i in likely if ndimage.binary_erosion(mask & (hue == i)).any()]
+
+
+def _within(plane: NDArray[Any]) -> NDArray[Any]:
+    """Return the values that lie within what is not dark, further in than most edges are wide."""
+    support = plane > 0.1 * plane.max()
+    inner = ndimage.binary_erosion(support, iterations=EDGE)
+    lines = np.count_nonzero(inner) < CORED * np.count_nonzero(support)
+    found: NDArray[Any] = plane[inner]
+    return found[:0] if lines or len(found) < ENOUGH else found
 
 
 def _values(plane: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -96,7 +162,10 @@ def _plateaus(plane: NDArray[Any]) -> list[float]:
     plane = plane.astype(np.float32)
     top = float(plane.max())
     even = ndimage.maximum_filter(plane, 3) - ndimage.minimum_filter(plane, 3) < 0.1 * top
-    bright = even & (plane > 0.2 * top)
+    lit = plane > 0.2 * top
+    bright = even & lit
+    if np.count_nonzero(bright) < 0.1 * np.count_nonzero(lit):
+        return []
     level = np.round(5 * plane[bright] / top)
     found, counts = np.unique(level, return_counts=True)
     labels = list[float]()
@@ -121,14 +190,23 @@ def _checked(mask: Mask) -> tuple[Mask, list[str]]:
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     part = np.pad(mask[box], 2)
     size = int(np.count_nonzero(part))
+    walled = part.copy()
+    top, left = rows[0] == 0, columns[0] == 0
+    bottom, right = rows[-1] == mask.shape[0] - 1, columns[-1] == mask.shape[1] - 1
+    if not (top and bottom) and not (left and right):
+        # A lesion at the image's border, or in its corner, has no outline there.
+        walled[:2] |= top
+        walled[-2:] |= bottom
+        walled[:, :2] |= left
+        walled[:, -2:] |= right
     # What a row's ends enclose holds all that an outline does, and is quicker to find.
-    lit = part[part.any(axis=1)]
+    lit = walled[walled.any(axis=1)]
     outside = sum(int(side.argmax(axis=1).sum()) for side in (lit, lit[:, ::-1]))
     most = lit.size - outside
-    filled = ndimage.binary_fill_holes(part) if most > RING * size else part
+    filled = (ndimage.binary_fill_holes(walled) if most > RING * size else part)[2:-2, 2:-2]
     if np.count_nonzero(filled) > RING * size:
         mask = mask.copy()
-        mask[box] = filled[2:-2, 2:-2]
+        mask[box] = filled
         told.append("is an outline: what it encloses was filled")
     elif size > FEW and _is_open(part):
         raise DataError("is an outline that is not closed: close and fill it")
