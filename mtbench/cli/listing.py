@@ -1,5 +1,6 @@
 """``mtbench list`` and ``mtbench info``."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated
 
@@ -68,6 +69,7 @@ def info(
     entry = entries(kind, plugin or [])[name]
     console = Console()
     space: dict[str, str] = {}
+    commands: dict[str, Callable[..., object]] = {}
     cls: type[Balancer] | type[Task]
     if kind == "method":
         cls = method = entry.load(Balancer)
@@ -81,6 +83,10 @@ def info(
     else:
         cls = task = entry.load(Task)
         facts = {"objectives": ", ".join(task.objectives)}
+        commands = {
+            "predict": task.predict, "evaluate": task.evaluate, "data inspect": task.inspect,
+            "data verify": task.verify, "data export": task.export,
+        }  # fmt: skip
     console.print(f"[bold]{name}[/]  {entry.path}", highlight=False)
     console.print(Text(params.documented(cls)))
     for fact, value in facts.items():
@@ -93,15 +99,15 @@ def info(
         table.add_row(key, params.describe(parameter.annotation), default, space.get(key, ""))
     if table.row_count:
         console.print(table)
-    commands = {} if kind == "method" else {
-        "predict": cls.predict, "evaluate": cls.evaluate, "data inspect": cls.inspect,
-        "data verify": cls.verify, "data export": cls.export,
-    }  # fmt: skip
     for command, callee in commands.items():
         said = params.explained(callee)
         options = Table("option", "type", "what", title=f"mtbench {command}", title_justify="left")
         for key, parameter in params.declared(callee).items():
             option = f"--{key.replace('_', '-')}"
-            options.add_row(option, params.describe(parameter.annotation), said.get(key, ""))
+            options.add_row(
+                option,
+                params.describe(parameter.annotation),
+                Text(said.get(key, "").replace("``", "`")),
+            )
         if options.row_count:
             console.print(options)

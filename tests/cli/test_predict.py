@@ -565,6 +565,7 @@ def test_the_options_of_a_task_are_listed(mtbench: Mtbench) -> None:
     assert (code, err) == (0, "")
     for option in ("--plane", "--second", "--dicom", "--mirror", "--text", "--truth", "--strict"):
         assert option in listed
+    assert "mtbench-toolkit[deidentify]" in listed  # no markup
     assert "mtbench" not in mtbench("info", "ew")[1].replace("mtbench_baselines", "")
 
 

@@ -732,7 +732,7 @@ def test_run_records_and_strict_stops(mtbench: Mtbench, folder: Path, tmp_path: 
     text = file.read_text()
     assert '"looks odd": 12' in text
     assert "are spelt alike" in text
-    code, _, err = mtbench(*line, "--strict", "true", "--out", tmp_path / "strict")
+    code, _, err = mtbench(*line, "--strict", "--out", tmp_path / "strict")
     assert (code, err.count("\n")) == (2, 1)
     assert "are spelt alike" in err
 

@@ -322,8 +322,13 @@ def test_a_temperature_mends_what_it_should() -> None:
     assert temperature(sure[:4], category[:4]) == 1  # four readings cannot tell
     assert temperature(honest, category) == 1  # nothing to mend
     assert math.isnan(calibration_error(honest[:0], category[:0]))
-    with_end = torch.tensor([[1.0, 0.0]] * 5), torch.zeros(5, dtype=torch.long)  # all right
-    assert temperature(*with_end) == pytest.approx(1 / 20, rel=0.01)
+    with_end = torch.tensor([[1.0, 0.0]] * 50), torch.zeros(50, dtype=torch.long)  # all right
+    assert likeliest(*with_end) == pytest.approx(1 / 20, rel=0.01)
+    assert temperature(*with_end) == 1  # 73 % sure, and not 100 %
+    noise = 0.2 * torch.randn(30, 2, generator=generator)
+    mostly = with_end[0][:30] + noise, (torch.arange(30) % 10 == 0).long()
+    assert temperature(*mostly) < 1
+    assert temperature(mostly[0][:19], mostly[1][:19]) == 1
 
 
 # Not this kind of image

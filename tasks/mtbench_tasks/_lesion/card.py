@@ -162,8 +162,8 @@ def calibrated(fitted: Mapping[str, Any]) -> str:
         return "The probabilities are not calibrated (temperature 1)."
     if found["temperature"] == 1:
         return (
-            f"The probabilities are not calibrated (temperature 1): on {found['readings']} "
-            "validation readings no temperature gains more than its standard error."
+            f"The probabilities are not calibrated (temperature 1): the {found['readings']} "
+            "validation readings do not tell a temperature."
         )
     return (
         f"The probabilities are calibrated on {found['readings']} validation readings: "

@@ -332,9 +332,12 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
     write(0.6, y - 0.036, "\n".join(said), 8, QUIET)
     _chances(figure, section.chances, (0.7, y - 0.147, 0.22, 0.09))
     write(0.6, y - 0.155, "\n".join(textwrap.wrap(page.judged, 48)), 8, QUIET)
-    for number, (label, value) in enumerate(section.measurements):
-        write(0.6, y - 0.187 - 0.0165 * number, label, colour=QUIET)
-        write(0.74, y - 0.187 - 0.0165 * number, value)
+    below = y - 0.187
+    for label, value in section.measurements:
+        lines = textwrap.wrap(value, 26)
+        write(0.6, below, label, colour=QUIET)
+        write(0.74, below, "\n".join(lines))
+        below -= 0.0165 * len(lines)
     y -= high + 0.04
     write(0.08, y, "Radiomics by descriptor", 12, weight="bold")
     write(0.08, y - 0.022, "\n".join(textwrap.wrap(EXPLAINED, 105)), 8, QUIET)

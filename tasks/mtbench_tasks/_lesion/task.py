@@ -525,8 +525,9 @@ class LesionTask(Task):
                 the record's ``frames`` has one of each.
             plane: ``transverse`` or ``longitudinal``; of several views, one each, from the left,
                 those of `second` last. "Taller than wide" is said of transverse views only.
-            second: another image of the same lesion. A transverse and a longitudinal view of known
-                spacing give the volume.
+            second: another image of the same lesion; of several that are read, a folder with one
+                at the same place for each. A transverse and a longitudinal view of known spacing
+                give the volume.
             mirror: ask each model of the mirror image too, and take the mean.
             text: what is done about text that is burnt into the image, and may name the patient, in
                 overlay and page: it is kept; or found and told; or blackened, with all that lies
