@@ -149,7 +149,8 @@ def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers
         deviation = scatter.get(task, scatter.get(setting.name))
         if deviation is None and stated is not None:
             deviation = stated.deviation
-            origin = f"as the suite states, and {stated.seconds:g} s a cell: {stated.origin}"
+            cell = "" if stated.seconds is None else f", and {stated.seconds:g} s a cell"
+            origin = f"as the suite states{cell}: {stated.origin}"
         if deviation is None:
             lines.append(f"{task}: what that is in points of delta-m is not known: --pilot RUNS")
             continue

@@ -142,7 +142,17 @@ def test_a_sweep_ends_where_all_is_decided(mtbench: Mtbench, tiny: Path, tmp_pat
     code, said, err = mtbench("plan", file, *more, "--pilot", out)
     assert (code, err) == (0, "")
     assert re.search(r"told with probability 0.8, as one of 2 comparisons at 5 %: .* 0\.\d\d", said)
+    assert re.search(r"paired standard deviation \d+\.\d\d points of delta-m, by the pilot", said)
     assert "--until decided" in said
+    assert (
+        "what that is in points of delta-m is not known: --pilot" in mtbench("plan", file, *more)[1]
+    )
+    stated = '\nmeasured = {deviation = 3.0, seconds = 9.0, origin = "a [small] one"}\n'
+    file.write_text(file.read_text() + stated)
+    code, said, err = mtbench("plan", file, *more)
+    assert (code, err) == (0, "")
+    assert "3.00 points of delta-m, as the suite states, and 9 s a cell: a [small] one" in said
+    assert re.search(r"a difference of 5 % is told \w+ with probability", said)
 
 
 def test_a_sweep_from_plan_to_leaderboard(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:

@@ -59,12 +59,12 @@ class Measured(_Strict):
 
     Attributes:
         deviation: of one unit's paired difference of delta-m, in points: the median of the pairs.
-        seconds: that a final cell took, the median of the methods.
+        seconds: that a final cell took, the median of the methods; None where that is not known.
         origin: by which runs, when, and on what machine.
     """
 
     deviation: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     origin: str
 
 

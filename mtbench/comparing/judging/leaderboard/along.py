@@ -100,16 +100,17 @@ def _fixed(board: Board, name: str, cells: list[Cell]) -> Mapping[str, Any]:
         spec = cells[0].spec
         return spec.method_params | {f"recipe.{k}": v for k, v in spec.recipe.items()}
     own = (*board.suite.board, name)
-    return next((c.fixed for c in cells[0].claims if (*c.board, c.label) == own), {})
+    # Claims of before there was such a field say nothing.
+    return next((c.fixed for c in cells[0].claims if c.fixed and (*c.board, c.label) == own), {})
 
 
 def _panels(board: Board, names: list[str]) -> list[Panel]:
     table = board.rows.set_index("method")
-    base = None if board.baseline is None else table.loc[board.baseline]
+    base = {} if board.baseline is None else table.loc[board.baseline].to_dict()
     panels = []
     if table.loc[names, "delta_m"].notna().all():
         points = table.loc[names, ["delta_m", "delta_m_low", "delta_m_high"]].to_numpy(float)
-        panels.append(Panel("Δm % ↓", points, math.nan if base is None else base["delta_m"]))
+        panels.append(Panel("Δm % ↓", points, base.get("delta_m", math.nan)))
     resplit = 0.0 if board.suite is None else board.suite.resplit or 0.0
     for metric, higher in board.primary.items():
         mean, sd = (table.loc[names, key].to_numpy(float) for key in (metric, f"{metric}_sd"))
@@ -117,6 +118,7 @@ def _panels(board: Board, names: list[str]) -> list[Panel]:
         with np.errstate(divide="ignore", invalid="ignore"):
             reach = stats.t.isf(0.025, n - 1) * sd * np.sqrt(1 / n + resplit)
         points = np.stack([mean, mean - reach, mean + reach], axis=1)
-        level = math.nan if base is None else base[metric]
-        panels.append(Panel(f"{metric} {'↑' if higher else '↓'}", points, level))
+        panels.append(
+            Panel(f"{metric} {'↑' if higher else '↓'}", points, base.get(metric, math.nan))
+        )
     return panels

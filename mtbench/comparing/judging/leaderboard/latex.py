@@ -85,10 +85,11 @@ def _board(board: Board, number: int, columns: Sequence[str] | None, width: Widt
     if base in shown:
         signs = [_SIGNS.get(word, "") for word in told]
         shown = shown.assign(**{base: shown[base] + pd.Series(signs, index=shown.index)})
-    order = sorted(shown.index, key=lambda i: shown.at[i, "method"] != board.reference)
+    order = sorted(range(len(shown)), key=lambda i: shown["method"].iloc[i] != board.reference)
     apart = 1 if board.reference is not None else 0
-    rows = [[_cell(shown.at[i, c], best[c][i], c == "method") for c in shown] for i in order]
-    plain = [[_signed(str(shown.at[i, c])) for c in shown] for i in order]
+    texts = {column: list(map(str, shown[column])) for column in shown.columns}
+    rows = [[_cell(t[i], best[c][i], c == "method") for c, t in texts.items()] for i in order]
+    plain = [[_signed(t[i]) for t in texts.values()] for i in order]
     label = re.sub(r"\W+", "-", board.title.split(" ")[0])
     return _tables(
         list(map(str, shown.columns)), rows, plain, apart, _caption(board, base in shown),

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from mtbench.comparing import inert
 from mtbench.comparing.judging.leaderboard import Board
@@ -21,7 +22,7 @@ COLUMN = 3.4
 """Inches: the column of a page with two; other charts are as wide as such a page."""
 PAGE = 6.9
 CURVES = 6  # methods with curves of their own; more cannot be told apart
-STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 POINT, BAND, QUIET = "tab:blue", "0.9", "0.4"
 SMALL, TEXT = 7, 8  # points
 
@@ -48,7 +49,7 @@ def draw(found: Sequence[Board], folder: Path) -> list[Path]:
                     file = folder / f"{stem[:120]}.{form}"
                     # Without the date, equal results give equal bytes.
                     date = {"CreationDate" if form == "pdf" else "Date": None}
-                    chart.savefig(file, metadata=date)  # type: ignore[arg-type]
+                    chart.savefig(file, metadata=date)
                     written.append(file)
     except OSError as error:
         raise RunError(f"--figures {folder}: cannot be written: {error}") from error
@@ -236,7 +237,7 @@ def _budget(curves: Chart, drawn: Sequence[str]) -> Figure | None:
                   linewidth=1.2, label=_label(name))  # fmt: skip
     axes.set_xlabel("trials", fontsize=TEXT)
     axes.set_ylabel("selection score, mean ↑", fontsize=TEXT)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(figure, names, [drawn.index(name) for name in names], styles=True)
     return figure
 
@@ -262,7 +263,7 @@ def _curves(histories: Chart, drawn: Sequence[str], *, diagnostics: bool) -> Fig
             axes.plot(curve["x"], mean, color=f"C{i}", linewidth=0.8 if dotted else 1.2,
                       linestyle=":" if dotted else "-")  # fmt: skip
         axes.set_title(_label(key), fontsize=TEXT)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if key == "update: length":
             axes.set_yscale("log")
         axes.set_xlabel("epoch" if diagnostics else "epoch (dotted: training)", fontsize=SMALL)
