@@ -1,6 +1,6 @@
 """Tell the phantom from real images by plain statistics of the picture, nodule or not.
 
-    python benchmarks/phantom_told.py --data ../shared/data/ddti --version 2
+    python benchmarks/phantom_told.py --data ../shared/data/ddti
 
 On the 16 numbers of `STATISTICS`, a logistic regression learns to tell phantoms from DDTI's views,
 in four fifths of the patients; its AUROC on the other fifth, each fifth in turn, is printed: 0.5 is
@@ -67,12 +67,11 @@ def describe(case: Case) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="DDTI as published")
-    parser.add_argument("--version", type=int, default=phantom.VERSION, help="of the phantom")
     parser.add_argument("--seed", type=int, default=0, help="of the phantom")
     options = parser.parse_args()
 
     real = ddti.load(options.data).cases
-    made = phantom.load(size=len(real), seed=options.seed, version=options.version).cases
+    made = phantom.load(size=len(real), seed=options.seed).cases
     tables = [np.array([describe(case) for case in cases]) for cases in (real, made)]
     X, simulated = np.vstack(tables), np.repeat([0, 1], len(real))
     patients = np.unique([case.patient for case in (*real, *made)], return_inverse=True)[1]
@@ -87,7 +86,7 @@ def main() -> None:
         "logistic regression": make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
         "boosted trees": HistGradientBoostingClassifier(random_state=0),
     }
-    print(f"version {options.version}, {len(real)} images of each")
+    print(f"{len(real)} images of each")
     for name, model in models.items():
         told = cross_val_predict(
             model, X, simulated, groups=patients, cv=GroupKFold(5), method="predict_proba"

@@ -116,7 +116,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "img")
     parser.add_argument("--count", type=int, default=120, help="nodules of each source")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--version", type=int, default=phantom.VERSION, help="of the phantom")
     options = parser.parse_args()
     logging.getLogger("radiomics").setLevel(logging.ERROR)
     mpl.use("Agg")
@@ -125,9 +124,7 @@ def main() -> None:
     real = ddti.load(options.data).cases
     sources = {
         "DDTI": [real[i] for i in rng.permutation(len(real))],
-        "Phantom": list(
-            phantom.load(size=options.count + 20, seed=options.seed, version=options.version).cases
-        ),
+        "Phantom": list(phantom.load(size=options.count + 20, seed=options.seed).cases),
     }
     extractor = RadiomicsFeatureExtractor(binWidth=25, force2D=True, label=1)
     extractor.disableAllFeatures()
@@ -141,13 +138,12 @@ def main() -> None:
         views[name] = [v for v in usable if v[0].shape[1] > 1.1 * phantom.HEIGHT][:12]
     figure, found = distributions(tables)
     options.out.mkdir(parents=True, exist_ok=True)
-    suffix = "" if options.version == phantom.VERSION else f"_{options.version}"
-    figure.savefig(options.out / f"phantom_radiomics{suffix}.png", dpi=80)
+    figure.savefig(options.out / "phantom_radiomics.png", dpi=80)
     buffer = io.BytesIO()
     montage(views).savefig(buffer, dpi=75)
     # A palette is half the size; maximum coverage keeps the few coloured pixels coloured.
     pixels = Pillow.open(buffer).convert("RGB").quantize(64, Pillow.Quantize.MAXCOVERAGE)
-    pixels.save(options.out / f"phantom_vs_ddti{suffix}.png", optimize=True)
+    pixels.save(options.out / "phantom_vs_ddti.png", optimize=True)
 
     halves = [rng.permutation(tables["DDTI"]) for _ in range(50)]
     print(f"| feature | {' | '.join(f'{n} median [10, 90 %]' for n in tables)} | overlap | DDTI |")

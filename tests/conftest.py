@@ -30,6 +30,14 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _every_epoch_written() -> Iterator[None]:
+    """Let tests find on disk what an epoch's end leaves there, however short the epoch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtbench.training.trainer.trainer.EPOCH_SECONDS", 0.0)
+        yield
+
+
 Mtbench = Callable[..., tuple[int, str, str]]
 
 

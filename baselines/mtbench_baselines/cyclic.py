@@ -28,8 +28,9 @@ class Cyclic(Wrapper, Remembering):
 
     Deviations: the paper divides d by a second moment, as Adam does, which is the optimizer's part
     here: take one with a second moment and without a momentum of its own. Heads get the gradient of
-    their own loss in every step. An objective without a label is passed over, and one that had no
-    turn yet is left out; the paper does not speak of either.
+    their own loss in every step. An objective without a label is passed over, of which the paper
+    does not speak. One that had no turn yet is left out; the authors' code stands still until each
+    had one.
 
     Args:
         base: a method on the Gramian of the shared parameters.
@@ -52,6 +53,7 @@ class Cyclic(Wrapper, Remembering):
 
     paper = "Liu et al. (M-ConFIG), ICLR 2025, arXiv 2408.11104, without its second moment"
     passes = "F + H + E"
+    is_weighted_sum = False
     checked_against = "a twin with one backward a step; torchjd 0.18's ConFIG on the averages"
     on_host = ("count", "turn")
 

@@ -83,6 +83,7 @@ class RLAR(Scalarizer):
     passes = "F + 2 H + E"
     checked_against = "its formula by plain autograd; finite differences"
     needs_features = True
+    is_weighted_sum = False
 
     epoch: Tensor
 

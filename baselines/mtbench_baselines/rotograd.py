@@ -79,6 +79,7 @@ class RotoGrad(Balancer):
     needs_features = True
     sized_later = _SIZED
     finds_front = False  # heads see a rotated z: the front moves
+    is_weighted_sum = False
 
     initial: Tensor
     count: Tensor

@@ -71,6 +71,7 @@ class SAMO(Wrapper):
     paper = "Ban, Subramani and Ji, ICCV 2025, arXiv 2507.07883"
     passes = "(1 + 3 K) F + 2 H + (1 + K) E"
     needs_again = True
+    is_weighted_sum = False
     checked_against = "a twin on copies of the model, one per objective"
 
     def __init__(

@@ -29,10 +29,10 @@ class SoftAdapt(Scalarizer):
     A loss of exactly 0 (no label in this batch) has no weight and leaves the sums; L(t - 1) is the
     loss of the last step with a label. That is our decision.
 
-    Deviations: the rate is the difference of two steps; the authors' code fits a higher order to
-    several epochs, and keeps the weights in between. In its present release ``normalised`` divides
-    by the sum of the s, which may be 0, in the first one as here. The paper itself could not be
-    read.
+    Deviations: the rate is the difference of two steps, and c the loss now; the authors' code fits
+    a higher order to several epochs, has c their mean, and keeps the weights in between. In its
+    present release ``normalised`` divides by the sum of the s, which may be 0, in the first one as
+    here. The paper itself could not be read.
 
     Args:
         num_objectives: K.

@@ -10,6 +10,7 @@ from torch import Tensor
 from mtbench.balancing.distributed import ALONE
 from mtbench.balancing.engine import unhooked
 from mtbench.balancing.step import Step
+from mtbench.errors import StepError
 
 
 class Held:
@@ -24,10 +25,22 @@ class Held:
         self.grads: list[dict[int, Tensor]] = [{} for _ in range(objectives)]
         self.parameters: dict[int, Tensor] = {}
         self.shared: dict[int, tuple[str, Tensor]] = {}
+        self.versions: dict[int, int] = {}
 
     def add(self, step: Step) -> None:
-        """Take in a micro-batch, whose graph is freed."""
+        """Take in a micro-batch, whose graph is freed.
+
+        Raises:
+            StepError: parameters are others than for the micro-batches before.
+        """
         common = [*step.roles.shared, *step.roles.rest]
+        for parameter in chain(common, *step.heads):
+            version = parameter._version
+            if self.versions.setdefault(id(parameter), version) != version:
+                raise StepError(
+                    "accumulate: parameters have moved since an earlier micro-batch: step the "
+                    "optimizer after backward, which takes the last one, and begin again now"
+                )
         if step.told:
             self.shared |= {id(p): (name, p) for name, p in step.named_shared}
         step.release()

@@ -101,6 +101,8 @@ class Balancer(nn.Module, ABC):
         holds_out: the share of the training samples that are kept for `Step.validation` and never
             trained on; 0 if validation batches are other batches of the training split.
         finds_front: whether it ends near the Pareto set where the objectives are convex.
+        is_weighted_sum: whether the weights that `backward` returns say all: what it writes at the
+            shared parameters is the gradient of the losses' sum with these.
         sized_later: buffers whose shape is not known before the first step; a state is loaded
             whatever their shape in it.
         on_host: buffers that stay on the CPU, as they are, wherever the method is moved: those that
@@ -116,6 +118,7 @@ class Balancer(nn.Module, ABC):
     needs_validation: bool = False
     holds_out: float = 0.0
     finds_front: bool = True
+    is_weighted_sum: bool = True
     sized_later: ClassVar[tuple[str, ...]] = ()
     on_host: ClassVar[tuple[str, ...]] = ()
 
@@ -190,7 +193,7 @@ class Balancer(nn.Module, ABC):
             StepError: losses that are not K scalars, or that the graph does not bear out.
         """
         step, names = self._step(losses, said)
-        if not self.watch.calls and not step.speaks_of_ranks and differ(step.host_values.tolist()):
+        if not self.watch.calls and not step.speaks_of_ranks and differ(step.read):
             raise StepError(
                 "losses differ between the processes that torch.distributed joins, and their "
                 "gradients would not be averaged: give ranks=Group() of "
@@ -198,19 +201,19 @@ class Balancer(nn.Module, ABC):
                 "DistributedDataParallel; or ranks=ALONE if each process trains by itself"
             )
         self.watch.look(self._called, self.parameters(), self._hooks(), step.transient)
-        if self._held is not None:
-            self._held.add(step)
-            step, self._held = self._held.step(step), None
+        held, self._held = self._held, None
+        if held is not None:
+            held.add(step)
+            step = held.step(step)
         self.notes = {}
-        values = step.host_values
-        overflows = not math.isfinite(sum(values.tolist()))
+        overflows = any(map(math.isinf, step.read))
         # On another rank there may be labels, and what is summed over ranks waits for this one.
         empty = step.ranks.size == 1 and not any(loss.requires_grad for loss in step.losses)
         self._idle = overflows or empty
         weights: Tensor | None
         if self._idle:
             step.descend(step.total())
-            weights = torch.full_like(values, float(overflows))
+            weights = torch.full_like(step.host_values, float(overflows))
         else:
             weights = self.balance(step)
         hooked, step.engine.hooked = step.engine.hooked, {}
@@ -243,8 +246,9 @@ class Balancer(nn.Module, ABC):
                 "one batch's: hand over whole batches"
             )
         step, _ = self._step(losses, said)
-        self._held = self._held or Held(self.num_objectives)
-        self._held.add(step)
+        held, self._held = self._held or Held(self.num_objectives), None
+        held.add(step)
+        self._held = held
 
     def _step(self, losses: Step | Losses, said: Said) -> tuple[Step, tuple[str, ...]]:
         """Return what was handed over as this balancer's step, and the objectives' names."""
@@ -546,6 +550,7 @@ class Wrapper(Balancer):
         self.needs_validation = self.needs_validation or base.needs_validation
         self.holds_out = max(self.holds_out, base.holds_out)
         self.finds_front = self.finds_front and base.finds_front
+        self.is_weighted_sum = self.is_weighted_sum and base.is_weighted_sum
 
     def _inside(self) -> Iterable[Balancer]:
         """Return what is told of steps, epochs and metrics."""

@@ -170,6 +170,22 @@ def part_at(
     )
 
 
+def comers(losses: Sequence[Tensor]) -> dict[tuple[Node, int], set[int]]:
+    """Return the losses that come to each edge of the graph, a node and one of its outputs."""
+    found: dict[tuple[Node, int], set[int]] = {}
+    for k, root in enumerate(map(edge_of, losses)):
+        met: set[Node] = set()
+        stack: list[Any] = [] if root is None else [(root.node, root.output_nr)]
+        while stack:
+            edge = stack.pop()
+            if edge[0] is not None:
+                found.setdefault(edge, set()).add(k)
+                if edge[0] not in met:
+                    met.add(edge[0])
+                    stack += edge[0].next_functions
+    return found
+
+
 class _Noticed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Knows whether torch was asked to do anything."""
 

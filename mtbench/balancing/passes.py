@@ -8,17 +8,28 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.engine import Engine, grad, must_be_whole, unhooked
-from mtbench.balancing.graph import Parting, edge_of, is_hooked, part, part_at, refuse_hidden
+from mtbench.balancing.graph import (
+    Parting,
+    comers,
+    edge_of,
+    is_hooked,
+    part,
+    part_at,
+    refuse_hidden,
+)
 from mtbench.balancing.jacobian import Item, Pulled, beside, dtype_of, flat, point, width
 from mtbench.balancing.layers import Layer, find
 from mtbench.errors import StepError
 
 _TRIED = 3
 """Steps that have to say whose head a compiled parameter is; labels may be missing in one."""
+
+_COMPILED = "CompiledFunctionBackward"
+"""The node of what `torch.compile` made."""
 
 _DOUBT = 0.1
 """Of a gradient's length: more than any rounding changes."""
@@ -157,28 +168,38 @@ class Passes:
     def _compiled(self) -> dict[int, int]:
         """The objectives of heads that are compiled together with the encoder, by their ids.
 
-        What is compiled is one node for autograd, under which everything seems shared. A NaN sent
-        back from one loss arrives at what that loss depends on, whatever the factors on the way
-        (0 in a head that begins with zeros). What only one objective's arrives at is its head,
-        unless a step says otherwise. Until one says so, it counts as shared.
+        What is compiled is one node for autograd, under which everything seems shared. Where losses
+        come to it by different outputs, a NaN sent back from one loss arrives at what that loss
+        depends on, whatever the factors on the way (0 in a head that begins with zeros). What only
+        one objective's arrives at is its head, unless a step says otherwise. Until one says so, it
+        counts as shared.
         """
         together, seen = self._together, self.engine.compiled
         tried = (seen.get(id(p), []) for p in together)
         if any(len(of) < _TRIED and len({-1, *of}) < 3 for of in tried):
-            shared = self.parting.shared
-            with unhooked(shared), torch.autograd.set_detect_anomaly(False):
-                rows = [
-                    grad([loss], shared, [torch.full_like(loss, math.nan)]) for loss in self.losses
-                ]
-            touched = [[g is not None and bool(g.isnan().any()) for g in row] for row in rows]
-            by = [[k for k, hit in enumerate(hits) if hit] for hits in zip(*touched, strict=True)]
+            by = self._comers()
             # One that has nothing in common with others may be without labels.
-            sure = len({k for owners in by if len(owners) > 1 for k in owners}) == len(rows)
-            for parameter, owners in zip(shared, by, strict=True):
+            sure = len({k for owners in by if len(owners) > 1 for k in owners}) == len(self.losses)
+            for parameter, owners in zip(self.parting.shared, by, strict=True):
                 if sure or len(owners) > 1:
                     seen.setdefault(id(parameter), []).extend(owners or [-1])
         found = {id(p): set(seen.get(id(p), ())) - {-1} for p in together}
         return {key: owners.pop() for key, owners in found.items() if len(owners) == 1}
+
+    def _comers(self) -> list[list[int]]:
+        """Return per parameter that several losses seem to reach those that do."""
+        shared, found = self.parting.shared, comers(self.losses)
+        outputs: dict[Node, set[tuple[int, ...]]] = {}
+        for (node, _), those in found.items():
+            if type(node).__name__ == _COMPILED:
+                outputs.setdefault(node, set()).add(tuple(sorted(those)))
+        if all(len(different) == 1 for different in outputs.values()):
+            edges = [get_gradient_edge(p) for p in shared]
+            return [sorted(found[edge.node, edge.output_nr]) for edge in edges]
+        with unhooked(shared), torch.autograd.set_detect_anomaly(False):
+            rows = [grad([loss], shared, [torch.full_like(loss, math.nan)]) for loss in self.losses]
+        touched = [[g is not None and bool(g.isnan().any()) for g in row] for row in rows]
+        return [[k for k, hit in enumerate(hits) if hit] for hits in zip(*touched, strict=True)]
 
     @cached_property
     def _together(self) -> list[Tensor]:
@@ -188,7 +209,7 @@ class Passes:
         read = {
             id(getattr(parent, "variable", None))
             for node, edges in self.parting.parents.items()
-            if type(node).__name__ == "CompiledFunctionBackward"
+            if type(node).__name__ == _COMPILED
             for parent, _ in edges
         }
         return [p for p in self.parting.shared if id(p) in read]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate as running_sums
 from itertools import chain
-from math import inf
+from math import inf, isnan
 from typing import Literal
 
 import torch
@@ -224,14 +224,16 @@ class Step(Passes):
 
     @cached_property
     def observed(self) -> Tensor:
-        """The K loss values as they are, detached, (K,)."""
-        return self._stacked().detach().float()
+        """The K loss values as they are, detached, (K,), float32 or what holds them if larger."""
+        found = self._stacked.detach()
+        return found.to(torch.promote_types(found.dtype, torch.float32))
 
     @cached_property
     def values(self) -> Tensor:
         """The K loss values as methods see them, 0 where there is no label, detached, (K,)."""
         return self.observed.nan_to_num(nan=0.0, posinf=inf, neginf=-inf)
 
+    @cached_property
     def _stacked(self) -> Tensor:
         return torch.stack([x if x.dim() == 0 else x.reshape(()) for x in self.losses])
 
@@ -240,9 +242,10 @@ class Step(Passes):
         if weights is None:
             return sum(self.losses[1:], start=self.losses[0])
         if isinstance(weights, Tensor):
-            if weights.requires_grad:  # a weight's gradient is a loss, which may be NaN
+            # A weight's gradient is a loss, which may be NaN. Reading it could make the host wait.
+            if weights.requires_grad and ("read" not in vars(self) or any(map(isnan, self.read))):
                 weights = torch.where(self.observed.isnan(), weights.detach(), weights)
-            return (self._stacked() * weights).sum()
+            return (self._stacked * weights).sum()
         terms: list[Tensor] = [
             weight * loss for weight, loss in zip(weights, self.losses, strict=True)
         ]
@@ -300,7 +303,7 @@ class Step(Passes):
 
         What is asked of the device afterwards goes on meanwhile.
         """
-        sent = self.observed.double().to("cpu", non_blocking=True)
+        sent = self.observed.to("cpu", torch.float64, non_blocking=True)
         event = torch.cuda.Event() if self.observed.is_cuda else None  # type: ignore[no-untyped-call]
         if event is not None:
             event.record()
@@ -313,6 +316,12 @@ class Step(Passes):
         if event is not None:
             event.synchronize()
         return sent
+
+    @cached_property
+    def read(self) -> list[float]:
+        """`observed`, as numbers; NaN says that there is no label."""
+        found: list[float] = self._seen.tolist()
+        return found
 
     @cached_property
     def host_values(self) -> Tensor:
@@ -356,8 +365,10 @@ class Step(Passes):
         """
         if self.roles.rest:
             raise StepError(
-                f"Step: shared= leaves out {len(self.roles.rest)} parameters that several losses "
-                "reach, and this method finds a direction, no weights: leave shared= out"
+                f"Step: {len(self.roles.rest)} parameters that several losses reach are beside the "
+                f"{len(self.shared)} that are compared (by shared=, or by a wrapper), and this "
+                "method finds a direction, no weights for the others: leave shared= or the wrapper "
+                "out, or take a method that finds weights"
             )
         scaled = direction if self.loss_scale == 1 else direction * self.loss_scale
         for parameter, value in views(scaled, self.shared):
@@ -451,12 +462,12 @@ class Step(Passes):
         """Return whether a loss is 0, or NaN without a gradient in its head."""
         if k not in self._perhaps_absent:
             return False
-        return bool(self._seen[k] == 0) or not any(g.any() for g in head_grads if g is not None)
+        return self.read[k] == 0 or not any(g.any() for g in head_grads if g is not None)
 
     @cached_property
     def _perhaps_absent(self) -> list[int]:
         """The objectives whose loss is 0, or NaN as it is without labels and where it diverged."""
-        return [k for k, value in enumerate(self.host_values.tolist()) if value == 0]
+        return [k for k, value in enumerate(self.read) if value == 0 or isnan(value)]
 
     def _write(self, parameter: Tensor, value: Tensor) -> None:
         accumulate(parameter, value)

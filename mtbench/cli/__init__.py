@@ -93,7 +93,11 @@ def main() -> None:
     except MtbenchError as problem:
         _refuse(str(problem))
     except (KeyboardInterrupt, typer.Abort):
-        typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
+        typer.echo(
+            "stopped; what is done is kept, and in training the same command goes on from the last "
+            "checkpoint",
+            err=True,
+        )
         sys.exit(INTERRUPTED)
     except ClickException as problem:
         text = getattr(problem, "format_message", problem.__str__)()

@@ -29,7 +29,8 @@ def inspect(
 ) -> None:
     """Report what of a source is used, repaired and dropped, and why, and what looks odd.
 
-    Options of the task's own are given like [bold]--grades low,high[/].
+    A task has options of its own, given like [bold]--grades low,high[/]: `mtbench info TASK`
+    lists them.
     """
     from rich.console import Console
     from rich.table import Table
@@ -57,7 +58,8 @@ def verify(
 ) -> None:
     """Read every file of a source: a line for all that is broken (exit code 2) or looks odd.
 
-    Options of the task's own are given like [bold]--grades low,high[/].
+    A task has options of its own, given like [bold]--grades low,high[/]: `mtbench info TASK`
+    lists them.
     """
     from mtbench.plugins.registry import find
     from mtbench.training.task import Task
@@ -84,7 +86,8 @@ def export(
 ) -> None:
     """Write a source's cases as other programs read them; the lesion tasks in nnU-Net's layout.
 
-    What is left out gets a line each.
+    What is left out gets a line each. A task has options of its own, given like
+    [bold]--grades low,high[/]: `mtbench info TASK` lists them.
     """
     from mtbench.errors import RunError
     from mtbench.plugins.registry import find

@@ -22,7 +22,8 @@ def evaluate(
 ) -> None:
     """Judge a trained model on data that it has not seen: tables here, a page and files in OUT.
 
-    Options of the task's own are given like [bold]--source ddti[/].
+    A task has options of its own, given like [bold]--source ddti[/] or [bold]--mirror[/]:
+    `mtbench info TASK`, such as `mtbench info thyroid`, lists them.
     """
     from rich.console import Console
     from rich.table import Table

@@ -64,6 +64,8 @@ def merge(
 
 
 def _tell(what: str, outcome: "Outcome") -> None:
+    from mtbench.comparing import inert
+
     counts = {
         what: len(outcome.cells),
         "there already": outcome.identical,
@@ -72,4 +74,4 @@ def _tell(what: str, outcome: "Outcome") -> None:
     shown = [f"{n} {name}" for name, n in counts.items() if n or name == what]
     typer.echo(f"cells: {', '.join(shown)}")
     for note in outcome.notes:
-        typer.echo(f"- {note}")
+        typer.echo(f"- {inert.plain(note)}")

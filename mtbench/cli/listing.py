@@ -1,5 +1,6 @@
 """``mtbench list`` and ``mtbench info``."""
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated
 
@@ -49,7 +50,10 @@ def named(incomplete: str) -> list[str]:
 def info(
     name: Annotated[str, typer.Argument(autocompletion=named)], plugin: Plugins = None
 ) -> None:
-    """Tell what a method or task is: definition, parameters, search space, paper."""
+    """Tell what a method or task is: definition, parameters, search space, paper.
+
+    Of a task also the options that `mtbench predict`, `evaluate` and `data` have for it.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -65,6 +69,7 @@ def info(
     entry = entries(kind, plugin or [])[name]
     console = Console()
     space: dict[str, str] = {}
+    commands: dict[str, Callable[..., object]] = {}
     cls: type[Balancer] | type[Task]
     if kind == "method":
         cls = method = entry.load(Balancer)
@@ -78,6 +83,10 @@ def info(
     else:
         cls = task = entry.load(Task)
         facts = {"objectives": ", ".join(task.objectives)}
+        commands = {
+            "predict": task.predict, "evaluate": task.evaluate, "data inspect": task.inspect,
+            "data verify": task.verify, "data export": task.export,
+        }  # fmt: skip
     console.print(f"[bold]{name}[/]  {entry.path}", highlight=False)
     console.print(Text(params.documented(cls)))
     for fact, value in facts.items():
@@ -90,3 +99,15 @@ def info(
         table.add_row(key, params.describe(parameter.annotation), default, space.get(key, ""))
     if table.row_count:
         console.print(table)
+    for command, callee in commands.items():
+        said = params.explained(callee)
+        options = Table("option", "type", "what", title=f"mtbench {command}", title_justify="left")
+        for key, parameter in params.declared(callee).items():
+            option = f"--{key.replace('_', '-')}"
+            options.add_row(
+                option,
+                params.describe(parameter.annotation),
+                Text(said.get(key, "").replace("``", "`")),
+            )
+        if options.row_count:
+            console.print(options)

@@ -146,7 +146,7 @@ def own(callee: Callable[..., Any], command: str, words: Sequence[str]) -> dict[
     Args:
         callee: its keyword-only parameters are the options.
         command: for the message.
-        words: ``--key value``.
+        words: ``--key value``, or ``--key`` alone of what is true or false.
 
     Raises:
         UsageError: there is no such option, or a value that it cannot have.
@@ -166,12 +166,18 @@ def own(callee: Callable[..., Any], command: str, words: Sequence[str]) -> dict[
 
 
 def sort(words: list[str]) -> tuple[list[Path], list[str]]:
-    """Return the paths, and the ``--key value`` words that typer passed on between them."""
+    """Return the paths, and the ``--key value`` words that typer passed on between them.
+
+    >>> sort(["a", "--mirror", "--spacing", "0.1", "--frame=2"])[1]
+    ['--mirror', '--spacing', '0.1', '--frame=2']
+    """
     paths, extra = [], []
-    rest = iter(words)
-    for word in rest:
-        if not word.startswith("--"):
-            paths.append(Path(word))
+    valued = False  # whether the word before may have a value
+    for word in words:
+        option = word.startswith("--")
+        if option or valued:
+            extra.append(word)
         else:
-            extra += [word] if "=" in word else [word, *filter(None, [next(rest, None)])]
+            paths.append(Path(word))
+        valued = option and "=" not in word
     return paths, extra

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mtbench.comparing.planning.cost import Cost
-    from mtbench.comparing.planning.grid import Grid
+    from mtbench.comparing.planning.grid import Entry, Grid
 
 EFFECTS = (1.0, 2.0, 5.0)
 """Percent of delta-m that are asked about."""
@@ -36,6 +36,7 @@ def plan(
     from rich.console import Console
 
     from mtbench.cli.display import Display
+    from mtbench.comparing import inert
     from mtbench.comparing.planning.cost import probe
     from mtbench.comparing.planning.grid import Grid, Order, needs_data
     from mtbench.comparing.planning.suite import load
@@ -51,7 +52,7 @@ def plan(
             display.prepare("timing a few steps", len(costs), len(grid.entries))
     _print_costs(console, grid, costs)
     for line in [*_time(grid, costs, workers), *_power(grid, costs, scatter, workers)]:
-        console.print(f"- {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"- {inert.plain(line)}", markup=False, highlight=False, soft_wrap=True)
     given = "" if data is None else f" --data {data}"
     until = " --until decided" if order.suite.budget.repetitions > 1 else ""
     console.print(
@@ -81,24 +82,31 @@ def _print_costs(console: "Console", grid: "Grid", costs: "list[Cost]") -> None:
         least = min((row.step for row in rows if not math.isnan(row.step)), default=math.nan)
         for row in rows:
             cells = (f"{1 / row.step:.3g}", f"{row.step / least:.2f}")
-            times = (duration(row.cell), duration(row.cell * grid.suite.budget.cells))
+            times = (duration(row.cell), duration(row.cell * _count(grid, row.entry)))
             if math.isnan(row.cell):
                 cells, times = ("-", "-"), ("-", "does not run")
             table.add_row(Text(inert.plain(row.entry.label)), *cells, *times)
         console.print(table)
 
 
-def _hours(costs: "list[Cost]", cells: int) -> float:
+def _count(grid: "Grid", entry: "Entry") -> int:
+    """Return how many cells a row has on a task."""
+    budget = grid.suite.budget
+    return budget.repetitions * (len(entry.draws[0]) + budget.seeds)
+
+
+def _hours(grid: "Grid", costs: "list[Cost]") -> float:
+    """Return what all cells of some rows take, in seconds."""
     import math
 
-    return sum(cost.cell * cells for cost in costs if not math.isnan(cost.cell))
+    return sum(c.cell * _count(grid, c.entry) for c in costs if not math.isnan(c.cell))
 
 
 def _time(grid: "Grid", costs: "list[Cost]", workers: int) -> list[str]:
     from mtbench.cli.status import duration
 
     budget = grid.suite.budget
-    total = _hours(costs, budget.cells)
+    total = _hours(grid, costs)
     return [
         f"cells: tasks {len(grid.tasks)} x methods {len(grid.entries) // len(grid.tasks)} x "
         f"repetitions {budget.repetitions} x (trials {budget.trials} + seeds {budget.seeds}) = "
@@ -122,9 +130,7 @@ def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers
             "`repetitions` in the budget repeats the whole study"
         ]
     lines = []
-    if not scatter:
-        lines.append("what differences are in delta-m: give --pilot RUNS")
-    for task, entries in grid.tasks.items():
+    for setting, (task, entries) in zip(grid.suite.tasks, grid.tasks.items(), strict=True):
         sample = grid.claim(Cell(entries[0], grid.first_seed), None)
         units, unit = sample.planned, "repetition" if sample.study_is_unit else "seed"
         if units < FIRST:
@@ -139,12 +145,19 @@ def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers
             f"{task}: told with probability {POWER:g}, as one of {comparisons} comparisons at "
             f"5 %: a difference of {least:.2f} standard deviations of a {unit}'s paired difference"
         )
-        deviation = scatter.get(entries[0].request.entry.name)
+        stated, origin = setting.measured, "by the pilot"
+        deviation = scatter.get(task, scatter.get(setting.name))
+        if deviation is None and stated is not None:
+            deviation = stated.deviation
+            cell = "" if stated.seconds is None else f", and {stated.seconds:g} s a cell"
+            origin = f"as the suite states{cell}: {stated.origin}"
         if deviation is None:
+            lines.append(f"{task}: what that is in points of delta-m is not known: --pilot RUNS")
             continue
-        per_unit = budget.trials + budget.seeds if sample.study_is_unit else 1
-        own = [cost for cost in costs if cost.entry.task == task]
-        lines.append(f"{task}: paired standard deviation {deviation:.2f} points of delta-m")
+        own = _hours(grid, [cost for cost in costs if cost.entry.task == task]) / units
+        lines.append(
+            f"{task}: paired standard deviation {deviation:.2f} points of delta-m, {origin}"
+        )
         for effect in (0.0, *EFFECTS):
             word = "equivalent" if effect == 0 else "worse"
             now = prospect(
@@ -162,7 +175,7 @@ def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers
                 ),
                 None,
             )  # fmt: skip
-            time = _hours(own, per_unit * (needed or 0)) / workers
+            time = own * (needed or 0) / workers
             takes = f"{POWER:g} takes {needed}, {duration(time)}" if needed else "out of reach"
             lines.append(
                 f"{task}: a difference of {effect:g} % is told {word} with probability "
@@ -172,13 +185,18 @@ def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers
 
 
 def _scatter(pilot: Path) -> dict[str, float]:
-    """Return the paired standard deviation of delta-m by task: the median of a pilot's pairs."""
+    """Return the paired standard deviation of delta-m: the median of a pilot's pairs.
+
+    It is known by the column's title in a suite, and by the task's name.
+    """
     from mtbench.comparing.judging import leaderboard
     from mtbench.training.cell.rundir import find_runs
 
     found: dict[str, float] = {}
     for board in leaderboard.boards(list(find_runs([pilot])), "ls"):
         if not board.pairs.empty and board.pairs["deviation"].notna().any():
-            task = next(iter(board.cells.values()))[0].spec.task
-            found[task] = float(board.pairs["deviation"].median())
+            own = float(board.pairs["deviation"].median())
+            found[next(iter(board.cells.values()))[0].spec.task] = own
+            if board.suite is not None:
+                found[board.suite.task] = own
     return found

@@ -1,6 +1,9 @@
 """``mtbench predict``."""
 
-from collections.abc import Callable, Sequence
+import json
+import os
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from mtbench.cli.options import Plugins, own, sort
+
+END = "\n]\n"  # of a JSON array
 
 
 def predict(
@@ -25,10 +30,9 @@ def predict(
 
     Several models, such as a run's seeds, are asked together. Folders are searched to the bottom;
     what the task does not read is passed over. A file that is broken is named, the others are read,
-    and the exit code is 2. Options of the task's own are given like [bold]--spacing 0.1[/].
+    and the exit code is 2. A task has options of its own, given like [bold]--spacing 0.1[/] or
+    [bold]--mirror[/]: `mtbench info TASK`, such as `mtbench info thyroid`, lists them.
     """
-    import json
-
     from mtbench.errors import DataError, RunError, UsageError
     from mtbench.training.trained import package
 
@@ -48,32 +52,54 @@ def predict(
                 f"--{key} {value}: is one file, and {len(found)} are read: give a folder that has "
                 "one of the same name for each"
             )
-    records: list[dict[str, Any]] = []
-    broken = 0
+    written = out / "predictions.json"
+    done = broken = 0
     try:
         out.mkdir(parents=True, exist_ok=True)
         for path, place in found:
             to = out / place
             to.parent.mkdir(parents=True, exist_ok=True)
+            here = {
+                key: value / place.with_name(path.name)
+                if isinstance(value, Path) and value.is_dir()
+                else value
+                for key, value in options.items()
+            }
             try:
-                records.append(task.predict(trained, path, to, **options))
+                record = task.predict(trained, path, to, **here)
             except DataError as error:
                 if len(found) == 1:
                     raise
                 broken += 1
-                records.append({"image": str(path), "error": str(error)})
+                record = {"image": str(path), "error": str(error)}
                 typer.echo(f"error: {error}", err=True)
-        text = json.dumps(records, indent=2)
-        (out / "predictions.json").write_text(text + "\n", encoding="utf-8")
+            _append(written, record, first=not done)
+            done += 1
     except OSError as error:
         raise RunError(f"--out {out}: cannot be written ({error.strerror})") from error
-    typer.echo(text)
+    except KeyboardInterrupt:
+        if done:
+            typer.echo(f"the first {done} of {len(found)} files are in {written}", err=True)
+        raise
+    typer.echo(written.read_text("utf-8"), nl=False)
     if passed_over:
         typer.echo(f"passed over: {passed_over} files that are no input of this task", err=True)
     if broken:
         raise DataError(
-            f"{broken} of {len(found)} files could not be read, the others are in {out}"
+            f"{broken} of {len(found)} files could not be read: they are named above; what was "
+            f"read of the other {len(found) - broken} is in {out}"
         )
+
+
+def _append(file: Path, record: Mapping[str, Any], *, first: bool) -> None:
+    """Add a record to a JSON array in a file: after each it is whole, whatever happens next."""
+    text = textwrap.indent(json.dumps(record, indent=2), "  ")
+    if first:
+        file.write_text(f"[\n{text}{END}", encoding="utf-8", newline="\n")
+        return
+    with file.open("r+b") as stream:
+        stream.seek(-len(END), os.SEEK_END)
+        stream.write(f",\n{text}{END}".encode())
 
 
 def _gather(

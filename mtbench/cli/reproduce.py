@@ -33,7 +33,7 @@ def reproduce(
         typer.Option(
             "--method",
             "-m",
-            help="A method that papers report; repeatable.",
+            help="A method, beside its row in papers, or as a row of its own; repeatable.",
             autocompletion=options.methods,
         ),
     ] = None,
@@ -57,12 +57,13 @@ def reproduce(
 ) -> None:
     """Train a method as papers did, and put it beside their row.
 
-    The single-task reference is trained too. Without a method, the published tables are printed as
-    Markdown. Finished cells are skipped and interrupted ones resumed.
+    A method that no paper reports, such as your own, becomes a row of their tables. The single-task
+    reference is trained too. Without a method, the published tables are printed as Markdown.
+    Finished cells are skipped and interrupted ones resumed.
     """
     from mtbench.comparing import inert
     from mtbench.comparing.judging import published as papers
-    from mtbench.errors import UsageError, did_you_mean
+    from mtbench.errors import UsageError
 
     if task is None or not method:
         if method or context.args:
@@ -71,12 +72,6 @@ def reproduce(
                    nl=False)  # fmt: skip
         return
     reported = papers.load(task, published)
-    for name in method:
-        if name not in reported.methods():
-            raise UsageError(
-                f"no published row of method {name!r} on {task}: "
-                f"{did_you_mean(name, reported.methods())}"
-            )
     from functools import partial
 
     from rich.console import Console
@@ -104,6 +99,7 @@ def reproduce(
         comparisons = papers.compare(reported, board, reference, name)
         if not comparisons:
             console.print(f"no paper reports {name} with these settings", highlight=False)
+            comparisons = papers.beside(reported, board, reference, name)
         for found in comparisons:
             shown = Table(title=Text(inert.plain(found.title)), title_justify="left")
             for place, head in enumerate(found.heads):

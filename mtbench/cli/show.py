@@ -19,6 +19,13 @@ class Format(StrEnum):
     latex = "latex"
 
 
+class Width(StrEnum):
+    """What a LaTeX table fits."""
+
+    column = "column"
+    page = "page"
+
+
 def leaderboard(
     runs: Annotated[list[Path], typer.Argument(help="Folders that hold run directories.")],
     form: Annotated[Format, typer.Option("--format", "-f", help="How to write it.")] = Format.table,
@@ -37,6 +44,10 @@ def leaderboard(
             metavar="A,B,..",
             help="Only these columns of a table, by the beginnings of their names.",
         ),
+    ] = None,
+    width: Annotated[
+        Width | None,
+        typer.Option(help="LaTeX only: what each table fits; a page's text by default."),
     ] = None,
     raw: Annotated[
         Path | None,
@@ -61,6 +72,8 @@ def leaderboard(
         raise UsageError("--to needs --format markdown, csv, json or latex")
     if cost and form is not Format.csv:
         raise UsageError("--cost is for --format csv; the other formats have the cost anyway")
+    if width is not None and form is not Format.latex:
+        raise UsageError("--width is for --format latex")
     if columns is not None and form in (Format.csv, Format.json):
         raise UsageError(f"--columns is for tables; {form} has every column")
     wanted = None if columns is None else [name.strip() for name in columns.split(",")]
@@ -68,7 +81,7 @@ def leaderboard(
     if raw is not None:
         _write(raw, boards.to_raw(found), "--raw")
     if figures is not None:
-        from mtbench.comparing.judging.leaderboard.figures import draw
+        from mtbench.comparing.judging.report.figures import draw
 
         for file in draw(found, figures):
             typer.echo(f"figure: {file}", err=True)
@@ -86,7 +99,9 @@ def leaderboard(
         Format.markdown: lambda: "\n".join(
             [*(boards.to_markdown(one, wanted) for one in found), *tail]
         ),
-        Format.latex: lambda: "\n".join(boards.to_latex(one, wanted) for one in found),
+        Format.latex: lambda: boards.to_latex(
+            found, wanted, "page" if width is None else width.value
+        ),
         Format.csv: lambda: boards.to_csv(found, cost=cost),
         Format.json: lambda: boards.to_json(found) + "\n",
     }[form]()

@@ -43,7 +43,8 @@ def status(
         console.print(_content(out))
         return
     grid = Grid(Order(load(suite), None, tuple(plugin or ())))
-    states = Survey(grid, out).look()
+    survey = Survey(grid, out)
+    states = survey.look()
     console.print(_grid(grid, states))
     for cell, state in states.items():
         if state.status == "failed":
@@ -51,7 +52,7 @@ def status(
             console.print(said, markup=False, soft_wrap=True)
     running = sum(state.status == "running" for state in states.values())
     console.print(_summary(states, max(1, running)))
-    if said := of_other_code(states):
+    if said := of_other_code(states, len(survey.begun())):
         console.print(inert.plain(said), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -167,14 +168,23 @@ def _summary(states: "Mapping[Cell, State]", jobs: int) -> "Text":
     return Text(line)
 
 
-def of_other_code(states: "Mapping[Cell, State]") -> str:
-    """Return a line about the cells that other code has made, empty where there are none."""
-    others = [state.other for state in states.values() if state.other]
-    if not others:
-        return ""
-    names = sorted({name for other in others for name in other})
-    some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return f"{len(others)} of {len(states)} cells were made with another {some} than is here"
+def of_other_code(states: "Mapping[Cell, State]", begun: int) -> str:
+    """Return a line about cells of other code, empty where there are none.
+
+    Args:
+        states: of all cells.
+        begun: how many other code has begun, and not finished.
+    """
+    parts = []
+    if others := [state.other for state in states.values() if state.other]:
+        names = sorted({name for other in others for name in other})
+        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        parts.append(
+            f"{len(others)} of {len(states)} cells were made with another {some} than is here"
+        )
+    if begun:
+        parts.append(f"{begun} of {len(states)} cells were begun with other code than is here")
+    return "; ".join(parts)
 
 
 def _seconds_left(states: "Mapping[Cell, State]") -> float:
@@ -211,6 +221,7 @@ def _content(out: Path) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
+    from mtbench.comparing import inert
     from mtbench.comparing.planning.survey import state_of
     from mtbench.training.cell.rundir import find_runs
 
@@ -222,5 +233,6 @@ def _content(out: Path) -> "Table":
     names: tuple[Status, ...] = ("finished", "diverged", "failed", "open")
     table = Table("task", "method", "stage", *names)
     for key, own in sorted(counts.items()):
-        table.add_row(*map(Text, key), *(str(own[name]) if own[name] else "" for name in names))
+        shown = (Text(inert.plain(word)) for word in key)
+        table.add_row(*shown, *(str(own[name]) if own[name] else "" for name in names))
     return table

@@ -68,7 +68,8 @@ def sweep(
         OtherCode | None,
         typer.Option(
             help="Where another mtbench, or other code of a plugin, has made cells: count them, "
-            "and go on with the rest; or train them anew. Without it, nothing is started."
+            "and go on with the rest; or train them anew. Cells that it has only begun are begun "
+            "again. Without it, nothing is started."
         ),
     ] = None,
     plain: Plain = PLAIN,
@@ -99,15 +100,22 @@ def sweep(
     grid = Grid(order)
     console = Console()
     as_is: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
-    if others := of_other_code(Survey(grid, out).look()):
+    survey = Survey(grid, out)
+    states, begun = survey.look(), len(survey.begun())
+    if others := of_other_code(states, begun):
         if other_code is None:
+            again = "; what is begun, begins again (or finish it first, with its own code)"
             raise UsageError(
                 f"--out {out}: {others}: say --other-code keep to count them and go on with the "
-                "rest, or --other-code anew to train them again"
+                f"rest, or --other-code anew to train them again{again if begun else ''}"
             )
+        said = "kept" if other_code is OtherCode.keep else "trained anew"
+        also = ", what is begun begins again" if begun else ""
+        console.print(inert.plain(f"{others}: {said}{also}"), **as_is)
+    # Also where there is none yet: who says what is to be done, may meet some on the way.
+    if other_code is not None:
         keep = other_code is OtherCode.keep
-        console.print(inert.plain(f"{others}: {'kept' if keep else 'trained anew'}"), **as_is)
-        order = replace(order, anew=not keep)
+        order = replace(order, other_code="keep" if keep else "anew")
         grid = Grid(order)
     prepare(out)
 
@@ -136,8 +144,10 @@ def sweep(
         highlight=False,
     )
     for cell, state in failures.items():
-        said = f"failed: {cell}: {state.note}; mend it and delete {state.run}/failed.json to try"
-        console.print(inert.plain(f"{said} again"), style="red", **as_is)
+        said = f"failed: {cell}: {state.note}"
+        if state.run is not None:
+            said += f"; mend it and delete {state.run}/failed.json to try again"
+        console.print(inert.plain(said), style="red", **as_is)
     console.print(f"compare: mtbench leaderboard {out} --html {out}/site", **as_is)
     if failures:
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ ranked comes from the suite, and this is where the folder remembers it. A cell m
 import json
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
 
 from mtbench.errors import RunError
 from mtbench.training.cell.rundir import RunDirectory
@@ -36,6 +36,8 @@ class Claim(BaseModel):
         resplit: the ratio of test to training samples where repetitions split one collection
             again, 0 where each has a population of its own, None where all have the same data.
         against: the rows that all others are compared with.
+        fixed: parameters that the suite gives the row.
+        weights_from: the row whose weights this final cell has as constants, empty for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -55,6 +57,8 @@ class Claim(BaseModel):
     margin: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     against: list[str]
     resplit: Annotated[float, Field(ge=0, le=2)] | None = None
+    fixed: dict[str, JsonValue] = {}
+    weights_from: str = ""
 
     @property
     def board(self) -> tuple[str, str]:
@@ -114,5 +118,5 @@ def add(run: RunDirectory, claim: Claim) -> None:
     """Note a claim; the caller holds the cell."""
     known = read(run)
     if claim not in known:
-        content = [one.model_dump(mode="json") for one in (*known, claim)]
+        content = [one.model_dump(mode="json", exclude_defaults=True) for one in (*known, claim)]
         run.write_text(FILE, json.dumps(content, indent=1))

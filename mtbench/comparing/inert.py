@@ -12,8 +12,22 @@ _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$",
-    "−": r"$-$", "·": r"$\cdot$", "<": r"\textless{}", ">": r"\textgreater{}",
+    "−": r"$-$", "·": r"$\cdot$", "≈": r"$\approx$", "–": "--",
+    "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
+
+
+_GREEK = dict(
+    zip(
+        "αβγδεζηθκλμνξπρστφχψω",
+        re.findall(
+            r"\w+",
+            "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau "
+            "phi chi psi omega",
+        ),
+        strict=True,
+    )
+)
 
 
 def plain(text: str) -> str:
@@ -49,10 +63,17 @@ def spreadsheet(text: str) -> str:
 
 
 def tex(text: str) -> str:
-    r"""Return text that TeX sets as it is.
+    r"""Return text that TeX sets as it is; a character that its fonts lack is named.
 
-    >>> tex("a_b 50%")
-    'a\\_b 50\\%'
+    >>> tex("a_b 50%"), tex("λ = 1 中")
+    ('a\\_b 50\\%', '$\\lambda$ = 1 [U+4E2D]')
     """
-    found = "".join(_TEX.get(character, character) for character in plain(text))
+    found = "".join(map(_typeset, plain(text)))
     return f"{{{found}}}" if found.startswith("[") else found  # \\[ would be a length
+
+
+def _typeset(character: str) -> str:
+    if character in _GREEK:
+        return rf"$\{_GREEK[character]}$"
+    known = character.isascii() or ("\xc0" <= character <= "\xff")
+    return _TEX.get(character, character if known else f"[U+{ord(character):04X}]")

@@ -7,8 +7,8 @@ from functools import cache
 from importlib.metadata import Distribution, entry_points
 from pathlib import Path
 
-PREFIX = "mtbench_plugin_"
-"""Begins the module's name of a plugin file."""
+PACKAGE = "mtbench_plugin"
+"""The package, of that name only, in which plugin files are modules."""
 
 CORE = ("balancing", "plugins", "training", "errors.py", "seeding.py")
 """What of mtbench makes a cell's numbers; the rest runs, compares and shows."""
@@ -81,9 +81,9 @@ def origin(plugin: type) -> str:
     >>> origin(EqualWeights).split()[0]
     'mtbench-toolkit'
     """
-    package = plugin.__module__.partition(".")[0]
-    if package.startswith(PREFIX):
-        return f"{package.removeprefix(PREFIX)}.py"
+    package, _, name = plugin.__module__.partition(".")
+    if package == PACKAGE:
+        return f"{name}.py"
     distribution = _distributions().get(package)
     if distribution is None:
         return package

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from mtbench.errors import UsageError, did_you_mean
+from mtbench.plugins.params import Bare
 
 
 def parse(settings: Sequence[str], extra: Sequence[str]) -> dict[str, str]:
@@ -10,10 +11,11 @@ def parse(settings: Sequence[str], extra: Sequence[str]) -> dict[str, str]:
 
     Args:
         settings: ``key=value`` texts.
-        extra: command line words that are no option of the command: ``--key value`` pairs.
+        extra: command line words that are no option of the command: ``--key value`` pairs, or
+            ``--key`` alone, whose value is `Bare`.
 
-    >>> parse(["c=0.4"], ["--source", "ddti", "--width=8"])
-    {'c': '0.4', 'source': 'ddti', 'width': '8'}
+    >>> parse(["c=0.4"], ["--strict", "--source", "ddti", "--width=8"])
+    {'c': '0.4', 'strict': 'true', 'source': 'ddti', 'width': '8'}
 
     Raises:
         UsageError: a text of another form, or a key that is given twice.
@@ -24,16 +26,14 @@ def parse(settings: Sequence[str], extra: Sequence[str]) -> dict[str, str]:
         if not equals or not key:
             raise UsageError(f"--set {text}: must be key=value")
         pairs.append((key.strip(), value.strip()))
-    words = iter(extra)
-    for word in words:
+    words = list(extra)
+    while words:
+        word = words.pop(0)
         if not word.startswith("--"):
             raise UsageError(f"unexpected argument {word!r}: options have the form --name value")
         key, equals, value = word[2:].partition("=")
         if not equals:
-            following = next(words, None)
-            if following is None or following.startswith("--"):
-                raise UsageError(f"unknown option --{key}, or its value is missing")
-            value = following
+            value = words.pop(0) if words and not words[0].startswith("--") else Bare("true")
         pairs.append((key.replace("-", "_"), value))
     found: dict[str, str] = {}
     for key, value in pairs:

@@ -15,6 +15,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from mtbench.errors import UsageError, did_you_mean
 
 
+class Bare(str):
+    """The value of an option that was given none: true, if it is one of what is true or false."""
+
+
 def declared(callee: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Return the keyword-only parameters of a class or function, annotations resolved.
 
@@ -54,6 +58,21 @@ def documented(cls: type) -> str:
             text = re.sub(rf"^    {name}: .*\n?(        .*\n?)*", "", text, flags=re.MULTILINE)
         texts.append(text.rstrip())
     return "\n\n".join(texts)
+
+
+def explained(callee: Callable[..., Any]) -> dict[str, str]:
+    """Return what the docstring of a class or function says of its arguments, each in one line.
+
+    >>> explained(explained)
+    {'callee': 'what has a docstring with ``Args:``.'}
+
+    Args:
+        callee: what has a docstring
+            with ``Args:``.
+    """
+    text = documented(callee) if isinstance(callee, type) else inspect.getdoc(callee) or ""
+    found = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", text, re.MULTILINE)
+    return {name: " ".join(said.split()) for name, said in found}
 
 
 def _chain(cls: type) -> Iterator[type]:
@@ -107,6 +126,8 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
     Raises:
         UsageError: the value has no reading of that type.
     """
+    if isinstance(value, Bare) and bool not in _options(annotation):
+        raise UsageError(f"{where} must be {describe(annotation)}: its value is missing")
     # None first: a text reads anything.
     for option in sorted(_options(annotation), key=lambda option: option is not type(None)):
         try:
@@ -119,8 +140,10 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
 def describe(annotation: Any) -> str:
     """Return an annotation in words.
 
-    >>> describe(float | None), describe(Literal["a", "b"]), describe(tuple[int, ...])
-    ('float or none', "'a' or 'b'", 'int,int,...')
+    >>> describe(float | None), describe(bool), describe(tuple[int, ...])
+    ('float or none', 'true or false', 'int,int,...')
+    >>> describe(Literal["a", "b"]), describe(tuple[Literal["a", "b"], ...])
+    ("'a' or 'b'", "'a' or 'b', or several with commas")
     """
     return " or ".join(_name(option) for option in _options(annotation))
 
@@ -130,7 +153,9 @@ def _name(option: Any) -> str:
         return " or ".join(map(repr, get_args(option)))
     if get_origin(option) is tuple:
         inner = describe(get_args(option)[0])
-        return f"{inner},{inner},..."
+        return f"{inner}, or several with commas" if " " in inner else f"{inner},{inner},..."
+    if option is bool:
+        return "true or false"
     return "none" if option is type(None) else str(option.__name__).lower()
 
 

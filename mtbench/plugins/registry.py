@@ -24,7 +24,7 @@ from typing import Literal, TypeVar
 
 from mtbench.errors import PluginError, UsageError, did_you_mean
 from mtbench.plugins import extras
-from mtbench.plugins.code import PREFIX, module_digest
+from mtbench.plugins.code import PACKAGE, module_digest
 
 Kind = Literal["method", "task"]
 Plugin = TypeVar("Plugin")
@@ -119,7 +119,7 @@ class Entry:
 
 @cache
 def _import_file(path: Path) -> ModuleType:
-    spec = spec_from_file_location(f"{PREFIX}{path.stem}", path)
+    spec = spec_from_file_location(f"{PACKAGE}.{path.stem}", path)
     if spec is None or spec.loader is None:
         raise PluginError(f"{path}: a plugin is a Python file (.py)")
     module = module_from_spec(spec)

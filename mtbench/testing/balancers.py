@@ -52,6 +52,25 @@ class BalancerContract(Promises):
         """Return what constructs the method; to be overridden."""
         raise NotImplementedError("BalancerContract: override the fixture `make`")
 
+    def test_weights_are_those_of_the_gradient(self, make: Make) -> None:
+        """The encoder's gradient is that of the sum with the weights returned, if so declared."""
+        tried = Problem(make(3), torch.float64)
+        if not tried.balancer.is_weighted_sum:
+            pytest.skip("declared by is_weighted_sum = False")
+        for _ in range(3):
+            weights = tried.balancer.backward(tried.step())
+            if weights is None:
+                pytest.skip("it returns no weights")
+            found = tried.encoder_grad()
+            tried.zero_grad()
+            tried.step().total(weights.tolist()).backward()  # type: ignore[no-untyped-call]
+            wanted = tried.encoder_grad()
+            assert (found - wanted).norm() <= 1e-6 * wanted.norm(), (
+                "`backward` returns weights, and what it writes is not the gradient of the losses' "
+                "sum with these: return None, or say is_weighted_sum = False"
+            )
+            tried.train(1)
+
     def test_one_objective_is_plain_descent(self, make: Make) -> None:
         """With K = 1 the encoder's gradient is a positive multiple of the loss's own."""
         tried = Problem(make(1), torch.float64)

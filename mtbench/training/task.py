@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import UsageError
-from mtbench.plugins.code import PREFIX
 
 Batch = dict[str, Any]
 """What a split yields. ``batch["inputs"]`` goes to the encoder; the rest is the task's own.
@@ -46,8 +45,7 @@ class Recipe:
 
     There is no early stopping: methods would be compared on different budgets, and the rule would
     reward those that are fast at first. ``select="best"`` keeps the best epoch and shortens
-    nobody's run. There is no L-BFGS: its line search asks for a function that the direction is the
-    gradient of, and most methods' directions are no function's.
+    nobody's run.
 
     Attributes:
         epochs: passes over the training split.
@@ -56,7 +54,12 @@ class Recipe:
         optimizer: ``adamw``, ``adam`` (whose weight decay is added to the gradient), ``sgd`` with
             momentum 0.9, or ``muon`` for the encoder's weight matrices and AdamW for all else.
             The Adams forget a direction's length and ``sgd`` does not: so methods that differ in
-            length rank otherwise. Each wants a learning rate of its own.
+            length rank otherwise. Each wants a learning rate of its own. Or ``lbfgs``: a step finds
+            the method's weights and lowers the losses' sum with these, heads included, by 20
+            iterations of L-BFGS with a line search, at up to 25 further evaluations. What it has
+            learnt of the sum's curvature is kept while the weights stay. It wants the training
+            split as one batch, the same at each look, and a method that weights losses and has no
+            parameter of its own; ``lr`` is where its line search begins, usually 1.
         encoder_lr: the encoder's learning rate, as a multiple of ``lr``, which all else has.
         weight_decay: of the model's parameters; a balancer's own get none.
         schedule: ``cosine`` rises linearly over the first 5 % of the steps and falls to zero;
@@ -76,7 +79,7 @@ class Recipe:
     epochs: int = 10
     batch_size: int = 16
     lr: float = 1e-3
-    optimizer: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd", "muon", "lbfgs"] = "adamw"
     encoder_lr: float = 1.0
     weight_decay: float = 1e-4
     schedule: Literal["cosine", "step", "constant"] = "cosine"
@@ -105,6 +108,13 @@ class Recipe:
             raise UsageError(f"weight_decay must not be negative, found {self.weight_decay}")
         if self.clip is not None and not self.clip > 0:
             raise UsageError(f"clip must be positive or none, found {self.clip}")
+        wrong = [name for name, value in _SEARCHED.items() if getattr(self, name) != value]
+        if self.optimizer == "lbfgs" and wrong:
+            wanted, found = (
+                ", ".join(f"{name}={of[name]!r}" for name in wrong)
+                for of in (_SEARCHED, vars(self))
+            )
+            raise UsageError(f"optimizer=lbfgs wants {wanted}, found {found}")
 
     def record(self) -> dict[str, Any]:
         """Return what a spec says of it.
@@ -115,6 +125,15 @@ class Recipe:
         later = {f.name: f.default for f in fields(self) if f.name in _LATER}
         return {k: v for k, v in vars(self).items() if k not in later or v != later[k]}
 
+
+_SEARCHED = {
+    "encoder_lr": 1,
+    "weight_decay": 0,
+    "schedule": "constant",
+    "clip": None,
+    "nonfinite": "stop",
+}
+"""What an optimizer that searches for a step's length itself leaves no room for."""
 
 _LATER = ("optimizer", "encoder_lr", "accumulate")
 
@@ -186,12 +205,15 @@ class Trained:
         name: which one it is, for a person.
         fitted: what `Task.fit` returned; empty where it has not been asked.
         others: further models of the same task, to be asked together with this one.
+        init: which weights it started from, by their hash: those of another model, which has seen
+            what it was trained on; None where it began fresh.
     """
 
     predictor: Predictor
     name: str
     fitted: Mapping[str, Any]
     others: "tuple[Trained, ...]" = ()
+    init: str | None = None
 
     @property
     def members(self) -> "tuple[Trained, ...]":
@@ -321,7 +343,7 @@ class Task(ABC):
         """Apply a trained model to a user's file.
 
         Further keyword-only parameters become options of ``mtbench predict``. One that is a path
-        may be a single file only where a single one is read.
+        is a file here: if several are read, or a folder was given, that at the same place in it.
 
         Args:
             trained: the model.
@@ -406,4 +428,4 @@ class Task(ABC):
 
 
 def _name(task: type[Task]) -> str:
-    return task.__module__.rpartition(".")[2].removeprefix(PREFIX)
+    return task.__module__.rpartition(".")[2]

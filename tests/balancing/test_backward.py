@@ -384,7 +384,7 @@ def test_parameters_that_others_hold_are_refused(mark: str) -> None:
 
 def test_a_direction_says_nothing_of_what_is_left_out() -> None:
     net = Net()
-    with pytest.raises(StepError, match="shared= leaves out 2 parameters that several losses"):
+    with pytest.raises(StepError, match="2 parameters that several losses reach are beside the"):
         made(net, "graddrop", shared=net.encoder[2].parameters())
 
 
@@ -461,6 +461,24 @@ def test_what_is_zero_at_first_is_no_head(name: str) -> None:
                 (own,) = torch.autograd.grad(loss, head.weight)
                 torch.testing.assert_close(head.weight.grad, own)
     assert all(seen)
+
+
+@pytest.mark.filterwarnings("ignore")  # dynamo's own
+@pytest.mark.parametrize("name", ["ew", "cagrad", "config"])
+def test_a_hook_between_what_is_compiled_apart_sees_no_nan(name: str) -> None:
+    net, seen = Net(2), []
+    expected = made(net, name)
+    with torch._functorch.config.patch(donated_buffer=False):
+        encoder = torch.compile(net.encoder, backend="aot_eager")
+        z = encoder(net.x)
+        z.register_hook(lambda g: seen.append(bool(g.isfinite().all())))
+        z.retain_grad()
+        mtbench.balancer(name, num_objectives=2).backward(net.of(z))
+    same(grads(net), expected)
+    assert seen
+    assert all(seen)
+    assert z.grad is not None
+    assert z.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["pre", "post"])
@@ -745,6 +763,24 @@ def test_micro_batches_run_a_parameters_hook_once(
             handle.remove()
         assert not any(p._backward_hooks for p in net.parameters())
     same(*found)
+
+
+def test_micro_batches_are_of_one_model() -> None:
+    net = Net()
+    balancer = mtbench.balancer("mgda", num_objectives=2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for refused in (balancer.accumulate, balancer.backward):
+        balancer.accumulate(net.losses(slice(0, 6)))
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        with pytest.raises(StepError, match="moved since an earlier micro-batch: step the optim"):
+            refused(net.losses(slice(6, 12)))
+    optimizer.zero_grad()
+    balancer.backward(net.losses())  # nothing is left of what was refused
+    found = grads(net)
+    mtbench.balancer("mgda", num_objectives=2).backward(net.losses())
+    same(found, grads(net))
 
 
 def test_micro_batches_without_labels_and_by_name() -> None:

@@ -98,3 +98,12 @@ def test_losses_fall_at_one_rate(scales):
 
     assert ratio_of_rates(FAMO(2, decay=0.0, lr=0.05)) == pytest.approx(1, rel=0.1)
     assert ratio_of_rates(ScaleInvariant(2)) > 3
+
+
+def test_a_step_that_changed_nothing_moves_nothing():
+    """Double precision losses are compared as they are: Adam would make a step of any rounding."""
+    method = FAMO(2, decay=0.0)
+    losses = torch.tensor([1 / 3, 0.1], dtype=torch.float64)
+    apply(method, losses)
+    losses_after(method, losses)
+    assert method.logits.tolist() == [0.0, 0.0]

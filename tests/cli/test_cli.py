@@ -274,7 +274,7 @@ def test_a_task_that_cannot_be_checked(
     refused(mtbench("check", "task", "tyni", *with_tiny), "unknown task 'tyni'")
     refused(mtbench("check", "tiny", "mgda", *with_tiny), "say what to check", "'tiny mgda'")
     refused(mtbench("check", "tiny", "--mising", "yes", *with_tiny), "did you mean 'missing'?")
-    refused(mtbench("check", "tiny", "--missing", *with_tiny), "--missing", "value is missing")
+    refused(mtbench("check", "tiny", "--sleep", *with_tiny), "tiny.sleep", "value is missing")
     refused(mtbench("check", "mgda", "--missing", "yes"), "--missing", "only a task")
     refused(mtbench("check", "thyroid", "--source", "ddti"), "needs --data PATH")
     refused(
@@ -628,7 +628,7 @@ def test_a_new_method_where_nothing_can_be_written(mtbench: Mtbench, tmp_path: P
         (["--set", "clip=nan"], ["clip"]),
         (["--set", "batch_size=2.5"], ["batch_size", "int", "'2.5'"]),
         (["--set", "batch_size=0"], ["batch_size", "at least 1"]),
-        (["--set", "missing=maybe"], ["tiny.missing", "bool", "'maybe'"]),
+        (["--set", "missing=maybe"], ["tiny.missing", "true or false", "'maybe'"]),
         (["--activation", "sigmoid"], ["'tanh' or 'relu'", "'sigmoid'"]),
         (["--epochs", "many"], ["--epochs", "integer"]),
         (["--epochs", "0"], ["epochs must be at least 1", "0"]),

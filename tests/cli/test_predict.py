@@ -1,11 +1,13 @@
 """Trained models at the command line: packaged, read back, started from, applied to new files."""
 
+import ast
 import contextlib
 import io
 import json
 import re
 import shutil
 import sys
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,13 @@ def test_the_card_can_be_followed(
     assert mtbench("package", tmp_path / "run", "--to", packed, "--onnx")[0] == 0
     card = (packed / "README.md").read_text()
     code = card.partition("```python\n")[2].partition("```")[0]
+    needed = {
+        (node.module if isinstance(node, ast.ImportFrom) else alias.name).partition(".")[0]
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert needed == {"__future__", "numpy", "onnxruntime", "PIL", "scipy"}  # and not mtbench
     screen = np.zeros((160, 260), np.uint8)
     screen[20:140, 10:122] = np.kron(neck, np.ones((2, 2), np.uint8))[20:140, :112]
     single = screen.copy()
@@ -357,7 +366,8 @@ def test_a_folder_is_read_to_the_bottom(
     assert lines[1].startswith(f"error: {data / 'text.png'}: does not decode")
     assert lines[2:] == [
         "passed over: 1 files that are no input of this task",
-        f"error: 2 of 7 files could not be read, the others are in {out}",
+        "error: 2 of 7 files could not be read: they are named above; what was read of the other 5 "
+        f"is in {out}",
     ]
     records = {Path(r["image"]).relative_to(data).as_posix(): r for r in json.loads(printed)}
     good = {"1.2.840.1", "1.2.840.2", "a.jpg", "scan.nii.gz", "sub/a.jpg"}
@@ -455,12 +465,17 @@ def test_planes_at_the_command_line(
         (tmp_path / name).mkdir()
         Image.fromarray(neck).save(tmp_path / name / "1.png")
     line = ("predict", packed, tmp_path / "a", "--out", tmp_path / "out")
-    refused(mtbench(*line, "--plane", "sagittal"), "--plane", "'transverse'", "'sagittal'")
+    refused(
+        mtbench(*line, "--plane", "sagittal"),
+        "--plane must be 'transverse' or 'longitudinal', or several with commas, found 'sagittal'",
+    )
     both = ("--second", tmp_path / "b", "--plane", "transverse,longitudinal", "--spacing", "0.1")
     refused(mtbench(*line, "--plane", "transverse,longitudinal"), "names 2, and 1 views are read")
     refused(mtbench(*line, "--second", tmp_path / "absent.png"), "absent.png: no such image")
     refused(mtbench(*line, packed), f"{packed.name}: is a model; models come before the files")
     refused(mtbench(*line, "--second", tmp_path / "a"), "1.png: --second is the same file")
+    refused(mtbench(*line, *both[:4], "--dicom"), "--dicom needs a DICOM image")
+    assert not files(tmp_path / "out")  # all was refused before anything was written
     code, out, err = mtbench(*line, "--second", tmp_path / "b")
     assert (code, json.loads(out)[0]["volume"]) == (0, None)
     assert any(note.startswith("no volume: ") for note in json.loads(out)[0]["notes"])
@@ -480,6 +495,94 @@ def test_planes_at_the_command_line(
         ]  # fmt: skip
         assert "mL: pi/6" in Path(found["reports"][0]).read_text()
     assert Path(found["second"]["reports"][0]).name == "1_second_report.html"
+
+
+def test_a_second_view_lies_at_the_same_place(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    for side in ("across", "along"):
+        for place in ("p1", "p2"):
+            (tmp_path / side / place).mkdir(parents=True)
+            Image.fromarray(neck).save(tmp_path / side / place / "1.png")
+    line = (tmp_path / "across", "--second", tmp_path / "along", "--out", tmp_path / "out")
+    code, out, err = mtbench("predict", packed, *line, "--report", "none")
+    assert (code, err) == (0, "")
+    seconds = [Path(record["second"]["image"]) for record in json.loads(out)]
+    assert seconds == [tmp_path / "along" / place / "1.png" for place in ("p1", "p2")]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, MemoryError])
+def test_what_was_read_outlives_what_comes(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any, monkeypatch: pytest.MonkeyPatch,
+    stop: type[BaseException],
+) -> None:  # fmt: skip
+    """After each file predictions.json is whole; of two words those before are there."""
+    (tmp_path / "a").mkdir()
+    for i in range(3):
+        Image.fromarray(neck).save(tmp_path / "a" / f"{i}.png")
+    line = ("predict", packed, tmp_path / "a", "--report", "none", "--out", tmp_path / "out")
+    code, printed, _ = mtbench(*line)
+    written = tmp_path / "out" / "predictions.json"
+    assert written.read_text() == printed == json.dumps(json.loads(printed), indent=2) + "\n"
+    own = Thyroid.predict
+
+    @wraps(own)
+    def until(self: Thyroid, trained: Any, path: Path, *rest: Any, **more: Any) -> Any:
+        if path.name == "2.png":
+            raise stop
+        return own(self, trained, path, *rest, **more)
+
+    monkeypatch.setattr(Thyroid, "predict", until)
+    if stop is KeyboardInterrupt:
+        code, _, err = mtbench(*line)
+        assert code == 130
+        assert err.startswith(f"the first 2 of 3 files are in {written}\nstopped; what is done")
+    else:
+        monkeypatch.setattr(sys, "argv", ["mtbench", *map(str, line)])
+        with pytest.raises(MemoryError):
+            cli.main()
+    assert [Path(r["image"]).name for r in json.loads(written.read_text())] == ["0.png", "1.png"]
+
+
+def test_flags_need_no_value(mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any) -> None:
+    Image.fromarray(neck).save(tmp_path / "a.png")
+    line = ("predict", packed, tmp_path / "a.png", "--report", "none", "--out", tmp_path / "out")
+    plain = mtbench(*line)[1]
+    turned = mtbench(*line, "--mirror", "--spacing", "0.1")[1]
+    assert turned == mtbench(*line, "--spacing", "0.1", "--mirror", "true")[1] != plain
+    assert mtbench(*line, "--mirror=no")[1] == plain
+    refused(mtbench(*line, "--spacing"), "--spacing must be float or none: its value is missing")
+    refused(
+        mtbench("predict", packed, "--mirror", tmp_path / "a.png", tmp_path / "a.png"),
+        "--mirror must be true or false, found",
+    )
+
+
+def test_the_options_of_a_task_are_listed(mtbench: Mtbench) -> None:
+    for command in ("predict", "evaluate"):
+        assert "mtbench info thyroid" in mtbench(command, "--help")[1]
+    code, listed, err = mtbench("info", "thyroid")
+    assert (code, err) == (0, "")
+    for option in ("--plane", "--second", "--dicom", "--mirror", "--text", "--truth", "--strict"):
+        assert option in listed
+    assert "mtbench-toolkit[deidentify]" in listed  # no markup
+    assert "mtbench" not in mtbench("info", "ew")[1].replace("mtbench_baselines", "")
+
+
+def test_an_earlier_readings_files_do_not_stay(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    """Another model's page or segmentation beside this one's mask would be taken for its own."""
+    Image.fromarray(neck).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    line = ("predict", packed, tmp_path / "a.png", "--out", out)
+    assert mtbench(*line)[0] == 0
+    (out / "a_seg.dcm").touch()
+    (out / "a_notes.txt").touch()
+    refused(mtbench(*line, "--plane", "transverse,transverse"), "names 2, and 1 views are read")
+    assert "a_report.html" in files(out)
+    assert mtbench(*line, "--report", "none")[0] == 0
+    assert files(out) == {"a_mask.png", "a_overlay.png", "a_notes.txt", "predictions.json"}
 
 
 def test_dicom_out_is_of_dicom_only(

@@ -142,7 +142,17 @@ def test_a_sweep_ends_where_all_is_decided(mtbench: Mtbench, tiny: Path, tmp_pat
     code, said, err = mtbench("plan", file, *more, "--pilot", out)
     assert (code, err) == (0, "")
     assert re.search(r"told with probability 0.8, as one of 2 comparisons at 5 %: .* 0\.\d\d", said)
+    assert re.search(r"paired standard deviation \d+\.\d\d points of delta-m, by the pilot", said)
     assert "--until decided" in said
+    assert (
+        "what that is in points of delta-m is not known: --pilot" in mtbench("plan", file, *more)[1]
+    )
+    stated = '\nmeasured = {deviation = 3.0, seconds = 9.0, origin = "a [small] one"}\n'
+    file.write_text(file.read_text() + stated)
+    code, said, err = mtbench("plan", file, *more)
+    assert (code, err) == (0, "")
+    assert "3.00 points of delta-m, as the suite states, and 9 s a cell: a [small] one" in said
+    assert re.search(r"a difference of 5 % is told \w+ with probability", said)
 
 
 def test_a_sweep_from_plan_to_leaderboard(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
@@ -241,6 +251,12 @@ def test_cells_of_other_code_are_told_before_anything_is_started(
     assert f"{told}: trained anew\nmaking numbers: 1 to do\n2 of 4 cells are closed already" in said
     assert len(list(find_runs([out]))) == 6
     assert ended(start(*line))[0] == 0
+    for result in out.glob("tiny/mine/*/result.json"):  # begun, and then the code changes
+        result.unlink()
+    plugin.write_text(plugin.read_text() + " again")
+    told = "2 of 4 cells were begun with other code than is here"
+    refused(mtbench(*line), f"--out {out}: {told}: say --other-code keep to")
+    assert told in mtbench("status", out, file, *plugins)[1]
 
 
 @pytest.mark.parametrize(
@@ -312,7 +328,8 @@ def test_it_stops_when_told_to(tiny: Path, tmp_path: Path, sign: signal.Signals)
     code, _, err = ended(process)
     assert not list(out.rglob("result.json"))  # no cell was waited for
     assert code == 130
-    assert err == "stopped; the same command goes on from the last checkpoint\n"
+    assert err.startswith("stopped; ")
+    assert err.endswith("the same command goes on from the last checkpoint\n")
     assert all(map(gone, crew))
     assert not list(out.rglob("crash.json"))
 

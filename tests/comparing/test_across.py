@@ -95,6 +95,12 @@ def test_methods_of_the_same_numbers_count_once() -> None:
     assert found is not None
     assert found.methods == ["uw", "ew", "ls"]
     assert "counts once: imtl as ew" in found.note
+    for one in boards:  # where nothing was measured, nothing is the same
+        for name in ("ew", "imtl"):
+            one.cells[name] = [Cell(c.run, c.spec, {"status": "diverged"}) for c in one.cells[name]]
+    apart = overall(boards)
+    assert apart is not None
+    assert {"ew", "imtl"} <= set(apart.methods)
     boards[1] = board("b", {**RANKS, "imtl": 4.0})
     again = overall(boards)
     assert again is not None

@@ -291,6 +291,29 @@ def test_units_of_one_collection_are_corrected(folder: Path) -> None:
         assert after[name] - after[centre] == pytest.approx(wider * reach)
 
 
+def test_a_diverged_seed_of_the_baseline_ends_no_comparison(folder: Path) -> None:
+    claimed(cell(folder, "ls", 3, status="diverged", method_params={"w": 1}), draw=1)
+    found = rows(board(folder, "ls"))
+    assert found["ls"]["diverged"] == 1
+    assert {name: row["units"] for name, row in found.items()} == dict.fromkeys(found, 8)
+    assert all(row["complete"] for row in found.values())
+    assert found["good"]["told"] == "better"
+
+
+def test_places_of_folds_are_less_sure(tmp_path: Path) -> None:
+    """Eight units of one collection say as much as 8 / (1 + 8 x 0.25), not quite three, do."""
+    for method, offset in (("ls", 0.0), ("near", 0.01)):
+        study(tmp_path, method, offset, noise=0.02)
+    first = []
+    for resplit in (0.0, 0.25):
+        for run in find_runs([tmp_path]):
+            [own] = claim.read(run)
+            (run.path / claim.FILE).unlink()
+            claim.add(run, own.model_copy(update={"resplit": resplit}))
+        first.append(board(tmp_path, "ls").rows["first"].max())
+    assert 0.5 < first[1] < first[0] < 1
+
+
 def test_a_metric_of_0_that_decides_is_told(folder: Path) -> None:
     assert not any("exactly 0" in remark for remark in board(folder, "ls").remarks)
     for path in folder.glob("made_up/good/seed[01]-*/result.json"):

@@ -34,7 +34,7 @@ def test_no_format_obeys_a_label(mtbench: Callable[..., tuple[int, str, str]], r
     texts = {
         "table": table, "csv": leaderboard.to_csv(found), "raw": leaderboard.to_raw(found),
         "markdown": "".join(map(leaderboard.to_markdown, found)),
-        "latex": "".join(map(leaderboard.to_latex, found)),
+        "latex": leaderboard.to_latex(found),
     }  # fmt: skip
     for text in texts.values():
         assert not re.search("[\x1b\x07\u202e]", text)

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import random
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -454,19 +453,6 @@ def test_csv_of_the_same_results_is_the_same_bytes(tmp_path: Path) -> None:
     assert leaderboard.to_csv(one) == leaderboard.to_csv(two)
     assert leaderboard.to_csv(one, cost=True) != leaderboard.to_csv(two, cost=True)
     assert "seconds" not in leaderboard.to_csv(one)
-
-
-def test_latex_is_escaped_and_has_as_many_columns_as_it_says(tmp_path: Path) -> None:
-    cell(tmp_path, "ew", 0, method_params={"mode": "a_b&50%{\\"})
-    cell(tmp_path, "ew", 0, method_params={"mode": "c"})
-    text = leaderboard.to_latex(board(tmp_path))
-    assert r"ew mode=a\_b\&50\%\{\textbackslash{}" in text
-    [spec] = re.findall(r"\\begin\{tabular\}\{(lr+)\}", text)
-    body = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert len(body) == 3
-    assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in body} == {len(spec)}
-    for rule in ("toprule", "midrule", "bottomrule"):
-        assert text.count(f"\\{rule}") == 1
 
 
 def test_a_test_that_holds_no_numbers_is_explained(tmp_path: Path) -> None:

@@ -192,6 +192,19 @@ def test_reproduce_says_when_the_settings_are_not_the_papers(
     code, said, err = mtbench(*words)
     assert code == 0, err
     assert "no paper reports rlw with these settings" in said
+    first, second = (tmp_path / "runs" / "tiny" / "reproduce.md").read_text().split("###")[1:]
+    rows = [line.strip("| ").split(" | ") for line in first.splitlines() if line.startswith("| ")]
+    assert [row[:2] for row in rows] == [
+        ["method", "protocol"], ["---", "---"], ["stl", "theirs"], ["ew", "theirs"],
+        ["rlw normal=false", "theirs"], ["stl", "ours"], ["rlw", "ours"],
+    ]  # fmt: skip
+    assert rows[3][2:] == ["0.25", "0.5", "1.00", "-75.00"]
+    [board] = leaderboard.boards([*find_runs([tmp_path / "runs"])])
+    delta = float(board.rows.set_index("method").loc["rlw", "delta_m"])  # type: ignore[arg-type]
+    assert rows[-1][4:] == ["-", f"{delta:.2f}"]
+    assert "- theirs: as the paper prints it, by its protocol; ours: trained here" in first
+    assert "- epochs: paper 4, here 1" in first
+    assert "beside the rows of: second" in second
 
 
 def test_reproduce_without_a_method_prints_the_tables(mtbench: Any) -> None:

@@ -44,6 +44,7 @@ def test_those_shipped_are_found_by_name() -> None:
         "methods",
         "field",
         "rlar_phantom",
+        "rlar_dose",
         "rlar_ddti",
         "rlar_breast",
         "rlar_gpu",
@@ -53,12 +54,16 @@ def test_those_shipped_name_what_is_there(name: str) -> None:
     suite = load(name).model_copy(update={"device": "cpu"})  # there may be no GPU
     grid = Grid(Order(suite))
     budget = suite.budget
-    assert len(grid.cells) == len(grid.entries) * budget.cells
+    frozen = sum(bool(entry.weights_from) for entry in grid.entries)
+    assert len(grid.cells) == (
+        len(grid.entries) * budget.cells - frozen * budget.repetitions * budget.trials
+    )
     assert len(grid.tasks) == len(suite.tasks)  # columns are told apart
     tuning, final = ({c.seed for c in grid.cells if (c.trial is None) == f} for f in (False, True))
     assert not tuning & final
     for entry in grid.entries:
-        assert [len(draws) for draws in entry.draws] == [budget.trials] * budget.repetitions
+        trials = 0 if entry.weights_from else budget.trials
+        assert [len(draws) for draws in entry.draws] == [trials] * budget.repetitions
         assert all(draw.recipe["lr"] > 0 for draws in entry.draws for draw in draws[1:])
 
 
@@ -109,6 +114,9 @@ def test_what_older_suites_say_keeps_its_digest(tmp_path: Path) -> None:
         ('["ew", "ls"]', '["ew", 3]', r"methods\.1: .*MethodSetting, found 3"),
         ("seeds = 3", "seeds = 1000000000", r"budget\.seeds: .*or equal to 1000, found 1"),
         ('"ls"]', '{name = "ls", set = {weights = [1.0]}}]', r"methods\.1: a variant needs a l"),
+        ('"ls"]', '{name = "ls", weights_from = "ew"}]', r"methods\.1: a variant needs a label"),
+        ('"ls"]', '{name = "ls", weights_from = "ew", label = "a", recipe = {epochs = 2}}]',
+         r"methods\.1: 'a' has weights and recipe of 'ew'"),
         ('"ls"]', '{name = "ls", lable = "a"}]', r"key methods\.1\.lable: did you mean 'label'"),
         ('"ls"]', '{name = "ls", label = "ew"}]', r"methods\.1: 'ew' is named twice"),
         ("[budget]", "margin = 0.0\n[budget]", r"margin: .*greater than 0, found 0"),
@@ -122,8 +130,11 @@ def test_what_older_suites_say_keeps_its_digest(tmp_path: Path) -> None:
         ("seeds = 3", 'seeds = 3\n[[tasks]]\nname = "a"\nresample = {x = "repetition"}',
          r"tasks\.0: resample needs `repetitions` in the budget"),
         ('name = "tiny"', 'name = "tiny"\nresample = {x = [1]}', r"resample\.x.*at least 2 items"),
-        ('name = "tiny"', 'name = "tiny"\nresample = {x = [1, 1]}', r"parts must differ"),
-        ('name = "tiny"', 'name = "tiny"\nset = {x = 1}\nresample = {x = [1, 2]}', r"is in set"),
+        ('name = "tiny"', 'name = "tiny"\nresample = {x = [0, 1]}',
+         r"must be the folds of one collection, .* found x = \[0, 1\]; .* are x = \"repetition\""),
+        ('name = "tiny"', 'name = "tiny"\nresample = {fold = [1, 1]}', r"found fold = \[1, 1\]"),
+        ('name = "tiny"', 'name = "tiny"\nresample = {fold = ["1/5", "2/5"]}', r"the folds of one"),
+        ('name = "tiny"', 'name = "tiny"\nset = {x = 1}\nresample = {x = "repetition"}', r"in set"),
         ("version = 1", "version = ", r"is no TOML: Invalid value \(at line 2"),
     ],
 )  # fmt: skip
@@ -161,6 +172,10 @@ def test_no_such_suite(tmp_path: Path) -> None:
         ({"tasks": [{"name": "tiny", "set": {"sleep": 1.0 * i}} for i in range(600)],
           "methods": [{"name": "ls", "label": str(i)} for i in range(900)],
           "budget": {"trials": 1, "seeds": 1}}, r"at most 1000000 cells, found 1080000"),
+        ({"methods": ["uw", {"name": "ls", "weights_from": "u", "label": "a"}]},
+         r"row 'a': weights_from: no row 'u' here that finds weights: did you mean 'uw'"),
+        ({"methods": ["uw", {"name": "ew", "weights_from": "uw", "label": "a"}]},
+         r"row 'a': weights_from: ew has no parameter 'weights'; take ls"),
         ({"search": {"lr": [0.1, 0.01]}}, r"range of lr must be 0 < low < high, found 0\.1 0\.01"),
         ({"device": "tpu"}, r"--device tpu: not available"),
     ],

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -17,13 +18,15 @@ from mtbench.comparing.planning import survey as surveying
 from mtbench.comparing.planning.grid import Cell, Grid, Order, best
 from mtbench.comparing.planning.suite import Suite
 from mtbench.comparing.planning.survey import State, Survey, crash, failed, record_crash
-from mtbench.comparing.running.sweep import prepare
+from mtbench.comparing.running.sweep import check_data, prepare
 from mtbench.comparing.running.worker import Worker
-from mtbench.errors import RunError
+from mtbench.errors import DataError, RunError
 from mtbench.plugins.code import core_digest
 from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
 from mtbench.training.machine.locks import HeldError
+from mtbench.training.trained.frozen import frozen_weights
 from mtbench.training.trainer import record, trainer
+from mtbench.training.trainer.record import OutdatedError
 from mtbench_baselines.ls import LinearScalarization
 from tests.processes import PROCESSES
 
@@ -171,26 +174,30 @@ def test_a_part_of_the_repetitions(make: Made) -> None:
 
 PARTED = '''
 from dataclasses import replace
+from pathlib import Path
+from mtbench.errors import DataError
 from tests.tiny import Tiny
 class Parted(Tiny):
     """Has data in parts."""
-    def __init__(self, *, part: int = 0) -> None:
+    def __init__(self, *, fold: int = 0) -> None:
         super().__init__()
-        self.part = part
+        self.fold = fold
     def setup(self, seed, progress):
-        return replace(super().setup(seed, progress), fingerprint=f"{seed} of {self.part}")
+        if self.fold == 1 and Path(__file__).with_name("broken").exists():
+            raise DataError("fold 1 has no images")
+        return replace(super().setup(seed, progress), fingerprint=f"{seed} of {self.fold}")
 '''
 
 
 @pytest.mark.parametrize(
-    ("parts", "wanted", "resplit"), [([3, 5], [3, 5, 3], 1.25), ("repetition", [0, 1, 2], 0.0)]
+    ("parts", "wanted", "resplit"), [([1, 0], [1, 0, 1], 1.25), ("repetition", [0, 1, 2], 0.0)]
 )
 def test_repetitions_may_have_data_of_their_own(
     make: Made, tmp_path: Path, parts: list[int] | str, wanted: list[int], resplit: float
 ) -> None:
     """Of one suite they are one board, whatever their data."""
     (plugin := tmp_path / "parted.py").write_text(PARTED)
-    task = {"name": "parted", "recipe": {"epochs": 1}, "resample": {"part": parts}}
+    task = {"name": "parted", "recipe": {"epochs": 1}, "resample": {"fold": parts}}
     budget = {"trials": 1, "seeds": 1, "repetitions": 3}
     grid = make(plugin, tasks=[task], budget=budget, against=["ls"])
     assert len(work(grid, tmp_path)) == 12
@@ -198,13 +205,24 @@ def test_repetitions_may_have_data_of_their_own(
     for run in runs:
         [own] = claim.read(run)
         spec = run.spec()
-        assert spec.task_params["part"] == wanted[own.repetition]
+        assert spec.task_params["fold"] == wanted[own.repetition]
         assert spec.data == f"{spec.seed} of {wanted[own.repetition]}"
     [board] = leaderboard.boards(runs, "ls")
     assert board.rows["units"].tolist() == [3, 3]
     assert board.suite is not None
     assert (board.unit, board.suite.resplit) == ("repetition", resplit)
-    assert board.title.startswith("parted epochs=1 part=")
+    assert board.title.startswith("parted epochs=1 fold=")
+
+
+def test_every_fold_is_set_up_before_a_sweep(make: Made, tmp_path: Path) -> None:
+    """The last one's data would else be missed hours later; a population differs by a number."""
+    (plugin := tmp_path / "parted.py").write_text(PARTED)
+    (tmp_path / "broken").touch()
+    for parts, wrong in (([0, 1], True), ("repetition", False)):
+        task = {"name": "parted", "recipe": {"epochs": 1}, "resample": {"fold": parts}}
+        grid = make(plugin, tasks=[task], budget={"trials": 0, "seeds": 1, "repetitions": 2})
+        with pytest.raises(DataError, match="fold 1 has") if wrong else nullcontext():
+            check_data(grid, lambda *_: None)
 
 
 def test_variants_are_rows_of_their_own(make: Made) -> None:
@@ -220,6 +238,81 @@ def test_what_a_suite_fixes_is_not_searched(make: Made) -> None:
     ls = grid.entries[1]
     weights = [ls.setting(0, trial)[1].params["weights"] for trial in (None, 0, 1)]
     assert weights == [(2.0, 1.0)] * 3
+
+
+FROZEN = {"name": "ls", "weights_from": "uw", "label": "ls frozen"}
+BEST = FROZEN | {"weights_from": "best", "label": "ls of the best"}
+
+
+def test_a_row_has_the_weights_of_another_as_constants(make: Made, tmp_path: Path) -> None:
+    """Of the same repetition and seed; and its learning rate, for only the dynamics are gone."""
+    last = FROZEN | {"weights_of": "final", "label": "last"}
+    budget = {"trials": 2, "seeds": 1, "repetitions": 2}
+    grid = make(methods=[BEST, FROZEN, last, "ew", "uw"], budget=budget, against=["uw"])
+    said = [str(cell).removeprefix("tiny epochs=1 ") for cell in grid.cells[:9]]
+    assert said[4:] == [
+        f"{row} seed 0" for row in ("ew", "uw", "ls of the best", "ls frozen", "last")
+    ]
+    assert len(work(grid, tmp_path)) == 2 * (2 * 2 + 2 + 2)  # uw is the best that moves: one cell
+    states = Survey(grid, tmp_path).look()
+    assert {state.status for state in states.values()} == {"finished"}
+    runs = {(cell.entry.label, cell.seed): states[cell].run for cell in grid.cells}
+    for seed in (0, 1):
+        source, same = (runs[row, seed] for row in ("uw", "ls of the best"))
+        assert source is not None
+        theirs = RunDirectory(source).spec()
+        for row, kind in (("ls frozen", "mean"), ("last", "final")):
+            path = runs[row, seed]
+            assert path is not None
+            spec = RunDirectory(path).spec()
+            weights = frozen_weights(RunDirectory(source), kind, "tiny")  # type: ignore[arg-type]
+            assert spec.method_params["weights"] == weights != [1.0, 1.0]
+            assert (spec.recipe, spec.seed, spec.data) == (theirs.recipe, seed, theirs.data)
+        assert same == runs["ls frozen", seed]
+    assert work(grid, tmp_path) == []
+    [board] = leaderboard.boards(list(find_runs([tmp_path])), "uw")
+    assert board.rows["complete"].all()
+    assert (
+        "ls of the best has, as constants, the weights that were found by: uw (2)" in board.remarks
+    )
+
+
+def test_who_needs_anothers_weights_takes_it_along(make: Made, tmp_path: Path) -> None:
+    budget = {"trials": 2, "seeds": 1, "repetitions": 2}
+    grid = make(methods=["ew", "uw", FROZEN], budget=budget)
+    [title] = grid.tasks
+    part = Grid(replace(grid.order, repetitions={(title, "ls frozen"): 1}))
+    assert {cell.entry.label for cell in part.cells} == {"uw", "ls frozen"}
+    last = len(part.cells) - 1
+    trained = [RunDirectory(path).spec() for path in work(part, tmp_path, [last])]
+    assert [(s.method, s.stage) for s in trained] == [
+        ("uw", "trial"), ("uw", "trial"), ("uw", "final"), ("ls", "final"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("methods", "said"),
+    [
+        (["graddrop", FROZEN | {"weights_from": "graddrop"}], "has no weights on record"),
+        (["ew", BEST], "no weights from best: no row has weights that move"),
+    ],
+)
+def test_a_row_whose_weights_nobody_found_fails_alone(
+    make: Made, tmp_path: Path, methods: list[Any], said: str
+) -> None:
+    grid = make(methods=methods, budget={"trials": 0, "seeds": 1})
+    assert len(work(grid, tmp_path)) == 1
+    first, second = Survey(grid, tmp_path).look().values()
+    assert (first.status, second.status, second.run) == ("finished", "failed", None)
+    assert said in second.note
+
+
+def test_a_source_that_diverged_has_no_weights(make: Made, tmp_path: Path) -> None:
+    task = {"name": "tiny", "set": {"explode": True}, "recipe": {"epochs": 1}}
+    grid = make(methods=["uw", FROZEN], budget={"trials": 0, "seeds": 1}, tasks=[task])
+    work(grid, tmp_path)
+    *_, last = Survey(grid, tmp_path).look().values()
+    assert "uw seed 0 has not finished" in last.note
 
 
 def test_final_cells_have_the_best_trials_parameters(make: Made, tmp_path: Path) -> None:
@@ -275,7 +368,7 @@ def test_cells_of_another_mtbench_count_or_are_trained_anew(
     assert others(grid, tmp_path) == {("mtbench",)}
     assert ("mtbench",) in others(make(name="new"), tmp_path)  # whose trials they might be
     assert work(grid, tmp_path) == []
-    anew = Grid(replace(grid.order, anew=True))
+    anew = Grid(replace(grid.order, other_code="anew"))
     assert {state.status for state in Survey(anew, tmp_path).look().values()} == {"open"}
     assert len(work(anew, tmp_path, [0])) == 1
     [mixed, _] = leaderboard.boards(list(find_runs([tmp_path])))
@@ -307,7 +400,9 @@ def test_cells_of_a_changed_method_count_or_are_trained_anew(make: Made, tmp_pat
     (begun / "result.json").unlink()  # the last seed's is still to be trained
     plugin.write_text(METHOD + "# changed")
     grid = make(plugin, methods=["mine", "ew"])
-    assert others(grid, out) == {(), ("mine",)}
+    survey = Survey(grid, out)
+    assert {state.other for state in survey.look().values()} == {(), ("mine",)}
+    assert [str(cell) for cell in survey.begun()] == ["tiny epochs=1 mine seed 1"]
     kept = work(grid, out)
     assert [path.parent.name for path in kept] == ["mine"]
     assert kept[0] != begun
@@ -315,7 +410,7 @@ def test_cells_of_a_changed_method_count_or_are_trained_anew(make: Made, tmp_pat
     assert "cells were not all made by the same code (mine)" in board.remarks
     assert board.rows["units"].tolist() == [2, 2]
     assert not board.pending
-    anew = Grid(replace(grid.order, anew=True))
+    anew = Grid(replace(grid.order, other_code="anew"))
     assert len(work(anew, out)) == 3  # all of the method's but the one
     assert others(grid, out) == {()}
     [board] = leaderboard.boards(list(find_runs([out])))
@@ -323,14 +418,26 @@ def test_cells_of_a_changed_method_count_or_are_trained_anew(make: Made, tmp_pat
     assert not any("same code" in remark for remark in board.remarks)
 
 
-def test_a_cell_that_another_mtbench_began_is_begun_again(
-    make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("other_code", ["keep", "anew"])
+def test_a_cell_that_another_mtbench_began_is_begun_again_if_asked(
+    make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_code: Any
 ) -> None:
     grid = make(methods=["ew"])
     [path] = work(grid, tmp_path, [0])
     (path / "result.json").unlink()  # its checkpoint is there
+    begun = (path / "checkpoint.pt").read_bytes()
+    survey = Survey(grid, tmp_path)
+    assert survey.look()[grid.cells[0]].status == "open"
+    assert survey.begun() == []
     changed_core(monkeypatch)
-    assert work(grid, tmp_path, [0]) == [path]
+    assert survey.begun() == [grid.cells[0]]
+    with pytest.raises(OutdatedError, match="--other-code keep"):
+        work(grid, tmp_path, [0])
+    assert (path / "checkpoint.pt").read_bytes() == begun  # nothing is lost unasked
+    assert crash(RunDirectory(path)) is None
+    (tmp_path / ".sweep" / "me.cell").unlink(missing_ok=True)
+    asked = Grid(replace(grid.order, other_code=other_code))
+    assert work(asked, tmp_path, [0]) == [path]
     result = RunDirectory(path).result()
     assert result is not None
     assert result["environment"]["code"] == "changed"

@@ -94,7 +94,7 @@ def test_a_method_and_a_task_of_one_name_are_no_cell(plugins, tiny):
 def test_a_base_of_another_family(plugins):
     with pytest.raises(
         UsageError,
-        match=r"double wraps methods that find weights from the Gramian .*, found EqualWeights",
+        match=r"^double wraps methods that find weights from the Gramian .*, found EqualWeights",
     ):
         Method.find("double+ew", plugins)(2)
 

@@ -732,9 +732,22 @@ def test_run_records_and_strict_stops(mtbench: Mtbench, folder: Path, tmp_path: 
     text = file.read_text()
     assert '"looks odd": 12' in text
     assert "are spelt alike" in text
-    code, _, err = mtbench(*line, "--strict", "true", "--out", tmp_path / "strict")
+    code, _, err = mtbench(*line, "--strict", "--out", tmp_path / "strict")
     assert (code, err.count("\n")) == (2, 1)
     assert "are spelt alike" in err
+
+
+@pytest.mark.parametrize("strict", [("--strict",), ("--strict", "true"), ("--strict=yes",)])
+def test_strict_makes_of_what_looks_odd_a_problem(
+    mtbench: Mtbench, folder: Path, strict: tuple[str, ...]
+) -> None:
+    line = ("data", "verify", "manifest", "--data", table(folder, spacing=lambda i: "8"))
+    assert mtbench(*line)[0] == 0
+    code, printed, err = mtbench(*line, *strict)
+    assert (code, err) == (2, "")
+    assert printed.startswith("looks odd: ")
+    assert printed.endswith("problems: 24\n")
+    assert mtbench("data", "verify", "manifest", "--data", table(folder), *strict)[0] == 0
 
 
 def test_verify_is_of_the_grades_that_are_given(mtbench: Mtbench, folder: Path) -> None:

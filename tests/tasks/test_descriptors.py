@@ -199,7 +199,7 @@ def test_they_are_shown(tmp_path: Path) -> None:
     page = (tmp_path / "a_report.html").read_text()
     for words in (
         "Likeliest term", "By points: TR1 (0)", "Category TR4", "not for a patient", "Ha et al.",
-        "category TR4: biopsy from 15 mm", "more than 20 mm",
+        "category TR4: biopsy from 15 mm", "more than 20 mm", "more than 10 to 15 mm, as chosen",
     ):  # fmt: skip
         assert words in page, words
     assert b"/Count 2" in (tmp_path / "a_report.pdf").read_bytes()

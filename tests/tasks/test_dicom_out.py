@@ -14,11 +14,13 @@ from torch import Tensor
 
 from mtbench.errors import DataError
 from mtbench.training.task import Trained
+from mtbench_tasks import breast
 from mtbench_tasks._lesion import dicom_out, reading
 from mtbench_tasks._lesion.asking import Panel
 from mtbench_tasks._lesion.calipers import volume
 from mtbench_tasks._lesion.files import read_picture
 from mtbench_tasks._lesion.source import whole
+from mtbench_tasks.thyroid import acr
 from tests.tasks.test_reading import GRADES, nothing, predictor, tissue
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning:pydicom")  # of old scanners' files
@@ -54,14 +56,15 @@ def written(
 ) -> tuple[dict[str, Any], list[Any]]:
     """Read a file and write its DICOM; return the record, and the files read back."""
     header = dicom_out.source(source)
+    picture = read_picture(source, frame)
     record, _ = reading.read(
-        Panel(Trained(predictor(draw), "model", {})), read_picture(source, frame), source,
-        folder / "a", 96, GRADES, None, whole,
-        reading.Reference(), ("transverse",),
+        Panel(Trained(predictor(draw), "model", {})), picture, reading.boxes(picture, whole),
+        source, folder / "a", 96, GRADES, None, reading.Reference(), ("transverse",),
     )  # fmt: skip
     record["frame"], record["volume"] = frame, more.get("volume")
     for view in record["views"]:
         view["means"] = "BI-RADS 4a or more"
+        view["descriptors"] = more.get("descriptors")
     files = dicom_out.write(header, record, "thyroid ew seed 0", "Thyroid", folder / "a")
     return record, [pydicom.dcmread(file) for file in files]
 
@@ -153,6 +156,37 @@ def test_the_report_has_the_measurements_and_the_finding(tmp_path: Path) -> None
     assert "Category" not in {e.name.meaning for e in regions[1].get_qualitative_evaluations()}
     volumes = [m.value for m in lengths[0].get_measurements() if m.name.meaning == "Volume"]
     assert volumes == [record["volume"]["ml"]]
+
+
+def test_descriptors_are_reported_by_dicoms_codes_or_ours(tmp_path: Path) -> None:
+    said = {
+        "echogenicity": ("hypoechoic", 0.75), "composition": ("mixed", 0.5),
+        "margin": ("irregular", 0.25),
+    }  # fmt: skip
+    found = {name: {"term": term, "probability": p} for name, (term, p) in said.items()}
+    written(scan(tmp_path / "a.dcm"), tmp_path, descriptors=found)
+    [first, second] = hd.sr.srread(
+        tmp_path / "a_sr.dcm"
+    ).content.get_planar_roi_measurement_groups()
+    told = {
+        (e.name.scheme_designator, e.name.value): (e.value.scheme_designator, e.value.value)
+        for e in first.get_qualitative_evaluations()
+    }
+    assert told["DCM", "111360"] == ("DCM", "111364")  # echo pattern: hypoechoic
+    assert told["99MTBENCH", "composition"] == ("99MTBENCH", "mixed")
+    assert told["DCM", "111037"] == ("99MTBENCH", "unclear")  # less likely than not
+    chances = {m.name.meaning: m.value for m in first.get_measurements()}
+    assert chances["Probability of margin: irregular"] == 0.25
+    assert not {e.name.value for e in second.get_qualitative_evaluations()} & {"111360", "111037"}
+
+
+def test_every_code_of_a_descriptor_is_dicoms() -> None:
+    lexicon = acr.LEXICON + breast.LEXICON
+    assert dicom_out.NAMES.keys() <= {descriptor.name for descriptor in lexicon}
+    assert dicom_out.TERMS.keys() <= {term for d in lexicon for term in d.terms}
+    for known in (dicom_out.NAMES, dicom_out.TERMS):
+        for word in known:
+            assert dicom_out._code(word, known).scheme_designator != dicom_out.PRIVATE
 
 
 def test_the_mask_is_on_the_stored_pixels(tmp_path: Path) -> None:

@@ -30,10 +30,12 @@ from mtbench.errors import DataError, UsageError
 from mtbench.training.task import Evaluation, Trained
 from mtbench_tasks._lesion import evaluating, judging, operating
 from mtbench_tasks._lesion.asking import Panel, together
-from mtbench_tasks._lesion.cases import Case, Reading
+from mtbench_tasks._lesion.cases import Case, Reading, digest
 from mtbench_tasks._lesion.doubts import perceptual
-from mtbench_tasks._lesion.network import Risk
-from mtbench_tasks.thyroid import Thyroid, phantom
+from mtbench_tasks._lesion.familiar import Familiar
+from mtbench_tasks._lesion.grid import to_input
+from mtbench_tasks._lesion.network import Described, Risk
+from mtbench_tasks.thyroid import Thyroid, acr, phantom
 from tests.conftest import Mtbench
 from tests.refusals import refused
 
@@ -71,6 +73,7 @@ def test_grades_are_judged_as_by_scikit_learn(drawn: list[tuple[int, int]]) -> N
     truth, said = (np.array(part) for part in zip(*drawn, strict=True))
     table = judging.confusion(truth, said, np.ones((1, len(truth))), 4)
     [accuracy], [kappa] = judging.balanced_accuracy(table), judging.kappa(table)
+    [nominal] = judging.kappa(table, ordered=False)
     present = set(truth)  # scikit-learn warns of grades that are only said
     recall = np.mean([(said[truth == g] == g).mean() for g in present])
     assert accuracy == pytest.approx(recall)
@@ -80,8 +83,9 @@ def test_grades_are_judged_as_by_scikit_learn(drawn: list[tuple[int, int]]) -> N
         assert kappa == pytest.approx(
             cohen_kappa_score(truth, said, labels=range(4), weights="quadratic")
         )
+        assert nominal == pytest.approx(cohen_kappa_score(truth, said, labels=range(4)))
     else:
-        assert np.isnan(kappa)
+        assert np.isnan([kappa, nominal]).all()
 
 
 def test_net_benefit_by_hand() -> None:
@@ -168,6 +172,22 @@ def test_patients_that_the_model_has_seen_are_left_out() -> None:
     assert evaluating.unseen(cases, hashes, []) == [0, 1, 2]
 
 
+def test_patients_who_share_an_image_are_one() -> None:
+    """Equal images, and copies: an interval would count them as independent, and half be seen."""
+    images = [c.image for c in phantom.load(size=4, readers=1).cases]
+    copy = np.ascontiguousarray(images[1][:, ::-1] * 0.9).astype(np.uint8)  # mirrored, darker
+    shown = [*images, images[0], copy]
+    names = ["a", "b", "c", "d", "e", "f"]
+    cases = [case(str(i), name, shown[i]) for i, name in enumerate(names)]
+    hashes = {i: perceptual(image) for i, image in enumerate(shown)}
+    found, merged = evaluating.joined(cases, [digest(image) for image in shown], hashes)
+    assert [c.patient for c in found] == ["a", "b", "c", "d", "a", "b"]
+    assert merged == 2
+    assert evaluating.unseen(found, hashes, [hashes[4][0]]) == [1, 2, 3, 5]
+    broken, joined = evaluating.joined(cases, [""] * 6, {})  # what cannot be read has no image
+    assert (broken, joined) == (cases, 0)
+
+
 def test_one_reader_may_be_the_truth() -> None:
     cases = [
         case("a", "a", np.zeros((4, 4)), ("x", 1), ("pathology", 0)),
@@ -223,6 +243,7 @@ def dark(inputs: Tensor) -> list[Any]:
     return [torch.where(inputs > 0, logits, -1.0), risk]
 
 
+TERMS = sum(len(descriptor.terms) for descriptor in acr.LEXICON)
 FITTED = {
     "operating": [
         {"rule": rule, "threshold": t, "sensitivity": 0.8, "specificity": 0.7}
@@ -292,6 +313,51 @@ def test_subgroups_sizes_and_readers(clinic: Path, tmp_path: Path) -> None:
     assert x["model"]["graded"] == 30
 
 
+def test_spacing_of_some_images_only_is_told(clinic: Path, tmp_path: Path) -> None:
+    _, record = evaluated(clinic, tmp_path, truth="pathology")
+    images = {m["name"]: m["images"] for m in record["metrics"]}
+    assert (images["hd95"], images["hd95_mm"]) == (30, 20)
+    assert any(n.startswith("spacing is known of 20 of 30 outlined") for n in record["notes"])
+    frame = pd.read_csv(tmp_path / "cases.csv")
+    known = frame["hd95_mm"].notna()
+    assert frame["hd95_mm"][known].to_numpy() == pytest.approx(0.5 * frame["hd95"][known])
+    rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
+    write(clinic.with_name("unknown.csv"), [row | {"spacing": ""} for row in rows])
+    _, record = evaluated(clinic.with_name("unknown.csv"), tmp_path, truth="pathology")
+    assert "hd95_mm" not in {m["name"] for m in record["metrics"]}
+    assert {size["unit"] for size in record["sizes"]} == {"px"}
+    assert not any("spacing is known" in note for note in record["notes"])
+
+
+def test_descriptors_are_compared_with_the_datas(clinic: Path, tmp_path: Path) -> None:
+    """A column of a manifest that is called as a descriptor is; terms are those of scikit-learn."""
+    rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
+    said = ["Solid", "cystic", "mixed", "", "what?"]
+    more = [row | {"composition": said[i // 3 % 5]} for i, row in enumerate(rows)]
+    write(clinic.with_name("described.csv"), more)
+
+    def model(inputs: Tensor) -> list[Any]:
+        logits, risk = dark(inputs)
+        terms = torch.stack([inputs.mean((1, 2, 3)) * k % 1 for k in range(7, 7 + TERMS)], 1)
+        return [logits, Described(*risk, terms)]
+
+    task = Thyroid(image_size=64, width=2, descriptors=1.0)
+    trained = Trained(model, "model", FITTED)
+    found = task.evaluate(trained, clinic.with_name("described.csv"), tmp_path)
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    [entry] = record["descriptors"]
+    frame = pd.read_csv(tmp_path / "cases.csv").dropna(subset="composition, known")
+    assert entry["images"] == len(frame) == 18
+    own, known = frame["composition, said"], frame["composition, known"]
+    assert entry["accuracy"]["value"] == pytest.approx((own == known).mean())
+    assert entry["accuracy"]["low"] < entry["accuracy"]["value"] < entry["accuracy"]["high"]
+    assert entry["kappa"]["value"] == pytest.approx(cohen_kappa_score(known, own))
+    assert entry["most_frequent"] == pytest.approx(1 / 3)
+    assert "are left out: composition 'what?'" in " ".join(record["notes"])
+    assert any(table.title.startswith("Descriptors") for table in found.tables)
+    assert "composition accuracy" in (tmp_path / "metrics.csv").read_text()
+
+
 def test_without_a_truth_it_is_the_consensus(clinic: Path, tmp_path: Path) -> None:
     _, record = evaluated(clinic, tmp_path)
     assert record["reference"] == "consensus of readers (STAPLE, majority)"
@@ -344,6 +410,32 @@ def test_what_is_odd_or_absent_is_told(clinic: Path, tmp_path: Path) -> None:
     write(clinic.with_name("gone.csv"), [row | {"image": f"no{row['image']}"} for row in rows])
     with pytest.raises(DataError, match=r"the first problem: .*no0.png: there is no such file"):
         evaluated(clinic.with_name("gone.csv"), tmp_path)
+
+
+def test_what_the_model_may_have_seen_or_not_know_is_told(clinic: Path, tmp_path: Path) -> None:
+    """Weights of another model have seen what it was trained on; another organ looks otherwise."""
+    grids = [to_input(c.image, 64)[0].numpy() for c in phantom.load(size=30, readers=1).cases]
+    fitted = FITTED | {"familiar": Familiar.fit(grids).to_json()}
+    task = Thyroid(image_size=64, width=2)
+    found = task.evaluate(Trained(dark, "dark", fitted, init="abc"), clinic, tmp_path)
+    assert any("started from another's weights" in note for note in found.notes)
+    assert any(note.startswith("30 of 30 images do not look like") for note in found.notes)
+    assert evaluating.unlike(Trained(dark, "dark", fitted), np.array(grids)[:, None]) <= 1
+
+
+def test_lesions_that_were_missed_are_told(clinic: Path, tmp_path: Path) -> None:
+    """They have no size, so that the table of sizes is of the others."""
+
+    def half(inputs: Tensor) -> list[Any]:
+        logits, risk = dark(inputs)
+        logits[::2] = -1
+        return [logits, risk]
+
+    found = Thyroid(image_size=64, width=2).evaluate(Trained(half, "", FITTED), clinic, tmp_path)
+    record = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (record["outlined"], record["missed"]) == (30, 15)
+    assert sum(s["images"] for s in record["sizes"] if s["axis"] == "long axis") == 15
+    assert any(note.startswith("in 15 of 30 outlined images") for note in found.notes)
 
 
 def test_images_of_one_kind_of_risk_have_no_curve(clinic: Path, tmp_path: Path) -> None:
@@ -423,6 +515,7 @@ def test_mistakes_are_one_line(mtbench: Mtbench, run: Path, clinic: Path, tmp_pa
         ((run, *out), "source manifest needs --data PATH"),
         ((run, *data, *out, "--by", "hospital"), "--by hospital: the data has no such column"),
         ((run, *data, *out, "--high", "TR2"), "--high TR2: is the model's where the grades are"),
+        ((run, *data, *out, "--source", "phantom"), "--data: source phantom makes its own data"),
         ((run, *data, *out, "--source", "mine"), "there is no source 'mine'"),
         ((run, *data, *out, "--colour", "red"), "evaluate has no option --colour"),
         ((tmp_path, *data, *out), "no run directory"),

@@ -789,10 +789,35 @@ def test_other_grades_are_tested_as_low_and_high() -> None:
     assert [c.part for c in both.cases] == [None, None, "test", "test"]
 
 
+def test_a_manifest_of_another_scale_is_tested_as_low_and_high(eight: Path) -> None:
+    """Its cells are on none of the model's grades: they are no slips that are left out."""
+    rows = [f"images/{i}.png,{('benign', 'malignant')[i % 2]},P{i}" for i in range(6)]
+    (eight / "there.csv").write_text("\n".join(["image,category,patient", *rows]))
+    given = {"test_source": "manifest", "test_data": eight / "there.csv"}
+    with pytest.raises(UsageError, match=r"benign, malignant, .* give --target low-high$"):
+        thyroid.Thyroid(**given)
+    elsewhere = thyroid.Thyroid(**given, target="low-high").elsewhere
+    assert elsewhere is not None
+    assert elsewhere[1].grades == ("benign", "malignant")
+    with pytest.raises(DataError, match="source tn3k needs --test-data PATH"):
+        thyroid.Thyroid(test_source="tn3k", target="low-high", cases=20).collection(silent)
+
+
+def test_grades_that_nobody_gave_are_refused(eight: Path) -> None:
+    with pytest.raises(DataError, match="none of its 1 categories, such as 'TR4', is one of a, b"):
+        load(eight, "image,category\nimages/0.png,TR4\n", grades=("a", "b"))
+
+
 def test_how_to_test_elsewhere_is_said(eight: Path) -> None:
     for wrong, said in (
         ({"test_data": eight}, "give both"),
         ({"test_source": "mine"}, "there is no source 'mine'"),
+        ({"data": eight}, "--data: source phantom makes its own data and reads none.* --source"),
+        (
+            {"test_source": "phantom", "test_data": eight},
+            "--test-data: source phantom makes its own .* --test-source manifest",
+        ),
+        ({"test_source": "tn3k"}, "give --target low-high and --test-data PATH"),
         ({"test_source": "phantom", "fold": "1/5"}, "fixed by source phantom"),
     ):
         with pytest.raises(UsageError, match=said):

@@ -1,10 +1,14 @@
 """nnU-Net's folder layout: what is written is read back, and what others wrote is read."""
 
 import json
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from mtbench.errors import DataError
@@ -72,6 +76,39 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
             assert reading.category == 3  # of two readers, the more suspicious
             assert reading.mask is not None
             assert reading.mask.sum() >= (box(10) & box(11)).sum()
+
+
+def test_what_is_known_of_a_case_comes_back(tmp_path: Path) -> None:
+    """Descriptors and columns to look at subgroups by; a column of ours is not overwritten."""
+    first, second = (
+        replace(case, descriptors={"composition": "solid", "split": "?"} if i else {},
+                groups={"scanner": "A, b", "sex": "f"} if i else {"site": "x"})
+        for i, case in enumerate(cases()[1:3])
+    )  # fmt: skip
+    nnunet.write([first, second], GRADES, tmp_path)
+    found = by_patient(manifest.load(tmp_path, silent))
+    assert found["P1"].groups == {"site": "x"}
+    assert found["P2"].groups == {"composition": "solid", "scanner": "A, b", "sex": "f"}
+    assert found["P2"].descriptors["composition"] == "solid"
+    assert (found["P2"].part, found["P2"].readings[0].reader) == ("test", "a")
+
+
+blob = st.tuples(st.integers(4, 55), st.integers(4, 75), st.integers(2, 14), st.integers(2, 14))
+
+
+@given(st.lists(blob, min_size=1, max_size=4))
+def test_masks_come_back_to_the_pixel(blobs: list[tuple[int, int, int, int]]) -> None:
+    y, x = np.indices((60, 80))
+    mask = np.zeros((60, 80), bool)
+    for row, column, high, wide in blobs:
+        mask |= ((y - row) / high) ** 2 + ((x - column) / wide) ** 2 < 1
+    case = replace(cases()[1], readings=(Reading("a", mask, 1),))
+    with tempfile.TemporaryDirectory() as folder:
+        nnunet.write([case], GRADES, Path(folder))
+        for table in (Path(folder) / "cases.csv", Path(folder) / "dataset.json"):
+            [back] = manifest.load(table, silent).cases
+            np.testing.assert_array_equal(back.readings[0].mask, mask)
+            np.testing.assert_array_equal(back.image, case.image)
 
 
 def test_a_folder_without_our_table_is_read_by_its_layout(tmp_path: Path) -> None:

@@ -17,16 +17,9 @@ SIZE = 100
 NOISE = "phantom: reader_noise must be finite and not negative, got "
 
 
-@pytest.fixture(scope="module", params=phantom.VERSIONS)
-def version(request: pytest.FixtureRequest) -> int:
-    found: int = request.param
-    return found
-
-
 @pytest.fixture(scope="module")
-def collection(tmp_path_factory: pytest.TempPathFactory, version: int) -> Collection:
-    cache = tmp_path_factory.mktemp("phantom")
-    return phantom.load(size=SIZE, version=version, cache=cache, workers=1)
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    return phantom.load(size=SIZE, cache=tmp_path_factory.mktemp("phantom"), workers=1)
 
 
 def same(first: Case, second: Case) -> bool:
@@ -111,9 +104,14 @@ def test_each_case_is_one_patient_read_by_everybody(collection: Collection) -> N
         assert case.truth.category == phantom.grade(phantom.points(words))
 
 
-def test_every_grade_has_its_share(collection: Collection) -> None:
-    share = Counter(case.truth.category for case in collection.cases if case.truth)
-    assert all(0.12 <= share[grade] / SIZE <= 0.3 for grade in range(5))
+@pytest.mark.parametrize("most", range(5))
+def test_grades_up_to_the_highest_asked_for_have_their_shares(most: int) -> None:
+    rng = np.random.default_rng(0)
+    found = Counter(phantom.grade(phantom.points(phantom.draw(rng, most))) for _ in range(1000))
+    odds = np.array(phantom.GRADE_FREQUENCY[: most + 1])
+    share = np.array([found[grade] for grade in range(5)]) / 1000
+    assert share[: most + 1] == pytest.approx(odds / odds.sum(), abs=0.05)
+    assert share.sum() == pytest.approx(1)
 
 
 def test_nodules_are_whole_and_neither_tiny_nor_huge(collection: Collection) -> None:
@@ -140,27 +138,18 @@ def test_taller_than_wide_nodules_are(collection: Collection) -> None:
 
 
 def test_a_case_depends_on_version_seed_and_index_alone(
-    collection: Collection, version: int
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fewer = phantom.load(size=3, readers=2, version=version, workers=2)
+    fewer = phantom.load(size=3, readers=2, workers=2)
     assert fewer.fingerprint != collection.fingerprint
     for a, b in zip(fewer.cases, collection.cases, strict=False):
         assert np.array_equal(a.image, b.image)
         for mine, theirs in zip(a.readings, b.readings, strict=False):
             assert mine.category == theirs.category
             assert np.array_equal(mine.mask, theirs.mask)
-    for changed in ({"seed": 1}, {"version": 3 - version}):
-        other = phantom.load(size=1, workers=1, **{"version": version, **changed}).cases[0]
-        assert not np.array_equal(other.image, collection.cases[0].image)
-
-
-def test_version_1_has_one_look_and_those_of_version_2_differ() -> None:
-    first, second = (
-        {draw(np.random.default_rng(seed)) for seed in range(5)}
-        for draw in phantom.VERSIONS.values()
-    )
-    assert first == {phantom.Look()}
-    assert len(second) == 5
+    monkeypatch.setattr(phantom, "VERSION", phantom.VERSION + 1)
+    for other in (phantom.simulate(1, 0)[0], phantom.simulate(0, 0)[0]):
+        assert not np.array_equal(other, collection.cases[0].image)
 
 
 # --- readers ---
@@ -227,9 +216,7 @@ def uniform_body() -> phantom.Body:
 
 
 def image_of(seed: int, body: phantom.Body | None = None) -> Image:
-    return phantom._image(
-        np.random.default_rng(seed), phantom.Look(), body or uniform_body(), spacing=0.22
-    )
+    return phantom._image(np.random.default_rng(seed), body or uniform_body(), spacing=0.22)
 
 
 def shown(body: phantom.Body) -> NDArray[np.float64]:
@@ -243,8 +230,8 @@ def test_calcium_shadows_and_fluid_enhances_what_is_below(loss: float, darker: b
     thick = 10 if darker else 60
     body.loss[80 : 80 + thick, 90:126] = loss
     change = shown(body) - plain
-    below, beside = change[80:110, 84:108].mean(), change[80:110, 10:60].mean()
-    assert abs(beside) < 2
+    change -= change[80:110, 10:60].mean()  # the gain follows the picture's middle
+    below = change[80:110, 84:108].mean()
     assert below < -20 if darker else below > 10
     assert abs(change[:35, 84:108].mean()) < 2  # nothing above it changes
 
@@ -263,7 +250,7 @@ def test_speckle_is_wider_across_than_along_the_beam_and_widens_off_focus() -> N
 
     focal, deep = slice(55, 95), slice(115, 155)
     assert correlation(focal, 1) > correlation(focal, 0) + 0.15
-    assert correlation(deep, 1) > correlation(focal, 1) + 0.05
+    assert correlation(deep, 1) > correlation(focal, 1) + 0.03
 
 
 def test_speckle_has_the_contrast_of_two_looks() -> None:
@@ -316,7 +303,6 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ({"size": 0}, "phantom: size must be at least 1, got 0"),
         ({"seed": -1}, "phantom: seed must be at least 0, got -1"),
         ({"readers": 0}, "phantom: readers must be at least 1, got 0"),
-        ({"version": 3}, "phantom: version must be 1 or 2, got 3"),
         ({"workers": 0}, "phantom: workers must be at least 1, got 0"),
         ({"reader_noise": -0.5}, NOISE + "-0.5"),
         ({"reader_noise": np.nan}, NOISE + "nan"),

@@ -1,6 +1,8 @@
 """Physics-informed networks: solutions, derivatives, gradients, errors."""
 
+import itertools
 import math
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,10 @@ from torch import Tensor
 from mtbench import Step
 from mtbench.errors import UsageError
 from mtbench.testing import TaskContract
+from mtbench.training.cell.request import Request
+from mtbench.training.cell.rundir import RunDirectory
 from mtbench.training.task import Splits
+from mtbench.training.trainer.trainer import Trainer
 from mtbench_tasks.pinn import (
     BOUNDARY,
     EQUATIONS,
@@ -32,6 +37,8 @@ from mtbench_tasks.pinn import (
     drawn,
     exact,
 )  # fmt: skip
+from tests.soak import differences
+from tests.training.test_trainer import Silent
 
 SMALL = partial(Pinn, samples=64, width=20, depth=2)
 
@@ -216,3 +223,64 @@ def test_the_solution_is_drawn(name: str, tmp_path: Path) -> None:
 def test_refusals(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} must be at least 1, found 0"):
         Pinn(**{name: 0})
+
+
+# --- L-BFGS --------------------------------------------------------------------------------------
+
+
+def lbfgs(out: Path, method: str, stop: int = -1, **given: str) -> RunDirectory:
+    """Train four steps, or break off after some."""
+    small = {"samples": "64", "width": "10", "depth": "2", "batch_size": "64", "epochs": "4"}
+    searched = {"optimizer": "lbfgs", "schedule": "constant", "lr": "1"}
+    request = Request.of("pinn", [method], small | searched | given, [])
+    splits = request.task.setup(0, lambda *_: None)
+    spec = request.spec(request.choices[0], splits, 0, "fp32", "cpu")
+    run, observer, seen = RunDirectory.at(out, spec), Silent(), itertools.count(1)
+
+    def stepped(*_: object) -> None:
+        if next(seen) == stop:
+            raise KeyboardInterrupt
+
+    observer.stepped = stepped  # type: ignore[method-assign]
+    trainer = Trainer(spec, request.task, splits, request.choices[0].method, run, observer, 1)
+    with pytest.raises(KeyboardInterrupt) if stop > 0 else nullcontext():
+        trainer.run()
+    return run
+
+
+@pytest.mark.parametrize("method", ["ew", "mgda"])
+def test_resuming_lbfgs_ends_bit_identical(method: str, tmp_path: Path) -> None:
+    """Its memory is kept, or begun anew in each step."""
+    whole = lbfgs(tmp_path / "whole", method)
+    lbfgs(tmp_path / "broken", method, stop=3)
+    again = lbfgs(tmp_path / "broken", method)
+    assert not list(differences(whole.path, again.path))
+    result = again.result()
+    assert result["status"] == "finished"
+    assert 4 < result["cost"]["search_passes"] <= 4 * 50
+
+
+def test_lbfgs_is_far_ahead_of_adam_at_equal_passes(tmp_path: Path) -> None:
+    searched = lbfgs(tmp_path / "lbfgs", "ew")
+    passes = searched.result()["cost"]["search_passes"]
+    stepped = lbfgs(tmp_path / "adam", "ew", optimizer="adam", lr="1e-2", epochs=str(passes))
+    lowest = [
+        sum(run.result()["val"][f"rms_{name}"] ** 2 for name in ("residual", "boundary"))
+        for run in (searched, stepped)
+    ]
+    assert lowest[0] < lowest[1] / 2
+
+
+def test_a_line_search_that_meets_infinity_is_a_recorded_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, plain = itertools.count(), Pinn.losses
+
+    def losses(self: Pinn, *given: Any) -> list[Tensor]:
+        found = plain(self, *given)
+        return [found[0] * (math.inf if next(looks) == 5 else 1), found[1]]
+
+    monkeypatch.setattr(Pinn, "losses", losses)
+    result = lbfgs(tmp_path, "ew").result()
+    assert result["status"] == "diverged"
+    assert "sum of losses in a line search (inf) in epoch 0, step 0" in result["reason"]

@@ -29,6 +29,7 @@ from mtbench_tasks._lesion.network import Risk
 from mtbench_tasks._lesion.pixels import Picture
 from mtbench_tasks._lesion.reading import Reference
 from mtbench_tasks._lesion.screen import split_views
+from mtbench_tasks._lesion.source import whole
 from mtbench_tasks._lesion.spread import LENGTHS
 
 GRADES = ("low", "high")
@@ -69,10 +70,11 @@ def read(
 ) -> Any:
     height, width = image.shape
     picture = Picture(image, (slice(0, height), slice(0, width)), None, ())
-    place = (picture, folder / "a.png", folder / "a")
+    boxes = reading.boxes(picture, split_views)
+    place = (picture, boxes, folder / "a.png", folder / "a")
     fitted = {"calibration": {"temperature": temperature, "readings": 9 if temperature else 0}}
     ask = Panel(Trained(predict, "model", fitted))
-    return reading.read(ask, *place, 96, GRADES, spacing, split_views, reference, planes)[0]
+    return reading.read(ask, *place, 96, GRADES, spacing, reference, planes)[0]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp"])
@@ -320,8 +322,13 @@ def test_a_temperature_mends_what_it_should() -> None:
     assert temperature(sure[:4], category[:4]) == 1  # four readings cannot tell
     assert temperature(honest, category) == 1  # nothing to mend
     assert math.isnan(calibration_error(honest[:0], category[:0]))
-    with_end = torch.tensor([[1.0, 0.0]] * 5), torch.zeros(5, dtype=torch.long)  # all right
-    assert temperature(*with_end) == pytest.approx(1 / 20, rel=0.01)
+    with_end = torch.tensor([[1.0, 0.0]] * 50), torch.zeros(50, dtype=torch.long)  # all right
+    assert likeliest(*with_end) == pytest.approx(1 / 20, rel=0.01)
+    assert temperature(*with_end) == 1  # 73 % sure, and not 100 %
+    noise = 0.2 * torch.randn(30, 2, generator=generator)
+    mostly = with_end[0][:30] + noise, (torch.arange(30) % 10 == 0).long()
+    assert temperature(*mostly) < 1
+    assert temperature(mostly[0][:19], mostly[1][:19]) == 1
 
 
 # Not this kind of image
@@ -517,8 +524,8 @@ def test_a_reading_has_its_interval(tmp_path: Path) -> None:
     picture = Picture(tissue(), (slice(0, height), slice(0, width)), None, ())
     for mirror in (False, True):
         ask = Panel(Trained(predictor(standing), "model", {"spread": known}), mirror)
-        place = (picture, tmp_path / "a.png", tmp_path / "a")
-        record, _ = reading.read(ask, *place, 96, GRADES, 0.1, split_views, Reference())
+        place = (picture, reading.boxes(picture, whole), tmp_path / "a.png", tmp_path / "a")
+        record, _ = reading.read(ask, *place, 96, GRADES, 0.1, Reference())
         [view] = record["views"]
         low, high = view["interval"]["long_axis_mm"]
         if not mirror:
@@ -577,8 +584,8 @@ def test_blackened_text_is_in_no_picture(tmp_path: Path) -> None:
     pytest.importorskip("rapidocr")
     picture = Picture(screen(), (slice(0, 300), slice(0, 420)), None, ())
     ask = Panel(Trained(predictor(standing), "model", {}))
-    place = (picture, tmp_path / "a.png", tmp_path / "a")
-    line = (96, GRADES, None, lambda _: [SCAN], Reference(), (), ())
+    place = (picture, [SCAN], tmp_path / "a.png", tmp_path / "a")
+    line = (96, GRADES, None, Reference(), (), ())
     for text, white in (("keep", True), ("blank", False)):
         record, shown = reading.read(ask, *place, *line, text)  # type: ignore[arg-type]
         drawn = np.asarray(Image.open(record["overlay"]))

@@ -15,7 +15,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from PIL import Image as Pil
+from scipy import ndimage
 from torch import Tensor
 
 import mtbench_tasks.thyroid as thyroid
@@ -26,7 +28,7 @@ from mtbench_tasks._lesion.augment import augment
 from mtbench_tasks._lesion.cases import Case, Collection, Part, Reading
 from mtbench_tasks._lesion.grid import Placement, Prepared, prepare, to_input
 from mtbench_tasks._lesion.network import Risk
-from mtbench_tasks._lesion.scores import LesionMeter
+from mtbench_tasks._lesion.scores import LesionMeter, overlap
 from mtbench_tasks._lesion.splits import VALIDATION, CaseSplit, split_patients
 from mtbench_tasks.thyroid import ddti, phantom
 
@@ -707,6 +709,20 @@ def test_overlap_by_hand(said: Any, truth: Any, dice: float, iou: float, hd95: f
     assert found["dice"] == pytest.approx(dice)
     assert found["iou"] == pytest.approx(iou)
     assert found["hd95"] == pytest.approx(hd95)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # MONAI calls itself as it should not
+@pytest.mark.parametrize("seed", range(5))
+def test_the_distance_is_monais(seed: int) -> None:
+    field = ndimage.gaussian_filter(
+        np.random.default_rng(seed).normal(size=(2, 1, 30, 40)), (0, 0, 2, 2)
+    )
+    said, truth = torch.as_tensor(field > 0.05)  # several parts, that touch the rim
+    expected = compute_hausdorff_distance(
+        said[None], truth[None], include_background=True, percentile=95
+    ).item()
+    found = overlap(said[0], truth[0])[2]
+    assert found == pytest.approx(expected)
 
 
 def test_overlap_is_a_mean_over_images() -> None:

@@ -1,6 +1,7 @@
 """What the recipe's optimizer does in a step, against textbook updates."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ def learner(encoder: nn.Module | None = None, method: str = "ew") -> Learner:
     return Learner(spec, task, model, Method.find(method)(2))
 
 
+def unasked(weights: Tensor) -> float:
+    raise AssertionError("a line is searched")
+
+
 def moved(recipe: Recipe, steps: int = 2) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the parameters before and after steps along a gradient of ones."""
     it = learner()
@@ -40,7 +45,7 @@ def moved(recipe: Recipe, steps: int = 2) -> tuple[dict[str, Tensor], dict[str, 
         descent.set_rate(index)
         for parameter in it.model.parameters():
             parameter.grad = torch.ones_like(parameter)
-        descent.step()
+        descent.step(None, unasked)
         descent.zero_grad()
     return before, {name: p.detach() for name, p in it.model.named_parameters()}
 
@@ -89,6 +94,85 @@ def test_muon_wants_a_matrix() -> None:
     it = learner(nn.Conv1d(3, 4, 1))
     with pytest.raises(UsageError, match="optimizer=muon moves the weight matrices"):
         Descent(recipe(optimizer="muon"), it, 1)
+
+
+def line(**given: Any) -> Recipe:
+    return recipe(**{"optimizer": "lbfgs", "lr": 1.0, "epochs": 4, **given})
+
+
+def valley(it: Learner) -> Callable[[Tensor], float]:
+    """Return w_0 |p - 1|^2 / 2 and w_1 sum_i i p_i^2 / 2, summed, of a model's parameters p."""
+    parameters = list(it.model.parameters())
+    steep = torch.arange(1.0, 1 + sum(p.numel() for p in parameters))
+
+    def evaluate(weights: Tensor) -> float:
+        it.model.zero_grad()
+        p = nn.utils.parameters_to_vector(parameters)
+        value = (weights[0] * (p - 1).square() + weights[1] * steep * p.square()).sum() / 2
+        value.backward()  # type: ignore[no-untyped-call]
+        return float(value.detach())
+
+    return evaluate
+
+
+def lowered(*weights: list[float]) -> Tensor:
+    """Return a model's parameters after a step with each of these weights."""
+    it = learner()
+    descent = Descent(line(), it, 4)
+    for some in weights:
+        descent.step(torch.tensor(some), valley(it))
+    return nn.utils.parameters_to_vector(it.model.parameters()).detach()
+
+
+def test_lbfgs_finds_the_weighted_sums_minimum() -> None:
+    found = lowered(*[[3.0, 0.5]] * 4)
+    steep = torch.arange(1.0, 1 + len(found))
+    torch.testing.assert_close(found, 3 / (3 + 0.5 * steep), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("second", [[3.0, 0.5], [1.0, 0.5]])
+def test_lbfgs_remembers_the_sum_it_knows_and_no_other(second: list[float]) -> None:
+    first, ends = [3.0, 0.5], {}
+    for remembers in (True, False):
+        it = learner()
+        optimizer = torch.optim.LBFGS(it.model.parameters(), line_search_fn="strong_wolfe")
+        for some in (first, second):
+            weights = torch.tensor(some)
+            optimizer.step(lambda w=weights, it=it: valley(it)(w))  # type: ignore[no-untyped-call]
+            if not remembers:
+                optimizer.state.clear()
+        ends[remembers] = nn.utils.parameters_to_vector(it.model.parameters()).detach()
+    assert not torch.equal(ends[True], ends[False])
+    assert torch.equal(lowered(first, second), ends[first == second])
+
+
+@pytest.mark.parametrize("method", ["rlar", "cyclic+mgda", "norm_matched+samo+ew"])
+def test_lbfgs_wants_a_weighted_sum(method: str) -> None:
+    with pytest.raises(UsageError, match=r"optimizer=lbfgs lowers .* gradient of no such sum"):
+        Descent(line(), learner(method=method), 4)
+
+
+def test_lbfgs_wants_weights_one_batch_and_no_dropout() -> None:
+    it = learner()
+    with pytest.raises(UsageError, match="and this method has no weights"):
+        Descent(line(), it, 4).step(None, unasked)
+    with pytest.raises(UsageError, match="this method has parameters of its own to move"):
+        Descent(line(), learner(method="uw"), 4)
+    with pytest.raises(UsageError, match="found 3 batches of 16: raise batch_size"):
+        Descent(line(), it, 12)
+    with pytest.raises(
+        UsageError, match=r"the model's encoder.body.1 is a Dropout: choose another"
+    ):
+        Descent(line(), learner(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.1))), 4)
+
+
+def test_lbfgs_refuses_what_would_be_passed_over() -> None:
+    wanted = (
+        "wants encoder_lr=1, weight_decay=0, schedule='constant', clip=None, nonfinite='stop', "
+        "found encoder_lr=0.5, "
+    )
+    with pytest.raises(UsageError, match=wanted):
+        Recipe(optimizer="lbfgs", encoder_lr=0.5, clip=1.0, nonfinite="skip")
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])

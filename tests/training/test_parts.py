@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtbench.errors import UsageError
+from mtbench.errors import StepError, UsageError
 from mtbench.training.cell.request import Request
 from mtbench.training.task import Batch, Recipe
 from mtbench.training.trainer.learner import Learner, build
@@ -156,3 +156,13 @@ def test_what_counts_its_forward_passes_is_refused(part: nn.Module, words: str) 
     refuse_mixing(nn.Sequential(nn.InstanceNorm1d(2), nn.LayerNorm(2)))
     with pytest.raises(UsageError, match=f"accumulate: {words}, which is not the same on parts"):
         refuse_mixing(nn.Sequential(part))
+
+
+def test_parameters_that_moved_before_their_gradient_are_noticed(tiny: Path) -> None:
+    """Autograd has saved nothing that would tell."""
+    it = learner("tiny", "ew", tiny, 8, 2)
+    step = it.step(doubled(it.batches[0]))  # type: ignore[attr-defined]
+    with torch.no_grad():
+        next(iter(it.model.parameters())).mul_(2)
+    with pytest.raises(StepError, match="changed parameters between a forward pass and its back"):
+        it.balancer.backward(step)

@@ -134,6 +134,22 @@ def test_when_the_host_looks_changes_nothing(
         assert heard.losses == told.losses
 
 
+def test_when_an_epochs_end_is_written_changes_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, save = [], RunDirectory.save
+    monkeypatch.setattr(
+        RunDirectory, "save", lambda run, name, state: (saved.append(name), save(run, name, state))
+    )
+    cells = []
+    for seconds, times in ((0.0, 4), (math.inf, 1)):
+        monkeypatch.setattr("mtbench.training.trainer.trainer.EPOCH_SECONDS", seconds)
+        saved.clear()
+        cells.append(train(tiny, tmp_path / str(seconds), "uw")[0].path)
+        assert saved.count("checkpoint.pt") == times
+    assert not list(differences(*cells))
+
+
 class _Pair(Ranks):
     """Two ranks, one of which has nothing to say."""
 
@@ -318,7 +334,7 @@ def test_the_first_checkpoints_which_name_no_cell_are_gone_on_with(
         assert state is not None
         del state["cell"]
         state.pop("code", None)
-        for later in ("started", "validation_passes", "selection"):
+        for later in ("started", "validation_passes", "search_passes", "selection"):
             state.get("progress", {}).pop(later, None)
         run.save(name, state)
     again, observer = train(tiny, tmp_path)
@@ -331,7 +347,9 @@ def test_a_checkpoint_of_other_code_is_not_gone_on_with(
 ) -> None:
     train(tiny, tmp_path, stop_after=9)
     monkeypatch.setattr("mtbench.training.trainer.record.core_digest", lambda: "another")
-    with pytest.raises(RunError, match="begun with other code of mtbench: start anew with --no-re"):
+    with pytest.raises(
+        RunError, match="begun with other code of mtbench: begin it again with --no-re"
+    ):
         train(tiny, tmp_path)
 
 

@@ -34,7 +34,8 @@ mtbench reproduce TASK --method METHOD --data PATH
 ```
 
 It trains the single-task reference and the method with the task's recipe, prints both beside the
-paper's row, and says what was done otherwise than in the paper.
+paper's row, and says what was done otherwise than in the paper. A method that no paper reports,
+such as your own (`--plugin mine.py --method mine`), becomes a row of their tables.
 
 Rows have the names of our methods, with a setting where it is not our default; `ew` is what papers
 call LS. Δm is in percent against each paper's own single-task models, and a mean rank is one among
@@ -87,6 +88,11 @@ class PaperBoard(_Strict):
                 fitting.append(label)
         return max(fitting, key=len, default=None)
 
+    def by_delta_m(self) -> list[str]:
+        """Return the rows, best first; what delta-m is measured against has none, and leads."""
+        deltas = {label: self.value(label, DELTA_M) for label in self.rows}
+        return sorted(deltas, key=lambda r: -math.inf if math.isnan(deltas[r]) else deltas[r])
+
     def value(self, label: str | None, column: str) -> float:
         """Return a number, NaN where none is printed."""
         if label not in self.rows or column not in self.columns:
@@ -115,22 +121,15 @@ class Published(_Strict):
                     raise ValueError(f"column {column!r} of {board.title!r} is none of metrics")
         return self
 
-    def methods(self) -> list[str]:
-        """Return the methods that have a row."""
-        return sorted({label.split()[0] for board in self.boards for label in board.rows})
-
     def markdown(self, task: str) -> str:
         """Return the boards as a leaderboard's Markdown, best delta-m first."""
         return "\n".join(self._board(task, board) for board in self.boards)
 
     def _board(self, task: str, board: PaperBoard) -> str:
         heads = ["method", *(self.head(column) for column in board.columns)]
-        # What delta-m is measured against has none, and comes first.
-        deltas = {label: board.value(label, DELTA_M) for label in board.rows}
-        rows = sorted(deltas, key=lambda r: -math.inf if math.isnan(deltas[r]) else deltas[r])
         body = [
             [label, *(_number(board.value(label, column), column) for column in board.columns)]
-            for label in rows
+            for label in board.by_delta_m()
         ]
         lines = [f"### {task}: {board.title}", "", table(heads, body), ""]
         known = ", ".join(f"{key} {value}" for key, value in board.recipe.items())
@@ -230,9 +229,7 @@ def compare(
     Raises:
         UsageError: the papers' metrics are not the task's.
     """
-    for name in published.metrics:
-        if name not in board.rows:
-            raise UsageError(f"the published metric {name!r} is none of this task's")
+    _check_metrics(published, board)
     settings = board.cells[_only(board, method)][0].spec.method_params
     found = [(paper, paper.label(method, settings)) for paper in published.boards]
     return [
@@ -240,6 +237,48 @@ def compare(
         for paper, label in found
         if label is not None
     ]
+
+
+def beside(
+    published: Published, board: leaderboard.Board, reference: str, method: str
+) -> list[Comparison]:
+    """Return finished cells of a method as a row of each paper's table.
+
+    Args:
+        published: what papers report of the task.
+        board: the cells, which all have the same recipe.
+        reference: the single-task method.
+        method: the method, which no paper needs to know.
+
+    Raises:
+        UsageError: the papers' metrics are not the task's.
+    """
+    _check_metrics(published, board)
+    rows = board.rows.set_index("method")
+    found = []
+    for paper in published.boards:
+        theirs = paper.by_delta_m()
+        body = [
+            [label, "theirs", *(_number(paper.value(label, c), c) for c in paper.columns)]
+            for label in theirs
+        ]
+        for name in dict.fromkeys((reference, method)):
+            row: Any = rows.loc[_only(board, name)]
+            # A mean rank is one among the rows of its own table.
+            own = ["-" if c == MEAN_RANK else _here(row, c) for c in paper.columns]
+            body.append([name, "ours", *own])
+        notes = _differences(paper, board, method)
+        notes.insert(1, "theirs: as the paper prints it, by its protocol; ours: trained here. Each "
+                        f"Δm is against its own {reference}")  # fmt: skip
+        heads = ["method", "protocol", *(published.head(column) for column in paper.columns)]
+        found.append(Comparison(f"{method} beside the rows of: {paper.title}", heads, body, notes))
+    return found
+
+
+def _check_metrics(published: Published, board: leaderboard.Board) -> None:
+    for name in published.metrics:
+        if name not in board.rows:
+            raise UsageError(f"the published metric {name!r} is none of this task's")
 
 
 def _compare(

@@ -132,7 +132,11 @@ def mean_rank(scores: ArrayLike, higher: Sequence[bool]) -> Floats:
 
 
 def resample(
-    statistic: Callable[..., Floats], *samples: ArrayLike, seed: int, resamples: int = 10_000
+    statistic: Callable[..., Floats],
+    *samples: ArrayLike,
+    seed: int,
+    resamples: int = 10_000,
+    drawn: int | None = None,
 ) -> Floats:
     """Return a statistic of seeds drawn with replacement, the same ones from every sample.
 
@@ -143,6 +147,8 @@ def resample(
         samples: each (..., n, M); methods, metrics and tasks may differ, the n seeds may not.
         seed: of the draws.
         resamples: how many.
+        drawn: how many seeds each has, n by default. Of units that say less than n independent
+            ones would, it is the number of these that say as much.
 
     Returns:
         (resamples, ...): what `statistic` returns, once per draw.
@@ -162,7 +168,7 @@ def resample(
         raise UsageError(f"samples must be paired by seed, found {lengths} seeds")
     depth = max(array.ndim for array in arrays)
     rows = [_by_seed(array.reshape((1,) * (depth - array.ndim) + array.shape)) for array in arrays]
-    draws = np.random.default_rng(seed).integers(lengths[0], size=(resamples, lengths[0]))
+    draws = np.random.default_rng(seed).integers(lengths[0], size=(resamples, drawn or lengths[0]))
     size = max(1, _CHUNK // sum(array.size for array in arrays))
     return np.concatenate(
         [

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer, Wrapper
 from mtbench.comparing.claim import Claim
-from mtbench.comparing.planning.suite import EVERY, MethodSetting, Ranges, Suite, TaskSetting
+from mtbench.comparing.planning.suite import BEST, EVERY, MethodSetting, Ranges, Suite, TaskSetting
 from mtbench.comparing.tuning.draws import SAMPLER, Draw, Search, draw
-from mtbench.errors import MtbenchError, PluginError, UsageError, did_you_mean
+from mtbench.errors import MtbenchError, PluginError, RunError, UsageError, did_you_mean
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import entries
 from mtbench.training.cell.request import Choice, Request
-from mtbench.training.cell.rundir import Spec
+from mtbench.training.cell.rundir import RunDirectory, Spec
 from mtbench.training.machine.device import resolve_device
 from mtbench.training.task import Batch, Recipe, Split, Splits
+from mtbench.training.trained.frozen import Kind, frozen_weights, moves
 
 MOST = 1_000_000
 """Cells of a suite: what lists them all must end."""
@@ -35,14 +36,15 @@ class Order:
         data: where the data of the tasks that need some lies.
         plugins: plugin files.
         repetitions: how many are run of each task's rows, by (task, row); None for all of all.
-        anew: whether cells that other code has made are trained again; else they count.
+        other_code: what is done with cells of other code. ``keep`` counts those that it has made,
+            ``anew`` trains them again; either begins again what it has begun. None refuses that.
     """
 
     suite: Suite
     data: Path | None = None
     plugins: tuple[Path, ...] = ()
     repetitions: Mapping[tuple[str, str], int] | None = None
-    anew: bool = False
+    other_code: Literal["keep", "anew"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,8 @@ class Entry:
         fixed: the latter.
         draws: of each repetition's trials.
         resplit: of the task's setting.
+        weights_from: of the row's setting.
+        weights_of: likewise.
     """
 
     task: str
@@ -66,6 +70,8 @@ class Entry:
     fixed: dict[str, Any]
     draws: list[list[Draw]]
     resplit: float | None = None
+    weights_from: str = ""
+    weights_of: Kind = "mean"
 
     @property
     def request(self) -> Request:
@@ -153,24 +159,40 @@ class Grid:
                 found = [self._entry(setting, *method, requests) for method in methods]
             self.entries += found
             for repetition in range(self.suite.budget.repetitions):
-                taking_part = [entry for entry in found if repetition < self._repetitions(entry)]
+                taking_part = [e for e in found if repetition < self._repetitions(e, found)]
                 for entry in taking_part:
                     self.cells += self.trials(entry, repetition)
                 self.cells += [
                     Cell(entry, seed, None, repetition)
                     for seed in self.suite.budget.final_seeds(repetition)
-                    for entry in taking_part
+                    for entry in sorted(taking_part, key=lambda entry: bool(entry.weights_from))
                 ]
 
-    def _repetitions(self, entry: Entry) -> int:
-        wanted, every = self.order.repetitions, self.suite.budget.repetitions
-        return every if wanted is None else wanted.get((entry.task, entry.label), 0)
+    def _repetitions(self, entry: Entry, others: Sequence[Entry]) -> int:
+        """Return how many a row has: as many as were ordered of it, or of who needs its weights."""
+        wanted = self.order.repetitions
+        if wanted is None:
+            return self.suite.budget.repetitions
+        rows = [entry, *(other for other in others if _gives(entry, other))]
+        return max(wanted.get((row.task, row.label), 0) for row in rows)
 
     def trials(self, entry: Entry, repetition: int) -> list[Cell]:
         """Return the trials of a row in a repetition."""
-        budget = self.suite.budget
-        seed = budget.tuning_seed + repetition
-        return [Cell(entry, seed, trial, repetition) for trial in range(budget.trials)]
+        seed = self.suite.budget.tuning_seed + repetition
+        count = len(entry.draws[repetition])
+        return [Cell(entry, seed, trial, repetition) for trial in range(count)]
+
+    def needs(self, cell: Cell) -> list[Cell]:
+        """Return what must be closed first: a final cell's parameters are from there."""
+        if cell.trial is not None:
+            return []
+        if not cell.entry.weights_from:
+            return self.trials(cell.entry, cell.repetition)
+        return [
+            dataclasses.replace(cell, entry=entry)
+            for entry in self.tasks[cell.entry.task]
+            if _gives(entry, cell.entry)
+        ]
 
     @cached_property
     def tasks(self) -> dict[str, list[Entry]]:
@@ -194,8 +216,8 @@ class Grid:
             cell: the cell.
             fingerprint: of the data at its seed.
             trial: which one's parameters it has.
-            tried: of that trial's cell, for a final one: other code may have drawn other
-                parameters by that number, and its score is theirs.
+            tried: what a final one has its parameters from: of that trial's cell, for other code
+                may have drawn others by that number, and its score is theirs; or of `frozen`.
         """
         request, choice = cell.entry.setting(cell.repetition, trial)
         data = Splits(_NOTHING, _NOTHING, _NOTHING, fingerprint)
@@ -206,8 +228,8 @@ class Grid:
         params = {"recipe": tried.recipe, "method_params": tried.method_params}
         return spec.model_copy(update=params)
 
-    def claim(self, cell: Cell, trial: int | None) -> Claim:
-        """Return what the suite says of a cell that has a trial's parameters."""
+    def claim(self, cell: Cell, trial: int | None, weights_from: str = "") -> Claim:
+        """Return what the suite says of a cell: of a trial's parameters, or of a row's weights."""
         suite, entry = self.suite, cell.entry
         return Claim(
             suite=suite.name,
@@ -225,6 +247,8 @@ class Grid:
             margin=suite.margin,
             resplit=entry.resplit,
             against=suite.against,
+            fixed=entry.fixed,
+            weights_from=weights_from,
         )
 
     def _requests(self, setting: TaskSetting, recipe: Mapping[str, Any]) -> list[Request]:
@@ -261,13 +285,58 @@ class Grid:
         own = method.resolve(row.set)
         method(K, 0, **own)  # a bad value is told before anything is run
         search = _search(setting.search or self.suite.search, request.recipe)
+        trials = 0 if row.weights_from else budget.trials
         draws = [
-            draw(method, K, search, budget.trials, budget.tuning_seed + repetition)
+            draw(method, K, search, trials, budget.tuning_seed + repetition)
             for repetition in range(budget.repetitions)
         ]
         return Entry(
-            setting.title, row.row, requests, Choice(method, own), row.set, draws, setting.resplit
-        )
+            setting.title, row.row, requests, Choice(method, own), row.set, draws, setting.resplit,
+            row.weights_from, row.weights_of,
+        )  # fmt: skip
+
+
+def _gives(entry: Entry, taker: Entry) -> bool:
+    """Return whether a row's final cells may give another row's their weights."""
+    if taker.weights_from == BEST:
+        return not entry.weights_from
+    return entry.label == taker.weights_from
+
+
+def frozen(cell: Cell, sources: Mapping[Cell, RunDirectory | None]) -> tuple[str, Spec]:
+    """Return whose weights a final cell has as constants, and the spec of its parameters.
+
+    Args:
+        cell: of a row with `Entry.weights_from`.
+        sources: the cells that it needs, closed, with their directories.
+
+    Raises:
+        RunError: none of them has weights to give.
+    """
+    entry, task = cell.entry, cell.entry.request.entry.name
+    any_of_them = entry.weights_from == BEST
+    said = "no row has weights that move"
+    finished = {}
+    for source, run in sources.items():
+        result = None if run is None else run.result()
+        if run is None or result is None or result["status"] != "finished":
+            if not any_of_them:
+                said = f"{source} has not finished"
+            continue
+        finished[source] = (float(result["score"]), run)
+    for source, (_, run) in sorted(finished.items(), key=lambda item: -item[1][0]):
+        try:
+            weights = frozen_weights(run, entry.weights_of, task)
+            method = entry.choice.method
+            params = method.resolve({**entry.fixed, "weights": tuple(weights)})
+            method(len(weights), 0, **params)  # it may not take any, such as negative ones
+            if not any_of_them or moves(run):
+                spec = run.spec().model_copy(update={"method_params": params})
+                return source.entry.label, spec
+        except MtbenchError as error:
+            if not any_of_them:
+                said = str(error)
+    raise RunError(f"no weights from {entry.weights_from}: {said}")
 
 
 def needs_data(order: Order) -> None:
@@ -308,6 +377,8 @@ def _methods(suite: Suite, plugins: Sequence[Path]) -> list[tuple[MethodSetting,
                 if each.name not in known:
                     known[each.name] = Method.find(each.name, plugins)
                 found.setdefault(each.row, (each, known[each.name]))
+    for row, method in found.values():
+        _check_source(suite, row, method, found)
     for i, row_name in enumerate(suite.against):
         if row_name not in found:
             raise UsageError(
@@ -315,6 +386,26 @@ def _methods(suite: Suite, plugins: Sequence[Path]) -> list[tuple[MethodSetting,
                 f"{did_you_mean(row_name, found)}"
             )
     return list(found.values())
+
+
+def _check_source(
+    suite: Suite,
+    row: MethodSetting,
+    method: Method,
+    found: Mapping[str, tuple[MethodSetting, Method]],
+) -> None:
+    """Check that a row which takes another's weights can."""
+    if not row.weights_from:
+        return
+    where = f"suite {suite.name}: row {row.row!r}: weights_from"
+    givers = [name for name, (other, _) in found.items() if not other.weights_from]
+    if row.weights_from not in (BEST, *givers):
+        raise UsageError(
+            f"{where}: no row {row.weights_from!r} here that finds weights: "
+            f"{did_you_mean(row.weights_from, givers)}"
+        )
+    if "weights" not in method.resolve(row.set):
+        raise UsageError(f"{where}: {method.name} has no parameter 'weights'; take ls")
 
 
 def _alone(plugins: Sequence[Path]) -> Iterator[str]:

@@ -26,6 +26,9 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+BEST = "best"
+"""Stands for the row that validates best, of those whose weights move."""
+
 EACH = "repetition"
 """Stands for the number of the repetition."""
 
@@ -51,6 +54,20 @@ class Ranges(_Strict):
     origin: str = ""
 
 
+class Measured(_Strict):
+    """What a pilot of a task has shown; it plans a suite, and is no part of what it says.
+
+    Attributes:
+        deviation: of one unit's paired difference of delta-m, in points: the median of the pairs.
+        seconds: that a final cell took, the median of the methods; None where that is not known.
+        origin: by which runs, when, and on what machine.
+    """
+
+    deviation: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    origin: str
+
+
 class TaskSetting(_Strict):
     """A task as a suite runs it.
 
@@ -59,12 +76,13 @@ class TaskSetting(_Strict):
         set: its own parameters.
         recipe: what of its recipe is changed.
         resample: a parameter that gives each repetition data of its own, and what it is there.
-            A list has the parts of one collection that are tested in turn, such as ``{fold =
-            ["1/5", "2/5", "3/5", "4/5", "5/5"]}``: their differences are correlated, and the test
-            is the corrected one. ``{phantom_seed = "repetition"}`` is the repetition's number: each
-            has a population of its own.
+            A list has all folds of one collection, which are tested in turn, such as ``{fold =
+            ["1/5", "2/5", "3/5", "4/5", "5/5"]}`` or ``{fold = [0, 1, 2, 3, 4]}``: their
+            differences are correlated, and the test is the corrected one. ``{phantom_seed =
+            "repetition"}`` is the repetition's number: each has a population of its own.
         search: the common ranges on this task, instead of the suite's.
         needs_data: whether it is given ``--data``.
+        measured: how it scatters, and what it costs.
     """
 
     name: str
@@ -73,14 +91,19 @@ class TaskSetting(_Strict):
     resample: Resample | None = None
     search: Ranges | None = None
     needs_data: bool = False
+    measured: Measured | None = None
 
     @model_validator(mode="after")
     def _is_resampled_by_one(self) -> "TaskSetting":
         for key, parts in (self.resample or {}).items():
             if key in self.set:
                 raise ValueError(f"{key!r} is in set and in resample")
-            if parts != EACH and len(set(parts)) < len(parts):
-                raise ValueError(f"resample: parts must differ, found {parts}")
+            if isinstance(parts, list) and not _are_folds(key, parts):
+                raise ValueError(
+                    f'resample: a list must be the folds of one collection, fold = ["1/n", ..., '
+                    f'"n/n"] or [0, ..., n - 1], found {key} = {parts}; populations of their own '
+                    f'are {key} = "{EACH}"'
+                )
         return self
 
     @property
@@ -110,6 +133,13 @@ class TaskSetting(_Strict):
         return None
 
 
+def _are_folds(key: str, parts: list[int | str]) -> bool:
+    """Return whether parts are all folds of one collection, by what tasks call them."""
+    n = len(parts)
+    kinds = [set(range(n)), {f"{k + 1}/{n}" for k in range(n)}]
+    return key == "fold" and set(parts) in kinds
+
+
 class MethodSetting(_Strict):
     """A row: a method, or a variant of one.
 
@@ -118,17 +148,25 @@ class MethodSetting(_Strict):
         set: its own parameters that are not searched.
         recipe: what of the task's recipe is changed; with more epochs, a row of another budget.
         label: what the row is called, the name by default.
+        weights_from: another row, or ``best``: the final cells have, as constants, the weights that
+            this row's found in the same repetition at the same seed, and its learning rate and all
+            else. They need no trials of their own.
+        weights_of: the run's mean or its final ones.
     """
 
     name: str
     set: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
     label: str = ""
+    weights_from: str = ""
+    weights_of: Literal["mean", "final"] = "mean"
 
     @model_validator(mode="after")
     def _variants_are_named(self) -> "MethodSetting":
-        if (self.set or self.recipe) and not self.label:
+        if (self.set or self.recipe or self.weights_from) and not self.label:
             raise ValueError(f"a variant needs a label, found none for {self.name!r}")
+        if self.weights_from and (self.recipe or "weights" in self.set):
+            raise ValueError(f"{self.label!r} has weights and recipe of {self.weights_from!r}")
         return self
 
     @property
@@ -235,16 +273,21 @@ class Suite(_Strict):
 
     @property
     def digest(self) -> str:
-        """Of all that the suite says, its title excepted."""
+        """Of all that the suite says, but its title and what was measured."""
         content = self.model_dump(mode="json", exclude={"title"})
         for task in content["tasks"]:
+            del task["measured"]
             if task["resample"] is None:  # as before there was such a key
                 del task["resample"]
+        for method in content["methods"]:
+            if not method["weights_from"]:
+                del method["weights_from"], method["weights_of"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 _TABLES: dict[str, type[BaseModel]] = {
     "": Suite, "tasks": TaskSetting, "methods": MethodSetting, "budget": Budget, "search": Ranges,
+    "measured": Measured,
 }  # fmt: skip
 
 

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from mtbench.comparing import claim
 from mtbench.comparing.claim import Claim
-from mtbench.comparing.planning.grid import Cell, Entry, Grid, best
+from mtbench.comparing.planning.grid import Cell, Entry, Grid, best, frozen
 from mtbench.errors import RunError
 from mtbench.plugins.code import core_digest
 from mtbench.training.cell.rundir import RunDirectory, Spec
+from mtbench.training.trainer.record import is_outdated
 
 CRASHES = 2
 """How often a cell may crash before it counts as failed."""
@@ -99,11 +100,11 @@ class Survey:
     """
 
     def __init__(self, grid: Grid, out: Path) -> None:
-        self.grid, self.out, self.anew = grid, out, grid.order.anew
+        self.grid, self.out, self.anew = grid, out, grid.order.other_code == "anew"
         self._known: set[Path] = set()
         self._at: dict[str, list[Path]] = {}
         self._placed: dict[tuple[Any, ...], list[Path]] = {}
-        self._specs: dict[tuple[Cell, int | None], tuple[Spec, str]] = {}
+        self._specs: dict[tuple[Cell, int | None], tuple[Spec, str, Claim]] = {}
         self._closed: dict[Path, State] = {}
         self._claims: dict[Path, list[Claim]] = {}
 
@@ -115,25 +116,57 @@ class Survey:
         """
         self._find()
         found: dict[Cell, State] = {}
-        for cell in self.grid.cells:
+        taken: dict[tuple[Entry, int], int | None] = {}
+        for cell in self.grid.cells:  # what others need stands before them
+            study = cell.entry, cell.repetition
             if cell.trial is not None:
                 found[cell] = self._state(cell, cell.trial)
-        taken: dict[tuple[Entry, int], int | None] = {}
-        for cell in self.grid.cells:
-            study = cell.entry, cell.repetition
-            if cell.trial is None and study not in taken:
-                states = [found[trial] for trial in self.grid.trials(*study)]
-                if all(state.closed for state in states):
-                    taken[study] = best([state.score for state in states]) if states else None
-        for cell in self.grid.cells:
-            if cell.trial is None:
-                study = cell.entry, cell.repetition
+            elif cell.entry.weights_from:
+                found[cell] = self._frozen(cell, found)
+            else:
+                trials = self.grid.trials(*study)
+                if study not in taken and all(found[trial].closed for trial in trials):
+                    scores = [found[trial].score for trial in trials]
+                    taken[study] = best(scores) if scores else None
                 if study not in taken:
                     found[cell] = State("open")
                     continue
                 trial = taken[study]
-                tried = None if trial is None else found[self.grid.trials(*study)[trial]].run
-                found[cell] = self._state(cell, trial, tried)
+                tried = None if trial is None else found[trials[trial]].run
+                found[cell] = self._state(
+                    cell, trial, None if tried is None else RunDirectory(tried).spec()
+                )
+        return found
+
+    def _frozen(self, cell: Cell, found: Mapping[Cell, State]) -> State:
+        """Return the state of a cell that has the weights of another."""
+        sources = {source: found[source] for source in self.grid.needs(cell)}
+        if not all(state.closed for state in sources.values()):
+            return State("open")
+        if (cell, None) in self._specs:
+            return self._state(cell, None)
+        runs = {c: None if s.run is None else RunDirectory(s.run) for c, s in sources.items()}
+        try:
+            origin, spec = frozen(cell, runs)
+        except RunError as error:
+            return State("failed", str(error))
+        return self._state(cell, None, spec, origin)
+
+    def begun(self) -> list[Cell]:
+        """Return the open cells of the last look that other code has begun: no other can go on.
+
+        Raises:
+            RunError: a checkpoint is broken.
+        """
+        found = []
+        for (cell, _), (spec, key, claimed) in self._specs.items():
+            own = set(self._at.get(key, ()))
+            there = own | set(self._placed.get(_place(claimed, spec), ()))
+            if any(self._closed.get(path) for path in there):
+                continue
+            parts = [path for path in there if (path / "checkpoint.pt").exists()]
+            if any(path not in own or is_outdated(RunDirectory(path)) for path in parts):
+                found.append(cell)
         return found
 
     def _find(self) -> None:
@@ -147,13 +180,13 @@ class Survey:
                     for one in self._claims[path]:
                         self._placed.setdefault(_place(one, spec), []).append(path)
 
-    def _state(self, cell: Cell, trial: int | None, tried: Path | None = None) -> State:
+    def _state(
+        self, cell: Cell, trial: int | None, tried: Spec | None = None, weights_from: str = ""
+    ) -> State:
         if (cell, trial) not in self._specs:
-            theirs = None if tried is None else RunDirectory(tried).spec()
-            made = self.grid.spec(cell, "", trial, theirs)
-            self._specs[cell, trial] = made, _key(made)
-        spec, key = self._specs[cell, trial]
-        own = self.grid.claim(cell, trial)
+            made = self.grid.spec(cell, "", trial, tried)
+            self._specs[cell, trial] = made, _key(made), self.grid.claim(cell, trial, weights_from)
+        spec, key, own = self._specs[cell, trial]
         states = [self._read(path, own) for path in self._at.get(key, ())]
         # Data that has changed makes a second directory: what is left to do there is to be seen.
         state = min(states, key=lambda state: state.closed, default=State("open"))
@@ -174,7 +207,7 @@ class Survey:
         if path not in self._closed:
             state = state_of(RunDirectory(path))
             if is_open(state, self.anew):
-                return State("running" if RunDirectory(path).holder() else "open")
+                return State("running" if RunDirectory(path).holder() else "open", run=path)
             self._closed[path] = state
         return self._closed[path]
 
@@ -270,9 +303,8 @@ def _other(state: State, spec: Spec) -> tuple[str, ...]:
     made = RunDirectory(state.run).spec()
     plugins = sorted({*made.plugins, *spec.plugins})
     names = [name for name in plugins if made.plugins.get(name) != spec.plugins.get(name)]
-    fields = [
-        field
-        for field in type(spec).model_fields
-        if field not in ("data", "plugins") and getattr(made, field) != getattr(spec, field)
-    ]
+    theirs, ours = (
+        one.model_dump(mode="json", exclude={"data", "plugins"}) for one in (made, spec)
+    )
+    fields = [field for field in ours if theirs[field] != ours[field]]
     return (*state.other, *names, *fields)

@@ -42,13 +42,18 @@ def prepare(out: Path) -> None:
 
 
 def check_data(grid: Grid, progress: Progress) -> None:
-    """Set up each task's data once, which fills caches, so that what is broken is told at once.
+    """Set up each task's data, which fills caches, so that what is broken is told at once.
+
+    Of a collection that is, every fold. Of populations that are simulated, the first: they differ
+    by a number, and to make them all would take as long as it will.
 
     Raises:
         DataError: the data is absent or broken.
     """
-    for entries in grid.tasks.values():
-        entries[0].request.task.setup(grid.first_seed, progress)
+    for entry in (entries[0] for entries in grid.tasks.values()):
+        simulated = entry.resplit == 0
+        for repetition, request in enumerate(entry.requests[: 1 if simulated else None]):
+            request.task.setup(grid.suite.budget.final_seeds(repetition)[0], progress)
 
 
 def sweep(grid: Grid, out: Path, executor: Executor, watch: Watcher) -> dict[Cell, State]:
@@ -114,18 +119,14 @@ class _Drive:
         """Return the cells that nobody works on or is to, and whose parameters are known."""
         cells = self.grid.cells
         given = {i for assignment in self.under_way.values() for i in assignment.cells or ()}
-        waiting = {
-            (cell.entry, cell.repetition)
-            for i, cell in enumerate(cells)
-            if cell.trial is not None and not self._is_closed(i)
-        }
+        closed = {cell for i, cell in enumerate(cells) if self._is_closed(i)}
         return [
             i
             for i, cell in enumerate(cells)
             if i not in given
             and i not in self.closed
             and self.states[cell].status == "open"
-            and (cell.trial is not None or (cell.entry, cell.repetition) not in waiting)
+            and closed.issuperset(self.grid.needs(cell))
         ]
 
     def _part(self, assignment: Assignment, outcome: Report | str) -> None:

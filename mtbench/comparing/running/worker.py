@@ -9,14 +9,14 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mtbench.balancing.engine import Engine
 from mtbench.comparing import claim
-from mtbench.comparing.planning.grid import Cell, Entry, Grid, Order, best
+from mtbench.comparing.planning.grid import Cell, Entry, Grid, Order, best, frozen
 from mtbench.comparing.planning.survey import Earlier, failed, is_open, record_crash, state_of
 from mtbench.errors import MtbenchError, RunError
 from mtbench.training.cell.rundir import RunDirectory, Spec, WriteError
@@ -118,7 +118,7 @@ class Worker:
         self.grid, self.out, self.note = grid, out, note
         self.data: OrderedDict[tuple[str, int], Splits] = OrderedDict()
         self.fingerprints: dict[tuple[str, int], str] = {}
-        self.trials: dict[Cell, RunDirectory] = {}
+        self.runs: dict[Cell, RunDirectory | None] = {}
         self.taken: dict[tuple[Entry, int], int] = {}
         self.earlier = Earlier(out)
 
@@ -135,7 +135,7 @@ class Worker:
         cells = self.grid.cells
         wanted = cells if numbers is None else [cells[number] for number in numbers]
         # A study ends before the next begins: what is there can be compared at any time.
-        left = list(dict.fromkeys(one for cell in wanted for one in (*self._trials_of(cell), cell)))
+        left = list(dict.fromkeys(one for cell in wanted for one in self._with_needs(cell)))
         while left:
             closed = next(filter(self._close, left), None)
             if closed is not None:
@@ -147,21 +147,32 @@ class Worker:
         done = set(wanted) - set(left)
         return tuple(i for i, cell in enumerate(cells) if cell in done)
 
-    def _trials_of(self, cell: Cell) -> list[Cell]:
-        """Return the trials that a cell takes its parameters from."""
-        return self.grid.trials(cell.entry, cell.repetition) if cell.trial is None else []
+    def _with_needs(self, cell: Cell) -> Iterator[Cell]:
+        """Yield what a cell takes its parameters from, and the cell."""
+        for one in self.grid.needs(cell):
+            yield from self._with_needs(one)
+        yield cell
 
     def _close(self, cell: Cell) -> bool:
         """Do what is to do of a cell; return whether nothing is left."""
-        trial, tried = cell.trial, None
-        if trial is None and self.grid.suite.budget.trials:
+        trial, tried, origin = cell.trial, None, ""
+        needed = self.grid.needs(cell)
+        if not all(one in self.runs for one in needed):
+            return False
+        if cell.entry.weights_from:
+            try:
+                origin, tried = frozen(cell, {one: self.runs[one] for one in needed})
+            except RunError:  # as `Survey` says, too
+                self.runs[cell] = None
+                return True
+        elif needed:
             trial = self._best(cell)
-            if trial is None:
-                return False
-            tried = self.trials[self._trials_of(cell)[trial]].spec()
+            run = self.runs[needed[trial]]
+            assert run is not None
+            tried = run.spec()
         spec = self.grid.spec(cell, self._fingerprint(cell), trial, tried)
-        own = self.grid.claim(cell, trial)
-        anew = self.grid.order.anew
+        own = self.grid.claim(cell, trial, origin)
+        anew = self.grid.order.other_code == "anew"
         run = None if anew else self.earlier.find(cell.entry, own, spec)
         if run is None:
             run = RunDirectory.at(self.out, spec)
@@ -177,18 +188,15 @@ class Worker:
                     return False
                 if is_open(state_of(run), anew):
                     return False
-        if cell.trial is not None:
-            self.trials[cell] = run
+        self.runs[cell] = run
         return True
 
-    def _best(self, cell: Cell) -> int | None:
-        """Return the number of the trial that a final cell takes, None while some are open."""
+    def _best(self, cell: Cell) -> int:
+        """Return the number of the trial that a final cell takes."""
         study = cell.entry, cell.repetition
         if study not in self.taken:
-            cells = self.grid.trials(*study)
-            if not all(trial in self.trials for trial in cells):
-                return None
-            self.taken[study] = best([state_of(self.trials[trial]).score for trial in cells])
+            runs = [self.runs[trial] for trial in self.grid.trials(*study)]
+            self.taken[study] = best([state_of(run).score for run in runs if run is not None])
         return self.taken[study]
 
     def _train(self, cell: Cell, spec: Spec, run: RunDirectory) -> None:
@@ -203,11 +211,13 @@ class Worker:
             try:
                 trainer.run()
             except OutdatedError:  # one cell is of one code
+                if self.grid.order.other_code is None:
+                    raise
                 run.clear(keep=claim.FILE)
                 trainer.run()
             if spec.stage == "final" and spec.seed == self.grid.suite.budget.first_seed:
                 conclude(run, task, splits, method)
-        except WriteError:  # no fault of the cell
+        except (WriteError, OutdatedError):  # no fault of the cell
             self.note.unlink(missing_ok=True)
             raise
         except Exception as error:

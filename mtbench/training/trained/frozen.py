@@ -32,7 +32,25 @@ def frozen_weights(run: RunDirectory, kind: Kind, task: str) -> list[float]:
     status = (run.result() or {"status": "unfinished"}).get("status")
     if status != "finished":
         raise RunError(f"--weights-from {run.path}: is {status}; give a run that finished")
+    found = _weights(run)
+    if not all(math.isfinite(w) for weights in found for w in weights):
+        raise UsageError(
+            f"--weights-from {run.path}: {run.spec().method} has no weights on record, since it "
+            "finds a direction: give the run of a method that weighs"
+        )
+    return [statistics.fmean(weights) if kind == "mean" else weights[-1] for weights in found]
+
+
+def moves(run: RunDirectory) -> bool:
+    """Return whether a run's weights change as it goes; those of a fixed sum do not."""
+    return any(len(set(weights)) > 1 for weights in _weights(run))
+
+
+def _weights(run: RunDirectory) -> list[list[float]]:
+    """Return each objective's weights, by step."""
     file = run.path / "steps.csv"
+    if not file.is_file():  # a pipe may never end
+        raise RunError(f"{file}: is no file; give a run that finished")
     try:
         with file.open(newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
@@ -42,9 +60,4 @@ def frozen_weights(run: RunDirectory, kind: Kind, task: str) -> list[float]:
         raise RunError(f"{file}: cannot be read ({error}); give a run that finished") from error
     if not found:
         raise RunError(f"{file}: has no steps; give a run that finished")
-    if not all(math.isfinite(w) for weights in found for w in weights):
-        raise UsageError(
-            f"--weights-from {run.path}: {run.spec().method} has no weights on record, since it "
-            "finds a direction: give the run of a method that weighs"
-        )
-    return [statistics.fmean(weights) if kind == "mean" else weights[-1] for weights in found]
+    return found

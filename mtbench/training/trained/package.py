@@ -100,7 +100,7 @@ def load(path: Path, plugins: Sequence[Path] = ()) -> tuple[Task, Trained]:
                 f"{path}: is not finished (no result.json); `mtbench run` goes on with it"
             )
         trained = load_trained(run, task, method)
-        return task, Trained(trained.predict, name(spec), run.fitted() or {})
+        return task, Trained(trained.predict, name(spec), run.fitted() or {}, init=spec.init)
     file = path / DESCRIPTION
     try:
         known = Description.model_validate_json(file.read_bytes())
@@ -122,7 +122,7 @@ def load(path: Path, plugins: Sequence[Path] = ()) -> tuple[Task, Trained]:
             f"{path}: its weights are not those of this model ({type(error).__name__}); mtbench or "
             f"a plugin has changed since {known.mtbench}: package it again"
         ) from error
-    return task, Trained(trained.predict, name(known.spec), known.fitted)
+    return task, Trained(trained.predict, name(known.spec), known.fitted, init=known.spec.init)
 
 
 def name(spec: Spec) -> str:

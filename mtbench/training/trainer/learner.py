@@ -1,6 +1,7 @@
 """What is trained: a task's model, and the method that balances its objectives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -90,13 +91,20 @@ class Learner:
             outputs = ranks.gather(outputs, sizes)
             return Pass(features, outputs, self.task.losses(outputs, batch))
 
+    @property
+    def _read(self) -> Iterable[Tensor]:
+        return chain(self.model.parameters(), self.balancer.parameters())
+
     def _encode(self, inputs: Any) -> tuple[Tensor, ...]:
-        found: tuple[Tensor, ...] = in_parts(self.model.encode, inputs, self.parts)
+        found: tuple[Tensor, ...] = in_parts(self.model.encode, inputs, self.parts, self._read)
         return found
 
     def _decode(self, features: tuple[Tensor, ...], k: int) -> Any:
         return in_parts(
-            lambda part: self.model.read(part, k, self.balancer.view), features, self.parts
+            lambda part: self.model.read(part, k, self.balancer.view),
+            features,
+            self.parts,
+            self._read,
         )
 
     def step(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import count
 
-from torch import nn
+from torch import Tensor, nn
 
 from mtbench import seeding
 from mtbench.balancing.distributed import Ranks
@@ -15,7 +15,7 @@ from mtbench.training.task import Batch, Recipe
 from mtbench.training.trainer.batches import Batches
 from mtbench.training.trainer.diagnostics import Look
 from mtbench.training.trainer.learner import Learner
-from mtbench.training.trainer.nonfinite import Guard
+from mtbench.training.trainer.nonfinite import Guard, check
 from mtbench.training.trainer.numbers import Made, Numbers
 from mtbench.training.trainer.observer import Observer
 from mtbench.training.trainer.optimization import Descent
@@ -73,18 +73,17 @@ class Loop:
         """Go through an epoch, or what is left of it."""
         at = self.record.at
         self.learner.model.train()
-        begin = saved = time.perf_counter()
+        begin = time.perf_counter()
         while at.position < self.batches.steps:
             self.step(self.batches.at(at.epoch, at.position))
             at.position += 1
             if at.position == self.batches.steps or self._due():
                 self.count()
-            since = time.perf_counter() - saved
-            saving = since > self.checkpoint_seconds and at.position < self.batches.steps
-            if saving and not self.numbers.pending:
+            due = self.record.age > self.checkpoint_seconds and at.position < self.batches.steps
+            if due and not self.numbers.pending:
                 at.seconds += time.perf_counter() - begin
                 self.record.checkpoint()
-                begin = saved = time.perf_counter()
+                begin = time.perf_counter()
         self.learner.balancer.after_epoch()
         at.seconds += time.perf_counter() - begin
 
@@ -122,10 +121,21 @@ class Loop:
         made.noted, made.numbers["note"] = tuple(notes), list(notes.values())
         if self.guard.before:
             self.numbers.look()
-        self.descent.step()
+        self.descent.step(weights, partial(self._evaluate, batch, ranks))
         balancer.after_step(lambda: self.learner.forward(batch, ranks).losses)
         self.descent.zero_grad()
         made.seconds = time.perf_counter() - begin
+
+    def _evaluate(self, batch: Batch, ranks: Ranks, weights: Tensor) -> float:
+        """Return the losses' sum with these weights, and write its gradient."""
+        at = self.record.at
+        at.search_passes += 1
+        self.learner.model.zero_grad()
+        step = self.learner.step(batch, ranks)
+        step.descend(step.total(weights.to(step.values)))
+        value = float(step.host_values @ weights.to(step.host_values))
+        check("sum of losses in a line search", [value], at.epoch, at.position)
+        return value
 
     def _validation(self, numbers: Iterator[int]) -> Step:
         """Send one more validation batch through the model."""

@@ -1,10 +1,10 @@
 """The optimizer and the learning rate that a recipe asks for."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, optim
+from torch import Tensor, nn, optim
 
 from mtbench.errors import UsageError
 from mtbench.training.task import Recipe
@@ -30,11 +30,13 @@ class Descent:
         steps: of the whole run.
 
     Raises:
-        UsageError: Muon finds no matrix.
+        UsageError: Muon finds no matrix, or L-BFGS no function.
     """
 
     def __init__(self, recipe: Recipe, learner: Learner, steps: int) -> None:
         self._recipe, self._steps = recipe, steps
+        if recipe.optimizer == "lbfgs":
+            _refuse_to_search(recipe, learner, steps)
         model, matrices = learner.model, []
         if recipe.optimizer == "muon":
             matrices = [p for p in model.encoder.parameters() if p.ndim == 2]
@@ -60,6 +62,8 @@ class Descent:
             first = optim.SGD(groups, momentum=MOMENTUM, fused=True, **given)
         elif recipe.optimizer == "adam":
             first = optim.Adam(groups, fused=True, **given)
+        elif recipe.optimizer == "lbfgs":
+            first = _LineSearch(groups, recipe.lr, line_search_fn="strong_wolfe")
         else:
             first = optim.AdamW(groups, fused=True, **given)
         self._optimizers: list[optim.Optimizer] = [first]
@@ -76,10 +80,22 @@ class Descent:
                 group["lr"] = lr * factor
         return lr
 
-    def step(self) -> None:
-        """Move."""
+    def step(self, weights: Tensor | None, evaluate: Callable[[Tensor], float]) -> None:
+        """Move.
+
+        Args:
+            weights: (K,), that the method returned.
+            evaluate: returns the losses' sum with such weights, where the model is then, and
+                writes its gradient. L-BFGS asks it.
+
+        Raises:
+            UsageError: L-BFGS has no function to ask.
+        """
         for optimizer in self._optimizers:
-            optimizer.step()
+            if isinstance(optimizer, _LineSearch):
+                optimizer.along(weights, evaluate)
+            else:
+                optimizer.step()
 
     def zero_grad(self) -> None:
         """Forget every gradient."""
@@ -96,6 +112,48 @@ class Descent:
         parts = state["parts"] if len(self._optimizers) > 1 else [state]
         for optimizer, part in zip(self._optimizers, parts, strict=True):
             optimizer.load_state_dict(part)
+
+
+class _LineSearch(optim.LBFGS):
+    """L-BFGS on a sum of losses, which forgets what it knows of the one with other weights."""
+
+    def along(self, weights: Tensor | None, evaluate: Callable[[Tensor], float]) -> None:
+        """Lower the losses' sum with these weights."""
+        if weights is None:
+            raise UsageError(
+                "optimizer=lbfgs lowers the losses' weighted sum, and this method has no weights: "
+                "choose another method or optimizer"
+            )
+        group, shown = self.param_groups[0], weights.tolist()
+        if group.get("weights") != shown:
+            self.state.clear()
+            group["weights"] = shown
+        super().step(lambda: evaluate(weights))  # type: ignore[no-untyped-call]
+
+
+def _refuse_to_search(recipe: Recipe, learner: Learner, steps: int) -> None:
+    """Refuse L-BFGS where there is no function that it could lower."""
+    if not learner.balancer.is_weighted_sum:
+        raise UsageError(
+            "optimizer=lbfgs lowers the losses' weighted sum, and this method's direction is the "
+            "gradient of no such sum: choose another method or optimizer"
+        )
+    if any(True for _ in learner.balancer.parameters()):
+        raise UsageError(
+            "optimizer=lbfgs moves the model, and this method has parameters of its own to move: "
+            "train with adam, and go on by lbfgs with --method ls --weights-from RUN --init RUN"
+        )
+    if steps > recipe.epochs:
+        raise UsageError(
+            "optimizer=lbfgs takes the whole training split as one batch, found "
+            f"{steps // recipe.epochs} batches of {recipe.batch_size}: raise batch_size"
+        )
+    for name, module in learner.model.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            raise UsageError(
+                "optimizer=lbfgs wants the same losses whenever it looks, and the model's "
+                f"{name} is a {type(module).__name__}: choose another optimizer"
+            )
 
 
 def _without(parameters: Iterable[Tensor], others: Sequence[Tensor]) -> list[Tensor]:

@@ -9,10 +9,12 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.utils.checkpoint import checkpoint
 
 from mtbench.balancing.distributed import map_leaves
-from mtbench.errors import UsageError
+from mtbench.errors import StepError, UsageError
 
 
-def in_parts(function: Callable[[Any], Any], tree: Any, count: int) -> Any:
+def in_parts(
+    function: Callable[[Any], Any], tree: Any, count: int, parameters: Iterable[Tensor] = ()
+) -> Any:
     """Return what a function makes of a batch's samples, without keeping what it needed for it.
 
     What autograd would save is computed anew in the backward pass, one part at a time. So losses
@@ -23,9 +25,12 @@ def in_parts(function: Callable[[Any], Any], tree: Any, count: int) -> Any:
             dictionaries, of such.
         tree: the batch.
         count: the number of parts, of about the same size; 1 for the whole batch at once.
+        parameters: what the function reads beside them.
 
     Raises:
         UsageError: something else is in there, or is made.
+        StepError: in the backward pass, that the parameters are others than in the forward pass,
+            which autograd does not notice where it saved nothing.
     """
     if count == 1:
         return function(tree)
@@ -38,7 +43,17 @@ def in_parts(function: Callable[[Any], Any], tree: Any, count: int) -> Any:
                 f"they hold a {found}: leave accumulate at 1"
             )
     parts = list(_parts(tree, min(count, len(leaves[0]))))
-    made = [checkpoint(function, part, use_reentrant=False) for part in parts]
+    read = [(parameter, parameter._version) for parameter in parameters]
+
+    def checked(part: Any) -> Any:
+        if any(parameter._version != version for parameter, version in read):
+            raise StepError(
+                "accumulate: the method changed parameters between a forward pass and its "
+                "backward: take a step's gradients first, or leave accumulate at 1"
+            )
+        return function(part)
+
+    made = [checkpoint(checked, part, use_reentrant=False) for part in parts]
     for part, result in zip(parts, made, strict=True):
         size = len(_leaves(part)[0])
         for leaf in _leaves(result):

@@ -1,5 +1,6 @@
 """What is kept of a cell while it is trained: checkpoint, log, and the selected weights."""
 
+import copy
 import csv
 import io
 import json
@@ -31,6 +32,12 @@ LOGGED = 500
 """About how many steps have a line in ``steps.csv``."""
 
 
+_REMEDY = (
+    "begin it again with --no-resume (a sweep: --other-code keep), or go on with the mtbench that "
+    "wrote it"
+)
+
+
 class OutdatedError(RunError):
     """A checkpoint was begun by another mtbench, and this one cannot go on with it."""
 
@@ -56,6 +63,7 @@ class Progress:
     started: float = field(default_factory=time.time)  # in seconds since 1970
     notes: dict[str, list[float]] = field(default_factory=dict)  # sum and count of each, so far
     validation_passes: int = 0  # asked by the method beside the steps' own
+    search_passes: int = 0  # asked by the optimizer, each with its backward pass
     selection: str = SELECTION  # the rule of `best_score`
 
 
@@ -92,31 +100,22 @@ class Record:
         self.at = Progress(sums=[0.0] * len(self._objectives), precision=learner.precision)
         self.rows: list[list[Any]] = []
         self.step_seconds: deque[float] = deque(maxlen=1000)
+        self._best: dict[str, Any] | None = None  # not yet on disk
+        self._written = time.perf_counter()
 
     def resume(self) -> bool:
         """Take up the checkpoint; return whether there is one.
 
         Raises:
             RunError: it is broken, or of something else.
-            OutdatedError: it is of another version, or was begun with other code or another
-                selection rule of mtbench. The first checkpoints do not say with which.
+            OutdatedError: as `refuse_outdated`.
         """
         state = self._run.load("checkpoint.pt", self._learner.device)
         if state is None:
             return False
         file = self._run.path / "checkpoint.pt"
-        if state.get("version") != CHECKPOINT_VERSION:
-            raise OutdatedError(
-                f"{file}: is of version {state.get('version')}, and this mtbench reads version "
-                f"{CHECKPOINT_VERSION}: go on with the mtbench that wrote it, or delete the folder "
-                "to train this cell from its start"
-            )
         check_cell(file, state, self._cell)
-        if state.get("code", core_digest()) != core_digest():
-            raise OutdatedError(
-                f"{file}: was begun with other code of mtbench: start anew with --no-resume, or go "
-                "on with the mtbench that wrote it"
-            )
+        refuse_outdated(file, state)
         with fits(self._run, "checkpoint.pt"):
             self._learner.load(state)
             self._descent.load_state_dict(state["optimizer"])
@@ -124,11 +123,6 @@ class Record:
             seeding.set_global_state({k: _cpu(v) for k, v in state["rng"].items()})
             self.step_seconds.extend(state["step_seconds"])
             self.rows = state["rows"]
-        if self.at.selection != SELECTION:
-            raise OutdatedError(
-                f"{file}: selects epochs by the rule {self.at.selection!r}, and this mtbench by "
-                f"{SELECTION!r}: start anew with --no-resume"
-            )
         self._learner.precision = self.at.precision
         self._learner.engine.batched = self.at.batched
         if self.at.history and not file.with_name("best.pt").exists():
@@ -139,12 +133,18 @@ class Record:
         self._write_log()  # may have been cut, or be ahead of the checkpoint
         return True
 
+    @property
+    def age(self) -> float:
+        """The seconds since the last checkpoint, or since the start."""
+        return time.perf_counter() - self._written
+
     def checkpoint(self) -> None:
         """Write where the cell stands."""
         self.at.precision = self._learner.precision
         self.at.batched = self._learner.engine.batched
         self.measure_memory()
-        # The log first: a checkpoint that says it is at the end must not lack its last lines.
+        # These first: a checkpoint that says it is at the end must not lack its last lines.
+        self._write_selected()
         self._write_log()
         self._run.save(
             "checkpoint.pt",
@@ -160,6 +160,13 @@ class Record:
                 "step_seconds": list(self.step_seconds),
             },
         )
+        self._written = time.perf_counter()
+
+    def diverge(self) -> None:
+        """Write how far the cell came: the epochs that have ended."""
+        self.rows = [row for row in self.rows if row[1] < self.at.epoch]
+        self._write_selected()
+        self._write_log()
 
     def logs(self, position: int) -> bool:
         """Return whether the step at a position of this epoch has a line in ``steps.csv``."""
@@ -209,7 +216,7 @@ class Record:
             kept = {
                 "cell": self._cell, "epoch": at.epoch, "precision": self._learner.precision,
             }  # fmt: skip
-            self._run.save("best.pt", self._learner.state() | kept)
+            self._best = copy.deepcopy(self._learner.state()) | kept
         at.history.append(record)
         at.epoch, at.position = at.epoch + 1, 0
         at.sums, at.counted = [0.0] * len(self._objectives), 0
@@ -235,6 +242,11 @@ class Record:
     def _index(self, position: int) -> int:
         return self.at.epoch * self._steps + position
 
+    def _write_selected(self) -> None:
+        if self._best is not None:
+            self._run.save("best.pt", self._best)
+            self._best = None
+
     def _write_log(self) -> None:
         lines = [json.dumps(record) + "\n" for record in self.at.history]
         self._run.write_text("epochs.jsonl", "".join(lines))
@@ -245,6 +257,44 @@ class Record:
         writer.writerow(["step", "epoch", "lr", "grad_norm", *losses, *weights])
         writer.writerows(self.rows)
         self._run.write_text("steps.csv", table.getvalue())
+
+
+def refuse_outdated(file: Path, state: Mapping[str, Any]) -> None:
+    """Check that this mtbench can go on with a checkpoint.
+
+    Raises:
+        OutdatedError: it is of another version, or was begun with other code or another selection
+            rule of mtbench. The first checkpoints do not say with which.
+    """
+    if state.get("version") != CHECKPOINT_VERSION:
+        raise OutdatedError(
+            f"{file}: is of version {state.get('version')}, and this mtbench reads version "
+            f"{CHECKPOINT_VERSION}: go on with the mtbench that wrote it, or delete the folder "
+            "to train this cell from its start"
+        )
+    if state.get("code", core_digest()) != core_digest():
+        raise OutdatedError(f"{file}: was begun with other code of mtbench: {_REMEDY}")
+    rule = vars(Progress()) | dict(state.get("progress", {}))
+    if rule["selection"] != SELECTION:
+        raise OutdatedError(
+            f"{file}: selects epochs by the rule {rule['selection']!r}, and this mtbench by "
+            f"{SELECTION!r}: {_REMEDY}"
+        )
+
+
+def is_outdated(run: RunDirectory) -> bool:
+    """Return whether another mtbench has begun a cell, and this one cannot go on with it.
+
+    Raises:
+        RunError: the checkpoint is broken.
+    """
+    state = run.load("checkpoint.pt")
+    try:
+        if state is not None:
+            refuse_outdated(run.path / "checkpoint.pt", state)
+    except OutdatedError:
+        return True
+    return False
 
 
 def check_cell(file: Path, state: Mapping[str, Any], cell: str) -> None:

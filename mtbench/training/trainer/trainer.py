@@ -36,6 +36,9 @@ from mtbench.version import __version__
 
 CHECKPOINT_SECONDS = 30.0
 
+EPOCH_SECONDS = 1.0
+"""How long after a checkpoint an epoch's end writes the next one: short ones wait for the disk."""
+
 
 class Trainer:
     """Trains one cell, resuming where its run directory left off.
@@ -54,6 +57,7 @@ class Trainer:
             for every method; otherwise for those that compute them anyway.
         ranks: the processes that train the cell together. All but rank 0 get a `Reader` as `run`.
         checkpoint_seconds: how long after a checkpoint the next one is written, within an epoch.
+            At an epoch's end it is a second.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class Trainer:
                     self._end_epoch(loop)
             except Diverged as event:
                 outcome = {"status": "diverged", "reason": str(event)}
+                loop.record.diverge()
             result = self._result(outcome, loop)
             self.run_directory.write_text("result.json", json.dumps(result, indent=2))
             self.observer.finished(result)
@@ -167,7 +172,9 @@ class Trainer:
         score = selection_score(metrics, self.task.metrics)
         ended = record.end_epoch(losses, metrics, score, keep=self.recipe.select == "last")
         learner.balancer.after_evaluation(judged(metrics, self.task))
-        record.checkpoint()
+        last = record.at.epoch == self.recipe.epochs
+        if last or record.age > min(EPOCH_SECONDS, self.checkpoint_seconds):
+            record.checkpoint()
         self.observer.evaluated(ended)
 
     def _result(self, outcome: dict[str, Any], loop: Loop) -> dict[str, Any]:
@@ -214,6 +221,7 @@ class Trainer:
             "peak_mib": record.measure_memory(),
             "passes": self.method.passes,
             "validation_passes": record.at.validation_passes,
+            "search_passes": record.at.search_passes,
             "parameters": sum(p.numel() for p in loop.learner.model.parameters()),
         }
 

@@ -16,7 +16,8 @@ def augment(
     """Return transformed images and masks.
 
     Mirrors left-right (p = 1/2). At strength 1, and in proportion below: turns up to 10 degrees,
-    scales by 0.8-1.2, shifts up to 8 %; gain 0.8-1.2, gamma 0.7-1.3, a gain that changes with
+    scales by 0.8-1.2, shifts up to 8 %, bends (a cubic surface through 5 x 5 points, each moved by
+    up to 3 % of the image); gain 0.8-1.2, gamma 0.7-1.3, a gain that changes with
     depth by up to 30 %, offset up to 6 %, multiplicative noise of 15 % (speckle's kind), and an
     acoustic shadow (p = 1/4).
 
@@ -42,6 +43,8 @@ def augment(
         torch.stack([scale * angle.sin() * mirror, scale * angle.cos(), around(0, 0.16)], 1),
     ]
     grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    bent = F.interpolate(around(0, 0.06, 2, 5, 5), (height, width), mode="bicubic")
+    grid = grid + bent.movedim(1, -1)
     both = F.grid_sample(torch.cat([images, masks], 1), grid, align_corners=False)
     images, masks = both[:, :1], (both[:, 1:] > 0.5).float()
 

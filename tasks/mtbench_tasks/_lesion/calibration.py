@@ -10,17 +10,21 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 LARGEST = 20.0
 """Of a temperature, and of its inverse: on what a model gets all right or all wrong it has no
 end."""
+FEWEST = 20  # readings: of fewer a standard error says nothing
 
 
 def temperature(logits: Tensor, category: Tensor) -> float:
     """Return `likeliest`, or 1 where it gains no more than its standard error.
 
     With g_n what T takes off the negative log-likelihood of reading n, T is used if the mean of g
-    exceeds std(g) / sqrt(N): few readings cannot tell a temperature, and are not asked to.
+    exceeds std(g) / sqrt(N). Few readings cannot tell a temperature, nor can any that are all right
+    or all wrong: they are likeliest at an end, where a model says 0 or 100 %.
     """
-    if len(category) < 2:
+    if len(category) < FEWEST:
         return 1.0
     found = likeliest(logits, category)
+    if abs(math.log(found)) > 0.99 * math.log(LARGEST):
+        return 1.0
     z = logits.double()
     before, after = (F.cross_entropy(z / t, category, reduction="none") for t in (1.0, found))
     gain = before - after

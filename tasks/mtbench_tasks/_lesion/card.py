@@ -1,11 +1,13 @@
 """What a trained model's card says of a lesion task."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mtbench_tasks._lesion import screen
 from mtbench_tasks._lesion.cases import Image, View
+from mtbench_tasks._lesion.descriptors import Lexicon
 from mtbench_tasks._lesion.reading import LESSER, USE
 
 
@@ -14,6 +16,7 @@ def card(
     grades: Sequence[str],
     high: int,
     views: Callable[[Image], Sequence[View]],
+    lexicon: Lexicon,
     fitted: Mapping[str, Any],
 ) -> str:
     """Return the card's sections.
@@ -23,8 +26,10 @@ def card(
         grades: the categories.
         high: the first of them that counts as high risk.
         views: finds the views of an image.
+        lexicon: the descriptors that the model has learnt.
         fitted: what `LesionTask.fit` returned.
     """
+    terms = "; ".join(f"{d.name}: {', '.join(d.terms)}" for d in lexicon)
     return f"""## What it does
 
 It marks one lesion in a grey-scale ultrasound image and gives its risk category:
@@ -33,7 +38,11 @@ It marks one lesion in a grey-scale ultrasound image and gives its risk category
 - In: `inputs`, (batch, 1, {size}, {size}), grey values from 0 to 1. The image is scaled by its
   longer side and padded with zeros; nothing else is normalised.
 - Out: `segmentation`, logits of the mask on the same grid; `risk.logits`, one per category;
-  `risk.guided`, an estimate of the standardised radiomics.
+  `risk.guided`, an estimate of the standardised radiomics{
+        f"; `risk.descriptors`, logits of the terms of descriptors, one after the other ({terms})"
+        if terms
+        else ""
+    }.
 - {calibrated(fitted)} Probabilities are softmax(`risk.logits` / temperature).
 - {" ".join(filter(None, (judged(fitted), described(fitted))))}{decided(fitted)}
 
@@ -80,7 +89,7 @@ def code(
     """
     found = inspect.getmodule(views)
     own = inspect.getsource(screen if found is screen else views)
-    own = own.partition("import View\n")[2] or own  # without the module's head
+    own = re.sub(r'\A"""[^"]*"""\n|^(?:from|import) [^\n]*\n', "", own, flags=re.MULTILINE)
     known = fitted.get("calibration")
     scale = known["temperature"] if known and known["readings"] else 1.0
     return f"""\
@@ -153,8 +162,8 @@ def calibrated(fitted: Mapping[str, Any]) -> str:
         return "The probabilities are not calibrated (temperature 1)."
     if found["temperature"] == 1:
         return (
-            f"The probabilities are not calibrated (temperature 1): on {found['readings']} "
-            "validation readings no temperature gains more than its standard error."
+            f"The probabilities are not calibrated (temperature 1): the {found['readings']} "
+            "validation readings do not tell a temperature."
         )
     return (
         f"The probabilities are calibrated on {found['readings']} validation readings: "

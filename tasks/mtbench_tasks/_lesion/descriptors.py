@@ -21,7 +21,7 @@ class Descriptor:
     Attributes:
         name: what it is.
         terms: what may be said.
-        key: its name among `Case.descriptors`.
+        key: how a source calls it among `Case.descriptors`; a file of one's own may say `name`.
         words: a source's own words for a term; what is a term already needs none.
     """
 
@@ -30,6 +30,10 @@ class Descriptor:
     key: str
     words: Mapping[str, str] = field(default_factory=dict)
 
+    def word(self, said: Mapping[str, str]) -> str:
+        """Return what a case's words say of it; nothing where it is not said."""
+        return said.get(self.key, said.get(self.name, "")).partition(" - ")[0]  # the rest is detail
+
     def place(self, said: Mapping[str, str]) -> int:
         """Return which term a case's words mean; -1 where it has none that is known.
 
@@ -37,7 +41,7 @@ class Descriptor:
         >>> [halo.place({"echogenic_halo": word}) for word in ("no", "present", "?")]
         [0, 1, -1]
         """
-        word = said.get(self.key, "").partition(" - ")[0]  # what follows is detail
+        word = self.word(said)
         term = self.words.get(word, word)
         return self.terms.index(term) if term in self.terms else -1
 
@@ -48,7 +52,8 @@ Lexicon = tuple[Descriptor, ...]
 class Threshold(NamedTuple):
     """From which size, in mm, a guideline asks for a biopsy and for follow-up; None: never.
 
-    Where `above`, it asks for it above that size only.
+    Where `above`, it asks for it above that size only. Where there is a `most`, the physician
+    chooses the size of a biopsy, from `biopsy` to `most`.
     """
 
     system: str
@@ -57,6 +62,7 @@ class Threshold(NamedTuple):
     follow_up: float | None
     source: str
     above: bool = False
+    most: float | None = None
 
 
 def labels(cases: Sequence[Case], lexicon: Lexicon) -> Tensor:

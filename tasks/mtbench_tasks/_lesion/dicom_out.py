@@ -14,7 +14,7 @@ from mtbench.version import __version__
 from mtbench_tasks._lesion import dicom
 from mtbench_tasks._lesion.cases import Mask
 from mtbench_tasks._lesion.doubts import parts
-from mtbench_tasks._lesion.reading import NOTHING, UNCLEAR, USE, beside, headline
+from mtbench_tasks._lesion.reading import CLEAR, NOTHING, UNCLEAR, USE, beside, headline
 
 if TYPE_CHECKING:
     from highdicom.seg import Segmentation
@@ -34,6 +34,38 @@ MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
     "StudyDate", "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
+
+
+NAMES = {
+    "echogenicity": "DCM.EchoPattern",
+    "echo pattern": "DCM.EchoPattern",
+    "shape": "SCT.Shape",
+    "margin": "DCM.Margins",
+    "posterior features": "DCM.PosteriorAcousticFeatures",
+    "echogenic halo": "DCM.EchogenicHalo",
+}
+TERMS = {
+    "anechoic": "DCM.Anechoic",
+    "hyperechoic": "DCM.Hyperechoic",
+    "isoechoic": "DCM.Isoechoic",
+    "hypoechoic": "DCM.Hypoechoic",
+    "complex cystic/solid": "DCM.Complex",
+    "oval": "SCT.OvoidShapeOval",
+    "round": "SCT.RoundShape",
+    "irregular": "SCT.Irregular",
+    "smooth": "SCT.Smooth",
+    "circumscribed": "SCT.Circumscribed",
+    "not circumscribed": "RADLEX.NonCircumscribedMargin",
+    "enhancement": "DCM.PosteriorEnhancement",
+    "shadowing": "DCM.PosteriorShadowing",
+    "combined": "DCM.CombinedPosteriorEnhancementAndShadowing",
+    "in a mass": "DCM.CalcificationsWithinAMass",
+    "macrocalcifications": "DCM.Macrocalcifications",
+    "none": "SCT.None_",
+    "present": "SCT.Present",
+}
+"""Descriptors and their terms by pydicom's names of codes; what is not here has none of its meaning
+(DICOM's are of breast ultrasound, and its calcifications of mammography), and gets one of ours."""
 
 
 class _Lesion(NamedTuple):
@@ -285,6 +317,16 @@ def _own(value: str, meaning: str) -> "CodedConcept":
     return CodedConcept(value, PRIVATE, meaning[:64])
 
 
+def _code(word: str, known: Mapping[str, str]) -> Any:
+    """Return a word's code, ours where DICOM has none."""
+    from pydicom.sr.codedict import codes
+
+    if word not in known:
+        return _own(word.replace(" ", "-"), word.capitalize())
+    scheme, name = known[word].split(".")
+    return getattr(getattr(codes, scheme), name)
+
+
 def _number(name: Any, value: float, unit: str, **more: Any) -> "Measurement":
     from highdicom.sr import CodedConcept, Measurement
 
@@ -319,12 +361,16 @@ def _lengths(
 
 
 def _chances(view: Mapping[str, Any]) -> Iterator["Measurement"]:
+    """Yield the probabilities of the categories, and of each descriptor's likeliest term."""
     for grade, chance in view["probabilities"].items():
         yield _number(_own(f"probability-{grade}", f"Probability of {grade}"), chance, "1")
+    for name, said in (view["descriptors"] or {}).items():
+        what = _own(f"probability-{name}", f"Probability of {name}: {said['term']}")
+        yield _number(what, said["probability"], "1")
 
 
 def _evaluations(lesion: _Lesion) -> Iterator["QualitativeEvaluation"]:
-    """Yield the category of a view's largest lesion, its plane, and whether it is upright."""
+    """Yield the category of a view's largest lesion and its descriptors, plane, and uprightness."""
     from highdicom.sr import QualitativeEvaluation
     from pydicom.sr.codedict import codes
 
@@ -332,6 +378,10 @@ def _evaluations(lesion: _Lesion) -> Iterator["QualitativeEvaluation"]:
         said = lesion.view["category"] if headline(lesion.view) != UNCLEAR else None
         value = _own(said, lesion.view["means"]) if said else _own("unclear", UNCLEAR)
         yield QualitativeEvaluation(_own("category", "Category"), value)
+        for name, found in (lesion.view["descriptors"] or {}).items():
+            clear = found["probability"] >= CLEAR
+            term = _code(found["term"], TERMS) if clear else _own("unclear", "Unclear")
+            yield QualitativeEvaluation(_code(name, NAMES), term)
     if plane := lesion.view["plane"]:
         yield QualitativeEvaluation(codes.DCM.ImageView, getattr(codes.SCT, plane.capitalize()))
     if (taller := lesion.measured["taller_than_wide"]) is not None:

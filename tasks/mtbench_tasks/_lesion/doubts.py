@@ -27,8 +27,8 @@ LIT = 0.2  # of a row or column: text and marks light less of it
 HASH = 16  # side of the perceptual hash
 NEAR = 44  # bits of HASH * HASH by which re-saved, mirrored or padded copies may differ
 """Over DDTI and BrEaST, images of two patients differ in 64 bits or more. Of copies that were saved
-again, halved or mirrored more than 99 % differ in 44 at most, of padded ones 96 %, of those darkened
-by 40 % 92 % (`benchmarks/copies.py`)."""
+again, halved or mirrored more than 99 % differ in 44 at most, of padded ones 96 %, of those
+darkened by 40 % 92 % (`benchmarks/copies.py`)."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,21 @@ def alike(cases: Sequence[Case], hashes: Mapping[int, Sequence[str]]) -> Iterato
         cases: all.
         hashes: of those that can be read, by number, as `perceptual` returns them.
     """
+    for i, j, mirrored in copies(hashes):
+        a, b = cases[i], cases[j]
+        if a.patient != b.patient:
+            yield (
+                f"{a.name} and {b.name} look like one image{' mirrored' * mirrored}, but are of "
+                f"patients {a.patient} and {b.patient}"
+            )
+
+
+def copies(hashes: Mapping[int, Sequence[str]]) -> Iterator[tuple[int, int, bool]]:
+    """Yield each two images that look like one, by number, and whether one is mirrored.
+
+    Args:
+        hashes: by number, as `perceptual` returns them.
+    """
     numbers = [i for i, found in hashes.items() if found]
     if len(numbers) < 2:
         return
@@ -216,15 +231,10 @@ def alike(cases: Sequence[Case], hashes: Mapping[int, Sequence[str]]) -> Iterato
         for side in (0, 1)
     )
     for place, i in enumerate(numbers):
-        for rows, how in ((as_is, ""), (mirrored, " mirrored")):
+        for rows, turned in ((as_is, False), (mirrored, True)):
             apart = _bits(as_is[place], rows[place + 1 :])
             for other in np.flatnonzero(apart <= NEAR) + place + 1:
-                a, b = cases[i], cases[numbers[other]]
-                if a.patient != b.patient:
-                    yield (
-                        f"{a.name} and {b.name} look like one image{how}, but are of patients "
-                        f"{a.patient} and {b.patient}"
-                    )
+                yield i, numbers[other], turned
 
 
 def _bits(one: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -8,21 +8,25 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from mtbench.errors import UsageError
+from mtbench.training.task import Trained
 from mtbench_tasks._lesion import judging
 from mtbench_tasks._lesion.agreement import MODEL, agreement
 from mtbench_tasks._lesion.asking import Answer, Ask, together
 from mtbench_tasks._lesion.calipers import calipers
 from mtbench_tasks._lesion.cases import Case
-from mtbench_tasks._lesion.doubts import NEAR, parts
+from mtbench_tasks._lesion.descriptors import Lexicon
+from mtbench_tasks._lesion.doubts import NEAR, copies, parts
+from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.grid import Placement
 from mtbench_tasks._lesion.judging import Flags, Floats
 from mtbench_tasks._lesion.scores import overlap
-from mtbench_tasks._lesion.splits import TRUTH, CaseSplit, Opinion
+from mtbench_tasks._lesion.splits import TRUTH, CaseSplit, Opinion, join_patients
 
 BATCH = 32
 SUBGROUPS = ("scanner", "site", "sex", "age", "size")
@@ -46,12 +50,15 @@ class Judged:
         frame: a row an image: ``case``, ``patient``, ``positive`` (the reference's high risk; NA
             where not graded), ``score`` (the model's probability of it), ``grade`` (the
             reference's; -1 where unknown or of another scale), ``said`` (the model's), the
-            probability ``p[GRADE]`` of each grade, Dice and distances where there is an outline,
-            long and short axes of both, and a column for each subgroup.
+            probability ``p[GRADE]`` of each grade, for each descriptor ``NAME, said`` (the
+            model's term) and ``NAME, known`` (NA where not known), Dice and distances where there
+            is an outline, and long and short axes of both.
+        groups: what the data says of each image, a column each.
         grades: of the model.
         comparable: whether the reference's grades are those of the model.
         agreement: how far raters agree: of `agreement.agreement`.
         readers: for each reader, what they said of high risk, by row: 1, 0 or NaN.
+        lexicon: the descriptors that the model has learnt.
     """
 
     frame: pd.DataFrame
@@ -59,6 +66,7 @@ class Judged:
     grades: tuple[str, ...]
     agreement: pd.DataFrame
     readers: Mapping[str, Floats]
+    lexicon: Lexicon = ()
 
 
 def with_truth(cases: Sequence[Case], reader: str) -> list[Case]:
@@ -79,6 +87,46 @@ def _with_truth(case: Case, reader: str) -> Case:
     own = [reading for reading in case.readings if reading.reader == reader]
     others = tuple(reading for reading in case.readings if reading.reader != reader)
     return replace(case, readings=others, truth=own[0]) if own and others else case
+
+
+def joined(
+    cases: Sequence[Case], images: Sequence[str], hashes: Mapping[int, Sequence[str]]
+) -> tuple[list[Case], int]:
+    """Return the cases, patients who share an image made one, and how many patients that joins.
+
+    Equal images are shared, and copies that were saved again or mirrored: `NEAR`.
+
+    Args:
+        cases: all.
+        images: for each the hash of its image's content.
+        hashes: the perceptual ones of those that can be read, by number.
+    """
+    pairs = [(i, f"copy {n}") for n, both in enumerate(copies(hashes)) for i in both[:2]]
+    pairs += [(i, images[i]) for i in hashes]
+    found = list(cases)
+    numbers = [i for i, _ in pairs]
+    one = join_patients([cases[i] for i in numbers], [name for _, name in pairs])
+    for i, case in zip(numbers, one, strict=True):
+        found[i] = case
+    before, after = (len({each[i].patient for i in hashes}) for each in (cases, found))
+    return found, before - after
+
+
+def worded(lexicon: Lexicon, source: Lexicon) -> Lexicon:
+    """Return a model's descriptors in a source's words, where it has them, else in their own."""
+    known = {(descriptor.name, descriptor.terms): descriptor for descriptor in source}
+    return tuple(known.get((own.name, own.terms), own) for own in lexicon)
+
+
+def unworded(cases: Sequence[Case], lexicon: Lexicon) -> list[str]:
+    """Return the words that cases have for descriptors, and that are none of their terms."""
+    found = {
+        f"{descriptor.name} {word!r}": None
+        for descriptor in lexicon
+        for case in cases
+        if (word := descriptor.word(case.descriptors)) and descriptor.place(case.descriptors) < 0
+    }
+    return list(found)
 
 
 def unseen(
@@ -106,6 +154,14 @@ def unseen(
     return [i for i in hashes if cases[i].patient not in met]
 
 
+def unlike(trained: Trained, inputs: NDArray[np.float32]) -> int:
+    """Return how many images, (N, 1, S, S), do not look like a model's training images."""
+    if (known := trained.fitted.get("familiar")) is None:
+        return 0
+    familiar = Familiar.of(known)
+    return sum(familiar.doubt(grid[0]) is not None for grid in inputs)
+
+
 def reduced(ask: Ask, high: int) -> Ask:
     """Return a model that tells low from high risk, of one that gives grades."""
 
@@ -116,7 +172,9 @@ def reduced(ask: Ask, high: int) -> Ask:
     return lambda inputs: [two(answer) for answer in ask(inputs)]
 
 
-def ask_all(ask: Ask, split: CaseSplit, grades: Sequence[str], high: int) -> Judged:
+def ask_all(
+    ask: Ask, split: CaseSplit, grades: Sequence[str], high: int, lexicon: Lexicon = ()
+) -> Judged:
     """Ask a model about each image of a split, and set its answers beside the reference's.
 
     Args:
@@ -124,6 +182,7 @@ def ask_all(ask: Ask, split: CaseSplit, grades: Sequence[str], high: int) -> Jud
         split: the images, with the reference's labels.
         grades: of both.
         high: the first of them that counts as high risk.
+        lexicon: the descriptors that the model has learnt, as the data words them.
     """
     rows, opinions = [], []
     for positions in torch.split(torch.arange(len(split)), BATCH):
@@ -142,6 +201,7 @@ def ask_all(ask: Ask, split: CaseSplit, grades: Sequence[str], high: int) -> Jud
                     "positive": grade >= high if grade >= 0 else math.nan,
                     "score": min(1.0, float(chances[high:].sum())),
                     **{f"p[{g}]": float(p) for g, p in zip(grades, chances, strict=True)},
+                    **_terms(answer.terms[i], case, lexicon),
                     **_outlines(logits, drawn, case.spacing),
                 }
             )
@@ -156,11 +216,24 @@ def ask_all(ask: Ask, split: CaseSplit, grades: Sequence[str], high: int) -> Jud
         {name: np.array([_high(c.get(name), high) for c in opinions]) for name in raters}
         if several
         else {},
+        lexicon,
     )
 
 
 def _high(opinion: Opinion | None, high: int) -> float:
     return math.nan if opinion is None or opinion.category < 0 else float(opinion.category >= high)
+
+
+def _terms(logits: Tensor, case: Case, lexicon: Lexicon) -> dict[str, str | None]:
+    """Return what a model and the data say of each descriptor."""
+    record = dict[str, str | None]()
+    if lexicon:
+        parts_ = logits.split([len(descriptor.terms) for descriptor in lexicon])
+        for descriptor, part in zip(lexicon, parts_, strict=True):
+            known = descriptor.place(case.descriptors)
+            record[f"{descriptor.name}, said"] = descriptor.terms[int(part.argmax())]
+            record[f"{descriptor.name}, known"] = descriptor.terms[known] if known >= 0 else None
+    return record
 
 
 def _outlines(logits: Tensor, drawn: Tensor | None, spacing: float | None) -> dict[str, float]:
@@ -204,6 +277,7 @@ def judge(
         "graded": len(of.score),
         "positive": int(of.positive.sum()),
         "outlined": _count(frame, "dice"),
+        "missed": _count(frame, "dice") - _count(frame, f"{AXES[0]} px"),
         "metrics": list(_metrics(judged, of, w)),
         "operating": [
             {**point, "here": _said(judging.rates(of.positive, of.score >= t, of.w))}
@@ -211,6 +285,7 @@ def judge(
             for t in [point["threshold"]]
         ],
         "readers": list(_readers(judged, w)),
+        "descriptors": list(_descriptors(judged, w)),
         "roc": _roc(of),
         "calibration": _calibration(of),
         "decision": _decision(of),
@@ -295,6 +370,35 @@ def _readers(judged: Judged, w: Floats) -> Iterator[dict[str, Any]]:
         against = {key: None if math.isnan(v) else v for key, v in cells.items()}
         rates = judging.rates(positive[both] == 1, said[both] == 1, w[:, both])
         yield {"reader": name, "graded": int(both.sum()), "model": against, **_said(rates)}
+
+
+def _descriptors(judged: Judged, w: Floats) -> Iterator[dict[str, Any]]:
+    """Yield how often the model's terms are the data's, of each descriptor that the data has.
+
+    Beside it stands how often the data's most frequent term would be right. Kappa is Cohen's
+    without weights: terms have no order.
+    """
+    for descriptor in judged.lexicon:
+        said, known = (judged.frame[f"{descriptor.name}, {of}"] for of in ("said", "known"))
+        here = known.notna().to_numpy()
+        if not here.any():
+            continue
+        at, truth = (
+            np.array([descriptor.terms.index(term) for term in column[here]])
+            for column in (said, known)
+        )
+        table = judging.confusion(truth, at, w[:, here], len(descriptor.terms))
+        yield {
+            "descriptor": descriptor.name,
+            "images": int(here.sum()),
+            "most_frequent": float(np.bincount(truth).max() / len(truth)),
+            **_said(
+                {
+                    "accuracy": judging.ratio(np.trace(table, axis1=1, axis2=2), table.sum((1, 2))),
+                    "kappa": judging.kappa(table, ordered=False),
+                }
+            ),
+        }
 
 
 def _roc(of: Of) -> dict[str, list[float]] | None:

@@ -60,9 +60,13 @@ def notes(
     record: Record,
     *,
     left_out: int,
+    merged: int,
     problems: Sequence[str],
     doubts: Sequence[str],
     known: bool,
+    started: bool,
+    unworded: Sequence[str],
+    unlike: int,
     reduced: tuple[Sequence[str], int, Sequence[str], int] | None,
 ) -> Iterator[str]:
     """Yield what a person should know before they believe the numbers.
@@ -70,9 +74,13 @@ def notes(
     Args:
         record: the numbers.
         left_out: how many images are of patients whom the model has seen.
+        merged: how many patients fewer there are, as some share an image.
         problems: what could not be read.
         doubts: what looks odd and was used.
         known: whether the model knows its training's images.
+        started: whether it started from another model's weights.
+        unworded: the data's words for descriptors that are no terms.
+        unlike: how many images do not look like the training's.
         reduced: the data's grades and which of them is the first of high risk, and the model's,
             where both are reduced to low and high.
     """
@@ -88,8 +96,40 @@ def notes(
             f"{left_out} images are left out: the model was trained or chosen on images of their "
             "patients, or on ones that look alike"
         )
+    if record["missed"]:
+        yield (
+            f"in {record['missed']} of {record['outlined']} outlined images the model found no "
+            "lesion: their Dice is 0, their distance the image's diagonal, and they have no size"
+        )
+    if merged:
+        yield (
+            f"{merged} patients have an image that another has too, or a copy of it: they count as "
+            "that one"
+        )
+    measured = next((m["images"] for m in record["metrics"] if m["name"] == "hd95_mm"), 0)
+    if 0 < measured < record["outlined"]:
+        yield (
+            f"spacing is known of {measured} of {record['outlined']} outlined images: what is in "
+            "mm is of these, axes in px are of the others, the distance in pixels is of all"
+        )
     if not known:
         yield "the model does not know what it was trained on: see that none of it is here"
+    if started:
+        yield (
+            "the model started from another's weights (--init), and does not know what that one "
+            "was trained on: see that none of it is here"
+        )
+    if unworded:
+        more = f" and {len(unworded) - 3} more" * (len(unworded) > 3)
+        yield (
+            f"words for descriptors that are none of the model's terms are left out: "
+            f"{', '.join(unworded[:3])}{more}"
+        )
+    if unlike:
+        yield (
+            f"{unlike} of {record['images']} images do not look like the training's: are they of "
+            "the same organ, the right way up?"
+        )
     if problems:
         yield f"{len(problems)} cases or rows could not be used; the first: {problems[0]}"
     if doubts:
@@ -137,6 +177,18 @@ def _tables(record: Record) -> Iterator[Table]:
                 for r in record["readers"]
             ],
         )  # fmt: skip
+    if record["descriptors"]:
+        yield Table(
+            "Descriptors: the model's likeliest term against the data's",
+            ("descriptor", "accuracy", "the most frequent term's", "kappa", "images"),
+            [
+                (
+                    d["descriptor"], _with(d["accuracy"]), _plain(d["most_frequent"]),
+                    _with(d["kappa"]), str(d["images"]),
+                )
+                for d in record["descriptors"]
+            ],
+        )  # fmt: skip
     if record["sizes"]:
         yield Table(
             "Sizes: model minus reference (Bland-Altman)",
@@ -181,6 +233,9 @@ def _flat(record: Record) -> Iterator[dict[str, Any]]:
     for size in record["sizes"]:
         for key in ("bias", "lower", "upper"):
             yield row("all", f"{size['axis']} {size['unit']} {key}", size[key])
+    for found in record["descriptors"]:
+        for key in ("accuracy", "kappa"):
+            yield row("all", f"{found['descriptor']} {key}", found[key])
     for reader in record["readers"]:
         for rate in RATES:
             yield row(f"reader {reader['reader']}", rate, reader[rate])

@@ -14,7 +14,7 @@ from typing import IO, Literal
 
 import numpy as np
 from PIL import Image as Pil
-from PIL import ImageOps
+from PIL import ImageOps, UnidentifiedImageError
 
 from mtbench.errors import DataError
 from mtbench.training.data import regular
@@ -320,4 +320,6 @@ def _density(found: Pil.Image) -> tuple[str, ...]:
 
 
 def _line(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):  # whose words name an object
+        return "its content is of no known format"
     return (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -94,10 +94,10 @@ def confusion(truth: NDArray[np.int64], said: NDArray[np.int64], w: Floats, coun
     return (w @ cells).reshape(-1, count, count)
 
 
-def kappa(table: Floats) -> Floats:
-    """Return Cohen's kappa with quadratic weights of confusion matrices (R, G, G)."""
+def kappa(table: Floats, *, ordered: bool = True) -> Floats:
+    """Return Cohen's kappa of confusion matrices (R, G, G): of grades with quadratic weights."""
     grades = np.arange(table.shape[1])
-    apart = (grades[:, None] - grades) ** 2
+    apart = (grades[:, None] - grades) ** 2 if ordered else grades[:, None] != grades
     expected = table.sum(2)[:, :, None] * table.sum(1)[:, None, :]
     total = table.sum((1, 2))
     observed = (apart * table).sum((1, 2)) * total

@@ -18,7 +18,7 @@ from mtbench.training.data import regular
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion import nnunet
 from mtbench_tasks._lesion.cases import Case, Collection, Part, Reading, United
-from mtbench_tasks._lesion.categories import NONE, SCALES, place, said, scale_of
+from mtbench_tasks._lesion.categories import NONE, ODD, SCALES, place, said, scale_of
 from mtbench_tasks._lesion.doubts import spelt_alike
 from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, read_geometry
 from mtbench_tasks._lesion.pixels import implausible
@@ -82,7 +82,8 @@ def template() -> str:
     comments = [f"# {name}: {what}" for name, what in COLUMNS.items()]
     more = (
         "# Only image is needed. Paths are relative to this file. Lines with a # are left out.\n"
-        "# More columns, such as scanner or sex: `mtbench evaluate` looks at their subgroups."
+        "# More columns, such as scanner or sex: `mtbench evaluate` looks at their subgroups, and\n"
+        "# compares descriptors, such as composition, with those of a model that has learnt them."
     )
     rows = [
         f"images/001.png,masks/001_{r}.png,TR{g},P01,{r},0.08,,," for r, g in (("a", 4), ("b", 3))
@@ -95,8 +96,8 @@ def scale(path: Path, *wanted: tuple[str, ...]) -> tuple[str, ...]:
 
     Args:
         path: the CSV file.
-        wanted: scales; the first on which they all have a place is it. Without one the first known
-            scale that they fit.
+        wanted: scales; the first on which they have a place, but for a few slips, is it. Without
+            one the first known scale that they fit.
 
     Raises:
         DataError: the file is absent or broken, or its categories fit no known scale.
@@ -104,7 +105,7 @@ def scale(path: Path, *wanted: tuple[str, ...]) -> tuple[str, ...]:
     path = nnunet.find(path)
     cells = _cells(_read(path))
     for grades in wanted:
-        if all(place(cell, grades) is not None for cell in cells):
+        if sum(place(cell, grades) is not None for cell in cells) >= (1 - ODD) * len(cells):
             return grades
     meant = scale_of(cells)
     if meant.grades is None:
@@ -129,7 +130,8 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
             for a look at the data, in alphabetical order.
 
     Raises:
-        DataError: the file is no such CSV, or there is nothing in it to learn from.
+        DataError: the file is no such CSV, there is nothing in it to learn from, or its categories
+            are none of these.
     """
     path = nnunet.find(path)
     table = _read(path)
@@ -139,6 +141,11 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     if order is None:
         problems.append(_unknown(path, cells, meant.why))
         order = tuple(sorted({cell.casefold(): cell for cell in cells}.values()))
+    elif cells and all(place(cell, order) is None for cell in cells):
+        raise DataError(
+            f"{path}: none of its {len(cells)} categories, such as {cells[0]!r}, is one of "
+            f"{', '.join(order)}"
+        )
     doubts = []
     if grades is None and meant.grades is not None and meant.why:
         doubts.append(f"{path}: the categories {meant.why}")
@@ -242,9 +249,7 @@ def _read(path: Path) -> _Table:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is no UTF-8 text; save it as 'CSV UTF-8'") from error
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); --data is a CSV file"
-        ) from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a CSV file") from error
     try:
         lines = list(_lines(text))
     except csv.Error as error:
@@ -449,6 +454,7 @@ def _case(
         contour = None if not masks else masks[0] if len(masks) == 1 else United(masks)
         readings.append(Reading(reader, contour, next(iter(found), None)))
     spacing, odd = _spacing(where, file, next(iter(spacings), None))
+    more = dict(set.intersection(*(set(groups[line].items()) for line in rows)))
     case = Case(
         name=image if frame is None else f"{image} frame {frame}",
         patient=next(iter(patients), image),
@@ -456,7 +462,8 @@ def _case(
         readings=tuple(readings),
         spacing=spacing,
         part=next(iter(split), None),
-        groups=dict(set.intersection(*(set(groups[line].items()) for line in rows))),
+        groups=more,
+        descriptors={name: cell.casefold() for name, cell in more.items()},
     )
     return case, doubts + odd
 

@@ -2,8 +2,9 @@
 
 As its documentation describes it (MIC-DKFZ/nnUNet, ``documentation/dataset_format.md``):
 ``dataset.json`` beside ``imagesTr/CASE_0000.png`` and ``labelsTr/CASE.png``, and likewise
-``imagesTs`` and ``labelsTs`` for the test. It has no place for categories, patients and spacing:
-they go into a CSV beside it, which source ``manifest`` reads.
+``imagesTs`` and ``labelsTs`` for the test. It has no place for categories, patients, spacing,
+descriptors and whatever else is known of a case: they go into a CSV beside it, which source
+``manifest`` reads.
 """
 
 import csv
@@ -45,7 +46,8 @@ def write(cases: Sequence[Case], grades: Sequence[str], to: Path) -> tuple[int, 
         grades: the categories.
         to: an empty folder, or one that is to be made.
     """
-    problems, rows = [], []
+    problems = list[str]()
+    rows = list[dict[str, Any]]()
     names: set[str] = set()
     count = {"Tr": 0, "Ts": 0}
     for case in cases:
@@ -67,7 +69,12 @@ def write(cases: Sequence[Case], grades: Sequence[str], to: Path) -> tuple[int, 
             Pil.fromarray(values).save(to / file)
         count[side] += 1
         category = None if best.category is None else grades[best.category]
-        rows.append((*files, LESION, category, case.patient, case.spacing, case.part))
+        row = {
+            "image": files[0], "mask": files[1], "mask_value": LESION, "category": category,
+            "patient": case.patient, "reader": best.reader, "spacing": case.spacing,
+            "split": case.part,
+        }  # fmt: skip
+        rows.append({**row, **case.descriptors, **case.groups, **row})
     if rows:
         index = {
             "channel_names": {"0": "ultrasound"},
@@ -76,9 +83,11 @@ def write(cases: Sequence[Case], grades: Sequence[str], to: Path) -> tuple[int, 
             "file_ending": ENDING,
         }
         (to / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-        columns = ("image", "mask", "mask_value", "category", "patient", "spacing", "split")
+        columns = dict.fromkeys(name for row in rows for name in row)
         with (to / TABLE).open("w", encoding="utf-8", newline="") as table:
-            csv.writer(table).writerows([columns, *rows])
+            writer = csv.DictWriter(table, columns)
+            writer.writeheader()
+            writer.writerows(rows)
     return len(rows), problems
 
 

@@ -28,6 +28,11 @@ ODD = 3  # features outside the training's range: one or two are chance
 CLEAR = 0.5  # of the probability: a category that has less is no headline
 UNCLEAR, NOTHING = "No clear category", "No lesion found"
 LESSER = 0.25  # of the largest region: a smaller one is taken for noise
+WRITTEN = (
+    "_mask.png", "_overlay.png", "_report.html", "_report.pdf", "_seg.dcm", "_sr.dcm"
+)  # fmt: skip
+"""How the names of a reading's files end."""
+
 USE = "Research use only. Not a medical device."
 
 
@@ -55,15 +60,29 @@ class Reference:
         )
 
 
+def boxes(picture: Picture, views_of: Callable[[Image], Sequence[View]]) -> list[View]:
+    """Return the views of what was scanned, from the left.
+
+    Args:
+        picture: the image.
+        views_of: finds the views of an image.
+    """
+    top, left = (side.start for side in picture.scanned)
+    return [
+        (slice(top + r.start, top + r.stop), slice(left + c.start, left + c.stop))
+        for r, c in views_of(picture.pixels[picture.scanned])
+    ]
+
+
 def read(
     ask: Ask,
     picture: Picture,
+    boxes: Sequence[View],
     path: Path,
     to: Path,
     size: int,
     grades: Sequence[str],
     given: float | None,
-    views_of: Callable[[Image], Sequence[View]],
     reference: Reference,
     planes: Sequence[calipers.Plane] = (),
     lexicon: descriptors.Lexicon = (),
@@ -71,17 +90,18 @@ def read(
 ) -> tuple[dict[str, Any], Image]:
     """Read one image, each of its views by itself, as in training.
 
-    Writes ``TO_mask.png`` (0 or 255, as the image is shown) and ``TO_overlay.png``.
+    Writes ``TO_mask.png`` (0 or 255, as the image is shown) and ``TO_overlay.png``. What an earlier
+    reading has left there is removed: it would stand beside this one's.
 
     Args:
         ask: the model, or several.
         picture: the image.
+        boxes: its views.
         path: its file.
         to: where files go, and how their names begin.
         size: side of the network's grid.
         grades: the categories.
         given: millimetres per pixel, where the file says none.
-        views_of: finds the views of what was scanned.
         reference: what of training and validation it is set against.
         planes: of the views, from the left; those of further ones are unknown.
         lexicon: the descriptors that the model has learnt.
@@ -102,7 +122,6 @@ def read(
     image, spacing = picture.pixels, picture.spacing or given
     whole = np.zeros(image.shape, dtype=bool)
     views = []
-    boxes = _within(picture.scanned, views_of(image[picture.scanned]))
     for box, plane in zip_longest(boxes, planes[: len(boxes)]):
         answers = ask(to_input(image[box], size)[None])
         answer, shape = together(answers), image[box].shape
@@ -130,6 +149,8 @@ def read(
             }
         )
     shown, told = burnt.shown(image, boxes, text)
+    for ending in WRITTEN:
+        beside(to, ending).unlink(missing_ok=True)
     mask_file, overlay_file = beside(to, "_mask.png"), beside(to, "_overlay.png")
     Pil.fromarray(whole.astype(np.uint8) * 255).save(mask_file)
     drawn, fewer = outlined(shown, whole)
@@ -143,14 +164,6 @@ def read(
         "views": views, "notes": [*_notes(picture, given, views, size, reference), *told],
     }  # fmt: skip
     return record, shown
-
-
-def _within(scanned: View, views: Sequence[View]) -> list[View]:
-    """Return views of a part as those of the whole."""
-    top, left = (side.start for side in scanned)
-    return [
-        (slice(top + r.start, top + r.stop), slice(left + c.start, left + c.stop)) for r, c in views
-    ]
 
 
 def _origin(picture: Picture, given: float | None) -> str | None:

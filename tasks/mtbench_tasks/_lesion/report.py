@@ -268,8 +268,11 @@ def _thresholds(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[
     """Return each guideline, its source, and its levels as they are printed."""
 
     def size(row: Mapping[str, Any], what: str) -> str:
-        more = "more than " * row["above"]
-        return "–" if row[what] is None else f"{more}{row[what]:g} mm"
+        if row[what] is None:
+            return "–"
+        if what == "biopsy" and row["most"] is not None:
+            return f"more than {row[what]:g} to {row['most']:g} mm, as chosen"
+        return f"{'more than ' * row['above']}{row[what]:g} mm"
 
     return [
         (system, source, [(r["level"], size(r, "biopsy"), size(r, "follow_up")) for r in of])
@@ -329,9 +332,12 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
     write(0.6, y - 0.036, "\n".join(said), 8, QUIET)
     _chances(figure, section.chances, (0.7, y - 0.147, 0.22, 0.09))
     write(0.6, y - 0.155, "\n".join(textwrap.wrap(page.judged, 48)), 8, QUIET)
-    for number, (label, value) in enumerate(section.measurements):
-        write(0.6, y - 0.187 - 0.0165 * number, label, colour=QUIET)
-        write(0.74, y - 0.187 - 0.0165 * number, value)
+    below = y - 0.187
+    for label, value in section.measurements:
+        lines = textwrap.wrap(value, 26)
+        write(0.6, below, label, colour=QUIET)
+        write(0.74, below, "\n".join(lines))
+        below -= 0.0165 * len(lines)
     y -= high + 0.04
     write(0.08, y, "Radiomics by descriptor", 12, weight="bold")
     write(0.08, y - 0.022, "\n".join(textwrap.wrap(EXPLAINED, 105)), 8, QUIET)
@@ -370,7 +376,7 @@ def _guidance(page: Page, section: Section, of: str) -> Figure:
 
     def write(*cells: str, size: float = 9, colour: str = INK, **more: Any) -> None:
         nonlocal y
-        for x, cell in zip((0.08, 0.26, 0.36, 0.47, 0.58), cells, strict=False):
+        for x, cell in zip((0.08, 0.26, 0.36, 0.64), cells, strict=False):
             more = {"va": "top", "parse_math": False, **more}
             figure.text(x, y, cell, fontsize=size, color=colour, **more)
         y -= 0.019 * (1 + cells[0].count("\n")) * max(1, size / 10)

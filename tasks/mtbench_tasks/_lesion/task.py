@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -29,12 +29,13 @@ from mtbench.training.task import (
 )
 from mtbench_tasks._lesion import descriptors, manifest, nnunet, radiomics
 from mtbench_tasks._lesion.calipers import Plane, volume
-from mtbench_tasks._lesion.cases import Case, Collection
+from mtbench_tasks._lesion.cases import Case, Collection, View
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.descriptors import Threshold
 from mtbench_tasks._lesion.doubts import alike, survey
 from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.grid import Placement, Prepared, prepare
+from mtbench_tasks._lesion.pixels import Picture
 from mtbench_tasks._lesion.source import Source, whole
 from mtbench_tasks._lesion.splits import (
     FOLDS,
@@ -45,6 +46,9 @@ from mtbench_tasks._lesion.splits import (
     split_patients,
     with_test_of,
 )
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 BATCH = 32
 """Images that are read at once after training."""
@@ -62,6 +66,16 @@ NO_VOLUME = (
     "no volume: it needs one transverse and one longitudinal view (--plane) with a lesion, and the "
     "spacing of both"
 )
+
+
+class _Look(NamedTuple):
+    """An image file that is about to be read: nothing has been written yet."""
+
+    path: Path
+    number: int | None
+    header: "Dataset | None"
+    picture: Picture
+    boxes: Sequence[View]
 
 
 class LesionTask(Task):
@@ -104,8 +118,7 @@ class LesionTask(Task):
         fold: k/K: the test is the k-th of K parts of the patients, which no seed changes; by
             default 1/5, and no choice where the source says who is tested.
         test_source: test on all of another source, such as another centre's, instead: ``manifest``,
-            whose categories are on this source's scale, or one of the task's. Its grades are this
-            one's, or `target` is ``low-high``.
+            or one of the task's. Its grades are this one's, or `target` is ``low-high``.
         test_data: where its data lies.
     """
 
@@ -173,6 +186,8 @@ class LesionTask(Task):
             raise UsageError(f"source {self.source} has no descriptors: leave out --descriptors")
         self.descriptors = descriptors
         self.lexicon = self.origin.lexicon if descriptors else ()
+        if data is not None:
+            _must_read(self.source, self.origin)
         self.data, self.target, self.strict, self.labels = data, target, strict, labels
         self.risk_loss = risk_loss
         self.recipe = self.origin.recipe
@@ -236,12 +251,16 @@ class LesionTask(Task):
                 raise UsageError("--test-data is where the data of --test-source lies: give both")
             return None
         origin = self._anywhere(source)
+        if data is not None:
+            _must_read(source, origin, "--test-data")
         if origin.graded is not None:
-            origin = origin.graded(data, self.origin.grades)
+            own = self.origin.grades
+            origin = origin.graded(data, own if data is None else manifest.scale(data, own))
         if origin.grades != self.origin.grades and target != "low-high":
+            also = " and --test-data PATH" if data is None and origin.what is not None else ""
             raise UsageError(
                 f"the grades of source {source} are {', '.join(origin.grades)}, those of "
-                f"{self.source} {', '.join(self.origin.grades)}: give --target low-high"
+                f"{self.source} {', '.join(self.origin.grades)}: give --target low-high{also}"
             )
         return source, origin, data
 
@@ -256,7 +275,7 @@ class LesionTask(Task):
             return own
         name, origin, data = self.elsewhere
         return with_test_of(
-            own, self.origin.high, name, _load(name, origin, data, progress), origin
+            own, self.origin.high, name, _load(name, origin, data, progress, "--test-data"), origin
         )
 
     def setup(self, seed: int, progress: Progress) -> Splits:
@@ -506,8 +525,9 @@ class LesionTask(Task):
                 the record's ``frames`` has one of each.
             plane: ``transverse`` or ``longitudinal``; of several views, one each, from the left,
                 those of `second` last. "Taller than wide" is said of transverse views only.
-            second: another image of the same lesion, or a folder that has one of the same name. A
-                transverse and a longitudinal view of known spacing give the volume.
+            second: another image of the same lesion; of several that are read, a folder with one
+                at the same place for each. A transverse and a longitudinal view of known spacing
+                give the volume.
             mirror: ask each model of the mirror image too, and take the mean.
             text: what is done about text that is burnt into the image, and may name the patient, in
                 overlay and page: it is kept; or found and told; or blackened, with all that lies
@@ -525,18 +545,22 @@ class LesionTask(Task):
 
         meaning = self._meaning()
 
-        def look(
-            path: Path, number: int | None, to: Path, planes: Sequence[Plane]
-        ) -> tuple[dict[str, Any], Callable[[], None]]:
-            """Return a reading, and what writes its page and its DICOM."""
+        def look(path: Path, number: int | None) -> _Look:
             header = dicom_out.source(path) if dicom else None
             picture = files.read_picture(path, number)
+            views_of = whole if views == "whole" else self.origin.views
+            return _Look(path, number, header, picture, reading.boxes(picture, views_of))
+
+        def write(
+            found: _Look, planes: Sequence[Plane], to: Path
+        ) -> tuple[dict[str, Any], Callable[[], None]]:
+            """Return a reading, and what writes its page and its DICOM."""
             record, shown = reading.read(
-                Panel(trained, mirror), picture, path, to, self.image_size, self.grades, spacing,
-                whole if views == "whole" else self.origin.views,
-                reading.Reference.of(trained.fitted), planes, self.lexicon, text,
+                Panel(trained, mirror), found.picture, found.boxes, found.path, to,
+                self.image_size, self.grades, spacing, reading.Reference.of(trained.fitted),
+                planes, self.lexicon, text,
             )  # fmt: skip
-            record["frame"] = number
+            record["frame"] = found.number
             record["models"] = [model.name for model in trained.members]
             record["temperatures"] = [temperature(model) for model in trained.members]
             record["thresholds"] = [row._asdict() for row in self.thresholds]
@@ -544,36 +568,39 @@ class LesionTask(Task):
                 view["means"] = meaning.get(view["category"])
                 view["assessment"] = self.assess(view) if view["category"] else None
 
-            def write() -> None:
+            def rest() -> None:
                 record["reports"] = page.write(report, record, shown, trained, to)
-                if header is not None:
-                    record["dicom"] = dicom_out.write(header, record, trained.label, self.organ, to)
+                if found.header is not None:
+                    record["dicom"] = dicom_out.write(
+                        found.header, record, trained.label, self.organ, to
+                    )
 
-            return record, write
+            return record, rest
 
         def read(number: int | None, to: Path) -> dict[str, Any]:
-            looked = [look(path, number, to, plane)]
+            looked = [look(path, number)]
             if second is not None:
-                other = second / path.name if second.is_dir() else second
-                if other.resolve() == path.resolve():
+                if second.resolve() == path.resolve():
                     raise DataError(
                         f"{path}: --second is the same file: give another image of the lesion"
                     )
-                rest = plane[len(looked[0][0]["views"]) :]
-                looked.append(look(other, None, reading.beside(to, "_second"), rest))
-            seen = [view for record, _ in looked for view in record["views"]]
-            if plane and len(plane) != len(seen):
+                looked.append(look(second, None))
+            first, *more = (len(found.boxes) for found in looked)
+            if plane and len(plane) != first + sum(more):
                 raise DataError(
-                    f"{path}: --plane names {len(plane)}, and {len(seen)} views are read: name "
-                    "the plane of each"
+                    f"{path}: --plane names {len(plane)}, and {first + sum(more)} views are read: "
+                    "name the plane of each"
                 )
-            measured = volume(seen)
-            for record, write in looked:
+            places = to, reading.beside(to, "_second")
+            each = zip(looked, (plane[:first], plane[first:]), places, strict=False)
+            written = [write(*one) for one in each]
+            measured = volume([view for record, _ in written for view in record["views"]])
+            for record, rest in written:
                 record["volume"] = measured
                 if second is not None and measured is None:
                     record["notes"].append(NO_VOLUME)
-                write()
-            records = [record for record, _ in looked]
+                rest()
+            records = [record for record, _ in written]
             return records[0] | {"second": records[1] if second is not None else None}
 
         numbers = _frames(path, frame)
@@ -604,8 +631,9 @@ class LesionTask(Task):
     ) -> Evaluation:
         """Judge a model on cases of which it has seen none.
 
-        Patients with an image that it was trained or chosen on are left out. Where the data's
-        grades are not the model's, both are reduced to low and high.
+        Patients with an image that it was trained or chosen on are left out; patients who share an
+        image count as one. Where the data's grades are not the model's, both are reduced to low and
+        high.
 
         Args:
             trained: the model.
@@ -639,6 +667,7 @@ class LesionTask(Task):
             self.image_size,
             cache_dir(),
         )
+        cases, merged = evaluating.joined(cases, prepared.images, prepared.hashes)
         problems = [*collection.problems, *prepared.broken.values()]
         fitted = [model.fitted for model in trained.members]
         seen = [known.get("seen") for known in fitted]
@@ -657,7 +686,8 @@ class LesionTask(Task):
         names, from_ = self.grades, self.high
         if not same and len(names) > 2:
             ask, names, from_ = evaluating.reduced(ask, self.high), ("low", "high"), 1
-        judged = evaluating.ask_all(ask, split, names, from_)
+        lexicon = evaluating.worded(self.lexicon, origin.lexicon)
+        judged = evaluating.ask_all(ask, split, names, from_, lexicon)
         points = operating.shared(fitted)
         record = {
             "models": [model.name for model in trained.members],
@@ -673,9 +703,13 @@ class LesionTask(Task):
             evaluation.notes(
                 record,
                 left_out=len(prepared.hashes) - len(chosen),
+                merged=merged,
                 problems=problems,
                 doubts=[*collection.doubts, *itertools.chain(*prepared.doubts.values())],
                 known=all(own is not None for own in seen),
+                started=any(model.init for model in trained.members),
+                unworded=evaluating.unworded(split.cases, lexicon),
+                unlike=evaluating.unlike(trained, prepared.inputs[chosen]),
                 reduced=None if same else (origin.grades, limit, self.grades, self.high),
             )
         )
@@ -733,13 +767,21 @@ class LesionTask(Task):
         """Return what goes in and comes out, what the model is for, and where its limits are."""
         from mtbench_tasks._lesion.card import card
 
-        return card(self.image_size, self.grades, self.high, self.origin.views, fitted)
+        return card(
+            self.image_size, self.grades, self.high, self.origin.views, self.lexicon, fitted
+        )
 
     @classmethod
     def inspect(
         cls, source: str, data: Path | None, *, grades: tuple[str, ...] | None = None
     ) -> list[tuple[str, str, str]]:
-        """Return what of a source is used, repaired and dropped, and what looks odd."""
+        """Return what of a source is used, repaired and dropped, and what looks odd.
+
+        Args:
+            source: of this task.
+            data: where its data lies.
+            grades: the categories from benign to malignant, where they are not fixed.
+        """
         collection = cls._collection(source, data, grades)
         problems, doubts = survey(collection)
         rows = [(str(count), what, why) for count, what, why in collection.report]
@@ -763,7 +805,14 @@ class LesionTask(Task):
     def export(
         cls, source: str, data: Path | None, to: Path, *, grades: tuple[str, ...] | None = None
     ) -> Verdict:
-        """Write images and masks in nnU-Net's layout, and the rest in a CSV beside them."""
+        """Write images and masks in nnU-Net's layout, and the rest in a CSV beside them.
+
+        Args:
+            source: of this task.
+            data: where its data lies.
+            to: the folder.
+            grades: the categories from benign to malignant, where they are not fixed.
+        """
         collection = cls._collection(source, data, grades)
         written, problems = nnunet.write(collection.cases, collection.grades, to)
         if not written:
@@ -779,9 +828,21 @@ class LesionTask(Task):
 
     @classmethod
     def verify(
-        cls, source: str, data: Path | None, *, grades: tuple[str, ...] | None = None
+        cls,
+        source: str,
+        data: Path | None,
+        *,
+        grades: tuple[str, ...] | None = None,
+        strict: bool = False,
     ) -> Verdict:
-        """Read all of a source; return what is broken, would be refused, or looks odd."""
+        """Read all of a source; return what is broken, would be refused, or looks odd.
+
+        Args:
+            source: of this task.
+            data: where its data lies.
+            grades: the categories from benign to malignant, where they are not fixed.
+            strict: what looks odd is a problem too, as it is to a strict run.
+        """
         collection = cls._collection(source, data, grades)
         problems, doubts = survey(collection)
         if min(map(len, split_patients(collection.cases, np.random.default_rng(0)))) == 0:
@@ -790,6 +851,8 @@ class LesionTask(Task):
                 f"{source}: {len(collection.cases)} cases of {count} patients are too few to be "
                 "split in three"
             )
+        if strict:
+            problems, doubts = [*problems, *(f"looks odd: {doubt}" for doubt in doubts)], []
         return Verdict(len(collection.cases), problems, doubts)
 
     @classmethod
@@ -810,10 +873,28 @@ class LesionTask(Task):
         return source
 
 
-def _load(name: str, source: Source, data: Path | None, progress: Progress) -> Collection:
-    if data is None and source.what is not None:
-        raise DataError(f"source {name} needs --data PATH: {source.what}")
+def _load(
+    name: str, source: Source, data: Path | None, progress: Progress, option: str = "--data"
+) -> Collection:
+    if data is not None:
+        _must_read(name, source, option)
+    elif source.what is not None:
+        raise DataError(f"source {name} needs {option} PATH: {source.what}")
     return source.load(data or Path(), progress)
+
+
+def _must_read(name: str, source: Source, option: str = "--data") -> None:
+    """Check that a source, for which data is given, is not one that reads none.
+
+    Raises:
+        UsageError: it would not be looked at.
+    """
+    if source.what is None:
+        to = option.replace("data", "source")
+        raise UsageError(
+            f"{option}: source {name} makes its own data and reads none: leave it out, or say "
+            f"what the data is of, such as {to} manifest"
+        )
 
 
 def _frames(path: Path, wanted: str | None) -> list[int | None]:

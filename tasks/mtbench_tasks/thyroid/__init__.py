@@ -38,7 +38,6 @@ class Thyroid(LesionTask):
         readers: number of simulated readers.
         reader_noise: how much the simulated readers differ from the truth; 0 is not at all.
         phantom_seed: another phantom population.
-        phantom_version: 1, or 2, whose images look more like those of DDTI.
         frames: how many frames of each of AIMI's clips are used, evenly spaced.
     """
 
@@ -117,7 +116,6 @@ class Thyroid(LesionTask):
         readers: int = 3,
         reader_noise: float = 1.0,
         phantom_seed: int = 0,
-        phantom_version: int = phantom.VERSION,
         frames: int = aimi.FRAMES,
         **common: Any,
     ) -> None:
@@ -135,7 +133,7 @@ class Thyroid(LesionTask):
         tested = min(cases, 1000) if test_cases is None else test_cases
         self.phantom: dict[str, Any] = {
             "size": cases, "test_size": tested, "readers": readers,
-            "reader_noise": reader_noise, "seed": phantom_seed, "version": phantom_version,
+            "reader_noise": reader_noise, "seed": phantom_seed,
         }  # fmt: skip
         super().__init__(source=source, **common)
         self.dependent = {**self.dependent, "test_cases": tested}

@@ -75,12 +75,12 @@ THRESHOLDS = (
     Threshold("EU-TIRADS", "5", 10, None, _EU, above=True),
     Threshold("K-TIRADS", "2", None, None, _K),
     Threshold("K-TIRADS", "3", 20, None, _K, above=True),
-    Threshold("K-TIRADS", "4", 10, None, _K, above=True),
+    Threshold("K-TIRADS", "4", 10, None, _K, above=True, most=15),
     Threshold("K-TIRADS", "5", 10, None, _K, above=True),
 )
-"""K-TIRADS 4 leaves it between 10 and 15 mm to the physician; the lower one stands here.
+"""EU- and K-TIRADS say "larger than", ACR "at least".
 
-EU- and K-TIRADS say "larger than", ACR "at least".
+Of K-TIRADS 4 the physician chooses a size from 10 to 15 mm, by features, place, risk and patient.
 """
 _OWN = {row.level: row for row in THRESHOLDS if row.system == "ACR TI-RADS"}
 

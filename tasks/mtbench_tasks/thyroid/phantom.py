@@ -15,8 +15,8 @@ Nodules are drawn from the ACR TI-RADS descriptors and graded by its points tabl
 "ACR TI-RADS: White Paper of the ACR TI-RADS Committee", J Am Coll Radiol 14:587-595 (2017).
 Our own assumptions, from no publication: how often each descriptor occurs (`FREQUENCY`), how loud
 each tissue is (dB values below), and how readers differ (`Style`). Levels and display were set by
-comparison with DDTI, see `benchmarks/phantom_vs_ddti.py`. Version 2 looks more like it, see `Look`
-and `benchmarks/phantom_told.py`.
+comparison with DDTI, see `benchmarks/phantom_vs_ddti.py` and `benchmarks/phantom_told.py`; they
+differ from image to image as much as there, and so does how long and how bright layers are.
 """
 
 import hashlib
@@ -25,7 +25,6 @@ import os
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -39,10 +38,8 @@ from scipy import fft, ndimage
 from mtbench.errors import UsageError
 from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, Progress, Reading
 
-VERSION = 1
-"""The one that is simulated where nobody asks for another, of `VERSIONS`.
-
-It is part of every seed and of the cache key: a change that changes an image is a new version."""
+VERSION = 3
+"""Part of every seed and of the cache key: a change that changes an image is a new version."""
 
 TEST_SEED = 2**31 - 1
 """Of the population that is tested."""
@@ -151,9 +148,10 @@ def _table() -> tuple[list[Descriptors], Map]:
 NODULES, NODULE_FREQUENCY = _table()
 
 
-def draw(rng: Seed) -> Descriptors:
-    """Draw a grade, then a nodule of it: grades stay balanced whatever the descriptors' odds."""
-    of = rng.choice(len(GRADES), p=GRADE_FREQUENCY)
+def draw(rng: Seed, most: int = len(GRADES) - 1) -> Descriptors:
+    """Draw a grade up to `most`, then a nodule of it: the descriptors' odds change no balance."""
+    odds = np.array(GRADE_FREQUENCY[: most + 1])
+    of = rng.choice(most + 1, p=odds / odds.sum())
     return NODULES[rng.choice(len(NODULES), p=NODULE_FREQUENCY[of])]
 
 
@@ -191,110 +189,6 @@ def _ellipse(x: Map, z: Map, a: float, b: float, swell: Map | float = 1.0) -> tu
 def _bump(distance: Map, width: float) -> Map:
     # Clipped: an exponential that underflows to denormals costs ten times as much.
     return np.asarray(np.exp(np.maximum(-0.5 * (distance / width) ** 2, -30)))
-
-
-@dataclass(frozen=True)
-class Look:
-    """How one image looks, whatever its nodule is; the defaults are those of version 1.
-
-    Attributes:
-        nodule: width of the nodules, least and most, as a share of the image's.
-        aside: how far a lobe that is cut lengthwise may lie off the middle (mm).
-        course: length of fibres and layers across the image, times version 1's.
-        contrast: of the layers' texture, likewise.
-        clumps: length of the texture below the lobe (mm), where it is no continuation of that
-            above; 0: it is.
-        bright: level of the fat below the lobe, added to version 1's (dB).
-        fascia: strength of fascia and capsule, times version 1's.
-        patch: along how many mm a fascia keeps its strength.
-        arch: how far the layers bend around the lobe, times version 1's.
-        wall: whether arteries have an intima, and let the beam through as fluid does.
-        air: of the trachea: what it takes from the beam, times version 1's.
-        haze: over how many mm the trachea's shadow begins.
-        specks: how many punctate foci, least and one more than most.
-        sparkle: their amplitudes, least and most.
-        rough: amplitude of an irregular margin's third harmonic, as a share of the radius.
-        taper: the power of 3 / n by which the n-th is smaller.
-        finest: one more than the highest of these harmonics.
-        cells: size of a spongiform nodule's cells, times version 1's.
-        pulse: length of the pulse, times version 1's.
-        beam: width of the beam, likewise.
-        depth: in which it stays so, likewise.
-        fade: what time-gain compensation fails to give back (dB per mm of depth).
-        noise: electronic noise, added to version 1's (dB).
-        black: added to the grey level of no echo.
-        median: grey level of the image's median, where the gain is set by it; 0: it is not.
-        gamma: of the grey map, the median's grey level apart.
-        span: dynamic range, times version 1's.
-        contact: rms of uneven contact with the skin (dB).
-    """
-
-    nodule: tuple[float, float] = (0.2, 0.5)
-    aside: float = 4.0
-    course: float = 1.0
-    contrast: float = 1.0
-    clumps: float = 0.0
-    bright: float = 0.0
-    fascia: float = 1.0
-    patch: float = 2.5
-    arch: float = 1.0
-    wall: bool = False
-    air: float = 1.0
-    haze: float = 0.4
-    specks: tuple[int, int] = (10, 22)
-    sparkle: tuple[float, float] = (30, 52)
-    rough: float = 0.065
-    taper: float = 0.0
-    finest: int = 10
-    cells: float = 1.0
-    pulse: float = 1.0
-    beam: float = 1.0
-    depth: float = 1.0
-    fade: float = 0.0
-    noise: float = 0.0
-    black: float = 0.0
-    median: float = 0.0
-    gamma: float = 1.0
-    span: float = 1.0
-    contact: float = 1.5
-
-
-def _second(rng: Seed) -> Look:
-    """Draw a look of version 2: as unlike from image to image as those of DDTI, see `Look`."""
-    return Look(
-        nodule=(0.1, 0.5),
-        aside=12.0,
-        course=rng.uniform(0.4, 1.2),
-        contrast=rng.uniform(0.6, 1.2),
-        clumps=rng.uniform(0.3, 0.9),
-        bright=rng.uniform(-1, 8),
-        fascia=rng.uniform(0.1, 0.7),
-        patch=rng.uniform(0.6, 2.0),
-        arch=rng.uniform(-0.3, 0.9),
-        wall=True,
-        air=rng.uniform(0.15, 0.6),
-        haze=rng.uniform(1.0, 2.5),
-        specks=(4, 26),
-        sparkle=(14, 56),
-        rough=0.09,
-        taper=1.0,
-        finest=14,
-        cells=rng.uniform(0.4, 0.7),
-        pulse=rng.uniform(0.6, 1.0),
-        beam=rng.uniform(0.8, 1.1),
-        depth=rng.uniform(1.2, 2.5),
-        fade=rng.uniform(-0.15, 0.2),
-        noise=rng.uniform(-9, -2),
-        black=rng.uniform(-14, 4),
-        median=min(max(rng.normal(66, 14), 35), 100),
-        gamma=rng.uniform(1.3, 1.4),
-        span=rng.uniform(1.3, 1.4),
-        contact=rng.uniform(1.5, 3.5),
-    )
-
-
-VERSIONS: dict[int, Callable[[Seed], Look]] = {1: lambda _rng: Look(), 2: _second}
-"""By version, what draws a look of it; version 1 has one."""
 
 
 class Ellipse(NamedTuple):
@@ -341,7 +235,7 @@ class Body:
         return (rows, columns), Body(self.x[:, columns], self.z[rows], *maps)
 
 
-def _neck(rng: Seed, look: Look, spacing: float, a: float, b: float) -> tuple[Body, Ellipse]:
+def _neck(rng: Seed, spacing: float, a: float, b: float) -> tuple[Body, Ellipse]:
     """Build the neck around a lobe with room for an a x b nodule (semi-axes, mm)."""
     rows, columns = HEIGHT * FINE, WIDTH + 2 * PAD
     dz = spacing / FINE
@@ -352,25 +246,34 @@ def _neck(rng: Seed, look: Look, spacing: float, a: float, b: float) -> tuple[Bo
 
     lobe_a = max(rng.uniform(10, 13) if transverse else rng.uniform(22, 32), a * 1.1 + 1)
     lobe_b = max(rng.uniform(7.5, 10.5), b * 1.08 + 0.8)
-    lobe_x = rng.uniform(-2, 2) + (0 if transverse else rng.uniform(-look.aside, look.aside))
+    # Aside by so much, a lobe that is cut lengthwise shows a pole.
+    lobe_x = rng.uniform(-2, 2) if transverse else rng.uniform(-13, 13)
     top = rng.uniform(5.5, 8.5)
     lobe_z = top + lobe_b
     uneven = 0.4 * _curve(rng, rows, 5 / dz)[:, None]
     inside, grazing = _ellipse(x - lobe_x - uneven, z - lobe_z, lobe_a, lobe_b)
     facing = np.sqrt(1 - grazing**2)  # how squarely the beam meets the capsule
+    radius = rng.uniform(6, 8)
+    trachea_x = lobe_x + side * (lobe_a + rng.uniform(6, 11))
+    trachea_z = lobe_z + rng.uniform(0, 3)
+    if transverse and rng.random() < 0.6:  # the isthmus runs to the other lobe before the trachea
+        half = rng.uniform(0.8, 2.2)
+        bridge = half - np.abs(z - (trachea_z - 0.9 * radius - half - 0.3) + uneven)
+        bridge = np.minimum(bridge, side * (x - lobe_x))
+        facing = np.where(bridge > inside, 1, facing)
+        inside = 0.6 * np.logaddexp(inside / 0.6, bridge / 0.6)
 
     # Layers above and below follow the lobe's relief; `depth` is what they would be without it.
     relief = 0.3 * _curve(rng, columns, 9 / spacing) + rng.uniform(-0.06, 0.06) * x[0]
-    relief += (
-        look.arch * 2.0 * (1 - np.sqrt(np.clip(1 - ((x[0] - lobe_x) / (lobe_a * 1.6)) ** 2, 0, 1)))
-    )
+    bow = 1 - np.sqrt(np.clip(1 - ((x[0] - lobe_x) / (lobe_a * 1.6)) ** 2, 0, 1))
+    relief += rng.uniform(-0.6, 1.8) * bow
     depth = z - relief * np.clip(z / top, 0, 1)
     row = np.clip(np.rint(depth / dz).astype(int), 0, rows - 1)
-    along = look.course / spacing
+    along, contrast = rng.uniform(0.4, 1.2) / spacing, rng.uniform(0.6, 1.2)
     fibres = np.take_along_axis(_field(rng, (rows, columns), (0.28 / dz, 7 * along)), row, 0)
     coarse = np.take_along_axis(_field(rng, (rows, columns), (0.7 / dz, 5 * along)), row, 0)
     cloud = _field(rng, (rows, columns), (2.5 / dz, 2.5 / spacing))
-    fibres, coarse = look.contrast * fibres, look.contrast * coarse
+    fibres, coarse = contrast * fibres, contrast * coarse
 
     skin = rng.uniform(0.9, 1.6)
     fat = skin + rng.uniform(0.3, 0.6) * (top - skin)
@@ -386,19 +289,20 @@ def _neck(rng: Seed, look: Look, spacing: float, a: float, b: float) -> tuple[Bo
     body.paint(below(fat), strap)
     body.paint(below(top + rng.uniform(1.5, 3.5)), -2 + 2.5 * coarse + 2.5 * fibres + 1.5 * cloud)
     floor = lobe_z + lobe_b * 0.98 + 1.4 - 0.2 * np.hypot(x[0] - lobe_x, 5) - relief * 0.3
-    if look.clumps:
-        floor += 0.8 * _curve(rng, columns, 3 / spacing)
-        size = look.clumps / spacing
-        fibres = look.contrast * _field(rng, (rows, columns), (0.2 / dz, size))
-        coarse = look.contrast * _field(rng, (rows, columns), (0.6 / dz, 2 * size))
-    body.paint(below(floor), -2 + look.bright + 3.5 * fibres + 4.0 * coarse)
+    floor += 0.8 * _curve(rng, columns, 3 / spacing)
+    clump = rng.uniform(0.3, 0.9) / spacing  # what lies below the lobe is short and clumped
+    fibres = contrast * _field(rng, (rows, columns), (0.2 / dz, clump))
+    coarse = contrast * _field(rng, (rows, columns), (0.6 / dz, 2 * clump))
+    body.paint(below(floor), rng.uniform(-3, 6) + 3.5 * fibres + 4.0 * coarse)
     body.paint(below(floor + rng.uniform(3, 6)), -9 + 3.0 * fibres + 3.5 * coarse, 1.6 * TISSUE)
     body.level += 9 * _bump(depth - 0.3, 0.35)  # transducer and skin surface
 
     # Fascia: mirrors, patchy along their course because only square incidence comes back.
+    bright, patch = rng.uniform(0.1, 0.7), rng.uniform(0.6, 2.0)
+
     def fascia(boundary: float | Map, strength: float, width: float = 0.11) -> None:
         course = depth - boundary - 0.2 * _curve(rng, columns, 5 / spacing)
-        patchy = look.fascia * np.exp(1.2 * _curve(rng, columns, look.patch / spacing) - 0.5)
+        patchy = bright * np.exp(1.2 * _curve(rng, columns, patch / spacing) - 0.5)
         body.mirror += strength * patchy * _bump(course, width)
         body.level += 9 * np.minimum(patchy, 1) * _bump(course, 2 * width)
 
@@ -411,20 +315,20 @@ def _neck(rng: Seed, look: Look, spacing: float, a: float, b: float) -> tuple[Bo
     parenchyma = rng.uniform(0.7, 1.8) * cloud + rng.uniform(0.3, 1.5) * coarse + 0.7 * fibres
     body.paint(_soft(inside, 0.15), parenchyma)
     capsule = _bump(inside, 0.13) * facing**4
-    body.mirror += look.fascia * rng.uniform(0.4, 1.5) * capsule * np.exp(coarse - 0.5)
-    body.level += look.fascia * 5 * _bump(inside, 0.25) * facing**2
+    body.mirror += bright * rng.uniform(0.4, 1.5) * capsule * np.exp(coarse - 0.5)
+    body.level += 5 * bright * _bump(inside, 0.25) * facing**2
 
     if transverse:
-        _trachea(rng, look, body, lobe_x + side * (lobe_a + rng.uniform(6, 11)), lobe_z)
-        radius = rng.uniform(2.4, 3.6)
-        _vessel(rng, look, body, lobe_x - side * (lobe_a + radius * rng.uniform(0.6, 1.0)),
-                lobe_z + rng.uniform(-2, 3), radius, radius * rng.uniform(0.85, 1))  # fmt: skip
+        _trachea(rng, body, trachea_x, trachea_z, radius)
+        carotid = rng.uniform(2.4, 3.6)
+        _vessel(rng, body, lobe_x - side * (lobe_a + carotid * rng.uniform(0.6, 1.0)),
+                lobe_z + rng.uniform(-2, 3), carotid, carotid * rng.uniform(0.85, 1))  # fmt: skip
         if rng.random() < 0.5:  # jugular vein: nearer to the skin, flattened by the transducer
             aside = WIDTH * spacing * rng.uniform(0.37, 0.5)
-            _vessel(rng, look, body, -side * aside, lobe_z - lobe_b * 0.7,
+            _vessel(rng, body, -side * aside, lobe_z - lobe_b * 0.7,
                     rng.uniform(2.5, 4.5), rng.uniform(1.0, 2.2))  # fmt: skip
     for _ in range(rng.integers(0, 4)):  # small vessels and colloid specks in the lobe
-        _vessel(rng, look, body, lobe_x + rng.uniform(-0.8, 0.8) * lobe_a,
+        _vessel(rng, body, lobe_x + rng.uniform(-0.8, 0.8) * lobe_a,
                 lobe_z + rng.uniform(-0.7, 0.7) * lobe_b, rng.uniform(0.3, 1.1), 0.4)  # fmt: skip
     return body, Ellipse(lobe_x, lobe_z, lobe_a, lobe_b)
 
@@ -434,25 +338,19 @@ def _soft(inside: Map, width: float) -> Map:
     return np.asarray(1 / (1 + np.exp(np.clip(-inside / width, -30, 30))))
 
 
-def _vessel(rng: Seed, look: Look, body: Body, x: float, z: float, a: float, b: float) -> None:
+def _vessel(rng: Seed, body: Body, x: float, z: float, a: float, b: float) -> None:
     """Blood: almost echo-free, a bright wall where the beam meets it squarely, grazing edges."""
     _, body = body.near(Ellipse(x, z, a, b), 1.5 + 0.3 * a)
-    lean = rng.normal(0, 0.25) * (body.z - z)
-    inside, grazing = _ellipse(body.x - x - lean, body.z - z, a, b)
+    right, down = body.x - x - rng.normal(0, 0.25) * (body.z - z), body.z - z
+    swell = 1 + 0.06 * rng.normal() * np.cos(3 * np.arctan2(down, right))  # it is no disc
+    inside, grazing = _ellipse(right, down, a, b * rng.uniform(0.75, 1.0), swell)
     big = min(a, b) / 2.5
-    if look.wall:  # an artery is no disc: it is flattened, and its intima is a line of its own
-        inside, grazing = _ellipse(
-            body.x - x - lean, body.z - z, a, b * rng.uniform(0.75, 1.0),
-            1 + 0.06 * rng.normal() * np.cos(3 * np.arctan2(body.z - z, body.x - x - lean)),
-        )  # fmt: skip
-    body.paint(
-        _soft(inside, 0.15), rng.uniform(-26, -14), FLUID + (0 if look.wall else 0.3) * TISSUE
-    )
+    body.paint(_soft(inside, 0.15), rng.uniform(-26, -14), FLUID)
     square = 1 - np.minimum(grazing**2, 1)
     wall = _bump(inside + 0.2, 0.18) * min(big, 1)
     body.level += rng.uniform(2, 7) * wall * (0.4 + square)
     body.mirror += rng.uniform(0.1, 1.2) * wall * square**2
-    if look.wall and min(a, b) > 1.5:
+    if min(a, b) > 1.5:  # an artery's intima is a line of its own
         intima = _bump(inside - rng.uniform(0.45, 0.7), 0.1) * square**4
         body.level += rng.uniform(2, 7) * intima
     body.edge += 0.6 * min(big, 1) * _grazing(inside, grazing)
@@ -463,18 +361,18 @@ def _grazing(inside: Map, grazing: Map) -> Map:
     return np.asarray(4.0 * _bump(inside, 0.3) * np.clip(np.abs(grazing) - 0.9, 0, 1) / 0.1)
 
 
-def _trachea(rng: Seed, look: Look, body: Body, x: float, z: float) -> None:
-    """Cartilage and air: a bright arc, reverberations of it, and nothing but shadow behind."""
-    radius = rng.uniform(6, 8)
+def _trachea(rng: Seed, body: Body, x: float, z: float, radius: float) -> None:
+    """Cartilage and air: a bright arc, reverberations of it, and little but shadow behind."""
     inside, grazing = _ellipse(body.x - x, body.z - z, radius, radius * 0.9)
     up = np.clip((z - body.z) / radius, 0, 1) * np.sqrt(1 - grazing**2)
-    body.paint(_soft(inside, 0.5 * look.haze), -12.0)
+    haze = rng.uniform(1.0, 2.5)  # its shadow has soft edges
+    body.paint(_soft(inside, 0.5 * haze), -12.0)
     for echo in range(3):
         ring = _bump(inside - 0.9 - 1.8 * echo, 0.35)
         body.level += (14 - 4 * echo) * up * ring
         body.mirror += rng.uniform(0.3, 2) * 0.5**echo * up**2 * ring
-    air = look.air * rng.uniform(0.1, 1) * (AIR - TISSUE)
-    body.loss += air * _soft(inside - rng.uniform(1, 4), look.haze)
+    air = rng.uniform(0.02, 0.4) * (AIR - TISSUE)
+    body.loss += air * _soft(inside - rng.uniform(1, 4), haze)
 
 
 def _place(rng: Seed, lobe: Ellipse, a: float, b: float, spacing: float, margin: str) -> Ellipse:
@@ -490,7 +388,7 @@ def _place(rng: Seed, lobe: Ellipse, a: float, b: float, spacing: float, margin:
     return Ellipse(x, z, a, b)
 
 
-def _outline(rng: Seed, look: Look, body: Body, margin: str, at: Ellipse) -> tuple[Map, Map]:
+def _outline(rng: Seed, body: Body, margin: str, at: Ellipse) -> tuple[Map, Map]:
     """Shape the contour: an ellipse, slightly turned, its radius swollen by harmonics."""
     turn = rng.uniform(-0.2, 0.2)
     right = (body.x - at.x) * np.cos(turn) + (body.z - at.z) * np.sin(turn)
@@ -498,20 +396,18 @@ def _outline(rng: Seed, look: Look, body: Body, margin: str, at: Ellipse) -> tup
     angle = np.arctan2(down / at.b, right / at.a)
     swell = np.ones_like(angle)
     rough = margin in {"irregular", "extrathyroidal extension"}
-    for n in range(3, look.finest if rough else 6):
-        size = look.rough * (3 / n) ** look.taper if rough else 0.085 / (n - 1)
+    for n in range(3, 14 if rough else 6):
+        size = 0.27 / n if rough else 0.085 / (n - 1)
         swell += size * rng.normal() * np.cos(n * angle + rng.uniform(0, 2 * np.pi))
     return _ellipse(right, down, at.a, at.b, np.clip(swell, 0.75, 1.3))
 
 
-def _nodule(
-    rng: Seed, look: Look, body: Body, words: Descriptors, spacing: float, at: Ellipse
-) -> Map:
+def _nodule(rng: Seed, body: Body, words: Descriptors, spacing: float, at: Ellipse) -> Map:
     """Paint composition, echogenicity, margin and foci; return the depth inside (mm)."""
     whole = np.full(body.level.shape, -1.0)
     window, body = body.near(at, 0.35 * max(at.a, at.b) + 3)
     dz, shape = spacing / FINE, body.level.shape
-    inside, grazing = _outline(rng, look, body, words.margin, at)
+    inside, grazing = _outline(rng, body, words.margin, at)
     size = np.sqrt(at.a * at.b)
     edge = _soft(inside, {"ill-defined": 0.75, "smooth": 0.1}.get(words.margin, 0.15))
     level = LEVEL[words.echogenicity] + rng.uniform(-1, 1)
@@ -523,9 +419,8 @@ def _nodule(
     else:
         body.paint(edge, level + uneven, TISSUE * (1.25 if level < -3 else 1))
     if words.composition == "spongiform":
-        cells = (
-            _field(rng, shape, (0.5 * look.cells / dz, 0.6 * look.cells / spacing)) + 0.2 * uneven
-        )
+        cell = rng.uniform(0.2, 0.35)
+        cells = _field(rng, shape, (cell / dz, 1.2 * cell / spacing)) + 0.2 * uneven
         body.paint(edge * _soft(cells - 0.05, 0.15), level - 17, FLUID + 0.5 * TISSUE)
         body.level += 3.5 * edge * _soft(-cells, 0.2)
     if words.composition == "mixed":
@@ -542,12 +437,12 @@ def _nodule(
         body.mirror += rng.uniform(0.4, 1.0) * (1 - grazing**2) ** 2 * _bump(inside, 0.13)
     if words.margin in {"smooth", "irregular"}:
         body.edge += rng.uniform(0.3, 1.0) * _grazing(inside, grazing)
-    _foci(rng, look, body, words.echogenic_foci, dz, at, inside, grazing)
+    _foci(rng, body, words.echogenic_foci, dz, at, inside, grazing)
     whole[window] = inside
     return whole
 
 
-def _foci(rng: Seed, look: Look, body: Body, foci: str, dz: float, at: Ellipse, inside: Map,
+def _foci(rng: Seed, body: Body, foci: str, dz: float, at: Ellipse, inside: Map,
           grazing: Map) -> None:  # fmt: skip
     """Add what shines: calcium shadows when it is larger than the beam, specks do not."""
     size = np.sqrt(at.a * at.b)
@@ -563,11 +458,11 @@ def _foci(rng: Seed, look: Look, body: Body, foci: str, dz: float, at: Ellipse, 
         return
     rows, columns = np.nonzero(inside > 0.22 * size)
     count = {"macrocalcifications": rng.integers(1, 3), "comet-tail": rng.integers(2, 5),
-             "punctate": rng.integers(*look.specks)}[foci]  # fmt: skip
+             "punctate": rng.integers(4, 26)}[foci]  # fmt: skip
     for k in rng.integers(rows.size, size=count):
         row, column = rows[k], columns[k]
         if foci == "punctate":
-            body.mirror[row, column] += rng.uniform(*look.sparkle)
+            body.mirror[row, column] += rng.uniform(14, 56)
         elif foci == "comet-tail":  # resonance: an echo train that tapers below a bright point
             tail = rng.uniform(1.0, 2.2)
             end = min(row + int(tail / dz), body.z.size)
@@ -590,14 +485,15 @@ def _speckle(rng: Seed, shape: tuple[int, ...]) -> NDArray[np.complex64]:
     return parts.view(np.complex64)[..., 0]
 
 
-def _image(rng: Seed, look: Look, body: Body, spacing: float) -> Image:
+def _image(rng: Seed, body: Body, spacing: float) -> Image:
     """Insonify: transmission, scattering, point-spread function, noise, envelope, compression."""
     dz = spacing / FINE
     rows, columns = body.level.shape
     frequency = rng.uniform(7.5, 11)
     way = 2 * frequency * body.loss + body.edge
-    gained = 2 * frequency * TISSUE * rng.uniform(0.5, 0.9)  # time-gain compensation, dB / mm
-    transmission = -np.cumsum(way - gained + look.fade, axis=0) * dz
+    # Time-gain compensation (dB / mm) follows the tissue's loss, and the sonographer's hand.
+    gained = 2 * frequency * TISSUE * rng.uniform(0.5, 0.9) - rng.uniform(-0.15, 0.2)
+    transmission = -np.cumsum(way - gained, axis=0) * dz
     transmission = ndimage.gaussian_filter1d(transmission, 0.35 / spacing, axis=1)
 
     scatter = _speckle(rng, (LOOKS, rows, columns)) * 10 ** (body.level / 20) + body.mirror
@@ -605,53 +501,65 @@ def _image(rng: Seed, look: Look, body: Body, spacing: float) -> Image:
 
     # The pulse is the same all the way; the beam widens away from the focus. Both filters keep
     # the power of diffuse scattering, so that a tissue's level does not depend on its depth.
-    pulse = look.pulse * rng.uniform(0.095, 0.135) * 9 / frequency / dz
-    focus, reach = rng.uniform(10, 22), rng.uniform(14, 22) * look.depth
-    beam = rng.uniform(0.21, 0.32) * 9 / frequency * np.hypot(1, (body.z - focus) / reach) / spacing
-    beam = look.beam * beam
+    pulse = rng.uniform(0.06, 0.125) * 9 / frequency / dz
+    focus, reach = rng.uniform(10, 22), rng.uniform(18, 50)
+    beam = rng.uniform(0.18, 0.33) * 9 / frequency * np.hypot(1, (body.z - focus) / reach) / spacing
     omega = 2 * np.pi * fft.fftfreq(columns)[None]
     lateral = _bump(omega * beam, 1) + rng.uniform(0.2, 0.5) * _bump(omega * beam * 5, 1)  # lobes
     lateral /= np.sqrt((lateral**2).mean(axis=1, keepdims=True))
     echo = fft.ifft(fft.fft(scatter) * lateral.astype(np.float32))
     echo = ndimage.gaussian_filter1d(echo, pulse, axis=1) * np.sqrt(2 * np.sqrt(np.pi) * pulse)
-    floor = rng.uniform(-26, -19) + look.noise + 0.1 * body.z
+    floor = rng.uniform(-34, -22) + 0.1 * body.z
     echo += _speckle(rng, echo.shape) * 10 ** (floor / 20)
 
     power = (echo.real**2 + echo.imag**2).mean(axis=0)
     decibel = 10 * np.log10(power.reshape(HEIGHT, FINE, columns).mean(axis=1) + 1e-9)
-    decibel += look.contact * _curve(rng, columns, 10 / spacing)  # uneven contact with the skin
+    contact = _curve(rng, columns, 10 / spacing)  # with the skin: uneven
+    decibel += rng.uniform(1.5, 3.5) * contact
     shown = decibel[:, PAD:-PAD]
     # The grey map has a toe: noise and clutter fade into a black level instead of being cut off.
-    span, middle, black, toe = (rng.uniform(*r) for r in ((48, 60), (98, 125), (14, 33), (9, 15)))
-    black, span = max(black + look.black, 0.0), span * look.span
-    if look.median:  # as the sonographer sets the gain
-        above = max(look.median - black, 1.0) / toe
-        middle = black + toe * np.log(np.expm1(above)) - np.median(shown) * 255 / span
-    grey = black + toe * np.logaddexp(0, (middle + shown * 255 / span - black) / toe)
-    if look.gamma != 1:
-        grey = look.median * (grey / look.median) ** look.gamma
+    # The gain is set by the picture's middle, as the sonographer does.
+    span, black, toe = (rng.uniform(*r) for r in ((64, 82), (5, 32), (9, 15)))
+    median = float(np.clip(rng.normal(66, 14), 35, 100))
+    middle = black + toe * np.log(np.expm1(max(median - black, 1.0) / toe))
+    grey = middle + (shown - np.median(shown)) * 255 / span
+    grey = black + toe * np.logaddexp(0, (grey - black) / toe)
+    grey = median * (grey / median) ** 1.35
     image: Image = np.clip(grey, 0, 255).astype(np.uint8)
     return image
 
 
-def simulate(
-    seed: int, index: int, version: int = VERSION
-) -> tuple[Image, Mask, Descriptors, float]:
-    """Simulate one case: image, true nodule mask, descriptors, millimetres per pixel."""
-    rng = np.random.default_rng([version, seed, index, 0])
-    look = VERSIONS[version](rng)
-    words = draw(rng)
-    spacing = rng.uniform(0.195, 0.25)
+def _size(rng: Seed, words: Descriptors, width: float, spacing: float) -> tuple[float, float]:
+    """Draw the semi-axes of a nodule of about that width (mm), across and down."""
     tall = words.shape == "taller-than-wide"
     ratio = rng.uniform(1.2, 1.55) if tall else rng.uniform(0.5, 0.88)
-    width = WIDTH * spacing * rng.uniform(*look.nodule)
     size = min(width / 2, 8.5 if tall else 10, 0.28 * WIDTH * spacing * np.sqrt(ratio))
-    a, b = size / np.sqrt(ratio), size * np.sqrt(ratio)
-    body, lobe = _neck(rng, look, spacing, a, b)
+    return size / np.sqrt(ratio), size * np.sqrt(ratio)
+
+
+def simulate(seed: int, index: int) -> tuple[Image, Mask, Descriptors, float]:
+    """Simulate one case: image, true nodule mask, descriptors, millimetres per pixel.
+
+    Some images show a second nodule, of less than half the area and no higher grade. It is not
+    outlined: the case is of the larger one.
+    """
+    rng = np.random.default_rng([VERSION, seed, index, 0])
+    words = draw(rng)
+    spacing = rng.uniform(0.195, 0.25)
+    width = WIDTH * spacing * rng.uniform(0.13, 0.5)
+    a, b = _size(rng, words, width, spacing)
+    body, lobe = _neck(rng, spacing, a, b)
     at = _place(rng, lobe, a, b, spacing, words.margin)
-    inside = _nodule(rng, look, body, words, spacing, at)
+    if rng.random() < 0.3:
+        other = draw(rng, grade(points(words)))
+        a, b = _size(rng, other, max(rng.uniform(0.3, 0.6) * width, 3.0), spacing)
+        near = _place(rng, lobe, a, b, spacing, other.margin)
+        apart = np.hypot((near.x - at.x) / (a + at.a), (near.z - at.z) / (b + at.b))
+        if apart > 1.2 and a * b < 0.5 * at.a * at.b:
+            _nodule(rng, body, other, spacing, near)
+    inside = _nodule(rng, body, words, spacing, at)
     mask: Mask = inside.reshape(HEIGHT, FINE, -1).mean(axis=1)[:, PAD:-PAD] > 0
-    return _image(rng, look, body, spacing), mask, words, spacing
+    return _image(rng, body, spacing), mask, words, spacing
 
 
 @dataclass(frozen=True)
@@ -675,9 +583,9 @@ class Style:
     confusion: float
 
 
-def style(seed: int, reader: int, version: int = VERSION) -> Style:
+def style(seed: int, reader: int) -> Style:
     """Draw a reader's style: the same whatever the number of readers and cases."""
-    rng = np.random.default_rng([version, seed, 2**32 - 1, reader])
+    rng = np.random.default_rng([VERSION, seed, 2**32 - 1, reader])
     return Style(
         bias=rng.uniform(0.4, 0.8) * (1, -1, 0.3)[reader % 3],
         smooth=rng.uniform(0.4, 1.2),
@@ -691,10 +599,11 @@ def style(seed: int, reader: int, version: int = VERSION) -> Style:
 def read(truth: Mask, words: Descriptors, spacing: float, style: Style, noise: float,
          rng: Seed) -> tuple[Mask, int]:  # fmt: skip
     """Contour and grade a nodule as a reader of that style would; `noise` 0 gives the truth."""
-    outside, inside = (ndimage.distance_transform_edt(m) for m in (~truth, truth))
-    contour = ndimage.gaussian_filter((inside - outside) * spacing, noise * style.smooth / spacing)
+    outside, inside = (ndimage.distance_transform_edt(m) * spacing for m in (~truth, truth))
+    hand = noise * min(1.0, inside.max() / 3)  # which is finer where the nodule is small
+    contour = ndimage.gaussian_filter(inside - outside, hand * style.smooth / spacing)
     wobble = style.wobble * _field(rng, truth.shape, (4 / spacing, 4 / spacing))
-    mask = contour + noise * (style.bias + wobble) > 0
+    mask = contour + hand * (style.bias + wobble) > 0
     slip, pick = rng.random((2, len(words)))
     heard = Descriptors(*(
         list(words_of)[int(p * len(words_of))] if s < noise * style.confusion else word
@@ -707,13 +616,13 @@ def read(truth: Mask, words: Descriptors, spacing: float, style: Style, noise: f
 Record = dict[str, NDArray[np.generic]]
 
 
-def _record(seed: int, index: int, readers: int, noise: float, version: int) -> Record:
+def _record(seed: int, index: int, readers: int, noise: float) -> Record:
     """One case as the arrays that are cached; row 0 of `masks` and `grades` is the truth."""
-    image, truth, words, spacing = simulate(seed, index, version)
+    image, truth, words, spacing = simulate(seed, index)
     masks, grades = [truth], [grade(points(words))]
     for r in range(readers):
-        rng = np.random.default_rng([version, seed, index, 1 + r])
-        mask, category = read(truth, words, spacing, style(seed, r, version), noise, rng)
+        rng = np.random.default_rng([VERSION, seed, index, 1 + r])
+        mask, category = read(truth, words, spacing, style(seed, r), noise, rng)
         masks.append(mask)
         grades.append(category)
     coded = [list(of).index(word) for of, word in zip(POINTS.values(), words, strict=True)]
@@ -731,11 +640,10 @@ def _generate(
     seed: int,
     noise: float,
     readers: int,
-    version: int,
     workers: int,
     progress: Progress | None,
 ) -> Record:
-    jobs = (delayed(_record)(seed, i, readers, noise, version) for i in range(size))
+    jobs = (delayed(_record)(seed, i, readers, noise) for i in range(size))
     records = []
     with parallel_config("loky", n_jobs=min(workers, size), inner_max_num_threads=1):
         for record in Parallel(return_as="generator")(jobs):
@@ -778,7 +686,6 @@ def load(
     seed: int = 0,
     reader_noise: float = 1.0,
     readers: int = 3,
-    version: int = VERSION,
     cache: Path | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -790,7 +697,6 @@ def load(
         seed: of the cases and of the readers' styles.
         reader_noise: scales everything in which readers differ from the truth; 0: they do not.
         readers: number of simulated readers; all of them read all cases.
-        version: of the simulation, see `VERSIONS`.
         cache: folder for one .npz per set of parameters; a broken file is made anew.
         workers: processes to generate with; None: all cores.
         progress: called with (done, total) while generating.
@@ -803,25 +709,20 @@ def load(
                          f"got {reader_noise}")  # fmt: skip
     if workers is not None and workers < 1:
         raise UsageError(f"phantom: workers must be at least 1, got {workers}")
-    if version not in VERSIONS:
-        known = " or ".join(map(str, VERSIONS))
-        raise UsageError(f"phantom: version must be {known}, got {version}")
-    key = {"version": version, "size": size, "seed": seed, "reader_noise": float(reader_noise),
+    key = {"version": VERSION, "size": size, "seed": seed, "reader_noise": float(reader_noise),
            "readers": readers}  # fmt: skip
     fingerprint = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"phantom-{fingerprint}.npz" if cache else None
     record = _fetch(path, size, readers) if path else None
     if record is None:
-        record = _generate(
-            size, seed, reader_noise, readers, version, workers or cpu_count(), progress
-        )
+        record = _generate(size, seed, reader_noise, readers, workers or cpu_count(), progress)
         if path:
             _store(path, record)
     return Collection(
         cases=tuple(_case(i, record) for i in range(size)),
         grades=GRADES,
         fingerprint=f"phantom-{fingerprint}",
-        report=((size, "simulated", f"phantom version {version}, seed {seed}, {readers} readers "
+        report=((size, "simulated", f"phantom version {VERSION}, seed {seed}, {readers} readers "
                                     f"at reader noise {reader_noise:g}"),),
     )  # fmt: skip
 

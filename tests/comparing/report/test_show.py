@@ -153,7 +153,16 @@ def test_figures_are_files_and_the_same_each_time(
     names = sorted(file.name for file in (tmp_path / "a").iterdir())
     assert names == sorted(
         f"0-made_up0-{chart}.{form}"
-        for chart in ("cost", "delta_m", "difference")
+        for chart in (
+            "budget",
+            "cost",
+            "delta_m",
+            "diagnostics",
+            "difference",
+            "front",
+            "places",
+            "training",
+        )
         for form in ("pdf", "svg")
     )
     for name in names:

@@ -11,16 +11,17 @@ from mtbench.comparing.judging.leaderboard.formats import (
     readable,
     to_csv,
     to_json,
-    to_latex,
     to_markdown,
     to_raw,
 )
+from mtbench.comparing.judging.leaderboard.latex import Width, to_latex
 
 __all__ = [
     "LEGEND",
     "Board",
     "Cell",
     "Overall",
+    "Width",
     "boards",
     "compact",
     "notes",

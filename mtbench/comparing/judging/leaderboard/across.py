@@ -107,8 +107,10 @@ def _is_known(board: Board) -> bool:
 
 
 def _numbers(board: Board, table: pd.DataFrame, name: str) -> tuple[Any, ...]:
-    """Return all that was measured of a row; two NaN are the same."""
+    """Return all that was measured of a row; two NaN are the same. Of none, all is its own."""
     cells = board.cells[str(table.at[name, "row"])]
+    if all(cell.diverged for cell in cells):
+        return (name,)
     return tuple(
         sorted((cell.spec.seed, repr(sorted({**cell.val, **cell.test}.items()))) for cell in cells)
     )

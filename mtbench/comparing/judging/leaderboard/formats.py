@@ -130,6 +130,29 @@ LEGEND = (
 )
 
 
+def marks(board: Board, column: str) -> list[str]:
+    """Return which rows of a readable column are ``best`` and ``second``, as printed.
+
+    The single-task reference takes no part, nor does what is not ranked.
+    """
+    sources = {f"{name} {'↑' if up else '↓'}": (name, up, 3) for name, up in board.primary.items()}
+    sources |= {"Δm % ↓": ("delta_m", False, 2), "rank ↓": ("mean_rank", False, 2)}
+    found = [""] * len(board.rows)
+    if column not in sources:
+        return found
+    key, higher, digits = sources[column]
+    taking_part = board.rows["complete"] & (board.rows["method"] != board.reference)
+    values = board.rows[key].where(taking_part).round(digits)
+    order = sorted(set(values.dropna()), reverse=higher)
+    for place, mark in enumerate(("best", "second")):
+        if place < len(order):
+            found = [mark if v == order[place] else m for v, m in zip(values, found, strict=True)]
+    return found
+
+
+_MARKED = {"best": "**{}**", "second": "*{}*", "": "{}"}
+
+
 def to_markdown(board: Board, columns: Sequence[str] | None = None) -> str:
     """Return the readable table as Markdown, with title and notes."""
     shown = readable(board, columns)
@@ -137,11 +160,15 @@ def to_markdown(board: Board, columns: Sequence[str] | None = None) -> str:
     if not shown.empty:
         lines.append("| " + " | ".join(inert.markdown(column) for column in shown.columns) + " |")
         lines.append("|" + "---|" * len(shown.columns))
-        lines += [
-            "| " + " | ".join(inert.markdown(str(cell)) for cell in row) + " |"
-            for row in shown.itertuples(index=False)
+        texts = [
+            [
+                _MARKED[mark].format(inert.markdown(str(text)))
+                for text, mark in zip(shown[column], marks(board, column), strict=True)
+            ]
+            for column in shown.columns
         ]
-        lines += ["", LEGEND]
+        lines += ["| " + " | ".join(row) + " |" for row in zip(*texts, strict=True)]
+        lines += ["", f"{LEGEND} Best in bold, second in italics."]
     lines += [f"- {inert.markdown(note)}" for note in notes(board)]
     return "\n".join(lines) + "\n"
 
@@ -158,7 +185,7 @@ def overall_markdown(overall: Overall) -> str:
             *(_number(rank, 1) for rank in overall.mean_rank[:, i]),
         ]
         lines.append("| " + " | ".join([inert.markdown(method), *numbers]) + " |")
-    return "\n".join([*lines, "", f"- {overall.note}"]) + "\n"
+    return "\n".join([*lines, "", f"- {inert.markdown(overall.note)}"]) + "\n"
 
 
 def to_csv(found: Sequence[Board], *, cost: bool = False) -> str:
@@ -219,17 +246,3 @@ def to_json(found: Sequence[Board]) -> str:
         ],
         indent=2,
     )
-
-
-def to_latex(board: Board, columns: Sequence[str] | None = None) -> str:
-    """Return the readable table as LaTeX; it needs the package booktabs."""
-    shown = readable(board, columns)
-    lines = [f"% {inert.plain(board.title)}"]
-    if not shown.empty:
-        lines += [rf"\begin{{tabular}}{{l{'r' * (shown.shape[1] - 1)}}}", r"\toprule"]
-        body = [[inert.tex(str(cell)) for cell in row] for row in shown.itertuples(index=False)]
-        lines += [" & ".join(inert.tex(column) for column in shown.columns) + r" \\", r"\midrule"]
-        lines += [" & ".join(row) + r" \\" for row in body]
-        lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [f"% {inert.plain(note)}" for note in notes(board)]
-    return "\n".join(lines) + "\n"

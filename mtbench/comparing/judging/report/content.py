@@ -16,12 +16,13 @@ from PIL import Image
 
 from mtbench.comparing.judging import statistics
 from mtbench.comparing.judging.leaderboard import Board, Cell, notes
+from mtbench.comparing.judging.leaderboard.along import along
 from mtbench.training.cell.rundir import parse
 
 EPOCHS = 60  # of a curve at most
 CURVES = 24  # rows with curves at most: as many as can be told apart, several times over
 PICTURE = 300_000  # bytes that a picture may have as it is; a larger one is made smaller
-_DIAGNOSTICS = ("update", "weights", "shared gradients", "features gradients")
+DIAGNOSTICS = ("update", "weights", "shared gradients", "features gradients")
 LARGEST = 50_000_000  # pixels of a picture
 _PNG = b"\x89PNG\r\n\x1a\n"
 PICTURES = 8_000_000  # bytes of a board's at most
@@ -149,6 +150,24 @@ def _charts(board: Board, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "front": _front(board),
         "histories": {name: _history(board.cells[name], board.primary) for name in drawn},
         "drawn": drawn,
+        "along": [
+            {
+                "method": one.method,
+                "parameter": one.parameter,
+                "values": one.values,
+                "rows": one.rows,
+                "logarithmic": one.logarithmic,
+                "panels": [
+                    {
+                        "title": panel.title,
+                        "points": [_short(point) for point in panel.points],
+                        "baseline": finite(panel.baseline),
+                    }
+                    for panel in one.panels
+                ],
+            }
+            for one in along(board)
+        ],
     }
 
 
@@ -219,7 +238,7 @@ def _history(cells: Sequence[Cell], primary: Iterable[str]) -> dict[str, Any]:
                 *((f"loss {k} (training)", v) for k, v in _part(record, "train_loss")),
                 *((f"loss {k} (validation)", v) for k, v in _part(record, "val_loss")),
                 *((f"{k} (validation)", v) for k, v in _part(record, "val") if k in wanted),
-                *((f"{kind}: {k}", v) for kind in _DIAGNOSTICS for k, v in _part(record, kind)),
+                *((f"{kind}: {k}", v) for kind in DIAGNOSTICS for k, v in _part(record, kind)),
             ]
             for quantity, value in values:
                 if isinstance(value, int | float) and math.isfinite(value):

@@ -315,6 +315,32 @@ function budget(board, state, parent) {
   lines(plot, 330, "Best of the first n trials", series, state, { xName: "trials", yName: "selection score ↑" });
 }
 
+// What a parameter does: a method's variants along it, a panel a quantity.
+function responses(board, state, parent) {
+  for (const one of board.along) {
+    const plot = card(parent, `${one.method} along ${one.parameter}`, `Rows that differ in ${one.parameter} alone, with 95 % intervals.${board.baseline ? ` Dashed: ${board.baseline}.` : ""}`, true);
+    const grid = html(plot, "div", "multiples");
+    const places = one.panels.map(panel => {
+      const place = html(grid, "div");
+      html(place, "h3", "", panel.title);
+      return place;
+    });  // all of them first: their number decides their width
+    one.panels.forEach((panel, i) => {
+      const points = one.values.map((x, j) => [x, ...panel.points[j], one.rows[j]]).filter(p => p[1] !== null);
+      if (!points.length) return;
+      const f = frame(places[i], 200, `${panel.title} along ${one.parameter}`, one.values, known([...points.flatMap(p => p.slice(1, 4)), panel.baseline]), {
+        x: { log: one.logarithmic }, y: { pad: 0.08 }, left: 48, xName: one.parameter });
+      if (panel.baseline !== null) el(f.svg, "line", { x1: f.left, x2: f.right, y1: f.Y(panel.baseline), y2: f.Y(panel.baseline), stroke: "var(--quiet)", "stroke-width": 1.2, "stroke-dasharray": "5 4" });
+      el(f.svg, "path", { d: path(points, f.X, f.Y), fill: "none", stroke: "var(--accent)", "stroke-width": 1.5 });
+      for (const [x, mean, low, high, name] of points) {
+        const g = el(f.svg, "g", { "data-tip": `${name}\n${format(mean)} [${format(low)}, ${format(high)}]` });
+        if (low !== null) el(g, "line", { x1: f.X(x), x2: f.X(x), y1: f.Y(low), y2: f.Y(high), stroke: "var(--accent)", "stroke-width": 3, "stroke-opacity": 0.45, "stroke-linecap": "round" });
+        el(g, "circle", { cx: f.X(x), cy: f.Y(mean), r: 4.5, fill: "var(--accent)" });
+      }
+    });
+  }
+}
+
 function multiples(board, state, parent, title, text, wanted, options = {}) {
   const chosen = board.drawn.filter(name => state.slot(name));
   const groups = new Map();
@@ -344,6 +370,7 @@ function draw(section) {
   forest(board, state, target);
   costs(board, state, target);
   against(board, state, target);
+  responses(board, state, target);
   places(board, state, target);
   front(board, state, target);
   budget(board, state, target);

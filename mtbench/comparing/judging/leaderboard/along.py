@@ -1,0 +1,124 @@
+"""Rows that are one method along one of its parameters: a dose, and what it does."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from mtbench.comparing.judging.leaderboard.board import Board
+from mtbench.comparing.judging.leaderboard.cells import BUDGET, Cell
+
+FEWEST = 3
+"""Values of a parameter that make a curve."""
+
+LARGEST = 1e100
+"""Whatever is drawn is smaller."""
+
+DECADE = 10.0
+"""From so large a ratio on, values are drawn on a logarithmic scale."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One quantity along the values.
+
+    Attributes:
+        title: what it is, with an arrow to where it is better.
+        points: (values, 3), a mean and its 95 % interval, NaN where there is none.
+        baseline: the baseline's mean, NaN without one.
+    """
+
+    title: str
+    points: NDArray[np.float64]
+    baseline: float
+
+
+@dataclass(frozen=True)
+class Along:
+    """A method's variants.
+
+    Attributes:
+        method: its name.
+        parameter: in which they differ, and in nothing else that is fixed.
+        values: of it, ascending.
+        rows: what the variants are called.
+        panels: delta-m where it is known, and each primary metric.
+    """
+
+    method: str
+    parameter: str
+    values: list[float]
+    rows: list[str]
+    panels: list[Panel]
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether the values are to be drawn so."""
+        return self.values[0] > 0 and self.values[-1] >= DECADE * self.values[0]
+
+
+def along(board: Board) -> list[Along]:
+    """Return the methods of which a board has rows that differ in one number alone.
+
+    Of a suite it is what the suite fixes (``set``): other parameters are tuned in each row.
+    """
+    families: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for name, cells in board.cells.items():
+        if fixed := _fixed(board, name, cells):
+            spec = cells[0].spec
+            family = json.dumps([spec.method, {k: spec.recipe[k] for k in BUDGET}, sorted(fixed)])
+            families.setdefault(family, {})[name] = fixed
+    found = []
+    for rows in families.values():
+        keys = next(iter(rows.values()))
+        varying = [k for k in keys if len({json.dumps(fixed[k]) for fixed in rows.values()}) > 1]
+        values = [fixed[varying[0]] for fixed in rows.values()] if len(varying) == 1 else []
+        if len(rows) >= FEWEST and all(map(_is_number, values)) and len(set(values)) == len(rows):
+            names = sorted(rows, key=lambda name: rows[name][varying[0]])
+            found.append(
+                Along(
+                    board.cells[names[0]][0].spec.method, varying[0], sorted(map(float, values)),
+                    names, _panels(board, names),
+                )
+            )  # fmt: skip
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and bool(abs(value) < LARGEST)
+
+
+def _fixed(board: Board, name: str, cells: list[Cell]) -> Mapping[str, Any]:
+    """Return the parameters that a row has in all its cells, by what is on record."""
+    if board.suite is None:
+        spec = cells[0].spec
+        return spec.method_params | {f"recipe.{k}": v for k, v in spec.recipe.items()}
+    own = (*board.suite.board, name)
+    # Claims of before there was such a field say nothing.
+    return next((c.fixed for c in cells[0].claims if c.fixed and (*c.board, c.label) == own), {})
+
+
+def _panels(board: Board, names: list[str]) -> list[Panel]:
+    table = board.rows.set_index("method")
+    base = {} if board.baseline is None else table.loc[board.baseline].to_dict()
+    panels = []
+    if table.loc[names, "delta_m"].notna().all():
+        points = table.loc[names, ["delta_m", "delta_m_low", "delta_m_high"]].to_numpy(float)
+        panels.append(Panel("Δm % ↓", points, base.get("delta_m", math.nan)))
+    resplit = 0.0 if board.suite is None else board.suite.resplit or 0.0
+    for metric, higher in board.primary.items():
+        mean, sd = (table.loc[names, key].to_numpy(float) for key in (metric, f"{metric}_sd"))
+        n = table.loc[names, "seeds"].to_numpy(float)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            reach = stats.t.isf(0.025, n - 1) * sd * np.sqrt(1 / n + resplit)
+        points = np.stack([mean, mean - reach, mean + reach], axis=1)
+        panels.append(
+            Panel(f"{metric} {'↑' if higher else '↓'}", points, base.get(metric, math.nan))
+        )
+    return panels

@@ -1,0 +1,129 @@
+"""Tables for a paper: what they say, that they are inert, and that they fit."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from mtbench.comparing.judging import leaderboard
+from mtbench.comparing.judging.leaderboard import Board, Width
+from mtbench.comparing.judging.leaderboard.latex import GAP, POINTS, text_width
+from mtbench.training.cell.rundir import find_runs
+from tests.comparing.test_leaderboard import cell, paired
+
+HOSTILE = "\\input{x} $a_b^c$ 50% {~#&} [é λ 中] \x1b[2J"
+WIDTHS = get_args(Width)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[Board]:
+    """Two boards: equal rows, a better and a worse one, a name that means harm, one not ranked."""
+    out = tmp_path_factory.mktemp("runs")
+    paired(out, {"stl": 0, "ls": 0.1, "better": 0.2, "worse": -0.1, "same": 0.1}, 8)
+    for seed in range(8):
+        cell(out, "rlar", seed, dice=0.55, error=0.95, method_params={"mode": HOSTILE})
+        cell(out, "rlar", seed, dice=0.55, error=0.95, method_params={"mode": "b" * 80})
+        for method in ("stl", "ls"):
+            cell(out, method, seed, dice=0.5, error=1.0, data="e", task="other_task")
+    cell(out, "late", 0, dice=0.99, error=0.01)
+    return leaderboard.boards(list(find_runs([out])), "ls", "ls")
+
+
+def tables(text: str) -> list[str]:
+    return re.findall(r"\\begin\{tabular\}.*?\\end\{tabular\}", text, re.S)
+
+
+def bare(cell: str) -> str:
+    """Return what a cell shows, about: a sign for each symbol."""
+    shown = re.sub(r"\$(-|\\\w+)\$", "−", cell.removeprefix(r"\raggedright "))
+    return re.sub(r"\\(textbf|underline|allowbreak)|[{}\\]", "", shown)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_row_has_as_many_columns_as_the_table_says(found: list[Board], width: Width) -> None:
+    text = leaderboard.to_latex(found, None, width)
+    assert len(tables(text)) >= 3
+    for table in tables(text):
+        [columns] = re.findall(r"\\begin\{tabular\}\{(?:l|p\{\d+pt\})(r+)\}", table)
+        body = [line for line in table.splitlines() if line.endswith(r"\\")]
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {len(columns)}
+        assert [table.count(rf"\{rule}rule") for rule in ("top", "bottom")] == [1, 1]
+
+
+def test_best_second_stars_and_caption(found: list[Board]) -> None:
+    text = leaderboard.to_latex(found[:1])
+    parts: dict[str, list[str]] = {}  # a row's in each table
+    for line in text.splitlines():
+        name, _, rest = line.removeprefix(r"\raggedright ").partition(" & ")
+        parts.setdefault(name, []).append(rest)
+    lines = {name: " ".join(rests) for name, rests in parts.items()}
+    assert lines["better"].count(r"\textbf{") == 4  # two metrics, delta-m and rank
+    assert r"\underline{" not in lines["better"]
+    assert lines["ls"].count(r"\underline{") == lines["same"].count(r"\underline{") == 4
+    assert re.search(r"\$-\$\d+\.\d\d \[[^]]*\]\* ", lines["better"])
+    assert "$\\approx$" in lines["same"]
+    assert "bf" not in lines["stl"] + lines["late"]  # the reference, and what is not ranked
+    caption, *others = re.findall(r"\\caption\{(.*)\}", text)
+    assert all("continued" in other for other in others)
+    for part in (
+        "8 seeds",
+        "no trials each",
+        "2 epochs of batches of 4",
+        "within 2 \\%",
+        "differs from ls",
+    ):
+        assert part in caption
+    body = text[text.index(r"\midrule") :].splitlines()
+    assert body[1].startswith(r"\raggedright stl &")
+    assert body[2] == r"\midrule"
+
+
+def test_tasks_stand_side_by_side(found: list[Board]) -> None:
+    first = tables(leaderboard.to_latex(found))[0]
+    assert r"method & made\_up & other\_task \\" in first
+    assert re.search(r"better & \\textbf\{\$-\$\d+\.\d\d\*\} & -- ", first)
+    assert "late" not in first
+
+
+def test_chosen_columns(found: list[Board]) -> None:
+    text = leaderboard.to_latex(found[:1], ["verdict"])
+    assert [re.findall(r"method & .*", t) for t in tables(text)] == [[r"method & verdict \\"]]
+
+
+def test_no_table_is_wider_than_it_may_be(found: list[Board]) -> None:
+    """By the widths of characters; `test_it_compiles` asks TeX itself, where there is one."""
+    for width in WIDTHS:
+        for table in tables(leaderboard.to_latex(found, None, width)):
+            lines = [line.split(" & ") for line in table.splitlines() if line.endswith(r"\\")]
+            plain = [[bare(c.removesuffix(r" \\")) for c in line] for line in lines]
+            widths = [max(map(text_width, column)) for column in zip(*plain, strict=True)]
+            named = re.search(r"\{p\{(\d+)pt\}", table)
+            widths[0] = float(named[1]) if named else widths[0]
+            assert sum(widths) + GAP * len(widths) <= POINTS[width]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX here")
+@pytest.mark.parametrize(("width", "document"), [("column", "twocolumn"), ("page", "onecolumn")])
+def test_it_compiles(found: list[Board], tmp_path: Path, width: Width, document: str) -> None:
+    points = POINTS[width]
+    (tmp_path / "t.tex").write_text(
+        rf"\documentclass[{document}]{{article}}\usepackage{{booktabs}}"
+        rf"\begin{{document}}\setlength{{\columnwidth}}{{{points}pt}}\hsize={points}pt "
+        rf"\setlength{{\textwidth}}{{{points}pt}}"
+        + leaderboard.to_latex(found, None, width)
+        .replace(r"\begin{tabular}", r"\sbox0{\begin{tabular}")
+        .replace(
+            r"\end{tabular}",
+            rf"\end{{tabular}}}}\ifdim\wd0>{points}pt\errmessage{{TABLE}}\fi\usebox0",
+        )
+        + r"\end{document}"
+    )
+    made = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "t.tex"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stdout[-2000:]
+    assert "TABLE" not in made.stdout

@@ -1,0 +1,68 @@
+"""What `mtbench plan` promises is what the board then tells, as often as it says."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mtbench.comparing.claim import Claim
+from mtbench.comparing.judging import leaderboard
+from mtbench.comparing.judging.deciding import prospect
+from mtbench.comparing.judging.leaderboard import Cell
+from mtbench.comparing.judging.leaderboard import board as boards
+from mtbench.training.cell.rundir import RunDirectory, Spec
+
+STUDIES, REPETITIONS, DEVIATION = 120, 20, 3.0
+
+
+def study(rng: np.random.Generator, effect: float, resplit: float | None) -> list[Cell]:
+    """Cells of three rows: a metric of about 1, so that its hundredths are points of delta-m."""
+    n = REPETITIONS
+    shared = rng.normal() * math.sqrt(resplit or 0.0)  # what all folds of a collection have alike
+    base = 1 + rng.normal(0, 0.02, n)
+    differences = effect + DEVIATION * (rng.normal(size=n) + shared)
+    scores = {"stl": 1 + rng.normal(0, 0.001, n), "ls": base, "new": base + differences / 100}
+    cells = []
+    for method, values in scores.items():
+        for r, value in enumerate(values.tolist()):
+            spec = Spec(
+                task="t", task_params={}, method=method, method_params={}, data="d", seed=r,
+                recipe={"epochs": 1, "batch_size": 1},
+            )  # fmt: skip
+            result: dict[str, Any] = {
+                "status": "finished", "reference": method == "stl", "score": 1.0, "seed": r,
+                "metrics": {"error": {"higher_is_better": False, "primary": True}},
+                "cost": {"seconds_per_step": 1.0, "peak_mib": 1.0},
+            }  # fmt: skip
+            claim = Claim(
+                suite="s", digest="d", task="t", label=method, repetition=r, draw=None, places={},
+                sampler="sobol", trials=1, repetitions=n, seeds=1, rows=3, margin=2.0,
+                against=["ls"], resplit=resplit,
+            )  # fmt: skip
+            run = RunDirectory.__new__(RunDirectory)
+            cells.append(Cell(run, spec, result, [claim], {"error": value}))
+    return cells
+
+
+@pytest.mark.parametrize(
+    ("effect", "resplit"), [(0.0, None), (2.5, None), (4.0, None), (5.0, 0.3125)]
+)
+def test_the_board_tells_as_often_as_was_promised(
+    monkeypatch: pytest.MonkeyPatch, effect: float, resplit: float | None
+) -> None:
+    monkeypatch.setattr(boards._Scores, "delta", np.zeros((3, 3)))  # intervals are not asked for
+    rng = np.random.default_rng(0)
+    told = []
+    for _ in range(STUDIES):
+        cells = study(rng, effect, resplit)
+        monkeypatch.setattr(boards, "read_cells", lambda _, cells=cells: (cells, []))
+        [found] = leaderboard.boards([], "ls")
+        told += found.pairs.loc[found.pairs["method"] == "new", "told"].tolist()
+    promised = prospect(
+        effect, DEVIATION, REPETITIONS, margin=2.0, comparisons=2, resplit=resplit or 0.0
+    )
+    assert len(told) == STUDIES
+    for word, share in promised.shares.items():
+        spread = math.sqrt(share * (1 - share) / STUDIES)
+        assert told.count(word) / STUDIES == pytest.approx(share, abs=3 * spread + 0.01), word
