@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 
 import pandas as pd
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from mtbench.comparing import inert
 from mtbench.comparing.judging import leaderboard
 
+_BORDER = 3  # a column's frame and the space around it; the table's last frame is one more
 _METRICS = 3
 """So many of a row's metrics are shown where there is no room for all."""
 
-_OPTIONAL = ("peak MiB", "P(first)", "trials", "cost ×", "s/step")
+_OPTIONAL = ("peak MiB", "P(first)", "trials", "s/step")
+_LATER = ("seeds", "cost ×")
+"""Left out only where words would be cut otherwise."""
 
 
 def print_board(
@@ -30,22 +33,25 @@ def print_board(
     shown = leaderboard.readable(board, columns)
     if not shown.empty:
         left_out: list[str] = []
-        options = console.options.update(max_width=10_000)
 
-        def too_wide() -> bool:
-            table = _table(board.title, shown)
-            return bool(Measurement.get(console, options, table).maximum > console.width)
-
-        for column in _OPTIONAL if columns is None else ():
-            if not too_wide():
-                break
+        def drop(column: str) -> None:
+            nonlocal shown
             dropped = [name for name in shown.columns if name.startswith(column)]
-            left_out += dropped
+            left_out.extend(dropped)
             shown = shown.drop(columns=dropped)
-        if columns is None and len(board.primary) > _METRICS and too_wide():
-            shown = leaderboard.compact(board, shown)
-            left_out.append("all metrics but those that are worst")
-        console.print(_table(board.title, shown))
+
+        if columns is None:
+            for column in _OPTIONAL:
+                if sum(_lines(shown)) > console.width:
+                    drop(column)
+            if len(board.primary) > _METRICS and sum(_lines(shown)) > console.width:
+                shown = leaderboard.compact(board, shown)
+                left_out.append("all metrics but those that are worst")
+            for column in _LATER:
+                if sum(_words(shown)) > console.width:
+                    drop(column)
+        table = _table(board.title, shown, console.width)
+        console.print(table)
         if left_out:
             console.print(
                 f"- too wide for this terminal: {', '.join(left_out)}; `mtbench leaderboard RUNS` "
@@ -56,12 +62,33 @@ def print_board(
         console.print(f"- {inert.plain(note)}", markup=False, highlight=False)
 
 
-def _table(title: str, shown: pd.DataFrame) -> Table:
+def _table(title: str, shown: pd.DataFrame, room: int) -> Table:
     table = Table(title=Text(inert.plain(title)), title_justify="left")
+    least, most = _words(shown), _lines(shown)
+    wanted, spare = sum(most) - sum(least), room - sum(least)
     for i, column in enumerate(shown.columns):
+        # No word is cut where there is room for all: what is left goes where lines are longest.
+        more = (most[i] - least[i]) * min(1, spare / wanted) if wanted else 0
         table.add_column(
-            Text(inert.plain(column)), justify="left" if i == 0 else "right", no_wrap=i == 0
+            Text(inert.plain(column)),
+            justify="left" if i == 0 else "right",
+            no_wrap=i == 0,
+            width=least[i] + int(more) - _BORDER if spare >= _BORDER else None,
         )
     for row in shown.itertuples(index=False):
         table.add_row(*(Text(inert.plain(str(cell))) for cell in row))
     return table
+
+
+def _words(shown: pd.DataFrame) -> list[int]:
+    """Return how wide each column is with a word a line, its border included."""
+    return [_BORDER + max(cell_len(word) for word in " ".join(c).split()) for c in _cells(shown)]
+
+
+def _lines(shown: pd.DataFrame) -> list[int]:
+    """Return how wide each column is with a cell a line, its border included."""
+    return [_BORDER + max(map(cell_len, column)) for column in _cells(shown)]
+
+
+def _cells(shown: pd.DataFrame) -> list[list[str]]:
+    return [[inert.plain(str(cell)) for cell in (name, *column)] for name, column in shown.items()]

@@ -314,6 +314,27 @@ def test_headings_stand_over_their_columns_on_a_phone(browser: Browser, page: Pa
 
 
 @needs_browser
+def test_a_printed_table_keeps_all_columns_and_intervals(browser: Browser, page: Path) -> None:
+    """Landscape A4 has 1,047 pixels between its margins; a letter's page 980."""
+    browser.open(page, 980)
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    table = "document.querySelector('#board0 table')"
+    browser.js(  # as many columns as QM9 has
+        f"for (const row of {table}.rows) for (let i = 0; i < 9; i++)"
+        f" row.cells[3].after(row.cells[3].cloneNode(true));"
+        f"{table}.style.setProperty('--columns', {table}.rows[0].cells.length)"
+    )
+    right = "e => e.getBoundingClientRect().right"
+    assert browser.js(f"return {table}.rows[0].cells.length") > 25
+    edge = browser.js("return (" + right + ")(document.querySelector('#board0 .card.table'))")
+    ends = f"return Math.max(...[...{table}.querySelectorAll('th, td')].map({right}))"
+    assert browser.js(ends) <= edge + 1
+    hidden = f"return [...{table}.querySelectorAll('.printed, th, td')].filter(e => !e.offsetWidth)"
+    assert browser.js(hidden) == []
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+@needs_browser
 def test_filtering(browser: Browser, page: Path) -> None:
     from selenium.webdriver.common.by import By
 

@@ -3,11 +3,16 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from rich.console import Console
 
+from mtbench.cli.tables import print_board
+from mtbench.comparing.judging.leaderboard import Board
 from tests.comparing.report.made_up import write
 
 Mtbench = Callable[..., tuple[int, str, str]]
@@ -85,6 +90,33 @@ def test_a_narrow_terminal_says_what_it_leaves_out(
     monkeypatch.setenv("COLUMNS", "250")
     _, text, _ = mtbench("leaderboard", runs)
     assert "too wide" not in text
+
+
+@pytest.mark.parametrize("count", [11, 40])
+def test_many_metrics_on_a_terminal_are_the_worst_three(count: int) -> None:
+    metrics = {f"mae_{i:02d}": False for i in range(count)}
+    rows = [
+        {
+            "method": name, "seeds": 6, "diverged": 0, "complete": True, "reason": "", "told": "",
+            "difference": math.nan, "delta_m": float(k),
+            "delta_m_low": k - 100.25, "delta_m_high": k + 100.25, "mean_rank": k + 1.0,
+            "cost_ratio": 1.0 + k, "seconds_per_step": 0.01, "peak_mib": 800.0, "first": 0.5,
+            "trials": 10, **{m: 500.0 + k * i for i, m in enumerate(metrics)},
+            **{f"{m}_sd": 10.0 for m in metrics},
+        }
+        for k, name in enumerate(("stl", "nash_mtl"))
+    ]  # fmt: skip
+    board = Board("t", metrics, pd.DataFrame(rows), [], reference="stl")
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_board(console, board)
+    text = console.export_text()
+    heads = " ".join(text.split("\n")[2:5])
+    assert all(word in heads for word in ("method", "Δm", "rank", "cost", "worst"))
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for i in (count - 1, count - 2, count - 3):
+        assert f"mae_{i:02d}" in text
+    assert f"mae_{count - 4:02d}" not in text
 
 
 def test_chosen_columns(mtbench: Mtbench, runs: Path) -> None:

@@ -102,7 +102,7 @@ function logTicks(low, high) {
   const found = [];
   for (let p = Math.floor(Math.log10(low)); p <= Math.ceil(Math.log10(high)); p++)
     for (const m of [1, 2, 5]) { const v = m * 10 ** p; if (v >= low * 0.999 && v <= high * 1.001) found.push(v); }
-  return found.length > 7 ? found.filter((_, i) => i % 3 === 0) : found.length > 1 ? found : [low, high];
+  return found.length > 7 ? found.filter((_, i) => i % 3 === 0) : found.length > 2 ? found : ticks(low, high, 4);
 }
 function scale(values, from, to, { log = false, pad = 0.05, zero = false } = {}) {
   let low = Math.min(...values), high = Math.max(...values);
@@ -150,7 +150,7 @@ function nameThem(f, points, state) {
       .map(([a, b]) => [a, b - 11, a + w, b + 3]).find(free);
     if (!spot) continue;
     taken.push(spot);
-    el(f.svg, "text", { x: spot[0], y: spot[3] - 3, class: state.slot(p.name) ? "ink" : "" }, text);
+    el(f.svg, "text", { x: spot[0], y: spot[3] - 3, class: state.slot(p.name) ? "name ink" : "name" }, text);
   }
 }
 const short = (text, length) => text.length > length ? `${text.slice(0, length - 1)}…` : text;
@@ -245,7 +245,7 @@ function places(board, state, parent) {
     row.forEach((share, r) => {
       if (!(share > 0.0005)) return;
       el(svg, "rect", { ...slotted(state, names[i]), x: left + r * step, y: y + 1, width: Math.max(1, step - 1.5), height: line - 2, rx: 2, fill: state.slot(names[i]) ? "var(--slot)" : "var(--accent)", "fill-opacity": 0.08 + 0.92 * share, "data-tip": `${names[i]}\nplace ${r + 1}: ${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %` });
-      if (step > 34 && share >= 0.05) el(svg, "text", { x: left + (r + 0.5) * step, y: y + line / 2 + 4, "text-anchor": "middle", style: share > 0.55 ? "fill:var(--card)" : "fill:var(--ink)", "pointer-events": "none" }, `${Math.round(100 * share)} %`);
+      if (step > 34 && share >= 0.05) el(svg, "text", { x: left + (r + 0.5) * step, y: y + line / 2 + 4, "text-anchor": "middle", style: share > 0.75 ? "fill:var(--card)" : "fill:var(--ink)", "pointer-events": "none" }, `${Math.round(100 * share)} %`);
     });
   });
   const every = Math.ceil(26 / step);
@@ -374,7 +374,7 @@ function draw(section) {
   places(board, state, target);
   front(board, state, target);
   budget(board, state, target);
-  multiples(board, state, target, "Training", "Solid: validation, mean over seeds, with the least and the greatest seed as band. Dotted: training.", q => !DIAGNOSIS.test(q));
+  multiples(board, state, target, "Training", "By epoch. Solid: validation, mean over seeds, with the least and the greatest seed as band. Dotted: training.", q => !DIAGNOSIS.test(q));
   multiples(board, state, target, "Diagnostics", "First step of each epoch. Update: of the shared parameters, against the plain sum's gradient: its relative length, which is one with the learning rate, and their cosine. Gradients: the objectives', pairwise, where they were computed. A diagnosis, not a quality.", q => DIAGNOSIS.test(q), { "update: length": { log: true } });
 }
 
