@@ -118,6 +118,8 @@ def _time(grid: "Grid", costs: "list[Cost]", workers: int) -> list[str]:
 
 def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers: int) -> list[str]:
     """Return what the test that is really made will tell, and what it would take to tell more."""
+    from functools import partial
+
     from mtbench.cli.status import duration
     from mtbench.comparing.judging.deciding import FIRST, looks_of, prospect, smallest_effect
     from mtbench.comparing.planning.grid import Cell
@@ -159,27 +161,21 @@ def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers
             f"{task}: paired standard deviation {deviation:.2f} points of delta-m, {origin}"
         )
         for effect in (0.0, *EFFECTS):
-            word = "equivalent" if effect == 0 else "worse"
-            now = prospect(
-                effect, deviation, units, margin=margin, comparisons=comparisons,
-                looks=looks_of(units), resplit=resplit,
-            )  # fmt: skip
+            # A difference that is smaller than the margin may be told as either.
+            words = ["equivalent"] * (effect < margin) + ["worse"] * (effect > 0)
+            ending = partial(
+                prospect, effect, deviation, margin=margin, comparisons=comparisons, resplit=resplit
+            )
+            now = ending(units, looks=looks_of(units))
             needed = next(
-                (
-                    n
-                    for n in REPETITIONS
-                    if prospect(
-                        effect, deviation, n, margin=margin, comparisons=comparisons,
-                        resplit=resplit, studies=1_000,
-                    ).shares[word] >= POWER
-                ),
-                None,
-            )  # fmt: skip
+                (n for n in REPETITIONS if ending(n, studies=1_000).told(words) >= POWER), None
+            )
             time = own * (needed or 0) / workers
             takes = f"{POWER:g} takes {needed}, {duration(time)}" if needed else "out of reach"
             lines.append(
-                f"{task}: a difference of {effect:g} % is told {word} with probability "
-                f"{now.shares[word]:.2f}, after {now.units:.0f} of {units} {unit}s; {takes}"
+                f"{task}: a difference of {effect:g} % is told {' or '.join(words)} with "
+                f"probability {now.told(words):.2f}, after {now.units:.0f} of {units} {unit}s; "
+                f"{takes}"
             )
     return lines
 

@@ -1,6 +1,8 @@
 """The contract catches what it is there to catch."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -232,6 +234,37 @@ class KeepsJacobian(Directs):
         return jacobian.sum(0)
 
 
+class KeepsGramian(Weighs):
+    """As numpy sees it, in an object of its own."""
+
+    def weights(self, gramian, losses):
+        self.box = SimpleNamespace(last=gramian.numpy())
+        return super().weights(gramian, losses)
+
+
+class MovesModel(OnGraph):
+    def balance(self, step):
+        super().balance(step)
+        with torch.no_grad():
+            step.shared[0].sub_(0.1 * step.shared[0].grad)
+
+
+class ClassState(Weighs):
+    """All its instances count together."""
+
+    steps: ClassVar = [0]
+
+    def weights(self, gramian, losses):
+        self.steps[0] += 1
+        return losses + self.steps[0]
+
+
+class Sets(OnGraph):
+    def balance(self, step):
+        for parameter, value in zip(step.shared, step.gradient(step.total()), strict=True):
+            parameter.grad = value
+
+
 class Counts(Weighs):
     count = 0
 
@@ -340,6 +373,7 @@ RULES = {
         (Idle, r"encoder\.body\.weight has no \.grad: write it by"),
         (NanGradient, r"encoder\.body\.weight\.grad is not finite"),
         (HeadsAlone, "the encoder get zero gradients"),
+        (MovesModel, r"encoder\.body\.weight was changed: write \.grad only"),
     ],
     contract.test_global_generators_are_left_alone: [
         (GlobalDraw, "torch's global generator was drawn from"),
@@ -349,6 +383,7 @@ RULES = {
         (ChangesLosses, "`losses` was changed in place"),
         (ChangesJacobian, "`jacobian` was changed in place"),
         (KeepsJacobian, r"self\.last\[0\] is the memory of `jacobian`"),
+        (KeepsGramian, r"self\.box\.last is the memory of `gramian`"),
     ],
     contract.test_the_graph_goes_with_the_step: [
         (KeepsGraph, r"the graph outlives the step, .* say step\.release\(\) before the last"),
@@ -357,6 +392,15 @@ RULES = {
         (Counts, r"self\.count changes from step to step and is not restored"),
         (LateHistory, r"self\.history changes from step to step and is not restored"),
         (OwnOptimizer, r"self\.adam is an optimizer"),
+    ],
+    contract.test_state_dict_reproduces_the_next_step: [
+        (ClassState, r"not in the state .a module's or class's variable"),
+    ],
+    contract.test_deterministic_at_a_seed: [
+        (ClassState, "two trainings at one seed end apart"),
+    ],
+    contract.test_gradients_accumulate: [
+        (Sets, r"the second \.grad is not added to the first"),
     ],
     contract.test_search_space_is_drawn: [
         (Misspelt, r"`suggest` returns 'aplha', which is no parameter .* \(there are: alpha\)"),

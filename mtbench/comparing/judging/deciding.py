@@ -201,6 +201,10 @@ class Prospect(NamedTuple):
     shares: dict[str, float]
     units: float
 
+    def told(self, words: Sequence[str]) -> float:
+        """Return the probability of one of some verdicts."""
+        return sum(self.shares[word] for word in words)
+
 
 def prospect(
     effect: float,
