@@ -31,7 +31,8 @@ class Held:
         """Take in a micro-batch, whose graph is freed.
 
         Raises:
-            StepError: parameters are others than for the micro-batches before.
+            StepError: parameters are others than for the micro-batches before. What moved them must
+                count as torch's versions do, and its fused optimizers do not.
         """
         common = [*step.roles.shared, *step.roles.rest]
         for parameter in chain(common, *step.heads):

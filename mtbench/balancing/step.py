@@ -235,7 +235,8 @@ class Step(Passes):
 
     @cached_property
     def _stacked(self) -> Tensor:
-        return torch.stack([x if x.dim() == 0 else x.reshape(()) for x in self.losses])
+        with torch.enable_grad():  # kept for `total`, whoever asks first
+            return torch.stack([x if x.dim() == 0 else x.reshape(()) for x in self.losses])
 
     def total(self, weights: Sequence[float] | Tensor | None = None) -> Tensor:
         """Return sum_k w_k L_k on the graph; the plain sum by default."""

@@ -288,6 +288,14 @@ def test_total_values_and_counts(net):
     assert step.num_objectives == K
 
 
+def test_a_look_without_a_graph_leaves_the_total_its_own(net):
+    step = make_step(net)
+    with torch.no_grad():
+        assert step.values.shape == (K,)
+    step.descend(step.total(torch.tensor([1.0, 2.0, 3.0])))
+    assert_grads(net, [1.0, 2.0, 3.0], head_weights=(1.0, 2.0, 3.0))
+
+
 def test_what_is_refused(net):
     _, z = net.features(batch())
     with pytest.raises(ValueError, match="at least one scalar"):

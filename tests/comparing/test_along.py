@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,20 @@ def test_doses_in_their_order_and_by_hand(found: Board) -> None:
     expected = stats.t.interval(0.95, 7, sum(values) / 8, stats.sem(values))
     assert mean == pytest.approx(sum(values) / 8)
     assert (low, high) == pytest.approx(expected)
+
+
+def test_cells_of_one_repetition_are_one_unit(tmp_path: Path) -> None:
+    for seed in range(16):
+        said = {"draw": None, "repetition": seed // 2, "seeds": 2}
+        claimed(cell(tmp_path, "ls", seed, 0.5 + seed // 2 / 1000), **said)
+        for dose in DICES:
+            run = cell(tmp_path, "rlar", seed, 0.5 + seed // 2 / 1000, method_params={"dose": dose})
+            claimed(run, label=f"rlar {dose}", fixed={"dose": dose}, **said)
+    [one] = along(board(tmp_path, "ls", "ls"))
+    mean, low, high = one.panels[0].points[0]
+    values = [0.5 + seed // 2 / 1000 for seed in range(16)]
+    reach = stats.t.isf(0.025, 7) * statistics.stdev(values) / math.sqrt(8)
+    assert (low, high) == pytest.approx((mean - reach, mean + reach))
 
 
 def test_without_a_suite_all_parameters_are_fixed(tmp_path: Path) -> None:

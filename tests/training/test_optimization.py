@@ -160,10 +160,15 @@ def test_lbfgs_wants_weights_one_batch_and_no_dropout() -> None:
         Descent(line(), learner(method="uw"), 4)
     with pytest.raises(UsageError, match="found 3 batches of 16: raise batch_size"):
         Descent(line(), it, 12)
-    with pytest.raises(
-        UsageError, match=r"the model's encoder.body.1 is a Dropout: choose another"
+    for dropping in (
+        nn.Dropout(0.1),
+        nn.MultiheadAttention(4, 2, 0.1),
+        nn.LSTM(4, 4, 2, dropout=1),
     ):
-        Descent(line(), learner(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.1))), 4)
+        said = rf"the model's encoder.body.1, a {type(dropping).__name__}, drops at random: choose"
+        with pytest.raises(UsageError, match=said):
+            Descent(line(), learner(nn.Sequential(nn.Linear(3, 4), dropping)), 4)
+    Descent(line(), learner(nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 4), nn.Dropout(0.0))), 4)
 
 
 def test_lbfgs_refuses_what_would_be_passed_over() -> None:

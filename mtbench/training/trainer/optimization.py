@@ -149,10 +149,13 @@ def _refuse_to_search(recipe: Recipe, learner: Learner, steps: int) -> None:
             f"{steps // recipe.epochs} batches of {recipe.batch_size}: raise batch_size"
         )
     for name, module in learner.model.named_modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+        # Attention, recurrent layers and graph convolutions drop by a rate of their own.
+        is_dropout = isinstance(module, nn.modules.dropout._DropoutNd)
+        rate = module.p if is_dropout else getattr(module, "dropout", 0)
+        if isinstance(rate, int | float) and rate > 0:
             raise UsageError(
                 "optimizer=lbfgs wants the same losses whenever it looks, and the model's "
-                f"{name} is a {type(module).__name__}: choose another optimizer"
+                f"{name}, a {type(module).__name__}, drops at random: choose another optimizer"
             )
 
 

@@ -216,7 +216,10 @@ class Record:
             kept = {
                 "cell": self._cell, "epoch": at.epoch, "precision": self._learner.precision,
             }  # fmt: skip
-            self._best = copy.deepcopy(self._learner.state()) | kept
+            state = copy.deepcopy(self._learner.state())
+            for part in state.values():  # left on the device, it would count as the method's memory
+                part.update({k: v.cpu() for k, v in part.items() if isinstance(v, Tensor)})
+            self._best = state | kept
         at.history.append(record)
         at.epoch, at.position = at.epoch + 1, 0
         at.sums, at.counted = [0.0] * len(self._objectives), 0

@@ -114,7 +114,8 @@ def _panels(board: Board, names: list[str]) -> list[Panel]:
     resplit = 0.0 if board.suite is None else board.suite.resplit or 0.0
     for metric, higher in board.primary.items():
         mean, sd = (table.loc[names, key].to_numpy(float) for key in (metric, f"{metric}_sd"))
-        n = table.loc[names, "seeds"].to_numpy(float)
+        # Cells of one unit share its choice of parameters, or its data.
+        n = table.loc[names, ["seeds", "units"]].min(axis=1).to_numpy(float)
         with np.errstate(divide="ignore", invalid="ignore"):
             reach = stats.t.isf(0.025, n - 1) * sd * np.sqrt(1 / n + resplit)
         points = np.stack([mean, mean - reach, mean + reach], axis=1)
