@@ -280,6 +280,18 @@ def test_a_package_that_was_changed_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_of_another_version_says_so(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    Image.fromarray(neck).save(tmp_path / "a.png")
+    copy = Path(shutil.copytree(packed, tmp_path / "copy"))
+    known = json.loads((copy / "model.json").read_text())
+    known["spec"]["task_params"]["gone"] = 1
+    (copy / "model.json").write_text(json.dumps(known))
+    said = "copy: was made with another version of 'thyroid' than is installed"
+    refused(mtbench("predict", copy, tmp_path / "a.png", "--out", tmp_path / "out"), said, "'gone'")
+
+
 # Starting from it
 
 

@@ -114,7 +114,7 @@ def test_a_killed_job_is_tried_again(
     import submitit
 
     monkeypatch.setattr(submitit.Job, "_results_timeout_s", 0)
-    own = order(tmp_path, "famo", plugins=(tiny,), trials=0, sleep=0.15)
+    own = order(tmp_path, "famo", plugins=(tiny,), trials=0, sleep=0.3)
     out = tmp_path / "out"
     strike = Strike(out, signal.SIGKILL)
     ends = run(own, out, lambda: Slurm(out, 2, {"cluster": "local"}), watch=strike)
@@ -129,7 +129,7 @@ def test_a_job_that_is_preempted_is_queued_again(
     tiny: Path, tmp_path: Path, counted: tuple[Path, Callable[[], int]]
 ) -> None:
     plugin, begun = counted
-    own = order(tmp_path, "counted", plugins=(tiny, plugin), trials=0, sleep=0.15)
+    own = order(tmp_path, "counted", plugins=(tiny, plugin), trials=0, sleep=0.3)
     out = tmp_path / "out"
     strike = Strike(out, signal.SIGUSR2)  # what SLURM sends by submitit's wish
     ends = run(own, out, lambda: Slurm(out, 2, {"cluster": "local"}), watch=strike)
@@ -144,7 +144,7 @@ def test_jobs_outlive_a_killed_sweep_and_the_next_goes_on(
 ) -> None:
     plugin, begun = counted
     out = tmp_path / "out"
-    file = suite(tmp_path, "counted", trials=0, sleep=0.15)
+    file = suite(tmp_path, "counted", trials=0, sleep=0.3)
     line = ("sweep", file, "--plugin", tiny, "--plugin", plugin, "--out", out)
     line = (*line, "--executor", "slurm", "--slurm", "cluster=local")
     process = start(*line)
@@ -228,7 +228,7 @@ def test_a_killed_dask_worker_loses_nothing(
     cluster: Any, tiny: Path, tmp_path: Path, counted: tuple[Path, Callable[[], int]]
 ) -> None:
     plugin, begun = counted
-    own = order(tmp_path, "counted", plugins=(tiny, plugin), trials=2, sleep=0.15)
+    own = order(tmp_path, "counted", plugins=(tiny, plugin), trials=2, sleep=0.3)
     out = tmp_path / "out"
     strike = Strike(out, signal.SIGKILL)
     ends = run(own, out, lambda: Dask(cluster.scheduler_address, 1), watch=strike)

@@ -121,7 +121,7 @@ def test_a_folder_without_our_table_is_read_by_its_layout(tmp_path: Path) -> Non
     ]  # fmt: skip
     assert [case.part for case in collection.cases] == [None, None, None, "test"]
     np.testing.assert_array_equal(collection.cases[3].readings[0].mask, box(10))
-    assert "no patients are named" in collection.doubts[0]
+    assert "no patients are named" in collection.doubts[1]
     assert not collection.problems
     # An image that nobody outlined is no case; a label of another value is that label's.
     (tmp_path / "labelsTs" / "t-3.png").unlink()

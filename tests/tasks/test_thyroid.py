@@ -934,5 +934,5 @@ def test_a_default_that_depends_on_the_source_is_recorded_as_the_value_in_use() 
     assert spec_params(source="ddti") == spec_params(source="ddti", guide="2")
     assert spec_params(source="ddti")["guide"] != spec_params(source="phantom")["guide"]
     assert spec_params(source="ddti", guide="0.5")["guide"] == 0.5
-    sizes = [spec_params(source=name)["image_size"] for name in ("phantom", "ddti")]
+    sizes = [spec_params(source=name)["image_size"] for name in ("tn3k", "ddti")]
     assert sizes == [96, 128]

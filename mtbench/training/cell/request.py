@@ -164,7 +164,8 @@ def reload(
         data: where the task's data lies, which a spec does not say.
 
     Raises:
-        UsageError: the plugin files that it was made with are not given, or have changed.
+        UsageError: the plugin files that it was made with are not given, or have changed, or the
+            task has other parameters now.
     """
     task, method = find("task", spec.task, plugins), Method.find(spec.method, plugins)
     changed = []
@@ -184,4 +185,11 @@ def reload(
         )
     task_class = task.load(Task)
     given = spec.task_params if data is None else spec.task_params | {"data": data}
-    return task_class(**params.resolve(task_class, given, spec.task)), method
+    try:
+        resolved = params.resolve(task_class, given, spec.task)
+    except UsageError as error:
+        raise UsageError(
+            f"{origin}: was made with another version of {spec.task!r} than is installed, whose "
+            f"parameters are others: {error}"
+        ) from error
+    return task_class(**resolved), method

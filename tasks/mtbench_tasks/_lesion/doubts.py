@@ -26,9 +26,9 @@ BLACK = 12  # grey values up to this are background, JPEG noise included
 LIT = 0.2  # of a row or column: text and marks light less of it
 HASH = 16  # side of the perceptual hash
 NEAR = 44  # bits of HASH * HASH by which re-saved, mirrored or padded copies may differ
-"""Over DDTI and BrEaST, images of two patients differ in 64 bits or more. Of copies that were saved
-again, halved or mirrored more than 99 % differ in 44 at most, of padded ones 96 %, of those
-darkened by 40 % 92 % (`benchmarks/copies.py`)."""
+"""Over DDTI and BrEaST, images of two patients differ in 62 bits or more. Of copies that were saved
+again, halved or mirrored 99 % differ in 44 at most, of padded ones 94 %, of those darkened by 40 %
+88 % (`benchmarks/copies.py`)."""
 
 
 @dataclass(frozen=True)
