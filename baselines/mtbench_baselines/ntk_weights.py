@@ -9,7 +9,7 @@ from mtbench.errors import UsageError
 
 
 class NTKWeights(Scalarizer):
-    r"""Descend :math:`\sum_k w_k L_k` with weights from the traces of the tangent kernels of the residuals.
+    r"""Descend :math:`\sum_k w_k L_k`, weighted by the traces of the residuals' kernels.
 
     For physics-informed networks: :math:`L_k` is the mean of :math:`r_{ki}^2`, where
     :math:`r_{ki}` is what is wrong with an equation, or on its boundary, at point i. Every R steps
