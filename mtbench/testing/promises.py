@@ -9,6 +9,7 @@ import io
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ DRAWS = 4
 """How many points of a search space are tried."""
 
 _DEEP = 4
-"""Objects in objects that are looked into."""
+"""Objects and containers in one another that are looked into."""
 
 LONG = 25
 """Steps after which a history of usual length is in use."""
@@ -70,6 +71,8 @@ def _tensors(held: Any, where: str = "self") -> Iterator[tuple[str, Tensor]]:
         yield where, held
     elif isinstance(held, np.ndarray) and held.dtype.kind == "f" and held.flags.writeable:
         yield where, torch.from_numpy(held)
+    elif isinstance(held, ModuleType) or sum(map(where.count, ".[")) > _DEEP:
+        return  # objects and lists may hold themselves
     elif isinstance(held, Mapping):
         for key, value in held.items():
             name = f"{where}.{key}" if where == "self" else f"{where}[{key!r}]"
@@ -77,7 +80,7 @@ def _tensors(held: Any, where: str = "self") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(held, list | tuple | deque):
         for i, value in enumerate(held):
             yield from _tensors(value, f"{where}[{i}]")
-    elif hasattr(held, "__dict__") and where.count(".") < _DEEP:
+    elif hasattr(held, "__dict__"):
         for name, value in vars(held).items():
             yield from _tensors(value, f"{where}.{name}")
 

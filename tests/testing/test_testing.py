@@ -429,6 +429,16 @@ def test_no_rule_is_broken_without_a_reason(method):
             check(method)
 
 
+def test_a_method_may_hold_a_module_and_what_holds_itself():
+    class Rings(Weighs):
+        def __init__(self, num_objectives, seed=0):
+            super().__init__(num_objectives, seed)
+            self.library, self.ring = torch, []
+            self.ring.append(self.ring)
+
+    contract.test_what_it_is_given_stays(Rings)
+
+
 PLUGIN = """from mtbench import Weighting
 
 
