@@ -13,7 +13,7 @@ _TEX = {
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$",
     "−": r"$-$", "·": r"$\cdot$", "≈": r"$\approx$", "–": "--",
-    "<": r"\textless{}", ">": r"\textgreater{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 }  # fmt: skip
 
 
@@ -65,8 +65,8 @@ def spreadsheet(text: str) -> str:
 def tex(text: str) -> str:
     r"""Return text that TeX sets as it is; a character that its fonts lack is named.
 
-    >>> tex("a_b 50%"), tex("λ = 1 中")
-    ('a\\_b 50\\%', '$\\lambda$ = 1 [U+4E2D]')
+    >>> tex("a_b 50%"), tex("a|b"), tex("λ = 1 中")
+    ('a\\_b 50\\%', 'a\\textbar{}b', '$\\lambda$ = 1 [U+4E2D]')
     """
     found = "".join(map(_typeset, plain(text)))
     return f"{{{found}}}" if found.startswith("[") else found  # \\[ would be a length

@@ -433,6 +433,9 @@ def test_a_cell_that_another_mtbench_began_is_begun_again_if_asked(
     assert survey.begun() == []
     changed_core(monkeypatch)
     assert survey.begun() == [grid.cells[0]]
+    (path / "checkpoint.pt").write_bytes(begun[:100])
+    assert survey.begun() == []  # whose, is not known; and all other cells can be shown and run
+    (path / "checkpoint.pt").write_bytes(begun)
     with pytest.raises(OutdatedError, match="--other-code keep"):
         work(grid, tmp_path, [0])
     assert (path / "checkpoint.pt").read_bytes() == begun  # nothing is lost unasked

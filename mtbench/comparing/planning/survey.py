@@ -153,11 +153,7 @@ class Survey:
         return self._state(cell, None, spec, origin)
 
     def begun(self) -> list[Cell]:
-        """Return the open cells of the last look that other code has begun: no other can go on.
-
-        Raises:
-            RunError: a checkpoint is broken.
-        """
+        """Return the open cells of the last look that other code has begun: no other can go on."""
         found = []
         for (cell, _), (spec, key, claimed) in self._specs.items():
             own = set(self._at.get(key, ()))

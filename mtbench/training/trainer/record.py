@@ -288,15 +288,14 @@ def refuse_outdated(file: Path, state: Mapping[str, Any]) -> None:
 def is_outdated(run: RunDirectory) -> bool:
     """Return whether another mtbench has begun a cell, and this one cannot go on with it.
 
-    Raises:
-        RunError: the checkpoint is broken.
+    Whose a broken checkpoint is, is not known: who goes on with the cell, says what is broken.
     """
-    state = run.load("checkpoint.pt")
     try:
+        state = run.load("checkpoint.pt")
         if state is not None:
             refuse_outdated(run.path / "checkpoint.pt", state)
-    except OutdatedError:
-        return True
+    except RunError as error:
+        return isinstance(error, OutdatedError)
     return False
 
 
