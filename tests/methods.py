@@ -1,5 +1,6 @@
 """Every method in the tree, by a name that runs."""
 
+from mtbench.balancing.balancer import Balancer
 from mtbench.plugins.registry import entries
 
 BASES = {
@@ -18,7 +19,11 @@ BASES = {
 }
 """Wrappers, each around a method of another family."""
 
-METHODS = [BASES.get(name, name) for name in entries("method")]
+METHODS = [
+    BASES.get(name, name)
+    for name, entry in entries("method").items()
+    if not entry.load(Balancer).needs_residuals  # which most losses have not
+]
 
 NAMELESS = [name for name in METHODS if not name.startswith("last_layer")]
 """Those that do without the parameters' names."""

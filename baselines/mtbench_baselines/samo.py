@@ -84,6 +84,11 @@ class SAMO(Wrapper):
         mu: float = 0.01,
     ) -> None:
         super().__init__(base, seed)
+        if base.needs_residuals:
+            raise UsageError(
+                "samo gives its base gradients of K moved points, which have no residuals in "
+                f"common, found {type(base).__name__}: wrap another method"
+            )
         if not 0 < rho < inf:
             raise UsageError(f"samo: rho must be finite and above 0, found {rho}")
         if not 0 <= alpha <= 1:

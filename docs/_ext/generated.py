@@ -49,7 +49,7 @@ def _write(_app: Sphinx) -> None:
     paths = toy_paths.load()
     for name, method in methods.items():
         _put(f"methods/{name}.rst", _render("method.rst", **_method(name, method)))
-        if not method.reference:  # which is K models, and no point in the plane
+        if toy_paths.is_drawn(method):
             _put(f"methods/{name}.svg", toy_paths.draw(paths.get(name) or toy_paths.walk(name)))
     for name, entry in entries("task").items():
         _put(f"tasks/{name}.rst", _render("task.rst", **_task(name, entry)))
@@ -91,12 +91,16 @@ def _method(name: str, method: type[Balancer]) -> dict[str, Any]:
     needs = {
         "the latent representation: ``balancer.backward(losses, latent=z)``": method.needs_features,
         "to repeat the forward pass: ``balancer.backward(losses, again=...)``": method.needs_again,
+        "what the losses square: ``balancer.backward(losses, residuals=...)``": (
+            method.needs_residuals
+        ),
         "``balancer.after_step(...)`` after each step": _overrides(method, "after_step"),
         "``balancer.after_epoch()`` after each epoch": _overrides(method, "after_epoch"),
     }
     return _plugin(name, method) | {
         "run": toy_paths.runs_as(name),
-        "drawn": not method.reference,
+        "drawn": toy_paths.is_drawn(method),
+        "task": "pinn" if method.needs_residuals else "toy",
         "family": family(method),
         "needs": [words for words, wanted in needs.items() if wanted],
         "parameters": {

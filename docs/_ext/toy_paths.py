@@ -31,6 +31,11 @@ def runs_as(name: str) -> str:
     return f"{name}+{BASES.get(name, 'cagrad')}" if wraps else name
 
 
+def is_drawn(method: type[Balancer]) -> bool:
+    """Return whether a method has a path: not K models, nor one for losses of another kind."""
+    return not (method.reference or method.needs_residuals)
+
+
 def walk(name: str, steps: int = STEPS) -> list[Path2D]:
     """Return where Adam with a method is after every 25th step, from each of the three starts."""
     task = Toy()
@@ -104,7 +109,8 @@ def draw(paths: list[Path2D]) -> str:
 def main(names: list[str]) -> None:
     """Compute the paths of these methods, or of all, and write them."""
     kept = load()
-    for name in names or [name for name in entries("method") if name != "stl"]:
+    drawn = [name for name, entry in entries("method").items() if is_drawn(entry.load(Balancer))]
+    for name in names or drawn:
         kept[name] = walk(name)
         print(name, *(path[-1] for path in kept[name]), flush=True)
     lines = [f'"{name}": {json.dumps(kept[name], separators=(",", ":"))}' for name in sorted(kept)]

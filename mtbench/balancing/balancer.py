@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from mtbench.balancing.accumulation import Held
 from mtbench.balancing.distributed import Ranks, differ
 from mtbench.balancing.engine import Engine, largest
-from mtbench.balancing.step import Again, Shared, Space, Step, scalars
+from mtbench.balancing.step import Again, Residuals, Shared, Space, Step, scalars
 from mtbench.balancing.watch import HOOKS, Watch, noted
 from mtbench.errors import StepError, UsageError
 
@@ -51,6 +51,7 @@ class Said(TypedDict, total=False):
     latent: int | Tensor
     again: Again | None
     validation: Again | None
+    residuals: Residuals | None
     engine: Engine | None
     loss_scale: "float | torch.amp.GradScaler"
     ranks: Ranks | None
@@ -98,6 +99,7 @@ class Balancer(nn.Module, ABC):
         needs_features: whether the method cannot do with losses and parameters alone.
         needs_again: whether it repeats the forward pass, to take gradients at other parameters.
         needs_validation: whether it asks for `Step.validation`.
+        needs_residuals: whether it looks at what the losses square, `Step.residuals`.
         holds_out: the share of the training samples that are kept for `Step.validation` and never
             trained on; 0 if validation batches are other batches of the training split.
         finds_front: whether it ends near the Pareto set where the objectives are convex.
@@ -116,6 +118,7 @@ class Balancer(nn.Module, ABC):
     needs_features: bool = False
     needs_again: bool = False
     needs_validation: bool = False
+    needs_residuals: bool = False
     holds_out: float = 0.0
     finds_front: bool = True
     is_weighted_sum: bool = True
@@ -237,13 +240,14 @@ class Balancer(nn.Module, ABC):
             said: as in `backward`.
 
         Raises:
-            StepError: as in `backward`; and the method looks at features, which are those of one
-                micro-batch's samples.
+            StepError: as in `backward`; and the method looks at features or residuals, which are
+                those of one micro-batch's samples.
         """
-        if self.needs_features or getattr(self, "space", "shared") == "features":
+        at_features = self.needs_features or getattr(self, "space", "shared") == "features"
+        if at_features or self.needs_residuals:
             raise StepError(
-                f"{self._called} looks at the features, and those of several micro-batches are not "
-                "one batch's: hand over whole batches"
+                f"{self._called} looks at the {'features' if at_features else 'residuals'}, and "
+                "those of several micro-batches are not one batch's: hand over whole batches"
             )
         step, _ = self._step(losses, said)
         held, self._held = self._held or Held(self.num_objectives), None
@@ -262,6 +266,11 @@ class Balancer(nn.Module, ABC):
             step = losses
         else:
             if isinstance(losses, Mapping):
+                if said.get("residuals") is not None:
+                    raise StepError(
+                        f"{self._called}: residuals have no names: hand over losses in a list, in "
+                        "their order"
+                    )
                 names = self._names = self._named(losses)
                 losses = [losses[name] for name in names]
             said.setdefault("engine", self.engine)
@@ -304,6 +313,11 @@ class Balancer(nn.Module, ABC):
             raise StepError(
                 f"{self._called} looks at the features: give latent=z, the tensor that the "
                 "heads get"
+            )
+        if self.needs_residuals and not step.has_residuals:
+            raise StepError(
+                f"{self._called} looks at what the losses square: give residuals=[r_1, ...], for "
+                "each loss the tensor of whose squares it is the mean, up to a factor"
             )
 
     def _count(self, found: int) -> None:
@@ -548,6 +562,7 @@ class Wrapper(Balancer):
         self.needs_features = self.needs_features or base.needs_features
         self.needs_again = self.needs_again or base.needs_again
         self.needs_validation = self.needs_validation or base.needs_validation
+        self.needs_residuals = self.needs_residuals or base.needs_residuals
         self.holds_out = max(self.holds_out, base.holds_out)
         self.finds_front = self.finds_front and base.finds_front
         self.is_weighted_sum = self.is_weighted_sum and base.is_weighted_sum

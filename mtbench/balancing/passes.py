@@ -31,7 +31,7 @@ _TRIED = 3
 _COMPILED = "CompiledFunctionBackward"
 """The node of what `torch.compile` made."""
 
-_DOUBT = 0.1
+DOUBT = 0.1
 """Of a gradient's length: more than any rounding changes."""
 
 Row = tuple[Tensor | None, ...]
@@ -370,7 +370,7 @@ class Passes:
             for ours, theirs in zip(computed, truth, strict=False):
                 if ours is None or theirs is None or not theirs.isfinite().all():
                     continue
-                if (ours - theirs).norm() > _DOUBT * theirs.norm():
+                if (ours - theirs).norm() > DOUBT * theirs.norm():
                     return False
         return True
 

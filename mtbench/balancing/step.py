@@ -14,11 +14,12 @@ from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.engine import Engine, grad, gramian, must_be_whole
 from mtbench.balancing.graph import part
 from mtbench.balancing.jacobian import accumulate, views, width
-from mtbench.balancing.passes import Passes
+from mtbench.balancing.passes import DOUBT, Passes
 from mtbench.errors import StepError
 
 Space = Literal["shared", "features"]
 Again = Callable[[], "Step | Sequence[Tensor | None]"]
+Residuals = Sequence[Tensor | None]
 Shared = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
 
@@ -50,6 +51,9 @@ class Step(Passes):
             returns its losses, for methods that look at other points (``needs_again``).
         validation: sends a batch of held-out training samples through the model, likewise, for
             methods that learn from it (``needs_validation``).
+        residuals: K tensors r_k of any shape on the graph, for methods that look at the kernel of
+            what is squared (``needs_residuals``): loss k is the mean of r_k's squares, up to a
+            factor. None where loss k is.
         engine: how the Jacobian is computed and where it lies; one for all steps of a loop saves
             allocations, and only the last step's Jacobian is valid then.
         loss_scale: a `torch.amp.GradScaler`, or its scale S: hand over the losses as they are.
@@ -86,6 +90,7 @@ class Step(Passes):
         latent: int | Tensor = -1,
         again: Again | None = None,
         validation: Again | None = None,
+        residuals: Residuals | None = None,
         engine: Engine | None = None,
         loss_scale: "float | torch.amp.GradScaler" = 1.0,
         ranks: Ranks | None = None,
@@ -117,6 +122,7 @@ class Step(Passes):
             ranks or ALONE,
         )
         self._again, self._validation = again, validation
+        self._residuals = None if residuals is None else _residuals(residuals, checked)
         self.speaks_of_ranks = ranks is not None
         self.gramians: dict[Space, Tensor] = {}  # those computed so far
 
@@ -197,6 +203,7 @@ class Step(Passes):
             latent=self.latent if self._at_features or not self.features else self.features[0],
             again=self._again,
             validation=self._validation,
+            residuals=self._residuals,
             engine=self.engine,
             loss_scale=self.loss_scale,
             ranks=self.ranks,
@@ -215,6 +222,61 @@ class Step(Passes):
         if self._validation is None:
             raise StepError("Step.validation: this method needs Step(validation=...), found none")
         return self._beside(self._validation())
+
+    @property
+    def has_residuals(self) -> bool:
+        """Whether it was said what the losses square."""
+        return self._residuals is not None
+
+    @property
+    def residuals(self) -> tuple[Tensor | None, ...]:
+        """Per objective what its loss squares, on the graph.
+
+        Raises:
+            StepError: it was not said.
+        """
+        if self._residuals is None:
+            raise StepError("Step.residuals: this method needs Step(residuals=...), found none")
+        return self._residuals
+
+    def refuse_residuals(self) -> None:
+        """Refuse residuals of whose squares the losses are no means, by the gradients of both.
+
+        Costs two backward passes for each objective.
+
+        Raises:
+            StepError: gradients differ by more than rounding makes of them.
+        """
+        for k, (loss, residual) in enumerate(zip(self.losses, self.residuals, strict=True)):
+            if residual is None or not loss.isfinite():
+                continue
+            value = residual.detach().float()
+            squares = value.square().sum()
+            factor = torch.where(squares > 0, 2 * loss.detach() / squares, 0)
+            own = self.reached_by(k)
+            pairs = zip(
+                own,
+                self.gradient(loss, own),
+                self.gradient(factor * (value * residual).sum(), own),
+                strict=True,
+            )
+            sides = [
+                [torch.zeros_like(p) if g is None else g for g in (at_loss, at_residual)]
+                for p, at_loss, at_residual in pairs
+            ]
+            wanted, found = (
+                torch.cat([side[i].flatten().double() for side in sides]) for i in range(2)
+            )
+            if wanted.isfinite().all() and not (found - wanted).norm() <= DOUBT * wanted.norm():
+                raise StepError(
+                    f"Step: losses[{k}] must be the mean of the squares of residuals[{k}], up to a "
+                    "factor, and has another gradient: hand over what is squared, of this batch "
+                    "and on its graph, 0 where there is no label"
+                )
+
+    def reached_by(self, k: int) -> tuple[Tensor, ...]:
+        """Return the parameters of an objective: what it may share with others, and its head."""
+        return (*self.shared, *self.roles.rest, *self.heads[k])
 
     @property
     def z(self) -> Tensor:
@@ -501,6 +563,24 @@ def scalars(losses: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
             raise StepError(f"Step: losses[{k}] must be real, found {loss.dtype}")
     like = next((loss for loss in found if loss is not None), torch.zeros(()))
     return tuple(like.new_zeros(()) if loss is None else loss for loss in found)
+
+
+def _residuals(given: Residuals, losses: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    found = tuple(given)
+    if len(found) != len(losses):
+        raise StepError(
+            f"Step: residuals must be one tensor per loss, found {len(found)} for {len(losses)}"
+        )
+    for k, (residual, loss) in enumerate(zip(found, losses, strict=True)):
+        if not loss.requires_grad:
+            continue
+        if not isinstance(residual, Tensor) or not residual.requires_grad:
+            off = "a tensor off the graph" if isinstance(residual, Tensor) else repr(residual)
+            raise StepError(
+                f"Step: residuals[{k}] must be a tensor on the graph, found {off}: hand over what "
+                f"losses[{k}] squares, before it is detached"
+            )
+    return found
 
 
 def _features(features: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

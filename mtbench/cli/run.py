@@ -118,6 +118,7 @@ def run(
     from mtbench.balancing.engine import Engine
     from mtbench.cli.running import run_cells
     from mtbench.errors import UsageError
+    from mtbench.plugins.method import Method
     from mtbench.training.cell.config import Config
     from mtbench.training.cell.request import Request
     from mtbench.training.cell.rundir import RunDirectory
@@ -144,10 +145,9 @@ def run(
             raise UsageError("--weights-from gives weights to ls: add --method ls")
         if {"weights", "ls.weights"} & set(given):
             raise UsageError("the weights of ls are given twice: as such, and by --weights-from")
-        kind = weights_of or WeightsOf.mean
-        given["ls.weights"] = ",".join(
-            map(repr, frozen_weights(RunDirectory(weights_from), kind.value, task))
-        )
+        kind, giver = weights_of or WeightsOf.mean, RunDirectory(weights_from)
+        found = Method.find(giver.spec().method, plugin or [])
+        given["ls.weights"] = ",".join(map(repr, frozen_weights(giver, kind.value, task, found)))
     if nproc > 1 and not distributed.started():
         Request.of(task, method, given, plugin or [], known)  # what is wrong is told once
         distributed.launch(nproc, sys.argv[1:])

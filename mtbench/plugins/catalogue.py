@@ -90,6 +90,7 @@ def markdown(methods: Mapping[str, Entry]) -> str:
                 ("features", method.needs_features),
                 ("reruns", method.needs_again),
                 ("validation", method.needs_validation),
+                ("residuals", method.needs_residuals),
             )
             if wanted
         ]

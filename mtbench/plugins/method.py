@@ -135,6 +135,11 @@ class Method:
         return len(self.classes) == 1 and self.classes[0].reference
 
     @property
+    def is_weighted_sum(self) -> bool:
+        """Whether the weights that it returns say all of what it does."""
+        return all(part.is_weighted_sum for part in self.classes)
+
+    @property
     def digests(self) -> dict[str, str]:
         """What code each part is, by its name."""
         return {entry.name: entry.digest() for entry in self.entries}

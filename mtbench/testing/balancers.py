@@ -106,13 +106,21 @@ class BalancerContract(Promises):
         balancer = make(3)
         weight = nn.Parameter(torch.tensor([[0.3, -0.4]]))
         features = torch.tensor([[1.0], [-2.0]]) @ weight
-        loss = (features.view_as(features) - 1).square().mean()
+        residual = features.view_as(features) - 1
+        loss = residual.square().mean()
         losses = [loss, loss * 1, loss * 2]
 
         def again() -> Step:
             return Step(losses, features=features, shared=[weight])
 
-        step = Step(losses, features=features, shared=[weight], again=again, validation=again)
+        step = Step(
+            losses,
+            features=features,
+            shared=[weight],
+            again=again,
+            validation=again,
+            residuals=[residual] * 3,
+        )
         balancer.backward(step)
         assert weight.grad is not None
         assert weight.grad.isfinite().all()
@@ -140,6 +148,7 @@ class BalancerContract(Promises):
             shared=step.named_shared,
             again=step.again,
             validation=step.validation,
+            residuals=step.residuals,
         )
         first = next(tried.model.encoder.parameters())
         try:
@@ -200,18 +209,30 @@ class BalancerContract(Promises):
         if not balancer.finds_front:
             pytest.skip("declared by finds_front = False")
         A = torch.tensor([[[1.0, 0.2], [0.2, 0.3]], [[0.5, -0.2], [-0.2, 1.0]]])
-        u = torch.tensor([[1.0, 0.0], [-1.0, 0.5]])
+        u, root = torch.tensor([[1.0, 0.0], [-1.0, 0.5]]), torch.linalg.cholesky(A)
         x = nn.Parameter(torch.tensor([[-0.5, 2.5]]))
         optimizer = torch.optim.SGD([x, *balancer.parameters()], lr=0.05)
 
+        def offsets(features: Tensor) -> list[Tensor]:
+            return [balancer.view((features,), k)[0] - u[k] for k in range(2)]
+
         def losses(features: Tensor) -> list[Tensor]:
-            seen = [balancer.view((features,), k)[0] - u[k] for k in range(2)]
-            return [1 + (offset @ A[k] * offset).sum() for k, offset in enumerate(seen)]
+            return [
+                1 + (offset @ A[k] * offset).sum() for k, offset in enumerate(offsets(features))
+            ]
 
         def step() -> Step:
             features = x * 1.0
             return Step(
-                losses(features), features=features, shared=[x], again=step, validation=step
+                losses(features),
+                features=features,
+                shared=[x],
+                again=step,
+                validation=step,
+                residuals=[
+                    torch.cat([features.new_ones(1), (offset @ root[k])[0]])
+                    for k, offset in enumerate(offsets(features))
+                ],
             )
 
         for _ in range(400):
@@ -232,8 +253,8 @@ class BalancerContract(Promises):
         encoder = nn.Linear(3, 4, device="cuda")
         for _ in range(2):
             features = encoder(torch.ones(5, 3, device="cuda"))
-            balancer.backward(
-                Step([features.square().mean(), features.exp().mean()], features=features)
-            )
+            residuals = [features, (features / 2).exp()]
+            losses = [r.square().mean() for r in residuals]
+            balancer.backward(Step(losses, features=features, residuals=residuals))
         assert encoder.weight.grad is not None
         assert encoder.weight.grad.isfinite().all()

@@ -69,22 +69,20 @@ class Problem:
         self.model = balancer.wrap(model.to(dtype))
         self.engine = Engine(batched=False)
 
-    def losses(self, features: tuple[Tensor, ...], batch: int) -> list[Tensor]:
-        """Return the K losses of a batch."""
+    def residuals(self, features: tuple[Tensor, ...], batch: int) -> list[Tensor]:
+        """Return what the K losses of a batch square."""
         generator = torch.Generator().manual_seed(1000 + batch)
         targets = torch.randn(5, self.K, generator=generator).to(self.dtype)
         outputs = self.model.decode(features, self.balancer.view)
-        return [
-            self.change(k, (output[:, 0] - targets[:, k]).square().mean())
-            for k, output in enumerate(outputs)
-        ]
+        return [output[:, 0] - targets[:, k] for k, output in enumerate(outputs)]
 
     def step(self, batch: int = 0, with_features: bool = True) -> Step:
         """Send a batch through the model."""
         generator = torch.Generator().manual_seed(batch)
         inputs = torch.randn(5, 3, generator=generator).to(self.dtype)
         features = self.model.encode(inputs)
-        losses = self.losses(features, batch)
+        residuals = self.residuals(features, batch)
+        losses = [self.change(k, r.square().mean()) for k, r in enumerate(residuals)]
         again = partial(self.step, batch, with_features)
         held_out = partial(self.step, batch + HELD_OUT, with_features)
         return Step(
@@ -93,6 +91,7 @@ class Problem:
             shared=self.model.encoder.named_parameters(),
             again=again,
             validation=held_out,
+            residuals=residuals,
             engine=self.engine,  # as in a trainer, the next step's Jacobian takes this one's place
         )
 

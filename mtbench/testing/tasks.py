@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mtbench import seeding
 from mtbench.balancing.engine import grad
 from mtbench.balancing.model import MultitaskModel, PerObjective
+from mtbench.balancing.step import Step
 from mtbench.plugins import params
 from mtbench.training.machine.device import to_device
 from mtbench.training.task import Batch, Metric, Split, Splits, Task
@@ -318,6 +319,15 @@ class TaskContract:
                 f"the loss of {name!r} has no gradient in {place} in {BATCHES} batches: is an "
                 "output detached, or a head not in the objectives' order?"
             )
+
+    def test_residuals(self, task: Task, splits: Splits) -> None:
+        """Each loss is the mean of its residuals' squares, up to a factor, if the task has any."""
+        model, batch = _model(task), _batch(task, splits.train)
+        outputs = model(batch["inputs"])
+        residuals = task.residuals(outputs, batch)
+        if residuals is None:
+            pytest.skip("its losses are no mean squares")
+        Step(task.losses(outputs, batch), residuals=residuals).refuse_residuals()
 
     def test_missing_labels(self, task: Task, splits: Splits, unlabelled: Unlabelled) -> None:
         """Without labels an objective's loss is 0 on the graph, and the others are as before."""

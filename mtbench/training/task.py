@@ -317,6 +317,14 @@ class Task(ABC):
     def losses(self, outputs: Sequence[Any], batch: Batch) -> list[Tensor]:
         """Return the K losses, each on the graph even where no sample has a label."""
 
+    def residuals(self, outputs: Sequence[Any], batch: Batch) -> Sequence[Tensor] | None:
+        """Return per objective what its loss squares, on the graph, for methods that look there.
+
+        Loss k is the mean of the squares, up to a factor; a sample without a label has 0. None says
+        that the losses are no mean squares.
+        """
+        return None
+
     @abstractmethod
     def meter(self) -> Meter:
         """Return a fresh meter."""

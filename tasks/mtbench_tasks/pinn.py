@@ -408,6 +408,13 @@ class Pinn(Task):
             for name, seen in zip(self.objectives, outputs, strict=True)
         ]
 
+    def residuals(self, outputs: Sequence[Seen], batch: Batch) -> list[Tensor]:
+        """Return what is asked minus what it should be."""
+        return [
+            seen.asked.float() - batch[name]
+            for name, seen in zip(self.objectives, outputs, strict=True)
+        ]
+
     def meter(self) -> Meter:
         """Return a fresh meter."""
         return Errors(self.equation)

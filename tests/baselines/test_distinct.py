@@ -38,9 +38,10 @@ def trajectory(name):
     def step(batch):
         features = (encoder(x[batch]),)
         outputs = [head(method.view(features, k)[0])[:, 0] for k, head in enumerate(heads)]
+        residuals = [out - target[batch] for out, target in zip(outputs, targets, strict=True)]
         losses = [
-            scale * (out - target[batch]).square().mean()
-            for scale, out, target in zip((1.0, 0.3, 2.0), outputs, targets, strict=True)
+            scale * residual.square().mean()
+            for scale, residual in zip((1.0, 0.3, 2.0), residuals, strict=True)
         ]
         return Step(
             losses,
@@ -48,6 +49,7 @@ def trajectory(name):
             shared=encoder.named_parameters(),
             again=lambda: step(batch),
             validation=lambda: step((batch + 1) % STEPS),
+            residuals=residuals,
         )
 
     path = []

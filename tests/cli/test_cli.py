@@ -620,7 +620,7 @@ def test_a_new_method_where_nothing_can_be_written(mtbench: Mtbench, tmp_path: P
         (["--methods", "ew"], ["'methods'", "did you mean 'method'?"]),
         (["--set", "lr"], ["--set lr", "key=value"]),
         (["--set", "lr=0.1", "--lr", "0.2"], ["'lr'", "given twice"]),
-        (["--lr"], ["--lr"]),
+        (["--lr"], ["recipe.lr", "its value is missing"]),
         (["stray"], ["'stray'"]),
         (["--set", "lr=fast"], ["recipe.lr", "float", "'fast'"]),
         (["--lr", "-1"], ["lr must be positive", "-1"]),

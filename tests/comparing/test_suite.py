@@ -176,6 +176,8 @@ def test_no_such_suite(tmp_path: Path) -> None:
          r"row 'a': weights_from: no row 'u' here that finds weights: did you mean 'uw'"),
         ({"methods": ["uw", {"name": "ew", "weights_from": "uw", "label": "a"}]},
          r"row 'a': weights_from: ew has no parameter 'weights'; take ls"),
+        ({"methods": ["rlar", {"name": "ls", "weights_from": "rlar", "label": "a"}]},
+         r"row 'a': weights_from: rlar descends no weighted sum of the losses"),
         ({"search": {"lr": [0.1, 0.01]}}, r"range of lr must be 0 < low < high, found 0\.1 0\.01"),
         ({"device": "tpu"}, r"--device tpu: not available"),
     ],

@@ -22,6 +22,7 @@ from mtbench.comparing.running.sweep import check_data, prepare
 from mtbench.comparing.running.worker import Worker
 from mtbench.errors import DataError, RunError
 from mtbench.plugins.code import core_digest
+from mtbench.plugins.method import Method
 from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
 from mtbench.training.machine.locks import HeldError
 from mtbench.training.trained.frozen import frozen_weights
@@ -257,6 +258,7 @@ def test_a_row_has_the_weights_of_another_as_constants(make: Made, tmp_path: Pat
     states = Survey(grid, tmp_path).look()
     assert {state.status for state in states.values()} == {"finished"}
     runs = {(cell.entry.label, cell.seed): states[cell].run for cell in grid.cells}
+    giver = Method.find("uw")
     for seed in (0, 1):
         source, same = (runs[row, seed] for row in ("uw", "ls of the best"))
         assert source is not None
@@ -265,7 +267,7 @@ def test_a_row_has_the_weights_of_another_as_constants(make: Made, tmp_path: Pat
             path = runs[row, seed]
             assert path is not None
             spec = RunDirectory(path).spec()
-            weights = frozen_weights(RunDirectory(source), kind, "tiny")  # type: ignore[arg-type]
+            weights = frozen_weights(RunDirectory(source), kind, "tiny", giver)  # type: ignore[arg-type]
             assert spec.method_params["weights"] == weights != [1.0, 1.0]
             assert (spec.recipe, spec.seed, spec.data) == (theirs.recipe, seed, theirs.data)
         assert same == runs["ls frozen", seed]

@@ -169,6 +169,17 @@ def test_a_steps_gradients_are_those_of_plain_backwards(name: str) -> None:
     assert torch.allclose(step.jacobian(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", EQUATIONS)
+def test_losses_are_the_mean_squares_of_the_residuals(name: str) -> None:
+    task = Pinn(equation=name, samples=16, width=10, depth=2)  # type: ignore[arg-type]
+    batch = setup(task).train.batch(torch.arange(16))
+    outputs = task.model()(batch["inputs"])
+    residuals = task.residuals(outputs, batch)
+    squares = torch.stack([residual.square().mean() for residual in residuals])
+    assert torch.allclose(squares, torch.stack(task.losses(outputs, batch)))
+    Step(task.losses(outputs, batch), residuals=residuals).refuse_residuals()
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 
@@ -248,7 +259,7 @@ def lbfgs(out: Path, method: str, stop: int = -1, **given: str) -> RunDirectory:
     return run
 
 
-@pytest.mark.parametrize("method", ["ew", "mgda"])
+@pytest.mark.parametrize("method", ["ew", "mgda", "ntk_weights"])
 def test_resuming_lbfgs_ends_bit_identical(method: str, tmp_path: Path) -> None:
     """Its memory is kept, or begun anew in each step."""
     whole = lbfgs(tmp_path / "whole", method)

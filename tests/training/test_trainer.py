@@ -565,3 +565,8 @@ def test_gradients_are_compared_on_request_or_where_that_is_free(
         assert -1 <= values["least cosine"] == values["cosine"] <= 1  # one pair
         assert 0 < values["magnitude similarity"] <= 1
     assert all(torch.equal(diagnosed[1][k], plain[1][k]) for k in plain[1])  # looking is free
+
+
+def test_a_task_whose_losses_are_no_mean_squares_says_so(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="this task's losses are no mean squares: choose another"):
+        train(tiny, tmp_path, "ntk_weights")

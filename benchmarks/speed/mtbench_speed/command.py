@@ -184,5 +184,6 @@ def _methods(names: list[str] | None) -> "list[Method]":
         names = [
             f"{name}+{BASE}" if issubclass(entry.load(Balancer), Wrapper) else name
             for name, entry in known.items()
+            if not entry.load(Balancer).needs_residuals
         ]
     return [Method.find(name) for name in dict.fromkeys(names)]

@@ -21,7 +21,7 @@ from mtbench.training.cell.request import Choice, Request
 from mtbench.training.cell.rundir import RunDirectory, Spec
 from mtbench.training.machine.device import resolve_device
 from mtbench.training.task import Batch, Recipe, Split, Splits
-from mtbench.training.trained.frozen import Kind, frozen_weights, moves
+from mtbench.training.trained.frozen import Kind, does_more, frozen_weights, moves
 
 MOST = 1_000_000
 """Cells of a suite: what lists them all must end."""
@@ -326,7 +326,8 @@ def frozen(cell: Cell, sources: Mapping[Cell, RunDirectory | None]) -> tuple[str
         finished[source] = (float(result["score"]), run)
     for source, (_, run) in sorted(finished.items(), key=lambda item: -item[1][0]):
         try:
-            weights = frozen_weights(run, entry.weights_of, task)
+            giver = source.entry.choice.method
+            weights = frozen_weights(run, entry.weights_of, task, giver)
             method = entry.choice.method
             params = method.resolve({**entry.fixed, "weights": tuple(weights)})
             method(len(weights), 0, **params)  # it may not take any, such as negative ones
@@ -404,6 +405,8 @@ def _check_source(
             f"{where}: no row {row.weights_from!r} here that finds weights: "
             f"{did_you_mean(row.weights_from, givers)}"
         )
+    if row.weights_from != BEST and not (giver := found[row.weights_from][1]).is_weighted_sum:
+        raise UsageError(f"{where}: {does_more(giver)}")
     if "weights" not in method.resolve(row.set):
         raise UsageError(f"{where}: {method.name} has no parameter 'weights'; take ls")
 

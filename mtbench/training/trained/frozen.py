@@ -6,12 +6,13 @@ import statistics
 from typing import Literal
 
 from mtbench.errors import RunError, UsageError
+from mtbench.plugins.method import Method
 from mtbench.training.cell.rundir import RunDirectory
 
 Kind = Literal["mean", "final"]
 
 
-def frozen_weights(run: RunDirectory, kind: Kind, task: str) -> list[float]:
+def frozen_weights(run: RunDirectory, kind: Kind, task: str, method: Method) -> list[float]:
     r"""Return a run's K weights, from the T steps that ``steps.csv`` has a line for.
 
     ``mean`` is :math:`\frac{1}{T} \sum_t w_{tk}`, ``final`` is :math:`w_{Tk}`, as large as the
@@ -22,13 +23,16 @@ def frozen_weights(run: RunDirectory, kind: Kind, task: str) -> list[float]:
         run: trained on the task.
         kind: which weights.
         task: its name.
+        method: the run's.
 
     Raises:
         RunError: the run has not finished or has diverged, or the file does not parse.
-        UsageError: the run is of another task, or its method has no weights.
+        UsageError: the run is of another task, or its method has no weights, or does more.
     """
     if (other := run.spec().task) != task:
         raise UsageError(f"--weights-from {run.path}: is of task {other}, wanted {task}")
+    if not method.is_weighted_sum:
+        raise UsageError(f"--weights-from {run.path}: {does_more(method)}")
     status = (run.result() or {"status": "unfinished"}).get("status")
     if status != "finished":
         raise RunError(f"--weights-from {run.path}: is {status}; give a run that finished")
@@ -39,6 +43,14 @@ def frozen_weights(run: RunDirectory, kind: Kind, task: str) -> list[float]:
             "finds a direction: give the run of a method that weighs"
         )
     return [statistics.fmean(weights) if kind == "mean" else weights[-1] for weights in found]
+
+
+def does_more(method: Method) -> str:
+    """Return why constant weights are not what a method does without its dynamics."""
+    return (
+        f"{method.name} descends no weighted sum of the losses, so its weights do not say what it "
+        "does: take them from a method that weighs and does no more"
+    )
 
 
 def moves(run: RunDirectory) -> bool:

@@ -118,7 +118,8 @@ class Learner:
             validation: sends a batch of held-out samples.
 
         Raises:
-            UsageError: the method needs features that all heads share, and there are none.
+            UsageError: the method needs features that all heads share, or residuals, and there are
+                none.
         """
         done = self.forward(batch, ranks)
         if self.balancer.needs_features and not done.features:
@@ -126,6 +127,15 @@ class Learner:
                 "this method looks at features that all heads share, and this task has a batch per "
                 "objective: choose another method"
             )
+        residuals = None
+        if self.balancer.needs_residuals:
+            with autocast(self.precision, self.device):
+                residuals = self.task.residuals(done.outputs, batch)
+            if residuals is None:
+                raise UsageError(
+                    "this method looks at what the losses square, and this task's losses are no "
+                    "mean squares: choose another method"
+                )
         return Step(
             done.losses,
             features=done.features,
@@ -133,6 +143,7 @@ class Learner:
             latent=self.model.latent,
             again=lambda: self.step(batch, ranks, validation),
             validation=validation,
+            residuals=residuals,
             engine=self.engine,
             ranks=ranks,
         )

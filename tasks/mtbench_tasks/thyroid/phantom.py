@@ -38,7 +38,7 @@ from scipy import fft, ndimage
 from mtbench.errors import UsageError
 from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, Progress, Reading
 
-VERSION = 3
+VERSION = 4
 """Part of every seed and of the cache key: a change that changes an image is a new version."""
 
 TEST_SEED = 2**31 - 1
@@ -148,10 +148,9 @@ def _table() -> tuple[list[Descriptors], Map]:
 NODULES, NODULE_FREQUENCY = _table()
 
 
-def draw(rng: Seed, most: int = len(GRADES) - 1) -> Descriptors:
-    """Draw a grade up to `most`, then a nodule of it: the descriptors' odds change no balance."""
-    odds = np.array(GRADE_FREQUENCY[: most + 1])
-    of = rng.choice(most + 1, p=odds / odds.sum())
+def draw(rng: Seed) -> Descriptors:
+    """Draw a grade, then a nodule of it: grades stay balanced whatever the descriptors' odds."""
+    of = rng.choice(len(GRADES), p=GRADE_FREQUENCY)
     return NODULES[rng.choice(len(NODULES), p=NODULE_FREQUENCY[of])]
 
 
@@ -538,25 +537,14 @@ def _size(rng: Seed, words: Descriptors, width: float, spacing: float) -> tuple[
 
 
 def simulate(seed: int, index: int) -> tuple[Image, Mask, Descriptors, float]:
-    """Simulate one case: image, true nodule mask, descriptors, millimetres per pixel.
-
-    Some images show a second nodule, of less than half the area and no higher grade. It is not
-    outlined: the case is of the larger one.
-    """
+    """Simulate one case: image, true nodule mask, descriptors, millimetres per pixel."""
     rng = np.random.default_rng([VERSION, seed, index, 0])
     words = draw(rng)
     spacing = rng.uniform(0.195, 0.25)
-    width = WIDTH * spacing * rng.uniform(0.13, 0.5)
+    width = WIDTH * spacing * rng.uniform(0.16, 0.5)
     a, b = _size(rng, words, width, spacing)
     body, lobe = _neck(rng, spacing, a, b)
     at = _place(rng, lobe, a, b, spacing, words.margin)
-    if rng.random() < 0.3:
-        other = draw(rng, grade(points(words)))
-        a, b = _size(rng, other, max(rng.uniform(0.3, 0.6) * width, 3.0), spacing)
-        near = _place(rng, lobe, a, b, spacing, other.margin)
-        apart = np.hypot((near.x - at.x) / (a + at.a), (near.z - at.z) / (b + at.b))
-        if apart > 1.2 and a * b < 0.5 * at.a * at.b:
-            _nodule(rng, body, other, spacing, near)
     inside = _nodule(rng, body, words, spacing, at)
     mask: Mask = inside.reshape(HEIGHT, FINE, -1).mean(axis=1)[:, PAD:-PAD] > 0
     return _image(rng, body, spacing), mask, words, spacing
