@@ -80,16 +80,18 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
 
 def test_what_is_known_of_a_case_comes_back(tmp_path: Path) -> None:
     """Descriptors and columns to look at subgroups by; a column of ours is not overwritten."""
+    said = {"composition": "solid", "calcifications": "none", "halo": "?", "split": "?"}
     first, second = (
-        replace(case, descriptors={"composition": "solid", "split": "?"} if i else {},
+        replace(case, descriptors=said if i else {},
                 groups={"scanner": "A, b", "sex": "f"} if i else {"site": "x"})
         for i, case in enumerate(cases()[1:3])
     )  # fmt: skip
     nnunet.write([first, second], GRADES, tmp_path)
     found = by_patient(manifest.load(tmp_path, silent))
     assert found["P1"].groups == {"site": "x"}
-    assert found["P2"].groups == {"composition": "solid", "scanner": "A, b", "sex": "f"}
-    assert found["P2"].descriptors["composition"] == "solid"
+    known = {"composition": "solid", "calcifications": "none", "scanner": "A, b", "sex": "f"}
+    assert found["P2"].groups == known
+    assert found["P2"].descriptors["calcifications"] == "none"
     assert (found["P2"].part, found["P2"].readings[0].reader) == ("test", "a")
 
 

@@ -272,7 +272,7 @@ def _read(path: Path) -> _Table:
         filled = {
             column: cell
             for column, cell in zip(table.columns, cells, strict=False)
-            if cell.casefold() not in (NONE - {"."} if column == "image" else NONE)
+            if _says(column, cell)
         }
         given = {column: cell for column, cell in filled.items() if column in COLUMNS}
         table.groups[line] = {c: cell for c, cell in filled.items() if c and c not in COLUMNS}
@@ -290,6 +290,12 @@ def _read(path: Path) -> _Table:
             fault = f"{where}: {first['msg']}, found {given.get(where, '')!r}"
             table.problems.append(f"{path} line {line}: {fault}")
     return table
+
+
+def _says(column: str, cell: str) -> bool:
+    """Return whether a cell says something: of calcifications, and the like, ``none`` does."""
+    words = {"."} if column == "image" else set[str]() if column in COLUMNS else {"none"}
+    return cell.casefold() not in NONE - words
 
 
 def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
