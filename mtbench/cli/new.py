@@ -211,5 +211,7 @@ def _write(kind: "Kind", name: str, folder: Path, package: bool, plugin: str, te
         typer.echo(f"install: pip install --editable '{place}[test]'")
     typer.echo(f"test it: pytest {tests / f'test_{name}.py'}")
     given = "" if package else f" --plugin {folder / name}.py"
-    wanted = f"--method {name} --method ew" if kind == "method" else f"--task {name} --method ew"
+    wanted = f"--task {name} --method ew"
+    if kind == "method":  # a task that every installation has
+        wanted = f"--task digits --method {name} --method ew"
     typer.echo(f"run it:  mtbench run{given} {wanted}")

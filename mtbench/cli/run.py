@@ -111,6 +111,7 @@ def run(
     skipped and interrupted ones resumed. With [bold]--nproc 2[/], or under torchrun, processes
     share every batch.
     """
+    import shlex
     import sys
     from functools import partial
 
@@ -136,7 +137,8 @@ def run(
         precision = precision or read.precision
         given = read.overrides(task, method) | given
     if not method:
-        raise UsageError("say which method to run: --method NAME, or --config FILE")
+        found = f"; found {shlex.join(context.args)}" if context.args else ""
+        raise UsageError(f"say which method to run: --method NAME, or --config FILE{found}")
     task, precision = "thyroid" if task is None else task, options.check_precision(precision)
     if weights_from is None and weights_of is not None:
         raise UsageError("--weights-of says which of a run's weights: add --weights-from RUN")
