@@ -137,8 +137,8 @@ def run(
         precision = precision or read.precision
         given = read.overrides(task, method) | given
     if not method:
-        found = f"; found {shlex.join(context.args)}" if context.args else ""
-        raise UsageError(f"say which method to run: --method NAME, or --config FILE{found}")
+        rest = f"; found {shlex.join(context.args)}" if context.args else ""
+        raise UsageError(f"say which method to run: --method NAME, or --config FILE{rest}")
     task, precision = "thyroid" if task is None else task, options.check_precision(precision)
     if weights_from is None and weights_of is not None:
         raise UsageError("--weights-of says which of a run's weights: add --weights-from RUN")

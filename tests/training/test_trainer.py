@@ -175,9 +175,12 @@ def test_ranks_look_after_the_same_steps_whatever_their_clocks(
         def stepped(*_: object, at: Progress = loop.record.at, to: list[int] = looked) -> None:
             to.append(at.position)
 
-        def checkpoint(loop: Loop = loop, to: list[int] = saved) -> None:
+        def checkpoint(
+            loop: Loop = loop, to: list[int] = saved, write: Any = loop.record.checkpoint
+        ) -> None:
             to.append(loop.record.at.position)
             assert not loop.numbers.pending
+            write()
 
         observer.stepped = stepped  # type: ignore[method-assign, assignment]
         loop.record.checkpoint = checkpoint  # type: ignore[method-assign]

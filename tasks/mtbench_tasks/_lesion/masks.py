@@ -193,7 +193,7 @@ def _checked(mask: Mask) -> tuple[Mask, list[str]]:
     walled = part.copy()
     top, left = rows[0] == 0, columns[0] == 0
     bottom, right = rows[-1] == mask.shape[0] - 1, columns[-1] == mask.shape[1] - 1
-    if not (top and bottom) and not (left and right):
+    if size > FEW and _is_thin(part) and not (top and bottom) and not (left and right):
         # A lesion at the image's border, or in its corner, has no outline there.
         walled[:2] |= top
         walled[-2:] |= bottom
@@ -213,11 +213,16 @@ def _checked(mask: Mask) -> tuple[Mask, list[str]]:
     return mask, told
 
 
-def _is_open(mask: Mask) -> bool:
-    """Return whether a mask is thin lines that enclose an area once their gaps are bridged."""
+def _is_thin(mask: Mask) -> bool:
+    """Return whether a mask, with two empty pixels around it, is lines."""
     middle = mask[2:-2, 2:-2]
     core = middle & mask[4:, 2:-2] & mask[:-4, 2:-2] & mask[2:-2, 4:] & mask[2:-2, :-4]
-    if np.count_nonzero(core) > CORE * np.count_nonzero(mask):
+    return bool(np.count_nonzero(core) <= CORE * np.count_nonzero(mask))
+
+
+def _is_open(mask: Mask) -> bool:
+    """Return whether a mask is thin lines that enclose an area once their gaps are bridged."""
+    if not _is_thin(mask):
         return False
     wide = np.pad(mask, max(BRIDGED))
     for reach in BRIDGED:
