@@ -14,20 +14,11 @@ _TEX = {
     "±": r"$\pm$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$",
     "−": r"$-$", "·": r"$\cdot$", "≈": r"$\approx$", "–": "--",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\epsilon$",
+    "ζ": r"$\zeta$", "η": r"$\eta$", "θ": r"$\theta$", "κ": r"$\kappa$", "λ": r"$\lambda$",
+    "μ": r"$\mu$", "ν": r"$\nu$", "ξ": r"$\xi$", "π": r"$\pi$", "ρ": r"$\rho$", "σ": r"$\sigma$",
+    "τ": r"$\tau$", "φ": r"$\phi$", "χ": r"$\chi$", "ψ": r"$\psi$", "ω": r"$\omega$",
 }  # fmt: skip
-
-
-_GREEK = dict(
-    zip(
-        "αβγδεζηθκλμνξπρστφχψω",
-        re.findall(
-            r"\w+",
-            "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau "
-            "phi chi psi omega",
-        ),
-        strict=True,
-    )
-)
 
 
 def plain(text: str) -> str:
@@ -73,7 +64,5 @@ def tex(text: str) -> str:
 
 
 def _typeset(character: str) -> str:
-    if character in _GREEK:
-        return rf"$\{_GREEK[character]}$"
     known = character.isascii() or ("\xc0" <= character <= "\xff")
     return _TEX.get(character, character if known else f"[U+{ord(character):04X}]")

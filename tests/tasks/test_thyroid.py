@@ -725,6 +725,13 @@ def test_the_distance_is_monais(seed: int) -> None:
     assert found == pytest.approx(expected)
 
 
+def test_a_mask_that_is_not_there_is_as_far_away_as_can_be() -> None:
+    some, none = torch.zeros(2, 30, 40, dtype=torch.bool)
+    some[5:9, 5:9] = True
+    for one, other in ((some, none), (none, some), (none, none)):
+        assert overlap(one, other)[2] == 50
+
+
 def test_overlap_is_a_mean_over_images() -> None:
     said = planes((5, 15, 10, 20), (5, 15, 5, 15), None)
     truth = planes((5, 15, 5, 15), (5, 15, 5, 15), (5, 15, 5, 15))

@@ -167,9 +167,7 @@ class Worker:
                 return True
         elif needed:
             trial = self._best(cell)
-            run = self.runs[needed[trial]]
-            assert run is not None
-            tried = run.spec()
+            tried = self._trained(needed[trial]).spec()
         spec = self.grid.spec(cell, self._fingerprint(cell), trial, tried)
         own = self.grid.claim(cell, trial, origin)
         anew = self.grid.order.other_code == "anew"
@@ -195,9 +193,15 @@ class Worker:
         """Return the number of the trial that a final cell takes."""
         study = cell.entry, cell.repetition
         if study not in self.taken:
-            runs = [self.runs[trial] for trial in self.grid.trials(*study)]
-            self.taken[study] = best([state_of(run).score for run in runs if run is not None])
+            runs = map(self._trained, self.grid.trials(*study))
+            self.taken[study] = best([state_of(run).score for run in runs])
         return self.taken[study]
+
+    def _trained(self, trial: Cell) -> RunDirectory:
+        """Return a closed trial's directory: only a cell that takes weights may have none."""
+        run = self.runs[trial]
+        assert run is not None
+        return run
 
     def _train(self, cell: Cell, spec: Spec, run: RunDirectory) -> None:
         request, _ = cell.entry.setting(cell.repetition, None)

@@ -31,7 +31,6 @@ CHECKPOINT_VERSION = 1
 LOGGED = 500
 """About how many steps have a line in ``steps.csv``."""
 
-
 _REMEDY = (
     "begin it again with --no-resume (a sweep: --other-code keep), or go on with the mtbench that "
     "wrote it"
@@ -216,9 +215,9 @@ class Record:
             kept = {
                 "cell": self._cell, "epoch": at.epoch, "precision": self._learner.precision,
             }  # fmt: skip
-            state = copy.deepcopy(self._learner.state())
-            for part in state.values():  # left on the device, it would count as the method's memory
-                part.update({k: v.cpu() for k, v in part.items() if isinstance(v, Tensor)})
+            state = {name: copy.copy(part) for name, part in self._learner.state().items()}
+            for part in state.values():  # on the device, copies would count as the method's memory
+                part.update({key: _own(value) for key, value in part.items()})
             self._best = state | kept
         at.history.append(record)
         at.epoch, at.position = at.epoch + 1, 0
@@ -322,6 +321,11 @@ def fits(run: RunDirectory, name: str) -> Iterator[None]:
             f"{run.path / name}: is not of this model ({type(error).__name__}); mtbench or a "
             "plugin has changed since: delete the folder to train this cell from its start"
         ) from error
+
+
+def _own(value: Any) -> Any:
+    """Return a copy that training leaves as it is, on the CPU if it is a tensor."""
+    return value.to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 def _cpu(value: Any) -> Any:

@@ -106,7 +106,8 @@ def overlap(predicted: Tensor, truth: Tensor) -> tuple[float, float, float]:
     """Return Dice, IoU and the Hausdorff distance of an image's masks, (H, W)."""
     both = int((predicted & truth).sum())
     either = int((predicted | truth).sum())
-    distance = _apart(predicted, truth) if predicted.any() else math.hypot(*truth.shape)
+    seen = predicted.any() and truth.any()
+    distance = _apart(predicted, truth) if seen else math.hypot(*truth.shape)
     return 2 * both / max(both + either, 1), both / max(either, 1), distance
 
 
