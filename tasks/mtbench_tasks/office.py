@@ -87,6 +87,7 @@ class Office(Task):
     """
 
     objectives: tuple[str, ...] = DOMAINS["office31"]
+    own_inputs = True
     recipe = Recipe(epochs=100, batch_size=64, lr=1e-4, weight_decay=1e-5)
 
     def __init__(
