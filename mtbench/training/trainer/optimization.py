@@ -203,7 +203,7 @@ def refuse_noise(recipe: Recipe, learner: Learner, batches: Batches, ranks: Rank
     Costs two forward passes; nothing is left of them.
 
     Raises:
-        UsageError: losses of the same samples differ where nothing has moved, or a forward pass
+        UsageError: losses of the training samples differ where nothing has moved, or a forward pass
             moves something.
     """
     if recipe.optimizer != "lbfgs":
@@ -218,7 +218,7 @@ def refuse_noise(recipe: Recipe, learner: Learner, batches: Batches, ranks: Rank
     if not torch.allclose(first, last, rtol=1e-4, atol=1e-7, equal_nan=True):
         shown = (", ".join(f"{value:g}" for value in found.tolist()) for found in (first, last))
         raise UsageError(
-            f"{wanted}, and of the same samples found first {next(shown)}, then {next(shown)}: "
+            f"{wanted}, and of the training samples found first {next(shown)}, then {next(shown)}: "
             "switch off what is random (dropout, augmentation), or choose another optimizer"
         )
     for name, buffer in learner.model.named_buffers():
