@@ -97,8 +97,9 @@ class LesionTask(Task):
         target: ``grades``, or ``low-high``, divided where the source says.
         image_size: side of the network's grid, divisible by 32, or by 16 with encoder ``unet``; by
             default what suits the source.
-        encoder: ``efficientnet_lite0``, pretrained on ImageNet, the default; ``timm:NAME``, with
-            the weights that timm publishes; or ``unet``, from random weights.
+        encoder: ``efficientnet_lite0``, pretrained on ImageNet, the default; ``timm:NAME``
+            or ``monai:NAME``, with the weights that timm or MONAI publishes; or ``unet``, from
+            random weights.
         weights: a file with the pretrained encoder's weights, instead of the published ones.
         width: channels of the first level of encoder ``unet``, by default 16; where it is given,
             this is the encoder.
