@@ -241,8 +241,10 @@ def test_monai_by_name(name: str, widths: list[int], tmp_path: Path) -> None:
     assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     found = torch.autograd.grad(sum(losses), list(model.encoder.parameters()), allow_unused=True)
     assert all(g is not None for g in found)  # nothing of the classifier is left
-    fresh = Thyroid(**parameters, encoder=f"monai:{name}").model()  # as `predict` makes it
-    fresh.load_state_dict(model.state_dict())
+    again = Thyroid(**parameters, encoder=f"monai:{name}")  # as `predict` and `package` make it
+    again.recall(first.fingerprint)
+    assert again.setup(0, silent).fingerprint == first.fingerprint  # without the file
+    again.model().load_state_dict(model.state_dict())
 
 
 def test_weights_that_are_none_of_monais_are_one_line(
