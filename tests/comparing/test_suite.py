@@ -178,6 +178,8 @@ def test_no_such_suite(tmp_path: Path) -> None:
          r"row 'a': weights_from: ew has no parameter 'weights'; take ls"),
         ({"methods": ["rlar", {"name": "ls", "weights_from": "rlar", "label": "a"}]},
          r"row 'a': weights_from: rlar descends no weighted sum of the losses"),
+        ({"methods": ["graddrop", {"name": "ls", "weights_from": "graddrop", "label": "a"}]},
+         r"row 'a': weights_from: graddrop descends no weighted sum of the losses"),
         ({"search": {"lr": [0.1, 0.01]}}, r"range of lr must be 0 < low < high, found 0\.1 0\.01"),
         ({"device": "tpu"}, r"--device tpu: not available"),
     ],
