@@ -28,21 +28,24 @@ def status(
     plugin: Plugins = None,
 ) -> None:
     """Show how far a sweep is."""
+    from mtbench.comparing.planning.suite import load
+
+    asked = None if suite is None else load(suite)  # before torch is imported
+
     from rich.console import Console
 
     from mtbench.comparing import inert
     from mtbench.comparing.planning.grid import Grid, Order
-    from mtbench.comparing.planning.suite import load
     from mtbench.comparing.planning.survey import Survey
     from mtbench.errors import RunError
 
     console = Console()
     if not out.is_dir():
         raise RunError(f"{out}: no such folder; give the --out of a sweep")
-    if suite is None:
+    if asked is None:
         console.print(_content(out))
         return
-    grid = Grid(Order(load(suite), None, tuple(plugin or ())))
+    grid = Grid(Order(asked, None, tuple(plugin or ())))
     survey = Survey(grid, out)
     states = survey.look()
     console.print(_grid(grid, states))

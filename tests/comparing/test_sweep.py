@@ -292,6 +292,14 @@ def test_who_needs_anothers_weights_takes_it_along(make: Made, tmp_path: Path) -
     ]  # fmt: skip
 
 
+def test_the_best_is_looked_for_only_where_weights_say_all(make: Made) -> None:
+    """`rlar` does more than weigh, so no other row's open question keeps it going."""
+    grid = make(methods=["ew", "uw", "rlar", BEST], budget={"trials": 0, "seeds": 1})
+    [title] = grid.tasks
+    part = Grid(replace(grid.order, repetitions={(title, "ls of the best"): 1}))
+    assert [cell.entry.label for cell in part.cells] == ["ew", "uw", "ls of the best"]
+
+
 @pytest.mark.parametrize(
     ("methods", "said"),
     [

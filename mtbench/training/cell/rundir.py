@@ -300,9 +300,7 @@ class RunDirectory:
         if file is None:
             return None
         try:
-            state = _object(
-                torch.load(file, map_location=device, weights_only=True, mmap=lazily)
-            )
+            state = _object(torch.load(file, map_location=device, weights_only=True, mmap=lazily))
         except Exception as error:  # torch raises many kinds for a broken file
             raise RunError(
                 f"{file}: corrupt, does not load ({type(error).__name__}); delete the folder to "

@@ -287,7 +287,8 @@ def refuse_outdated(file: Path, state: Mapping[str, Any]) -> None:
 def is_outdated(run: RunDirectory) -> bool:
     """Return whether another mtbench has begun a cell, and this one cannot go on with it.
 
-    Of the checkpoint no tensor is read: it is asked of every open cell. Whose a broken checkpoint is, is not known: who goes on with the cell, says what is broken.
+    It is asked of every open cell, so no tensor of the checkpoint is read. Whose a broken
+    checkpoint is, is not known: who goes on with the cell, says what is broken.
     """
     try:
         state = run.load("checkpoint.pt", lazily=True)

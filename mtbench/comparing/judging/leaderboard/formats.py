@@ -9,7 +9,7 @@ import pandas as pd
 from mtbench.comparing import inert
 from mtbench.comparing.judging.leaderboard.across import Overall
 from mtbench.comparing.judging.leaderboard.board import COST, Board
-from mtbench.errors import UsageError, did_you_mean
+from mtbench.errors import UsageError
 
 
 def readable(board: Board, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -17,21 +17,38 @@ def readable(board: Board, columns: Sequence[str] | None = None) -> pd.DataFrame
 
     Args:
         board: what is shown.
-        columns: which, by the beginnings of their names; all by default, the method always.
-
-    Raises:
-        UsageError: no column begins so.
+        columns: which of those that are there, by the beginnings of their names; all by default,
+            the method always.
     """
     shown = _readable(board)
     if columns is None or shown.empty:
         return shown
-    kept = ["method"]
+    found = [name for wanted in columns for name in shown.columns if name.startswith(wanted)]
+    return shown[list(dict.fromkeys(["method", *found]))]
+
+
+_GIVEN_BY = {
+    "− ": "`− ROW` is there where a row of that name has finished (--baseline ROW)",
+    "verdict": "`verdict` is there beside `− ROW`, unless parameters were chosen once",
+    "trials": "`trials` is there where some chose the parameters",
+    "P(first)": "`P(first)` takes two seeds or repetitions that the ranked rows share",
+    "cost ×": "`cost ×` is there where the plain sum was run (--plain ROW)",
+}
+"""Columns that not every board has."""
+
+
+def check_columns(found: Sequence[Board], columns: Sequence[str]) -> None:
+    """Check that each is a column of a board, by the beginnings of their names.
+
+    Raises:
+        UsageError: one is of none.
+    """
+    known = list(dict.fromkeys(name for board in found for name in _readable(board).columns))
     for wanted in columns:
-        found = [name for name in shown.columns if name.startswith(wanted)]
-        if not found:
-            raise UsageError(f"--columns: {did_you_mean(wanted, shown.columns)}, found {wanted!r}")
-        kept += found
-    return shown[list(dict.fromkeys(kept))]
+        if not any(name.startswith(wanted) for name in known):
+            hints = [said for start, said in _GIVEN_BY.items() if wanted.startswith(start[:3])]
+            told = "; ".join([f"there are {', '.join(known)}", *hints])
+            raise UsageError(f"--columns: unknown column {wanted!r}: {told}")
 
 
 def _readable(board: Board) -> pd.DataFrame:
