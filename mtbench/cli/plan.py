@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -202,12 +202,10 @@ def _scatter(grid: "Grid", pilot: Path) -> dict[str, tuple[float, str]]:
     from mtbench.comparing.planning.grid import Cell
     from mtbench.training.cell.rundir import Spec, find_runs
 
-    def same(one: Spec, other: Spec, free: Collection[str]) -> bool:
-        theirs, ours = (
-            {k: v for k, v in spec.task_params.items() if k not in free} for spec in (one, other)
-        )
-        budgets = [[spec.recipe[k] for k in ("epochs", "batch_size")] for spec in (one, other)]
-        return one.task == other.task and theirs == ours and budgets[0] == budgets[1]
+    def setting_of(spec: Spec, free: Collection[str]) -> list[Any]:
+        made = spec.model_dump(mode="json")
+        own = {k: v for k, v in made["task_params"].items() if k not in free}
+        return [spec.task, own, *(made["recipe"][k] for k in ("epochs", "batch_size"))]
 
     measured = [
         (board.title, [cells[0].spec for cells in board.cells.values()], deviations)
@@ -216,15 +214,13 @@ def _scatter(grid: "Grid", pilot: Path) -> dict[str, tuple[float, str]]:
     ]
     found: dict[str, tuple[float, str]] = {}
     for setting, (task, entries) in zip(grid.suite.tasks, grid.tasks.items(), strict=True):
-        wanted, free = (
-            grid.spec(Cell(entries[0], grid.first_seed), "", None),
-            setting.resample or (),
-        )
+        free = setting.resample or ()
+        wanted = setting_of(grid.spec(Cell(entries[0], grid.first_seed), "", None), free)
         own = [
-            d
+            deviation
             for _, specs, some in measured
-            if any(same(s, wanted, free) for s in specs)
-            for d in some
+            if any(setting_of(spec, free) == wanted for spec in specs)
+            for deviation in some
         ]
         others = [(title, some) for title, specs, some in measured if specs[0].task == setting.name]
         if own:

@@ -381,7 +381,7 @@ def test_what_names_show_to_be_wrong_is_refused_before_torch_is_imported() -> No
         "run -m cagard": "unknown method 'cagard': did you mean 'cagrad'?",
         "run -m samo+cagard": "unknown method 'cagard'",
         "run -m ew -t digit": "unknown task 'digit': did you mean 'digits'?",
-        "run --metod ew": "--method NAME, or --config FILE; found --metod ew: did you mean '--method'?",
+        "run --metod ew": "--config FILE; found --metod ew: did you mean '--method'?",
         "run -m ew stray": "unexpected argument 'stray'",
         "tune -m ew -t digit": "unknown task 'digit'",
         "reproduce qm9 -m nashmtl": "unknown method 'nashmtl'",

@@ -144,7 +144,7 @@ def test_a_sweep_ends_where_all_is_decided(mtbench: Mtbench, tiny: Path, tmp_pat
     assert re.search(r"told with probability 0.8, as one of 2 comparisons at 5 %: .* 0\.\d\d", said)
     assert re.search(r"paired standard deviation \d+\.\d\d points of delta-m, by the pilot", said)
     assert "--until decided" in said
-    assert "tiny epochs=1: nothing is measured here: " in mtbench("plan", file, *more)[1]
+    assert "epochs=1: nothing is measured here: what that is" in mtbench("plan", file, *more)[1]
     stated = '\nmeasured = {deviation = 3.0, seconds = 9.0, origin = "a [small] one"}\n'
     file.write_text(file.read_text() + stated)
     code, said, err = mtbench("plan", file, *more)

@@ -12,12 +12,20 @@ from typing import Any
 
 import pytest
 
+from mtbench.cli.status import _summary
 from mtbench.comparing import claim
 from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.planning import survey as surveying
 from mtbench.comparing.planning.grid import Cell, Grid, Order, best
 from mtbench.comparing.planning.suite import Suite
-from mtbench.comparing.planning.survey import State, Survey, crash, failed, record_crash
+from mtbench.comparing.planning.survey import (
+    TRAINED,
+    State,
+    Survey,
+    crash,
+    failed,
+    record_crash,
+)
 from mtbench.comparing.running.sweep import check_data, prepare
 from mtbench.comparing.running.worker import Worker
 from mtbench.errors import DataError, RunError
@@ -159,6 +167,11 @@ def test_another_suite_claims_what_is_there(make: Made, tmp_path: Path) -> None:
     other = make(name="other")
     states = Survey(other, tmp_path).look()
     assert {state.status for state in states.values()} == {"open"}
+    finals = [states[cell].note for cell in other.cells if cell.trial is None]
+    trials = [states[cell].note for cell in other.cells if cell.trial is not None]
+    assert set(trials) == {TRAINED}
+    assert set(finals) == {""}  # whose parameters they will have, is not known yet
+    assert "; 4 of the open ones are trained, for another suite" in str(_summary(states, 1))
     assert work(other, tmp_path) == []  # nothing is trained
     assert all(state.closed for state in Survey(other, tmp_path).look().values())
     for run in find_runs([tmp_path]):

@@ -141,16 +141,18 @@ def notes(board: Board) -> list[str]:
 
 
 LEGEND = (
-    "Test split. Mean ± standard deviation over seeds. Δm [95 % paired bootstrap interval, the "
-    "single-task reference resampled too]; difference to the baseline in points of Δm [interval at "
-    "the level that its verdict has]; rank: the mean over metrics."
+    "Test split, mean ± standard deviation over seeds. Δm: by how many percent a row is worse than "
+    "a model for each objective alone, the mean over metrics [95 % paired bootstrap interval, that "
+    "reference resampled too]. − ROW: Δm minus that row's, in points [interval at the level of its "
+    "verdict]. Rank: the mean over metrics."
 )
 
 
 def marks(board: Board, column: str) -> list[str]:
     """Return which rows of a readable column are ``best`` and ``second``, as printed.
 
-    The single-task reference takes no part, nor does what is not ranked.
+    The single-task reference takes no part, nor does what is not ranked, nor the metrics of a row
+    of which some diverged.
     """
     sources = {f"{name} {'↑' if up else '↓'}": (name, up, 3) for name, up in board.primary.items()}
     sources |= {"Δm % ↓": ("delta_m", False, 2), "rank ↓": ("mean_rank", False, 2)}
@@ -159,6 +161,8 @@ def marks(board: Board, column: str) -> list[str]:
         return found
     key, higher, digits = sources[column]
     taking_part = board.rows["complete"] & (board.rows["method"] != board.reference)
+    if key in board.primary:  # the mean of those that did not diverge is of other seeds
+        taking_part &= board.rows["diverged"] == 0
     values = board.rows[key].where(taking_part).round(digits)
     order = sorted(set(values.dropna()), reverse=higher)
     for place, mark in enumerate(("best", "second")):
