@@ -265,13 +265,11 @@ def _as_row(
     published: Published, paper: PaperBoard, board: leaderboard.Board, ours: tuple[str, str]
 ) -> _Table:
     """Return a paper's table, with the rows of the reference and a method below."""
-    rows = board.rows.set_index("method")
     body = [
         [label, "theirs", *(_number(paper.value(label, c), c) for c in paper.columns)]
         for label in paper.by_delta_m()
     ]
-    for name in dict.fromkeys(ours):
-        row: Any = rows.loc[_only(board, name)]
+    for name, row in dict(zip(ours, _rows_of(board, ours), strict=True)).items():
         # A mean rank is one among the rows of its own table.
         own = ["-" if c == MEAN_RANK else _here(row, c) for c in paper.columns]
         body.append([name, "ours", *own])
@@ -287,8 +285,7 @@ def _beside_row(
 ) -> _Table:
     """Return each metric of the reference and a method, by a paper's row and here."""
     reference, _ = methods
-    rows = board.rows.set_index("method")
-    single, ours = (rows.loc[_only(board, name)] for name in methods)
+    single, ours = _rows_of(board, methods)
     body = []
     for name in [*(column for column in paper.columns if column in published.metrics), DELTA_M]:
         theirs = paper.value(label, name)
@@ -304,6 +301,12 @@ def _beside_row(
         )
     who = [f"{name}, {where}" for name in (reference, label) for where in ("paper", "here")]
     return ["", *who, "difference"], body
+
+
+def _rows_of(board: leaderboard.Board, methods: Sequence[str]) -> list[Any]:
+    """Return what the board says of methods that have one row each."""
+    rows = board.rows.set_index("method")
+    return [rows.loc[_only(board, name)] for name in methods]
 
 
 def _only(board: leaderboard.Board, method: str) -> str:
