@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import imagehash
 import numpy as np
 import pydicom
 import pytest
@@ -24,7 +25,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, UltrasoundImag
 from scipy import ndimage
 
 from mtbench.errors import DataError
-from mtbench_tasks._lesion import categories, manifest
+from mtbench_tasks._lesion import categories, doubts, manifest
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.categories import place, said, scale_of
 from mtbench_tasks._lesion.doubts import alike, examine, parts, perceptual, spelt_alike, survey
@@ -862,6 +863,34 @@ def test_copies_across_patients_are_told(copy: Callable[[Any], Any]) -> None:
     assert line.endswith("patients p3 and p8")
     same = [*cases[:8], Case("8", "p3", images[8], ())]
     assert list(alike(same, hashes)) == []
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(40, 140), st.integers(40, 140))
+@settings(max_examples=20, derandomize=True)
+def test_the_hashes_are_those_of_imagehash(seed: int, height: int, width: int) -> None:
+    image = np.random.default_rng(seed).integers(20, 255, (height, width)).astype(np.uint8)
+    small = Pil.fromarray(image).reduce(max(1, min(height, width) // 64))
+    seen = small.resize((64, 64), Pil.Resampling.BOX)
+    sides = seen, seen.transpose(Pil.Transpose.FLIP_LEFT_RIGHT)
+    wanted = [np.packbits(imagehash.phash(side, 16).hash).tobytes().hex() for side in sides]
+    assert list(perceptual(image)) == wanted
+
+
+def test_copies_are_the_pairs_that_differ_in_few_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doubts, "BLOCK", 4)
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (11, 2, 256)).astype(bool)
+    for one, other, side, apart in ((0, 7, 0, 44), (1, 9, 0, 45), (2, 3, 1, 10), (8, 10, 1, 44)):
+        bits[other, side] = bits[one, 0]
+        bits[other, side, rng.permutation(256)[:apart]] ^= True
+    hashes = {i: [np.packbits(side).tobytes().hex() for side in both] for i, both in enumerate(bits)}
+    hashes[4] = []
+    wanted = {
+        (i, j, bool(side)) for i in range(11) for j in range(i + 1, 11) for side in (0, 1)
+        if 4 not in (i, j) and (bits[i, 0] != bits[j, side]).sum() <= doubts.NEAR
+    }  # fmt: skip
+    assert {(0, 7, False), (2, 3, True), (8, 10, True)} == wanted
+    assert set(doubts.copies(hashes)) == wanted
 
 
 def test_the_survey_reads_everything_once() -> None:

@@ -4,10 +4,10 @@ import csv
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -151,8 +151,9 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
         doubts.append(f"{path}: the categories {meant.why}")
     images: dict[tuple[Path, int | None], dict[int, Row]] = {}
     bare = 0
+    locate = cache(partial(_locate, path.parent))
     for line, row in table.rows.items():
-        if fault := _fault(path.parent, row):
+        if fault := _fault(locate, row):
             problems.append(f"{path} line {line}: {fault}")
             continue
         if row.category and place(row.category, order) is None:
@@ -162,7 +163,7 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
             )
             row = row.model_copy(update={"category": None})
         if row.mask or row.category:
-            images.setdefault((_locate(path.parent, row.image), row.frame), {})[line] = row
+            images.setdefault((locate(row.image), row.frame), {})[line] = row
         else:
             bare += 1
     owners = spelt_alike(row.patient for row in table.rows.values() if row.patient)
@@ -172,7 +173,7 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     files: list[Path] = []
     for rows in images.values():
         try:
-            case, odd = _case(path, rows, order, owners, table.groups)
+            case, odd = _case(path, rows, order, owners, table.groups, locate)
         except DataError as error:
             problems.append(str(error))
             continue
@@ -184,7 +185,7 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
         first = next(iter(rows.values()))
         known.append([(row.reader, row.mask_value) for row in rows.values()])
         names = [first.image, *(row.mask for row in rows.values() if row.mask)]
-        files += [_locate(path.parent, name) for name in names]
+        files += map(locate, names)
         cases.append(case)
     if not cases and not problems:
         raise DataError(f"{path}: has no row with a mask or a category: nothing to learn from")
@@ -410,10 +411,10 @@ def _locate(folder: Path, name: str) -> Path:
     return file
 
 
-def _fault(folder: Path, row: Row) -> str | None:
+def _fault(locate: Callable[[str], Path], row: Row) -> str | None:
     """Return what is wrong with a row, as far as its files need not be opened."""
     for name in filter(None, (row.image, row.mask)):
-        file = _locate(folder, name)
+        file = locate(name)
         if ".." in Path(name.replace("\\", "/")).parts:
             return f"{name}: '..' may lead out of the CSV's folder; give an absolute path"
         try:
@@ -431,6 +432,7 @@ def _case(
     grades: Sequence[str],
     owners: Mapping[str, str],
     groups: Mapping[int, Mapping[str, str]],
+    locate: Callable[[str], Path],
 ) -> tuple[Case, list[str]]:
     """Return the case of one image from its rows, by line, and what is odd about it."""
     image, frame = next((row.image, row.frame) for row in rows.values())
@@ -444,7 +446,7 @@ def _case(
     by_reader = defaultdict[str, list[Row]](list)
     for row in rows.values():
         by_reader[row.reader].append(row)
-    file, doubts = _locate(path.parent, image), list[str]()
+    file, doubts = locate(image), list[str]()
     readings = []
     for reader, own in by_reader.items():
         found = {place(row.category, grades) for row in own if row.category}
@@ -456,7 +458,7 @@ def _case(
             )
         if len(own) > 1:
             doubts.append(f"{where} has {len(own)} rows of reader {reader!r}: their masks unite")
-        masks = tuple(MaskFile(_locate(path.parent, m or ""), file, value) for m, value in drawn)
+        masks = tuple(MaskFile(locate(m or ""), file, value) for m, value in drawn)
         contour = None if not masks else masks[0] if len(masks) == 1 else United(masks)
         readings.append(Reading(reader, contour, next(iter(found), None)))
     spacing, odd = _spacing(where, file, next(iter(spacings), None))

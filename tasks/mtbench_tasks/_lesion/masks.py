@@ -193,7 +193,8 @@ def _checked(mask: Mask) -> tuple[Mask, list[str]]:
     walled = part.copy()
     top, left = rows[0] == 0, columns[0] == 0
     bottom, right = rows[-1] == mask.shape[0] - 1, columns[-1] == mask.shape[1] - 1
-    if size > FEW and _is_thin(part) and not (top and bottom) and not (left and right):
+    ends = (top or bottom or left or right) and not (top and bottom) and not (left and right)
+    if size > FEW and ends and _is_thin(part):
         # A lesion at the image's border, or in its corner, has no outline there.
         walled[:2] |= top
         walled[-2:] |= bottom
