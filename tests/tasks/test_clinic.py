@@ -233,6 +233,124 @@ def test_an_outline_with_a_gap_is_refused(tmp_path: Path) -> None:
         read_mask(saved(tmp_path / "gap.png", gap.astype(np.uint8) * 255))
 
 
+def large(radius: float = 45) -> Any:
+    """A disc in a large image."""
+    y, x = np.indices((200, 240))
+    return (x - 110) ** 2 + (y - 100) ** 2 <= radius**2
+
+
+@pytest.mark.parametrize("colour", [(0, 255, 0), (255, 0, 0), (0, 0, 255), (0, 128, 0)])
+@pytest.mark.parametrize("quality", [30, 50, 75, 95])
+def test_a_thin_outline_in_a_jpeg_is_filled_or_refused(
+    tmp_path: Path, colour: tuple[int, int, int], quality: int
+) -> None:
+    picture = np.zeros((200, 240, 3), np.uint8)
+    picture[large() & ~ndimage.binary_erosion(large())] = colour
+    file = saved(tmp_path / "m.jpg", picture, quality=quality)
+    refused = ""
+    try:
+        mask, told = read_mask(file)
+    except DataError as error:
+        refused = str(error)
+    if refused:  # what JPEG has left of the line is not enough
+        assert quality <= 50
+        assert colour != (0, 255, 0)
+        assert "pieces of a thin line" in refused or "not closed" in refused
+        return
+    assert dice(mask, large()) > 0.97
+    assert told == ["is an outline: what it encloses was filled"]
+
+
+@pytest.mark.parametrize(("radius", "blur"), [(8, 3), (8, 5), (15, 5), (25, 8), (45, 8)])
+def test_a_mask_that_was_blurred_is_read_and_told(
+    tmp_path: Path, radius: float, blur: float
+) -> None:
+    full = Pil.fromarray(large(radius).astype(np.uint8) * 255)
+    file = saved(tmp_path / "m.png", np.asarray(full.filter(ImageFilter.GaussianBlur(blur))))
+    mask, told = read_mask(file)
+    assert dice(mask, large(radius)) > 0.93
+    assert told == ["is blurred: it counts from half of its largest value on"]
+
+
+@pytest.mark.parametrize("smooth", [1, 2, 4, 8])
+def test_a_smooth_image_or_a_part_of_it_is_no_blurred_mask(tmp_path: Path, smooth: int) -> None:
+    rough = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(200, 240)), smooth)
+    grey = (110 + 40 * rough / rough.std()).clip(0, 255).astype(np.uint8)
+    for values in (grey, np.where(large(), grey, 0).astype(np.uint8)):
+        with pytest.raises(DataError, match=r"is an image|several labels"):
+            read_mask(saved(tmp_path / "m.png", values))
+
+
+@pytest.mark.parametrize(("dots", "size"), [(8, 4), (16, 2), (16, 3), (40, 2)])
+def test_dots_around_an_area_are_no_lesions(tmp_path: Path, dots: int, size: int) -> None:
+    picture = Pil.new("L", (240, 200))
+    draw = ImageDraw.Draw(picture)
+    for angle in np.linspace(0, 2 * np.pi, dots, endpoint=False):
+        x, y = 110 + 60 * np.cos(angle), 100 + 45 * np.sin(angle)
+        draw.ellipse((x - size, y - size, x + size, y + size), fill=255)
+    with pytest.raises(DataError, match="is a row of dots around an area"):
+        read_mask(saved(tmp_path / "m.png", np.asarray(picture)))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_several_lesions_are_no_dots(tmp_path: Path, seed: int) -> None:
+    rng, (y, x) = np.random.default_rng(seed), np.indices((200, 240))
+    if seed < 2:  # in a ring
+        angles = np.linspace(0, 2 * np.pi, 5 + 3 * seed, endpoint=False)
+        centres = [(120 + 70 * np.cos(a), 100 + 70 * np.sin(a)) for a in angles]
+    else:
+        centres = [(rng.uniform(20, 220), rng.uniform(20, 180)) for _ in range(7)]
+    mask = np.logical_or.reduce([(x - a) ** 2 + (y - b) ** 2 <= 13**2 for a, b in centres])
+    found, _ = read_mask(saved(tmp_path / "m.png", mask.astype(np.uint8) * 255))
+    np.testing.assert_array_equal(found, mask)
+
+
+@pytest.mark.parametrize(
+    "shade", [lambda m: m * 255, lambda m: np.full_like(m, 255), np.zeros_like],
+    ids=["white on black", "white", "black"],
+)  # fmt: skip
+@pytest.mark.parametrize("opaque", [255, 100])
+def test_a_mask_in_the_opacity(tmp_path: Path, shade: Callable[[Any], Any], opaque: int) -> None:
+    mask = lesion().astype(np.uint8)
+    picture = np.dstack([shade(mask)] * 3 + [mask * opaque])
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "m.png", picture))[0], lesion())
+    soft = Pil.fromarray(mask * opaque).filter(ImageFilter.GaussianBlur(1))
+    picture[..., 3] = np.asarray(soft)
+    assert dice(read_mask(saved(tmp_path / "m.png", picture))[0], lesion()) > 0.97
+
+
+@pytest.mark.parametrize("name", ["1.tif", "g4.tif", "1.bmp", "01.png", "16.png", "f.tif"])
+def test_a_mask_of_any_depth(tmp_path: Path, name: str) -> None:
+    picture = Pil.fromarray(lesion().astype(np.uint8) * 255).convert("1")
+    if name == "01.png":
+        picture = Pil.fromarray(lesion().astype(np.uint8))
+    elif name == "16.png":
+        picture = Pil.fromarray(lesion().astype(np.uint16) * 65535)
+    elif name == "f.tif":
+        picture = Pil.fromarray(lesion().astype(np.float32))
+    picture.save(tmp_path / name, **({"compression": "group4"} if name == "g4.tif" else {}))
+    mask, told = read_mask(tmp_path / name)
+    np.testing.assert_array_equal(mask, lesion())
+    assert told == []
+
+
+def test_a_palette_of_one_colour_is_named(tmp_path: Path) -> None:
+    picture = Pil.fromarray(lesion().astype(np.uint8), "L").convert("P")
+    picture.putpalette([0, 0, 0] * 256)
+    picture.save(tmp_path / "m.png")
+    with pytest.raises(DataError, match="its palette makes all of its values one colour"):
+        read_mask(tmp_path / "m.png")
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_mask_of_another_size_is_refused(more: int) -> None:
+    other = np.zeros((HEIGHT + more, WIDTH), dtype=bool)
+    other[20:40, 20:40] = True
+    [fault] = examine(case(other)).faults
+    assert f"({HEIGHT}, {WIDTH})" in fault
+    assert f"({HEIGHT + more}, {WIDTH})" in fault
+
+
 @pytest.mark.parametrize("angle", [0, 30, 90])
 def test_a_long_thin_lesion_is_no_outline(tmp_path: Path, angle: int) -> None:
     picture = Pil.new("L", (HEIGHT, HEIGHT))
@@ -883,7 +1001,9 @@ def test_copies_are_the_pairs_that_differ_in_few_bits(monkeypatch: pytest.Monkey
     for one, other, side, apart in ((0, 7, 0, 44), (1, 9, 0, 45), (2, 3, 1, 10), (8, 10, 1, 44)):
         bits[other, side] = bits[one, 0]
         bits[other, side, rng.permutation(256)[:apart]] ^= True
-    hashes = {i: [np.packbits(side).tobytes().hex() for side in both] for i, both in enumerate(bits)}
+    hashes = {
+        i: [np.packbits(side).tobytes().hex() for side in both] for i, both in enumerate(bits)
+    }
     hashes[4] = []
     wanted = {
         (i, j, bool(side)) for i in range(11) for j in range(i + 1, 11) for side in (0, 1)
