@@ -793,7 +793,10 @@ SMALL = ("--image-size", 32, "--width", 4, "--epochs", 1, "--threads", 1)
         ({"patient": lambda i: "1.234E+11" if i % 2 else f"P{i}"}, None, "spreadsheet has shorten"),
         ({"patient": lambda i: f"P{i // 2}" if i % 2 else f"p-0{i // 2}"}, None, "spelt alike"),
         ({"patient": lambda i: ""}, None, "no patients are named"),
-        ({"category": lambda i: "-1" if i == 3 else str(1 + i % 5)}, "'-1' is not on", None),
+        ({"category": lambda i: "-1" if i == 3 else str(1 + i % 5)}, None, "number in 1 of 24"),
+        ({"category": lambda i: "-1" if i % 2 else f"TR{1 + i % 5}"}, None, "number in 12 of 24"),
+        ({"category": lambda i: ("-99", "2", "4a", "4b")[i % 4]}, None, "number in 6 of 24"),
+        ({"category": lambda i: "-1"}, "no known scale", "all categories are -1"),
         ({"category": lambda i: ("-1", "0", "1")[i % 3]}, "no known scale", None),
         ({"category": lambda i: f"TR\u200b{1 + i % 5}.0"}, None, None),
         ({"category": lambda i: "TR4"}, None, "all categories are TR4"),
@@ -878,6 +881,39 @@ def test_verify_is_of_the_grades_that_are_given(mtbench: Mtbench, folder: Path) 
     code, _, err = mtbench(*line, "--grade", "a,b")
     assert (code, err.count("\n")) == (2, 1)
     assert "did you mean 'grades'?" in err
+
+
+def test_a_template_that_was_not_filled_in_is_told_so(mtbench: Mtbench, tmp_path: Path) -> None:
+    """No line but those of the files that are not there: all else follows from them."""
+    data = tmp_path / "c.csv"
+    data.write_text(manifest.template())
+    code, printed, _ = mtbench("data", "verify", "manifest", "--data", data)
+    *lines, last = printed.splitlines()
+    assert (code, len(lines), last) == (2, 2, "problems: 2")
+    assert all("there is no such file" in line for line in lines)
+    code, _, err = mtbench("data", "inspect", "manifest", "--data", data)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "none of its cases can be used; the first of 2 problems" in err
+
+
+def test_a_mask_outside_of_the_scan_is_told_so(mtbench: Mtbench, folder: Path) -> None:
+    """It was cut off with the screen's border, and no grid would show it."""
+    region = Dataset()
+    region.RegionSpatialFormat, region.PhysicalUnitsXDirection = 1, 3
+    region.PhysicalUnitsYDirection = 3
+    region.PhysicalDeltaX = region.PhysicalDeltaY = 0.01
+    region.RegionLocationMinX0, region.RegionLocationMinY0 = 0, 0
+    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = WIDTH - 1, 25
+    dicom(folder / "0.dcm", scan(), SequenceOfUltrasoundRegions=[region])
+    data = table(folder, image=lambda i: "0.dcm" if i == 0 else f"{i}.png")
+    code, printed, _ = mtbench("data", "verify", "manifest", "--data", data)
+    assert code == 0
+    assert "0.dcm: reader's mask lies outside of what was scanned: it is left out" in printed
+    line = ("run", "-m", "ew", "--source", "manifest", "--data", data, *SMALL)
+    assert mtbench(*line, "--out", folder / "out")[0] == 0
+    [file] = (folder / "out").rglob("result.json")
+    assert "lies outside of what was scanned" in file.read_text()
+    assert "vanishes" not in file.read_text()
 
 
 def test_too_few_cases_are_told(mtbench: Mtbench, folder: Path) -> None:

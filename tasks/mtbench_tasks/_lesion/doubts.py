@@ -133,7 +133,7 @@ def of_mask(mask: Mask) -> Iterator[str]:
     """Yield what is odd about a mask, after "the mask"."""
     area = int(np.count_nonzero(mask))
     if not area:
-        yield "marks nothing of what was scanned"
+        yield "lies outside of what was scanned: it is left out"
         return
     if area > HALF * mask.size:
         yield f"covers {area / mask.size:.0%} of the image: is it the lesion's, and not inverted?"

@@ -18,7 +18,7 @@ from mtbench.training.data import regular
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion import nnunet
 from mtbench_tasks._lesion.cases import Case, Collection, Part, Reading, United
-from mtbench_tasks._lesion.categories import NONE, ODD, SCALES, place, said, scale_of
+from mtbench_tasks._lesion.categories import NONE, ODD, SCALES, place, said, scale_of, unsaid
 from mtbench_tasks._lesion.doubts import spelt_alike
 from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, read_geometry
 from mtbench_tasks._lesion.pixels import implausible
@@ -104,8 +104,11 @@ def scale(path: Path, *wanted: tuple[str, ...]) -> tuple[str, ...]:
     """
     path = nnunet.find(path)
     cells = _cells(_read(path))
+    graded = [cell for cell in cells if not unsaid(cell)]
     for grades in wanted:
-        if sum(place(cell, grades) is not None for cell in cells) >= (1 - ODD) * len(cells):
+        if graded and sum(place(cell, grades) is not None for cell in graded) >= (1 - ODD) * len(
+            graded
+        ):
             return grades
     meant = scale_of(cells)
     if meant.grades is None:
@@ -150,17 +153,20 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     if grades is None and meant.grades is not None and meant.why:
         doubts.append(f"{path}: the categories {meant.why}")
     images: dict[tuple[Path, int | None], dict[int, Row]] = {}
-    bare = 0
+    bare = below = 0
     locate = cache(partial(_locate, path.parent))
     for line, row in table.rows.items():
         if fault := _fault(locate, row):
             problems.append(f"{path} line {line}: {fault}")
             continue
         if row.category and place(row.category, order) is None:
-            problems.append(
-                f"{path} line {line}: category {row.category!r} is not on the scale: "
-                f"{did_you_mean(row.category, order)} The cell is left out"
-            )
+            if unsaid(row.category) and order[0] != "0":
+                below += 1
+            else:
+                problems.append(
+                    f"{path} line {line}: category {row.category!r} is not on the scale: "
+                    f"{did_you_mean(row.category, order)} The cell is left out"
+                )
             row = row.model_copy(update={"category": None})
         if row.mask or row.category:
             images.setdefault((locate(row.image), row.frame), {})[line] = row
@@ -189,7 +195,13 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
         cases.append(case)
     if not cases and not problems:
         raise DataError(f"{path}: has no row with a mask or a category: nothing to learn from")
-    doubts += _unsaid(path, cases, order)
+    if below:
+        doubts.append(
+            f"{path}: the category is a negative number in {below} of {len(table.rows)} rows: they "
+            "count as not graded"
+        )
+    if cases:
+        doubts += _unsaid(path, cases, order)
     remarks = []
     if 0 < (measured := sum(case.spacing is not None for case in cases)) < len(cases):
         remarks.append(
