@@ -21,7 +21,12 @@ from PIL import Image as Pil
 from PIL import ImageDraw, ImageFilter
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, UltrasoundImageStorage
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    UltrasoundImageStorage,
+)
 from scipy import ndimage
 
 from mtbench.errors import DataError
@@ -883,6 +888,72 @@ def test_verify_is_of_the_grades_that_are_given(mtbench: Mtbench, folder: Path) 
     assert "did you mean 'grades'?" in err
 
 
+ROWS = [["image", "mask", "category"], *([f"{i}.png", f"m{i}.png", "4,0"] for i in range(3))]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_tables_as_programs_write_them(
+    folder: Path, encoding: str, separator: str, end: str
+) -> None:
+    """A decimal comma, and empty cells that a spreadsheet adds at the end of a row, too."""
+    text = end.join(
+        separator.join([*row, "", ""][: 3 if i == 0 else 5]) for i, row in enumerate(ROWS)
+    )
+    (folder / "c.csv").write_bytes(text.encode(encoding))
+    collection = load(folder / "c.csv")
+    assert collection.problems == ()
+    assert collection.grades == ("1", "2", "3", "4", "5")
+    assert [c.readings[0].category for c in collection.cases] == [3, 3, 3]
+    assert [c.image.shape for c in collection.cases] == [(HEIGHT, WIDTH)] * 3
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"PK\x03\x04" + bytes(40), "is a workbook"),
+        (b"\xd0\xcf\x11\xe0" + bytes(40), "is a workbook"),
+        ("image,category\n0.png,TR4\n".encode("utf-16-le"), "characters of code 0"),
+        ("image,patient\n0.png,M\u00fcller\n".encode("latin-1"), "is no UTF-8 text"),
+        (b"image,image,category\n", "has column 'image' twice"),
+        (b"Bild,Maske,Kategorie\n0.png,m0.png,4\n", "did you mean 'mask'?"),
+        (b"0.png,m0.png,TR4\n", "has no column 'image'"),
+        (b'image,category\n"0.png,TR4\n', "is no CSV"),
+    ],
+)
+def test_what_is_no_table_of_cases_is_refused(
+    mtbench: Mtbench, folder: Path, content: bytes, words: str
+) -> None:
+    (folder / "c.csv").write_bytes(content)
+    code, _, err = mtbench("data", "verify", "manifest", "--data", folder / "c.csv")
+    assert (code, err.count("\n")) == (2, 1)
+    assert words in err
+
+
+def test_rows_that_were_copied_are_told(folder: Path) -> None:
+    rows = "0.png,m0.png,TR4\n0.png,m0.png,TR4\n1.png,m0.png,TR3\n2.png,m2.png,TR3\n"
+    (folder / "c.csv").write_text("image,mask,category\n" + rows)
+    doubts = " ".join(load(folder / "c.csv").doubts)
+    assert "has 2 rows of reader 'reader': they say the same" in doubts
+    assert "c.csv: m0.png is the mask of 2 images" in doubts
+    assert "m2.png" not in doubts
+
+
+@pytest.mark.parametrize(
+    ("words", "grades"),
+    [
+        (("2", "3", "4a", "4A", "TI-RADS 4b"), ("2", "3", "4a", "4b", "4c", "5")),
+        (("TR4", "4.0", "tr-3", "TI-RADS 5"), ("TR1", "TR2", "TR3", "TR4", "TR5")),
+        (("4a", "TR4", "4.0"), None),
+        (("II", "III", "IV", "V"), None),
+        (("B", "M"), None),
+    ],
+)
+def test_scales_in_many_spellings(words: tuple[str, ...], grades: tuple[str, ...] | None) -> None:
+    assert scale_of(said(word) or "" for word in words).grades == grades
+
+
 def test_a_template_that_was_not_filled_in_is_told_so(mtbench: Mtbench, tmp_path: Path) -> None:
     """No line but those of the files that are not there: all else follows from them."""
     data = tmp_path / "c.csv"
@@ -894,6 +965,59 @@ def test_a_template_that_was_not_filled_in_is_told_so(mtbench: Mtbench, tmp_path
     code, _, err = mtbench("data", "inspect", "manifest", "--data", data)
     assert (code, err.count("\n")) == (2, 1)
     assert "none of its cases can be used; the first of 2 problems" in err
+
+
+@pytest.mark.parametrize(
+    ("units", "spacing", "told"), [(4, None, 1), (0, None, 1), (3, None, 0), (4, [0.1, 0.1], 0)]
+)
+def test_regions_in_other_units_give_no_spacing(
+    tmp_path: Path, units: int, spacing: Any, told: int
+) -> None:
+    region = Dataset()
+    region.RegionSpatialFormat, region.PhysicalUnitsXDirection = 1, units
+    region.PhysicalUnitsYDirection = units
+    region.PhysicalDeltaX = region.PhysicalDeltaY = 0.01
+    region.RegionLocationMinX0, region.RegionLocationMinY0 = 0, 0
+    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = WIDTH - 1, HEIGHT - 1
+    more = {} if spacing is None else {"PixelSpacing": spacing}
+    found = read_picture(
+        dicom(tmp_path / "a.dcm", scan(), SequenceOfUltrasoundRegions=[region], **more)
+    )
+    assert found.spacing == (None if told else pytest.approx(0.1))
+    assert sum("are not in centimetres" in line for line in found.told) == told
+
+
+@pytest.mark.parametrize("name", ["progressive.jpg", "a.png", "a.dcm", "a.nii.gz", "a.nii"])
+@pytest.mark.parametrize("left", [0.5, 0.95])
+def test_a_file_that_was_cut_off_is_told(tmp_path: Path, name: str, left: float) -> None:
+    file = tmp_path / name
+    if name.endswith((".jpg", ".png")):
+        big = Pil.fromarray(scan()).resize((800, 600))
+        big.save(file, **({"progressive": True} if name.endswith("g.jpg") else {}))
+    elif name == "a.dcm":
+        dicom(file, scan())
+    else:
+        nifti(file, scan(), SAME)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(left * len(content))])
+    with pytest.raises(DataError, match=name):
+        read_image(file)
+
+
+@pytest.mark.parametrize("name", ["16.png", "cmyk.jpg", "cmyk.tif", "big.dcm", "one.dcm"])
+def test_images_of_rarer_kinds_show_the_same(tmp_path: Path, name: str) -> None:
+    file, wide = tmp_path / name, scan().astype(np.uint16) * 200
+    if name == "16.png":
+        Pil.fromarray(wide).save(file)
+    elif name.startswith("cmyk"):
+        Pil.fromarray(scan()).convert("CMYK").save(file)
+    elif name == "big.dcm":
+        dicom(file, wide, syntax=ExplicitVRBigEndian, pixels=wide.astype(">u2").tobytes())
+    else:
+        dicom(file, 255 - scan(), PhotometricInterpretation="MONOCHROME1")
+    found = read_picture(file)
+    assert found.told == ()
+    assert np.corrcoef(found.pixels.ravel(), scan().ravel())[0, 1] > 0.95
 
 
 def test_a_mask_outside_of_the_scan_is_told_so(mtbench: Mtbench, folder: Path) -> None:

@@ -66,7 +66,7 @@ def said(cell: str) -> str | None:
     text = visible(cell)
     if text.casefold() in NONE:
         return None
-    return re.sub(r"^(\D*\d+)\.0+$", r"\1", text)
+    return re.sub(r"^(\D*\d+)[.,]0+$", r"\1", text)
 
 
 def visible(cell: str) -> str:

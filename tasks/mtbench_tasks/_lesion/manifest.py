@@ -1,6 +1,8 @@
 """Anybody's images: a CSV of image, mask, category, patient, reader and spacing."""
 
+import codecs
 import csv
+import io
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -41,6 +43,9 @@ COLUMNS = {
 RARE = ("mask_value", "frame", "split")
 """Columns that few files have: another one's name may look like theirs."""
 
+
+WORKBOOKS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
+"""How Excel's and LibreOffice's files begin."""
 
 PART: Mapping[str, Part] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -106,9 +111,8 @@ def scale(path: Path, *wanted: tuple[str, ...]) -> tuple[str, ...]:
     cells = _cells(_read(path))
     graded = [cell for cell in cells if not unsaid(cell)]
     for grades in wanted:
-        if graded and sum(place(cell, grades) is not None for cell in graded) >= (1 - ODD) * len(
-            graded
-        ):
+        known = sum(place(cell, grades) is not None for cell in graded)
+        if graded and known >= (1 - ODD) * len(graded):
             return grades
     meant = scale_of(cells)
     if meant.grades is None:
@@ -126,8 +130,8 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     out and counted.
 
     Args:
-        path: the CSV file, UTF-8, with commas, semicolons or tabs; or nnU-Net's ``dataset.json``;
-            or a folder in nnU-Net's layout.
+        path: the CSV file, UTF-8 or UTF-16, with commas, semicolons, tabs or bars; or nnU-Net's
+            ``dataset.json``; or a folder in nnU-Net's layout.
         progress: is told how many files have been read for the fingerprint.
         grades: the categories from benign to malignant; None: the known scale that they fit, or,
             for a look at the data, in alphabetical order.
@@ -195,6 +199,7 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
         cases.append(case)
     if not cases and not problems:
         raise DataError(f"{path}: has no row with a mask or a category: nothing to learn from")
+    doubts += _shared(path, images)
     if below:
         doubts.append(
             f"{path}: the category is a negative number in {below} of {len(table.rows)} rows: they "
@@ -257,12 +262,7 @@ def _read(path: Path) -> _Table:
     if path.name == nnunet.INDEX:
         rows = dict(enumerate(map(Row.model_validate, nnunet.rows(path)), 1))
         return _Table(rows, {line: {} for line in rows})
-    try:
-        text = regular(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is no UTF-8 text; save it as 'CSV UTF-8'") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give a CSV file") from error
+    text = _text(path)
     try:
         lines = list(_lines(text))
     except csv.Error as error:
@@ -278,6 +278,8 @@ def _read(path: Path) -> _Table:
                 fault = f"begins with # and is left out, but there is an image {named}"
                 table.doubts.append(f"{path} line {line}: {fault}; begin with ./# to have it read")
             continue
+        while len(cells) > len(table.columns) and not cells[-1]:
+            cells.pop()
         if len(cells) > len(table.columns):
             fault = f"has {len(cells)} cells, the header {len(table.columns)}; quote commas"
             table.problems.append(f"{path} line {line}: {fault}")
@@ -305,6 +307,24 @@ def _read(path: Path) -> _Table:
     return table
 
 
+def _text(path: Path) -> str:
+    """Return a file's text: UTF-8, or what else its first bytes say."""
+    try:
+        content = regular(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a CSV file") from error
+    if content.startswith(WORKBOOKS):
+        raise DataError(f"{path}: is a workbook; save the sheet that is meant as 'CSV UTF-8'")
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no UTF-8 text; save it as 'CSV UTF-8'") from error
+    if "\0" in text:
+        raise DataError(f"{path}: holds characters of code 0; save it as 'CSV UTF-8'")
+    return io.StringIO(text, newline=None).read()
+
+
 def _says(column: str, cell: str) -> bool:
     """Return whether a cell says something: of calcifications, and the like, ``none`` does."""
     words = {"."} if column == "image" else set[str]() if column in COLUMNS else {"none"}
@@ -315,7 +335,7 @@ def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
     """Yield number and cells of the lines that are not empty, from the header on."""
     lines = text.splitlines(keepends=True)
     header = next((line for line in lines if line.strip() and line.lstrip('"')[:1] != "#"), "")
-    reader = csv.reader(lines, delimiter=max(",;\t", key=header.count), strict=True)
+    reader = csv.reader(lines, delimiter=max(",;\t|", key=header.count), strict=True)
     begun = False
     for row in reader:
         cells = [cell.strip() for cell in row]
@@ -328,7 +348,7 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
     if twice := [name for name in COLUMNS if columns.count(name) > 1]:
         raise DataError(f"{path}: has column {twice[0]!r} twice")
     absent = COLUMNS.keys() - set(columns) - set(RARE)
-    for name in set(columns) - COLUMNS.keys():
+    for name in (name for name in columns if name not in COLUMNS):
         if get_close_matches(name, absent, n=1):
             raise DataError(
                 f"{path}: has no column {name!r}: {did_you_mean(name, absent)} If it is another "
@@ -382,7 +402,7 @@ def _patients(path: Path, table: _Table, owners: Mapping[str, str]) -> Iterator[
                 "patients may have become one"
             )
     unnamed = sum(not row.patient for row in table.rows.values())
-    if not owners:
+    if table.rows and not owners:
         yield f"{path}: no patients are named: each image counts as one patient"
     elif unnamed:
         yield (
@@ -397,6 +417,18 @@ def _readers(path: Path, table: _Table) -> Iterator[str]:
     for name, other in first.items():
         if name != other:
             yield f"{path}: readers {other!r} and {name!r} are spelt alike, and count as two"
+
+
+def _shared(
+    path: Path, images: Mapping[tuple[Path, int | None], Mapping[int, Row]]
+) -> Iterator[str]:
+    """Yield the masks that are given of several images: seldom do two have one outline."""
+    uses = Counter(
+        mask for rows in images.values() for mask in {row.mask for row in rows.values() if row.mask}
+    )
+    for mask, number in uses.items():
+        if number > 1:
+            yield f"{path}: {mask} is the mask of {number} images"
 
 
 def _unsaid(path: Path, cases: Sequence[Case], grades: Sequence[str]) -> Iterator[str]:
@@ -469,7 +501,8 @@ def _case(
                 "readers apart in column 'reader'"
             )
         if len(own) > 1:
-            doubts.append(f"{where} has {len(own)} rows of reader {reader!r}: their masks unite")
+            so = "their masks unite" if len(drawn) > 1 else "they say the same"
+            doubts.append(f"{where} has {len(own)} rows of reader {reader!r}: {so}")
         masks = tuple(MaskFile(locate(m or ""), file, value) for m, value in drawn)
         contour = None if not masks else masks[0] if len(masks) == 1 else United(masks)
         readings.append(Reading(reader, contour, next(iter(found), None)))
