@@ -130,9 +130,9 @@ def scale_of(cells: Iterable[str]) -> Scale:
     cells = list(cells)
     graded = [cell for cell in cells if not unsaid(cell)]
     if graded and len(graded) < len(cells):
-        found = scale_of(graded)
-        if found.grades is not None and found.grades[0] != "0":  # -1, 0, 1 may be a scale
-            return found
+        rest = scale_of(graded)
+        if rest.grades is not None and rest.grades[0] != "0":  # -1, 0, 1 may be a scale
+            return rest
     counts = Counter(map(meant, cells))
     if not counts:
         return Scale(("low", "high"))

@@ -139,10 +139,10 @@ def _half(
         elif odd:
             raise DataError("is an image, not a mask: much of it is neither black nor white")
     if len(labels) > 1:
-        blurred = ", blurred by JPEG or by resizing: give it as it was drawn, as PNG, and"
+        how = ", blurred by JPEG or by resizing: give it as it was drawn, as PNG, and"
         raise DataError(
             f"holds several labels ({', '.join(f'{label:g}' for label in labels)})"
-            f"{blurred if soft else ':'} say in column mask_value which one is the lesion"
+            f"{how if soft else ':'} say in column mask_value which one is the lesion"
         )
     if value is not None and abs(value - top) > 0.15 * top:
         raise DataError(f"holds no {value}, which is named as the lesion's value")
