@@ -1,6 +1,7 @@
 """The backward passes of one step: what is differentiated, in which pieces, into which memory."""
 
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain
@@ -19,6 +20,7 @@ from mtbench.balancing.graph import (
     is_hooked,
     part,
     part_at,
+    readers,
     refuse_hidden,
 )
 from mtbench.balancing.jacobian import Item, Pulled, beside, dtype_of, flat, point, width
@@ -138,8 +140,15 @@ class Passes:
         for p in parting.shared:
             if id(p) in self._compiled and id(p) not in ids:
                 heads[self._compiled[id(p)]].append(p)
-        splits = splits and not is_hooked(parting.cut)
+        splits = splits and not self._hooked
         return Roles(shared, rest, tuple(map(tuple, heads)), parting.cut if splits else ())
+
+    @property
+    def _hooked(self) -> bool:
+        """Whether hooks at the cut would run twice; those of tensors at hand show."""
+        if self._at_features:
+            return any(f._backward_hooks or f.retains_grad for f in self.features)
+        return is_hooked(self.parting.cut)
 
     @cached_property
     def _common(self) -> tuple[Tensor, ...]:
@@ -155,8 +164,9 @@ class Passes:
             return parting.shared
         if sum(loss.requires_grad for loss in self.losses) > 1:
             others = [p for p in parting.shared if id(p) not in self._compiled]
-            seen = self.engine.compiled
-            unsure = {id(p) for p in self._together if len({-1, *seen.get(id(p), ())}) < 3}
+            unsure = {
+                id(p) for place, p in self._together.items() if len({-1, *self._seen_at[place]}) < 3
+            }
             known = self.engine.remember(p for p in others if id(p) not in unsure)
             return tuple({id(p): p for p in (*known, *others)}.values())
         known = self.engine.remember(())
@@ -174,27 +184,55 @@ class Passes:
         one objective's arrives at is its head, unless a step says otherwise. Until one says so, it
         counts as shared.
         """
-        together, seen = self._together, self.engine.compiled
-        tried = (seen.get(id(p), []) for p in together)
-        if any(len(of) < _TRIED and len({-1, *of}) < 3 for of in tried):
+        together, seen = self._together, self._seen_at
+        if any(len(seen[place]) < _TRIED and len({-1, *seen[place]}) < 3 for place in together):
             by = self._comers()
             # One that has nothing in common with others may be without labels.
             sure = len({k for owners in by if len(owners) > 1 for k in owners}) == len(self.losses)
-            for parameter, owners in zip(self.parting.shared, by, strict=True):
+            of = {id(p): owners for p, owners in zip(self.parting.shared, by, strict=True)}
+            for place, parameter in together.items():
+                owners = of[id(parameter)]
                 if sure or len(owners) > 1:
-                    seen.setdefault(id(parameter), []).extend(owners or [-1])
-        found = {id(p): set(seen.get(id(p), ())) - {-1} for p in together}
+                    seen[place].extend(owners or [-1])
+        found = {id(p): set(seen[place]) - {-1} for place, p in together.items()}
         return {key: owners.pop() for key, owners in found.items() if len(owners) == 1}
+
+    @cached_property
+    def _seen_at(self) -> dict[tuple[int, int], list[int]]:
+        """By place in `_together`: the objectives that came there, in steps of the same graph.
+
+        What is compiled anew is of another class, and reads its inputs in its own order: they and
+        the outputs by which losses come say what a graph is, whatever modules it is called with.
+        An output that losses share may hold several of them, and nothing says which is whose: then
+        every step tries.
+        """
+        kinds = [weakref.ref(type(node)) for node in self._come_by]
+        key = (*kinds, *(tuple(sorted(by.items())) for by in self._come_by.values()))
+        seen = {} if self._slices else self.engine.compiled.setdefault(key, {})
+        for place in self._together:
+            seen.setdefault(place, [])
+        return seen
+
+    @cached_property
+    def _come_by(self) -> dict[Node, dict[int, tuple[int, ...]]]:
+        """The losses that come to what is compiled, by its outputs."""
+        found: dict[Node, dict[int, tuple[int, ...]]] = {}
+        for (node, output), those in comers(self.losses).items() if self._together else ():
+            if type(node).__name__ == _COMPILED:
+                found.setdefault(node, {})[output] = tuple(sorted(those))
+        return found
+
+    @cached_property
+    def _slices(self) -> bool:
+        """Whether losses may be parts of one output of what is compiled."""
+        shared = [n for n, by in self._come_by.items() if any(len(those) > 1 for those in by.values())]
+        return bool(shared) and not readers(self.losses, self.parting.parents).isdisjoint(shared)
 
     def _comers(self) -> list[list[int]]:
         """Return per parameter that several losses seem to reach those that do."""
-        shared, found = self.parting.shared, comers(self.losses)
-        outputs: dict[Node, set[tuple[int, ...]]] = {}
-        for (node, _), those in found.items():
-            if type(node).__name__ == _COMPILED:
-                outputs.setdefault(node, set()).add(tuple(sorted(those)))
-        if all(len(different) == 1 for different in outputs.values()):
-            edges = [get_gradient_edge(p) for p in shared]
+        shared = self.parting.shared
+        if not self._slices and all(len({*by.values()}) == 1 for by in self._come_by.values()):
+            found, edges = comers(self.losses), [get_gradient_edge(p) for p in shared]
             return [sorted(found[edge.node, edge.output_nr]) for edge in edges]
         with unhooked(shared), torch.autograd.set_detect_anomaly(False):
             rows = [grad([loss], shared, [torch.full_like(loss, math.nan)]) for loss in self.losses]
@@ -202,17 +240,30 @@ class Passes:
         return [[k for k, hit in enumerate(hits) if hit] for hits in zip(*touched, strict=True)]
 
     @cached_property
-    def _together(self) -> list[Tensor]:
-        """What several losses seem to reach because it is compiled with what they do reach."""
+    def _together(self) -> dict[tuple[int, int], Tensor]:
+        """What several losses seem to reach because it is compiled with what they do reach.
+
+        By its place: which of the compiled nodes reads it, as which input. What is read elsewhere
+        too is none of it.
+        """
         if self._at_features or len(self.losses) == 1:
-            return []
-        read = {
+            return {}
+        parents = self.parting.parents
+        nodes = [node for node in parents if type(node).__name__ == _COMPILED]
+        if not nodes:
+            return {}
+        elsewhere = {
             id(getattr(parent, "variable", None))
-            for node, edges in self.parting.parents.items()
-            if type(node).__name__ == _COMPILED
-            for parent, _ in edges
+            for node in parents.keys() - set(nodes)
+            for parent, _ in parents[node]
         }
-        return [p for p in self.parting.shared if id(p) in read]
+        shared = {id(p): p for p in self.parting.shared if id(p) not in elsewhere}
+        places = {
+            (i, at): shared.pop(id(getattr(parent, "variable", None)), None)
+            for i, node in enumerate(nodes)
+            for at, (parent, _) in enumerate(parents[node])
+        }
+        return {place: p for place, p in places.items() if p is not None}
 
     @cached_property
     def _reached(self) -> set[int]:
@@ -442,7 +493,7 @@ class Passes:
         if cut:
             live = [k for k, row in enumerate(self._at_cut) if any(g is not None for g in row)]
             for k, row in enumerate(self._at_cut):
-                yield grad(cut, points, row, free=last and [k] == live[-1:])
+                yield grad(cut, points, row, free=last and [k] == live[-1:], met=k in live[1:])
             return
         split = len(points)
         self._head_grads = []
