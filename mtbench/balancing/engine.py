@@ -7,6 +7,7 @@ import hashlib
 import platform
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -154,6 +155,19 @@ def _nothing() -> None:
     """Stand for a parameter that is gone."""
 
 
+class Arrivals:
+    """Where in a compiled graph gradients arrive, which is the same in every step.
+
+    Attributes:
+        tries: how often it was tried, by the outputs by which a loss came.
+        at: by the number of an input, the outputs by which losses came whose gradients arrived.
+    """
+
+    def __init__(self) -> None:
+        self.tries = Counter[tuple[int, ...]]()
+        self.at: dict[int, set[tuple[int, ...]]] = {}
+
+
 class Engine:
     """One is made per training loop and given to every `Step`, which then reuses its memory.
 
@@ -184,8 +198,7 @@ class Engine:
         self._buffer = torch.empty(0)
         self.layered: bool | None = None
         """Whether layers' gradients need not be formed; None until it is tried."""
-        self.compiled: dict[Any, dict[Any, list[int]]] = {}
-        """By what is compiled, and its inputs: whose gradients came, by steps; -1 if nobody's."""
+        self.compiled = weakref.WeakKeyDictionary[type, Arrivals]()
         self.hooked: dict[int, Tensor] = {}
         """Parameters whose ``.grad`` is new, and whose hooks are yet to be told."""
         self._common: dict[int, weakref.ref[Tensor]] = {}

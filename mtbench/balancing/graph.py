@@ -124,9 +124,7 @@ def _owners(
                 owner[node] = _SEVERAL
                 edges = parents[node]
             met.add(node)
-            for edge in edges:
-                if edge[0] is not None and not (never and edge in never):
-                    stack.append(edge[0])
+            stack += [e[0] for e in edges if e[0] is not None and not (never and e in never)]
     return owner, parents
 
 
