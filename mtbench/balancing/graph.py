@@ -150,15 +150,17 @@ def _before(roots: Sequence[GradientEdge | None], parents: Parents) -> dict[Node
     stack = [root.node for root in roots if root is not None]
     while stack:
         node = stack.pop()
-        if node not in found:
-            onwards = [parent for parent, _ in parents[node] if parent is not None]
-            # A parameter is read as it is, or as what an operation makes of it alone: a transpose.
-            sources = [[p for p, _ in parents[q] if p is not None] for q in onwards]
-            found[node] = node.name() not in _LIGHT and any(
-                not ps or (len(ps) == 1 and not parents[ps[0]]) for ps in sources
-            )
-            if not found[node]:
-                stack += onwards
+        if node in found:
+            continue
+        reads = False
+        for parent, _ in parents[node]:
+            if parent is not None:
+                # A parameter is read as it is, or as what is made of it alone: a transpose.
+                of = [p for p, _ in parents[parent] if p is not None]
+                reads |= not of or (len(of) == 1 and not parents[of[0]])
+        found[node] = reads = reads and node.name() not in _LIGHT
+        if not reads:
+            stack += [parent for parent, _ in parents[node] if parent is not None]
     return found
 
 

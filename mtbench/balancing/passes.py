@@ -272,13 +272,14 @@ class Passes:
         if not nodes:
             return {}
         reads = Counter(parent for edges in parents.values() for parent, _ in edges)
-        shared = {id(p) for p in self.parting.shared}
-        return {
-            (node, at): variable
+        shared = {id(p): p for p in self.parting.shared}
+        places = {
+            (node, at): shared.get(id(getattr(parent, "variable", None)))
             for node in nodes
             for at, (parent, _) in enumerate(parents[node])
-            if id(variable := getattr(parent, "variable", None)) in shared and reads[parent] == 1
+            if reads[parent] == 1
         }
+        return {place: p for place, p in places.items() if p is not None}
 
     @cached_property
     def _reached(self) -> set[int]:
