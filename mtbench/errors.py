@@ -4,8 +4,9 @@ Each message is one line: what is wrong, where, the rule, what was found, what t
 line prints it and exits with code 2; a library user catches `MtbenchError`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from types import MappingProxyType
 
 
 class MtbenchError(Exception):
@@ -32,14 +33,25 @@ class RunError(MtbenchError):
     """A run directory that cannot be written, read, or belongs to another spec."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(
+    name: str, known: Iterable[str], written: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """Return a hint naming the closest known name, else all of them.
+
+    Args:
+        name: what was given.
+        known: what there is.
+        written: what of it is written otherwise than it is called.
 
     >>> did_you_mean("cagard", ["cagrad", "ew"])
     "did you mean 'cagrad'?"
     >>> did_you_mean("xyz", ["ew", "cagrad"])
     'known: cagrad, ew'
+    >>> did_you_mean("metod", ["method"], {"method": "--method"})
+    "did you mean '--method'?"
     """
     known = sorted(known)
     close = get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+    if close:
+        return f"did you mean {written.get(close[0], close[0])!r}?"
+    return f"known: {', '.join(written.get(one, one) for one in known) or 'none'}"

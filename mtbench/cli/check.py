@@ -33,8 +33,8 @@ def check(
 
     from mtbench.errors import UsageError
     from mtbench.plugins import extras
-    from mtbench.plugins.catalogue import kind_of
     from mtbench.plugins.overrides import parse
+    from mtbench.plugins.registry import kind_of
 
     options = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
     names, given, plugins = words[:options], parse([], words[options:]), plugin or []

@@ -97,7 +97,7 @@ def export(
     options = own(write, "export", context.args)
     try:
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
-            raise RunError(f"--to {to}: is there already; choose an empty or a new folder")
+            raise RunError(f"--to {to}: exists already; choose an empty or a new folder")
         found = write(source, data, to, **options)
     except OSError as error:
         raise RunError(f"--to {to}: cannot be written ({error.strerror})") from error
@@ -123,7 +123,7 @@ def template(
         with to.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise RunError(f"--to {to}: is there already; choose another name") from None
+        raise RunError(f"--to {to}: exists already; choose another name") from None
     except OSError as error:
         raise RunError(f"--to {to}: cannot be written ({error.strerror})") from error
     typer.echo(f"written: {to}")

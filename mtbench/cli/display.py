@@ -55,8 +55,8 @@ class Display:
         """Show how far a preparation is."""
         if what not in self.preparing:
             self.preparing[what] = self.bars.add_task(what, total=total, note="")
-            if not self.console.is_terminal:
-                self.console.print(f"{what}: {total} to do", highlight=False)
+            if not self.console.is_terminal and done < total:
+                self.console.print(f"{what}: {total - done} to do", highlight=False)
         self.bars.update(self.preparing[what], completed=done, total=total)
         if done >= total:
             self.bars.remove_task(self.preparing.pop(what))

@@ -54,18 +54,20 @@ def info(
 
     Of a task also the options that `mtbench predict`, `evaluate` and `data` have for it.
     """
+    from mtbench.plugins.registry import entries, kind_of
+
+    kind = kind_of(name, plugin or [])
+
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from mtbench.balancing.balancer import Balancer
     from mtbench.plugins import params
-    from mtbench.plugins.catalogue import family, kind_of
-    from mtbench.plugins.registry import entries
+    from mtbench.plugins.catalogue import family
     from mtbench.plugins.search import search_space
     from mtbench.training.task import Task
 
-    kind = kind_of(name, plugin or [])
     entry = entries(kind, plugin or [])[name]
     console = Console()
     space: dict[str, str] = {}
@@ -93,10 +95,12 @@ def info(
         if not value:
             continue
         console.print(Text(f"{fact}: {value}"), soft_wrap=True)
-    table = Table("parameter", "type", "default", "search space")
+    table = Table("parameter", "type", "default", *(["search space"] if space else []))
     for key, parameter in params.declared(cls).items():
-        default = "required" if parameter.default is parameter.empty else str(parameter.default)
-        table.add_row(key, params.describe(parameter.annotation), default, space.get(key, ""))
+        needed = parameter.default is parameter.empty
+        default = "required" if needed else params.text(parameter.default)
+        searched = [space.get(key, "")] if space else []
+        table.add_row(key, params.describe(parameter.annotation), default, *searched)
     if table.row_count:
         console.print(table)
     for command, callee in commands.items():

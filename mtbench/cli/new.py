@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mtbench.cli.options import PLAIN
+
 if TYPE_CHECKING:
     from mtbench.plugins.registry import Kind
 
@@ -211,7 +213,7 @@ def _write(kind: "Kind", name: str, folder: Path, package: bool, plugin: str, te
         typer.echo(f"install: pip install --editable '{place}[test]'")
     typer.echo(f"test it: pytest {tests / f'test_{name}.py'}")
     given = "" if package else f" --plugin {folder / name}.py"
-    wanted = f"--task {name} --method ew"
-    if kind == "method":  # a task that every installation has
-        wanted = f"--task digits --method {name} --method ew"
-    typer.echo(f"run it:  mtbench run{given} {wanted}")
+    wanted = f"--task {name}" if kind == "task" else f"--task TASK --method {name}"
+    typer.echo(f"run it:  mtbench run{given} {wanted} --method {PLAIN}")
+    if kind == "method":
+        typer.echo("tasks:   mtbench list tasks")

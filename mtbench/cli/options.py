@@ -100,6 +100,22 @@ def overrides(
     return given
 
 
+def check_names(task: str | None, methods: Sequence[str], plugins: Sequence[Path] | None) -> None:
+    """Refuse what names alone show to be wrong, before torch is imported, which takes seconds.
+
+    Raises:
+        UsageError: there is no such task or method.
+        PluginError: two plugins share a name, or a plugin file does not exist.
+    """
+    from mtbench.plugins.registry import find
+
+    for name in methods:
+        for part in name.split("+"):
+            find("method", part, plugins or [])
+    if task is not None:
+        find("task", task, plugins or [])
+
+
 def check_precision(given: str | None) -> str:
     """Return the precision, fp32 by default.
 

@@ -1,7 +1,8 @@
 """``mtbench plan``."""
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,20 +34,24 @@ def plan(
     plugin: Plugins = None,
 ) -> None:
     """Tell what a suite takes and what it can show, before anything is spent."""
+    from mtbench.comparing.planning.suite import load
+
+    asked = load(suite)  # before torch is imported, which takes seconds
+
     from rich.console import Console
 
     from mtbench.cli.display import Display
     from mtbench.comparing import inert
     from mtbench.comparing.planning.cost import probe
     from mtbench.comparing.planning.grid import Grid, Order, needs_data
-    from mtbench.comparing.planning.suite import load
 
     workers = number_of_jobs(jobs)
-    order = Order(load(suite), data, tuple(plugin or ()))
+    order = Order(asked, data, tuple(plugin or ()))
     needs_data(order)
-    scatter = {} if pilot is None else _scatter(pilot)
     grid, console, costs = Grid(order), Console(), []
+    scatter = {} if pilot is None else _scatter(grid, pilot)
     with Display(console, []) as display:
+        display.prepare("timing a few steps", 0, len(grid.entries))
         for cost in probe(grid, display.prepare):
             costs.append(cost)
             display.prepare("timing a few steps", len(costs), len(grid.entries))
@@ -116,7 +121,9 @@ def _time(grid: "Grid", costs: "list[Cost]", workers: int) -> list[str]:
     ]
 
 
-def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers: int) -> list[str]:
+def _power(
+    grid: "Grid", costs: "list[Cost]", scatter: dict[str, tuple[float, str]], workers: int
+) -> list[str]:
     """Return what the test that is really made will tell, and what it would take to tell more."""
     from functools import partial
 
@@ -147,14 +154,17 @@ def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers
             f"{task}: told with probability {POWER:g}, as one of {comparisons} comparisons at "
             f"5 %: a difference of {least:.2f} standard deviations of a {unit}'s paired difference"
         )
-        stated, origin = setting.measured, "by the pilot"
-        deviation = scatter.get(task, scatter.get(setting.name))
-        if deviation is None and stated is not None:
+        if task in scatter:
+            deviation, origin = scatter[task]
+        elif stated := setting.measured:
             deviation = stated.deviation
             cell = "" if stated.seconds is None else f", and {stated.seconds:g} s a cell"
             origin = f"as the suite states{cell}: {stated.origin}"
-        if deviation is None:
-            lines.append(f"{task}: what that is in points of delta-m is not known: --pilot RUNS")
+        else:
+            lines.append(
+                f"{task}: nothing is measured here: what that is in points of delta-m, and how "
+                "many repetitions it takes, is not known; finished runs on it tell: --pilot RUNS"
+            )
             continue
         own = _hours(grid, [cost for cost in costs if cost.entry.task == task]) / units
         lines.append(
@@ -180,19 +190,42 @@ def _power(grid: "Grid", costs: "list[Cost]", scatter: dict[str, float], workers
     return lines
 
 
-def _scatter(pilot: Path) -> dict[str, float]:
-    """Return the paired standard deviation of delta-m: the median of a pilot's pairs.
+def _scatter(grid: "Grid", pilot: Path) -> dict[str, tuple[float, str]]:
+    """Return the paired standard deviation of delta-m on each task of a pilot, and its origin.
 
-    It is known by the column's title in a suite, and by the task's name.
+    It is the median of the pairs that were run on the same setting of the task, whatever else they
+    are a part of; where there are none, of those on its only other setting.
     """
-    from mtbench.comparing.judging import leaderboard
-    from mtbench.training.cell.rundir import find_runs
+    from statistics import median
 
-    found: dict[str, float] = {}
-    for board in leaderboard.boards(list(find_runs([pilot])), "ls"):
-        if not board.pairs.empty and board.pairs["deviation"].notna().any():
-            own = float(board.pairs["deviation"].median())
-            found[next(iter(board.cells.values()))[0].spec.task] = own
-            if board.suite is not None:
-                found[board.suite.task] = own
+    from mtbench.comparing.judging import leaderboard
+    from mtbench.comparing.planning.grid import Cell
+    from mtbench.training.cell.rundir import Spec, find_runs
+
+    def setting_of(spec: Spec, free: Collection[str]) -> list[Any]:
+        made = spec.model_dump(mode="json")
+        own = {k: v for k, v in made["task_params"].items() if k not in free}
+        return [spec.task, own, *(made["recipe"][k] for k in ("epochs", "batch_size"))]
+
+    measured = [
+        (board.title, [cells[0].spec for cells in board.cells.values()], deviations)
+        for board in leaderboard.boards(list(find_runs([pilot])), "ls")
+        if not board.pairs.empty and (deviations := board.pairs["deviation"].dropna().tolist())
+    ]
+    found: dict[str, tuple[float, str]] = {}
+    for setting, (task, entries) in zip(grid.suite.tasks, grid.tasks.items(), strict=True):
+        free = setting.resample or ()
+        wanted = setting_of(grid.spec(Cell(entries[0], grid.first_seed), "", None), free)
+        own = [
+            deviation
+            for _, specs, some in measured
+            if any(setting_of(spec, free) == wanted for spec in specs)
+            for deviation in some
+        ]
+        others = [(title, some) for title, specs, some in measured if specs[0].task == setting.name]
+        if own:
+            found[task] = median(own), "by the pilot"
+        elif len(others) == 1:
+            [(title, some)] = others
+            found[task] = median(some), f"by the pilot on another setting: {title}"
     return found

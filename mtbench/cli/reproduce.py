@@ -61,9 +61,12 @@ def reproduce(
     reference is trained too. Without a method, the published tables are printed as Markdown.
     Finished cells are skipped and interrupted ones resumed.
     """
+    from mtbench.errors import UsageError
+
+    options.check_names(None, [reference, *(method or [])], plugin)
+
     from mtbench.comparing import inert
     from mtbench.comparing.judging import published as papers
-    from mtbench.errors import UsageError
 
     if task is None or not method:
         if method or context.args:
@@ -96,11 +99,7 @@ def reproduce(
     console = Console()
     text = []
     for name in method:
-        comparisons = papers.compare(reported, board, reference, name)
-        if not comparisons:
-            console.print(f"no paper reports {name} with these settings", highlight=False)
-            comparisons = papers.beside(reported, board, reference, name)
-        for found in comparisons:
+        for found in papers.compare(reported, board, reference, name):
             shown = Table(title=Text(inert.plain(found.title)), title_justify="left")
             for place, head in enumerate(found.heads):
                 shown.add_column(Text(inert.plain(head)), justify="right" if place else "left")

@@ -115,22 +115,16 @@ def run(
     import sys
     from functools import partial
 
-    from mtbench.balancing import distributed
-    from mtbench.balancing.engine import Engine
-    from mtbench.cli.running import run_cells
-    from mtbench.errors import UsageError
-    from mtbench.plugins.method import Method
-    from mtbench.training.cell.config import Config
-    from mtbench.training.cell.request import Request
-    from mtbench.training.cell.rundir import RunDirectory
-    from mtbench.training.machine.cache import cache_dir
-    from mtbench.training.trained.frozen import frozen_weights
+    from mtbench.errors import UsageError, did_you_mean
 
     known = options.names(context)
     given = options.overrides(context, settings, data=data, epochs=epochs)
     options.at_least(0, seed=seed)
     options.at_least(1, seeds=seeds, threads=threads, nproc=nproc, jacobian_parts=jacobian_parts)
+    options.check_names(task, method or [], plugin)
     if config is not None:
+        from mtbench.training.cell.config import Config
+
         read = Config.read(config)
         read.check(config, range(seed, seed + seeds), plugin or [], known)
         task, method = task or read.task, method or [read.method]
@@ -138,7 +132,9 @@ def run(
         given = read.overrides(task, method) | given
     if not method:
         rest = f"; found {shlex.join(context.args)}" if context.args else ""
-        raise UsageError(f"say which method to run: --method NAME, or --config FILE{rest}")
+        hints = (did_you_mean(key, ["method"], {"method": "--method"}) for key in given)
+        meant = next((f": {hint}" for hint in hints if "--method'" in hint), "")
+        raise UsageError(f"say which method to run: --method NAME, or --config FILE{rest}{meant}")
     task, precision = "thyroid" if task is None else task, options.check_precision(precision)
     if weights_from is None and weights_of is not None:
         raise UsageError("--weights-of says which of a run's weights: add --weights-from RUN")
@@ -147,6 +143,17 @@ def run(
             raise UsageError("--weights-from gives weights to ls: add --method ls")
         if {"weights", "ls.weights"} & set(given):
             raise UsageError("the weights of ls are given twice: as such, and by --weights-from")
+
+    from mtbench.balancing import distributed
+    from mtbench.balancing.engine import Engine
+    from mtbench.cli.running import run_cells
+    from mtbench.plugins.method import Method
+    from mtbench.training.cell.request import Request
+    from mtbench.training.cell.rundir import RunDirectory
+    from mtbench.training.machine.cache import cache_dir
+    from mtbench.training.trained.frozen import frozen_weights
+
+    if weights_from is not None:
         kind, giver = weights_of or WeightsOf.mean, RunDirectory(weights_from)
         found = Method.find(giver.spec().method, plugin or [])
         given["ls.weights"] = ",".join(map(repr, frozen_weights(giver, kind.value, task, found)))

@@ -76,8 +76,11 @@ def leaderboard(
         raise UsageError("--width is for --format latex")
     if columns is not None and form in (Format.csv, Format.json):
         raise UsageError(f"--columns is for tables; {form} has every column")
-    wanted = None if columns is None else [name.strip() for name in columns.split(",")]
     found = boards.boards(list(find_runs(runs)), baseline, plain)
+    wanted = None
+    if columns is not None:
+        wanted = [name.strip() for name in columns.split(",") if name.strip()]
+        boards.check_columns(found, wanted)
     if raw is not None:
         _write(raw, boards.to_raw(found), "--raw")
     if figures is not None:

@@ -28,21 +28,24 @@ def status(
     plugin: Plugins = None,
 ) -> None:
     """Show how far a sweep is."""
+    from mtbench.comparing.planning.suite import load
+
+    asked = None if suite is None else load(suite)  # before torch is imported
+
     from rich.console import Console
 
     from mtbench.comparing import inert
     from mtbench.comparing.planning.grid import Grid, Order
-    from mtbench.comparing.planning.suite import load
     from mtbench.comparing.planning.survey import Survey
     from mtbench.errors import RunError
 
     console = Console()
     if not out.is_dir():
         raise RunError(f"{out}: no such folder; give the --out of a sweep")
-    if suite is None:
+    if asked is None:
         console.print(_content(out))
         return
-    grid = Grid(Order(load(suite), None, tuple(plugin or ())))
+    grid = Grid(Order(asked, None, tuple(plugin or ())))
     survey = Survey(grid, out)
     states = survey.look()
     console.print(_grid(grid, states))
@@ -157,6 +160,8 @@ def _summary(states: "Mapping[Cell, State]", jobs: int) -> "Text":
     """Return a line: how much is closed, and how long the rest takes if it goes on like that."""
     from rich.text import Text
 
+    from mtbench.comparing.planning.survey import TRAINED
+
     counts = Counter(state.status for state in states.values())
     done = sum(state.closed for state in states.values())
     told: tuple[Status, ...] = ("running", "diverged", "failed")
@@ -165,6 +170,8 @@ def _summary(states: "Mapping[Cell, State]", jobs: int) -> "Text":
     left = _seconds_left(states) / jobs
     if done < len(states) and not math.isnan(left):
         line += f"; about {duration(left)} left"
+    if there := sum(state.note == TRAINED for state in states.values()):
+        line += f"; {there} of the open ones are trained, for another suite, and need no training"
     return Text(line)
 
 
@@ -189,6 +196,8 @@ def of_other_code(states: "Mapping[Cell, State]", begun: int) -> str:
 
 def _seconds_left(states: "Mapping[Cell, State]") -> float:
     """Return the training time of what is open, by the mean of its like; NaN if there is none."""
+    from mtbench.comparing.planning.survey import TRAINED
+
     by_entry: dict[object, list[float]] = {}
     by_task: dict[object, list[float]] = {}
     for cell, state in states.items():
@@ -197,7 +206,7 @@ def _seconds_left(states: "Mapping[Cell, State]") -> float:
             by_task.setdefault(cell.entry.task, []).append(state.seconds)
     total = 0.0
     for cell, state in states.items():
-        if not state.closed:
+        if not state.closed and state.note != TRAINED:
             like = by_entry.get(cell.entry) or by_task.get(cell.entry.task)
             if like is None:
                 return math.nan

@@ -80,13 +80,16 @@ def sweep(
     Finished cells are skipped and interrupted ones resumed. Several sweeps may work on one folder.
     Exit code 1 if a cell failed.
     """
+    from mtbench.comparing.planning.suite import load
+
+    asked = load(suite)  # before torch is imported, which takes seconds
+
     from rich.console import Console
 
     from mtbench.cli.display import Display
     from mtbench.cli.status import Watch, of_other_code
     from mtbench.comparing import inert
     from mtbench.comparing.planning.grid import Cell, Grid, Order, needs_data
-    from mtbench.comparing.planning.suite import load
     from mtbench.comparing.planning.survey import State, Survey
     from mtbench.comparing.running.deciding import until_decided
     from mtbench.comparing.running.sweep import check_data, prepare
@@ -95,7 +98,7 @@ def sweep(
 
     workers = number_of_jobs(jobs)
     _check(executor, jobs, slurm, scheduler, batch)
-    order = Order(load(suite), data, tuple(plugin or ()))
+    order = Order(asked, data, tuple(plugin or ()))
     needs_data(order)
     grid = Grid(order)
     console = Console()

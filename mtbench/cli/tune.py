@@ -83,6 +83,12 @@ def tune(
     The method's own search space ([bold]mtbench info NAME[/]) and the common learning rate and
     weight decay are searched; trials see validation only. Interrupted, the same command goes on.
     """
+    given = options.overrides(context, settings, data=data, epochs=epochs)
+    options.at_least(0, seed=seed)
+    options.at_least(1, trials=trials, threads=threads)
+    exact = options.check_precision(precision)
+    options.check_names(task, [method], plugin)
+
     from rich.console import Console
 
     from mtbench.cli.tuning import TrialDisplay, refuse_searched, report, search_of
@@ -93,10 +99,6 @@ def tune(
     from mtbench.training.machine.device import resolve_device
     from mtbench.training.trainer.evaluation import primary_metrics
 
-    given = options.overrides(context, settings, data=data, epochs=epochs)
-    options.at_least(0, seed=seed)
-    options.at_least(1, trials=trials, threads=threads)
-    exact = options.check_precision(precision)
     exploratory = sampler or ("tpe" if multi or pruner != "none" else None)
     mode = Mode(exploratory, pruner, multi)
     request = Request.of(task, [method], given, plugin or [], options.names(context))

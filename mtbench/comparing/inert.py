@@ -12,13 +12,15 @@ _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "±": r"$\pm$", "Δ": r"$\Delta$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "×": r"$\times$",
-    "−": r"$-$", "·": r"$\cdot$", "≈": r"$\approx$", "–": "--",
+    "−": r"$-$", "·": r"$\cdot$", "≈": r"$\approx$", "÷": r"$\div$", "–": "--",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\epsilon$",
     "ζ": r"$\zeta$", "η": r"$\eta$", "θ": r"$\theta$", "κ": r"$\kappa$", "λ": r"$\lambda$",
     "μ": r"$\mu$", "ν": r"$\nu$", "ξ": r"$\xi$", "π": r"$\pi$", "ρ": r"$\rho$", "σ": r"$\sigma$",
     "τ": r"$\tau$", "φ": r"$\phi$", "χ": r"$\chi$", "ψ": r"$\psi$", "ω": r"$\omega$",
 }  # fmt: skip
+_LIGATURE = re.compile(r"(?<=[-–])(?=[-–])|(?<=')(?=')|(?<=,)(?=,)|(?<=[`?!])(?=`)")
+_UNKNOWN_TO_OT1 = "ÐÞðþ"  # the only letters of Latin-1 for which TeX's default fonts have no macro
 
 
 def plain(text: str) -> str:
@@ -56,13 +58,15 @@ def spreadsheet(text: str) -> str:
 def tex(text: str) -> str:
     r"""Return text that TeX sets as it is; a character that its fonts lack is named.
 
-    >>> tex("a_b 50%"), tex("a|b"), tex("λ = 1 中")
-    ('a\\_b 50\\%', 'a\\textbar{}b', '$\\lambda$ = 1 [U+4E2D]')
+    >>> tex("a_b 50%"), tex("a|b"), tex("λ = 1 中"), tex("--out")
+    ('a\\_b 50\\%', 'a\\textbar{}b', '$\\lambda$ = 1 [U+4E2D]', '-{}-out')
     """
-    found = "".join(map(_typeset, plain(text)))
+    parts = _LIGATURE.split(plain(text))
+    found = "{}".join("".join(map(_typeset, part)) for part in parts)
     return f"{{{found}}}" if found.startswith("[") else found  # \\[ would be a length
 
 
 def _typeset(character: str) -> str:
-    known = character.isascii() or ("\xc0" <= character <= "\xff")
+    latin = "\xc0" <= character <= "\xff" and character not in _UNKNOWN_TO_OT1
+    known = character.isascii() or latin
     return _TEX.get(character, character if known else f"[U+{ord(character):04X}]")

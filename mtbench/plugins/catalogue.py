@@ -2,8 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 from mtbench.balancing.balancer import (
     Aggregator,
@@ -13,9 +12,8 @@ from mtbench.balancing.balancer import (
     WeightingWrapper,
     Wrapper,
 )
-from mtbench.errors import UsageError, did_you_mean
 from mtbench.plugins import params
-from mtbench.plugins.registry import Entry, Kind, entries
+from mtbench.plugins.registry import Entry
 from mtbench.plugins.search import search_space
 
 _FAMILIES = {  # the first that fits
@@ -26,22 +24,6 @@ _FAMILIES = {  # the first that fits
     Aggregator: "Jacobian",
     Balancer: "anything",
 }
-
-
-def kind_of(name: str, plugins: Iterable[Path] = ()) -> Kind:
-    """Return whether a name is a method's or a task's.
-
-    Raises:
-        UsageError: it is neither's; the message suggests one.
-    """
-    plugins = list(plugins)
-    methods, tasks = entries("method", plugins), entries("task", plugins)
-    if name not in methods and name not in tasks:
-        raise UsageError(f"no method or task {name!r}: {did_you_mean(name, {*methods, *tasks})}")
-    if name not in methods or name not in tasks:
-        return "method" if name in methods else "task"
-    # A plugin file is listed as both.
-    return "method" if methods[name].defines(Balancer) else "task"
 
 
 def family(method: type[Balancer]) -> str:
@@ -81,7 +63,7 @@ def markdown(methods: Mapping[str, Entry]) -> str:
         method = entry.load(Balancer)
         space = search_space(method)
         own = [
-            f"`{key}={params.own_keys({'': p.default})[1:]}`" + f" {space.get(key, '')}".rstrip()
+            f"`{key}={params.text(p.default)}`" + f" {space.get(key, '')}".rstrip()
             for key, p in params.declared(method).items()
         ]
         needs = [

@@ -80,7 +80,8 @@ def route(
         kinds = {kind: names for kind, names in kinds.items() if names}
         if not kinds:
             names = known[owner] if dot else [k for keys in known.values() for k in keys]
-            hint = did_you_mean(key, {*names, *([] if dot else options)})
+            own = {} if dot else {option.replace("-", "_"): f"--{option}" for option in options}
+            hint = did_you_mean(key, {*names, *own}, own)
             raise UsageError(f"unknown parameter or option {text!r}: {hint}")
         if len(kinds) > 1:
             choices = " or ".join(f"{name}.{key}" for names in kinds.values() for name in names)

@@ -193,6 +193,17 @@ def _read(value: Any, option: Any) -> Any:
     raise ValueError(value)
 
 
+def text(value: Any) -> str:
+    """Return a value as a command line takes it.
+
+    >>> text(None), text(True), text((0.5, 2))
+    ('none', 'true', '0.5,2')
+    """
+    if isinstance(value, tuple | list):
+        return ",".join(map(text, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
 def own_keys(parameters: Mapping[str, Any]) -> str:
     """Return parameters as `key=value` text for one line.
 

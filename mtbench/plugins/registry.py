@@ -122,8 +122,12 @@ def _import_file(path: Path) -> ModuleType:
     spec = spec_from_file_location(f"{PACKAGE}.{path.stem}", path)
     if spec is None or spec.loader is None:
         raise PluginError(f"{path}: a plugin is a Python file (.py)")
+    # So that classes defined there can be looked up and pickled. The package holds no files: a
+    # plugin file that imported another would be more than its digest knows.
+    package = sys.modules.setdefault(PACKAGE, ModuleType(PACKAGE))
+    package.__path__ = []
     module = module_from_spec(spec)
-    sys.modules[module.__name__] = module  # so that classes defined there can be looked up
+    sys.modules[module.__name__] = module
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -159,6 +163,23 @@ def find(kind: Kind, name: str, plugins: Iterable[Path] = ()) -> Entry:
     if name not in known:
         raise UsageError(f"unknown {kind} {name!r}: {did_you_mean(name, known)}")
     return known[name]
+
+
+def kind_of(name: str, plugins: Iterable[Path] = ()) -> Kind:
+    """Return whether a name is a method's or a task's.
+
+    Raises:
+        UsageError: it is neither's; the message suggests one.
+    """
+    plugins = list(plugins)
+    methods, tasks = entries("method", plugins), entries("task", plugins)
+    if name not in methods and name not in tasks:
+        raise UsageError(f"no method or task {name!r}: {did_you_mean(name, {*methods, *tasks})}")
+    if name not in methods or name not in tasks:
+        return "method" if name in methods else "task"
+    from mtbench.balancing.balancer import Balancer  # torch: only a plugin file is listed as both
+
+    return "method" if methods[name].defines(Balancer) else "task"
 
 
 def _installed(kind: Kind) -> list[Entry]:

@@ -309,6 +309,14 @@ class Task(ABC):
             DataError: the data is absent or broken.
         """
 
+    def recall(self, fingerprint: str) -> None:
+        """Take note that a model exists, trained on data of a fingerprint, before any `setup`.
+
+        What training alone starts from, such as a file of pretrained weights, need then not be
+        there; `setup` still gives the fingerprint that it would give with it.
+        """
+        return
+
     @abstractmethod
     def model(self) -> MultitaskModel:
         """Return a fresh model, initialised from torch's global generator."""

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -313,6 +314,8 @@ def test_info_of_the_thyroid_task(mtbench: Mtbench) -> None:
     for name in ("source", "target", "image_size", "guide"):
         assert f"│ {name} " in out
     assert "'phantom' or 'ddti'" in out
+    assert "search space" not in out  # a task has none
+    assert not re.search(r"│ (None|True|False) +│", out)  # as they are given
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -358,6 +361,44 @@ def _packages_of(start: str, line: list[str]) -> set[str]:
     assert done.stdout
     packages = {name.partition(".")[0] for name in json.loads(done.stderr)}
     return packages - sys.stdlib_module_names
+
+
+UNKNOWN = """
+import sys
+from mtbench.cli import main
+for line in sys.argv[1:]:
+    sys.argv = ["mtbench", *line.split()]
+    try:
+        main()
+    except SystemExit as leaving:
+        assert leaving.code == 2
+assert "torch" not in sys.modules
+"""
+
+
+def test_what_names_show_to_be_wrong_is_refused_before_torch_is_imported() -> None:
+    told = {
+        "run -m cagard": "unknown method 'cagard': did you mean 'cagrad'?",
+        "run -m samo+cagard": "unknown method 'cagard'",
+        "run -m ew -t digit": "unknown task 'digit': did you mean 'digits'?",
+        "run --metod ew": "--config FILE; found --metod ew: did you mean '--method'?",
+        "run -m ew stray": "unexpected argument 'stray'",
+        "tune -m ew -t digit": "unknown task 'digit'",
+        "reproduce qm9 -m nashmtl": "unknown method 'nashmtl'",
+        "info cagard": "no method or task 'cagard': did you mean 'cagrad'?",
+        "check cagard": "no method or task 'cagard'",
+        "plan quik": "no suite 'quik': did you mean 'quick'?",
+        "sweep quik": "no suite 'quik'",
+        "status . quik": "no suite 'quik'",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", UNKNOWN, *told], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(told)
+    for line, said in zip(lines, told.values(), strict=True):
+        assert said in line
 
 
 def test_help_without_a_word_and_completion() -> None:
@@ -406,6 +447,15 @@ def test_on_a_terminal_progress_is_live() -> None:
     assert "4/10" in shown
     assert "epoch 1/2" in shown
     assert "risk 0.250" in shown
+
+
+def test_a_log_says_what_is_left_to_prepare() -> None:
+    stream = io.StringIO()
+    with progress.Display(Console(file=stream), []) as display:
+        for done in (3, 4):
+            display.prepare("some in the cache", done, 4)
+        display.prepare("all in the cache", 4, 4)
+    assert stream.getvalue() == "some in the cache: 1 to do\n"
 
 
 # Leaderboard
@@ -501,7 +551,7 @@ def test_a_new_method_runs_and_passes_its_test(
     assert (code, err) == (0, "")
     plugin, test = tmp_path / "new" / "my_method.py", tmp_path / "new" / "test_my_method.py"
     assert f"written: {plugin}" in out
-    assert f"mtbench run --plugin {plugin}" in out
+    assert f"mtbench run --plugin {plugin} --task TASK --method my_method --method ew" in out
     assert "class MyMethod(" in plugin.read_text()
     line = words(tiny, tmp_path / "out", "--epochs", 1, "--plugin", plugin, method=("my_method",))
     assert mtbench(*line)[0] == 0
@@ -616,8 +666,9 @@ def test_a_new_method_where_nothing_can_be_written(mtbench: Mtbench, tmp_path: P
         (["--set", "activaton=relu"], ["'activaton'", "did you mean 'activation'?"]),
         (["--set", "ew.lr=1"], ["'ew.lr'"]),
         (["--set", "pcgrad.lr=1"], ["pcgrad.lr", "nothing here is called 'pcgrad'"]),
-        (["--epoch", "3"], ["'epoch'", "did you mean 'epochs'?"]),
-        (["--methods", "ew"], ["'methods'", "did you mean 'method'?"]),
+        (["--epoch", "3"], ["'epoch'", "did you mean '--epochs'?"]),
+        (["--weights-of", "last"], ["'--weights-of': 'last' is not one of 'mean', 'final'"]),
+        (["--methods", "ew"], ["'methods'", "did you mean '--method'?"]),
         (["--set", "lr"], ["--set lr", "key=value"]),
         (["--set", "lr=0.1", "--lr", "0.2"], ["'lr'", "given twice"]),
         (["--lr"], ["recipe.lr", "its value is missing"]),

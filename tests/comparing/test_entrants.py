@@ -324,6 +324,17 @@ def test_a_metric_of_0_that_decides_is_told(folder: Path) -> None:
     assert told.endswith("chosen: good (dice, 2 of its cells)")
 
 
+def test_cells_in_which_the_method_did_nothing_are_told(folder: Path) -> None:
+    said = {0: 0, 1: 0.0, 2: 0.4}  # the others do not say
+    for path in folder.glob("made_up/good/seed[012]-*/result.json"):
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps({**result, "acts": said[result["seed"]]}))
+    told = [remark for remark in board(folder, "ls").remarks if "acted in no step" in remark]
+    assert told == [
+        "good acted in no step of 2 of its 8 final cells: these were trained by the plain sum"
+    ]
+
+
 def test_two_suites_are_two_boards(folder: Path) -> None:
     for run in find_runs([folder]):
         if run.spec().method in ("stl", "ls", "good"):

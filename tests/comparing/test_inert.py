@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,15 @@ def test_what_is_made_inert_stays_so(text: str) -> None:
     assert inert.plain(inert.plain(text)) == inert.plain(text)
     assert not re.match(r"\s*[=+\-@]", inert.spreadsheet(text))
     assert "\n" not in inert.markdown(text)
+
+
+@given(st.text("aÀÿðþÐÞ÷×-`'?!,\"", max_size=9))
+def test_tex_knows_each_letter_and_joins_no_signs(text: str) -> None:
+    typeset = inert.tex(text)
+    assert not re.search("--|''|``|,,|[?!]`", typeset)
+    assert inert.tex("–-") == "--{}-"
+    for character in set(typeset) - set(map(chr, range(128))):
+        assert unicodedata.normalize("NFD", character)[0].isascii()  # an accent on a letter
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mtbench.comparing.judging.leaderboard.latex import GAP, POINTS, text_width
 from mtbench.training.cell.rundir import find_runs
 from tests.comparing.test_leaderboard import cell, paired
 
-HOSTILE = "\\input{x} $a_b^c$ 50% {~#&} [é λ 中] \x1b[2J"
+HOSTILE = "\\input{x} $a_b^c$ 50% {~#&} [é ðÞ ÷ λ 中] a--b---c ''d'' \x1b[2J"
 WIDTHS = get_args(Width)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.leaderboard import Board
+from mtbench.comparing.judging.leaderboard.formats import marks
 from mtbench.errors import RunError
 from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
 
@@ -162,6 +163,17 @@ def test_divergence_counts_as_the_worst(tmp_path: Path) -> None:
         "ls": "0 (+2 diverged)",
     }
     assert shown.loc["ls", "dice ↑"] == "-"
+
+
+def test_the_mean_of_what_did_not_diverge_is_not_best(tmp_path: Path) -> None:
+    """It is of other seeds, perhaps of easier ones: Δm and rank say what the row is worth."""
+    for seed in (0, 1):
+        cell(tmp_path, "stl", seed)
+        cell(tmp_path, "ew", seed, dice=0.4)
+        cell(tmp_path, "uw", seed, dice=0.9, status="finished" if seed else "diverged")
+    found = board(tmp_path)
+    best = dict(zip(found.rows["method"], marks(found, "dice ↑"), strict=True))
+    assert best == {"stl": "", "ew": "best", "uw": ""}
 
 
 def test_all_diverged_is_a_table_all_the_same(tmp_path: Path) -> None:

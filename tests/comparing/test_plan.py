@@ -1,16 +1,22 @@
 """What `mtbench plan` promises is what the board then tells, as often as it says."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from mtbench.cli import plan
 from mtbench.comparing.claim import Claim
 from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.deciding import prospect
-from mtbench.comparing.judging.leaderboard import Cell
+from mtbench.comparing.judging.leaderboard import Board, Cell
 from mtbench.comparing.judging.leaderboard import board as boards
+from mtbench.comparing.planning.grid import Cell as GridCell
+from mtbench.comparing.planning.grid import Grid, Order
+from mtbench.comparing.planning.suite import Suite
 from mtbench.training.cell.rundir import RunDirectory, Spec
 
 STUDIES, REPETITIONS, DEVIATION = 120, 20, 3.0
@@ -66,3 +72,35 @@ def test_the_board_tells_as_often_as_was_promised(
     for word, share in promised.shares.items():
         spread = math.sqrt(share * (1 - share) / STUDIES)
         assert told.count(word) / STUDIES == pytest.approx(share, abs=3 * spread + 0.01), word
+
+
+def test_a_pilot_tells_of_each_setting_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Boards of three settings of one task, and a suite with two of these and a fourth."""
+    tasks = [{"name": "gradnorm_toy", "set": {"scales": [s]}} for s in (2.0, 1.0, 9.0)]
+    grid = Grid(
+        Order(
+            Suite.model_validate(
+                {
+                    "version": 1, "name": "s", "title": "t", "methods": ["ew", "ls"],
+                    "tasks": tasks, "budget": {"trials": 0, "seeds": 6},
+                }
+            ),
+        )
+    )  # fmt: skip
+    found = []
+    for entry, deviation in zip(grid.entries[::2], (2.0, 3.0, 9.0), strict=True):
+        made = grid.spec(GridCell(entry, 0), "data", None)
+        spec = Spec.model_validate_json(made.model_dump_json())  # as a record has it
+        one = Cell(RunDirectory(tmp_path), spec, {})
+        pairs = pd.DataFrame({"deviation": [deviation, deviation, math.nan]})
+        found.append(Board(entry.task, {}, pd.DataFrame(), [], cells={"ew": [one]}, pairs=pairs))
+    monkeypatch.setattr(leaderboard, "boards", lambda *_: found[:2])
+    titles = list(grid.tasks)
+    assert plan._scatter(grid, tmp_path) == {
+        titles[0]: (2.0, "by the pilot"), titles[1]: (3.0, "by the pilot"),
+    }  # fmt: skip
+    monkeypatch.setattr(leaderboard, "boards", lambda *_: found[:1])
+    another = f"by the pilot on another setting: {titles[0]}"
+    assert plan._scatter(grid, tmp_path)[titles[2]] == (2.0, another)

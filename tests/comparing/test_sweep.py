@@ -12,12 +12,20 @@ from typing import Any
 
 import pytest
 
+from mtbench.cli.status import _summary
 from mtbench.comparing import claim
 from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.planning import survey as surveying
 from mtbench.comparing.planning.grid import Cell, Grid, Order, best
 from mtbench.comparing.planning.suite import Suite
-from mtbench.comparing.planning.survey import State, Survey, crash, failed, record_crash
+from mtbench.comparing.planning.survey import (
+    TRAINED,
+    State,
+    Survey,
+    crash,
+    failed,
+    record_crash,
+)
 from mtbench.comparing.running.sweep import check_data, prepare
 from mtbench.comparing.running.worker import Worker
 from mtbench.errors import DataError, RunError
@@ -159,6 +167,11 @@ def test_another_suite_claims_what_is_there(make: Made, tmp_path: Path) -> None:
     other = make(name="other")
     states = Survey(other, tmp_path).look()
     assert {state.status for state in states.values()} == {"open"}
+    finals = [states[cell].note for cell in other.cells if cell.trial is None]
+    trials = [states[cell].note for cell in other.cells if cell.trial is not None]
+    assert set(trials) == {TRAINED}
+    assert set(finals) == {""}  # whose parameters they will have, is not known yet
+    assert "; 4 of the open ones are trained, for another suite" in str(_summary(states, 1))
     assert work(other, tmp_path) == []  # nothing is trained
     assert all(state.closed for state in Survey(other, tmp_path).look().values())
     for run in find_runs([tmp_path]):
@@ -290,6 +303,14 @@ def test_who_needs_anothers_weights_takes_it_along(make: Made, tmp_path: Path) -
     assert [(s.method, s.stage) for s in trained] == [
         ("uw", "trial"), ("uw", "trial"), ("uw", "final"), ("ls", "final"),
     ]  # fmt: skip
+
+
+def test_the_best_is_looked_for_only_where_weights_say_all(make: Made) -> None:
+    """`rlar` does more than weigh, so no other row's open question keeps it going."""
+    grid = make(methods=["ew", "uw", "rlar", BEST], budget={"trials": 0, "seeds": 1})
+    [title] = grid.tasks
+    part = Grid(replace(grid.order, repetitions={(title, "ls of the best"): 1}))
+    assert [cell.entry.label for cell in part.cells] == ["ew", "uw", "ls of the best"]
 
 
 @pytest.mark.parametrize(

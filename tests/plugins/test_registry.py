@@ -1,3 +1,5 @@
+import importlib
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +8,7 @@ import pytest
 
 from mtbench.balancing.balancer import Balancer
 from mtbench.errors import PluginError, UsageError
-from mtbench.plugins.registry import Entry, entries, find
+from mtbench.plugins.registry import Entry, _from_file, entries, find
 from mtbench.training.task import Task
 
 METHOD = """
@@ -91,3 +93,13 @@ def test_a_plugin_says_its_extra_in_a_line(tmp_path: Path, line: bytes, extra: s
 def test_a_plugin_must_be_a_python_file(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match=r"an existing Python file"):
         entries("method", [tmp_path / "absent.py"])
+
+
+def test_what_a_plugin_file_defines_can_be_pickled_and_imported(tmp_path: Path) -> None:
+    file = tmp_path / "mine_alone.py"
+    file.write_text(METHOD)
+    found = _from_file(file).load(Balancer)
+    # The slow twin in Python imports the module by its name, and so its package.
+    for dumps in (pickle.dumps, pickle._dumps):  # type: ignore[attr-defined]
+        assert pickle.loads(dumps(found)) is found
+    assert importlib.import_module(found.__module__).__name__ == "mtbench_plugin.mine_alone"

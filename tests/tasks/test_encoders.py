@@ -1,10 +1,12 @@
-"""The lesion tasks' encoders: the U-Net's own, EfficientNet-Lite0, and timm's by name."""
+"""The lesion tasks' encoders: the U-Net's own, EfficientNet-Lite0, timm's and MONAI's by name."""
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -190,7 +192,8 @@ def test_timm_by_name(timm: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("encoder", "said"),
     [
-        ("resnet", "must be unet, efficientnet_lite0 or timm:NAME"),
+        ("resnet", "must be unet, efficientnet_lite0, timm:NAME .* or monai:NAME"),
+        ("monai:resnet12", "MONAI has no encoder 'resnet12': did you mean 'resnet152'"),
         ("timm:nett", "timm has no model 'nett'; it has net"),
         ("timm:flat_net", "gives no feature maps"),
         ("timm:uneven_net", r"must halve the resolution .* \[4, 8, 32\]"),
@@ -200,6 +203,76 @@ def test_an_encoder_that_is_none_is_one_line(timm: dict[str, Any], encoder: str,
     with pytest.raises(UsageError, match=said) as error:
         Thyroid(cases=20, image_size=32, encoder=encoder).model()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [("resnet10", [64, 64, 128, 256, 512]), ("efficientnet-b0", [16, 24, 40, 112, 320])],
+)
+def test_monai_by_name(name: str, widths: list[int], tmp_path: Path) -> None:
+    """As MONAI's own U-Net has it, from a file with the names that it is published with."""
+    from monai.networks.nets.flexible_unet import FlexibleUNet
+
+    torch.manual_seed(0)
+    whole = FlexibleUNet(in_channels=3, out_channels=1, backbone=name).encoder.eval()
+    flat = {
+        re.sub(r"^_blocks\.\d+\.", "_blocks.", k): v
+        for k, v in whole.state_dict().items()
+        if not k.endswith("batches_tracked")  # older files have none
+    }
+    torch.save(flat | {"fc.weight": torch.zeros(2)}, tmp_path / "net.pth")
+    parameters: dict[str, Any] = {"cases": 20, "test_cases": 2, "image_size": 32}
+    task = Thyroid(**parameters, encoder=f"monai:{name}", weights=tmp_path / "net.pth")
+    first, second = (task.setup(0, silent) for _ in range(2))
+    assert first.fingerprint == second.fingerprint
+    batch = first.train.batch(torch.arange(3))
+    model = task.model().eval()
+    grey = batch["inputs"]
+    normalised = (grey.expand(-1, 3, -1, -1) - model.encoder.mean) / model.encoder.std
+    features = model.encode(grey)
+    assert [f.shape[1:] for f in features] == [
+        (width, 16 >> level, 16 >> level) for level, width in enumerate(widths)
+    ]
+    for mine, its in zip(features, whole(normalised), strict=True):
+        torch.testing.assert_close(mine, its, atol=1e-5, rtol=1e-4)
+    for mine, alone in zip(features, model.encode(grey[:1]), strict=True):
+        torch.testing.assert_close(mine[:1], alone, atol=1e-4, rtol=1e-4)
+    losses = task.losses(model.train().decode(model.encode(grey)), batch)
+    assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    found = torch.autograd.grad(sum(losses), list(model.encoder.parameters()), allow_unused=True)
+    assert all(g is not None for g in found)  # nothing of the classifier is left
+    again = Thyroid(**parameters, encoder=f"monai:{name}")  # as `predict` and `package` make it
+    again.recall(first.fingerprint)
+    assert again.setup(0, silent).fingerprint == first.fingerprint  # without the file
+    again.model().load_state_dict(model.state_dict())
+
+
+def test_weights_that_are_none_of_monais_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from monai.networks.nets import efficientnet
+
+    def offline(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(efficientnet.model_zoo, "load_url", offline)
+    parameters: dict[str, Any] = {"cases": 20, "test_cases": 2, "image_size": 32}
+    of_resnet = encoders.kind("monai:resnet10")
+    assert of_resnet is not None
+    right = of_resnet.build(32, None).body.state_dict()
+    torch.save(right | {"layer5.0.weight": torch.zeros(1)}, tmp_path / "more.pth")
+    torch.save({k: v for k, v in right.items() if k != "conv1.weight"}, tmp_path / "less.pth")
+    for encoder, file, said in (
+        ("efficientnet-b0", None, "cannot be downloaded: give a file with --weights"),
+        ("resnet10", None, "MONAI publishes no weights of resnet10 for images"),
+        ("resnet10", "more.pth", r"as weights of MONAI resnet10 \(it has layer5.0.weight too\)"),
+        ("resnet10", "less.pth", "none of MONAI's resnet10: conv1.weight is missing"),
+    ):
+        given = {} if file is None else {"weights": tmp_path / file}
+        task = Thyroid(**parameters, encoder=f"monai:{encoder}", **given)
+        with pytest.raises(DataError, match=said) as error:
+            task.setup(0, silent)
+        assert "\n" not in str(error.value)
 
 
 def test_what_is_missing_is_one_line(

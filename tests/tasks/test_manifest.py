@@ -683,7 +683,7 @@ def test_a_template_is_written_once(mtbench: Mtbench, tmp_path: Path) -> None:
     assert (tmp_path / "mine.csv").read_text() == manifest.template()
     code, _, err = mtbench(*line)
     assert (code, err.count("\n")) == (2, 1)
-    assert "is there already" in err
+    assert "exists already" in err
     for words, said in (
         (("template", "--to", tmp_path / "no" / "a.csv"), "cannot be written"),
         (("template", "--task", "toy"), "toy has no template"),

@@ -163,7 +163,7 @@ def test_the_command_writes_and_the_next_one_reads(mtbench: Mtbench, tmp_path: P
     nnunet.write(cases(), GRADES, tmp_path / "a")
     (tmp_path / "a" / "labelsTr" / "s-2-png.png").write_text("broken")
     line = ("data", "export", "manifest", "--data", tmp_path / "a", "--to")
-    refused(mtbench(*line, tmp_path / "a"), "is there already; choose an empty or a new folder")
+    refused(mtbench(*line, tmp_path / "a"), "exists already; choose an empty or a new folder")
     code, out, err = mtbench(*line, tmp_path / "b" / "c")
     assert (code, err) == (0, "")
     assert "s-2-png.png: does not decode" in out

@@ -114,13 +114,23 @@ def test_seeds_draw_the_validation_patients_and_nobody_else() -> None:
     assert parts[0][2] == parts[2][2]
 
 
-@pytest.mark.parametrize("size", [1, 3, 9])
+@pytest.mark.parametrize("size", [1, 9, 12])
 def test_a_fifth_of_each_grade_validates_in_expectation(size: int) -> None:
     test = dataclasses.replace(blank("test", 0), part="test")
     cases = [test, *(blank(f"p{i}", 0) for i in range(size))]
     draws = [len(split_patients(cases, np.random.default_rng(s))[1]) for s in range(2000)]
     assert np.mean(draws) == pytest.approx(VALIDATION * size, abs=3 * 0.5 / math.sqrt(2000))
     assert max(draws) - min(draws) <= 1
+
+
+@pytest.mark.parametrize("grades", [1, 2, 6])
+def test_few_patients_are_split_at_every_seed(grades: int) -> None:
+    cases = [blank(f"p{i}", i % grades) for i in range(6)]
+    for seed in range(50):
+        train, val, test = split_patients(cases, np.random.default_rng(seed), "1/6")
+        assert len(test) == 1
+        assert 1 <= len(val) < 4
+        assert train
 
 
 def test_a_patient_counts_by_the_most_suspicious_case() -> None:

@@ -8,6 +8,7 @@ import platform
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtbench.errors import RunError
+from mtbench.plugins.code import core_digest
 from mtbench.training.cell.rundir import RunDirectory, Spec, WriteError, find_runs
 from mtbench.training.machine.locks import HeldError
+from mtbench.training.trainer.record import is_outdated
 from tests.processes import PROCESSES
 
 
@@ -295,3 +298,23 @@ def test_when_a_test_was_opened_survives_a_copy(tmp_path: Path) -> None:
     (copy.path / "test.opened").write_text("yesterday")
     with pytest.raises(RunError, match=r"test\.opened: is no time"):
         copy.opened()
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="Linux counts what is read")
+def test_whose_a_checkpoint_is_takes_no_reading_of_its_weights(tmp_path: Path) -> None:
+    """Each open cell is asked at every start of a sweep, and may hold hundreds of megabytes."""
+    run, size = RunDirectory(tmp_path), 1_000_000
+
+    def reading(found: Callable[[], object]) -> int:
+        def so_far() -> int:
+            return int(Path("/proc/self/io").read_text().split()[1])
+
+        before = so_far()
+        found()
+        return so_far() - before
+
+    for code, outdated in (("another", True), (core_digest(), False)):
+        run.save("checkpoint.pt", {"version": 1, "code": code, "w": torch.zeros(size)})
+        assert is_outdated(run) is outdated
+    assert reading(lambda: is_outdated(run)) < size  # bytes, of four a number
+    assert reading(lambda: run.load("checkpoint.pt")) > 4 * size

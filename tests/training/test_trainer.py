@@ -226,12 +226,19 @@ def test_methods_are_paired_at_a_seed(tiny: Path, tmp_path: Path) -> None:
     assert one.losses[0] != other.losses[0]
 
 
-def test_the_callers_generators_and_settings_are_left_alone(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", [0, 1, 2])
+def test_the_callers_generators_and_settings_are_left_alone(
+    tiny: Path, tmp_path: Path, mode: int
+) -> None:
     before, threads = torch.get_rng_state(), torch.get_num_threads()
-    train(tiny, tmp_path)
+    torch.set_deterministic_debug_mode(mode)
+    try:
+        train(tiny, tmp_path)
+        assert torch.get_deterministic_debug_mode() == mode
+    finally:
+        torch.set_deterministic_debug_mode(0)
     assert torch.equal(before, torch.get_rng_state())
     assert torch.get_num_threads() == threads
-    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_divergence_is_recorded(tiny: Path, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class PaperBoard(_Strict):
         for label in self.rows:
             name, *named = label.split()
             pairs = (text.partition("=") for text in named)
-            if name == method and all(str(settings.get(k)) == v for k, _, v in pairs):
+            if name == method and all(params.text(settings.get(k)) == v for k, _, v in pairs):
                 fitting.append(label)
         return max(fitting, key=len, default=None)
 
@@ -220,6 +220,8 @@ def compare(
 ) -> list[Comparison]:
     """Return finished cells of a method and the reference beside every row that papers have of it.
 
+    A method that no paper reports with these settings becomes a row of each paper's table.
+
     Args:
         published: what papers report of the task.
         board: the cells, which all have the same recipe.
@@ -229,69 +231,61 @@ def compare(
     Raises:
         UsageError: the papers' metrics are not the task's.
     """
-    _check_metrics(published, board)
-    settings = board.cells[_only(board, method)][0].spec.method_params
-    found = [(paper, paper.label(method, settings)) for paper in published.boards]
-    return [
-        _compare(published, paper, board, reference, method, label)
-        for paper, label in found
-        if label is not None
-    ]
-
-
-def beside(
-    published: Published, board: leaderboard.Board, reference: str, method: str
-) -> list[Comparison]:
-    """Return finished cells of a method as a row of each paper's table.
-
-    Args:
-        published: what papers report of the task.
-        board: the cells, which all have the same recipe.
-        reference: the single-task method.
-        method: the method, which no paper needs to know.
-
-    Raises:
-        UsageError: the papers' metrics are not the task's.
-    """
-    _check_metrics(published, board)
-    rows = board.rows.set_index("method")
-    found = []
-    for paper in published.boards:
-        theirs = paper.by_delta_m()
-        body = [
-            [label, "theirs", *(_number(paper.value(label, c), c) for c in paper.columns)]
-            for label in theirs
-        ]
-        for name in dict.fromkeys((reference, method)):
-            row: Any = rows.loc[_only(board, name)]
-            # A mean rank is one among the rows of its own table.
-            own = ["-" if c == MEAN_RANK else _here(row, c) for c in paper.columns]
-            body.append([name, "ours", *own])
-        notes = _differences(paper, board, method)
-        notes.insert(1, "theirs: as the paper prints it, by its protocol; ours: trained here. Each "
-                        f"Δm is against its own {reference}")  # fmt: skip
-        heads = ["method", "protocol", *(published.head(column) for column in paper.columns)]
-        found.append(Comparison(f"{method} beside the rows of: {paper.title}", heads, body, notes))
-    return found
-
-
-def _check_metrics(published: Published, board: leaderboard.Board) -> None:
     for name in published.metrics:
         if name not in board.rows:
             raise UsageError(f"the published metric {name!r} is none of this task's")
+    settings = board.cells[_only(board, method)][0].spec.method_params
+    labels = [paper.label(method, settings) for paper in published.boards]
+    found = []
+    for paper, label in zip(published.boards, labels, strict=True):
+        notes = _differences(paper, board, method)
+        if label is not None:
+            heads, body = _beside_row(published, paper, board, (reference, method), label)
+            title = f"{label} beside the paper's: {paper.title}"
+        elif not any(labels):
+            heads, body = _as_row(published, paper, board, (reference, method))
+            title = f"{method} beside the rows of: {paper.title}"
+            notes = [
+                f"no paper reports {method} with these settings",
+                notes[0],
+                "theirs: as the paper prints it, by its protocol; ours: trained here. Each Δm is "
+                f"against its own {reference}",
+                *notes[1:],
+            ]
+        else:
+            continue
+        found.append(Comparison(title, heads, body, notes))
+    return found
 
 
-def _compare(
+_Table = tuple[list[str], list[list[str]]]
+
+
+def _as_row(
+    published: Published, paper: PaperBoard, board: leaderboard.Board, ours: tuple[str, str]
+) -> _Table:
+    """Return a paper's table, with the rows of the reference and a method below."""
+    body = [
+        [label, "theirs", *(_number(paper.value(label, c), c) for c in paper.columns)]
+        for label in paper.by_delta_m()
+    ]
+    for name, row in dict(zip(ours, _rows_of(board, ours), strict=True)).items():
+        # A mean rank is one among the rows of its own table.
+        own = ["-" if c == MEAN_RANK else _here(row, c) for c in paper.columns]
+        body.append([name, "ours", *own])
+    return ["method", "protocol", *(published.head(column) for column in paper.columns)], body
+
+
+def _beside_row(
     published: Published,
     paper: PaperBoard,
     board: leaderboard.Board,
-    reference: str,
-    method: str,
+    methods: tuple[str, str],
     label: str,
-) -> Comparison:
-    rows = board.rows.set_index("method")
-    single: Any = rows.loc[_only(board, reference)]
-    ours: Any = rows.loc[_only(board, method)]
+) -> _Table:
+    """Return each metric of the reference and a method, by a paper's row and here."""
+    reference, _ = methods
+    single, ours = _rows_of(board, methods)
     body = []
     for name in [*(column for column in paper.columns if column in published.metrics), DELTA_M]:
         theirs = paper.value(label, name)
@@ -306,12 +300,13 @@ def _compare(
             ]
         )
     who = [f"{name}, {where}" for name in (reference, label) for where in ("paper", "here")]
-    return Comparison(
-        f"{label} beside the paper's: {paper.title}",
-        ["", *who, "difference"],
-        body,
-        _differences(paper, board, method),
-    )
+    return ["", *who, "difference"], body
+
+
+def _rows_of(board: leaderboard.Board, methods: Sequence[str]) -> list[Any]:
+    """Return what the board says of methods that have one row each."""
+    rows = board.rows.set_index("method")
+    return [rows.loc[_only(board, name)] for name in methods]
 
 
 def _only(board: leaderboard.Board, method: str) -> str:

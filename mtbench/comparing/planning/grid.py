@@ -299,7 +299,7 @@ class Grid:
 def _gives(entry: Entry, taker: Entry) -> bool:
     """Return whether a row's final cells may give another row's their weights."""
     if taker.weights_from == BEST:
-        return not entry.weights_from
+        return not entry.weights_from and entry.choice.method.is_weighted_sum
     return entry.label == taker.weights_from
 
 

@@ -18,6 +18,9 @@ from mtbench.training.trainer.record import is_outdated
 CRASHES = 2
 """How often a cell may crash before it counts as failed."""
 
+TRAINED = "trained for another suite"
+"""Said of an open cell that a sweep only has to claim."""
+
 CORE = "mtbench"
 """What the code beside plugins is called."""
 
@@ -66,7 +69,7 @@ class State:
 
     Attributes:
         status: in a word.
-        note: the selection score, or why there is none.
+        note: the selection score, or why there is none; `TRAINED`.
         score: on the validation split; minus infinity where there is none.
         seconds: that training took.
         run: its directory, once there is one.
@@ -196,7 +199,7 @@ class Survey:
         if state.closed and own not in self._claims[path]:
             self._claims[path] = claim.read(RunDirectory(path))
             if own not in self._claims[path]:  # a cell of another suite is still to be claimed
-                return State("open", run=path, other=state.other)
+                return State("open", TRAINED, run=path, other=state.other)
         return state
 
     def _look_at(self, path: Path) -> State:

@@ -192,4 +192,6 @@ def reload(
             f"{origin}: was made with another version of {spec.task!r} than is installed, whose "
             f"parameters are others: {error}"
         ) from error
-    return task_class(**resolved), method
+    made_task = task_class(**resolved)
+    made_task.recall(spec.data)
+    return made_task, method

@@ -283,8 +283,15 @@ class RunDirectory:
                 "the command, which goes on from the last checkpoint"
             ) from error
 
-    def load(self, name: str, device: str = "cpu") -> dict[str, Any] | None:
+    def load(
+        self, name: str, device: str = "cpu", *, lazily: bool = False
+    ) -> dict[str, Any] | None:
         """Return a tensor file, None where there is none.
+
+        Args:
+            name: of the file.
+            device: where tensors go.
+            lazily: read a tensor's numbers only when somebody looks at them; on the CPU.
 
         Raises:
             RunError: it is corrupt.
@@ -293,7 +300,7 @@ class RunDirectory:
         if file is None:
             return None
         try:
-            state = _object(torch.load(file, map_location=device, weights_only=True))
+            state = _object(torch.load(file, map_location=device, weights_only=True, mmap=lazily))
         except Exception as error:  # torch raises many kinds for a broken file
             raise RunError(
                 f"{file}: corrupt, does not load ({type(error).__name__}); delete the folder to "

@@ -287,10 +287,11 @@ def refuse_outdated(file: Path, state: Mapping[str, Any]) -> None:
 def is_outdated(run: RunDirectory) -> bool:
     """Return whether another mtbench has begun a cell, and this one cannot go on with it.
 
-    Whose a broken checkpoint is, is not known: who goes on with the cell, says what is broken.
+    It is asked of every open cell, so no tensor of the checkpoint is read. Whose a broken
+    checkpoint is, is not known: who goes on with the cell, says what is broken.
     """
     try:
-        state = run.load("checkpoint.pt")
+        state = run.load("checkpoint.pt", lazily=True)
         if state is not None:
             refuse_outdated(run.path / "checkpoint.pt", state)
     except RunError as error:

@@ -1,6 +1,7 @@
 """The encoders that a lesion task may have: the U-Net's own, or one pretrained on photographs."""
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,14 @@ import torch
 from monai.networks.blocks.dynunet_block import UnetBasicBlock
 from torch import Tensor, nn
 
-from mtbench.errors import DataError, UsageError
+from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.plugins import extras
 from mtbench.training.data import regular
 
 NORM = "instance"
 """Normalisation of the U-Net's blocks: per sample and channel, so that samples do not mix."""
 
-OWN, DEFAULT, TIMM = "unet", "efficientnet_lite0", "timm:"
+OWN, DEFAULT, TIMM, MONAI = "unet", "efficientnet_lite0", "timm:", "monai:"
 DEEPEST = 32
 """The image's sides divide by this: the deepest level of most encoders is so much coarser."""
 
@@ -163,8 +164,11 @@ def kind(name: str) -> Kind | None:
         return _lite0()
     if name.startswith(TIMM):
         return _timm(name.removeprefix(TIMM))
+    if name.startswith(MONAI):
+        return _monai(name.removeprefix(MONAI))
     raise UsageError(
-        f"encoder must be {OWN}, {DEFAULT} or {TIMM}NAME with a name of timm's, found {name!r}"
+        f"encoder must be {OWN}, {DEFAULT}, {TIMM}NAME with a name of timm's or {MONAI}NAME with "
+        f"one of MONAI's, found {name!r}"
     )
 
 
@@ -229,7 +233,65 @@ def _timm(name: str) -> Kind:
     return Kind(build, weights)
 
 
-def _none_of(name: str, error: Exception) -> str:
+_CLASSIFIER = ("_conv_head", "_bn1", "_fc", "fc")
+"""What MONAI's encoders, or files of their weights, have beyond the maps."""
+
+
+def _monai(name: str) -> Kind:
+    from monai.networks.nets.efficientnet import url_map
+    from monai.networks.nets.flexible_unet import FLEXUNET_BACKBONE
+
+    known = FLEXUNET_BACKBONE.register_dict
+    if name not in known:
+        raise UsageError(f"MONAI has no encoder {name!r}: {did_you_mean(name, known)}")
+    entry = known[name]
+
+    def make(pretrained: bool = False) -> Any:
+        flat = {"pretrained": pretrained, "spatial_dims": 2, "in_channels": 3}
+        body = entry["type"](**{**entry["parameter"], **flat})
+        for part in _CLASSIFIER:
+            if hasattr(body, part):
+                setattr(body, part, nn.Identity())
+        if hasattr(body, "set_swish"):  # the other one cannot be exported, nor batched by vmap
+            body.set_swish(memory_efficient=False)
+        return body
+
+    def build(_size: int, weights: Weights | None) -> Encoder:
+        body = make()
+        if weights is not None:
+            body.load_state_dict(weights)
+        return Pretrained(
+            body, entry["feature_channel"], 2, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        )
+
+    def weights(file: Path | None) -> Weights:
+        if file is not None:
+            body, given = make(), read(file)
+            # A file numbers an EfficientNet's blocks through; MONAI has their stage before it.
+            named = {k: re.sub(r"(.+)\.\d+(\.\d+\..+)", r"\1\2", k) for k in body.state_dict()}
+            named = {k: k if k in given else other for k, other in named.items()}
+            if more := {k for k in given if k.split(".")[0] not in _CLASSIFIER} - {*named.values()}:
+                raise DataError(f"{file}: {_none_of(f'MONAI {name}', f'it has {min(more)} too')}")
+            found = {k: given[other] for k, other in named.items() if other in given}
+            counts = {k: v for k, v in body.state_dict().items() if k.endswith("batches_tracked")}
+            _fill(body, {**counts, **found}, f"MONAI's {name}")
+            return dict(body.state_dict())
+        if name not in url_map:
+            raise DataError(
+                f"MONAI publishes no weights of {name} for images: give a file with --weights"
+            )
+        try:
+            return dict(make(pretrained=True).state_dict())
+        except Exception as error:  # of the network and of torch
+            raise DataError(
+                f"the weights of {MONAI}{name} are not in torch's cache and cannot be downloaded: "
+                "give a file with --weights"
+            ) from error
+
+    return Kind(build, weights)
+
+
+def _none_of(name: str, error: Exception | str) -> str:
     return f"cannot be read as weights of {name} ({' '.join(str(error).split())[:100]})"
 
 

@@ -60,7 +60,8 @@ def split_patients(
 
     Args:
         cases: any.
-        rng: draws the validation patients: of n patients of a grade n / 5 in expectation.
+        rng: draws the validation patients: of n patients of a grade n / 5 in expectation, and one
+            at least of all.
         fold: k/K: the k-th of K parts, which each patient is in one of.
     """
     grade: dict[str, int] = {}
@@ -89,6 +90,9 @@ def split_patients(
             drawn = math.floor(VALIDATION * len(patients) + rng.random())
             for i in rng.permutation(len(patients))[:drawn]:
                 part[patients[i]] = PARTS.index("val")
+        left = list(chain.from_iterable(free()))
+        if PARTS.index("val") not in part.values() and len(left) > 1:  # few patients, many grades
+            part[left[rng.integers(len(left))]] = PARTS.index("val")
     return [[i for i, c in enumerate(cases) if part.get(c.patient, 0) == p] for p in range(3)]
 
 

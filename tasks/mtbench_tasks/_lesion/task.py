@@ -97,8 +97,9 @@ class LesionTask(Task):
         target: ``grades``, or ``low-high``, divided where the source says.
         image_size: side of the network's grid, divisible by 32, or by 16 with encoder ``unet``; by
             default what suits the source.
-        encoder: ``efficientnet_lite0``, pretrained on ImageNet, the default; ``timm:NAME``, with
-            the weights that timm publishes; or ``unet``, from random weights.
+        encoder: ``efficientnet_lite0``, pretrained on ImageNet, the default; ``timm:NAME``
+            or ``monai:NAME``, with the weights that timm or MONAI publishes; or ``unet``, from
+            random weights.
         weights: a file with the pretrained encoder's weights, instead of the published ones.
         width: channels of the first level of encoder ``unet``, by default 16; where it is given,
             this is the encoder.
@@ -223,6 +224,7 @@ class LesionTask(Task):
             )
         self.image_size, self.weights = image_size, weights
         self._start: Mapping[str, Tensor] | None = None  # the encoder's weights
+        self._started = ""  # the digest of those of a model that exists
         self.width = WIDTH if self.pretrained is None and width is None else width
 
     def _origin(self, source: str) -> Source:
@@ -350,12 +352,18 @@ class LesionTask(Task):
         fingerprint = collection.fingerprint + self._load_encoder()
         return Splits(made[0], made[1], made[2], fingerprint=fingerprint, notes=notes)
 
+    def recall(self, fingerprint: str) -> None:
+        """Take the digest of a pretrained encoder's weights from where `setup` has put it."""
+        self._started = fingerprint.rpartition(" ")[2]
+
     def _load_encoder(self) -> str:
         """Load a pretrained encoder's weights; return what they add to the fingerprint."""
         from mtbench_tasks._lesion import encoders
 
         if self.pretrained is None:
             return ""
+        if self._started:
+            return f" {self._started}"
         self._start = self.pretrained.weights(self.weights)
         return f" {encoders.digest(self._start)}"
 

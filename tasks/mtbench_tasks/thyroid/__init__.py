@@ -50,7 +50,7 @@ class Thyroid(LesionTask):
             high=HIGH,
             lexicon=acr.LEXICON,
             system="ACR TI-RADS",
-            recipe=Recipe(epochs=6, batch_size=16, lr=1.5e-3, encoder_lr=0.3, select="last"),
+            recipe=Recipe(epochs=8, batch_size=16, lr=1.5e-3, encoder_lr=0.3, select="last"),
             image_size=128,
             augmentation=0.3,
             dropout=0.0,

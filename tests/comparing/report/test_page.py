@@ -379,6 +379,9 @@ def test_another_board_is_drawn_when_it_is_shown(browser: Browser, page: Path) -
 def test_all_boards_together_are_a_board(browser: Browser, page: Path) -> None:
     browser.open(page)
     browser.js("pick.value = 2; pick.dispatchEvent(new Event('change'))")
+    told = "return [...document.querySelectorAll('#overall li')].map(e => e.textContent)"
+    assert len(verdicts := browser.js(told)) == 2
+    assert all("Against ls: " in one for one in verdicts)
     names = browser.names()
     assert set(names) == set(METHODS) - {"uw"}
     click(browser, "#overall th.rank button")

@@ -5,6 +5,7 @@ from mtbench.comparing.judging.leaderboard.board import Board, boards
 from mtbench.comparing.judging.leaderboard.cells import Cell
 from mtbench.comparing.judging.leaderboard.formats import (
     LEGEND,
+    check_columns,
     compact,
     notes,
     overall_markdown,
@@ -23,6 +24,7 @@ __all__ = [
     "Overall",
     "Width",
     "boards",
+    "check_columns",
     "compact",
     "notes",
     "overall",

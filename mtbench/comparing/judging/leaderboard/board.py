@@ -319,7 +319,8 @@ class _Scores:
         columns["hypervolume"] = self._hypervolume()
         columns |= self._cost()
         self.remarks += [
-            *self._budgets(), *self._origins(), *self._edges(), *self._zeros(), *self._makers(),
+            *self._budgets(), *self._origins(), *self._edges(), *self._idle(), *self._zeros(),
+            *self._makers(),
         ]  # fmt: skip
         if stale := self.group.stale:
             self.remarks.append(
@@ -548,6 +549,17 @@ class _Scores:
                 for (parameter, end), count in ends.items()
                 if 2 * count >= len(studies)
             ]
+        return found
+
+    def _idle(self) -> list[str]:
+        """Name rows whose method did nothing in some of their cells: they are of the plain sum."""
+        found = []
+        for name, row in zip(self.names, self.rows, strict=True):
+            for kind, cells in (("trials", row.trials.values()), ("final cells", row.finals)):
+                acts = [cell.done.get("acts") for cell in cells]
+                if count := acts.count(0):
+                    found.append(f"{name} acted in no step of {count} of its {len(acts)} {kind}: "
+                                 "these were trained by the plain sum")  # fmt: skip
         return found
 
     def _zeros(self) -> list[str]:

@@ -9,7 +9,7 @@ import pandas as pd
 from mtbench.comparing import inert
 from mtbench.comparing.judging.leaderboard.across import Overall
 from mtbench.comparing.judging.leaderboard.board import COST, Board
-from mtbench.errors import UsageError, did_you_mean
+from mtbench.errors import UsageError
 
 
 def readable(board: Board, columns: Sequence[str] | None = None) -> pd.DataFrame:
@@ -17,21 +17,38 @@ def readable(board: Board, columns: Sequence[str] | None = None) -> pd.DataFrame
 
     Args:
         board: what is shown.
-        columns: which, by the beginnings of their names; all by default, the method always.
-
-    Raises:
-        UsageError: no column begins so.
+        columns: which of those that are there, by the beginnings of their names; all by default,
+            the method always.
     """
     shown = _readable(board)
     if columns is None or shown.empty:
         return shown
-    kept = ["method"]
+    found = [name for wanted in columns for name in shown.columns if name.startswith(wanted)]
+    return shown[list(dict.fromkeys(["method", *found]))]
+
+
+_GIVEN_BY = {
+    "− ": "`− ROW` is there where a row of that name has finished (--baseline ROW)",
+    "verdict": "`verdict` is there beside `− ROW`, unless parameters were chosen once",
+    "trials": "`trials` is there where some chose the parameters",
+    "P(first)": "`P(first)` takes two seeds or repetitions that the ranked rows share",
+    "cost ×": "`cost ×` is there where the plain sum was run (--plain ROW)",
+}
+"""Columns that not every board has."""
+
+
+def check_columns(found: Sequence[Board], columns: Sequence[str]) -> None:
+    """Check that each is a column of a board, by the beginnings of their names.
+
+    Raises:
+        UsageError: one is of none.
+    """
+    known = list(dict.fromkeys(name for board in found for name in _readable(board).columns))
     for wanted in columns:
-        found = [name for name in shown.columns if name.startswith(wanted)]
-        if not found:
-            raise UsageError(f"--columns: {did_you_mean(wanted, shown.columns)}, found {wanted!r}")
-        kept += found
-    return shown[list(dict.fromkeys(kept))]
+        if not any(name.startswith(wanted) for name in known):
+            hints = [said for start, said in _GIVEN_BY.items() if wanted.startswith(start[:3])]
+            told = "; ".join([f"there are {', '.join(known)}", *hints])
+            raise UsageError(f"--columns: unknown column {wanted!r}: {told}")
 
 
 def _readable(board: Board) -> pd.DataFrame:
@@ -124,16 +141,18 @@ def notes(board: Board) -> list[str]:
 
 
 LEGEND = (
-    "Test split. Mean ± standard deviation over seeds. Δm [95 % paired bootstrap interval, the "
-    "single-task reference resampled too]; difference to the baseline in points of Δm [interval at "
-    "the level that its verdict has]; rank: the mean over metrics."
+    "Test split, mean ± standard deviation over seeds. Δm: by how many percent a row is worse than "
+    "a model for each objective alone, the mean over metrics [95 % paired bootstrap interval, that "
+    "reference resampled too]. − ROW: Δm minus that row's, in points [interval at the level of its "
+    "verdict]. Rank: the mean over metrics."
 )
 
 
 def marks(board: Board, column: str) -> list[str]:
     """Return which rows of a readable column are ``best`` and ``second``, as printed.
 
-    The single-task reference takes no part, nor does what is not ranked.
+    The single-task reference takes no part, nor does what is not ranked, nor the metrics of a row
+    of which some diverged.
     """
     sources = {f"{name} {'↑' if up else '↓'}": (name, up, 3) for name, up in board.primary.items()}
     sources |= {"Δm % ↓": ("delta_m", False, 2), "rank ↓": ("mean_rank", False, 2)}
@@ -142,6 +161,8 @@ def marks(board: Board, column: str) -> list[str]:
         return found
     key, higher, digits = sources[column]
     taking_part = board.rows["complete"] & (board.rows["method"] != board.reference)
+    if key in board.primary:  # the mean of those that did not diverge is of other seeds
+        taking_part &= board.rows["diverged"] == 0
     values = board.rows[key].where(taking_part).round(digits)
     order = sorted(set(values.dropna()), reverse=higher)
     for place, mark in enumerate(("best", "second")):

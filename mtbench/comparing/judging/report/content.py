@@ -22,7 +22,7 @@ from mtbench.training.cell.rundir import parse
 EPOCHS = 60  # of a curve at most
 CURVES = 24  # rows with curves at most: as many as can be told apart, several times over
 PICTURE = 300_000  # bytes that a picture may have as it is; a larger one is made smaller
-DIAGNOSTICS = ("update", "weights", "shared gradients", "features gradients")
+DIAGNOSTICS = ("update", "weights", "shared gradients", "features gradients", "notes")
 LARGEST = 50_000_000  # pixels of a picture
 _PNG = b"\x89PNG\r\n\x1a\n"
 PICTURES = 8_000_000  # bytes of a board's at most

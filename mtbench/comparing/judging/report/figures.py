@@ -87,7 +87,7 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _plain(axes: Axes) -> Axes:
-    axes.tick_params(labelsize=SMALL)
+    axes.tick_params(labelsize=SMALL, which="both")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     return axes

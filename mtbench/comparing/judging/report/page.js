@@ -3,7 +3,7 @@
 const boards = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 const SLOTS = 8;
-const DIAGNOSIS = /^(update|weights|(shared|features) gradients): /;
+const DIAGNOSIS = /^(update|weights|(shared|features) gradients|notes): /;
 let clips = 0;
 
 // Theme: the system's, until the button says otherwise; that is remembered.
@@ -375,7 +375,7 @@ function draw(section) {
   front(board, state, target);
   budget(board, state, target);
   multiples(board, state, target, "Training", "By epoch. Solid: validation, mean over seeds, with the least and the greatest seed as band. Dotted: training.", q => !DIAGNOSIS.test(q));
-  multiples(board, state, target, "Diagnostics", "First step of each epoch. Update: of the shared parameters, against the plain sum's gradient: its relative length, which is one with the learning rate, and their cosine. Gradients: the objectives', pairwise, where they were computed. A diagnosis, not a quality.", q => DIAGNOSIS.test(q), { "update: length": { log: true } });
+  multiples(board, state, target, "Diagnostics", "First step of each epoch. Update: of the shared parameters, against the plain sum's gradient: its relative length, which is one with the learning rate, and their cosine. Gradients: the objectives', pairwise, where they were computed. Notes: what a method says of itself, an epoch's mean. A diagnosis, not a quality.", q => DIAGNOSIS.test(q), { "update: length": { log: true } });
 }
 
 // Chips say which methods are in colour; a ninth takes the place of the oldest.
