@@ -41,7 +41,7 @@ def grouped(owner: str, step: Step, by: By, named: Sequence[re.Pattern[str]]) ->
             first; `by` is for the others.
 
     Raises:
-        StepError: names are needed, and not known.
+        StepError: names are needed, and not known, or a pattern makes no group.
     """
     names = [name for name, _ in step.named_shared]
     if (named or by in ("layer", "block")) and len(names) > 1 and not all(names):
@@ -58,4 +58,10 @@ def grouped(owner: str, step: Step, by: By, named: Sequence[re.Pattern[str]]) ->
             whole = {"tensor": ["", str(i)], "layer": path, "block": path[: common + 1], "all": []}
             key = tuple(whole[by])
         groups.setdefault(key, []).append(i)
+    for number, pattern in enumerate(named):
+        if number not in groups:
+            raise StepError(
+                f"{owner}: no shared parameter that is left is called like {pattern.pattern!r}, "
+                f"found {', '.join(names)}"
+            )
     return list(groups.values())

@@ -53,6 +53,7 @@ class Grouped(Wrapper):
 
     paper = "layer-wise, e.g. GradVac, Wang et al., ICLR 2021, arXiv 2010.05874; torchjd's grouping"
     passes = "F + H + K E"
+    is_weighted_sum = False
     checked_against = "the base on each block of the Jacobian, by hand"
 
     base: Weighting | Aggregator

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mtbench.balancing.balancer import Aggregator, Balancer, Scalarizer, Wrapper
+from mtbench.balancing.balancer import Balancer, Scalarizer, Wrapper
 from mtbench.balancing.step import Step
 from mtbench.errors import StepError, UsageError
 from mtbench_baselines._groups import checked, grouped
@@ -45,7 +45,8 @@ class LastLayer(Wrapper):
 
     def __init__(self, base: Balancer, seed: int = 0, *, named: str = "") -> None:
         super().__init__(base, seed)
-        if isinstance(base, Scalarizer | Aggregator) or getattr(base, "space", "") == "features":
+        at_features = getattr(base, "space", "") == "features"
+        if isinstance(base, Scalarizer) or not base.is_weighted_sum or at_features:
             raise UsageError(
                 "last_layer wraps methods that find weights from gradients of shared parameters, "
                 f"found {type(base).__name__}"

@@ -104,7 +104,8 @@ class Balancer(nn.Module, ABC):
             trained on; 0 if validation batches are other batches of the training split.
         finds_front: whether it ends near the Pareto set where the objectives are convex.
         is_weighted_sum: whether the weights that `backward` returns say all: what it writes at the
-            shared parameters is the gradient of the losses' sum with these.
+            shared parameters is the gradient of the losses' sum with these. The contract checks it,
+            and L-BFGS in every step.
         sized_later: buffers whose shape is not known before the first step; a state is loaded
             whatever their shape in it.
         on_host: buffers that stay on the CPU, as they are, wherever the method is moved: those that
@@ -514,6 +515,7 @@ class Aggregator(Balancer):
     """
 
     passes = "F + H + K E"
+    is_weighted_sum = False
     sees_zero_rows: bool = False
     asks_nothing: bool = False
 

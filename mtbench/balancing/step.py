@@ -53,7 +53,8 @@ class Step(Passes):
             methods that learn from it (``needs_validation``).
         residuals: K tensors r_k of any shape on the graph, for methods that look at the kernel of
             what is squared (``needs_residuals``): loss k is the mean of r_k's squares, up to a
-            factor. None where loss k is.
+            factor. None where loss k is. With ranks they are the whole batch's,
+            ``ranks.gather(r_k)``.
         engine: how the Jacobian is computed and where it lies; one for all steps of a loop saves
             allocations, and only the last step's Jacobian is valid then.
         loss_scale: a `torch.amp.GradScaler`, or its scale S: hand over the losses as they are.
@@ -252,6 +253,11 @@ class Step(Passes):
                 continue
             value = residual.detach().float()
             squares = value.square().sum()
+            if self.ranks.maximum(squares) != -self.ranks.maximum(-squares):
+                raise StepError(
+                    f"Step: residuals[{k}] must be the whole batch's, found others in each process:"
+                    f" hand over ranks.gather(residuals[{k}])"
+                )
             factor = torch.where(squares > 0, 2 * loss.detach() / squares, 0)
             own = self.reached_by(k)
             pairs = zip(

@@ -56,7 +56,8 @@ def plan(
             costs.append(cost)
             display.prepare("timing a few steps", len(costs), len(grid.entries))
     _print_costs(console, grid, costs)
-    for line in [*_time(grid, costs, workers), *_power(grid, costs, scatter, workers)]:
+    lines = [*_time(grid, costs, workers), *_power(grid, costs, scatter, workers)]
+    for line in [*grid.tell_left_out(), *lines]:
         console.print(f"- {inert.plain(line)}", markup=False, highlight=False, soft_wrap=True)
     given = "" if data is None else f" --data {data}"
     until = " --until decided" if order.suite.budget.repetitions > 1 else ""
@@ -110,12 +111,14 @@ def _hours(grid: "Grid", costs: "list[Cost]") -> float:
 def _time(grid: "Grid", costs: "list[Cost]", workers: int) -> list[str]:
     from mtbench.cli.status import duration
 
-    budget = grid.suite.budget
+    budget, less = grid.suite.budget, len(grid.left_out)
+    rows = f"tasks {len(grid.tasks)} x methods {(len(grid.entries) + less) // len(grid.tasks)}"
+    if less:
+        rows = f"({rows} - {less} left out)"
     total = _hours(grid, costs)
     return [
-        f"cells: tasks {len(grid.tasks)} x methods {len(grid.entries) // len(grid.tasks)} x "
-        f"repetitions {budget.repetitions} x (trials {budget.trials} + seeds {budget.seeds}) = "
-        f"{len(grid.cells)}",
+        f"cells: {rows} x repetitions {budget.repetitions} x (trials {budget.trials} + seeds "
+        f"{budget.seeds}) = {len(grid.cells)}",
         f"time: {duration(total)} on one core, {duration(total / workers)} with --jobs {workers} "
         "and as many cores (ratio: to the fastest method)",
     ]
@@ -132,7 +135,6 @@ def _power(
     from mtbench.comparing.planning.grid import Cell
 
     budget, margin = grid.suite.budget, grid.suite.margin
-    comparisons = max(1, len(grid.entries) // len(grid.tasks) - 1)
     if budget.trials and budget.repetitions == 1:
         return [
             "no verdict will be given: tuning happens once, and its luck is in no interval; "
@@ -140,6 +142,7 @@ def _power(
         ]
     lines = []
     for setting, (task, entries) in zip(grid.suite.tasks, grid.tasks.items(), strict=True):
+        comparisons = max(1, len(entries) - 1)
         sample = grid.claim(Cell(entries[0], grid.first_seed), None)
         units, unit = sample.planned, "repetition" if sample.study_is_unit else "seed"
         if units < FIRST:

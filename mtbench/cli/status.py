@@ -132,7 +132,11 @@ def _grid(grid: "Grid", states: "Mapping[Cell, State]") -> "Table":
         found.setdefault(key, []).append((cell, state))
     for label in dict.fromkeys(entry.label for entry in grid.entries):
         table.add_row(
-            Text(inert.plain(label)), *(_square(found[label, task]) for task in grid.tasks)
+            Text(inert.plain(label)),
+            *(
+                _square(found[label, task]) if (label, task) in found else Text("left out", "dim")
+                for task in grid.tasks
+            ),
         )
     return table
 

@@ -121,6 +121,8 @@ def sweep(
         order = replace(order, other_code="keep" if keep else "anew")
         grid = Grid(order)
     prepare(out)
+    for line in grid.tell_left_out():
+        console.print(inert.plain(line), **as_is)
 
     def all_of(part: Grid) -> dict[Cell, State]:
         start = _executor(executor, out, workers, slurm or [], scheduler or "", batch or 1)

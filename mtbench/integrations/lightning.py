@@ -16,8 +16,16 @@ if TYPE_CHECKING:
 else:
     LightningModule = object  # so that the modules of `pytorch_lightning` can be mixed in as well
 
-Forward = Callable[[], tuple[Sequence[Tensor], Tensor | Sequence[Tensor]]]
-"""Makes one forward pass; returns the K losses and the features, ``()`` where there are none."""
+Features = Tensor | Sequence[Tensor]
+Pass = (
+    tuple[Sequence[Tensor], Features]
+    | tuple[Sequence[Tensor], Features, Sequence[Tensor | None] | None]
+)
+Forward = Callable[[], Pass]
+"""Makes one forward pass; returns the K losses and the features, ``()`` where there are none.
+
+And, for methods that look there, what the losses square, the residuals of `Step`.
+"""
 
 
 class Balanced(LightningModule):
@@ -106,10 +114,11 @@ class Balanced(LightningModule):
         forwards = tuple(self._forwards)
 
         def step(forwards: Sequence[Forward] = forwards) -> Step:
-            losses, features = _mean(forwards, accumulate)
+            losses, features, *rest = _mean(forwards, accumulate)
             return Step(
                 losses,
                 features=features,
+                residuals=rest[0] if rest else None,
                 shared=parameters,
                 latent=latent,
                 again=step,
@@ -135,13 +144,11 @@ class Balanced(LightningModule):
         return weights
 
 
-def _mean(
-    forwards: Sequence[Forward], count: int
-) -> tuple[Sequence[Tensor], Tensor | Sequence[Tensor]]:
+def _mean(forwards: Sequence[Forward], count: int) -> Pass:
     """Return 1/count of the batches' losses, and the features if they are of one batch."""
     passes = [forward() for forward in forwards]
     if count == 1:
         return passes[0]
-    columns = zip(*(losses for losses, _ in passes), strict=True)
+    columns = zip(*(found[0] for found in passes), strict=True)
     losses = [sum(column[1:], start=column[0]) / count for column in columns]
     return losses, passes[0][1] if len(passes) == 1 else ()

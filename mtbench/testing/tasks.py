@@ -127,6 +127,14 @@ class TaskContract:
         except TypeError as error:
             pytest.fail(f"`Splits.notes` goes into result.json: {error}")
 
+    def test_own_inputs(self, task: Task, splits: Splits) -> None:
+        """Whether every objective has inputs of its own is as declared."""
+        found = isinstance(_batch(task, splits.train)["inputs"], PerObjective)
+        assert found == task.own_inputs, (
+            f"a batch's inputs are {'' if found else 'not '}PerObjective: say own_inputs = {found} "
+            "in the class, so that methods on features are refused, or not, before data is loaded"
+        )
+
     def test_setup_is_deterministic(self, task: Task, splits: Splits) -> None:
         """`setup` at one seed gives the same data, whatever the state of global generators."""
         with seeding.preserved():

@@ -293,6 +293,8 @@ class Task(ABC):
         dependent: the parameters whose default depends on other parameters, with the values in
             use; a spec records these.
         idle: the parameters that change nothing, given the others.
+        own_inputs: whether every objective has samples of its own: a batch's inputs are
+            `mtbench.PerObjective`.
     """
 
     objectives: tuple[str, ...]
@@ -300,6 +302,7 @@ class Task(ABC):
     recipe: Recipe = Recipe()
     dependent: Mapping[str, Any] = MappingProxyType({})
     idle: frozenset[str] = frozenset()
+    own_inputs: bool = False
 
     @abstractmethod
     def setup(self, seed: int, progress: Progress) -> Splits:

@@ -52,6 +52,7 @@ class Domains(Task):
 
     objectives = tuple(SHARES)
     metrics = {f"accuracy_{name}": Metric(name, primary=True) for name in SHARES}  # noqa: RUF012
+    own_inputs = True
     recipe = Recipe(epochs=40, batch_size=32, lr=3e-3, weight_decay=1e-2, select="last")
 
     def __init__(self, *, fold: int = 0, width: int = 8) -> None:

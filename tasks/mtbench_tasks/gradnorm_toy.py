@@ -144,6 +144,13 @@ class GradNormToy(Task):
             for name, output in zip(self.objectives, outputs, strict=True)
         ]
 
+    def residuals(self, outputs: Sequence[Any], batch: Batch) -> list[Tensor]:
+        """Return each objective's errors, 0 without a target."""
+        return [
+            (output.float() - batch[name]).nan_to_num(nan=0.0)
+            for name, output in zip(self.objectives, outputs, strict=True)
+        ]
+
     def meter(self) -> Meter:
         """Return a fresh meter."""
         return Ratios(self.objectives)

@@ -87,6 +87,7 @@ class Office(Task):
     """
 
     objectives: tuple[str, ...] = DOMAINS["office31"]
+    own_inputs = True
     recipe = Recipe(epochs=100, batch_size=64, lr=1e-4, weight_decay=1e-5)
 
     def __init__(
@@ -119,7 +120,13 @@ class Office(Task):
         parts: list[dict[str, Split]] = [{}, {}, {}]
         for number, name in enumerate(self.objectives):
             own = np.flatnonzero(domains == number)
-            for part, rows in zip(parts, divide(len(own), self.fold, seed), strict=True):
+            divided = divide(len(own), self.fold, seed)
+            if not all(map(len, divided)):
+                raise DataError(
+                    f"{self.data}: training, validation and test take a photo of {name} each, "
+                    f"found {len(own)} that can be read"
+                )
+            for part, rows in zip(parts, divided, strict=True):
                 part[name] = Domain(name, photos, labels, own[rows])
         train, val, test = parts
         return Splits(

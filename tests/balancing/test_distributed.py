@@ -55,6 +55,11 @@ CASES: dict[str, dict[str, Any]] = {
         f"{name}, samples coupled": {"method": name, "coupled": True}
         for name in ("ew", "gls", "famo", "mgda", "graddrop", "rotograd", "samo+uw")
     },
+    "norm_matched+ntk_weights": {
+        "squared": True,
+        "params": {"ntk_weights.steps": 2, "ntk_weights.probes": 5},
+    },
+    "ntk_weights": {"squared": True, "params": {"steps": 2, "probes": 5}},
 }
 FEW = ["ew", "uw", "famo", "rlar", "rotograd", "mgda", "graddrop", "samo+fairgrad",
        "ntkmtl, features", "mgda, features", "ew, samples coupled"]  # fmt: skip
@@ -165,6 +170,20 @@ class _Uneven(Task):
         return _Meter()
 
 
+class _Squared(_Uneven):
+    """The same, with mean squares for losses."""
+
+    def residuals(self, outputs: Sequence[Any], batch: Batch) -> list[Tensor]:
+        return [
+            outputs[0]["logits"] - batch["mask"],
+            (outputs[1] - batch["y"]).nan_to_num(nan=0.0),
+            outputs[2] - 1,
+        ]
+
+    def losses(self, outputs: Sequence[Any], batch: Batch) -> list[Tensor]:
+        return [r.square().mean() for r in self.residuals(outputs, batch)]
+
+
 class _Silent:
     def started(self, spec: Any, epochs: int, steps: int, done: int) -> None: ...
     def stepped(self, epoch: int, losses: dict[str, float]) -> None: ...
@@ -175,7 +194,7 @@ class _Silent:
 def _trainer(case: dict[str, Any], out: Path, ranks: Ranks) -> OpenTrainer:
     name = case["method"]
     method = Method.find(name)
-    task = _Uneven(coupled=case.get("coupled", False))
+    task = _Squared() if "squared" in case else _Uneven(coupled=case.get("coupled", False))
     splits = task.setup(0, lambda *_: None)
     spec = Spec(
         task="uneven", task_params={}, method=name, method_params=case.get("params", {}),
@@ -254,6 +273,21 @@ def _own_loop(ranks: Ranks, method: str) -> float:
         parameters = [*model.parameters(), *balancer.parameters()]
         grads.append([p.grad for p in parameters if p.grad is not None])
     return _apart(*grads)
+
+
+def _own_residuals(ranks: Ranks) -> str:
+    """Return what is said of residuals of this rank's samples alone."""
+    x = torch.ones(2, requires_grad=True)
+    mine = (x * (torch.arange(6.0).reshape(3, 2) + ranks.rank)).sum(1)
+    for r in (ranks.gather(mine), mine):
+        loss = ranks.total(mine.square().sum()) / 6
+        step = Step([loss, loss * 1], residuals=[r, r], shared=[x], ranks=ranks)
+        try:
+            Method.find("ntk_weights")(2).backward(step)
+        except ValueError as error:
+            assert r is mine
+            return str(error)
+    return ""
 
 
 def _undisturbed(ranks: Ranks, out: Path) -> None:
@@ -357,6 +391,7 @@ def _work(out: Path) -> None:
         _undisturbed(two, out / "whole")
     found["drift"] = _drift(two, out / "drift" / str(pair))
     found["refusals"] = _refusals(two)
+    found["own residuals"] = _own_residuals(two)
     distributed.barrier()
     found["differ"] = [differ([float(four.rank)]), differ([1.0, math.nan])]
     for name in (*SHARD, *SHARD_NOT):
@@ -421,6 +456,10 @@ def test_what_cannot_be_shared_is_refused(found: dict[str, Any]):
     graph, few = found["refusals"]
     assert "its inputs hold a str" in graph
     assert "2 processes share a batch by its samples, at least one each" in few
+
+
+def test_residuals_are_those_of_the_whole_batch(found: dict[str, Any]):
+    assert "residuals[0] must be the whole batch's" in found["own residuals"]
 
 
 def test_one_process_is_left_alone():

@@ -140,6 +140,7 @@ def test_names_that_are_not_known_are_asked_for(method: str) -> None:
         (lambda: Grouped(MGDA(2), named=("(",)), "regular expressions, found '\\('"),
         (lambda: LastLayer(UncertaintyWeighting(2)), "last_layer wraps methods that find weights"),
         (lambda: LastLayer(GradDrop(2)), "last_layer wraps"),
+        (lambda: LastLayer(Grouped(MGDA(2))), "last_layer wraps"),
         (lambda: LastLayer(MGDA(2, space="features")), "last_layer wraps"),
     ],
 )
@@ -188,6 +189,13 @@ def test_last_layer_is_the_base_with_the_last_layer_for_shared(
             wanted = net.grads(plain, batch, shared=layer.parameters())
             for a, b in zip(found, wanted, strict=True):
                 torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("named", [("conv",), ("0", "0.weight")])
+def test_each_pattern_makes_a_group(named: tuple[str, ...]) -> None:
+    said = f"left is called like {named[-1]!r}, found 0.weight, 0.bias"
+    with pytest.raises(StepError, match=re.escape(said)):
+        Net().grads(made("grouped+mgda", **{"grouped.named": named}), 0)
 
 
 def test_last_layer_wants_a_name_that_there_is() -> None:

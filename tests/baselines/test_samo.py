@@ -184,3 +184,12 @@ def test_needs_to_be_told_how_to_repeat():
 def test_refuses(parameters, words):
     with pytest.raises(UsageError, match=f"samo: {words}"):
         SAMO(EqualWeights(2), **parameters)
+
+
+@pytest.mark.parametrize(
+    ("base", "given"),
+    [("rlar", {}), ("mgda", {"mgda.space": "features"}), ("unit+mgda", {"mgda.space": "features"})],
+)
+def test_refuses_what_looks_at_features(base, given):
+    with pytest.raises(UsageError, match=r"samo gives its base .* no features in common, found"):
+        Method.find(f"samo+{base}")(K, **given)

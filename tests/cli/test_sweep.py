@@ -193,6 +193,26 @@ def test_a_plan_tells_what_does_not_run(mtbench: Mtbench, tiny: Path, tmp_path: 
     assert re.search(r"1\.00", rows["ew"])
 
 
+def test_rows_that_a_task_cannot_have_are_told_before_anything_runs(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
+    file = suite(tmp_path, "ew", "ntk_weights", trials=0)
+    other = '[[tasks]]\nname = "gradnorm_toy"\nset = {samples = 50}\nrecipe = {epochs = 1}\n'
+    file.write_text(file.read_text() + other)
+    told = "left out on tiny sleep=0.0 epochs=2: ntk_weights looks at what the losses square, "
+    code, said, err = mtbench("plan", file, "--plugin", tiny)
+    assert (code, err) == (0, "")
+    assert f"- {told}" in said
+    assert "cells: (tasks 2 x methods 2 - 1 left out) x repetitions 1 x" in said
+    out = tmp_path / "out"
+    code, said, err = mtbench("sweep", file, "--plugin", tiny, "--jobs", 1, "--out", out)
+    assert (code, err) == (0, "")
+    assert said.startswith(told)
+    assert "6 cells: 6 finished, 0 diverged, 0 failed" in said
+    said = mtbench("status", out, file, "--plugin", tiny)[1]
+    assert re.search(r"ntk_weights +│ left out +│ seeds 2/2", said)
+
+
 def test_a_terminal_shows_the_grid(tiny: Path, tmp_path: Path) -> None:
     grid = Grid(Order(load(str(suite(tmp_path, "ew", "ls"))), None, (tiny,)))
     console = Console(file=io.StringIO(), force_terminal=True, width=120)

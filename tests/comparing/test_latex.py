@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -109,6 +110,7 @@ def test_no_table_is_wider_than_it_may_be(found: list[Board]) -> None:
 @pytest.mark.parametrize(("width", "document"), [("column", "twocolumn"), ("page", "onecolumn")])
 def test_it_compiles(found: list[Board], tmp_path: Path, width: Width, document: str) -> None:
     points = POINTS[width]
+    found = [*found, replace(found[0], title=f"made_up k={'x' * 80}")]
     (tmp_path / "t.tex").write_text(
         rf"\documentclass[{document}]{{article}}\usepackage{{booktabs}}"
         rf"\begin{{document}}\setlength{{\columnwidth}}{{{points}pt}}\hsize={points}pt "

@@ -178,6 +178,8 @@ def test_no_such_suite(tmp_path: Path) -> None:
          r"row 'a': weights_from: ew has no parameter 'weights'; take ls"),
         ({"methods": ["rlar", {"name": "ls", "weights_from": "rlar", "label": "a"}]},
          r"row 'a': weights_from: rlar descends no weighted sum of the losses"),
+        ({"methods": ["graddrop", {"name": "ls", "weights_from": "graddrop", "label": "a"}]},
+         r"row 'a': weights_from: graddrop descends no weighted sum of the losses"),
         ({"search": {"lr": [0.1, 0.01]}}, r"range of lr must be 0 < low < high, found 0\.1 0\.01"),
         ({"device": "tpu"}, r"--device tpu: not available"),
     ],
@@ -194,6 +196,52 @@ def test_names_that_are_not_there(tiny: Path, changed: dict[str, Any], said: str
     with pytest.raises(UsageError, match=said) as error:
         Grid(Order(suite, None, (tiny,)))
     assert re.search(r"\n", str(error.value)) is None
+
+
+def test_a_row_is_left_out_where_its_method_cannot_be_trained() -> None:
+    """It is told once, beforehand, and claims count the rows that a task has."""
+    frozen = {"name": "ls", "weights_from": "encodec", "label": "frozen"}
+    content = {
+        "version": 1, "name": "mine", "title": "t", "budget": {"trials": 1, "seeds": 1},
+        "methods": [frozen, "ew", "all"], "tasks": [{"name": "domains"}, {"name": "digits"}],
+    }  # fmt: skip
+    grid = Grid(Order(Suite.model_validate(content)))
+    needy = {"rlar", "rotograd", "consmtl", "encodec", "ntk_weights"}
+    rows = {task: [entry.label for entry in found] for task, found in grid.tasks.items()}
+    assert set(rows["digits"]) - set(rows["domains"]) == needy - {"ntk_weights"} | {"frozen"}
+    assert rows["digits"][:2] == ["frozen", "ew"]
+    assert set(grid.left_out) == {
+        *(("domains", row) for row in needy | {"frozen"}), ("digits", "ntk_weights"),
+    }  # fmt: skip
+    said = grid.tell_left_out()
+    assert not any("\n" in line for line in said)
+    assert "left out on domains: frozen takes the weights of encodec, which is left out" in said
+    assert (
+        "left out on digits: ntk_weights looks at what the losses square, and the task's losses "
+        "are no mean squares: choose another method"
+    ) in said
+    claims = {cell.entry.task: grid.claim(cell, None).rows for cell in grid.cells}
+    assert claims == {task: len(found) for task, found in rows.items()}
+    for methods, why in (
+        (["ew", "ntk_weights"], r"no task can have a row 'ntk_weights'; on domains, ntk_weights"),
+        (["ntk_weights"], r"tasks\.0: no row is left: ntk_weights looks at what the losses square"),
+    ):
+        with pytest.raises(UsageError, match=f"suite mine: {why}"):
+            Grid(Order(Suite.model_validate(content | {"methods": methods})))
+
+
+def test_what_lbfgs_cannot_lower_is_left_out() -> None:
+    recipe = {
+        "optimizer": "lbfgs", "schedule": "constant", "batch_size": 10_000, "weight_decay": 0.0,
+    }  # fmt: skip
+    content = {
+        "version": 1, "name": "mine", "title": "t", "budget": {"trials": 0, "seeds": 1},
+        "methods": ["ew", "uw", "graddrop", "mgda"], "tasks": [
+            {"name": "pinn"}, {"name": "pinn", "recipe": recipe, "set": {"samples": 100}},
+        ],
+    }  # fmt: skip
+    grid = Grid(Order(Suite.model_validate(content)))
+    assert {row for _, row in grid.left_out} == {"uw", "graddrop"}
 
 
 def test_data_is_given_where_it_is_needed(tmp_path: Path) -> None:

@@ -75,6 +75,28 @@ def test_equals_mtbench_s_own_loop(name, reference, tmp_path):
         assert not torch.equal(value, before[key])
 
 
+class Squares(Same):
+    """The tiny task, whose losses are means of these squares."""
+
+    def losses(self, batch):
+        features = self.model.encode(batch["inputs"])
+        outputs = self.model.decode(features)
+        return self.task.losses(outputs, batch), features, self.task.residuals(outputs, batch)
+
+
+def test_residuals_are_handed_over(reference, tmp_path, monkeypatch):
+    def residuals(self, outputs, batch):
+        return [output[:, 0] - batch["y"][:, k] for k, output in enumerate(outputs)]
+
+    monkeypatch.setattr(type(reference("ew").task), "residuals", residuals)
+    own = reference("ntk_weights")
+    module = Squares(own)
+    trainer(tmp_path, max_epochs=3).fit(module, Epochs(own))
+    for key, value in module.model.state_dict().items():
+        torch.testing.assert_close(value, own.expected[key], rtol=1e-6, atol=1e-7)
+    assert (module.balancer.kept != 1).all()
+
+
 class Net(Balanced, lightning.LightningModule):
     """Two objectives without randomness."""
 

@@ -110,6 +110,18 @@ def test_what_is_no_collection_is_told(tmp_path: Path) -> None:
     refused("must hold 31 folders, one a class, found 32", data=folder)
 
 
+def test_a_domain_of_a_few_photos_is_refused_and_an_empty_class_is_not(tmp_path: Path) -> None:
+    folder = write(tmp_path, "office31")
+    photos = sorted((folder / "webcam/images").rglob("*.png"))
+    for photo in (folder / "dslr/images/class_03").iterdir():
+        photo.unlink()
+    assert setup(Office(data=folder, image_size=32)).notes["broken"] == 0
+    for photo in photos[2:]:
+        photo.unlink()
+    with pytest.raises(DataError, match="take a photo of webcam each, found 2 that can be read"):
+        setup(Office(data=folder, image_size=32))
+
+
 def test_a_broken_photo_is_dropped_or_refused(tmp_path: Path) -> None:
     folder = write(tmp_path, "office31")
     (folder / "dslr/images/class_03/0.png").write_text("no image")

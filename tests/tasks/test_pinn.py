@@ -282,16 +282,20 @@ def test_lbfgs_is_far_ahead_of_adam_at_equal_passes(tmp_path: Path) -> None:
     assert lowest[0] < lowest[1] / 2
 
 
-def test_a_line_search_that_meets_infinity_is_a_recorded_outcome(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("looks", "status"), [((6,), "finished"), (range(3, 99), "diverged")])
+def test_a_line_search_that_meets_infinity(
+    looks: Any, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks, plain = itertools.count(), Pinn.losses
+    """A trial point is rejected; where a step begins, it is a recorded outcome."""
+    seen, plain = itertools.count(), Pinn.losses
 
     def losses(self: Pinn, *given: Any) -> list[Tensor]:
         found = plain(self, *given)
-        return [found[0] * (math.inf if next(looks) == 5 else 1), found[1]]
+        return [found[0] * (math.inf if next(seen) in looks else 1), found[1]]
 
     monkeypatch.setattr(Pinn, "losses", losses)
     result = lbfgs(tmp_path, "ew").result()
-    assert result["status"] == "diverged"
-    assert "sum of losses in a line search (inf) in epoch 0, step 0" in result["reason"]
+    assert result["status"] == status
+    if status == "diverged":
+        reason = "sum of losses or its gradient in a line search (inf, nan) in epoch 0, step 0"
+        assert reason in result["reason"]

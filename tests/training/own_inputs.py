@@ -26,6 +26,7 @@ class Domains(Task):
     metrics = {  # noqa: RUF012
         name: Metric(name, higher_is_better=False, primary=True) for name in SIZES
     }
+    own_inputs = True
     recipe = Recipe(epochs=3, batch_size=8, lr=1e-2, select="last")
 
     def _part(self, seed: int, k: int, name: str) -> TensorSplit:

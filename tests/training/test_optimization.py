@@ -1,7 +1,9 @@
 """What the recipe's optimizer does in a step, against textbook updates."""
 
 import math
+import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ from torch import Tensor, nn
 from mtbench import MultitaskModel
 from mtbench.errors import UsageError
 from mtbench.plugins.method import Method
+from mtbench.training.cell.fit import UnfitError
+from mtbench.training.cell.request import Request
 from mtbench.training.cell.rundir import Spec
 from mtbench.training.task import Recipe, Task
 from mtbench.training.trainer.learner import Learner
+from mtbench.training.trainer.nonfinite import check
 from mtbench.training.trainer.optimization import Descent
 from tests.training.test_trainer import differences, train
 
@@ -120,6 +125,7 @@ def lowered(*weights: list[float]) -> Tensor:
     it = learner()
     descent = Descent(line(), it, 4)
     for some in weights:
+        valley(it)(torch.tensor(some))
         descent.step(torch.tensor(some), valley(it))
     return nn.utils.parameters_to_vector(it.model.parameters()).detach()
 
@@ -146,29 +152,162 @@ def test_lbfgs_remembers_the_sum_it_knows_and_no_other(second: list[float]) -> N
     assert torch.equal(lowered(first, second), ends[first == second])
 
 
-@pytest.mark.parametrize("method", ["rlar", "cyclic+mgda", "norm_matched+samo+ew"])
-def test_lbfgs_wants_a_weighted_sum(method: str) -> None:
-    with pytest.raises(UsageError, match=r"optimizer=lbfgs lowers .* gradient of no such sum"):
-        Descent(line(), learner(method=method), 4)
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        *((name, "descends no weighted sum of the losses") for name in (
+            "rlar", "cyclic+mgda", "norm_matched+samo+ew", "graddrop", "grouped+mgda", "metabalance"
+        )),
+        ("uw", "has parameters of its own to move"),
+        ("last_layer+gradnorm", ""),
+    ],
+)  # fmt: skip
+def test_what_lbfgs_cannot_lower_is_told_before_data_is_loaded(
+    tiny: Path, method: str, said: str
+) -> None:
+    given = {"optimizer": "lbfgs", "schedule": "constant", "weight_decay": "0"}
+    if not said:
+        Request.of("tiny", [method], given, [tiny])
+        return
+    with pytest.raises(UnfitError, match=re.escape(f"{method} {said}")) as error:
+        Request.of("tiny", ["ew", method], given, [tiny])
+    assert "\n" not in str(error.value)
 
 
-def test_lbfgs_wants_weights_one_batch_and_no_dropout() -> None:
+def test_lbfgs_wants_weights_and_one_batch() -> None:
     it = learner()
     with pytest.raises(UsageError, match="and this method has no weights"):
         Descent(line(), it, 4).step(None, unasked)
-    with pytest.raises(UsageError, match="this method has parameters of its own to move"):
-        Descent(line(), learner(method="uw"), 4)
     with pytest.raises(UsageError, match="found 3 batches of 16: raise batch_size"):
         Descent(line(), it, 12)
-    for dropping in (
-        nn.Dropout(0.1),
-        nn.MultiheadAttention(4, 2, 0.1),
-        nn.LSTM(4, 4, 2, dropout=1),
+
+
+@pytest.mark.parametrize("share", [1e-4, 0.1])
+def test_a_method_that_does_more_than_it_says_by_weights_is_found_out(share: float) -> None:
+    """By the gradient that it has written; what rounding leaves is not taken for that."""
+    it, weights = learner(), torch.tensor([3.0, 0.5])
+    evaluate = valley(it)
+    evaluate(weights)
+    first = next(it.model.encoder.parameters())
+    assert first.grad is not None
+    first.grad[0, 0] += share * nn.utils.get_total_norm([first.grad])
+    descent = Descent(line(), it, 4)
+    with (
+        pytest.raises(UsageError, match="writes another gradient")
+        if share > 0.01
+        else nullcontext()
     ):
-        said = rf"the model's encoder.body.1, a {type(dropping).__name__}, drops at random: choose"
-        with pytest.raises(UsageError, match=said):
-            Descent(line(), learner(nn.Sequential(nn.Linear(3, 4), dropping)), 4)
-    Descent(line(), learner(nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 4), nn.Dropout(0.0))), 4)
+        descent.step(weights, evaluate)
+
+
+def test_gradients_that_cancel_leave_rounding() -> None:
+    """Two of 1e4 are 1 together, of which each one's rounding is a part."""
+    it = learner()
+    parameters = list(it.model.parameters())
+
+    def evaluate(weights: Tensor) -> float:
+        it.model.zero_grad()
+        p = nn.utils.parameters_to_vector(parameters)
+        value = 1e4 * (weights[0] - weights[1]) * p.sum() + weights.sum() * p.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return float(value.detach())
+
+    weights = torch.tensor([1.0, 1.0])
+    evaluate(weights)
+    for parameter in parameters:
+        assert parameter.grad is not None
+        parameter.grad += 1.0
+    Descent(line(), it, 4).step(weights, evaluate)
+    assert max(p.abs().max() for p in parameters) < 1e-3
+
+
+def test_a_trial_point_without_a_value_is_rejected() -> None:
+    """A step too long comes back, and the minimum, which lies before the pit, is found."""
+    it, weights = learner(), torch.tensor([3.0, 0.5])
+    parameters, plain, fell = list(it.model.parameters()), valley(it), []
+
+    def evaluate(weights: Tensor) -> float:
+        value = plain(weights)
+        if nn.utils.parameters_to_vector(parameters).min() < -0.01:
+            fell.append(value)
+            check("pit", [math.nan], 0, 0)
+        return value
+
+    for parameter in parameters:
+        nn.init.constant_(parameter, 3.0)
+    descent = Descent(line(), it, 4)
+    for _ in range(4):
+        evaluate(weights)
+        descent.step(weights, evaluate)
+    assert fell
+    found = nn.utils.parameters_to_vector(parameters).detach()
+    steep = torch.arange(1.0, 1 + len(found))
+    torch.testing.assert_close(found, 3 / (3 + 0.5 * steep), atol=1e-4, rtol=0)
+
+
+class Depth(nn.Module):
+    """Drops all of a layer, of a sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (torch.rand(len(x), 1) < 0.8)
+
+
+class Attending(nn.MultiheadAttention):
+    def __init__(self) -> None:
+        super().__init__(16, 2, 0.3)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, x, x)[0]
+
+
+class Functional(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "augmented", "said"),
+    [
+        (nn.Identity(), False, ""),
+        (nn.Dropout(0.0), False, ""),
+        (nn.LayerNorm(16), False, ""),
+        (nn.Identity(), True, "of the training samples found first "),
+        (nn.Dropout(0.1), False, "of the training samples found first "),
+        (Functional(), False, "of the training samples found first "),
+        (Depth(), False, "of the training samples found first "),
+        (Attending(), False, "of the training samples found first "),
+        (nn.BatchNorm1d(16), False, r"a look changes the model's encoder.3.running_mean: take"),
+        (nn.BatchNorm1d(16, track_running_stats=False), False, ""),
+    ],
+    ids=str,
+)
+def test_lbfgs_wants_the_same_losses_whenever_it_looks(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: Any, augmented: bool,
+    said: str,
+) -> None:  # fmt: skip
+    """Whatever it is that draws, in the model or in the split."""
+    given = {"optimizer": "lbfgs", "schedule": "constant", "weight_decay": "0", "lr": "1"}
+    given |= {"batch_size": "48", "epochs": "2"}
+    task = type(Request.of("tiny", ["ew"], given, [tiny]).task)
+    plain = task.model
+
+    def model(self: Any) -> MultitaskModel:
+        found = plain(self)
+        body = list(found.encoder)[:2]
+        found.encoder = type(found.encoder)(*body, nn.Identity(), layer)
+        return found
+
+    monkeypatch.setattr(task, "model", model)
+    if not augmented:
+        split = type(task().setup(0, lambda *_: None).train)
+        batch = split.batch
+        monkeypatch.setattr(split, "batch", lambda self, indices, _=None: batch(self, indices))
+    if not said:
+        run, _ = train(tiny, tmp_path, **given)
+        assert run.result()["status"] == "finished"  # type: ignore[index]
+        return
+    with pytest.raises(UsageError, match=f"wants the same losses whenever it looks, and {said}"):
+        train(tiny, tmp_path, **given)
 
 
 def test_lbfgs_refuses_what_would_be_passed_over() -> None:

@@ -11,6 +11,7 @@ from mtbench import Engine, PerObjective
 from mtbench.balancing.distributed import Ranks
 from mtbench.errors import UsageError
 from mtbench.testing import TaskContract
+from mtbench.training.cell.fit import UnfitError
 from mtbench.training.cell.request import Request
 from mtbench.training.cell.rundir import RunDirectory
 from mtbench.training.trained.model import load_trained
@@ -142,16 +143,27 @@ def test_the_trained_model_is_read_back(tmp_path: Path) -> None:
     assert metrics == pytest.approx(run.open_test())
 
 
-def test_what_has_no_meaning_here_is_told(tmp_path: Path) -> None:
-    it, splits = learner("rlar")
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [("rlar", "looks at features that all heads share"), ("bilevel", "holds out training samples")],
+)
+def test_what_has_no_meaning_here_is_told_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, said: str
+) -> None:
+    """And in the first step, where the task does not say that it has a batch per objective."""
+    with pytest.raises(UnfitError, match=f"^{method} {said}"):
+        cell(method)
+    monkeypatch.setattr("mtbench.training.cell.request.refuse_unfit", lambda *_: None)
+    with pytest.raises(UnfitError, match=f"^this method {said}"):
+        train(tmp_path, method)
+
+
+def test_one_process_trains_them() -> None:
+    it, splits = learner()
     batch = splits.train.batch(torch.arange(4))
-    with pytest.raises(UsageError, match="looks at features that all heads share"):
-        it.step(batch)
 
     class Two(Ranks):
         size = 2
 
     with pytest.raises(UsageError, match="is trained by one process"):
-        learner()[0].forward(batch, Two())
-    with pytest.raises(UsageError, match="holds out training samples"):
-        train(tmp_path, "bilevel")
+        it.forward(batch, Two())

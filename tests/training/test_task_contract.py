@@ -110,6 +110,10 @@ class Changed(Good):
         return Splits(**vars(splits) | self.change(seed, splits))
 
 
+class SaysOwnInputs(Good):
+    own_inputs = True
+
+
 class NoTest(Changed):
     def change(self, seed, splits):
         return {"test": TensorSplit(torch.zeros(0, 4))}
@@ -387,6 +391,7 @@ CASES = [
     (Untyped, contract.test_parameters, "dropout has no type"),
     (NoTest, contract.test_splits, "split test is empty"),
     (UnrecordableNotes, contract.test_splits, "result.json"),
+    (SaysOwnInputs, contract.test_own_inputs, "inputs are not PerObjective: say own_inputs = Fal"),
     (OwnFingerprint, contract.test_fingerprint, "another fingerprint at seed 1"),
     (GlobalSplit, contract.test_setup_is_deterministic, "split train differs"),
     (SamplesSplit, contract.test_no_group_in_two_splits, "groups lie in train and in val"),

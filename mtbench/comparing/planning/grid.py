@@ -17,6 +17,7 @@ from mtbench.comparing.tuning.draws import SAMPLER, Draw, Search, draw
 from mtbench.errors import MtbenchError, PluginError, RunError, UsageError, did_you_mean
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import entries
+from mtbench.training.cell.fit import UnfitError, refuse_unfit
 from mtbench.training.cell.request import Choice, Request
 from mtbench.training.cell.rundir import RunDirectory, Spec
 from mtbench.training.machine.device import resolve_device
@@ -133,18 +134,22 @@ class Cell:
 class Grid:
     """A suite with everything looked up and checked.
 
+    A row is left out on a task where its method cannot be trained.
+
     Attributes:
+        left_out: why, by task and row.
         entries: task by task, in the suite's order.
         cells: in the order in which they are run: a task's trials, then seed by seed, so that what
             is there can be compared at any time.
 
     Raises:
-        UsageError: an unknown name or parameter, a value that does not fit, or data that is needed
-            and not given.
+        UsageError: an unknown name or parameter, a value that does not fit, data that is needed and
+            not given, or a row that the suite names and no task can have.
         PluginError: a plugin that does not load.
     """
 
     def __init__(self, order: Order) -> None:
+        self.left_out: dict[tuple[str, str], str] = {}
         self.order, self.suite = order, order.suite
         self.device = resolve_device(self.suite.device)
         methods = _methods(self.suite, order.plugins)
@@ -156,7 +161,7 @@ class Grid:
         for i, setting in enumerate(self.suite.tasks):
             with _within(f"{self.suite.name}: tasks.{i}"):
                 requests: dict[str, list[Request]] = {}
-                found = [self._entry(setting, *method, requests) for method in methods]
+                found = self._fitting(setting, methods, requests)
             self.entries += found
             for repetition in range(self.suite.budget.repetitions):
                 taking_part = [e for e in found if repetition < self._repetitions(e, found)]
@@ -167,6 +172,14 @@ class Grid:
                     for seed in self.suite.budget.final_seeds(repetition)
                     for entry in sorted(taking_part, key=lambda entry: bool(entry.weights_from))
                 ]
+        present = {entry.label for entry in self.entries}
+        for row in self.suite.methods:
+            if row.name != EVERY and row.row not in present:
+                title = self.suite.tasks[0].title
+                raise UsageError(
+                    f"suite {self.suite.name}: no task can have a row {row.row!r}; on {title}, "
+                    f"{self.left_out[title, row.row]}"
+                )
 
     def _repetitions(self, entry: Entry, others: Sequence[Entry]) -> int:
         """Return how many a row has: as many as were ordered of it, or of who needs its weights."""
@@ -201,6 +214,10 @@ class Grid:
         for entry in self.entries:
             found.setdefault(entry.task, []).append(entry)
         return found
+
+    def tell_left_out(self) -> list[str]:
+        """Return what a person should know of rows that are not on every task, a line each."""
+        return [f"left out on {task}: {why}" for (task, _), why in self.left_out.items()]
 
     @property
     def first_seed(self) -> int:
@@ -243,13 +260,34 @@ class Grid:
             trials=suite.budget.trials,
             repetitions=suite.budget.repetitions,
             seeds=suite.budget.seeds,
-            rows=len(self.entries) // len(self.suite.tasks),
+            rows=len(self.tasks[entry.task]),
             margin=suite.margin,
             resplit=entry.resplit,
             against=suite.against,
             fixed=entry.fixed,
             weights_from=weights_from,
         )
+
+    def _fitting(
+        self,
+        setting: TaskSetting,
+        methods: Sequence[tuple[MethodSetting, Method]],
+        known: dict[str, list[Request]],
+    ) -> list[Entry]:
+        """Return the rows that a task can have; `left_out` tells of the others."""
+        found: dict[str, Entry] = {}
+        for row, method in sorted(methods, key=lambda one: bool(one[0].weights_from)):
+            try:
+                if row.weights_from not in ("", BEST, *found):
+                    raise UnfitError(
+                        f"{row.row} takes the weights of {row.weights_from}, which is left out"
+                    )
+                found[row.row] = self._entry(setting, row, method, known)
+            except UnfitError as error:
+                self.left_out[setting.title, row.row] = str(error)
+        if not found:
+            raise UsageError(f"no row is left: {'; '.join(self.left_out.values())}")
+        return [found[row.row] for row, _ in methods if row.row in found]
 
     def _requests(self, setting: TaskSetting, recipe: Mapping[str, Any]) -> list[Request]:
         given = {f"{setting.name}.{key}": _text(value) for key, value in setting.set.items()}
@@ -283,7 +321,8 @@ class Grid:
         request = requests[0]
         K, budget = len(request.task.objectives), self.suite.budget
         own = method.resolve(row.set)
-        method(K, 0, **own)  # a bad value is told before anything is run
+        balancer = method(K, 0, **own)  # a bad value is told before anything is run
+        refuse_unfit(row.row, balancer, request.task, request.recipe)
         search = _search(setting.search or self.suite.search, request.recipe)
         trials = 0 if row.weights_from else budget.trials
         draws = [

@@ -13,6 +13,7 @@ from mtbench.plugins import overrides, params
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import Entry, find
 from mtbench.training.cell import weights
+from mtbench.training.cell.fit import refuse_unfit
 from mtbench.training.cell.rundir import Spec
 from mtbench.training.task import Recipe, Splits, Task
 
@@ -67,7 +68,8 @@ class Request:
             options: the command's own options, for hints.
 
         Raises:
-            UsageError: an unknown name or parameter, or a value that does not fit.
+            UsageError: an unknown name or parameter, a value that does not fit, or a method that
+                cannot be trained on the task.
             PluginError: a plugin that does not load.
         """
         task_entry = find("task", task, plugins)
@@ -96,6 +98,7 @@ class Request:
             key: params.convert(value, known[key].annotation, f"recipe.{key}")
             for key, value in share["recipe"].items()
         }
+        recipe = dataclasses.replace(instance.recipe, **changed)
         choices = []
         for method in found:
             own = method.resolve(
@@ -105,9 +108,10 @@ class Request:
                     for parameter, value in share[part].items()
                 }
             )
-            method(len(instance.objectives), 0, **own)  # a bad value is told before data is loaded
+            # A bad value is told before data is loaded.
+            balancer = method(len(instance.objectives), 0, **own)
+            refuse_unfit(method.name, balancer, instance, recipe)
             choices.append(Choice(method, own))
-        recipe = dataclasses.replace(instance.recipe, **changed)
         return cls(task_entry, instance, task_params, choices, recipe)
 
     def spec(

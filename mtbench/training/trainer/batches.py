@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtbench import seeding
 from mtbench.errors import UsageError
+from mtbench.training.cell.fit import NO_HELD_OUT, UnfitError
 from mtbench.training.data import PerObjectiveSplit
 from mtbench.training.machine.device import to_device
 from mtbench.training.task import Batch, Split
@@ -81,10 +82,7 @@ def _held_out(split: Split, share: float, seed: int) -> Tensor:
         return torch.zeros(count, dtype=torch.bool)
     numbers: dict[Hashable, int] = {}
     if isinstance(split, PerObjectiveSplit):
-        raise UsageError(
-            "this method holds out training samples, and a task with a batch per objective has no "
-            "rule for that: choose another method"
-        )
+        raise UnfitError(f"this method {NO_HELD_OUT}")
     own = split.groups()
     names: Sequence[Hashable] = range(count) if own is None else own
     groups = torch.tensor([numbers.setdefault(name, len(numbers)) for name in names])

@@ -15,6 +15,7 @@ from mtbench.balancing.model import MultitaskModel, PerObjective
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench.plugins.method import Method
+from mtbench.training.cell.fit import NO_FEATURES, NO_RESIDUALS, UnfitError
 from mtbench.training.cell.rundir import Precision, Spec
 from mtbench.training.machine.device import autocast, to_device
 from mtbench.training.task import Batch, Task
@@ -118,24 +119,18 @@ class Learner:
             validation: sends a batch of held-out samples.
 
         Raises:
-            UsageError: the method needs features that all heads share, or residuals, and there are
+            UnfitError: the method needs features that all heads share, or residuals, and there are
                 none.
         """
         done = self.forward(batch, ranks)
         if self.balancer.needs_features and not done.features:
-            raise UsageError(
-                "this method looks at features that all heads share, and this task has a batch per "
-                "objective: choose another method"
-            )
+            raise UnfitError(f"this method {NO_FEATURES}")
         residuals = None
         if self.balancer.needs_residuals:
             with autocast(self.precision, self.device):
                 residuals = self.task.residuals(done.outputs, batch)
             if residuals is None:
-                raise UsageError(
-                    "this method looks at what the losses square, and this task's losses are no "
-                    "mean squares: choose another method"
-                )
+                raise UnfitError(f"this method {NO_RESIDUALS}")
         return Step(
             done.losses,
             features=done.features,

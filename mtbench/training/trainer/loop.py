@@ -127,14 +127,20 @@ class Loop:
         made.seconds = time.perf_counter() - begin
 
     def _evaluate(self, batch: Batch, ranks: Ranks, weights: Tensor) -> float:
-        """Return the losses' sum with these weights, and write its gradient."""
+        """Return the losses' sum with these weights, and write its gradient.
+
+        Raises:
+            Diverged: one of them is not finite.
+        """
         at = self.record.at
         at.search_passes += 1
         self.learner.model.zero_grad()
         step = self.learner.step(batch, ranks)
         step.descend(step.total(weights.to(step.values)))
         value = float(step.host_values @ weights.to(step.host_values))
-        check("sum of losses in a line search", [value], at.epoch, at.position)
+        gradient = nn.utils.clip_grad_norm_(self.learner.model.parameters(), math.inf).item()
+        what = "sum of losses or its gradient in a line search"
+        check(what, [value, gradient], at.epoch, at.position)
         return value
 
     def _validation(self, numbers: Iterator[int]) -> Step:

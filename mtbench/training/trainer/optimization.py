@@ -1,17 +1,26 @@
 """The optimizer and the learning rate that a recipe asks for."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn, optim
 
+from mtbench import seeding
+from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.errors import UsageError
 from mtbench.training.task import Recipe
+from mtbench.training.trainer.batches import Batches
 from mtbench.training.trainer.learner import Learner
+from mtbench.training.trainer.nonfinite import Diverged
 
 MOMENTUM = 0.9
 """Of ``sgd``."""
+
+SAME = 1e-2
+"""Of gradients' lengths: more than rounding changes, in bf16 too."""
 
 
 class Descent:
@@ -30,13 +39,16 @@ class Descent:
         steps: of the whole run.
 
     Raises:
-        UsageError: Muon finds no matrix, or L-BFGS no function.
+        UsageError: Muon finds no matrix, or L-BFGS several batches.
     """
 
     def __init__(self, recipe: Recipe, learner: Learner, steps: int) -> None:
         self._recipe, self._steps = recipe, steps
-        if recipe.optimizer == "lbfgs":
-            _refuse_to_search(recipe, learner, steps)
+        if recipe.optimizer == "lbfgs" and steps > recipe.epochs:
+            raise UsageError(
+                "optimizer=lbfgs takes the whole training split as one batch, found "
+                f"{steps // recipe.epochs} batches of {recipe.batch_size}: raise batch_size"
+            )
         model, matrices = learner.model, []
         if recipe.optimizer == "muon":
             matrices = [p for p in model.encoder.parameters() if p.ndim == 2]
@@ -63,7 +75,7 @@ class Descent:
         elif recipe.optimizer == "adam":
             first = optim.Adam(groups, fused=True, **given)
         elif recipe.optimizer == "lbfgs":
-            first = _LineSearch(groups, recipe.lr, line_search_fn="strong_wolfe")
+            first = _LineSearch(groups, recipe.lr, model.encoder.parameters())
         else:
             first = optim.AdamW(groups, fused=True, **given)
         self._optimizers: list[optim.Optimizer] = [first]
@@ -89,7 +101,7 @@ class Descent:
                 writes its gradient. L-BFGS asks it.
 
         Raises:
-            UsageError: L-BFGS has no function to ask.
+            UsageError: L-BFGS cannot know by the weights what the method does.
         """
         for optimizer in self._optimizers:
             if isinstance(optimizer, _LineSearch):
@@ -115,10 +127,26 @@ class Descent:
 
 
 class _LineSearch(optim.LBFGS):
-    """L-BFGS on a sum of losses, which forgets what it knows of the one with other weights."""
+    """L-BFGS on a sum of losses, which forgets what it knows of the one with other weights.
+
+    Args:
+        groups: what it moves.
+        lr: of a step.
+        shared: the part of it where a method's weights hold.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], lr: float, shared: Iterable[nn.Parameter]
+    ) -> None:
+        super().__init__(groups, lr, line_search_fn="strong_wolfe")
+        self._shared = list(shared)
 
     def along(self, weights: Tensor | None, evaluate: Callable[[Tensor], float]) -> None:
-        """Lower the losses' sum with these weights."""
+        """Lower the losses' sum with these weights.
+
+        A trial point where it is not finite is rejected: it is told to be worse than the start, and
+        flat, so that the search comes back.
+        """
         if weights is None:
             raise UsageError(
                 "optimizer=lbfgs lowers the losses' weighted sum, and this method has no weights: "
@@ -128,34 +156,76 @@ class _LineSearch(optim.LBFGS):
         if group.get("weights") != shown:
             self.state.clear()
             group["weights"] = shown
-        super().step(lambda: evaluate(weights))  # type: ignore[no-untyped-call]
+        written = self._gradient()
+        start = evaluate(weights)
+        self._refuse_another(written, weights, evaluate)
+        known = [start]  # what is asked first
 
+        def look() -> float:
+            try:
+                return known.pop() if known else evaluate(weights)
+            except Diverged:
+                self.zero_grad()
+                return 2 * abs(start) + 1
 
-def _refuse_to_search(recipe: Recipe, learner: Learner, steps: int) -> None:
-    """Refuse L-BFGS where there is no function that it could lower."""
-    if not learner.balancer.is_weighted_sum:
-        raise UsageError(
-            "optimizer=lbfgs lowers the losses' weighted sum, and this method's direction is the "
-            "gradient of no such sum: choose another method or optimizer"
-        )
-    if any(True for _ in learner.balancer.parameters()):
-        raise UsageError(
-            "optimizer=lbfgs moves the model, and this method has parameters of its own to move: "
-            "train with adam, and go on by lbfgs with --method ls --weights-from RUN --init RUN"
-        )
-    if steps > recipe.epochs:
-        raise UsageError(
-            "optimizer=lbfgs takes the whole training split as one batch, found "
-            f"{steps // recipe.epochs} batches of {recipe.batch_size}: raise batch_size"
-        )
-    for name, module in learner.model.named_modules():
-        # Attention, recurrent layers and graph convolutions drop by a rate of their own.
-        is_dropout = isinstance(module, nn.modules.dropout._DropoutNd)
-        rate = module.p if is_dropout else getattr(module, "dropout", 0)
-        if isinstance(rate, int | float) and rate > 0:
+        super().step(look)  # type: ignore[no-untyped-call]
+
+    def _refuse_another(
+        self, written: Tensor, weights: Tensor, evaluate: Callable[[Tensor], float]
+    ) -> None:
+        """Refuse a method that has written another gradient than the sum's, which is at hand."""
+        wanted = self._gradient()
+        apart = (written - wanted).norm()
+        if apart <= SAME * wanted.norm():
+            return
+        # Gradients that nearly cancel leave what rounding made of each.
+        parts = []
+        for own in torch.eye(len(weights)).to(weights) * weights:
+            evaluate(own)
+            parts.append(self._gradient().norm())
+        if apart > SAME * sum(parts):
             raise UsageError(
-                "optimizer=lbfgs wants the same losses whenever it looks, and the model's "
-                f"{name}, a {type(module).__name__}, drops at random: choose another optimizer"
+                "optimizer=lbfgs lowers the losses' weighted sum, and this method writes another "
+                "gradient: choose another method or optimizer (its class should say "
+                "is_weighted_sum = False)"
+            )
+        evaluate(weights)
+
+    def _gradient(self) -> Tensor:
+        return nn.utils.parameters_to_vector(
+            torch.zeros_like(p) if p.grad is None else p.grad for p in self._shared
+        )
+
+
+def refuse_noise(recipe: Recipe, learner: Learner, batches: Batches, ranks: Ranks = ALONE) -> None:
+    """Refuse L-BFGS where a run's first and last step would not lower the same function.
+
+    Costs two forward passes; nothing is left of them.
+
+    Raises:
+        UsageError: losses of the training samples differ where nothing has moved, or a forward pass
+            moves something.
+    """
+    if recipe.optimizer != "lbfgs":
+        return
+    before = copy.deepcopy(dict(learner.model.named_buffers()))
+    with seeding.preserved():
+        first, last = (
+            learner.step(batches.at(epoch, 0), ranks.of(batches.samples(0))).observed
+            for epoch in (0, recipe.epochs - 1)
+        )
+    wanted = "optimizer=lbfgs wants the same losses whenever it looks"
+    if not torch.allclose(first, last, rtol=1e-4, atol=1e-7, equal_nan=True):
+        shown = (", ".join(f"{value:g}" for value in found.tolist()) for found in (first, last))
+        raise UsageError(
+            f"{wanted}, and of the training samples found first {next(shown)}, then {next(shown)}: "
+            "switch off what is random (dropout, augmentation), or choose another optimizer"
+        )
+    for name, buffer in learner.model.named_buffers():
+        if not torch.equal(buffer, before[name]):
+            raise UsageError(
+                f"{wanted}, and a look changes the model's {name}: take layers that keep nothing "
+                "of what they see (no batch norm), or choose another optimizer"
             )
 
 

@@ -29,7 +29,7 @@ from mtbench.training.trainer.learner import Learner, build
 from mtbench.training.trainer.loop import Loop
 from mtbench.training.trainer.nonfinite import Diverged
 from mtbench.training.trainer.observer import Observer
-from mtbench.training.trainer.optimization import Descent
+from mtbench.training.trainer.optimization import Descent, refuse_noise
 from mtbench.training.trainer.record import Record
 from mtbench.training.trainer.selection import SELECTION, selection_score
 from mtbench.version import __version__
@@ -129,6 +129,7 @@ class Trainer:
         if not record.resume():
             record.at.processes = self.ranks.size
             record.at.threads = self._choose_threads(learner, descent, batches)
+            refuse_noise(self.recipe, learner, batches, self.ranks)
         elif record.at.processes != self.ranks.size:  # which would add in another order
             raise RunError(
                 f"{self.run_directory.path}: was begun by {record.at.processes} processes and goes "

@@ -15,7 +15,7 @@ from mtbench.comparing.judging.leaderboard.formats import (
     to_markdown,
     to_raw,
 )
-from mtbench.comparing.judging.leaderboard.latex import Width, to_latex
+from mtbench.comparing.judging.leaderboard.latex import Width, short_titles, to_latex
 
 __all__ = [
     "LEGEND",
@@ -30,6 +30,7 @@ __all__ = [
     "overall",
     "overall_markdown",
     "readable",
+    "short_titles",
     "to_csv",
     "to_json",
     "to_latex",

@@ -145,21 +145,24 @@ def _side_by_side(boards: Sequence[Board], width: Width) -> str:
 
 
 def short_titles(titles: Sequence[str]) -> list[str]:
-    """Return titles without what they have in common; the first word, if it is enough.
+    """Return titles by their first word, and what sets those apart that begin alike.
 
     >>> short_titles(["digits a=1 suite=x", "qm9 b=2 suite=x"])
     ['digits', 'qm9']
     >>> short_titles(["us noise=0 suite=x", "us noise=1 suite=x"])
     ['us noise=0', 'us noise=1']
+    >>> short_titles(["us a=1", "us a=1 noise=1", "qm9 b=2"])
+    ['us', 'us noise=1', 'qm9']
     """
     words = [title.split() for title in titles]
-    first = [own[0] for own in words]
-    common = set.intersection(*map(set, words))
+    alike: dict[str, list[set[str]]] = {}
+    for own in words:
+        alike.setdefault(own[0], []).append(set(own))
+    common = {first: set.intersection(*others) for first, others in alike.items()}
     return [
-        own[0] if first.count(own[0]) == 1
-        else " ".join([own[0], *(word for word in own[1:] if word not in common)])
+        " ".join([own[0], *(word for word in own[1:] if word not in common[own[0]])])
         for own in words
-    ]  # fmt: skip
+    ]
 
 
 def _cell(text: str, mark: str, is_name: bool) -> str:
@@ -209,6 +212,11 @@ def _tables(
         name = LABEL * room
         first = rf"p{{{name - GAP:.0f}pt}}"
         rows = [[_broken(text[0]), *row[1:]] for text, row in zip(plain, rows, strict=True)]
+    typeset = list(map(inert.tex, heads))
+    for c in range(1, len(heads)):
+        if name + widths[c] > room:
+            widths[c] = room - name - 1  # TeX rounds
+            typeset[c] = rf"\parbox{{{widths[c] - GAP:.0f}pt}}{{{_broken(heads[c])}}}"
     groups: list[list[int]] = [[]]
     for c in range(1, len(heads)):
         if groups[-1] and name + sum(widths[i] for i in groups[-1]) + widths[c] > room:
@@ -229,7 +237,7 @@ def _tables(
             rf"\caption{{{said}}}",
             rf"\label{{{label}{f'-{part + 1}' if part else ''}}}",
             rf"\begin{{tabular}}{{{first}{'r' * len(group)}}}", r"\toprule",
-            " & ".join(inert.tex(heads[c]) for c in (0, *group)) + r" \\", r"\midrule",
+            " & ".join(typeset[c] for c in (0, *group)) + r" \\", r"\midrule",
             *body, r"\bottomrule", r"\end{tabular}", rf"\end{{{environment}}}",
         ]  # fmt: skip
     return "\n".join(lines)

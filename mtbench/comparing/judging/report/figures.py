@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from mtbench.comparing import inert
-from mtbench.comparing.judging.leaderboard import Board
+from mtbench.comparing.judging.leaderboard import Board, short_titles
 from mtbench.comparing.judging.report.content import DIAGNOSTICS, section
 from mtbench.errors import RunError
 
@@ -38,13 +38,13 @@ def draw(found: Sequence[Board], folder: Path) -> list[Path]:
     written = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for number, board in enumerate(found):
+        titles = short_titles([board.title for board in found])
+        for number, (board, title) in enumerate(zip(found, titles, strict=True)):
             if board.rows.empty:
                 continue
-            task = next(iter(board.cells.values()))[0].spec.task
             for name, chart in _all_of(section(board).charts):
                 # Names come from records, which may be anybody's.
-                stem = re.sub(r"[^\w.-]+", "_", f"{number}-{task}-{name}").replace("..", "_")
+                stem = re.sub(r"[^\w.-]+", "_", f"{number}-{title[:60]}-{name}").replace("..", "_")
                 for form in FORMATS:
                     file = folder / f"{stem[:120]}.{form}"
                     # Without the date, equal results give equal bytes.

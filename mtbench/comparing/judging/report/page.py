@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from mtbench.comparing import inert
-from mtbench.comparing.judging.leaderboard import LEGEND, Board, overall
+from mtbench.comparing.judging.leaderboard import LEGEND, Board, overall, short_titles
 from mtbench.comparing.judging.report.content import finite, section
 from mtbench.errors import RunError
 from mtbench.version import __version__
@@ -60,6 +60,7 @@ def _together(boards: Sequence[Board]) -> dict[str, Any] | None:
     ranks = found.mean_rank.T
     return {
         "boards": found.boards,
+        "heads": short_titles(found.boards),
         "note": found.note,
         "rows": [
             {
