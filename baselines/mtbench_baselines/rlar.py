@@ -138,7 +138,7 @@ class RLAR(Scalarizer):
             objective = objective + self.weight * ramp * self.penalty(
                 step.sensitivities, step.ranks
             )
-        return objective, step.values.new_ones(step.num_objectives)
+        return objective, step.observed.new_ones(step.num_objectives)
 
     def penalty(self, sensitivities: tuple[Tensor, ...], ranks: Ranks = ALONE) -> Tensor:
         """Return R for K sensitivities dL_k/dz, each (B, ...), of this rank's samples.

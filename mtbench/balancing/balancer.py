@@ -150,7 +150,6 @@ class Balancer(nn.Module, ABC):
         self._names: tuple[str, ...] = ()
         self._held: Held | None = None
         self.notes: dict[str, Tensor] = {}
-        self._idle = False  # whether the last step was not the method's
         self.watch = Watch()
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -196,6 +195,9 @@ class Balancer(nn.Module, ABC):
         Raises:
             StepError: losses that are not K scalars, or that the graph does not bear out.
         """
+        if not torch.is_grad_enabled():  # `Tensor.backward` does not mind either
+            with torch.enable_grad():
+                return self.backward(losses, **said)
         step, names = self._step(losses, said)
         if not self.watch.calls and not step.speaks_of_ranks and differ(step.read):
             raise StepError(
@@ -204,18 +206,20 @@ class Balancer(nn.Module, ABC):
                 "mtbench.balancing.distributed, with losses of the whole batch and no "
                 "DistributedDataParallel; or ranks=ALONE if each process trains by itself"
             )
-        self.watch.look(self._called, self.parameters(), self._hooks(), step.transient)
-        held, self._held = self._held, None
-        if held is not None:
+        if self.watch.begins():
+            self.watch.look(self._called, self.parameters(), self._hooks(), step.transient)
+        if self._held is not None:
+            held, self._held = self._held, None
             held.add(step)
             step = held.step(step)
-        self.notes = {}
+        if self.notes:
+            self.notes = {}
         overflows = any(map(math.isinf, step.read))
         # On another rank there may be labels, and what is summed over ranks waits for this one.
         empty = step.ranks.size == 1 and not any(loss.requires_grad for loss in step.losses)
-        self._idle = overflows or empty
+        self.watch.idle = overflows or empty
         weights: Tensor | None
-        if self._idle:
+        if self.watch.idle:
             step.descend(step.total())
             weights = torch.full_like(step.host_values, float(overflows))
         else:
@@ -413,7 +417,7 @@ def _asked(after_step: Callable[[Any, LossesFn], None]) -> Callable[[Any, Losses
 
     @wraps(after_step)
     def act(self: Balancer, losses_fn: LossesFn) -> None:
-        if not self._idle:
+        if not self.watch.idle:
             after_step(self, partial(self._repeated, losses_fn))
 
     return act

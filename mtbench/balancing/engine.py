@@ -7,6 +7,7 @@ import hashlib
 import platform
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -49,6 +50,7 @@ def grad(
     create_graph: bool = False,
     batched: bool = False,
     free: bool = False,
+    met: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """`torch.autograd.grad`, answering None where nothing depends on an input.
 
@@ -59,6 +61,8 @@ def grad(
         create_graph: as torch has it.
         batched: whether seeds have a first axis more, of backwards done at once.
         free: whether this is the last pass through this part of the graph, which then goes.
+        met: whether a pass of this step has met the inputs before, so that they are known to be
+            whole.
 
     Raises:
         RuntimeError: what is compiled gives its buffers away in the first of several backwards.
@@ -66,7 +70,7 @@ def grad(
     live = [
         i
         for i, output in enumerate(outputs)
-        if _is_on_graph(output) and (seeds is None or seeds[i] is not None)
+        if (seeds is None or seeds[i] is not None) and _is_on_graph(output)
     ]
     wanted = [point for point in inputs if _is_on_graph(point)]
     if not live or not wanted:
@@ -82,15 +86,32 @@ def grad(
             allow_unused=True,
         )
     except RuntimeError as error:
+        refuse_freed(error)
         if "donated buffers" not in str(error):
             raise
         raise RuntimeError(
             "torch.compile lets a backward pass overwrite what the next objective's needs: set "
             "torch._functorch.config.donated_buffer = False before the model's first step"
         ) from None
+    if not met:
+        must_be_whole(point for point in wanted if isinstance(point, Tensor) and point.is_leaf)
+    if len(wanted) == len(inputs):
+        return found
     grads = iter(found)
-    must_be_whole(point for point in wanted if isinstance(point, Tensor) and point.is_leaf)
     return tuple(next(grads) if _is_on_graph(point) else None for point in inputs)
+
+
+def refuse_freed(error: RuntimeError) -> None:
+    """Refuse losses whose graph is gone, where that is what torch complains of.
+
+    Raises:
+        StepError: it is.
+    """
+    if "backward through the graph a second time" in str(error):
+        raise StepError(
+            "the graph of these losses is gone, for an earlier backward pass freed it: balance all "
+            "losses that come of it in one call, or send the batch through the model again"
+        ) from None
 
 
 def _is_on_graph(point: Tensor | GradientEdge) -> bool:
@@ -134,6 +155,19 @@ def _nothing() -> None:
     """Stand for a parameter that is gone."""
 
 
+class Arrivals:
+    """Where in a compiled graph gradients arrive, which is the same in every step.
+
+    Attributes:
+        tries: how often it was tried, by the outputs by which a loss came.
+        at: by the number of an input, the outputs by which losses came whose gradients arrived.
+    """
+
+    def __init__(self) -> None:
+        self.tries = Counter[tuple[int, ...]]()
+        self.at: dict[int, set[tuple[int, ...]]] = {}
+
+
 class Engine:
     """One is made per training loop and given to every `Step`, which then reuses its memory.
 
@@ -164,8 +198,7 @@ class Engine:
         self._buffer = torch.empty(0)
         self.layered: bool | None = None
         """Whether layers' gradients need not be formed; None until it is tried."""
-        self.compiled: dict[int, list[int]] = {}
-        """By parameter compiled with others: who had a gradient, step by step; -1 if nobody."""
+        self.compiled = weakref.WeakKeyDictionary[type, Arrivals]()
         self.hooked: dict[int, Tensor] = {}
         """Parameters whose ``.grad`` is new, and whose hooks are yet to be told."""
         self._common: dict[int, weakref.ref[Tensor]] = {}

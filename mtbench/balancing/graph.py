@@ -17,6 +17,9 @@ from mtbench.errors import StepError
 Parents = Mapping[Node, Any]
 """Each node that was visited, with the edges to what it was computed from."""
 
+_LIGHT = {f"{kind}Backward0" for kind in ("Add", "Sub", "Mul", "Div")}
+"""What may be done with a parameter among the losses, as with their own learnt weights."""
+
 _SEVERAL = -1
 """The owner of what more than one objective reaches."""
 
@@ -53,53 +56,137 @@ def part(losses: Sequence[Tensor], chosen: Collection[int] = ()) -> Parting:
     """Part losses by the graph alone.
 
     Shared is what several losses reach; the cut, the edges that lead there from what one loss alone
-    reaches.
+    reaches. Where heads' outputs or losses were put into one tensor, ways meet there and part
+    again: then a loss goes on where a NaN of its own arrives.
 
     Args:
         losses: K scalars.
         chosen: ids of leaves that are trained whatever they are.
     """
     roots = [edge_of(loss) for loss in losses]
-    owner: dict[Node, int] = {}
-    parents: dict[Node, Any] = {}
-    for k, root in enumerate(roots):
-        stack = [] if root is None else [root.node]
-        while stack:
-            node = stack.pop()
-            found = owner.get(node)
-            if found is None:
-                owner[node] = k
-                parents[node] = node.next_functions
-            elif found in (k, _SEVERAL):
-                continue
-            else:
-                owner[node] = _SEVERAL
-            stack += [parent for parent, _ in parents[node] if parent is not None]
-    several = {node for node, of in owner.items() if of == _SEVERAL}
-    cut = {(root.node, root.output_nr): None for root in roots if root and root.node in several}
-    inner: set[Node] = set()
+    owner, parents = _owners(roots, [()] * len(roots))
+    meetings = _meetings(roots, owner, parents)
+    if meetings:
+        refuse_hidden(parents)
+        owner, parents = _owners(roots, _barred(losses, meetings, parents))
+    common = {node for node, of in owner.items() if of == _SEVERAL} - meetings
+    cut = {(r.node, r.output_nr): None for r in roots if r and r.node in common}
+    inner: set[Node | None] = set()
     for node, edges in parents.items():
-        if node in several:
-            inner.update(parent for parent, _ in edges if parent is not None)
+        if node in common:
+            inner.update(parent for parent, _ in edges)
         else:
-            cut |= {edge: None for edge in edges if edge[0] in several}
+            for edge in edges:
+                if edge[0] in common:
+                    cut[edge] = None
     leaves = _trainable(parents, chosen)
+    shared: list[Tensor] = []
     heads: list[list[Tensor]] = [[] for _ in losses]
     for node, leaf in leaves.items():
-        if node not in several:
-            heads[owner[node]].append(leaf)
+        (shared if owner[node] == _SEVERAL else heads[owner[node]]).append(leaf)
     # An edge that leads to another one would count that one's gradient twice; to another output of
     # its node, each objective's pass would run what is between. A parameter in the cut is read by a
     # head itself.
     splits = not any(node in inner or node in leaves for node, _ in cut)
     return Parting(
         cut=tuple(GradientEdge(*edge) for edge in cut) if splits else (),
-        shared=tuple(leaf for node, leaf in leaves.items() if node in several),
+        shared=tuple(shared),
         heads=tuple(map(tuple, heads)),
-        apart=splits or several <= leaves.keys(),
+        apart=not meetings and (splits or common <= leaves.keys()),
         tangled="" if splits else "an objective reads what another one's features come from",
         parents=parents,
     )
+
+
+def _owners(
+    roots: Sequence[GradientEdge | None], barred: Sequence[Collection[Any]]
+) -> tuple[dict[Node, int], dict[Node, Any]]:
+    """Return which loss reaches each node, or `_SEVERAL`, and the nodes' edges.
+
+    Args:
+        roots: where the losses stand.
+        barred: per loss the edges that it does not take.
+    """
+    owner: dict[Node, int] = {}
+    parents: dict[Node, Any] = {}
+    for k, (root, never) in enumerate(zip(roots, barred, strict=True)):
+        stack = [] if root is None else [root.node]
+        met: set[Node] = set()
+        while stack:
+            node = stack.pop()
+            found = owner.get(node)
+            if found is None:
+                owner[node] = k
+                parents[node] = edges = node.next_functions
+            elif found == k or (found == _SEVERAL and (not never or node in met)):
+                continue
+            else:
+                owner[node] = _SEVERAL
+                edges = parents[node]
+            met.add(node)
+            stack += [e[0] for e in edges if e[0] is not None and not (never and e in never)]
+    return owner, parents
+
+
+def _meetings(
+    roots: Sequence[GradientEdge | None], owner: Mapping[Node, int], parents: Parents
+) -> set[Node]:
+    """Return the nodes that several losses pass before parameters are read.
+
+    None if no way parts there: each has a single edge onwards.
+    """
+    found: set[Node] = set()
+    parts = False
+    for node, reads in _before(roots, parents).items():
+        if parents[node] and not reads and owner[node] == _SEVERAL:
+            found.add(node)
+            parts |= sum(parent is not None for parent, _ in parents[node]) > 1
+    return found if parts else set()
+
+
+def _before(roots: Sequence[GradientEdge | None], parents: Parents) -> dict[Node, bool]:
+    """Return the nodes that losses pass until parameters are read, and whether they read some."""
+    found: dict[Node, bool] = {}
+    stack = [root.node for root in roots if root is not None]
+    while stack:
+        node = stack.pop()
+        if node in found:
+            continue
+        reads = False
+        for parent, _ in parents[node]:
+            if parent is not None:
+                # A parameter is read as it is, or as what is made of it alone: a transpose.
+                of = [p for p, _ in parents[parent] if p is not None]
+                reads |= not of or (len(of) == 1 and not parents[of[0]])
+        found[node] = reads = reads and node.name() not in _LIGHT
+        if not reads:
+            stack += [parent for parent, _ in parents[node] if parent is not None]
+    return found
+
+
+def readers(losses: Sequence[Tensor], parents: Parents) -> set[Node]:
+    """Return the nodes at which losses come to their first parameters."""
+    return {node for node, reads in _before([*map(edge_of, losses)], parents).items() if reads}
+
+
+def _barred(
+    losses: Sequence[Tensor], meetings: Collection[Node], parents: Parents
+) -> list[set[Any]]:
+    """Return per loss the edges away from where losses meet at which nothing of it arrives."""
+    edges = list({edge: None for node in meetings for edge in parents[node] if edge[0] is not None})
+    points = [GradientEdge(*edge) for edge in edges]
+    barred = []
+    for loss in losses:
+        arrived: Sequence[Tensor | None] = [None] * len(edges)
+        if loss.requires_grad:
+            nan = torch.full_like(loss, torch.nan)
+            with torch.autograd.set_detect_anomaly(False):
+                arrived = torch.autograd.grad(
+                    [loss], points, [nan], retain_graph=True, allow_unused=True
+                )
+        pairs = zip(edges, arrived, strict=True)
+        barred.append({edge for edge, g in pairs if g is None or not g.isnan().any()})
+    return barred
 
 
 def part_at(
@@ -120,6 +207,8 @@ def part_at(
     for i, edge in enumerate(map(edge_of, features)):
         if edge is not None and (first := stops.setdefault((edge.node, edge.output_nr), i)) != i:
             tangled = f"features[{first}] and features[{i}] are the same"
+    nodes = [node for node, _ in stops]
+    tops = set(nodes)
     above: dict[Node, Any] = {}
     ways: list[Parents] = []
     met, apart = False, True
@@ -129,17 +218,16 @@ def part_at(
         while stack:
             edge = stack.pop()
             node = edge[0]
-            if edge in stops:
+            if node in tops and edge in stops:
                 met = True
             elif node is not None and node not in way:
                 way[node] = edges = node.next_functions
                 stack += edges
-        apart &= not any(node in above for node, edges in way.items() if edges)
+        apart = apart and above.keys().isdisjoint(node for node, edges in way.items() if edges)
         above |= way
         ways.append(way)
     below: dict[Node, Any] = {}
-    nodes = [node for node, _ in stops]
-    tops, nested = set(nodes), False
+    nested = False
     while nodes:
         node = nodes.pop()
         if node not in below:
@@ -147,7 +235,8 @@ def part_at(
             for edge in edges:
                 if edge[0] is not None:
                     nodes.append(edge[0])
-                    nested |= edge[0] in tops
+                if edge[0] in tops:
+                    nested = True
                     if edge in stops:
                         tangled = f"another feature is computed from features[{stops[edge]}]"
     if features and not met and part(losses).shared:
@@ -158,12 +247,13 @@ def part_at(
         )
     parents = above | below
     leaves = _trainable(parents, chosen)
-    crossed = any(node in below for node in leaves if node in above)
+    shared = {node: leaf for node, leaf in leaves.items() if node in below}
+    crossed = not above.keys().isdisjoint(shared)
     splits = not crossed and not nested  # by a node's other output, maybe
     return Parting(
         cut=tuple(GradientEdge(*edge) for edge in stops) if splits else (),
-        shared=tuple(leaf for node, leaf in leaves.items() if node in below),
-        heads=tuple(tuple(leaf for n, leaf in leaves.items() if n in way) for way in ways),
+        shared=tuple(shared.values()),
+        heads=tuple(tuple(leaves[node] for node in way if node in leaves) for way in ways),
         apart=apart and splits,
         tangled=tangled,
         parents=parents,
@@ -202,16 +292,20 @@ def is_hooked(cut: Sequence[GradientEdge]) -> bool:
     They run where a pass ends and again where the next one begins. A node does not show them, so
     zeros are sent there; the pass ends before it runs any node.
     """
+    seeds = []
     for edge in cut:
         like: Any = edge.node._input_metadata[edge.output_nr]
         if like.is_nested_tensor:  # there are no zeros of its shape
             return True
-        seed = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
-        with _Noticed() as noticed:  # type: ignore[no-untyped-call]
-            (found,) = torch.autograd.grad([edge], [edge], [seed], retain_graph=True)
-        if noticed.asked or found is not seed:
+        seeds.append(torch.zeros((), dtype=like.dtype, device=like.device).expand(like.shape))
+    if not seeds:
+        return False
+    with _Noticed() as noticed:  # type: ignore[no-untyped-call]
+        try:
+            found = torch.autograd.grad(cut, cut, seeds, retain_graph=True)
+        except RuntimeError:  # a hook writes where it looks, and these zeros lie on one another
             return True
-    return False
+    return noticed.asked or any(a is not b for a, b in zip(found, seeds, strict=True))
 
 
 def _trainable(parents: Parents, chosen: Collection[int]) -> dict[Node, Tensor]:

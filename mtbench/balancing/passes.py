@@ -1,6 +1,7 @@
 """The backward passes of one step: what is differentiated, in which pieces, into which memory."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from mtbench.balancing.distributed import ALONE, Ranks
-from mtbench.balancing.engine import Engine, grad, must_be_whole, unhooked
+from mtbench.balancing.engine import Arrivals, Engine, grad, must_be_whole, unhooked
 from mtbench.balancing.graph import (
     Parting,
     comers,
@@ -19,6 +20,7 @@ from mtbench.balancing.graph import (
     is_hooked,
     part,
     part_at,
+    readers,
     refuse_hidden,
 )
 from mtbench.balancing.jacobian import Item, Pulled, beside, dtype_of, flat, point, width
@@ -136,10 +138,18 @@ class Passes:
         heads = [[p for p in head if id(p) not in ids] for head in parting.heads]
         splits = sum(map(len, heads)) == sum(map(len, parting.heads)) and not self._compiled
         for p in parting.shared:
-            if id(p) in self._compiled and id(p) not in ids:
-                heads[self._compiled[id(p)]].append(p)
-        splits = splits and not is_hooked(parting.cut)
+            k = self._compiled.get(id(p), -1)
+            if k >= 0 and id(p) not in ids:
+                heads[k].append(p)
+        splits = splits and not self._hooked
         return Roles(shared, rest, tuple(map(tuple, heads)), parting.cut if splits else ())
+
+    @property
+    def _hooked(self) -> bool:
+        """Whether hooks at the cut would run twice; those of tensors at hand show."""
+        if self._at_features:
+            return any(f._backward_hooks or f.retains_grad for f in self.features)
+        return is_hooked(self.parting.cut)
 
     @cached_property
     def _common(self) -> tuple[Tensor, ...]:
@@ -155,8 +165,11 @@ class Passes:
             return parting.shared
         if sum(loss.requires_grad for loss in self.losses) > 1:
             others = [p for p in parting.shared if id(p) not in self._compiled]
-            seen = self.engine.compiled
-            unsure = {id(p) for p in self._together if len({-1, *seen.get(id(p), ())}) < 3}
+            unsure = {
+                id(p)
+                for (node, at), p in self._together.items()
+                if len(self._arrivals[node].at.get(at, ())) < 2
+            }
             known = self.engine.remember(p for p in others if id(p) not in unsure)
             return tuple({id(p): p for p in (*known, *others)}.values())
         known = self.engine.remember(())
@@ -171,30 +184,74 @@ class Passes:
         What is compiled is one node for autograd, under which everything seems shared. Where losses
         come to it by different outputs, a NaN sent back from one loss arrives at what that loss
         depends on, whatever the factors on the way (0 in a head that begins with zeros). What only
-        one objective's arrives at is its head, unless a step says otherwise. Until one says so, it
-        counts as shared.
+        one objective's arrives at is its head, unless a step says otherwise; -1 says that its
+        objective is not there. Until one arrives, it counts as shared.
         """
-        together, seen = self._together, self.engine.compiled
-        tried = (seen.get(id(p), []) for p in together)
-        if any(len(of) < _TRIED and len({-1, *of}) < 3 for of in tried):
+        together, known, ways = self._together, self._arrivals, self._come_by
+        if self._slices:  # each is told by itself
+            ways = {node: [(k,) for k in range(len(self.losses))] for node in known}
+        if any(
+            outputs and known[node].tries[outputs] < _TRIED
+            for node, _ in together
+            for outputs in ways[node]
+        ):
             by = self._comers()
             # One that has nothing in common with others may be without labels.
             sure = len({k for owners in by if len(owners) > 1 for k in owners}) == len(self.losses)
-            for parameter, owners in zip(self.parting.shared, by, strict=True):
+            of = {id(p): owners for p, owners in zip(self.parting.shared, by, strict=True)}
+            for (node, at), parameter in together.items():
+                owners = of[id(parameter)]
                 if sure or len(owners) > 1:
-                    seen.setdefault(id(parameter), []).extend(owners or [-1])
-        found = {id(p): set(seen.get(id(p), ())) - {-1} for p in together}
-        return {key: owners.pop() for key, owners in found.items() if len(owners) == 1}
+                    known[node].at.setdefault(at, set()).update(ways[node][k] for k in owners)
+            for node, arrivals in known.items() if sure else ():
+                arrivals.tries.update(set(ways[node]))
+        found = {}
+        for (node, at), parameter in together.items():
+            arrived = known[node].at.get(at, set())
+            owners = [k for k, outputs in enumerate(ways[node]) if outputs in arrived]
+            if arrived and len(owners) < 2:
+                found[id(parameter)] = owners[0] if owners else -1
+        return found
+
+    @cached_property
+    def _arrivals(self) -> dict[Node, Arrivals]:
+        """What is known of what is compiled; of a class of its own each time that it is compiled.
+
+        An output that losses share may hold several of them, and nothing says which is whose: then
+        every step tries.
+        """
+        nodes = dict.fromkeys(node for node, _ in self._together)
+        if self._slices:
+            return {node: Arrivals() for node in nodes}
+        return {node: self.engine.compiled.setdefault(type(node), Arrivals()) for node in nodes}
+
+    @cached_property
+    def _come_by(self) -> dict[Node, list[tuple[int, ...]]]:
+        """By what is compiled, the outputs by which each loss comes to it."""
+        found: dict[Node, list[tuple[int, ...]]] = {}
+        for (node, output), those in comers(self.losses).items() if self._together else ():
+            if type(node).__name__ == _COMPILED:
+                ways = found.setdefault(node, [()] * len(self.losses))
+                for k in those:
+                    ways[k] = (*ways[k], output)
+        return {node: [tuple(sorted(way)) for way in ways] for node, ways in found.items()}
+
+    @cached_property
+    def _slices(self) -> bool:
+        """Whether losses may be parts of one output of what is compiled."""
+        several = {
+            node
+            for node, ways in self._come_by.items()
+            if sum(map(len, ways)) > len(set(chain(*ways)))
+        }
+        return bool(several) and not readers(self.losses, self.parting.parents).isdisjoint(several)
 
     def _comers(self) -> list[list[int]]:
         """Return per parameter that several losses seem to reach those that do."""
-        shared, found = self.parting.shared, comers(self.losses)
-        outputs: dict[Node, set[tuple[int, ...]]] = {}
-        for (node, _), those in found.items():
-            if type(node).__name__ == _COMPILED:
-                outputs.setdefault(node, set()).add(tuple(sorted(those)))
-        if all(len(different) == 1 for different in outputs.values()):
-            edges = [get_gradient_edge(p) for p in shared]
+        shared = self.parting.shared
+        alike = all(len({*ways} - {()}) == 1 for ways in self._come_by.values())
+        if alike and not self._slices:
+            found, edges = comers(self.losses), [get_gradient_edge(p) for p in shared]
             return [sorted(found[edge.node, edge.output_nr]) for edge in edges]
         with unhooked(shared), torch.autograd.set_detect_anomaly(False):
             rows = [grad([loss], shared, [torch.full_like(loss, math.nan)]) for loss in self.losses]
@@ -202,17 +259,27 @@ class Passes:
         return [[k for k, hit in enumerate(hits) if hit] for hits in zip(*touched, strict=True)]
 
     @cached_property
-    def _together(self) -> list[Tensor]:
-        """What several losses seem to reach because it is compiled with what they do reach."""
+    def _together(self) -> dict[tuple[Node, int], Tensor]:
+        """What several losses seem to reach because it is compiled with what they do reach.
+
+        By its place: the compiled node that reads it, and as which input. What is read in several
+        places is none of it.
+        """
+        parents = self.parting.parents
         if self._at_features or len(self.losses) == 1:
-            return []
-        read = {
-            id(getattr(parent, "variable", None))
-            for node, edges in self.parting.parents.items()
-            if type(node).__name__ == _COMPILED
-            for parent, _ in edges
+            return {}
+        nodes = [node for node in parents if type(node).__name__ == _COMPILED]
+        if not nodes:
+            return {}
+        reads = Counter(parent for edges in parents.values() for parent, _ in edges)
+        shared = {id(p): p for p in self.parting.shared}
+        places = {
+            (node, at): shared.get(id(getattr(parent, "variable", None)))
+            for node in nodes
+            for at, (parent, _) in enumerate(parents[node])
+            if reads[parent] == 1
         }
-        return [p for p in self.parting.shared if id(p) in read]
+        return {place: p for place, p in places.items() if p is not None}
 
     @cached_property
     def _reached(self) -> set[int]:
@@ -442,7 +509,7 @@ class Passes:
         if cut:
             live = [k for k, row in enumerate(self._at_cut) if any(g is not None for g in row)]
             for k, row in enumerate(self._at_cut):
-                yield grad(cut, points, row, free=last and [k] == live[-1:])
+                yield grad(cut, points, row, free=last and [k] == live[-1:], met=k in live[1:])
             return
         split = len(points)
         self._head_grads = []

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mtbench.balancing.distributed import ALONE, Ranks
-from mtbench.balancing.engine import Engine, grad, gramian, must_be_whole
+from mtbench.balancing.engine import Engine, grad, gramian, must_be_whole, refuse_freed
 from mtbench.balancing.graph import part
 from mtbench.balancing.jacobian import accumulate, views, width
 from mtbench.balancing.passes import DOUBT, Passes
@@ -98,10 +98,10 @@ class Step(Passes):
     ) -> None:
         checked = scalars(losses)
         told = _features(features)
-        if isinstance(latent, bool) or not isinstance(latent, int | Tensor):
+        if isinstance(latent, bool) or not isinstance(latent, (int, Tensor)):
             kind = type(latent).__name__
             raise StepError(f"Step: latent must be a tensor or its index, found a {kind}")
-        if not isinstance(ranks, Ranks | None):
+        if ranks is not None and not isinstance(ranks, Ranks):
             raise StepError(
                 f"Step: ranks must be Group() or ALONE of mtbench.balancing.distributed, found "
                 f"{ranks!r}"
@@ -294,6 +294,8 @@ class Step(Passes):
     def observed(self) -> Tensor:
         """The K loss values as they are, detached, (K,), float32 or what holds them if larger."""
         found = self._stacked.detach()
+        if found.dtype == torch.float32:
+            return found
         return found.to(torch.promote_types(found.dtype, torch.float32))
 
     @cached_property
@@ -372,7 +374,7 @@ class Step(Passes):
 
         What is asked of the device afterwards goes on meanwhile.
         """
-        sent = self.observed.to("cpu", torch.float64, non_blocking=True)
+        sent = self.observed.to("cpu", non_blocking=True)
         event = torch.cuda.Event() if self.observed.is_cuda else None  # type: ignore[no-untyped-call]
         if event is not None:
             event.record()
@@ -380,7 +382,7 @@ class Step(Passes):
 
     @cached_property
     def _seen(self) -> Tensor:
-        """`observed`, float64, on the CPU."""
+        """`observed`, on the CPU."""
         sent, event = self._sent
         if event is not None:
             event.synchronize()
@@ -395,7 +397,7 @@ class Step(Passes):
     @cached_property
     def host_values(self) -> Tensor:
         """`values`, float64, on the CPU."""
-        return self._seen.nan_to_num(nan=0.0, posinf=inf, neginf=-inf)
+        return self._seen.double().nan_to_num(nan=0.0, posinf=inf, neginf=-inf)
 
     def gramian(self, space: Space = "shared") -> Tensor:
         """Return G = J J^T, (K, K), float64, on the CPU, of the gradients in a space.
@@ -482,7 +484,11 @@ class Step(Passes):
         _ = self._sent
         seed = torch.full_like(objective, self.loss_scale)
         if self.ranks.size == 1:
-            objective.backward(seed)  # type: ignore[no-untyped-call]
+            try:
+                objective.backward(seed)  # type: ignore[no-untyped-call]
+            except RuntimeError as error:
+                refuse_freed(error)
+                raise
         else:
             everything = list(chain(*part([objective]).heads))
             found = grad([objective], everything, [seed])
@@ -550,7 +556,8 @@ class Step(Passes):
 
 def scalars(losses: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     """Return the losses, a constant 0 for one without labels."""
-    if not isinstance(losses, Iterable) or (isinstance(losses, Tensor) and losses.dim() == 0):
+    single = losses.dim() == 0 if isinstance(losses, Tensor) else not isinstance(losses, Iterable)
+    if single:
         kind = type(losses).__name__
         raise StepError(
             f"Step: losses must be a sequence of scalars, found a single {kind}: hand over each "
@@ -559,6 +566,7 @@ def scalars(losses: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     found = list(losses)
     if not found:
         raise StepError("Step: losses must hold at least one scalar tensor, found none")
+    device = next((loss.device for loss in found if isinstance(loss, Tensor)), None)
     for k, loss in enumerate(found):
         if loss is not None and not isinstance(loss, Tensor):
             kind = type(loss).__name__
@@ -568,7 +576,15 @@ def scalars(losses: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
             raise StepError(f"Step: losses[{k}] must be a scalar, found shape {shape}")
         if loss is not None and loss.is_complex():
             raise StepError(f"Step: losses[{k}] must be real, found {loss.dtype}")
-    like = next((loss for loss in found if loss is not None), torch.zeros(()))
+        if loss is not None and loss.device != device:
+            raise StepError(
+                f"Step: losses must be on one device, found losses[{k}] on {loss.device} and "
+                f"another on {device}: say loss.to({str(device)!r})"
+            )
+    there = [loss for loss in found if loss is not None]
+    if len(there) == len(found):
+        return tuple(there)
+    like = there[0] if there else torch.zeros(())
     return tuple(like.new_zeros(()) if loss is None else loss for loss in found)
 
 
@@ -591,7 +607,7 @@ def _residuals(given: Residuals, losses: Sequence[Tensor]) -> tuple[Tensor | Non
 
 
 def _features(features: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    found = (features,) if isinstance(features, Tensor | nn.Module | dict) else tuple(features)
+    found = (features,) if isinstance(features, (Tensor, nn.Module, dict)) else tuple(features)
     for i, feature in enumerate(found):
         if not isinstance(feature, Tensor):
             kind = type(feature).__name__

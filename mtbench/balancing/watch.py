@@ -24,12 +24,19 @@ class Watch:
     Attributes:
         calls: the steps so far.
         heard: the hooks that were called.
+        idle: whether the last step was not the method's.
     """
 
     def __init__(self) -> None:
         self.calls = 0
+        self.idle = False
         self.heard: set[str] = set()
         self._at_first: list[Tensor] = []
+
+    def begins(self) -> bool:
+        """Count a step that begins, and return whether to look at it."""
+        self.calls += 1
+        return self.calls in (1, _PATIENCE, _EPOCH)
 
     def look(self, name: str, own: Iterable[Tensor], hooks: set[str], epochs_matter: bool) -> None:
         """Look at the beginning of a step.
@@ -40,7 +47,6 @@ class Watch:
             hooks: those that do anything in this method.
             epochs_matter: whether to ask for `after_epoch`: not where a trainer sees to it.
         """
-        self.calls += 1
         forgotten = hooks - self.heard
         if self.calls == 1:
             self._at_first = [p.detach().clone() for p in own]

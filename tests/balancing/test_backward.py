@@ -246,6 +246,26 @@ def test_what_is_refused(name: str) -> None:
     assert all(g is None for g in grads(net))
 
 
+@pytest.mark.parametrize("name", ["ew", "mgda", "graddrop"])
+def test_a_graph_that_is_gone_is_refused(name: str) -> None:
+    """Two balancers on one graph, or a loss whose backward was called before."""
+    net, (first, second) = Net(4), (mtbench.balancer(name, num_objectives=2) for _ in range(2))
+    losses = net.losses()
+    first.backward(losses[:2])
+    with pytest.raises(StepError, match="an earlier backward pass freed it: balance all losses"):
+        second.backward(losses[2:])
+
+
+@pytest.mark.parametrize("name", ["ew", "uw", "mgda", "graddrop"])
+def test_under_no_grad_gradients_are_written_all_the_same(name: str) -> None:
+    """As `Tensor.backward` does."""
+    net = Net()
+    expected, losses = made(net, name), net.losses()
+    with torch.no_grad():
+        mtbench.balancer(name, num_objectives=2).backward(losses)
+    same(grads(net), expected)
+
+
 @pytest.mark.parametrize("name", ["mgda", "graddrop"])
 def test_shared_parameters_that_no_loss_reaches_are_refused(name: str) -> None:
     net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
@@ -337,6 +357,10 @@ def test_wrong_words_are_refused(said: dict[str, Any], message: str) -> None:
         (torch.ones((), requires_grad=True), "a sequence of scalars, found a single Tensor"),
         (None, "found a single NoneType"),
         ([torch.ones((), dtype=torch.complex64)] * 2, r"losses\[0\] must be real, found torch.c"),
+        (
+            [None, torch.ones(()), torch.ones((), device="meta")],
+            r"on one device, found losses\[2\] on meta and another on cpu: say loss\.to\('cpu'\)",
+        ),
     ],
 )
 def test_wrong_losses_are_refused(losses: Any, message: str) -> None:
@@ -650,6 +674,31 @@ def test_hooks_after_accumulation_run_once(name: str) -> None:
     assert sorted(i for i, _ in seen) == sorted(id(p) for p in net.parameters())
     for p in net.parameters():
         torch.testing.assert_close(dict(seen)[id(p)], p.grad)
+
+
+@pytest.mark.parametrize("name", ["mgda", "graddrop"])
+def test_what_checks_cost(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One walk, and a pass for each head and each row; the losses alone, one that runs no node."""
+    calls: list[str] = []
+
+    def counted(owner: Any, what: str) -> None:
+        real = getattr(owner, what)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls.append(what)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, what, call)
+
+    for owner, what in ((passes, "part"), (passes, "part_at"), (torch.autograd, "grad")):
+        counted(owner, what)
+    net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
+    z = net.z()
+    balancer.backward(Step(net.of(z), features=z, shared=net.encoder.parameters()))
+    assert calls == ["part_at", *["grad"] * 4]
+    calls.clear()
+    balancer.backward(net.losses())
+    assert calls == ["part", *["grad"] * 5]
 
 
 def test_what_no_loss_reaches_keeps_no_gradient() -> None:

@@ -91,8 +91,11 @@ def real(values: Iterable[Tensor]) -> Tensor:
     )
 
 
-def check(loop: Loop, name: str, **said: Any) -> None:
-    """Compare all ``.grad``s with what the method makes of the rows."""
+def check(loop: Loop, name: str, balancer: mtbench.Balancer | None = None, **said: Any) -> None:
+    """Compare all ``.grad``s with what the method makes of the rows.
+
+    A balancer may have made other steps before.
+    """
     shared, heads = list(loop.shared), [list(head) for head in loop.heads]
     torch.manual_seed(3)
     losses = loop.losses()
@@ -104,7 +107,7 @@ def check(loop: Loop, name: str, **said: Any) -> None:
     for p in (*shared, *(p for head in heads for p in head)):
         p.grad = None
     torch.manual_seed(3)
-    balancer = mtbench.balancer(name, num_objectives=len(heads))
+    balancer = balancer or mtbench.balancer(name, num_objectives=len(heads))
     balancer.backward(loop.losses(), **said)
     close(shared, expected, loop.tolerance * J.norm())
     for head, grads in zip(heads, own, strict=True):

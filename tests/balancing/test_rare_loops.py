@@ -1,6 +1,6 @@
 """Loops that fewer people have, as `test_loops` compares them: the losses are all that is said."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -296,7 +296,89 @@ def compiled_losses(whole: bool) -> Loop:
     return Loop(lambda: last(body(X)), body.parameters(), parameters(heads))
 
 
+def together(put: Callable[[nn.ModuleList, Tensor], Sequence[Tensor]]) -> Loop:
+    """Three heads whose outputs or losses are put into one tensor, where their ways meet."""
+    body, heads = mlp(4, 6), heads_of(6, 3)
+    return Loop(lambda: put(heads, body(X)), body.parameters(), parameters(heads))
+
+
+def columns(heads: nn.ModuleList, z: Tensor) -> list[Tensor]:
+    """Of an output that is filled head by head."""
+    output = torch.empty(9, 3)
+    for k, head in enumerate(heads):
+        output[:, k] = head(z)[:, 0]
+    return [(output[:, k] - k).square().mean() for k in range(3)]
+
+
+def masked(heads: nn.ModuleList, z: Tensor) -> list[Tensor]:
+    """Of an output to which each head gives the samples of its own, and one head apart."""
+    mine = torch.arange(9)[:, None] % 2 == 0
+    output = torch.where(mine, heads[0](z), heads[1](z))
+    return [output[mine].exp().mean(), (output[~mine] - 1).abs().mean(), heads[2](z).abs().mean()]
+
+
+def weighted_by_hand() -> Loop:
+    """Losses as one tensor, times weights that are learnt."""
+    body, heads, s = mlp(4, 6), heads_of(6), nn.Parameter(data(2))
+    return Loop(
+        lambda: torch.stack(seen(heads, body(X))) * torch.exp(-s) + s,
+        [*body.parameters(), s],
+        parameters(heads),
+    )
+
+
+def compiled_into_one() -> Loop:
+    body, heads = mlp(4, 6), heads_of(6)
+    both = torch.compile(lambda x: torch.stack(seen(heads, body(x))), backend="aot_eager")
+    return Loop(lambda: both(X), body.parameters(), parameters(heads))
+
+
+def best_and_halves() -> Loop:
+    body, heads = mlp(4, 8), heads_of(4)
+
+    def losses() -> list[Tensor]:
+        z = body(X)
+        (left, right), best = z.split(4, 1), z.topk(4, 1).values
+        return [(heads[0](left) + best).square().mean(), (heads[1](best) - right).abs().mean()]
+
+    return Loop(losses, body.parameters(), parameters(heads))
+
+
+def changed_losses() -> Loop:
+    """In place; one has a hook, and one is there twice."""
+    body, heads = mlp(4, 6), heads_of(6)
+
+    def losses() -> list[Tensor]:
+        first, second = seen(heads, body(X))
+        first.mul_(3.0).register_hook(lambda g: 2 * g)
+        return [first, second.add_(first.detach()).exp_(), first]
+
+    shared = [*body.parameters(), *heads[0].parameters()]
+    return Loop(losses, shared, [[], heads[1].parameters(), []])
+
+
+def inner_step() -> Loop:
+    body, heads = mlp(4, 6), heads_of(6)
+
+    def encoder() -> Tensor:
+        own = dict(body.named_parameters())
+        loss = torch.func.functional_call(body, own, (X,)).square().mean()
+        slopes = torch.autograd.grad(loss, list(own.values()), create_graph=True)
+        moved = {k: p - 0.1 * g for (k, p), g in zip(own.items(), slopes, strict=True)}
+        return torch.func.functional_call(body, moved, (X,))
+
+    return Loop(lambda: seen(heads, encoder()), body.parameters(), parameters(heads))
+
+
 LOOPS: dict[str, Callable[[], Loop]] = {
+    "stacked losses": lambda: together(lambda heads, z: torch.stack(seen(heads, z))),
+    "unbound losses": lambda: together(lambda heads, z: torch.stack(seen(heads, z)).unbind()),
+    "one output": lambda: together(
+        lambda heads, z: (torch.cat([h(z) for h in heads], 1) - 1).square().mean(0)
+    ),
+    "columns": lambda: together(columns), "masked": lambda: together(masked),
+    "weighted by hand": weighted_by_hand, "compiled into one": compiled_into_one,
+    "best and halves": best_and_halves, "changed losses": changed_losses, "inner step": inner_step,
     "hook on z": lambda: hooked(lambda g: 2 * g), "module hooks": module_hooks,
     "functional": lambda: functional(nn.Parameter),
     "functional, tensors": lambda: functional(lambda p: p.requires_grad_()),

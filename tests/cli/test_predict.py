@@ -598,6 +598,45 @@ def test_an_earlier_readings_files_do_not_stay(
     assert files(out) == {"a_mask.png", "a_overlay.png", "a_notes.txt", "predictions.json"}
 
 
+def test_of_a_broken_image_no_earlier_reading_stays(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    """Nor that of a second view or of frames; another image's of such a name does."""
+    for name in ("a.png", "b.png", "b_second.png", "l.png"):
+        Image.fromarray(neck).save(tmp_path / name)
+    sitk.WriteImage(sitk.GetImageFromArray(np.stack([neck] * 2)), str(tmp_path / "c.dcm"))
+    out = tmp_path / "out"
+    line = ("--report", "none", "--out", out)
+    both = ("--second", tmp_path / "l.png")
+    everything = {"a_second_mask.png", "b_second_mask.png", "c_frame2_mask.png", "a_mask.png"}
+    for words in ((tmp_path / "a.png", *both), (tmp_path / "b_second.png",),
+                  (tmp_path / "c.dcm", "--frame", "all")):  # fmt: skip
+        assert mtbench("predict", packed, *words, *line)[0] == 0
+    assert everything <= files(out)
+    assert mtbench("predict", packed, tmp_path / "a.png", *line)[0] == 0
+    assert "a_second_mask.png" not in files(out)
+    assert mtbench("predict", packed, tmp_path / "b.png", *line)[0] == 0
+    assert "b_second_mask.png" in files(out)
+    assert mtbench("predict", packed, tmp_path / "c.dcm", "--frame", "middle", *line)[0] == 0
+    assert not [name for name in files(out) if name.startswith("c_frame")]
+    for name in ("a.png", "c.dcm"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:400])
+        assert mtbench("predict", packed, tmp_path / name, *line)[0] == 2
+    assert {n[0] for n in files(out) if n != "predictions.json"} == {"b"}
+
+
+def test_no_warning_of_a_large_image_reaches_the_reader(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow warns from a number of pixels on; here it is a small one."""
+    Image.fromarray(neck).save(tmp_path / "a.png")
+    sitk.WriteImage(sitk.GetImageFromArray(neck), str(tmp_path / "a.dcm"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", neck.size - 1)
+    out = ("--out", tmp_path / "out")
+    assert mtbench("predict", packed, tmp_path / "a.png", *out)[::2] == (0, "")
+    assert mtbench("predict", packed, tmp_path / "a.dcm", "--dicom", *out)[::2] == (0, "")
+
+
 def test_dicom_out_is_of_dicom_only(
     mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
 ) -> None:
@@ -657,7 +696,7 @@ def test_bad_words_to_predict(mtbench: Mtbench, packed: Path, tmp_path: Path, ne
     refused(mtbench(*start, image, "--out", tmp_path), "holds", "choose another folder")
     refused(mtbench(*start, image, *out, "--report", "doc"), "--report", "'html'", "'doc'")
     refused(mtbench(*start, image, *out, "--reprot", "pdf"), "did you mean 'report'?")
-    refused(mtbench("predict", tmp_path, image, *out), "no run directory")
+    refused(mtbench("predict", tmp_path, image, *out), "no run directory", "model.json")
     assert not list((tmp_path / "out").glob("*"))
 
 

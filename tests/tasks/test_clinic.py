@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import imagehash
 import numpy as np
 import pydicom
 import pytest
@@ -20,11 +21,16 @@ from PIL import Image as Pil
 from PIL import ImageDraw, ImageFilter
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, UltrasoundImageStorage
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    UltrasoundImageStorage,
+)
 from scipy import ndimage
 
 from mtbench.errors import DataError
-from mtbench_tasks._lesion import categories, manifest
+from mtbench_tasks._lesion import categories, doubts, manifest
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.categories import place, said, scale_of
 from mtbench_tasks._lesion.doubts import alike, examine, parts, perceptual, spelt_alike, survey
@@ -230,6 +236,124 @@ def test_an_outline_with_a_gap_is_refused(tmp_path: Path) -> None:
     gap[:, 24:28] &= np.arange(HEIGHT)[:, None] > 40
     with pytest.raises(DataError, match="an outline that is not closed"):
         read_mask(saved(tmp_path / "gap.png", gap.astype(np.uint8) * 255))
+
+
+def large(radius: float = 45) -> Any:
+    """A disc in a large image."""
+    y, x = np.indices((200, 240))
+    return (x - 110) ** 2 + (y - 100) ** 2 <= radius**2
+
+
+@pytest.mark.parametrize("colour", [(0, 255, 0), (255, 0, 0), (0, 0, 255), (0, 128, 0)])
+@pytest.mark.parametrize("quality", [30, 50, 75, 95])
+def test_a_thin_outline_in_a_jpeg_is_filled_or_refused(
+    tmp_path: Path, colour: tuple[int, int, int], quality: int
+) -> None:
+    picture = np.zeros((200, 240, 3), np.uint8)
+    picture[large() & ~ndimage.binary_erosion(large())] = colour
+    file = saved(tmp_path / "m.jpg", picture, quality=quality)
+    refused = ""
+    try:
+        mask, told = read_mask(file)
+    except DataError as error:
+        refused = str(error)
+    if refused:  # what JPEG has left of the line is not enough
+        assert quality <= 50
+        assert colour != (0, 255, 0)
+        assert "pieces of a thin line" in refused or "not closed" in refused
+        return
+    assert dice(mask, large()) > 0.97
+    assert told == ["is an outline: what it encloses was filled"]
+
+
+@pytest.mark.parametrize(("radius", "blur"), [(8, 3), (8, 5), (15, 5), (25, 8), (45, 8)])
+def test_a_mask_that_was_blurred_is_read_and_told(
+    tmp_path: Path, radius: float, blur: float
+) -> None:
+    full = Pil.fromarray(large(radius).astype(np.uint8) * 255)
+    file = saved(tmp_path / "m.png", np.asarray(full.filter(ImageFilter.GaussianBlur(blur))))
+    mask, told = read_mask(file)
+    assert dice(mask, large(radius)) > 0.93
+    assert told == ["is blurred: it counts from half of its largest value on"]
+
+
+@pytest.mark.parametrize("smooth", [1, 2, 4, 8])
+def test_a_smooth_image_or_a_part_of_it_is_no_blurred_mask(tmp_path: Path, smooth: int) -> None:
+    rough = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(200, 240)), smooth)
+    grey = (110 + 40 * rough / rough.std()).clip(0, 255).astype(np.uint8)
+    for values in (grey, np.where(large(), grey, 0).astype(np.uint8)):
+        with pytest.raises(DataError, match=r"is an image|several labels"):
+            read_mask(saved(tmp_path / "m.png", values))
+
+
+@pytest.mark.parametrize(("dots", "size"), [(8, 4), (16, 2), (16, 3), (40, 2)])
+def test_dots_around_an_area_are_no_lesions(tmp_path: Path, dots: int, size: int) -> None:
+    picture = Pil.new("L", (240, 200))
+    draw = ImageDraw.Draw(picture)
+    for angle in np.linspace(0, 2 * np.pi, dots, endpoint=False):
+        x, y = 110 + 60 * np.cos(angle), 100 + 45 * np.sin(angle)
+        draw.ellipse((x - size, y - size, x + size, y + size), fill=255)
+    with pytest.raises(DataError, match="is a row of dots around an area"):
+        read_mask(saved(tmp_path / "m.png", np.asarray(picture)))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_several_lesions_are_no_dots(tmp_path: Path, seed: int) -> None:
+    rng, (y, x) = np.random.default_rng(seed), np.indices((200, 240))
+    if seed < 2:  # in a ring
+        angles = np.linspace(0, 2 * np.pi, 5 + 3 * seed, endpoint=False)
+        centres = [(120 + 70 * np.cos(a), 100 + 70 * np.sin(a)) for a in angles]
+    else:
+        centres = [(rng.uniform(20, 220), rng.uniform(20, 180)) for _ in range(7)]
+    mask = np.logical_or.reduce([(x - a) ** 2 + (y - b) ** 2 <= 13**2 for a, b in centres])
+    found, _ = read_mask(saved(tmp_path / "m.png", mask.astype(np.uint8) * 255))
+    np.testing.assert_array_equal(found, mask)
+
+
+@pytest.mark.parametrize(
+    "shade", [lambda m: m * 255, lambda m: np.full_like(m, 255), np.zeros_like],
+    ids=["white on black", "white", "black"],
+)  # fmt: skip
+@pytest.mark.parametrize("opaque", [255, 100])
+def test_a_mask_in_the_opacity(tmp_path: Path, shade: Callable[[Any], Any], opaque: int) -> None:
+    mask = lesion().astype(np.uint8)
+    picture = np.dstack([shade(mask)] * 3 + [mask * opaque])
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "m.png", picture))[0], lesion())
+    soft = Pil.fromarray(mask * opaque).filter(ImageFilter.GaussianBlur(1))
+    picture[..., 3] = np.asarray(soft)
+    assert dice(read_mask(saved(tmp_path / "m.png", picture))[0], lesion()) > 0.97
+
+
+@pytest.mark.parametrize("name", ["1.tif", "g4.tif", "1.bmp", "01.png", "16.png", "f.tif"])
+def test_a_mask_of_any_depth(tmp_path: Path, name: str) -> None:
+    picture = Pil.fromarray(lesion().astype(np.uint8) * 255).convert("1")
+    if name == "01.png":
+        picture = Pil.fromarray(lesion().astype(np.uint8))
+    elif name == "16.png":
+        picture = Pil.fromarray(lesion().astype(np.uint16) * 65535)
+    elif name == "f.tif":
+        picture = Pil.fromarray(lesion().astype(np.float32))
+    picture.save(tmp_path / name, **({"compression": "group4"} if name == "g4.tif" else {}))
+    mask, told = read_mask(tmp_path / name)
+    np.testing.assert_array_equal(mask, lesion())
+    assert told == []
+
+
+def test_a_palette_of_one_colour_is_named(tmp_path: Path) -> None:
+    picture = Pil.fromarray(lesion().astype(np.uint8), "L").convert("P")
+    picture.putpalette([0, 0, 0] * 256)
+    picture.save(tmp_path / "m.png")
+    with pytest.raises(DataError, match="its palette makes all of its values one colour"):
+        read_mask(tmp_path / "m.png")
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_mask_of_another_size_is_refused(more: int) -> None:
+    other = np.zeros((HEIGHT + more, WIDTH), dtype=bool)
+    other[20:40, 20:40] = True
+    [fault] = examine(case(other)).faults
+    assert f"({HEIGHT}, {WIDTH})" in fault
+    assert f"({HEIGHT + more}, {WIDTH})" in fault
 
 
 @pytest.mark.parametrize("angle", [0, 30, 90])
@@ -674,7 +798,10 @@ SMALL = ("--image-size", 32, "--width", 4, "--epochs", 1, "--threads", 1)
         ({"patient": lambda i: "1.234E+11" if i % 2 else f"P{i}"}, None, "spreadsheet has shorten"),
         ({"patient": lambda i: f"P{i // 2}" if i % 2 else f"p-0{i // 2}"}, None, "spelt alike"),
         ({"patient": lambda i: ""}, None, "no patients are named"),
-        ({"category": lambda i: "-1" if i == 3 else str(1 + i % 5)}, "'-1' is not on", None),
+        ({"category": lambda i: "-1" if i == 3 else str(1 + i % 5)}, None, "number in 1 of 24"),
+        ({"category": lambda i: "-1" if i % 2 else f"TR{1 + i % 5}"}, None, "number in 12 of 24"),
+        ({"category": lambda i: ("-99", "2", "4a", "4b")[i % 4]}, None, "number in 6 of 24"),
+        ({"category": lambda i: "-1"}, "no known scale", "all categories are -1"),
         ({"category": lambda i: ("-1", "0", "1")[i % 3]}, "no known scale", None),
         ({"category": lambda i: f"TR\u200b{1 + i % 5}.0"}, None, None),
         ({"category": lambda i: "TR4"}, None, "all categories are TR4"),
@@ -759,6 +886,158 @@ def test_verify_is_of_the_grades_that_are_given(mtbench: Mtbench, folder: Path) 
     code, _, err = mtbench(*line, "--grade", "a,b")
     assert (code, err.count("\n")) == (2, 1)
     assert "did you mean 'grades'?" in err
+
+
+ROWS = [["image", "mask", "category"], *([f"{i}.png", f"m{i}.png", "4,0"] for i in range(3))]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_tables_as_programs_write_them(
+    folder: Path, encoding: str, separator: str, end: str
+) -> None:
+    """A decimal comma, and empty cells that a spreadsheet adds at the end of a row, too."""
+    text = end.join(
+        separator.join([*row, "", ""][: 3 if i == 0 else 5]) for i, row in enumerate(ROWS)
+    )
+    (folder / "c.csv").write_bytes(text.encode(encoding))
+    collection = load(folder / "c.csv")
+    assert collection.problems == ()
+    assert collection.grades == ("1", "2", "3", "4", "5")
+    assert [c.readings[0].category for c in collection.cases] == [3, 3, 3]
+    assert [c.image.shape for c in collection.cases] == [(HEIGHT, WIDTH)] * 3
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"PK\x03\x04" + bytes(40), "is a workbook"),
+        (b"\xd0\xcf\x11\xe0" + bytes(40), "is a workbook"),
+        ("image,category\n0.png,TR4\n".encode("utf-16-le"), "characters of code 0"),
+        ("image,patient\n0.png,M\u00fcller\n".encode("latin-1"), "is no UTF-8 text"),
+        (b"image,image,category\n", "has column 'image' twice"),
+        (b"Bild,Maske,Kategorie\n0.png,m0.png,4\n", "did you mean 'mask'?"),
+        (b"0.png,m0.png,TR4\n", "has no column 'image'"),
+        (b'image,category\n"0.png,TR4\n', "is no CSV"),
+    ],
+)
+def test_what_is_no_table_of_cases_is_refused(
+    mtbench: Mtbench, folder: Path, content: bytes, words: str
+) -> None:
+    (folder / "c.csv").write_bytes(content)
+    code, _, err = mtbench("data", "verify", "manifest", "--data", folder / "c.csv")
+    assert (code, err.count("\n")) == (2, 1)
+    assert words in err
+
+
+def test_rows_that_were_copied_are_told(folder: Path) -> None:
+    rows = "0.png,m0.png,TR4\n0.png,m0.png,TR4\n1.png,m0.png,TR3\n2.png,m2.png,TR3\n"
+    (folder / "c.csv").write_text("image,mask,category\n" + rows)
+    doubts = " ".join(load(folder / "c.csv").doubts)
+    assert "has 2 rows of reader 'reader': they say the same" in doubts
+    assert "c.csv: m0.png is the mask of 2 images" in doubts
+    assert "m2.png" not in doubts
+
+
+@pytest.mark.parametrize(
+    ("words", "grades"),
+    [
+        (("2", "3", "4a", "4A", "TI-RADS 4b"), ("2", "3", "4a", "4b", "4c", "5")),
+        (("TR4", "4.0", "tr-3", "TI-RADS 5"), ("TR1", "TR2", "TR3", "TR4", "TR5")),
+        (("4a", "TR4", "4.0"), None),
+        (("II", "III", "IV", "V"), None),
+        (("B", "M"), None),
+    ],
+)
+def test_scales_in_many_spellings(words: tuple[str, ...], grades: tuple[str, ...] | None) -> None:
+    assert scale_of(said(word) or "" for word in words).grades == grades
+
+
+def test_a_template_that_was_not_filled_in_is_told_so(mtbench: Mtbench, tmp_path: Path) -> None:
+    """No line but those of the files that are not there: all else follows from them."""
+    data = tmp_path / "c.csv"
+    data.write_text(manifest.template())
+    code, printed, _ = mtbench("data", "verify", "manifest", "--data", data)
+    *lines, last = printed.splitlines()
+    assert (code, len(lines), last) == (2, 2, "problems: 2")
+    assert all("there is no such file" in line for line in lines)
+    code, _, err = mtbench("data", "inspect", "manifest", "--data", data)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "none of its cases can be used; the first of 2 problems" in err
+
+
+@pytest.mark.parametrize(
+    ("units", "spacing", "told"), [(4, None, 1), (0, None, 1), (3, None, 0), (4, [0.1, 0.1], 0)]
+)
+def test_regions_in_other_units_give_no_spacing(
+    tmp_path: Path, units: int, spacing: Any, told: int
+) -> None:
+    region = Dataset()
+    region.RegionSpatialFormat, region.PhysicalUnitsXDirection = 1, units
+    region.PhysicalUnitsYDirection = units
+    region.PhysicalDeltaX = region.PhysicalDeltaY = 0.01
+    region.RegionLocationMinX0, region.RegionLocationMinY0 = 0, 0
+    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = WIDTH - 1, HEIGHT - 1
+    more = {} if spacing is None else {"PixelSpacing": spacing}
+    found = read_picture(
+        dicom(tmp_path / "a.dcm", scan(), SequenceOfUltrasoundRegions=[region], **more)
+    )
+    assert found.spacing == (None if told else pytest.approx(0.1))
+    assert sum("are not in centimetres" in line for line in found.told) == told
+
+
+@pytest.mark.parametrize("name", ["progressive.jpg", "a.png", "a.dcm", "a.nii.gz", "a.nii"])
+@pytest.mark.parametrize("left", [0.5, 0.95])
+def test_a_file_that_was_cut_off_is_told(tmp_path: Path, name: str, left: float) -> None:
+    file = tmp_path / name
+    if name.endswith((".jpg", ".png")):
+        big = Pil.fromarray(scan()).resize((800, 600))
+        big.save(file, **({"progressive": True} if name.endswith("g.jpg") else {}))
+    elif name == "a.dcm":
+        dicom(file, scan())
+    else:
+        nifti(file, scan(), SAME)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(left * len(content))])
+    with pytest.raises(DataError, match=name):
+        read_image(file)
+
+
+@pytest.mark.parametrize("name", ["16.png", "cmyk.jpg", "cmyk.tif", "big.dcm", "one.dcm"])
+def test_images_of_rarer_kinds_show_the_same(tmp_path: Path, name: str) -> None:
+    file, wide = tmp_path / name, scan().astype(np.uint16) * 200
+    if name == "16.png":
+        Pil.fromarray(wide).save(file)
+    elif name.startswith("cmyk"):
+        Pil.fromarray(scan()).convert("CMYK").save(file)
+    elif name == "big.dcm":
+        dicom(file, wide, syntax=ExplicitVRBigEndian, pixels=wide.astype(">u2").tobytes())
+    else:
+        dicom(file, 255 - scan(), PhotometricInterpretation="MONOCHROME1")
+    found = read_picture(file)
+    assert found.told == ()
+    assert np.corrcoef(found.pixels.ravel(), scan().ravel())[0, 1] > 0.95
+
+
+def test_a_mask_outside_of_the_scan_is_told_so(mtbench: Mtbench, folder: Path) -> None:
+    """It was cut off with the screen's border, and no grid would show it."""
+    region = Dataset()
+    region.RegionSpatialFormat, region.PhysicalUnitsXDirection = 1, 3
+    region.PhysicalUnitsYDirection = 3
+    region.PhysicalDeltaX = region.PhysicalDeltaY = 0.01
+    region.RegionLocationMinX0, region.RegionLocationMinY0 = 0, 0
+    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = WIDTH - 1, 25
+    dicom(folder / "0.dcm", scan(), SequenceOfUltrasoundRegions=[region])
+    data = table(folder, image=lambda i: "0.dcm" if i == 0 else f"{i}.png")
+    code, printed, _ = mtbench("data", "verify", "manifest", "--data", data)
+    assert code == 0
+    assert "0.dcm: reader's mask lies outside of what was scanned: it is left out" in printed
+    line = ("run", "-m", "ew", "--source", "manifest", "--data", data, *SMALL)
+    assert mtbench(*line, "--out", folder / "out")[0] == 0
+    [file] = (folder / "out").rglob("result.json")
+    assert "lies outside of what was scanned" in file.read_text()
+    assert "vanishes" not in file.read_text()
 
 
 def test_too_few_cases_are_told(mtbench: Mtbench, folder: Path) -> None:
@@ -862,6 +1141,36 @@ def test_copies_across_patients_are_told(copy: Callable[[Any], Any]) -> None:
     assert line.endswith("patients p3 and p8")
     same = [*cases[:8], Case("8", "p3", images[8], ())]
     assert list(alike(same, hashes)) == []
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(40, 140), st.integers(40, 140))
+@settings(max_examples=20, derandomize=True)
+def test_the_hashes_are_those_of_imagehash(seed: int, height: int, width: int) -> None:
+    image = np.random.default_rng(seed).integers(20, 255, (height, width)).astype(np.uint8)
+    small = Pil.fromarray(image).reduce(max(1, min(height, width) // 64))
+    seen = small.resize((64, 64), Pil.Resampling.BOX)
+    sides = seen, seen.transpose(Pil.Transpose.FLIP_LEFT_RIGHT)
+    wanted = [np.packbits(imagehash.phash(side, 16).hash).tobytes().hex() for side in sides]
+    assert list(perceptual(image)) == wanted
+
+
+def test_copies_are_the_pairs_that_differ_in_few_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doubts, "BLOCK", 4)
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (11, 2, 256)).astype(bool)
+    for one, other, side, apart in ((0, 7, 0, 44), (1, 9, 0, 45), (2, 3, 1, 10), (8, 10, 1, 44)):
+        bits[other, side] = bits[one, 0]
+        bits[other, side, rng.permutation(256)[:apart]] ^= True
+    hashes = {
+        i: [np.packbits(side).tobytes().hex() for side in both] for i, both in enumerate(bits)
+    }
+    hashes[4] = []
+    wanted = {
+        (i, j, bool(side)) for i in range(11) for j in range(i + 1, 11) for side in (0, 1)
+        if 4 not in (i, j) and (bits[i, 0] != bits[j, side]).sum() <= doubts.NEAR
+    }  # fmt: skip
+    assert {(0, 7, False), (2, 3, True), (8, 10, True)} == wanted
+    assert set(doubts.copies(hashes)) == wanted
 
 
 def test_the_survey_reads_everything_once() -> None:

@@ -91,6 +91,11 @@ def load(path: Path, plugins: Sequence[Path] = ()) -> tuple[Task, Trained]:
         RunError: it is neither, not finished, or broken.
         UsageError: plugin files that it was made with are not given, or have changed.
     """
+    if not is_model(path):
+        raise RunError(
+            f"{path}: no run directory (it has no spec.json), and no packaged model (it has no "
+            f"{DESCRIPTION})"
+        )
     if not (path / DESCRIPTION).exists():
         run = RunDirectory(path)
         spec = run.spec()

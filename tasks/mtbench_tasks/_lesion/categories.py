@@ -66,7 +66,7 @@ def said(cell: str) -> str | None:
     text = visible(cell)
     if text.casefold() in NONE:
         return None
-    return re.sub(r"^(\D*\d+)\.0+$", r"\1", text)
+    return re.sub(r"^(\D*\d+)[.,]0+$", r"\1", text)
 
 
 def visible(cell: str) -> str:
@@ -94,6 +94,15 @@ def meant(cell: str) -> Category:
     return Category(" ".join(cell.split()).casefold())
 
 
+def unsaid(cell: str) -> bool:
+    """Return whether a category is a negative number, as stands for what is not known.
+
+    >>> unsaid("-1"), unsaid("-99.0"), unsaid("TR-4"), unsaid("1")
+    (True, True, False, False)
+    """
+    return re.fullmatch(r"-\d+(\.0*)?", visible(cell)) is not None
+
+
 def place(cell: str, grades: Sequence[str]) -> int | None:
     """Return a category's place on a scale; None if it has none.
 
@@ -114,10 +123,17 @@ def place(cell: str, grades: Sequence[str]) -> int | None:
 def scale_of(cells: Iterable[str]) -> Scale:
     """Return the known scale that holds all categories but a few slips; without any, low and high.
 
+    Negative numbers say nothing, unless the scale begins at 0.
     Numbers alone are of one scale with TI-RADS 1 to 5 where some are called so. Labels 1 and 2
     alone are no five grades.
     """
-    counts = Counter(meant(cell) for cell in cells)
+    cells = list(cells)
+    graded = [cell for cell in cells if not unsaid(cell)]
+    if graded and len(graded) < len(cells):
+        rest = scale_of(graded)
+        if rest.grades is not None and rest.grades[0] != "0":  # -1, 0, 1 may be a scale
+            return rest
+    counts = Counter(map(meant, cells))
     if not counts:
         return Scale(("low", "high"))
     total = sum(counts.values())

@@ -132,6 +132,8 @@ def _geometry(data: "Dataset") -> Geometry:
     regions = _regions(data, shape, told)
     calibrated = [region.spacing for region in regions if region.spacing is not None]
     spacing = calibrated[0] if calibrated else None
+    if regions and not calibrated and not _pixel_spacing(data, []):
+        told.append("its regions of ultrasound are not in centimetres: they give no spacing")
     if not all(np.allclose(other, calibrated[0], rtol=AGREE) for other in calibrated):
         told.append("its regions of ultrasound have different spacings: none is taken")
         spacing = None

@@ -14,7 +14,7 @@ from mtbench.version import __version__
 from mtbench_tasks._lesion import dicom
 from mtbench_tasks._lesion.cases import Mask
 from mtbench_tasks._lesion.doubts import parts
-from mtbench_tasks._lesion.reading import CLEAR, NOTHING, UNCLEAR, USE, beside, headline
+from mtbench_tasks._lesion.reading import CLEAR, NOTHING, UNCLEAR, USE, beside, headline, mask_of
 
 if TYPE_CHECKING:
     from highdicom.seg import Segmentation
@@ -144,8 +144,8 @@ def _lesions(data: "Dataset", record: Mapping[str, Any]) -> Iterator[_Lesion]:
     """Yield what was segmented, view by view, the largest first."""
     from highdicom import UID
 
-    with Pil.open(record["mask"]) as picture:
-        whole, shown = np.asarray(picture) > 0, picture.size
+    whole = mask_of(record)
+    shown = whole.shape[1], whole.shape[0]
     size = int(data.Columns), int(data.Rows)
     number = 0
     for view in record["views"]:

@@ -293,6 +293,10 @@ def _photo(path: Path) -> Stored:
                 return Stored(values, lies, lossy=lossy)
             if found.mode in ("1", "L"):
                 return Stored(np.asarray(found.convert("L")), lies, lossy=lossy)
+            if found.mode == "P" and len(found.getcolors() or "") > 1:
+                colours = np.asarray(found.convert("RGB"))
+                if (colours == colours[0, 0]).all():
+                    raise DataError("its palette makes all of its values one colour: save it grey")
             clear = found.mode in ("LA", "PA", "RGBA") or "transparency" in found.info
             return Stored(np.asarray(found.convert("RGBA" if clear else "RGB")), lies, lossy=lossy)
     except BROKEN as error:

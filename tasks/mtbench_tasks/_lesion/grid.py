@@ -170,8 +170,10 @@ def _make(
             row = rows[i][number]
             masks[row] = placement.to_grid(mask.astype(np.float32)) > 0.5
             contours[row] = digest(mask)
-            if not masks[row].any():  # no truth to learn from or to be scored against
-                rows[i][number] = -1
+            if masks[row].any():
+                continue
+            rows[i][number] = -1  # no truth to learn from or to be scored against
+            if mask.any():  # an empty one has been told
                 doubts[i].append(
                     f"{case.name}: a mask of {int(mask.sum())} pixels vanishes on the network's "
                     f"grid of {size} x {size} and is left out; raise --image-size"

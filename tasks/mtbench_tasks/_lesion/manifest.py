@@ -1,13 +1,15 @@
 """Anybody's images: a CSV of image, mask, category, patient, reader and spacing."""
 
+import codecs
 import csv
+import io
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +20,7 @@ from mtbench.training.data import regular
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion import nnunet
 from mtbench_tasks._lesion.cases import Case, Collection, Part, Reading, United
-from mtbench_tasks._lesion.categories import NONE, ODD, SCALES, place, said, scale_of
+from mtbench_tasks._lesion.categories import NONE, ODD, SCALES, place, said, scale_of, unsaid
 from mtbench_tasks._lesion.doubts import spelt_alike
 from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, read_geometry
 from mtbench_tasks._lesion.pixels import implausible
@@ -41,6 +43,9 @@ COLUMNS = {
 RARE = ("mask_value", "frame", "split")
 """Columns that few files have: another one's name may look like theirs."""
 
+
+WORKBOOKS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
+"""How Excel's and LibreOffice's files begin."""
 
 PART: Mapping[str, Part] = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -104,8 +109,10 @@ def scale(path: Path, *wanted: tuple[str, ...]) -> tuple[str, ...]:
     """
     path = nnunet.find(path)
     cells = _cells(_read(path))
+    graded = [cell for cell in cells if not unsaid(cell)]
     for grades in wanted:
-        if sum(place(cell, grades) is not None for cell in cells) >= (1 - ODD) * len(cells):
+        known = sum(place(cell, grades) is not None for cell in graded)
+        if graded and known >= (1 - ODD) * len(graded):
             return grades
     meant = scale_of(cells)
     if meant.grades is None:
@@ -123,8 +130,8 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     out and counted.
 
     Args:
-        path: the CSV file, UTF-8, with commas, semicolons or tabs; or nnU-Net's ``dataset.json``;
-            or a folder in nnU-Net's layout.
+        path: the CSV file, UTF-8 or UTF-16, with commas, semicolons, tabs or bars; or nnU-Net's
+            ``dataset.json``; or a folder in nnU-Net's layout.
         progress: is told how many files have been read for the fingerprint.
         grades: the categories from benign to malignant; None: the known scale that they fit, or,
             for a look at the data, in alphabetical order.
@@ -150,19 +157,23 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     if grades is None and meant.grades is not None and meant.why:
         doubts.append(f"{path}: the categories {meant.why}")
     images: dict[tuple[Path, int | None], dict[int, Row]] = {}
-    bare = 0
+    bare = below = 0
+    locate = cache(partial(_locate, path.parent))
     for line, row in table.rows.items():
-        if fault := _fault(path.parent, row):
+        if fault := _fault(locate, row):
             problems.append(f"{path} line {line}: {fault}")
             continue
         if row.category and place(row.category, order) is None:
-            problems.append(
-                f"{path} line {line}: category {row.category!r} is not on the scale: "
-                f"{did_you_mean(row.category, order)} The cell is left out"
-            )
+            if unsaid(row.category) and order[0] != "0":
+                below += 1
+            else:
+                problems.append(
+                    f"{path} line {line}: category {row.category!r} is not on the scale: "
+                    f"{did_you_mean(row.category, order)} The cell is left out"
+                )
             row = row.model_copy(update={"category": None})
         if row.mask or row.category:
-            images.setdefault((_locate(path.parent, row.image), row.frame), {})[line] = row
+            images.setdefault((locate(row.image), row.frame), {})[line] = row
         else:
             bare += 1
     owners = spelt_alike(row.patient for row in table.rows.values() if row.patient)
@@ -172,7 +183,7 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     files: list[Path] = []
     for rows in images.values():
         try:
-            case, odd = _case(path, rows, order, owners, table.groups)
+            case, odd = _case(path, rows, order, owners, table.groups, locate)
         except DataError as error:
             problems.append(str(error))
             continue
@@ -184,11 +195,18 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
         first = next(iter(rows.values()))
         known.append([(row.reader, row.mask_value) for row in rows.values()])
         names = [first.image, *(row.mask for row in rows.values() if row.mask)]
-        files += [_locate(path.parent, name) for name in names]
+        files += map(locate, names)
         cases.append(case)
     if not cases and not problems:
         raise DataError(f"{path}: has no row with a mask or a category: nothing to learn from")
-    doubts += _unsaid(path, cases, order)
+    doubts += _shared(path, images)
+    if below:
+        doubts.append(
+            f"{path}: the category is a negative number in {below} of {len(table.rows)} rows: they "
+            "count as not graded"
+        )
+    if cases:
+        doubts += _unsaid(path, cases, order)
     remarks = []
     if 0 < (measured := sum(case.spacing is not None for case in cases)) < len(cases):
         remarks.append(
@@ -244,12 +262,7 @@ def _read(path: Path) -> _Table:
     if path.name == nnunet.INDEX:
         rows = dict(enumerate(map(Row.model_validate, nnunet.rows(path)), 1))
         return _Table(rows, {line: {} for line in rows})
-    try:
-        text = regular(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is no UTF-8 text; save it as 'CSV UTF-8'") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give a CSV file") from error
+    text = _text(path)
     try:
         lines = list(_lines(text))
     except csv.Error as error:
@@ -265,6 +278,8 @@ def _read(path: Path) -> _Table:
                 fault = f"begins with # and is left out, but there is an image {named}"
                 table.doubts.append(f"{path} line {line}: {fault}; begin with ./# to have it read")
             continue
+        while len(cells) > len(table.columns) and not cells[-1]:
+            cells.pop()
         if len(cells) > len(table.columns):
             fault = f"has {len(cells)} cells, the header {len(table.columns)}; quote commas"
             table.problems.append(f"{path} line {line}: {fault}")
@@ -292,6 +307,24 @@ def _read(path: Path) -> _Table:
     return table
 
 
+def _text(path: Path) -> str:
+    """Return a file's text: UTF-8, or what else its first bytes say."""
+    try:
+        content = regular(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give a CSV file") from error
+    if content.startswith(WORKBOOKS):
+        raise DataError(f"{path}: is a workbook; save the sheet that is meant as 'CSV UTF-8'")
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no UTF-8 text; save it as 'CSV UTF-8'") from error
+    if "\0" in text:
+        raise DataError(f"{path}: holds characters of code 0; save it as 'CSV UTF-8'")
+    return io.StringIO(text, newline=None).read()
+
+
 def _says(column: str, cell: str) -> bool:
     """Return whether a cell says something: of calcifications, and the like, ``none`` does."""
     words = {"."} if column == "image" else set[str]() if column in COLUMNS else {"none"}
@@ -302,7 +335,7 @@ def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
     """Yield number and cells of the lines that are not empty, from the header on."""
     lines = text.splitlines(keepends=True)
     header = next((line for line in lines if line.strip() and line.lstrip('"')[:1] != "#"), "")
-    reader = csv.reader(lines, delimiter=max(",;\t", key=header.count), strict=True)
+    reader = csv.reader(lines, delimiter=max(",;\t|", key=header.count), strict=True)
     begun = False
     for row in reader:
         cells = [cell.strip() for cell in row]
@@ -315,7 +348,7 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
     if twice := [name for name in COLUMNS if columns.count(name) > 1]:
         raise DataError(f"{path}: has column {twice[0]!r} twice")
     absent = COLUMNS.keys() - set(columns) - set(RARE)
-    for name in set(columns) - COLUMNS.keys():
+    for name in (name for name in columns if name not in COLUMNS):
         if get_close_matches(name, absent, n=1):
             raise DataError(
                 f"{path}: has no column {name!r}: {did_you_mean(name, absent)} If it is another "
@@ -369,7 +402,7 @@ def _patients(path: Path, table: _Table, owners: Mapping[str, str]) -> Iterator[
                 "patients may have become one"
             )
     unnamed = sum(not row.patient for row in table.rows.values())
-    if not owners:
+    if table.rows and not owners:
         yield f"{path}: no patients are named: each image counts as one patient"
     elif unnamed:
         yield (
@@ -384,6 +417,18 @@ def _readers(path: Path, table: _Table) -> Iterator[str]:
     for name, other in first.items():
         if name != other:
             yield f"{path}: readers {other!r} and {name!r} are spelt alike, and count as two"
+
+
+def _shared(
+    path: Path, images: Mapping[tuple[Path, int | None], Mapping[int, Row]]
+) -> Iterator[str]:
+    """Yield the masks that are given of several images: seldom do two have one outline."""
+    uses = Counter(
+        mask for rows in images.values() for mask in {row.mask for row in rows.values() if row.mask}
+    )
+    for mask, number in uses.items():
+        if number > 1:
+            yield f"{path}: {mask} is the mask of {number} images"
 
 
 def _unsaid(path: Path, cases: Sequence[Case], grades: Sequence[str]) -> Iterator[str]:
@@ -410,10 +455,10 @@ def _locate(folder: Path, name: str) -> Path:
     return file
 
 
-def _fault(folder: Path, row: Row) -> str | None:
+def _fault(locate: Callable[[str], Path], row: Row) -> str | None:
     """Return what is wrong with a row, as far as its files need not be opened."""
     for name in filter(None, (row.image, row.mask)):
-        file = _locate(folder, name)
+        file = locate(name)
         if ".." in Path(name.replace("\\", "/")).parts:
             return f"{name}: '..' may lead out of the CSV's folder; give an absolute path"
         try:
@@ -431,6 +476,7 @@ def _case(
     grades: Sequence[str],
     owners: Mapping[str, str],
     groups: Mapping[int, Mapping[str, str]],
+    locate: Callable[[str], Path],
 ) -> tuple[Case, list[str]]:
     """Return the case of one image from its rows, by line, and what is odd about it."""
     image, frame = next((row.image, row.frame) for row in rows.values())
@@ -444,7 +490,7 @@ def _case(
     by_reader = defaultdict[str, list[Row]](list)
     for row in rows.values():
         by_reader[row.reader].append(row)
-    file, doubts = _locate(path.parent, image), list[str]()
+    file, doubts = locate(image), list[str]()
     readings = []
     for reader, own in by_reader.items():
         found = {place(row.category, grades) for row in own if row.category}
@@ -455,8 +501,9 @@ def _case(
                 "readers apart in column 'reader'"
             )
         if len(own) > 1:
-            doubts.append(f"{where} has {len(own)} rows of reader {reader!r}: their masks unite")
-        masks = tuple(MaskFile(_locate(path.parent, m or ""), file, value) for m, value in drawn)
+            so = "their masks unite" if len(drawn) > 1 else "they say the same"
+            doubts.append(f"{where} has {len(own)} rows of reader {reader!r}: {so}")
+        masks = tuple(MaskFile(locate(m or ""), file, value) for m, value in drawn)
         contour = None if not masks else masks[0] if len(masks) == 1 else United(masks)
         readings.append(Reading(reader, contour, next(iter(found), None)))
     spacing, odd = _spacing(where, file, next(iter(spacings), None))

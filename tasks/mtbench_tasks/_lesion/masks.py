@@ -1,5 +1,6 @@
 """From what a mask's file holds to where the lesion is; what is no mask is refused."""
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,10 @@ COLOURS = "black", "red", "green", "yellow", "blue", "magenta", "cyan", "white"
 """By which of red, green and blue (1, 2, 4) are about as large as the largest."""
 HUE = 0.05  # of what is marked: JPEG's colours bleed, and marks on a scan are smaller
 EDGE = 3  # pixels of an edge
+OUTLINE = "is an outline: what it encloses was filled"
+HILL = 0.15  # of a plane's range: a dip that is less deep is JPEG's, and parts no two tops
+PEAK = 3  # of the usual: so many pixels of one grey value are a label, not a slope
+DOTS, SPARSE = 5, 0.35  # parts, and share of their box, from which and to which they may be dots
 CORED, ENOUGH = 0.25, 200  # share and pixels: less within an edge are lines, or too few to judge by
 
 
@@ -41,6 +46,35 @@ def outlined(values: NDArray[Any], *, lossy: bool, value: int | None) -> tuple[M
             or colours, or an outline that is not closed.
     """
     plane = _plane(values)
+    try:
+        mask, told = _outlined(values, plane, lossy=lossy, value=value)
+        if not lossy or OUTLINE in told or not _is_thin(np.pad(mask, 2)):
+            return mask, told
+    except DataError:
+        if not lossy:
+            raise
+    # In a JPEG a thin line is no longer as bright everywhere, and brightness is finer than colour.
+    luma = np.asarray(Pil.fromarray(values[..., :3]).convert("L")) if values.ndim == 3 else plane
+    for finer, share in ((luma, 0.5), (plane, 0.25), (luma, 0.25)):
+        with suppress(DataError):
+            mask, told = _outlined(values, finer, lossy=lossy, value=value, share=share)
+            if OUTLINE in told:
+                return mask, told
+    mask, told = _outlined(values, plane, lossy=lossy, value=value)
+    if (pieces := ndimage.label(mask, np.ones((3, 3)))[1]) > 1:
+        raise DataError(f"is {pieces} pieces of a thin line: draw the outline anew, and fill it")
+    return mask, told
+
+
+def _outlined(
+    values: NDArray[Any],
+    plane: NDArray[Any],
+    *,
+    lossy: bool,
+    value: int | None,
+    share: float = 0.5,
+) -> tuple[Mask, list[str]]:
+    """Do what `outlined` does by one number per pixel, (H, W), from a share of the lesion's on."""
     if plane.dtype.kind == "f" and not np.isfinite(plane).all():
         raise DataError("has values that are not finite")
     low, high = float(plane.min()), float(plane.max())
@@ -53,18 +87,21 @@ def outlined(values: NDArray[Any], *, lossy: bool, value: int | None) -> tuple[M
         raise DataError(f"has values from {low:g}; in a mask the background is zero")
     found, counts = _values(plane)
     soft = lossy or len(found) > FEW
+    blurred = False
     if value is not None and not soft:
         if value not in found:
             raise DataError(f"holds no {value}, which is named as the lesion's value")
         mask: Mask = plane == value
     else:
-        mask = plane > _half(plane, found, counts, soft=soft, value=value)
-    if len(colours := _hues(values, plane, mask)) > 1:
+        half, blurred = _half(plane, found, counts, soft=soft, value=value)
+        mask = plane > 2 * share * half
+    if len(colours := _hues(values, _plane(values), mask)) > 1:
         raise DataError(
             f"holds several colours ({', '.join(colours)}): give a mask in which the lesion is "
             "white, and all else black"
         )
-    return _checked(mask)
+    mask, told = _checked(mask)
+    return mask, ["is blurred: it counts from half of its largest value on"] * blurred + told
 
 
 def _half(
@@ -74,8 +111,8 @@ def _half(
     *,
     soft: bool,
     value: int | None,
-) -> float:
-    """Return half of the value that is the lesion.
+) -> tuple[float, bool]:
+    """Return half of the value that is the lesion, and whether it was blurred beyond its edges.
 
     Args:
         plane: (H, W).
@@ -89,31 +126,59 @@ def _half(
     """
     labels = _plateaus(plane) if soft else _regions(plane, found, counts)
     top = max(labels, default=float(found[-1]))
+    blurred = False
     if soft:
         levels = np.array([0, *labels, top])
         known = np.abs(found[:, None] - levels).min(axis=1) < 0.15 * top
         within = _within(plane)
         flat = np.abs(within[:, None] - levels).min(axis=1) < 0.15 * top
-        if counts[~known].sum() > BETWEEN * plane.size or np.count_nonzero(flat) < len(flat) / 2:
+        odd = counts[~known].sum() > BETWEEN * plane.size or 2 * np.count_nonzero(flat) < len(flat)
+        blurred = (odd or len(labels) > 1) and _is_hill(plane)
+        if blurred:
+            labels, top = [], float(found[-1])
+        elif odd:
             raise DataError("is an image, not a mask: much of it is neither black nor white")
     if len(labels) > 1:
-        blurred = ", blurred by JPEG or by resizing: give it as it was drawn, as PNG, and"
+        how = ", blurred by JPEG or by resizing: give it as it was drawn, as PNG, and"
         raise DataError(
             f"holds several labels ({', '.join(f'{label:g}' for label in labels)})"
-            f"{blurred if soft else ':'} say in column mask_value which one is the lesion"
+            f"{how if soft else ':'} say in column mask_value which one is the lesion"
         )
     if value is not None and abs(value - top) > 0.15 * top:
         raise DataError(f"holds no {value}, which is named as the lesion's value")
-    return top // 2 if plane.dtype.kind in "iu" else top / 2
+    return top // 2 if plane.dtype.kind in "iu" else top / 2, blurred
+
+
+def _is_hill(plane: NDArray[Any]) -> bool:
+    """Return whether a plane is a mask that was blurred beyond its edges.
+
+    Each of its regions above the half then falls from one top to the dark without a dip, and no
+    grey value between is a plateau. An image has many tops.
+    """
+    from skimage.morphology import reconstruction
+
+    plane = plane.astype(np.float32) / plane.max()
+    rim = np.concatenate([plane[0], plane[-1], plane[:, 0], plane[:, -1]])
+    if np.median(rim) > 0.1:
+        return False
+    domes = plane - reconstruction(np.maximum(plane - HILL, 0), plane) > 0.9 * HILL
+    bins = np.histogram(plane, np.arange(0.2, 0.91, 0.05))[0]
+    if bins[2:-2].max() > PEAK * np.median(bins):
+        return False
+    eight = np.ones((3, 3))
+    return bool(ndimage.label(domes, eight)[1] == ndimage.label(plane > 0.5, eight)[1])
 
 
 def _plane(values: NDArray[Any]) -> NDArray[Any]:
-    """Return one number per pixel."""
+    """Return one number per pixel; where all that is seen is black, the opacity."""
     if values.ndim == 2:
         return values
     red, green, blue = (values[..., channel] for channel in range(3))
     plane: NDArray[Any] = np.maximum(np.maximum(red, green), blue)
-    return plane if values.shape[2] == 3 else np.where(values[..., 3] > 0, plane, 0)
+    if values.shape[2] == 3:
+        return plane
+    opacity = values[..., 3]
+    return (plane.astype(np.uint16) * opacity // 255).astype(np.uint8) if plane.any() else opacity
 
 
 def _hues(values: NDArray[Any], plane: NDArray[Any], mask: Mask) -> list[str]:
@@ -193,7 +258,8 @@ def _checked(mask: Mask) -> tuple[Mask, list[str]]:
     walled = part.copy()
     top, left = rows[0] == 0, columns[0] == 0
     bottom, right = rows[-1] == mask.shape[0] - 1, columns[-1] == mask.shape[1] - 1
-    if size > FEW and _is_thin(part) and not (top and bottom) and not (left and right):
+    ends = (top or bottom or left or right) and not (top and bottom) and not (left and right)
+    if size > FEW and ends and _is_thin(part):
         # A lesion at the image's border, or in its corner, has no outline there.
         walled[:2] |= top
         walled[-2:] |= bottom
@@ -207,9 +273,11 @@ def _checked(mask: Mask) -> tuple[Mask, list[str]]:
     if np.count_nonzero(filled) > RING * size:
         mask = mask.copy()
         mask[box] = filled
-        told.append("is an outline: what it encloses was filled")
+        told.append(OUTLINE)
     elif size > FEW and _is_open(part):
         raise DataError("is an outline that is not closed: close and fill it")
+    elif size < SPARSE * (part.shape[0] - 4) * (part.shape[1] - 4) and _is_dotted(part):
+        raise DataError("is a row of dots around an area: draw the outline through, and fill it")
     return mask, told
 
 
@@ -231,3 +299,17 @@ def _is_open(mask: Mask) -> bool:
         if hole > (RING - 1) * mask.sum():
             return True
     return False
+
+
+def _is_dotted(mask: Mask) -> bool:
+    """Return whether the parts of a mask, each joined to the next, enclose more than they are."""
+    regions, count = ndimage.label(mask, np.ones((3, 3)))
+    if not DOTS <= count <= ENOUGH:
+        return False
+    centres = np.array(ndimage.center_of_mass(mask, regions, range(1, count + 1)))
+    apart = np.linalg.norm(centres[:, None] - centres, axis=2)
+    np.fill_diagonal(apart, np.inf)
+    reach = int(np.quantile(apart.min(axis=1), 0.9) / 2) + 1
+    thick = ndimage.distance_transform_edt(~np.pad(mask, reach)) <= reach
+    hole = ndimage.binary_fill_holes(thick).sum() - thick.sum()
+    return bool(hole > RING * np.count_nonzero(mask))

@@ -1,9 +1,12 @@
 """Reading a new image with a trained model: mask, category, measurements."""
 
+import glob
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import count, takewhile, zip_longest
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +15,7 @@ from PIL import Image as Pil
 from PIL import ImageDraw
 from skimage.measure import find_contours
 
+from mtbench.errors import DataError
 from mtbench_tasks._lesion import burnt, calipers, descriptors
 from mtbench_tasks._lesion.asking import Answer, Ask, together
 from mtbench_tasks._lesion.cases import Image, Mask, View
@@ -58,6 +62,47 @@ class Reference:
             Standardiser(mean, scale),
             Familiar.of(fitted["familiar"]) if "familiar" in fitted else None,
         )
+
+
+def clean(path: Path, to: Path) -> None:
+    """Remove what an earlier reading of an image has left: it would be taken for this one's.
+
+    That of its second view and of its frames too, unless another image has that name.
+
+    Args:
+        path: the image.
+        to: as in `read`.
+    """
+
+    def left(part: str) -> list[Path]:
+        return [file for end in WRITTEN if (file := beside(to, part + end)).exists()]
+
+    frames = [f"_frame{n}" for n in takewhile(lambda n: left(f"_frame{n}"), count(1))]
+    for part in ("", "_second", *frames, *(f"{frame}_second" for frame in frames)):
+        old = left(part)
+        if part and old and any(path.parent.glob(f"{glob.escape(to.name + part)}.*")):
+            continue
+        for file in old:
+            file.unlink()
+
+
+@contextmanager
+def instead(path: Path, to: Path) -> Iterator[None]:
+    """Leave nothing of an earlier reading of an image that is broken now."""
+    try:
+        yield
+    except DataError:
+        clean(path, to)
+        raise
+
+
+def mask_of(record: Mapping[str, Any]) -> Mask:
+    """Return the mask that a reading has written, (H, W)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Pil.DecompressionBombWarning)  # it is our own
+        with Pil.open(record["mask"]) as picture:
+            mask: Mask = np.asarray(picture) > 0
+    return mask
 
 
 def boxes(picture: Picture, views_of: Callable[[Image], Sequence[View]]) -> list[View]:

@@ -23,7 +23,16 @@ from mtbench_tasks._lesion.card import calibrated, described, judged
 from mtbench_tasks._lesion.cases import Image
 from mtbench_tasks._lesion.page import BAR, INK, QUIET, WARNING, fill
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES
-from mtbench_tasks._lesion.reading import CLEAR, NOTHING, UNCLEAR, USE, beside, headline, outlined
+from mtbench_tasks._lesion.reading import (
+    CLEAR,
+    NOTHING,
+    UNCLEAR,
+    USE,
+    beside,
+    headline,
+    mask_of,
+    outlined,
+)  # fmt: skip
 
 TITLE = "Reading by a trained model"
 EXPLAINED = (
@@ -114,8 +123,7 @@ def write(
 
 def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
     """Return the words and pictures of a reading."""
-    with Pil.open(record["mask"]) as picture:
-        whole, fewer = outlined(image, np.asarray(picture) > 0)
+    whole, fewer = outlined(image, mask_of(record))
     draw(whole, record["views"], record["pixel"], fewer)
     spacing = record["spacing_mm"]
     facts = [

@@ -553,9 +553,10 @@ class LesionTask(Task):
 
         meaning = self._meaning()
 
-        def look(path: Path, number: int | None) -> _Look:
+        def look(path: Path, number: int | None, to: Path) -> _Look:
             header = dicom_out.source(path) if dicom else None
-            picture = files.read_picture(path, number)
+            with reading.instead(path, to):
+                picture = files.read_picture(path, number)
             views_of = whole if views == "whole" else self.origin.views
             return _Look(path, number, header, picture, reading.boxes(picture, views_of))
 
@@ -586,19 +587,20 @@ class LesionTask(Task):
             return record, rest
 
         def read(number: int | None, to: Path) -> dict[str, Any]:
-            looked = [look(path, number)]
+            if second is not None and second.resolve() == path.resolve():
+                raise DataError(
+                    f"{path}: --second is the same file: give another image of the lesion"
+                )
+            looked = [look(path, number, to)]
             if second is not None:
-                if second.resolve() == path.resolve():
-                    raise DataError(
-                        f"{path}: --second is the same file: give another image of the lesion"
-                    )
-                looked.append(look(second, None))
+                looked.append(look(second, None, to))
             first, *more = (len(found.boxes) for found in looked)
             if plane and len(plane) != first + sum(more):
                 raise DataError(
                     f"{path}: --plane names {len(plane)}, and {first + sum(more)} views are read: "
                     "name the plane of each"
                 )
+            reading.clean(path, to)
             places = to, reading.beside(to, "_second")
             each = zip(looked, (plane[:first], plane[first:]), places, strict=False)
             written = [write(*one) for one in each]
@@ -611,9 +613,11 @@ class LesionTask(Task):
             records = [record for record, _ in written]
             return records[0] | {"second": records[1] if second is not None else None}
 
-        numbers = _frames(path, frame)
+        with reading.instead(path, to):
+            numbers = _frames(path, frame)
         if len(numbers) == 1:
             return read(numbers[0], to)
+        reading.clean(path, to)
         return {
             "image": str(path),
             "frames": [read(n, to.with_name(f"{to.name}_frame{n}")) for n in numbers],
@@ -791,6 +795,11 @@ class LesionTask(Task):
             grades: the categories from benign to malignant, where they are not fixed.
         """
         collection = cls._collection(source, data, grades)
+        if not collection.cases and collection.problems:
+            raise DataError(
+                f"{data or source}: none of its cases can be used; the first of "
+                f"{len(collection.problems)} problems: {collection.problems[0]}"
+            )
         problems, doubts = survey(collection)
         rows = [(str(count), what, why) for count, what, why in collection.report]
         for lines, what, why in (
@@ -853,7 +862,8 @@ class LesionTask(Task):
         """
         collection = cls._collection(source, data, grades)
         problems, doubts = survey(collection)
-        if min(map(len, split_patients(collection.cases, np.random.default_rng(0)))) == 0:
+        parts = split_patients(collection.cases, np.random.default_rng(0))
+        if collection.cases and min(map(len, parts)) == 0:
             count = len({case.patient for case in collection.cases})
             problems.append(
                 f"{source}: {len(collection.cases)} cases of {count} patients are too few to be "
