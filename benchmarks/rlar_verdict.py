@@ -93,7 +93,8 @@ def main(out: Path) -> None:
             if not units:
                 continue
             gains = np.array([ours[unit] for unit in units]) - [other[unit] for unit in units]
-            found = answer(*gains.T, board.suite.planned, board.suite.resplit or 0.0)
+            category, mask = gains.T
+            found = answer(category, mask, board.suite.planned, board.suite.resplit or 0.0)
             shown = [
                 f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
                 for mean, low, high in (found.category, found.mask)

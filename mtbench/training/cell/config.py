@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mtbench.errors import RunError, UsageError
 from mtbench.plugins import params
 from mtbench.training.cell import toml
-from mtbench.training.cell.request import Request
 
 
 class _Strict(BaseModel):
@@ -95,6 +94,8 @@ class Config(_Strict):
             UsageError: an unknown name or parameter, a value that does not fit, or a seed that
                 the parameters were chosen on.
         """
+        from mtbench.training.cell.request import Request  # torch, which reading does not take
+
         try:
             given = self.overrides(self.task, [self.method])
             Request.of(self.task, [self.method], given, plugins, options)
