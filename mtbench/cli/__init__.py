@@ -101,7 +101,7 @@ def main() -> None:
         sys.exit(INTERRUPTED)
     except ClickException as problem:
         text = getattr(problem, "format_message", problem.__str__)()
-        text = text.replace("Value error, ", "")  # which pydantic puts before typer's own words
+        text = text.replace(": Value error, ", ": ")  # which pydantic puts before typer's own words
         if text:  # without any argument the help was shown, and there is nothing to add
             _refuse(text)
     except OSError as problem:  # a disk that is full, a folder that may not be read

@@ -149,6 +149,8 @@ def _mean(forwards: Sequence[Forward], count: int) -> Pass:
     passes = [forward() for forward in forwards]
     if count == 1:
         return passes[0]
+    if any(len(found) > 2 for found in passes):
+        raise UsageError("Balanced: residuals are looked at in one batch at a time: accumulate=1")
     columns = zip(*(found[0] for found in passes), strict=True)
     losses = [sum(column[1:], start=column[0]) / count for column in columns]
     return losses, passes[0][1] if len(passes) == 1 else ()

@@ -237,7 +237,7 @@ def test_all_diverge(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
         (["--storage", "tune"], ["--storage must be a database URL", "found 'tune'"]),
         (["--storage", "sqlite:////no/such/folder/x.db"], ["--storage sqlite", "cannot be opened"]),
         (["--storage", "nosuch://me:secret@host/x"], ["nosuch://...@host/x: cannot be opened"]),
-        (["--trails", 3], ["trails", "did you mean 'trials'"]),
+        (["--trails", 3], ["trails", "did you mean '--trials'"]),
         (["--precision", "fp8"], ["--precision"]),
     ],
 )

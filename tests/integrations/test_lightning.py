@@ -159,6 +159,11 @@ def test_what_does_not_accumulate(tmp_path):
         trainer(tmp_path, max_epochs=1).fit(Net("rlar", accumulate=2), batches())
     with pytest.raises(MisconfigurationException, match="not supported for manual optimization"):
         trainer(tmp_path, max_epochs=1, accumulate_grad_batches=2).fit(Net(), batches())
+    module = Net(accumulate=2)
+    alone = module.losses
+    module.losses = lambda x: (*alone(x), [x, x])
+    with pytest.raises(UsageError, match="residuals are looked at in one batch"):
+        trainer(tmp_path, max_epochs=1).fit(module, batches())
 
 
 @pytest.mark.parametrize("name", ["ew", "uw", "mgda", "rlar"])

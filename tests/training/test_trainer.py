@@ -578,5 +578,5 @@ def test_gradients_are_compared_on_request_or_where_that_is_free(
 
 
 def test_a_task_whose_losses_are_no_mean_squares_says_so(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="this task's losses are no mean squares: choose another"):
+    with pytest.raises(UsageError, match="the task's losses are no mean squares: choose another"):
         train(tiny, tmp_path, "ntk_weights")

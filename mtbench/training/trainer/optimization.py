@@ -222,7 +222,7 @@ def refuse_noise(recipe: Recipe, learner: Learner, batches: Batches, ranks: Rank
             "switch off what is random (dropout, augmentation), or choose another optimizer"
         )
     for name, buffer in learner.model.named_buffers():
-        if not torch.equal(buffer, before[name]):
+        if not torch.allclose(buffer, before[name], rtol=0, atol=0, equal_nan=True):
             raise UsageError(
                 f"{wanted}, and a look changes the model's {name}: take layers that keep nothing "
                 "of what they see (no batch norm), or choose another optimizer"
