@@ -73,7 +73,8 @@ def tested(board: Board, row: str) -> dict[int, tuple[float, float]]:
     for cell in board.cells[row]:
         if not cell.diverged:
             pair = (cell.test.get(CATEGORY, np.nan), cell.test.get(MASK, np.nan))
-            [own] = [one for one in cell.claims if board.suite and one.board == board.suite.board]
+            # Equal rows, or earlier code, may have claimed it too: for the same repetition.
+            own = next(o for o in cell.claims if board.suite and o.board == board.suite.board)
             cells.setdefault(own.repetition, []).append(pair)
     means = {unit: np.mean(pairs, axis=0) for unit, pairs in cells.items()}
     return {unit: (mean[0], mean[1]) for unit, mean in means.items() if np.isfinite(mean).all()}
@@ -92,7 +93,8 @@ def main(out: Path) -> None:
             if not units:
                 continue
             gains = np.array([ours[unit] for unit in units]) - [other[unit] for unit in units]
-            found = answer(*gains.T, board.suite.planned, board.suite.resplit or 0.0)
+            category, mask = gains.T
+            found = answer(category, mask, board.suite.planned, board.suite.resplit or 0.0)
             shown = [
                 f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
                 for mean, low, high in (found.category, found.mask)

@@ -41,7 +41,7 @@ def did_you_mean(
     Args:
         name: what was given.
         known: what there is.
-        written: what of it is written otherwise than it is called.
+        written: how to write a name that is not written as it is called.
 
     >>> did_you_mean("cagard", ["cagrad", "ew"])
     "did you mean 'cagrad'?"

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from mtbench.comparing.planning.suite import Suite
 
 
 def methods(incomplete: str) -> list[str]:
@@ -100,20 +103,50 @@ def overrides(
     return given
 
 
-def check_names(task: str | None, methods: Sequence[str], plugins: Sequence[Path] | None) -> None:
+def check_names(
+    task: str | None, methods: Sequence[str], plugins: Sequence[Path] | None, where: str = ""
+) -> None:
     """Refuse what names alone show to be wrong, before torch is imported, which takes seconds.
+
+    Args:
+        task: its name, if any.
+        methods: their names.
+        plugins: plugin files.
+        where: said before what is wrong.
 
     Raises:
         UsageError: there is no such task or method.
         PluginError: two plugins share a name, or a plugin file does not exist.
     """
+    from mtbench.errors import UsageError
     from mtbench.plugins.registry import find
 
-    for name in methods:
-        for part in name.split("+"):
-            find("method", part, plugins or [])
-    if task is not None:
-        find("task", task, plugins or [])
+    try:
+        for name in methods:
+            for part in name.split("+"):
+                find("method", part, plugins or [])
+        if task is not None:
+            find("task", task, plugins or [])
+    except UsageError as error:
+        raise UsageError(f"{where}{error}") from error
+
+
+def load_suite(given: str, plugins: Sequence[Path] | None) -> "Suite":
+    """Return a suite, and refuse what `check_names` does.
+
+    Raises:
+        UsageError: no such suite, the file is none, or it names a task or method that is none.
+        PluginError: two plugins share a name, or a plugin file does not exist.
+    """
+    from mtbench.comparing.planning.suite import EVERY, load
+
+    suite = load(given)
+    for i, row in enumerate(suite.methods):
+        if row.name != EVERY:
+            check_names(None, [row.name], plugins, f"suite {suite.name}: methods.{i}: ")
+    for i, task in enumerate(suite.tasks):
+        check_names(task.name, [], plugins, f"suite {suite.name}: tasks.{i}: ")
+    return suite
 
 
 def check_precision(given: str | None) -> str:

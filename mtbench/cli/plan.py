@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtbench.cli.options import Data, Jobs, Plugins, SuiteName, number_of_jobs
+from mtbench.cli.options import Data, Jobs, Plugins, SuiteName, load_suite, number_of_jobs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,9 +34,7 @@ def plan(
     plugin: Plugins = None,
 ) -> None:
     """Tell what a suite takes and what it can show, before anything is spent."""
-    from mtbench.comparing.planning.suite import load
-
-    asked = load(suite)  # before torch is imported, which takes seconds
+    asked = load_suite(suite, plugin)
 
     from rich.console import Console
 

@@ -126,6 +126,7 @@ def run(
         from mtbench.training.cell.config import Config
 
         read = Config.read(config)
+        options.check_names(read.task, [read.method], plugin, f"{config}: ")
         read.check(config, range(seed, seed + seeds), plugin or [], known)
         task, method = task or read.task, method or [read.method]
         precision = precision or read.precision

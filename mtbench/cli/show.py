@@ -1,5 +1,6 @@
 """``mtbench leaderboard``."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -79,7 +80,8 @@ def leaderboard(
     found = boards.boards(list(find_runs(runs)), baseline, plain)
     wanted = None
     if columns is not None:
-        wanted = [name.strip() for name in columns.split(",") if name.strip()]
+        names = [name.strip() for name in columns.split(",")]
+        wanted = [re.sub("^- ", "− ", name) for name in names if name]  # keyboards have no minus
         boards.check_columns(found, wanted)
     if raw is not None:
         _write(raw, boards.to_raw(found), "--raw")

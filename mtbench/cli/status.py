@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mtbench.cli.options import Plugins
+from mtbench.cli.options import Plugins, load_suite
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,9 +28,7 @@ def status(
     plugin: Plugins = None,
 ) -> None:
     """Show how far a sweep is."""
-    from mtbench.comparing.planning.suite import load
-
-    asked = None if suite is None else load(suite)  # before torch is imported
+    asked = None if suite is None else load_suite(suite, plugin)
 
     from rich.console import Console
 

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtbench.cli.options import PLAIN, Data, Jobs, Plain, Plugins, SuiteName, number_of_jobs
+from mtbench.cli.options import (
+    PLAIN,
+    Data,
+    Jobs,
+    Plain,
+    Plugins,
+    SuiteName,
+    load_suite,
+    number_of_jobs,
+)
 
 if TYPE_CHECKING:
     from mtbench.comparing.running.executors import Executor
@@ -80,9 +89,7 @@ def sweep(
     Finished cells are skipped and interrupted ones resumed. Several sweeps may work on one folder.
     Exit code 1 if a cell failed.
     """
-    from mtbench.comparing.planning.suite import load
-
-    asked = load(suite)  # before torch is imported, which takes seconds
+    asked = load_suite(suite, plugin)
 
     from rich.console import Console
 

@@ -31,7 +31,7 @@ class Claim(BaseModel):
         trials: how many each repetition has.
         repetitions: how many are planned.
         seeds: final cells that each repetition has.
-        rows: how many the suite has, on each task.
+        rows: how many the suite has on this task.
         margin: of equivalence, percent of delta-m.
         resplit: the ratio of test to training samples where repetitions split one collection
             again, 0 where each has a population of its own, None where all have the same data.

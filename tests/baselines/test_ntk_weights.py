@@ -1,6 +1,7 @@
 """ntk_weights: traces of the residuals' tangent kernels, exact and drawn."""
 
 import itertools
+import math
 import statistics
 
 import pytest
@@ -163,6 +164,7 @@ def test_a_wrapper_hands_residuals_on():
         (lambda losses, r: ([losses[0], r[1].abs().mean()], r), r"losses\[1\] must be the mean"),
         (lambda losses, r: ([losses[0] + r[0].sum(), losses[1]], r), r"losses\[0\] must be the m"),
         (lambda losses, r: (losses, [r[0], r[1] / 0]), r"losses\[1\] must be the mean"),
+        (lambda losses, r: (losses, [r[0], r[1] * math.nan]), r"losses\[1\] must be the mean"),
         (lambda losses, r: (dict(zip("ab", losses, strict=True)), r), "residuals have no names"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,3 +38,14 @@ def test_intervals_point_to_where_rlar_is_higher_and_folds_widen_them() -> None:
 def test_few_pairs_tell_nothing() -> None:
     found = verdict["answer"]([0.1] * 5, [0.1] * 5, planned=20)
     assert found.told.startswith("category not told")
+
+
+def test_a_cell_that_is_claimed_twice_counts_once() -> None:
+    """By another suite, by a row that equals this one, or by code that counted rows otherwise."""
+    claims = [
+        SimpleNamespace(board=board, repetition=repetition)
+        for board, repetition in (("another", 7), ("this", 3), ("this", 3))
+    ]
+    cell = SimpleNamespace(diverged=False, test={"auroc": 0.7, "dice": 0.8}, claims=claims)
+    board = SimpleNamespace(suite=SimpleNamespace(board="this"), cells={"ew": [cell]})
+    assert verdict["tested"](board, "ew") == {3: (0.7, 0.8)}

@@ -376,7 +376,12 @@ assert "torch" not in sys.modules
 """
 
 
-def test_what_names_show_to_be_wrong_is_refused_before_torch_is_imported() -> None:
+def test_what_names_show_to_be_wrong_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    config, suite, other = (tmp_path / f"{name}.toml" for name in ("config", "suite", "other"))
+    config.write_text('version = 1\ntask = "digits"\nmethod = "every+cagard"\n')
+    head = 'version = 1\nname = "mine"\ntitle = "t"\nbudget = {trials = 0, seeds = 1}\n'
+    suite.write_text(f'{head}methods = ["ew", "all", "cagard"]\ntasks = [{{name = "digits"}}]\n')
+    other.write_text(f'{head}methods = ["ew"]\ntasks = [{{name = "digit"}}]\n')
     told = {
         "run -m cagard": "unknown method 'cagard': did you mean 'cagrad'?",
         "run -m samo+cagard": "unknown method 'cagard'",
@@ -390,6 +395,10 @@ def test_what_names_show_to_be_wrong_is_refused_before_torch_is_imported() -> No
         "plan quik": "no suite 'quik': did you mean 'quick'?",
         "sweep quik": "no suite 'quik'",
         "status . quik": "no suite 'quik'",
+        f"run --config {config}": f"{config}: unknown method 'cagard': did you mean 'cagrad'?",
+        **{f"{command} {suite}": "suite mine: methods.2: unknown method 'cagard'"
+           for command in ("plan", "sweep", "status .")},
+        f"plan {other}": "suite mine: tasks.0: unknown task 'digit': did you mean 'digits'?",
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", UNKNOWN, *told], capture_output=True, text=True, timeout=60

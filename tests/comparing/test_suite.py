@@ -228,6 +228,9 @@ def test_a_row_is_left_out_where_its_method_cannot_be_trained() -> None:
     ):
         with pytest.raises(UsageError, match=f"suite mine: {why}"):
             Grid(Order(Suite.model_validate(content | {"methods": methods})))
+    other = {"methods": ["rlar", "ntk_weights"], "tasks": content["tasks"][::-1]}
+    with pytest.raises(UsageError, match=r"tasks\.1: no row is left: rlar looks at features"):
+        Grid(Order(Suite.model_validate(content | other)))
 
 
 def test_what_lbfgs_cannot_lower_is_left_out() -> None:

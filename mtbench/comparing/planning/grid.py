@@ -15,6 +15,7 @@ from mtbench.comparing.claim import Claim
 from mtbench.comparing.planning.suite import BEST, EVERY, MethodSetting, Ranges, Suite, TaskSetting
 from mtbench.comparing.tuning.draws import SAMPLER, Draw, Search, draw
 from mtbench.errors import MtbenchError, PluginError, RunError, UsageError, did_you_mean
+from mtbench.plugins import params
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import entries
 from mtbench.training.cell.fit import UnfitError, refuse_unfit
@@ -286,13 +287,14 @@ class Grid:
             except UnfitError as error:
                 self.left_out[setting.title, row.row] = str(error)
         if not found:
-            raise UsageError(f"no row is left: {'; '.join(self.left_out.values())}")
+            why = [why for (task, _), why in self.left_out.items() if task == setting.title]
+            raise UsageError(f"no row is left: {'; '.join(why)}")
         return [found[row.row] for row, _ in methods if row.row in found]
 
     def _requests(self, setting: TaskSetting, recipe: Mapping[str, Any]) -> list[Request]:
-        given = {f"{setting.name}.{key}": _text(value) for key, value in setting.set.items()}
+        given = {f"{setting.name}.{key}": params.text(value) for key, value in setting.set.items()}
         changed = {**setting.recipe, **recipe}
-        given |= {f"recipe.{key}": _text(value) for key, value in changed.items()}
+        given |= {f"recipe.{key}": params.text(value) for key, value in changed.items()}
         if setting.needs_data and self.order.data is not None:
             given[f"{setting.name}.data"] = str(self.order.data)
         every = [setting.data_of(r) for r in range(self.suite.budget.repetitions)]
@@ -301,7 +303,8 @@ class Grid:
             Request.of(
                 setting.name,
                 [],
-                given | {f"{setting.name}.{key}": _text(value) for key, value in part.items()},
+                given
+                | {f"{setting.name}.{key}": params.text(value) for key, value in part.items()},
                 self.order.plugins,
             )
             for part in parts
@@ -477,10 +480,6 @@ def _within(where: str) -> Iterator[None]:
         yield
     except MtbenchError as error:
         raise type(error)(f"suite {where}: {error}") from error
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 class _Nothing(Split):

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mtbench.errors import RunError, UsageError
+from mtbench.plugins import params
 from mtbench.training.cell import toml
-from mtbench.training.cell.request import Request
 
 
 class _Strict(BaseModel):
@@ -94,6 +94,8 @@ class Config(_Strict):
             UsageError: an unknown name or parameter, a value that does not fit, or a seed that
                 the parameters were chosen on.
         """
+        from mtbench.training.cell.request import Request  # torch, which reading does not take
+
         try:
             given = self.overrides(self.task, [self.method])
             Request.of(self.task, [self.method], given, plugins, options)
@@ -117,7 +119,9 @@ class Config(_Strict):
             ("recipe.", self.recipe),
         ]
         return {
-            owner + key: _plain(value) for owner, share in shares for key, value in share.items()
+            owner + key: params.text(value)
+            for owner, share in shares
+            for key, value in share.items()
         }
 
     def write(self, file: Path) -> None:
@@ -134,10 +138,6 @@ class Config(_Strict):
             temporary.replace(file)
         except OSError as error:
             raise RunError(f"{file}: cannot be written ({error.strerror})") from error
-
-
-def _plain(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _table(name: str, content: Mapping[str, Any]) -> list[str]:

@@ -128,7 +128,8 @@ def test_chosen_columns(mtbench: Mtbench, runs: Path) -> None:
     code, _, err = mtbench("leaderboard", runs, "--columns", "rang")
     assert code == 2
     assert "unknown column 'rang': there are method, seeds, trials, dice ↑, auroc ↑, Δm" in err
-    code, _, err = mtbench("leaderboard", runs, "--columns", "− famo")
+    assert "| − ls ↓ |" in mtbench("leaderboard", runs, "-f", "markdown", "--columns", "- ls")[1]
+    code, _, err = mtbench("leaderboard", runs, "--columns", "- famo")
     assert (code, "`− ROW` is there where a row of that name has finished" in err) == (2, True)
     code, _, err = mtbench("leaderboard", runs, "-f", "csv", "--columns", "rank")
     assert (code, "--columns is for tables" in err) == (2, True)
