@@ -77,7 +77,7 @@ def test_the_code_of_the_guides_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     known = {
         "torch": torch, "mtbench": mtbench, "encoder": encoder, "grade": grade, "size": size,
         "model": torch.nn.ModuleList([encoder, grade, size]), "images": images, "batch": images,
-        "loader": [images, images], "parts": [images, images],
+        "loader": [images, images], "parts": [images, images], "held_out_batch": lambda: images,
         "scaler": torch.amp.GradScaler("cpu"),
         "grade_loss": lambda out: out.square().mean(), "size_loss": lambda out: out.exp().mean(),
         "compute_losses": lambda model, batch: [

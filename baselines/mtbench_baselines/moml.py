@@ -32,8 +32,9 @@ class MOML(Bilevel):
     Deviations:
         - One virtual step, as in the authors' code; the paper allows several.
         - The model's step is on the batch of the virtual one; in the authors' code on a third one.
-        - An objective without a gradient in the batch keeps a_k and its moments, and a validation
-          loss that does not depend on a is left out of gamma.
+        - An objective without a gradient in the batch keeps a_k and its moments, and in h the w of
+          the others are divided by their sum: one alone moves nothing. A validation loss that does
+          not depend on a is left out of gamma.
 
     Args:
         num_objectives: K.

@@ -630,6 +630,6 @@ def weighting(owner: str, base: Balancer) -> Weighting:
     if not isinstance(base, Weighting) or not base.weighs_only:
         raise UsageError(
             f"{owner} wraps methods that find weights from the Gramian and do no more, found "
-            f"{type(base).__name__}"
+            f"{_name(type(base))}"
         )
     return base

@@ -179,7 +179,10 @@ class Step(Passes):
             StepError: it was not said how.
         """
         if self._again is None:
-            raise StepError("Step.again: this method needs Step(again=...), found none")
+            raise StepError(
+                "Step.again: this method looks at losses at other parameters: give again=FUNCTION, "
+                "which computes those of the same batch once more"
+            )
         return self._beside(self._again())
 
     def _beside(self, found: "Step | Sequence[Tensor | None]") -> "Step":
@@ -221,7 +224,10 @@ class Step(Passes):
             StepError: it was not said how.
         """
         if self._validation is None:
-            raise StepError("Step.validation: this method needs Step(validation=...), found none")
+            raise StepError(
+                "Step.validation: this method learns from held-out training samples: give "
+                "validation=FUNCTION, which computes the losses of a new batch of them"
+            )
         return self._beside(self._validation())
 
     @property

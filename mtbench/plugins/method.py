@@ -94,7 +94,9 @@ class Method:
         for name, value in given.items():
             part, _, parameter = name.partition(".")
             if part not in shares:
-                raise UsageError(f"{self.name} has no parameter {name!r}: say PART.PARAMETER")
+                owners = [owner for owner, its in self.declared.items() if name in its]
+                said = " or ".join(f"{owner}.{name}" for owner in owners) or "PART.PARAMETER"
+                raise UsageError(f"{self.name} has no parameter {name!r}: say {said}")
             shares[part][parameter] = value
         return list(shares.values())
 

@@ -139,6 +139,13 @@ def test_an_objective_without_a_label_keeps_its_state(make: Any) -> None:
     assert all(p.grad is None for p in net.heads[1].parameters())
 
 
+def test_moml_has_nothing_to_compare_where_one_objective_alone_has_a_label() -> None:
+    x = torch.ones(1, requires_grad=True)
+    method = MOML(2, lr=0.1)
+    method.backward([x[0], None], shared=[x], validation=lambda: [x[0], 2 * x[0]])
+    assert method.state.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("make", [AutoLambda, MOML])
 def test_what_is_not_finite_ahead_leaves_no_trace(make: Any) -> None:
     net = Net()

@@ -168,7 +168,7 @@ def test_a_grad_scaler_changes_nothing_but_the_scale():
 def test_needs_to_be_told_how_to_repeat():
     net = Net()
     step = net.step()
-    with pytest.raises(ValueError, match="again"):
+    with pytest.raises(ValueError, match="give again=FUNCTION"):
         SAMO(EqualWeights(K)).backward(Step(step.losses, shared=step.shared))
     assert Method.find("samo+mgda")(K).needs_again
 
