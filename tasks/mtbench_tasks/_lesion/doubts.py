@@ -25,8 +25,6 @@ PAGE = 0.1  # of an image: of DDTI's and BrEaST's at most 0.02 is white
 BLACK = 12  # grey values up to this are background, JPEG noise included
 LIT = 0.2  # of a row or column: text and marks light less of it
 HASH = 16  # side of the perceptual hash
-LOW = np.cos(np.pi / (4 * HASH) * np.outer(np.arange(HASH), np.arange(4 * HASH) + 0.5))
-"""The lowest rows of the discrete cosine transform (type II) of what is 4 HASH long."""
 BLOCK = 256  # hashes that are compared with all at once
 BATCH = 16  # cases that a thread takes at once
 NEAR = 44  # bits of HASH * HASH by which re-saved, mirrored or padded copies may differ
@@ -186,11 +184,10 @@ def spelt_alike(names: Iterable[str]) -> dict[str, str]:
 def perceptual(image: Image) -> tuple[str, ...]:
     """Return the perceptual hashes of an image without its black border, and of its mirror image.
 
-    They are pHash's, as imagehash computes it: which of the lowest coefficients of the cosine
-    transform are above their median. The mirror image's differ in the sign of every second column,
-    so one transform serves both, in half of the library's time. None of an image that has nothing
-    to tell it by.
+    None of an image that has nothing to tell it by.
     """
+    import imagehash  # takes half a second
+
     fewer = max(1, min(image.shape) // (4 * HASH))
     small = Pil.fromarray(image).reduce(fewer)
     lit = np.asarray(small) > BLACK
@@ -200,11 +197,10 @@ def perceptual(image: Image) -> tuple[str, ...]:
     if min(len(rows), len(columns)) * fewer < SMALLEST:
         return ()
     box = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    seen = np.asarray(small.resize((4 * HASH, 4 * HASH), Pil.Resampling.BOX, box), np.float64)
-    found = LOW @ seen @ LOW.T
-    sides = found.ravel(), (found * (-1.0) ** np.arange(HASH)).ravel()
-    middle = HASH * HASH // 2 - 1  # above it is what is above the median
-    return tuple(np.packbits(s > np.sort(s)[middle]).tobytes().hex() for s in sides)
+    seen = small.resize((4 * HASH, 4 * HASH), Pil.Resampling.BOX, box)
+    mirrored = seen.transpose(Pil.Transpose.FLIP_LEFT_RIGHT)
+    hashes = (imagehash.phash(side, HASH).hash for side in (seen, mirrored))
+    return tuple(np.packbits(found).tobytes().hex() for found in hashes)
 
 
 def alike(cases: Sequence[Case], hashes: Mapping[int, Sequence[str]]) -> Iterator[str]:
