@@ -300,7 +300,7 @@ def test_a_method_that_crashes_fails_alone(tiny: Path, tmp_path: Path, what: str
 
 
 def test_a_killed_worker_is_replaced(tiny: Path, tmp_path: Path) -> None:
-    file, out = suite(tmp_path, "ew", trials=0, sleep=0.15), tmp_path / "out"
+    file, out = suite(tmp_path, "ew", trials=0, sleep=0.3), tmp_path / "out"
     process = start("sweep", file, "--plugin", tiny, "--jobs", 1, "--out", out)
     wait_for(lambda: list(out.rglob("checkpoint.pt")))
     os.kill(workers(process)[0], signal.SIGKILL)

@@ -270,7 +270,8 @@ def test_a_given_lr_moves_the_range(mtbench: Mtbench, tiny: Path, tmp_path: Path
 
 
 def test_sigkill_and_resume(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
-    line = words(tiny, tmp_path / "cut", "--trials", 2, "--epochs", 3, "--sleep", 0.05)
+    more = ("--trials", 2, "--epochs", 2, "--sleep", 0.25)  # an epoch that is over a second
+    line = words(tiny, tmp_path / "cut", *more)  # has a checkpoint at its end
     process = Command(*line)
     limit = time.monotonic() + 60
     while len(list((tmp_path / "cut").rglob("checkpoint.pt"))) < 2:  # in the second trial
@@ -291,8 +292,7 @@ def test_sigkill_and_resume(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> Non
     complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
     assert len({trial.user_attrs["cell"] for trial in complete}) == len(complete) == 2
     assert len(list(find_runs([tmp_path / "cut"]))) == 2
-    whole = words(tiny, tmp_path / "whole", "--trials", 2, "--epochs", 3, "--sleep", 0.05)
-    assert mtbench(*whole)[0] == 0
+    assert mtbench(*words(tiny, tmp_path / "whole", *more))[0] == 0
     assert (
         only(tmp_path / "whole", "best.toml").read_text()
         == only(tmp_path / "cut", "best.toml").read_text()

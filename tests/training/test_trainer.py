@@ -194,7 +194,7 @@ def test_resuming_after_sigkill_mid_epoch_ends_bit_identical(tiny: Path, tmp_pat
     whole, _ = train(tiny, tmp_path / "whole", "rlar", epochs="6")
     words = [
         "run", "--plugin", tiny, "--task", "tiny", "--method", "rlar", "--epochs", 6,
-        "--threads", 1, "--sleep", 0.05, "--out", tmp_path / "killed",
+        "--threads", 1, "--sleep", 0.1, "--out", tmp_path / "killed",
     ]  # fmt: skip
     process = Command(*words)
     deadline = time.monotonic() + 120
@@ -202,7 +202,7 @@ def test_resuming_after_sigkill_mid_epoch_ends_bit_identical(tiny: Path, tmp_pat
     while not log and time.monotonic() < deadline:
         time.sleep(0.01)
         log = list((tmp_path / "killed").rglob("epochs.jsonl"))
-    time.sleep(0.12)  # into the middle of an epoch: one takes 0.3 s
+    time.sleep(0.12)  # into the middle of an epoch: one takes 0.6 s
     process.kill()
     process.communicate()
     killed = log[0].parent
