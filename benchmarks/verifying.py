@@ -1,8 +1,9 @@
 """What `mtbench data verify` costs beside reading: `python benchmarks/verifying.py ddti/ [COUNT]`.
 
-COUNT pairs of image and mask (500) are made of DDTI's views, as PNG of two sizes. Processor time of
-1,000 pairs, the median of three in turns: decoding alone; what a run reads and checks (`Case.image`,
-`Case.mask`); what a run does before it learns (`prepare`, without its cache); `verify`.
+COUNT pairs of image and mask (500) are made of DDTI's views, as PNG of three sizes. Processor time
+of 1,000 pairs, the median of three in turns: decoding alone; what a run reads and checks
+(`Case.image`, `Case.mask`); what a run does before it learns (`prepare`, without its cache);
+`verify`.
 """
 
 import itertools

@@ -193,6 +193,7 @@ def test_they_are_shown(tmp_path: Path) -> None:
     assert found["assessment"]["points"] == (0, 0)
     assert found["assessment"]["says"][0] == "by points TR1: no biopsy, no follow-up"
     assert found["means"] == "ACR TI-RADS TR4"
+    assert record["scale"] == "ACR TI-RADS category"
     assert {row["system"] for row in record["thresholds"]} == {
         "ACR TI-RADS", "EU-TIRADS", "K-TIRADS"
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -400,14 +401,15 @@ def page(folder: Path, **more: Any) -> report.Page:
         predictor(standing), tissue(), folder, reference=Reference(known), temperature=2.0, **more
     )
     record["notes"] = ["a <note>"]
-    record["views"][0]["means"] = "TI-RADS 4 or 5"
     fitted = {
         "validation": {"auroc": 0.61, "dice": 0.7, "graded": 30, "outlined": 40},
         "calibration": {
             "temperature": 2.0, "readings": 30, "error_before": 0.2, "error_after": 0.1
         }
     }  # fmt: skip
-    return report.compose(record, tissue(), Trained(predictor(standing), "the <model>", fitted))
+    record["scale"] = "high: BI-RADS 4 or 5"
+    trained = Trained(predictor(standing), "the <model>", fitted)
+    return report.compose(record, tissue(), trained, {"composition": "texture"})
 
 
 def test_the_page_says_it_all(tmp_path: Path) -> None:
@@ -417,9 +419,9 @@ def test_the_page_says_it_all(tmp_path: Path) -> None:
     for words in (
         "a.png", "120 x 80 pixels", "0.1 mm/pixel", "the &lt;model&gt;", "a &lt;note&gt;",
         "temperature 2.00", "0.200 before", "AUROC 0.61 (30 graded readings)", "mm, by --spacing",
-        "Dice 0.70 (40 outlines)", "Category high", "high: TI-RADS 4 or 5", "Long axis",
+        "Dice 0.70 (40 outlines)", "Category high", "high: BI-RADS 4 or 5", "Long axis",
         "Taller than wide",
-        "composition", "echogenicity", "shape", "margin", "echogenic foci", "edge sharpness",
+        "texture", "echogenicity", "shape", "margin", "echogenic foci", "edge sharpness",
     ):  # fmt: skip
         assert words in text, words
     [section] = made.sections
@@ -427,7 +429,8 @@ def test_the_page_says_it_all(tmp_path: Path) -> None:
     assert section.picture.size == (120, 80)
     assert sum(len(rows) for _, rows in section.radiomics) == 13
     assert all(-1 <= row.share <= 1 for _, rows in section.radiomics for row in rows)
-    assert dict(section.measurements)["1 Long axis"].endswith(" mm")
+    assert re.fullmatch(r"\d+\.\d mm", dict(section.measurements)["1 Long axis"])
+    assert "composition" not in text
 
 
 def test_equal_readings_give_equal_files(tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ class LesionTask(Task):
     other objective. `labels` says whose labels train and validate; test labels are the ground truth
     where there is one, else the readers' consensus, a single reader's own.
 
-    A subclass names its `sources` and its `organ`, by DICOM's keyword, and may add parameters of
-    its own.
+    A subclass names its `sources`, its `organ`, by DICOM's keyword, and `words`, by which it calls
+    the radiomics' ACR descriptors, and may add parameters of its own.
 
     Args:
         source: where the cases come from; by default the first.
@@ -127,6 +127,7 @@ class LesionTask(Task):
     sources: ClassVar[Mapping[str, Source]]
     organ: ClassVar[str]
     thresholds: ClassVar[Sequence[Threshold]] = ()
+    words: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -572,13 +573,14 @@ class LesionTask(Task):
             record["frame"] = found.number
             record["models"] = [model.name for model in trained.members]
             record["temperatures"] = [temperature(model) for model in trained.members]
+            record["scale"] = self.scale
             record["thresholds"] = [row._asdict() for row in self.thresholds]
             for view in record["views"]:
                 view["means"] = meaning.get(view["category"])
                 view["assessment"] = self.assess(view) if view["category"] else None
 
             def rest() -> None:
-                record["reports"] = page.write(report, record, shown, trained, to)
+                record["reports"] = page.write(report, record, shown, trained, to, self.words)
                 if found.header is not None:
                     record["dicom"] = dicom_out.write(
                         found.header, record, trained.label, self.organ, to
@@ -707,6 +709,7 @@ class LesionTask(Task):
             "source": source,
             "mirror": mirror,
             "high": origin.grades[limit],
+            "high_risk": _at_least(origin, limit),
             "reference": _authority(split.cases) if truth is None else truth,
             "grades": list(names),
             **evaluating.judge(judged, points, by),
@@ -767,6 +770,13 @@ class LesionTask(Task):
             name: f"{self.origin.system} {' or '.join(side)}".strip()
             for name, side in zip(self.grades, sides, strict=True)
         }
+
+    @property
+    def scale(self) -> str:
+        """What the categories are of, in a line; empty where they say it themselves."""
+        if self.target == "low-high":
+            return f"high: {self._meaning()['high']}"
+        return self.origin.system and f"{self.origin.system} category"
 
     @classmethod
     def reads(cls, path: Path) -> bool:
@@ -934,6 +944,12 @@ def _frames(path: Path, wanted: str | None) -> list[int | None]:
     if wanted == "all":
         return list(range(1, count + 1))
     return [(count + 1) // 2 if wanted == "middle" else int(wanted)]
+
+
+def _at_least(origin: Source, limit: int) -> str:
+    """Return what counts as high risk, in words."""
+    above = " and above" * (limit + 1 < len(origin.grades))
+    return f"{origin.system} {origin.grades[limit]}{above}".strip()
 
 
 def _authority(cases: Sequence[Case]) -> str:
