@@ -34,8 +34,9 @@ def predict(
 
     Several models, such as a run's seeds, are asked together. Folders are searched to the bottom;
     what the task does not read is passed over. A file that is broken is named, the others are read,
-    and the exit code is 2. What was cut off goes on when the same command is given again. A task has options of its own, given like [bold]--spacing 0.1[/] or
-    [bold]--mirror[/]: `mtbench info TASK`, such as `mtbench info thyroid`, lists them.
+    and the exit code is 2. What was cut off goes on when the same command is given again. A task
+    has options of its own, given like [bold]--spacing 0.1[/] or [bold]--mirror[/]: `mtbench info
+    TASK`, such as `mtbench info thyroid`, lists them.
     """
     from mtbench.errors import DataError, RunError, UsageError
     from mtbench.training.trained import package
