@@ -127,12 +127,12 @@ def test_onnx_is_the_model(run: Path, packed: Path) -> None:
     _, trained = package.load(run)
     session = onnxruntime.InferenceSession(packed / "model.onnx")
     names = [output.name for output in session.get_outputs()]
-    assert names == ["segmentation", "risk.logits", "risk.guided"]
+    assert names == ["segmentation", "risk.logits", "risk.guided", "risk.texture"]
     for count in (1, 2, 7):
         inputs = torch.rand(count, 1, 32, 32, generator=torch.Generator().manual_seed(count))
         mask, risk = trained.predictor(inputs)
         found = session.run(names, {"inputs": inputs.numpy()})
-        for value, wanted in zip(found, (mask, risk.logits, risk.guided), strict=True):
+        for value, wanted in zip(found, (mask, *risk), strict=True):
             torch.testing.assert_close(torch.from_numpy(value), wanted, atol=1e-4, rtol=1e-4)
 
 

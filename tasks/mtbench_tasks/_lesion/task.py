@@ -33,7 +33,7 @@ from mtbench_tasks._lesion.cases import Case, Collection, View
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.descriptors import Threshold
 from mtbench_tasks._lesion.doubts import alike, survey
-from mtbench_tasks._lesion.familiar import Familiar
+from mtbench_tasks._lesion.familiar import Familiar, sight
 from mtbench_tasks._lesion.grid import Placement, Prepared, prepare
 from mtbench_tasks._lesion.pixels import Picture
 from mtbench_tasks._lesion.source import Source, whole
@@ -454,15 +454,15 @@ class LesionTask(Task):
         assert isinstance(train, CaseSplit)
         assert train.standardise is not None
         assert isinstance(val, CaseSplit)
-        grids = [
-            grid.numpy()
-            for positions in torch.split(torch.arange(len(train)), BATCH)
-            for grid in train.batch(positions)["inputs"][:, 0]
-        ]
+        seen, others = list[NDArray[np.float64]](), list[NDArray[np.float64]]()
+        for positions in torch.split(torch.arange(len(train)), BATCH):
+            inputs = train.batch(positions)["inputs"]
+            seen += _sights(inputs, predictor(inputs)[1].texture)
         meter, outputs, pairs = self.meter(), [], []
         for positions in torch.split(torch.arange(len(val)), BATCH):
             batch = val.batch(positions)
             found = predictor(batch["inputs"])
+            others += _sights(batch["inputs"], found[1].texture)
             meter.update(found, batch)
             for plane, drawn in zip(found[0][:, 0].float().cpu(), batch["masks"], strict=True):
                 if (known := spread.lengths(drawn.numpy())) is None:
@@ -496,7 +496,7 @@ class LesionTask(Task):
             "operating": points(chances[:, self.high :].sum(1), (category >= self.high).numpy()),
             "spread": spread.fit(pairs, chances, category.numpy()),
             "seen": train.hashes() + val.hashes(),
-            "familiar": Familiar.fit(grids).to_json(),
+            "sight": Familiar.fit(np.array(seen), np.array(others)).to_json(),
             "radiomics": {
                 "features": [feature.name for feature in radiomics.FEATURES],
                 "mean": train.standardise.mean.tolist(),
@@ -701,7 +701,7 @@ class LesionTask(Task):
         if not same and len(names) > 2:
             ask, names, from_ = evaluating.reduced(ask, self.high), ("low", "high"), 1
         lexicon = evaluating.worded(self.lexicon, origin.lexicon)
-        judged = evaluating.ask_all(ask, split, names, from_, lexicon)
+        judged = evaluating.ask_all(ask, split, names, from_, lexicon, Familiar.of(trained.fitted))
         points = operating.shared(fitted)
         record = {
             "models": [model.name for model in trained.members],
@@ -724,7 +724,7 @@ class LesionTask(Task):
                 known=all(own is not None for own in seen),
                 started=any(model.init for model in trained.members),
                 unworded=evaluating.unworded(split.cases, lexicon),
-                unlike=evaluating.unlike(trained, prepared.inputs[chosen]),
+                unlike=int(judged.frame["unlike"].sum()),
                 reduced=None if same else (origin.grades, limit, self.grades, self.high),
             )
         )
@@ -944,6 +944,12 @@ def _frames(path: Path, wanted: str | None) -> list[int | None]:
     if wanted == "all":
         return list(range(1, count + 1))
     return [(count + 1) // 2 if wanted == "middle" else int(wanted)]
+
+
+def _sights(inputs: Tensor, texture: Tensor) -> list[NDArray[np.float64]]:
+    """Return the `sight` of each of B images, (B, 1, S, S), with their texture, (B, 2 C)."""
+    both = zip(inputs[:, 0].numpy(), texture.float().cpu().numpy(), strict=True)
+    return [sight(grid, own) for grid, own in both]
 
 
 def _at_least(origin: Source, limit: int) -> str:
