@@ -365,7 +365,7 @@ def test_missing_labels_leave_their_objective_out(kind: str, missing: str) -> No
     assert losses[gone].item() == 0
     assert torch.equal(losses[1 - gone], whole[1 - gone])
     losses[gone].backward()  # it is on the graph
-    touched = [out[0]] if missing == "segmentation" else [*out[1]]
+    touched = [out[0]] if missing == "segmentation" else [out[1].logits, out[1].guided]
     for leaf in touched:
         assert leaf.grad is not None
         assert not leaf.grad.any()
@@ -383,7 +383,7 @@ def test_some_missing_labels_leave_their_samples_out(kind: str) -> None:
     wanted = task.losses((planes[:2], Risk(risk.logits[:2], risk.guided[:2], risk.texture)), half)
     torch.testing.assert_close(found, wanted)
     sum(found).backward()  # type: ignore[attr-defined]
-    for leaf in (planes, *risk):
+    for leaf in (planes, risk.logits, risk.guided):
         assert leaf.grad is not None
         assert leaf.grad[:2].any()
         assert not leaf.grad[2:].any()

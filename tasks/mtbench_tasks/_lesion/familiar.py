@@ -18,7 +18,7 @@ COUNT = 16  # statistics
 DARK, LIGHT = 0.03, 0.97  # grey values, of 1, that count as black and as white
 SMALLEST = 8  # pixels of the grid: less shows nothing
 LEAST = 0.01  # deviation of a statistic: one that hardly varies in training may do so a little
-LIMIT = 99.0  # percentile of the validation's distances: what lies beyond is told
+LIMIT = 99.0  # percentile of distances: what lies beyond is told
 
 
 def describe(grid: NDArray[np.float32]) -> Vector:
@@ -72,8 +72,8 @@ class Familiar:
     Attributes:
         mean: (D,), of the training's `sight`.
         precision: (D, D), the inverse covariance.
-        limit: the distance within which `LIMIT` per cent of the validation's lie: those that the
-            mean and the covariance are of are nearer than others.
+        limit: the distance within which `LIMIT` per cent of the training's lie, and of the
+            validation's: what mean and covariance are of is nearer than others.
     """
 
     mean: Vector
@@ -89,8 +89,8 @@ class Familiar:
         covariance = LedoitWolf().fit(found / scale).covariance_ + np.diag((LEAST / scale) ** 2)
         precision = np.linalg.inv(covariance) / np.outer(scale, scale)
         made = cls(found.mean(axis=0), precision, 0.0)
-        limit = float(np.percentile([made._distance(row) for row in others], LIMIT))
-        return cls(made.mean, precision, limit)
+        ends = [np.percentile([*map(made._distance, rows)], LIMIT) for rows in (found, others)]
+        return cls(made.mean, precision, float(max(ends)))
 
     @classmethod
     def of(cls, fitted: Mapping[str, Any]) -> Self | None:
@@ -114,8 +114,8 @@ class Familiar:
             return None
         return (
             f"it does not look like the training's images (distance {distance:.3g}, "
-            f"{LIMIT:g} % of the validation's are within {self.limit:.3g}): is it an ultrasound "
-            "image of the same organ, the right way up?"
+            f"{LIMIT:g} % of theirs are within {self.limit:.3g}): is it an ultrasound image of the "
+            "same organ, the right way up?"
         )
 
     def _distance(self, row: Vector) -> float:
