@@ -121,7 +121,7 @@ def test_a_glance_at_part_of_what_is_planned(tmp_path: Path) -> None:
         (run.path / claim.FILE).unlink()
         claim.add(run, own.model_copy(update={"repetitions": 20, "margin": 0.1}))
     found = board(tmp_path, "ls")
-    assert "8 repetitions of 20 planned, at any look" in found.verdict
+    assert "(8 repetitions of 20 planned; paired" in found.verdict
     row = rows(found)
     assert row["great"]["told"] == "better"
     assert whole["good"] == "equivalent"
@@ -185,16 +185,42 @@ def test_of_two_cells_with_one_choice_the_later_counts(folder: Path) -> None:
     assert rows(found)["good"]["seeds"] == 8
 
 
-def test_claims_that_differ_in_rows_count_a_cell_once(folder: Path) -> None:
+def test_a_suite_whose_rows_have_become_more_claims_a_cell_once(folder: Path) -> None:
+    """The most rows are meant, also where a sweep was stopped before it had claimed all again."""
     before = board(folder, "ls")
-    for run in find_runs([folder]):
+    for run in list(find_runs([folder]))[:3]:
         [own] = claim.read(run)
-        claim.add(run, own.model_copy(update={"rows": 3}))
+        more = own.model_copy(update={"rows": 7})
+        claim.add(run, more)
+        assert claim.read(run) == [more]
     found = board(folder, "ls")
-    pd.testing.assert_frame_equal(found.rows, before.rows)
+    pd.testing.assert_frame_equal(found.rows.drop(columns=PAIRED), before.rows.drop(columns=PAIRED))
     assert found.remarks == before.remarks
     assert found.suite is not None
-    assert found.suite.rows == 4
+    assert found.suite.rows == 7
+
+
+PAIRED = ["difference_low", "difference_high", "p", "p_equivalence", "told"]
+"""What depends on how many comparisons there are."""
+
+
+@pytest.mark.parametrize(
+    ("written", "now"),
+    [
+        ("digits width=8 epochs=16", "digits width=8 epochs=16"),
+        ("t strict=True by=None", "t strict=true by=none"),
+        ("t on=True,False", "t on=true,false"),
+        ("t name=Nonesuch True", "t name=Nonesuch True"),
+    ],
+)
+def test_a_task_is_called_as_the_first_records_call_it(written: str, now: str) -> None:
+    fields = {
+        "suite": "core", "digest": "d" * 12, "task": written, "label": "ew", "repetition": 0,
+        "draw": None, "sampler": "sobol", "places": {}, "trials": 0, "repetitions": 1, "seeds": 1,
+        "rows": 4, "margin": 2.0, "against": [],
+    }  # fmt: skip
+    [found] = claim.parse(json.dumps([fields]).encode(), "suites.json")
+    assert found.task == now
 
 
 def test_data_that_has_changed_makes_two_boards(folder: Path) -> None:

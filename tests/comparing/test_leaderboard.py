@@ -407,7 +407,7 @@ def test_verdicts_against_the_baseline(tmp_path: Path) -> None:
     assert math.isnan(by_name["ls"]["difference"])
     assert found.verdict.startswith(
         "Against ls: better: better; worse: stl, worse; equivalent within 2 %: same; "
-        "not told apart: noisy. (8 seeds; paired t-tests, 5 % for all comparisons.)"
+        "not told apart: noisy. (8 seeds; paired t-tests, 5 % for all comparisons together.)"
     )
     shown = leaderboard.readable(found).set_index("method")
     assert shown.loc["same", "verdict"] == "equivalent"

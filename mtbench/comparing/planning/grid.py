@@ -325,7 +325,7 @@ class Grid:
         K, budget = len(request.task.objectives), self.suite.budget
         own = method.resolve(row.set)
         balancer = method(K, 0, **own)  # a bad value is told before anything is run
-        refuse_unfit(row.row, balancer, request.task, request.recipe)
+        refuse_unfit(row.row, balancer, request.task, request.recipe.optimizer)
         search = _search(setting.search or self.suite.search, request.recipe)
         trials = 0 if row.weights_from else budget.trials
         draws = [

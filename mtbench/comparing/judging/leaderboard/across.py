@@ -130,13 +130,19 @@ def _blocks(boards: Sequence[Board]) -> list[list[int]]:
 
 
 def _note(costs: Floats) -> str:
-    count = len(costs)
+    count, methods = costs.shape
+    if methods < 3:
+        return "no order of two methods can be told: Friedman's test takes three"
     ranking = statistics.friedman_nemenyi(costs, ALPHA)
-    if ranking.note:
-        return ranking.note
+    if count < ranking.needed:
+        return (
+            f"no order can be told: for {methods} methods it takes at least {ranking.needed} "
+            f"boards with data of their own, found {count} (Friedman's test, then Nemenyi's)"
+        )
     if ranking.p > ALPHA:
-        return f"Friedman over {count} boards: p = {ranking.p:.3g}; no order can be told"
+        return f"over {count} boards no order can be told (Friedman's test, p = {ranking.p:.3g})"
     return (
-        f"Friedman over {count} boards: p = {ranking.p:.3g}; two methods differ whose mean "
-        f"ranks are {ranking.critical_difference:.2f} apart (Nemenyi, {ALPHA:g})"
+        f"over {count} boards the order is more than chance (Friedman's test, p = "
+        f"{ranking.p:.3g}): two methods differ if their mean ranks are at least "
+        f"{ranking.critical_difference:.2f} apart (Nemenyi's test, {100 * ALPHA:g} %)"
     )

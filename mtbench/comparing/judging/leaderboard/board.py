@@ -459,13 +459,15 @@ class _Scores:
             )
         groups = {word: self.pairs_of(base, word) for word in VERDICTS}
         planned = 0 if self.group.suite is None else self.group.suite.planned
-        looks = f" of {planned} planned, at any look" if planned > most else ""
+        of, looks = "", ""
+        if planned > most:
+            of, looks = f" of {planned} planned", ", however often one looks before the last"
         return (
             f"Against {base}: better: {_listed(groups['better'])}; worse: "
             f"{_listed(groups['worse'])}; equivalent within {self.margin:g} %: "
             f"{_listed(groups['equivalent'])}; not told apart: "
-            f"{_listed(groups['not told apart'])}. ({most} {self.unit}s{looks}; paired t-tests, "
-            f"{100 * ALPHA:g} % for all comparisons.)"
+            f"{_listed(groups['not told apart'])}. ({most} {self.unit}s{of}; paired t-tests, "
+            f"{100 * ALPHA:g} % for all comparisons together{looks}.)"
         )
 
     def pairs_of(self, against: str, told: str) -> list[str]:
