@@ -48,12 +48,9 @@ def setup(app: Sphinx) -> dict[str, bool]:
 
 def _write(_app: Sphinx) -> None:
     """Write all pages, and remove those of what is no longer there."""
-    for stale in _existing() - set(_pages()):
+    before = {path for path in GENERATED.rglob("*") if path.is_file()}
+    for stale in before - set(_pages()):
         stale.unlink()
-
-
-def _existing() -> set[Path]:
-    return {path for path in GENERATED.rglob("*") if path.is_file()}
 
 
 def _pages() -> Iterator[Path]:
@@ -63,7 +60,8 @@ def _pages() -> Iterator[Path]:
     for name, method in methods.items():
         yield _put(f"methods/{name}.rst", _render("method.rst", **_method(name, method)))
         if toy_paths.is_drawn(method):
-            yield _put(f"methods/{name}.svg", toy_paths.draw(paths.get(name) or toy_paths.walk(name)))
+            path = paths.get(name) or toy_paths.walk(name)
+            yield _put(f"methods/{name}.svg", toy_paths.draw(path))
     for name, entry in entries("task").items():
         yield _put(f"tasks/{name}.rst", _render("task.rst", **_task(name, entry)))
     yield _put("families.md", _render("families.md", families=_families(methods)))
