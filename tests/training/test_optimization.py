@@ -169,7 +169,7 @@ def test_what_lbfgs_cannot_lower_is_told_before_data_is_loaded(
     if not said:
         Request.of("tiny", [method], given, [tiny])
         return
-    for some in (given, {"optimizer": "lbfgs"}):  # before what the recipe lacks, which mends nothing
+    for some in (given, {"optimizer": "lbfgs"}):  # before what the recipe lacks
         with pytest.raises(UnfitError, match=re.escape(f"{method} {said}")) as error:
             Request.of("tiny", ["ew", method], some, [tiny])
         assert "\n" not in str(error.value)
