@@ -217,7 +217,7 @@ class _Scores:
         return reference
 
     def _tell_small(self, reference: int) -> None:
-        """Name metrics that most rows have at more than twice, or at a sign opposite to, its own."""
+        """Name metrics in which most rows differ from the reference by more than all it has."""
         means = _mean(self.x)
         others = np.delete(means, reference, axis=0)[np.delete(self.official, reference)]
         if not len(others):
@@ -356,7 +356,7 @@ class _Scores:
         columns["hypervolume"] = self._hypervolume()
         columns |= self._cost()
         self.remarks += [
-            *self._odd(), *self._declared(), *self._lacking(), *self._repeated(), *self._budgets(),
+            *self._odd(), *self._declared(), *self._lacking(), *self._diverging(), *self._repeated(), *self._budgets(),
             *self._origins(), *self._edges(), *self._idle(), *self._zeros(), *self._makers(),
         ]  # fmt: skip
         if stale := self.group.stale:
@@ -558,58 +558,47 @@ class _Scores:
     def _declared(self) -> list[str]:
         """Name metrics that cells do not declare alike: by most of them the board goes."""
         found = [name for name, counts in self.said.items() if len(counts) > 1]
-        return (
-            [
-                "cells do not say alike whether a metric counts, and whether higher is better; what "
-                f"most say is taken: {_some(found)}"
-            ]
-            if found
-            else []
+        said = (
+            "cells do not say alike whether a metric counts, and whether higher is better; what "
+            "most say is taken: "
         )
+        return [said + _some(found)] if found else []
 
     def _lacking(self) -> list[str]:
-        """Name rows in which the worst number stands for others."""
+        """Name rows in which the worst number stands for one that is undefined."""
         counts = self.undefined.any(axis=2).sum(axis=1)
         found = [
             f"{name} ({count} of {len(row.units)} {self.unit}s)"
             for name, row, count in zip(self.names, self.rows, counts, strict=True)
             if count
         ]
-        remarks = []
-        if found:
-            remarks.append(
-                "a metric is undefined where other rows have it, and counts as the worst: "
-                f"{_some(found)}"
-            )
-        anchors = {i for i in (self.base, *self.asked) if i is not None}
-        lost = {self.names[i]: [c.diverged for c in self.rows[i].finals] for i in anchors}
-        if found := [
-            f"{name} ({sum(ended)} of {len(ended)} cells)"
-            for name, ended in lost.items()
-            if 2 * sum(ended) >= len(ended)
-        ]:
-            remarks.append(
-                "to be better than a row that mostly diverges, whose numbers are the worst on the "
-                f"board, says little: {_some(found)}"
-            )
-        return remarks
+        said = "a metric is undefined where other rows have it, and counts as the worst: "
+        return [said + _some(found)] if found else []
+
+    def _diverging(self) -> list[str]:
+        """Name rows that others are compared with, and that mostly diverge."""
+        found = []
+        for i in sorted({i for i in (self.base, *self.asked) if i is not None}):
+            ended = [cell.diverged for cell in self.rows[i].finals]
+            if 2 * sum(ended) >= len(ended):
+                found.append(f"{self.names[i]} ({sum(ended)} of {len(ended)} cells)")
+        said = (
+            "to be better than a row that mostly diverges, whose numbers are the worst on the "
+            "board, says little: "
+        )
+        return [said + _some(found)] if found else []
 
     def _repeated(self) -> list[str]:
         """Name rows of which most cells measured the same: their units are none of their own."""
-        found = [
-            name
-            for name, row in zip(self.names, self.rows, strict=True)
-            if 2 * len({c.measured for c in row.finals if not c.diverged})
-            < sum(not c.diverged for c in row.finals)
-        ]
-        return (
-            [
-                f"most cells have the same numbers, so these {self.unit}s are not independent, and "
-                f"intervals and verdicts do not hold: {_some(found)}"
-            ]
-            if found
-            else []
+        found = []
+        for name, row in zip(self.names, self.rows, strict=True):
+            measured = [cell.measured for cell in row.finals if not cell.diverged]
+            found += [name] if 2 * len(set(measured)) < len(measured) else []
+        said = (
+            f"most cells have the same numbers, so these {self.unit}s are not independent, and "
+            "intervals and verdicts do not hold: "
         )
+        return [said + _some(found)] if found else []
 
     def _budgets(self) -> list[str]:
         """Name rows of another budget than most, such as those of equal cost."""
