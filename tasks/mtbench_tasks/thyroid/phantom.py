@@ -718,7 +718,7 @@ def load(
                          f"got {reader_noise}")  # fmt: skip
     if workers is not None and workers < 1:
         raise UsageError(f"phantom: workers must be at least 1, got {workers}")
-    population = {"version": VERSION, "size": size, "seed": seed}
+    population: dict[str, float] = {"version": VERSION, "size": size, "seed": seed}
     fingerprint = _digest(population | {"reader_noise": float(reader_noise), "readers": readers})
     cases, readings = (
         cache and cache / f"phantom-{part}.npz"

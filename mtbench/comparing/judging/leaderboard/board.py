@@ -356,8 +356,9 @@ class _Scores:
         columns["hypervolume"] = self._hypervolume()
         columns |= self._cost()
         self.remarks += [
-            *self._odd(), *self._declared(), *self._lacking(), *self._diverging(), *self._repeated(), *self._budgets(),
-            *self._origins(), *self._edges(), *self._idle(), *self._zeros(), *self._makers(),
+            *self._odd(), *self._declared(), *self._lacking(), *self._diverging(),
+            *self._repeated(), *self._budgets(), *self._origins(), *self._edges(), *self._idle(),
+            *self._zeros(), *self._makers(),
         ]  # fmt: skip
         if stale := self.group.stale:
             self.remarks.append(
