@@ -100,7 +100,10 @@ def main(out: Path, against: Sequence[str]) -> None:
             if not units:
                 continue
             gains = np.array([np.subtract(known[row][u], known[other][u]) for u in units])
-            found = answer(*gains.T, board.suite.planned, board.suite.resplit or 0.0, len(pairs))
+            found = answer(
+                gains[:, 0], gains[:, 1], board.suite.planned, board.suite.resplit or 0.0,
+                len(pairs),
+            )  # fmt: skip
             shown = [
                 f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
                 for mean, low, high in (found.category, found.mask)
