@@ -325,7 +325,7 @@ class Grid:
         K, budget = len(request.task.objectives), self.suite.budget
         own = method.resolve(row.set)
         balancer = method(K, 0, **own)  # a bad value is told before anything is run
-        refuse_unfit(row.row, balancer, request.task, request.recipe)
+        refuse_unfit(row.row, balancer, request.task, request.recipe.optimizer)
         search = _search(setting.search or self.suite.search, request.recipe)
         trials = 0 if row.weights_from else budget.trials
         draws = [
@@ -419,6 +419,11 @@ def _methods(suite: Suite, plugins: Sequence[Path]) -> list[tuple[MethodSetting,
             for each in rows:
                 if each.name not in known:
                     known[each.name] = Method.find(each.name, plugins)
+                if each.row != each.name and each.row in entries("method", plugins):
+                    raise UsageError(
+                        f"label {each.row!r} is the name of another method than {each.name!r}: "
+                        "choose another"
+                    )
                 found.setdefault(each.row, (each, known[each.name]))
     for row, method in found.values():
         _check_source(suite, row, method, found)
