@@ -1,5 +1,6 @@
 """``mtbench predict``."""
 
+import hashlib
 import json
 import os
 import textwrap
@@ -11,8 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from mtbench.cli.options import Plugins, own, sort
+from mtbench.version import __version__
 
 END = "\n]\n"  # of a JSON array
+UNFINISHED = ".unfinished"
+"""A file beside `predictions.json` as long as it lacks something: which call was cut off."""
 
 
 def predict(
@@ -30,8 +34,9 @@ def predict(
 
     Several models, such as a run's seeds, are asked together. Folders are searched to the bottom;
     what the task does not read is passed over. A file that is broken is named, the others are read,
-    and the exit code is 2. A task has options of its own, given like [bold]--spacing 0.1[/] or
-    [bold]--mirror[/]: `mtbench info TASK`, such as `mtbench info thyroid`, lists them.
+    and the exit code is 2. What was cut off goes on when the same command is given again. A task
+    has options of its own, given like [bold]--spacing 0.1[/] or [bold]--mirror[/]: `mtbench info
+    TASK`, such as `mtbench info thyroid`, lists them.
     """
     from mtbench.errors import DataError, RunError, UsageError
     from mtbench.training.trained import package
@@ -52,11 +57,18 @@ def predict(
                 f"--{key} {value}: is one file, and {len(found)} are read: give a folder that has "
                 "one of the same name for each"
             )
-    written = out / "predictions.json"
-    done = broken = 0
+    written, unfinished = out / "predictions.json", out / UNFINISHED
+    also = [value for value in options.values() if isinstance(value, Path)]
+    call = _digest([*models, *(path for path, _ in found), *also], options)
+    begun = _begun(written, unfinished, call)
+    done, broken = len(begun), sum("error" in record for record in begun)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for path, place in found:
+        if begun:
+            typer.echo(f"goes on: the first {done} of {len(found)} files had been read", err=True)
+        else:
+            unfinished.unlink(missing_ok=True)
+        for path, place in found[done:]:
             to = out / place
             to.parent.mkdir(parents=True, exist_ok=True)
             here = {
@@ -74,12 +86,19 @@ def predict(
                 record = {"image": str(path), "error": str(error)}
                 typer.echo(f"error: {error}", err=True)
             _append(written, record, first=not done)
+            if not done:
+                unfinished.write_text(call)
             done += 1
+        unfinished.unlink()
     except OSError as error:
         raise RunError(f"--out {out}: cannot be written ({error.strerror})") from error
     except KeyboardInterrupt:
         if done:
-            typer.echo(f"the first {done} of {len(found)} files are in {written}", err=True)
+            typer.echo(
+                f"the first {done} of {len(found)} files are in {written}; the same command goes "
+                "on from there",
+                err=True,
+            )
         raise
     typer.echo(written.read_text("utf-8"), nl=False)
     if passed_over:
@@ -100,6 +119,30 @@ def _append(file: Path, record: Mapping[str, Any], *, first: bool) -> None:
     with file.open("r+b") as stream:
         stream.seek(-len(END), os.SEEK_END)
         stream.write(f",\n{text}{END}".encode())
+
+
+def _digest(paths: Sequence[Path], options: Mapping[str, Any]) -> str:
+    """Return a hash of a call: by what, of what as it is now, and how it predicts."""
+    files = [
+        file
+        for path in paths
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if file.is_file()
+    ]
+    known = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    said = [__version__, known, {key: str(value) for key, value in options.items()}]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
+def _begun(file: Path, unfinished: Path, call: str) -> list[dict[str, Any]]:
+    """Return the records that the same call had written before it was cut off."""
+    try:
+        if unfinished.read_text() != call:
+            return []
+        records: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return records
 
 
 def _gather(

@@ -171,7 +171,7 @@ def regular(path: Path) -> Path:
     Raises:
         DataError: it is a pipe, a device or a socket. What is not there is for the reader to tell.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if not path.is_file() and path.exists() and not path.is_dir():
         raise DataError(f"{path}: is a pipe or a device; give a regular file")
     return path
 

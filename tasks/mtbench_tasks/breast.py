@@ -138,6 +138,11 @@ class Breast(LesionTask):
     """
 
     organ = "Breast"
+    words = {  # noqa: RUF012 - a ClassVar of the base
+        "composition": "texture",
+        "echogenicity": "echo pattern",
+        "echogenic foci": "calcifications",
+    }
     sources = {  # noqa: RUF012 - a ClassVar of the base
         "birads": _source("BIRADS", high=2),
         "malignancy": _source("Classification", high=1),

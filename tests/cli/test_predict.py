@@ -127,12 +127,12 @@ def test_onnx_is_the_model(run: Path, packed: Path) -> None:
     _, trained = package.load(run)
     session = onnxruntime.InferenceSession(packed / "model.onnx")
     names = [output.name for output in session.get_outputs()]
-    assert names == ["segmentation", "risk.logits", "risk.guided"]
+    assert names == ["segmentation", "risk.logits", "risk.guided", "risk.texture"]
     for count in (1, 2, 7):
         inputs = torch.rand(count, 1, 32, 32, generator=torch.Generator().manual_seed(count))
         mask, risk = trained.predictor(inputs)
         found = session.run(names, {"inputs": inputs.numpy()})
-        for value, wanted in zip(found, (mask, risk.logits, risk.guided), strict=True):
+        for value, wanted in zip(found, (mask, *risk), strict=True):
             torch.testing.assert_close(torch.from_numpy(value), wanted, atol=1e-4, rtol=1e-4)
 
 
@@ -536,11 +536,12 @@ def test_what_was_read_outlives_what_comes(
     code, printed, _ = mtbench(*line)
     written = tmp_path / "out" / "predictions.json"
     assert written.read_text() == printed == json.dumps(json.loads(printed), indent=2) + "\n"
-    own = Thyroid.predict
+    own, read, stops = Thyroid.predict, list[str](), True
 
     @wraps(own)
     def until(self: Thyroid, trained: Any, path: Path, *rest: Any, **more: Any) -> Any:
-        if path.name == "2.png":
+        read.append(path.name)
+        if path.name == "2.png" and stops:
             raise stop
         return own(self, trained, path, *rest, **more)
 
@@ -548,12 +549,33 @@ def test_what_was_read_outlives_what_comes(
     if stop is KeyboardInterrupt:
         code, _, err = mtbench(*line)
         assert code == 130
-        assert err.startswith(f"the first 2 of 3 files are in {written}\nstopped; what is done")
+        assert err.startswith(f"the first 2 of 3 files are in {written}; the same command goes on")
     else:
         monkeypatch.setattr(sys, "argv", ["mtbench", *map(str, line)])
         with pytest.raises(MemoryError):
             cli.main()
     assert [Path(r["image"]).name for r in json.loads(written.read_text())] == ["0.png", "1.png"]
+    stops, read = False, []
+    kept = written.read_bytes()
+    assert mtbench(*line) == (0, printed, "goes on: the first 2 of 3 files had been read\n")
+    assert read == ["2.png"]
+    assert files(tmp_path / "out") == {written.name} | {
+        f"{i}_{what}.png" for i in range(3) for what in ("mask", "overlay")
+    }
+    mtbench(*line)
+    assert read == ["2.png", "0.png", "1.png", "2.png"]  # it was whole
+    stops = True
+    for change in ((), ("--mirror",)):  # another call, or another file, begins again
+        with contextlib.suppress(MemoryError):
+            mtbench(*line)
+        assert written.read_bytes() == kept
+        read.clear()
+        if not change:
+            Image.fromarray(neck[::-1]).save(tmp_path / "a" / "1.png")
+        with contextlib.suppress(MemoryError):
+            mtbench(*line, *change)
+        assert read == ["0.png", "1.png", "2.png"]
+        Image.fromarray(neck).save(tmp_path / "a" / "1.png")
 
 
 def test_flags_need_no_value(mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any) -> None:

@@ -5,9 +5,11 @@ import io
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ def test_damaged_images(ending: str, tmp_path: Path) -> None:
     check()
 
 
-def test_a_tiff_whose_tags_are_cut_off_is_no_image(tmp_path: Path) -> None:
+def cut_off_tiff() -> bytes:
     raw = bytearray(picture("TIFF"))
     start = struct.unpack_from("<I", raw, 4)[0]
     at = next(
@@ -93,9 +95,31 @@ def test_a_tiff_whose_tags_are_cut_off_is_no_image(tmp_path: Path) -> None:
         if struct.unpack_from("<H", raw, start + 2 + 12 * i)[0] == 258  # bits per sample
     )
     struct.pack_into("<I", raw, at + 4, 2**20)
-    (tmp_path / "a.tif").write_bytes(raw)
+    return bytes(raw)
+
+
+def test_a_tiff_whose_tags_are_cut_off_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(cut_off_tiff())
     with pytest.raises(DataError, match=r"a\.tif: does not decode"):
         files.read_image(tmp_path / "a.tif")
+
+
+def test_threads_hear_each_its_own_warnings_and_leave_none(tmp_path: Path) -> None:
+    (tmp_path / "cut.tif").write_bytes(cut_off_tiff())
+    (tmp_path / "whole.tif").write_bytes(picture("TIFF"))
+    before = warnings.filters[:], warnings.showwarning
+
+    def broken(name: str) -> bool:
+        try:
+            files.read_image(tmp_path / name)
+        except DataError:
+            return True
+        return False
+
+    names = ["cut.tif", "whole.tif"] * 200
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(broken, names)) == [True, False] * 200
+    assert (warnings.filters, warnings.showwarning) == before
 
 
 def chunk(name: bytes, data: bytes) -> bytes:

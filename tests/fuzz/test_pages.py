@@ -32,7 +32,6 @@ def pages(folder: Path) -> list[Path]:
     section = reading.Section(
         picture=Pil.new("RGB", (9, 9)),
         headline=NAMES[0],
-        means=NAMES[1],
         measurements=[(n, n) for n in NAMES],
         chances=[(n, 0.1) for n in NAMES],
         radiomics=[(n, [reading.Row(n, n, n, 0.1)]) for n in NAMES],
@@ -46,6 +45,7 @@ def pages(folder: Path) -> list[Path]:
         notes=list(NAMES),
         judged=NAMES[2],
         described=NAMES[3],
+        scale=NAMES[0],
         thresholds=[(n, n, [(n, n, n)]) for n in NAMES],
         sections=[section],
     )

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -147,6 +148,19 @@ def test_low_and_high_are_divided_at_the_biopsy() -> None:
     assert breast.Breast(source="malignancy").grades == ("benign", "malignant")
 
 
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({}, "BI-RADS category"),
+        ({"target": "low-high"}, "high: BI-RADS 4a or 4b or 4c or 5"),
+        ({"source": "malignancy"}, ""),
+        ({"source": "malignancy", "target": "low-high"}, "high: malignant"),
+    ],
+)
+def test_a_reading_says_what_its_categories_are_of(how: dict[str, Any], said: str) -> None:
+    assert breast.Breast(**how).scale == said
+
+
 def test_it_trains_all_methods_and_shows_itself(mtbench: Mtbench, tmp_path: Path) -> None:
     root = write(tmp_path / "breast", 32)
     (root / IMAGES / "case007.png").write_text("no picture")
@@ -158,7 +172,11 @@ def test_it_trains_all_methods_and_shows_itself(mtbench: Mtbench, tmp_path: Path
     image = root / IMAGES / "case003.png"
     code, out, err = mtbench("predict", run, image, "--spacing", 0.078, "--out", tmp_path / "p")
     assert (code, err) == (0, "")
-    assert tuple(json.loads(out)[0]["views"][0]["probabilities"]) == breast.GRADES["BIRADS"]
+    [record] = json.loads(out)
+    assert tuple(record["views"][0]["probabilities"]) == breast.GRADES["BIRADS"]
+    page = Path(record["reports"][0]).read_text()
+    assert ">BI-RADS category<" in page
+    assert "composition" not in page  # a thyroid's word
     picture = tmp_path / "preview.png"
     assert "images of malignant" in shown(mtbench, picture, "malignancy", *line)
     code, _, err = mtbench("run", *line[:2], "-m", "ew", "--out", tmp_path / "s")

@@ -134,7 +134,7 @@ def test_it_is_an_option_that_changes_nothing_else() -> None:
     assert batches[1].keys() - batches[0].keys() == {"descriptors"}
     assert "descriptors" not in own
     outputs = [model(batches[0]["inputs"]) for model in models]
-    assert type(outputs[0][1])._fields == ("logits", "guided")
+    assert type(outputs[0][1])._fields == ("logits", "guided", "texture")
     before, after = plain.losses(outputs[0], batches[0]), asked.losses(outputs[1], batches[1])
     assert torch.equal(before[0], after[0])
     extra = descriptors.loss(outputs[1][1].descriptors, batches[1]["descriptors"], acr.LEXICON)
@@ -180,7 +180,7 @@ def test_they_are_shown(tmp_path: Path) -> None:
         plane = torch.full(inputs.shape, -5.0)
         plane[..., 10:20, 8:24] = 5.0
         category = torch.tensor([[0.0, 0.0, 0.0, 9.0, 0.0]])
-        return [plane, Described(category, torch.zeros(1, 13), terms)]
+        return [plane, Described(category, torch.zeros(1, 13), torch.zeros(1, 0), terms)]
 
     pixels = np.random.default_rng(0).integers(20, 220, (80, 110), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -193,6 +193,7 @@ def test_they_are_shown(tmp_path: Path) -> None:
     assert found["assessment"]["points"] == (0, 0)
     assert found["assessment"]["says"][0] == "by points TR1: no biopsy, no follow-up"
     assert found["means"] == "ACR TI-RADS TR4"
+    assert record["scale"] == "ACR TI-RADS category"
     assert {row["system"] for row in record["thresholds"]} == {
         "ACR TI-RADS", "EU-TIRADS", "K-TIRADS"
     }  # fmt: skip

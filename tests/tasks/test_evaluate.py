@@ -32,7 +32,7 @@ from mtbench_tasks._lesion import evaluating, judging, operating
 from mtbench_tasks._lesion.asking import Panel, together
 from mtbench_tasks._lesion.cases import Case, Reading, digest
 from mtbench_tasks._lesion.doubts import perceptual
-from mtbench_tasks._lesion.familiar import Familiar
+from mtbench_tasks._lesion.familiar import Familiar, sight
 from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks._lesion.network import Described, Risk
 from mtbench_tasks.thyroid import Thyroid, acr, phantom
@@ -239,7 +239,8 @@ def dark(inputs: Tensor) -> list[Any]:
     inside = (logits > 0) & (inputs > 0)
     level = (inputs * inside).sum((1, 2, 3)) / inside.sum((1, 2, 3)).clamp(min=1)
     grade = 15 * level - 1.5 + inputs[:, 0, 5:8, 5:8].std((1, 2)) * 20
-    risk = Risk(-((grade[:, None] - torch.arange(5)) ** 2), torch.zeros(len(inputs), 13))
+    logit = -((grade[:, None] - torch.arange(5)) ** 2)
+    risk = Risk(logit, torch.zeros(len(inputs), 13), torch.zeros(len(inputs), 0))
     return [torch.where(inputs > 0, logits, -1.0), risk]
 
 
@@ -415,12 +416,17 @@ def test_what_is_odd_or_absent_is_told(clinic: Path, tmp_path: Path) -> None:
 def test_what_the_model_may_have_seen_or_not_know_is_told(clinic: Path, tmp_path: Path) -> None:
     """Weights of another model have seen what it was trained on; another organ looks otherwise."""
     grids = [to_input(c.image, 64)[0].numpy() for c in phantom.load(size=30, readers=1).cases]
-    fitted = FITTED | {"familiar": Familiar.fit(grids).to_json()}
+    known = np.array([sight(grid, grid[0, :0]) for grid in grids])
+    fitted = FITTED | {"sight": Familiar.fit(known, known).to_json()}
     task = Thyroid(image_size=64, width=2)
     found = task.evaluate(Trained(dark, "dark", fitted, init="abc"), clinic, tmp_path)
     assert any("started from another's weights" in note for note in found.notes)
     assert any(note.startswith("30 of 30 images do not look like") for note in found.notes)
-    assert evaluating.unlike(Trained(dark, "dark", fitted), np.array(grids)[:, None]) <= 1
+    with (tmp_path / "cases.csv").open() as file:
+        assert {row["unlike"] for row in csv.DictReader(file)} == {"True"}
+    of_its_kind = Familiar.of(fitted)
+    assert of_its_kind is not None
+    assert sum(of_its_kind.doubt(seen) is not None for seen in known) <= 1
 
 
 def test_lesions_that_were_missed_are_told(clinic: Path, tmp_path: Path) -> None:

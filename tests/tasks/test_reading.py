@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mtbench.training.task import Trained
 from mtbench_tasks._lesion import burnt, calipers, radiomics, reading, report, spread
 from mtbench_tasks._lesion.asking import Panel
 from mtbench_tasks._lesion.calibration import calibration_error, likeliest, temperature
-from mtbench_tasks._lesion.familiar import Familiar
+from mtbench_tasks._lesion.familiar import Familiar, sight
 from mtbench_tasks._lesion.files import is_image, read_image, read_picture
 from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks._lesion.network import Risk
@@ -50,7 +51,7 @@ def predictor(
         assert inputs.shape[:2] == (1, 1)
         plane = torch.full(inputs.shape, -5.0)
         draw(plane[0, 0])
-        return [plane, Risk(torch.tensor([logits]), torch.zeros(1, 3))]
+        return [plane, Risk(torch.tensor([logits]), torch.zeros(1, 3), torch.zeros(1, 0))]
 
     return predict
 
@@ -344,8 +345,10 @@ def necks(count: int, seed: int = 0) -> list[np.ndarray]:
     return [image.astype(np.uint8) for image in found]
 
 
-def grids(images: list[np.ndarray]) -> list[np.ndarray]:
-    return [to_input(image, 64)[0].numpy() for image in images]
+def sights(images: list[np.ndarray], size: int = 64) -> np.ndarray:
+    """What images are like, without an encoder."""
+    nothing = np.zeros(0, np.float32)
+    return np.array([sight(to_input(image, size)[0].numpy(), nothing) for image in images])
 
 
 def strange() -> dict[str, np.ndarray]:
@@ -367,14 +370,16 @@ def strange() -> dict[str, np.ndarray]:
 
 
 def test_what_is_not_like_the_training_is_told() -> None:
-    known = Familiar.fit(grids(necks(120)))
-    known = Familiar.of(json.loads(json.dumps(known.to_json())))
-    fresh = [known.doubt(grid) is not None for grid in grids(necks(100, seed=5))]
+    known = Familiar.fit(sights(necks(120)), sights(necks(120, seed=4)))
+    again = Familiar.of({"sight": json.loads(json.dumps(known.to_json()))})
+    assert again is not None
+    known = again
+    fresh = [known.doubt(seen) is not None for seen in sights(necks(100, seed=5))]
     assert np.mean(fresh) < 0.06
     mirrored = [np.ascontiguousarray(image[:, ::-1]) for image in necks(40, seed=6)]
-    assert np.mean([known.doubt(grid) is not None for grid in grids(mirrored)]) < 0.1
+    assert np.mean([known.doubt(seen) is not None for seen in sights(mirrored)]) < 0.1
     for name, image in strange().items():
-        said = known.doubt(grids([image])[0])
+        said = known.doubt(sights([image])[0])
         assert said is not None, name
         assert "does not look like the training's images" in said
 
@@ -383,7 +388,7 @@ def test_a_reading_says_so(tmp_path: Path) -> None:
     images = necks(60)
     features = [radiomics.extract(image, tissue() > 0) for image in images[:1]]
     known = radiomics.Standardiser(np.zeros(len(features[0])), np.full(len(features[0]), 1e-3))
-    reference = Reference(known, Familiar.fit([to_input(i, 96)[0].numpy() for i in images]))
+    reference = Reference(known, Familiar.fit(sights(images, 96), sights(images, 96)))
     fine = read(predictor(standing), necks(1, 7)[0], tmp_path, reference=reference)["notes"]
     odd = read(predictor(standing), strange()["noise"], tmp_path, reference=reference)["notes"]
     assert not any("does not look like" in note for note in fine)
@@ -400,14 +405,15 @@ def page(folder: Path, **more: Any) -> report.Page:
         predictor(standing), tissue(), folder, reference=Reference(known), temperature=2.0, **more
     )
     record["notes"] = ["a <note>"]
-    record["views"][0]["means"] = "TI-RADS 4 or 5"
     fitted = {
         "validation": {"auroc": 0.61, "dice": 0.7, "graded": 30, "outlined": 40},
         "calibration": {
             "temperature": 2.0, "readings": 30, "error_before": 0.2, "error_after": 0.1
         }
     }  # fmt: skip
-    return report.compose(record, tissue(), Trained(predictor(standing), "the <model>", fitted))
+    record["scale"] = "high: BI-RADS 4 or 5"
+    trained = Trained(predictor(standing), "the <model>", fitted)
+    return report.compose(record, tissue(), trained, {"composition": "texture"})
 
 
 def test_the_page_says_it_all(tmp_path: Path) -> None:
@@ -417,9 +423,9 @@ def test_the_page_says_it_all(tmp_path: Path) -> None:
     for words in (
         "a.png", "120 x 80 pixels", "0.1 mm/pixel", "the &lt;model&gt;", "a &lt;note&gt;",
         "temperature 2.00", "0.200 before", "AUROC 0.61 (30 graded readings)", "mm, by --spacing",
-        "Dice 0.70 (40 outlines)", "Category high", "high: TI-RADS 4 or 5", "Long axis",
+        "Dice 0.70 (40 outlines)", "Category high", "high: BI-RADS 4 or 5", "Long axis",
         "Taller than wide",
-        "composition", "echogenicity", "shape", "margin", "echogenic foci", "edge sharpness",
+        "texture", "echogenicity", "shape", "margin", "echogenic foci", "edge sharpness",
     ):  # fmt: skip
         assert words in text, words
     [section] = made.sections
@@ -427,7 +433,8 @@ def test_the_page_says_it_all(tmp_path: Path) -> None:
     assert section.picture.size == (120, 80)
     assert sum(len(rows) for _, rows in section.radiomics) == 13
     assert all(-1 <= row.share <= 1 for _, rows in section.radiomics for row in rows)
-    assert dict(section.measurements)["1 Long axis"].endswith(" mm")
+    assert re.fullmatch(r"\d+\.\d mm", dict(section.measurements)["1 Long axis"])
+    assert "composition" not in text
 
 
 def test_equal_readings_give_equal_files(tmp_path: Path) -> None:

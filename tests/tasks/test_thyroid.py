@@ -34,6 +34,7 @@ from mtbench_tasks.thyroid import ddti, phantom
 
 Mtbench = Callable[..., tuple[int, str, str]]
 GRADES = ("1", "2", "3", "4")
+NOTHING = torch.zeros(1, 0)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -334,7 +335,8 @@ def outputs(count: int = 4, grades: int = 4, guided: int = 3) -> tuple[Tensor, R
     g = torch.Generator().manual_seed(0)
     planes = torch.randn(count, 1, 8, 8, generator=g).requires_grad_()
     logits = torch.randn(count, grades, generator=g).requires_grad_()
-    return planes, Risk(logits, torch.randn(count, guided, generator=g).requires_grad_())
+    e_r = torch.randn(count, guided, generator=g).requires_grad_()
+    return planes, Risk(logits, e_r, torch.zeros(count, 0))
 
 
 def labels(count: int = 4, guided: int = 3) -> dict[str, Tensor]:
@@ -363,7 +365,7 @@ def test_missing_labels_leave_their_objective_out(kind: str, missing: str) -> No
     assert losses[gone].item() == 0
     assert torch.equal(losses[1 - gone], whole[1 - gone])
     losses[gone].backward()  # it is on the graph
-    touched = [out[0]] if missing == "segmentation" else [*out[1]]
+    touched = [out[0]] if missing == "segmentation" else [out[1].logits, out[1].guided]
     for leaf in touched:
         assert leaf.grad is not None
         assert not leaf.grad.any()
@@ -378,10 +380,10 @@ def test_some_missing_labels_leave_their_samples_out(kind: str) -> None:
     batch["radiomics"][2:] = torch.nan
     found = task.losses((planes, risk), batch)
     half = {k: v[:2] for k, v in batch.items()}
-    wanted = task.losses((planes[:2], Risk(risk.logits[:2], risk.guided[:2])), half)
+    wanted = task.losses((planes[:2], Risk(risk.logits[:2], risk.guided[:2], risk.texture)), half)
     torch.testing.assert_close(found, wanted)
     sum(found).backward()  # type: ignore[attr-defined]
-    for leaf in (planes, *risk):
+    for leaf in (planes, risk.logits, risk.guided):
         assert leaf.grad is not None
         assert leaf.grad[:2].any()
         assert not leaf.grad[2:].any()
@@ -395,7 +397,7 @@ def test_losses_by_hand() -> None:
         "category": torch.tensor([2]), "radiomics": torch.tensor([[1.0, torch.nan]]),
     }  # fmt: skip
     logits = torch.tensor([[0.0, 0.0, math.log(2), -torch.inf]])
-    risk = Risk(logits, torch.tensor([[3.0, 100.0]]))  # p = (1/4, 1/4, 1/2, 0); error 2
+    risk = Risk(logits, torch.tensor([[3.0, 100.0]]), NOTHING)  # p = 1/4, 1/4, 1/2, 0
     out = torch.zeros(1, 1, 1, 2), risk
     segmentation, ce = thyroid.Thyroid(guide=0.5).losses(out, batch)
     assert segmentation.item() == pytest.approx(math.log(2) + 1 / 3)
@@ -409,7 +411,7 @@ def test_being_off_by_more_grades_costs_more_by_earth_movers_distance() -> None:
     task = thyroid.Thyroid(guide=0.0, risk_loss="emd")
     costs = []
     for said in range(4):
-        risk = Risk(50 * torch.eye(4)[[said]], torch.zeros(1, 3))
+        risk = Risk(50 * torch.eye(4)[[said]], torch.zeros(1, 3), NOTHING)
         batch = labels(1) | {"category": torch.tensor([0])}
         costs.append(task.losses((torch.zeros(1, 1, 8, 8), risk), batch)[1].item())
     assert costs == pytest.approx([0, 1, 2, 3])
@@ -575,6 +577,16 @@ def test_samples_do_not_mix(task: thyroid.Thyroid) -> None:
     torch.testing.assert_close(found[0], found[1])
 
 
+def test_the_texture_is_of_the_second_level_and_teaches_nothing(task: thyroid.Thyroid) -> None:
+    model = task.model()
+    features = model.encode(torch.rand(3, 1, 32, 32))
+    risk = model.decode(features)[1]
+    level = features[1].detach().double()
+    wanted = torch.cat([level.mean((2, 3)), level.std((2, 3), correction=0)], 1)
+    torch.testing.assert_close(risk.texture.double(), wanted, rtol=1e-5, atol=1e-6)
+    assert not risk.texture.requires_grad
+
+
 def test_both_objectives_reach_the_encoder(task: thyroid.Thyroid) -> None:
     torch.manual_seed(0)
     model = task.model()
@@ -604,7 +616,7 @@ def measure(
     mm = torch.tensor([math.nan if v is None else v for v in spacing or (None,) * len(y)])
     meter = LesionMeter(grades, high)
     for rows in torch.arange(len(y)).chunk(batches):
-        risk = Risk(p[rows].log(), torch.zeros(len(rows), 1))
+        risk = Risk(p[rows].log(), torch.zeros(len(rows), 1), NOTHING)
         has_mask = torch.ones(len(rows), dtype=torch.bool)
         batch = {
             "has_mask": has_mask, "category": y[rows], "spacing": mm[rows],
@@ -687,7 +699,8 @@ def test_cases_without_a_label_are_left_out_of_the_scores() -> None:
         "has_mask": torch.tensor([False]), "category": torch.tensor([1]),
         "masks": [torch.zeros(0, 0)], "spacing": torch.zeros(1),
     }  # fmt: skip
-    meter.update((torch.ones(1, 1, 4, 4), Risk(torch.zeros(1, 4), torch.zeros(1, 1))), batch)
+    risk = Risk(torch.zeros(1, 4), torch.zeros(1, 1), NOTHING)
+    meter.update((torch.ones(1, 1, 4, 4), risk), batch)
     found = meter.compute()
     assert all(math.isnan(found[name]) for name in ("dice", "iou", "hd95", "hd95_mm"))
 

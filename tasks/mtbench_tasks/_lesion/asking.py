@@ -17,12 +17,14 @@ class Answer(NamedTuple):
         logits: (B, S, S), of the mask.
         chances: (B, G), the calibrated probabilities of the categories.
         terms: (B, T), the logits of the descriptors' terms; T is 0 where none were learnt.
+        texture: (B, 2 C), of `network.Risk`.
         spread: how far it was off on validation, of `spread.fit`; None where that is not known.
     """
 
     logits: Tensor
     chances: Tensor
     terms: Tensor
+    texture: Tensor
     spread: Mapping[str, Any] | None = None
 
 
@@ -54,7 +56,8 @@ class Panel:
                 chances = (risk.logits.float().cpu() / scale).softmax(1)
                 plane = plane.flip(-1) if turned else plane
                 terms = getattr(risk, "descriptors", risk.logits[:, :0]).float().cpu()
-                found.append(Answer(plane, chances, terms, model.fitted.get("spread")))
+                texture, spread = risk.texture.float().cpu(), model.fitted.get("spread")
+                found.append(Answer(plane, chances, terms, texture, spread))
         return found
 
 
@@ -65,11 +68,12 @@ def temperature(model: Trained) -> float | None:
 
 
 def together(answers: Sequence[Answer]) -> Answer:
-    """Return the mean of the logits and of the probabilities; of one answer, itself."""
+    """Return the mean of the logits and of the probabilities, and the first one's texture."""
     if len(answers) == 1:
         return answers[0]
     return Answer(
         torch.stack([answer.logits for answer in answers]).mean(0),
         torch.stack([answer.chances for answer in answers]).mean(0),
         torch.stack([answer.terms for answer in answers]).mean(0),
+        answers[0].texture,
     )

@@ -1,9 +1,10 @@
 """The loader contract: what every source of ultrasound images hands to the task."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,10 +29,14 @@ def read(array: Array | Callable[[], Array]) -> Array:
     return array() if callable(array) else array
 
 
-@runtime_checkable
-class Told(Protocol):
+class Told(ABC):
     """What reads an array and knows what is odd about where it came from."""
 
+    def __call__(self) -> Any:
+        """Return the array, read now."""
+        return self.look()[0]
+
+    @abstractmethod
     def look(self) -> tuple[Any, list[str]]:
         """Return the array, read now, and a line for each thing a person should know."""
 
@@ -42,7 +47,7 @@ def look(array: Array | Callable[[], Array]) -> tuple[Array, list[str]]:
 
 
 @dataclass(frozen=True)
-class United:
+class United(Told):
     """The masks of one reader's lesions in one image, as one.
 
     Attributes:
@@ -51,12 +56,8 @@ class United:
 
     parts: tuple["Mask | Callable[[], Mask]", ...]
 
-    def __call__(self) -> Mask:
-        """Return where any of them is, (H, W)."""
-        return self.look()[0]
-
     def look(self) -> tuple[Mask, list[str]]:
-        """Return it, and what is odd about its parts.
+        """Return where any of them is, (H, W), and what is odd about them.
 
         Raises:
             DataError: one cannot be read, or they differ in size.

@@ -1,7 +1,6 @@
 """DICOM files, by pydicom, with GDCM as decoder of what it does not decode itself."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from mtbench.errors import DataError
 from mtbench_tasks._lesion.cases import View
 from mtbench_tasks._lesion.pixels import LARGEST, Geometry, Stored, geometry
+from mtbench_tasks._lesion.warned import heard
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -66,8 +66,7 @@ def load(path: Path, frame: int) -> Stored:
     from pydicom.pixels.processing import apply_color_lut
     from pydicom.pixels.utils import pixel_array
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom mends what it warns of
+    with heard():  # pydicom mends what it warns of
         data = _open(path, header=False)
         found = _geometry(data)
         try:
@@ -85,8 +84,7 @@ def _open(path: Path, *, header: bool) -> "Dataset":
     import pydicom  # takes a moment: not everybody reads DICOM
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with heard():
             # force: the preamble may be absent.
             data = pydicom.dcmread(path, stop_before_pixels=header, force=True)
             size = data.get("Rows"), data.get("Columns")

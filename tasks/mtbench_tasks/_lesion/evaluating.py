@@ -8,13 +8,11 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from mtbench.errors import UsageError
-from mtbench.training.task import Trained
 from mtbench_tasks._lesion import judging
 from mtbench_tasks._lesion.agreement import MODEL, agreement
 from mtbench_tasks._lesion.asking import Answer, Ask, together
@@ -22,7 +20,7 @@ from mtbench_tasks._lesion.calipers import calipers
 from mtbench_tasks._lesion.cases import Case
 from mtbench_tasks._lesion.descriptors import Lexicon
 from mtbench_tasks._lesion.doubts import NEAR, copies, parts
-from mtbench_tasks._lesion.familiar import Familiar
+from mtbench_tasks._lesion.familiar import Familiar, sight
 from mtbench_tasks._lesion.grid import Placement
 from mtbench_tasks._lesion.judging import Flags, Floats
 from mtbench_tasks._lesion.scores import overlap
@@ -154,14 +152,6 @@ def unseen(
     return [i for i in hashes if cases[i].patient not in met]
 
 
-def unlike(trained: Trained, inputs: NDArray[np.float32]) -> int:
-    """Return how many images, (N, 1, S, S), do not look like a model's training images."""
-    if (known := trained.fitted.get("familiar")) is None:
-        return 0
-    familiar = Familiar.of(known)
-    return sum(familiar.doubt(grid[0]) is not None for grid in inputs)
-
-
 def reduced(ask: Ask, high: int) -> Ask:
     """Return a model that tells low from high risk, of one that gives grades."""
 
@@ -173,7 +163,12 @@ def reduced(ask: Ask, high: int) -> Ask:
 
 
 def ask_all(
-    ask: Ask, split: CaseSplit, grades: Sequence[str], high: int, lexicon: Lexicon = ()
+    ask: Ask,
+    split: CaseSplit,
+    grades: Sequence[str],
+    high: int,
+    lexicon: Lexicon,
+    familiar: Familiar | None,
 ) -> Judged:
     """Ask a model about each image of a split, and set its answers beside the reference's.
 
@@ -183,6 +178,7 @@ def ask_all(
         grades: of both.
         high: the first of them that counts as high risk.
         lexicon: the descriptors that the model has learnt, as the data words them.
+        familiar: what the training's images are like, where that is known.
     """
     rows, opinions = [], []
     for positions in torch.split(torch.arange(len(split)), BATCH):
@@ -190,6 +186,7 @@ def ask_all(
         answer = together(ask(batch["inputs"]))
         for i, (at, logits) in enumerate(zip(positions.tolist(), answer.logits, strict=True)):
             case, chances = split.cases[at], answer.chances[i].double().numpy()
+            seen = sight(batch["inputs"][i, 0].numpy(), answer.texture[i].numpy())
             grade, said = int(batch["category"][i]), int(chances.argmax())
             drawn = batch["masks"][i] if batch["has_mask"][i] else None
             rows.append(
@@ -201,6 +198,7 @@ def ask_all(
                     "positive": grade >= high if grade >= 0 else math.nan,
                     "score": min(1.0, float(chances[high:].sum())),
                     **{f"p[{g}]": float(p) for g, p in zip(grades, chances, strict=True)},
+                    "unlike": familiar is not None and familiar.doubt(seen) is not None,
                     **_terms(answer.terms[i], case, lexicon),
                     **_outlines(logits, drawn, case.spacing),
                 }

@@ -41,8 +41,8 @@ def write(record: Record, judged: Judged, to: Path) -> Evaluation:
     """Write ``index.html``, ``evaluation.json``, ``metrics.csv`` and ``cases.csv``.
 
     Args:
-        record: of `evaluating.judge`, with ``models``, ``data``, ``reference``, ``high`` and
-            ``notes``.
+        record: of `evaluating.judge`, with ``models``, ``data``, ``reference``, ``high``,
+            ``high_risk`` and ``notes``.
         judged: the answers.
         to: the folder.
     """
@@ -267,7 +267,7 @@ def _page(record: Record, tables: Sequence[Table]) -> str:
         ("Images", f"{record['images']} of {record['patients']} patients"),
         (
             "Graded",
-            f"{record['graded']}, {record['positive']} of high risk ({record['high']} and above)",
+            f"{record['graded']}, {record['positive']} of high risk ({record['high_risk']})",
         ),
         ("Outlined", str(record["outlined"])),
         ("Reference", record["reference"]),

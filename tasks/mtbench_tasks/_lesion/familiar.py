@@ -1,11 +1,11 @@
 """Whether an image is of the kind that a model was trained on.
 
-Told by what a picture is like, and not by the network's features: an instance-normalised encoder
-forgets brightness and contrast, and what it makes of a photograph need not be odd.
+Told by what a picture is like, and by what the encoder's second level makes of it. The deepest
+level would tell less than either: it has learnt to see lesions, and not what kind of image it is.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,7 +18,7 @@ COUNT = 16  # statistics
 DARK, LIGHT = 0.03, 0.97  # grey values, of 1, that count as black and as white
 SMALLEST = 8  # pixels of the grid: less shows nothing
 LEAST = 0.01  # deviation of a statistic: one that hardly varies in training may do so a little
-LIMIT = 99.0  # percentile of the training's distances: what lies beyond is told
+LIMIT = 99.0  # percentile of distances: what lies beyond is told
 
 
 def describe(grid: NDArray[np.float32]) -> Vector:
@@ -56,6 +56,11 @@ def describe(grid: NDArray[np.float32]) -> Vector:
     )  # fmt: skip
 
 
+def sight(grid: NDArray[np.float32], texture: NDArray[np.float32]) -> Vector:
+    """Return what a picture (S, S) is like, and what the encoder makes of it, (COUNT + 2 C,)."""
+    return np.concatenate([describe(grid), texture])
+
+
 @dataclass(frozen=True)
 class Familiar:
     r"""What training's pictures are like.
@@ -65,9 +70,10 @@ class Familiar:
     Wolf (2004) do.
 
     Attributes:
-        mean: (COUNT,), of the training's `describe`.
-        precision: (COUNT, COUNT), the inverse covariance.
-        limit: the distance within which `LIMIT` per cent of the training's lie.
+        mean: (D,), of the training's `sight`.
+        precision: (D, D), the inverse covariance.
+        limit: the distance within which `LIMIT` per cent of the training's lie, and of the
+            validation's: what mean and covariance are of is nearer than others.
     """
 
     mean: Vector
@@ -75,21 +81,22 @@ class Familiar:
     limit: float
 
     @classmethod
-    def fit(cls, grids: Sequence[NDArray[np.float32]]) -> Self:
-        """Fit on the training's pictures, (S, S) each."""
+    def fit(cls, found: Vector, others: Vector) -> Self:
+        """Fit on the `sight` of the training's pictures, (N, D), and the validation's, (M, D)."""
         from sklearn.covariance import LedoitWolf
 
-        found = np.array([describe(grid) for grid in grids])
         scale = np.maximum(found.std(axis=0), LEAST)  # shrinking is towards equal variances
         covariance = LedoitWolf().fit(found / scale).covariance_ + np.diag((LEAST / scale) ** 2)
         precision = np.linalg.inv(covariance) / np.outer(scale, scale)
         made = cls(found.mean(axis=0), precision, 0.0)
-        limit = float(np.percentile([made._distance(row) for row in found], LIMIT))
-        return cls(made.mean, precision, limit)
+        ends = [np.percentile([*map(made._distance, rows)], LIMIT) for rows in (found, others)]
+        return cls(made.mean, precision, float(max(ends)))
 
     @classmethod
-    def of(cls, said: Mapping[str, Any]) -> Self:
-        """Return what `to_json` wrote."""
+    def of(cls, fitted: Mapping[str, Any]) -> Self | None:
+        """Return what `LesionTask.fit` wrote; None where it has not."""
+        if (said := fitted.get("sight")) is None:
+            return None
         return cls(np.array(said["mean"]), np.array(said["precision"]), said["limit"])
 
     def to_json(self) -> dict[str, Any]:
@@ -100,9 +107,9 @@ class Familiar:
             "limit": self.limit,
         }
 
-    def doubt(self, grid: NDArray[np.float32]) -> str | None:
-        """Return what speaks against a picture (S, S) being of the training's kind, if anything."""
-        distance = self._distance(describe(grid))
+    def doubt(self, sight: Vector) -> str | None:
+        """Return what speaks against a picture being of the training's kind, if anything."""
+        distance = self._distance(sight)
         if distance <= self.limit:
             return None
         return (

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import struct
-import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from mtbench.errors import DataError
 from mtbench.training.data import regular
 from mtbench.training.task import Progress
 from mtbench_tasks._lesion import dicom, nifti
-from mtbench_tasks._lesion.cases import Image, Mask
+from mtbench_tasks._lesion.cases import Image, Mask, Told
 from mtbench_tasks._lesion.masks import outlined
 from mtbench_tasks._lesion.pixels import (
     LARGEST,
@@ -31,6 +30,7 @@ from mtbench_tasks._lesion.pixels import (
     geometry,
     picture,
 )  # fmt: skip
+from mtbench_tasks._lesion.warned import heard
 
 UNPACKED = 2**30  # bytes that a zip may unpack to: DDTI as published has 40 MB
 SUFFIXES = (
@@ -48,7 +48,7 @@ Kind = Literal["photo", "dicom", "nifti"]
 
 
 @dataclass(frozen=True)
-class ImageFile:
+class ImageFile(Told):
     """An image that is read when it is asked for: what was scanned of it.
 
     Attributes:
@@ -59,19 +59,15 @@ class ImageFile:
     path: Path
     frame: int | None = None
 
-    def __call__(self) -> Image:
-        """Return the grey values of what was scanned, (H, W)."""
-        return self.look()[0]
-
     def look(self) -> tuple[Image, list[str]]:
-        """Return them, and what a person should know of the file."""
+        """Return the grey values of what was scanned, (H, W), and what is odd about the file."""
         found = read_picture(self.path, self.frame)
         pixels = np.ascontiguousarray(found.pixels[found.scanned])
         return pixels, [f"{self.path}: {text}" for text in found.told]
 
 
 @dataclass(frozen=True)
-class MaskFile:
+class MaskFile(Told):
     """A mask that is read when it is asked for, as it lies on what was scanned of its image.
 
     Attributes:
@@ -84,12 +80,8 @@ class MaskFile:
     image: Path
     value: int | None = None
 
-    def __call__(self) -> Mask:
-        """Return where the lesion is, (H, W)."""
-        return self.look()[0]
-
     def look(self) -> tuple[Mask, list[str]]:
-        """Return it, and what a person should know of the file."""
+        """Return where the lesion is, (H, W), and what is odd about the file."""
         mask, told = read_mask(self.path, self.image, self.value)
         return mask, [f"{self.path}: {text}" for text in told]
 
@@ -222,21 +214,19 @@ def decoded(source: Path | IO[bytes]) -> Iterator[Pil.Image]:
     Raises:
         BROKEN: it is none, too large, or one of several frames.
     """
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        with Pil.open(source, formats=_FORMATS) as found:
-            if found.width * found.height > LARGEST:
-                raise ValueError(f"{found.width} x {found.height} pixels are too many")
-            if (count := getattr(found, "n_frames", 1)) > 1:
-                raise ValueError(f"has {count} frames; one image is needed")
-            found.load()
-            # Pillow skips tags that are broken; without them a TIFF's pixels are other pixels.
-            skipped = [w for w in said if re.match("Tag data larger|Corrupt EXIF", str(w.message))]
-            if found.format == "TIFF" and skipped:
-                raise ValueError(str(skipped[0].message))
-            if found.format != "TIFF":  # which Pillow turns by itself
-                ImageOps.exif_transpose(found, in_place=True)
-            yield found
+    with heard() as said, Pil.open(source, formats=_FORMATS) as found:
+        if found.width * found.height > LARGEST:
+            raise ValueError(f"{found.width} x {found.height} pixels are too many")
+        if (count := getattr(found, "n_frames", 1)) > 1:
+            raise ValueError(f"has {count} frames; one image is needed")
+        found.load()
+        # Pillow skips tags that are broken; without them a TIFF's pixels are other pixels.
+        skipped = [text for text in said if re.match("Tag data larger|Corrupt EXIF", text)]
+        if found.format == "TIFF" and skipped:
+            raise ValueError(skipped[0])
+        if found.format != "TIFF":  # which Pillow turns by itself
+            ImageOps.exif_transpose(found, in_place=True)
+        yield found
 
 
 @contextmanager

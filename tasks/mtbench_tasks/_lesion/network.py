@@ -24,10 +24,13 @@ class Risk(NamedTuple):
     Attributes:
         logits: (B, G), one per grade.
         guided: (B, R), e_r, the estimate of the standardised radiomics target.
+        texture: (B, 2 C), mean and deviation of each channel of the encoder's second level: what
+            kind of image it is. Nothing is learnt by it.
     """
 
     logits: Tensor
     guided: Tensor
+    texture: Tensor
 
 
 class Described(NamedTuple):
@@ -36,11 +39,13 @@ class Described(NamedTuple):
     Attributes:
         logits: as `Risk` has them.
         guided: likewise.
+        texture: likewise.
         descriptors: (B, T), logits of all terms of all descriptors, one after the other.
     """
 
     logits: Tensor
     guided: Tensor
+    texture: Tensor
     descriptors: Tensor
 
 
@@ -112,7 +117,7 @@ class RiskHead(nn.Module):
         self.described = nn.Linear(guided, terms) if terms else None
 
     def forward(self, features: tuple[Tensor, ...]) -> Risk | Described:
-        """Return logits, e_r, and the descriptors' logits where they are learnt."""
+        """Return logits, e_r, texture, and the descriptors' logits where they are learnt."""
         mixed = F.leaky_relu(self.mix(features[-1]), SLOPE)
         attention = self.attention(mixed).flatten(2).softmax(-1)
         focused = (attention * mixed.flatten(2)).sum(-1)
@@ -121,8 +126,14 @@ class RiskHead(nn.Module):
         guided, free = self.guided(pooled), F.leaky_relu(self.free(pooled), SLOPE)
         logits = self.grade(torch.cat([guided, free], 1))
         if self.described is None:
-            return Risk(logits, guided)
-        return Described(logits, guided, self.described(guided))
+            return Risk(logits, guided, texture(features[1]))
+        return Described(logits, guided, texture(features[1]), self.described(guided))
+
+
+def texture(level: Tensor) -> Tensor:
+    """Return mean and deviation of each channel of a level (B, C, H, W), (B, 2 C)."""
+    flat = level.detach().float().flatten(2)
+    return torch.cat([flat.mean(2), flat.std(2, correction=0)], 1)
 
 
 def build(

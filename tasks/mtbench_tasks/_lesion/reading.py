@@ -20,7 +20,7 @@ from mtbench_tasks._lesion import burnt, calipers, descriptors
 from mtbench_tasks._lesion.asking import Answer, Ask, together
 from mtbench_tasks._lesion.cases import Image, Mask, View
 from mtbench_tasks._lesion.doubts import of_image, parts
-from mtbench_tasks._lesion.familiar import Familiar
+from mtbench_tasks._lesion.familiar import Familiar, Vector, sight
 from mtbench_tasks._lesion.grid import Placement, to_input
 from mtbench_tasks._lesion.pixels import Picture, implausible
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES, Standardiser, extract
@@ -60,7 +60,7 @@ class Reference:
         mean, scale = (np.array(fitted["radiomics"][key]) for key in ("mean", "scale"))
         return cls(
             Standardiser(mean, scale),
-            Familiar.of(fitted["familiar"]) if "familiar" in fitted else None,
+            Familiar.of(fitted),
         )
 
 
@@ -166,12 +166,14 @@ def read(
     """
     image, spacing = picture.pixels, picture.spacing or given
     whole = np.zeros(image.shape, dtype=bool)
-    views = []
+    views, sights = [], []
     for box, plane in zip_longest(boxes, planes[: len(boxes)]):
-        answers = ask(to_input(image[box], size)[None])
+        grid = to_input(image[box], size)
+        answers = ask(grid[None])
         answer, shape = together(answers), image[box].shape
         regions, probabilities = _regions(answer, shape), answer.chances[0].numpy()
         terms = answer.terms[0]
+        sights.append(sight(grid[0].numpy(), answer.texture[0].numpy()))
         whole[box] = np.logical_or.reduce([np.zeros(whole[box].shape, dtype=bool), *regions])
         largest = regions[0] if regions else np.zeros(whole[box].shape, dtype=bool)
         rows, columns = box
@@ -206,7 +208,7 @@ def read(
         "image": str(path), "use": USE, "spacing_mm": spacing,
         "spacing_from": _origin(picture, given), "pixel": picture.step,
         "mask": str(mask_file), "overlay": str(overlay_file),
-        "views": views, "notes": [*_notes(picture, given, views, size, reference), *told],
+        "views": views, "notes": [*_notes(picture, given, views, sights, reference), *told],
     }  # fmt: skip
     return record, shown
 
@@ -221,18 +223,17 @@ def _notes(
     picture: Picture,
     given: float | None,
     views: Sequence[Mapping[str, Any]],
-    size: int,
+    sights: Sequence[Vector],
     reference: Reference,
 ) -> Iterator[str]:
     """Yield what a person should know before they believe a reading."""
     yield from picture.told
-    for number, view in enumerate(views, 1):
+    for number, (view, seen) in enumerate(zip(views, sights, strict=True), 1):
         which = f"view {number}: " if len(views) > 1 else ""
         left, top, right, bottom = view["box"]
         pixels = picture.pixels[top:bottom, left:right]
         yield from (which + text for text in of_image(pixels))
-        grid = to_input(pixels, size)[0].numpy()
-        if reference.familiar is not None and (odd := reference.familiar.doubt(grid)):
+        if reference.familiar is not None and (odd := reference.familiar.doubt(seen)):
             yield which + odd
         scores = [found["z"] for found in (view["radiomics"] or {}).values()]
         if (far := sum(z is not None and abs(z) >= CLIP for z in scores)) >= ODD:

@@ -25,23 +25,22 @@ from mtbench_tasks._lesion.page import BAR, INK, QUIET, WARNING, fill
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES
 from mtbench_tasks._lesion.reading import (
     CLEAR,
-    NOTHING,
-    UNCLEAR,
     USE,
     beside,
     headline,
     mask_of,
     outlined,
 )  # fmt: skip
+from mtbench_tasks._lesion.spread import LENGTHS
 
 TITLE = "Reading by a trained model"
 EXPLAINED = (
     "Radiomics are measured within the outline that the model drew, and compared with the training "
     "images' outlines: z is the distance from their mean in standard deviations."
 )
-HEADS = ("Guideline", "Level", "Biopsy from", "Follow-up from")  # –: at no size
+HEADS = ("Level", "Biopsy from", "Follow-up from")  # –: at no size
 GUIDANCE = "This is what a guideline says of what the model read: for research, not for a patient."
-TALLER = "said of a transverse view"
+TALLER = "of a transverse view only"
 NO_TEXTURE = "None: nothing was segmented whose texture can be measured."
 ENDS = (f"−{CLIP:g}", f"+{CLIP:g}")  # of the scale of z
 WIDTH, HEIGHT = 8.27, 11.69  # inches: A4
@@ -68,7 +67,6 @@ class Section:
 
     picture: Pil.Image
     headline: str
-    means: str
     measurements: list[tuple[str, str]]
     chances: list[tuple[str, float]]
     radiomics: list[tuple[str, list[Row]]]
@@ -86,6 +84,7 @@ class Page:
     notes: list[str]
     judged: str
     described: str
+    scale: str
     thresholds: list[tuple[str, str, list[Level]]]
     sections: list[Section]
 
@@ -96,6 +95,7 @@ def write(
     image: Image,
     trained: Trained,
     to: Path,
+    words: Mapping[str, str],
 ) -> list[str]:
     """Write ``TO_report.html``, ``TO_report.pdf``, both or none; return the files.
 
@@ -105,10 +105,11 @@ def write(
         image: what was read.
         trained: the model.
         to: folder and first part of the name.
+        words: of the radiomics' descriptors those that are called otherwise here.
     """
     if kind == "none":
         return []
-    page = compose(record, image, trained)
+    page = compose(record, image, trained, words)
     written = []
     if kind in ("html", "both"):
         file = beside(to, "_report.html")
@@ -121,7 +122,9 @@ def write(
     return written
 
 
-def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
+def compose(
+    record: Mapping[str, Any], image: Image, trained: Trained, words: Mapping[str, str]
+) -> Page:
     """Return the words and pictures of a reading."""
     whole, fewer = outlined(image, mask_of(record))
     draw(whole, record["views"], record["pixel"], fewer)
@@ -143,10 +146,9 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
         Section(
             picture=_cropped(whole, view["box"], fewer),
             headline=headline(view),
-            means=_means(view),
             measurements=_measurements(view, record["spacing_from"]),
             chances=list(view["probabilities"].items()),
-            radiomics=_radiomics(view["radiomics"]),
+            radiomics=_radiomics(view["radiomics"], words),
             terms=[_term(*entry) for entry in (view["descriptors"] or {}).items()],
             by_points=_by_points(view.get("assessment")),
             assessed=[f"{a['system']}, {line}" for a in assessed for line in a["says"]],
@@ -157,7 +159,7 @@ def compose(record: Mapping[str, Any], image: Image, trained: Trained) -> Page:
     guided = record.get("thresholds", ()) if any(s.assessed for s in sections) else ()
     return Page(
         facts[0][1], facts, record["notes"], judged(trained.fitted),
-        described(trained.fitted), _thresholds(guided), sections,
+        described(trained.fitted), record["scale"], _thresholds(guided), sections,
     )  # fmt: skip
 
 
@@ -199,14 +201,6 @@ def _text(name: str) -> str:
     return name.encode("utf-8", "replace").decode()
 
 
-def _means(view: Mapping[str, Any]) -> str:
-    """Return what a view's category is of, where its name does not say it."""
-    category, means = view["category"], view["means"]
-    if headline(view) in (UNCLEAR, NOTHING) or means == category:
-        return ""
-    return str(means) if means.endswith(f" {category}") else f"{category}: {means}"
-
-
 def _volume(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if found is None:
         return []
@@ -219,40 +213,47 @@ def _measurements(view: Mapping[str, Any], spacing_from: str | None) -> list[tup
         return [("Segmented", "nothing")]
     unit = "mm" if "long_axis_mm" in view else "px"
     plane, taller = view["plane"], view["taller_than_wide"]
-    lengths = {
-        name: f"{view[f'{name}_{unit}']:g} {unit}"
-        for name in ("long_axis", "short_axis", "height", "width")
-    }
+    long, short, height, width = (
+        _length(view[f"{name}_{unit}"], unit) for name in (*LENGTHS, "height", "width")
+    )
     return [
         *_sure(view),
         ("Plane", f"{plane} (--plane)" if plane else "not given"),
         ("Unit", "pixels" if spacing_from is None else f"mm, by {spacing_from}"),
-        ("1 Long axis", lengths["long_axis"] + _range(view, f"long_axis_{unit}")),
-        ("2 Short axis", lengths["short_axis"] + _range(view, f"short_axis_{unit}")),
-        ("Depth x width", f"{lengths['height']} x {lengths['width']}"),
+        ("1 Long axis", f"{long} {unit}{_range(view, 'long_axis', unit)}"),
+        ("2 Short axis", f"{short} {unit}{_range(view, 'short_axis', unit)}"),
+        ("Depth x width", f"{height} x {width} {unit}"),
         ("Taller than wide", TALLER if taller is None else "yes" if taller else "no"),
         *(
             (
                 f"Region {number}",
-                f"{other[f'long_axis_{unit}']:g} x {other[f'short_axis_{unit}']:g} {unit}",
+                " x ".join(_length(other[f"{name}_{unit}"], unit) for name in LENGTHS) + f" {unit}",
             )
             for number, other in enumerate(view["others"], 2)
         ),
     ]
 
 
-def _range(view: Mapping[str, Any], name: str) -> str:
+def _length(value: float, unit: str) -> str:
+    """Return a length as it can be measured: to 0.1 mm, or to the pixel."""
+    return f"{value:.{int(unit == 'mm')}f}"
+
+
+def _range(view: Mapping[str, Any], name: str, unit: str) -> str:
     """Return the interval of a length, in brackets; nothing where none is known."""
-    ends = (view["interval"] or {}).get(name)
-    return f" ({ends[0]:.3g} to {ends[1]:.3g})" if ends else ""
+    found = view["interval"] or {}
+    if not (ends := found.get(f"{name}_{unit}")):
+        return ""
+    low, high = (_length(end, unit) for end in ends)
+    return f" ({100 * found['level']:g} %: {low} to {high})"
 
 
 def _sure(view: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the interval of the category, and that lengths have one; nothing if none is known."""
+    """Yield the interval of the category; nothing if none is known."""
     if found := view["interval"]:
         ends = found["categories"] or ["not known"]
         which = " to ".join(dict.fromkeys((ends[0], ends[-1])))
-        yield f"{found['level']:.0%} interval", f"{which}; of lengths in brackets"
+        yield f"Category, {100 * found['level']:g} %", which
 
 
 def _term(name: str, found: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -288,11 +289,16 @@ def _thresholds(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[
     ]
 
 
-def _radiomics(found: Mapping[str, Any] | None) -> list[tuple[str, list[Row]]]:
+def _radiomics(
+    found: Mapping[str, Any] | None, words: Mapping[str, str]
+) -> list[tuple[str, list[Row]]]:
     if found is None:
         return []
     return [
-        (descriptor, [_row(feature.name, **found[feature.name]) for feature in features])
+        (
+            words.get(descriptor, descriptor),
+            [_row(feature.name, **found[feature.name]) for feature in features],
+        )
         for descriptor, features in groupby(FEATURES, lambda feature: feature.descriptor)
     ]
 
@@ -336,9 +342,8 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
     high = min(0.31, max(0.2, y - 0.41))  # notes may leave less
     _picture(figure, section.picture, (0.08, y - high - 0.01, 0.48, high))
     write(0.6, y - 0.012, section.headline, 15, weight="bold")
-    said = [line for line in (section.means, section.by_points) if line]
-    write(0.6, y - 0.036, "\n".join(said), 8, QUIET)
-    _chances(figure, section.chances, (0.7, y - 0.147, 0.22, 0.09))
+    write(0.6, y - 0.036, section.by_points, 8, QUIET)
+    _chances(figure, section.chances, page.scale, (0.7, y - 0.147, 0.22, 0.08))
     write(0.6, y - 0.155, "\n".join(textwrap.wrap(page.judged, 48)), 8, QUIET)
     below = y - 0.187
     for label, value in section.measurements:
@@ -401,7 +406,7 @@ def _guidance(page: Page, section: Section, of: str) -> Figure:
     if page.thresholds:
         write(GUIDANCE, colour=WARNING)
         write("Thresholds of guidelines", size=12, weight="bold")
-        write(*HEADS, colour=QUIET)
+        write("Guideline", *HEADS, colour=QUIET)
         for system, source, levels in page.thresholds:
             for number, level in enumerate(levels):
                 write("" if number else system, *level)
@@ -419,6 +424,7 @@ def _picture(figure: Figure, picture: Pil.Image, box: tuple[float, float, float,
 def _chances(
     figure: Figure,
     chances: Sequence[tuple[str, float]],
+    scale: str,
     box: tuple[float, float, float, float],
 ) -> None:
     axes: Axes = figure.add_axes(box)
@@ -427,5 +433,6 @@ def _chances(
     axes.set_yticks(range(len(chances)), [grade for grade, _ in chances], parse_math=False)
     axes.tick_params(length=0, labelsize=9, labelcolor=INK)
     axes.spines[:].set_visible(False)
+    axes.set_title(scale, loc="left", fontsize=8, color=QUIET, parse_math=False)
     for place, (_, chance) in enumerate(chances):
         axes.text(chance + 0.03, place, f"{chance:.0%}", va="center", fontsize=8, color=INK)

@@ -33,7 +33,7 @@ from mtbench_tasks._lesion.cases import Case, Collection, View
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.descriptors import Threshold
 from mtbench_tasks._lesion.doubts import alike, survey
-from mtbench_tasks._lesion.familiar import Familiar
+from mtbench_tasks._lesion.familiar import Familiar, sight
 from mtbench_tasks._lesion.grid import Placement, Prepared, prepare
 from mtbench_tasks._lesion.pixels import Picture
 from mtbench_tasks._lesion.source import Source, whole
@@ -88,8 +88,8 @@ class LesionTask(Task):
     other objective. `labels` says whose labels train and validate; test labels are the ground truth
     where there is one, else the readers' consensus, a single reader's own.
 
-    A subclass names its `sources` and its `organ`, by DICOM's keyword, and may add parameters of
-    its own.
+    A subclass names its `sources`, its `organ`, by DICOM's keyword, and `words`, by which it calls
+    the radiomics' ACR descriptors, and may add parameters of its own.
 
     Args:
         source: where the cases come from; by default the first.
@@ -127,6 +127,7 @@ class LesionTask(Task):
     sources: ClassVar[Mapping[str, Source]]
     organ: ClassVar[str]
     thresholds: ClassVar[Sequence[Threshold]] = ()
+    words: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -453,15 +454,15 @@ class LesionTask(Task):
         assert isinstance(train, CaseSplit)
         assert train.standardise is not None
         assert isinstance(val, CaseSplit)
-        grids = [
-            grid.numpy()
-            for positions in torch.split(torch.arange(len(train)), BATCH)
-            for grid in train.batch(positions)["inputs"][:, 0]
-        ]
+        seen, others = list[NDArray[np.float64]](), list[NDArray[np.float64]]()
+        for positions in torch.split(torch.arange(len(train)), BATCH):
+            inputs = train.batch(positions)["inputs"]
+            seen += _sights(inputs, predictor(inputs)[1].texture)
         meter, outputs, pairs = self.meter(), [], []
         for positions in torch.split(torch.arange(len(val)), BATCH):
             batch = val.batch(positions)
             found = predictor(batch["inputs"])
+            others += _sights(batch["inputs"], found[1].texture)
             meter.update(found, batch)
             for plane, drawn in zip(found[0][:, 0].float().cpu(), batch["masks"], strict=True):
                 if (known := spread.lengths(drawn.numpy())) is None:
@@ -495,7 +496,7 @@ class LesionTask(Task):
             "operating": points(chances[:, self.high :].sum(1), (category >= self.high).numpy()),
             "spread": spread.fit(pairs, chances, category.numpy()),
             "seen": train.hashes() + val.hashes(),
-            "familiar": Familiar.fit(grids).to_json(),
+            "sight": Familiar.fit(np.array(seen), np.array(others)).to_json(),
             "radiomics": {
                 "features": [feature.name for feature in radiomics.FEATURES],
                 "mean": train.standardise.mean.tolist(),
@@ -572,13 +573,14 @@ class LesionTask(Task):
             record["frame"] = found.number
             record["models"] = [model.name for model in trained.members]
             record["temperatures"] = [temperature(model) for model in trained.members]
+            record["scale"] = self.scale
             record["thresholds"] = [row._asdict() for row in self.thresholds]
             for view in record["views"]:
                 view["means"] = meaning.get(view["category"])
                 view["assessment"] = self.assess(view) if view["category"] else None
 
             def rest() -> None:
-                record["reports"] = page.write(report, record, shown, trained, to)
+                record["reports"] = page.write(report, record, shown, trained, to, self.words)
                 if found.header is not None:
                     record["dicom"] = dicom_out.write(
                         found.header, record, trained.label, self.organ, to
@@ -699,7 +701,7 @@ class LesionTask(Task):
         if not same and len(names) > 2:
             ask, names, from_ = evaluating.reduced(ask, self.high), ("low", "high"), 1
         lexicon = evaluating.worded(self.lexicon, origin.lexicon)
-        judged = evaluating.ask_all(ask, split, names, from_, lexicon)
+        judged = evaluating.ask_all(ask, split, names, from_, lexicon, Familiar.of(trained.fitted))
         points = operating.shared(fitted)
         record = {
             "models": [model.name for model in trained.members],
@@ -707,6 +709,7 @@ class LesionTask(Task):
             "source": source,
             "mirror": mirror,
             "high": origin.grades[limit],
+            "high_risk": _at_least(origin, limit),
             "reference": _authority(split.cases) if truth is None else truth,
             "grades": list(names),
             **evaluating.judge(judged, points, by),
@@ -721,7 +724,7 @@ class LesionTask(Task):
                 known=all(own is not None for own in seen),
                 started=any(model.init for model in trained.members),
                 unworded=evaluating.unworded(split.cases, lexicon),
-                unlike=evaluating.unlike(trained, prepared.inputs[chosen]),
+                unlike=int(judged.frame["unlike"].sum()),
                 reduced=None if same else (origin.grades, limit, self.grades, self.high),
             )
         )
@@ -767,6 +770,13 @@ class LesionTask(Task):
             name: f"{self.origin.system} {' or '.join(side)}".strip()
             for name, side in zip(self.grades, sides, strict=True)
         }
+
+    @property
+    def scale(self) -> str:
+        """What the categories are of, in a line; empty where they say it themselves."""
+        if self.target == "low-high":
+            return f"high: {self._meaning()['high']}"
+        return self.origin.system and f"{self.origin.system} category"
 
     @classmethod
     def reads(cls, path: Path) -> bool:
@@ -934,6 +944,18 @@ def _frames(path: Path, wanted: str | None) -> list[int | None]:
     if wanted == "all":
         return list(range(1, count + 1))
     return [(count + 1) // 2 if wanted == "middle" else int(wanted)]
+
+
+def _sights(inputs: Tensor, texture: Tensor) -> list[NDArray[np.float64]]:
+    """Return the `sight` of each of B images, (B, 1, S, S), with their texture, (B, 2 C)."""
+    both = zip(inputs[:, 0].numpy(), texture.float().cpu().numpy(), strict=True)
+    return [sight(grid, own) for grid, own in both]
+
+
+def _at_least(origin: Source, limit: int) -> str:
+    """Return what counts as high risk, in words."""
+    above = " and above" * (limit + 1 < len(origin.grades))
+    return f"{origin.system} {origin.grades[limit]}{above}".strip()
 
 
 def _authority(cases: Sequence[Case]) -> str:
