@@ -337,7 +337,7 @@ def test_units_that_are_copies_are_told(tmp_path: Path) -> None:
         cell(tmp_path, "copied", seed, dice=0.9)
         cell(tmp_path, "ew", seed, dice=0.5 + seed / 100)
     [note] = [one for one in board(tmp_path, "ew").remarks if "same numbers" in one]
-    assert note.endswith("do not hold: copied")
+    assert note.endswith("say no more than one: copied")
 
 
 def test_a_seed_that_parameters_were_chosen_on_is_told(tmp_path: Path) -> None:

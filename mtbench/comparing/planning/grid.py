@@ -411,6 +411,7 @@ def best(scores: Sequence[float]) -> int:
 def _methods(suite: Suite, plugins: Sequence[Path]) -> list[tuple[MethodSetting, Method]]:
     found: dict[str, tuple[MethodSetting, Method]] = {}
     known: dict[str, Method] = {}
+    registered = entries("method", plugins)
     for i, row in enumerate(suite.methods):
         with _within(f"{suite.name}: methods.{i}"):
             rows = [row]
@@ -419,7 +420,7 @@ def _methods(suite: Suite, plugins: Sequence[Path]) -> list[tuple[MethodSetting,
             for each in rows:
                 if each.name not in known:
                     known[each.name] = Method.find(each.name, plugins)
-                if each.row != each.name and each.row in entries("method", plugins):
+                if each.row != each.name and each.row in registered:
                     raise UsageError(
                         f"label {each.row!r} is the name of another method than {each.name!r}: "
                         "choose another"

@@ -205,8 +205,9 @@ class _Scores:
             small = sizes[reference] < _VANISHING * np.fmax.reduce(sizes, axis=0)
             names = [name for name, is_small in zip(self.primary, small, strict=True) if is_small]
             if names:
+                are = "is" if len(names) == 1 else "are"
                 self.remarks.append(
-                    f"no Δm: the single-task {' and '.join(names)} is next to 0, which is no unit"
+                    f"no Δm: the single-task {' and '.join(names)} {are} next to 0: no unit"
                 )
                 return None
         if reference is None or not self.known[reference].any():
@@ -596,8 +597,8 @@ class _Scores:
             measured = [cell.measured for cell in row.finals if not cell.diverged]
             found += [name] if 2 * len(set(measured)) < len(measured) else []
         said = (
-            f"most cells have the same numbers, so these {self.unit}s are not independent, and "
-            "intervals and verdicts do not hold: "
+            f"most cells have exactly the same numbers, as copies have, so that many {self.unit}s "
+            "say no more than one: "
         )
         return [said + _some(found)] if found else []
 
