@@ -167,7 +167,7 @@ class RLAR(Scalarizer):
         cosine = signed.abs() if self.mode == "absolute" else signed
         both = live[:, j] & live[:, k]
         excess = torch.relu(cosine - self.margin).square()
-        told = (excess, (excess > 0).to(excess), signed)
+        told = (excess, (excess > 0).to(excess), signed.detach())
         sums = torch.stack([torch.where(both, value, 0).sum() for value in told])
         return ranks.total(sums) / ranks.total(both.sum()).clamp(min=1)
 

@@ -45,7 +45,7 @@ _RANGE = (1e-30, 1e35)  # squared norms that float32 sums without loss
 def grad(
     outputs: Sequence[Tensor | GradientEdge],
     inputs: Sequence[Tensor | GradientEdge],
-    seeds: Sequence[Tensor | None] | None = None,
+    seeds: Sequence[Tensor | None],
     *,
     create_graph: bool = False,
     batched: bool = False,
@@ -68,18 +68,18 @@ def grad(
         RuntimeError: what is compiled gives its buffers away in the first of several backwards.
     """
     live = [
-        i
-        for i, output in enumerate(outputs)
-        if (seeds is None or seeds[i] is not None) and _is_on_graph(output)
+        (output, seed)
+        for output, seed in zip(outputs, seeds, strict=True)
+        if seed is not None and _is_on_graph(output)
     ]
     wanted = [point for point in inputs if _is_on_graph(point)]
     if not live or not wanted:
         return (None,) * len(inputs)
     try:
         found = torch.autograd.grad(
-            [outputs[i] for i in live],  # type: ignore[arg-type]  # torch takes mixtures too
+            [output for output, _ in live],  # type: ignore[arg-type]  # torch takes mixtures too
             wanted,  # type: ignore[arg-type]
-            grad_outputs=None if seeds is None else [seeds[i] for i in live],
+            [seed for _, seed in live],
             retain_graph=not free,
             create_graph=create_graph,
             is_grads_batched=batched,

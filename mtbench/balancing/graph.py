@@ -4,8 +4,7 @@ Every walk is a plain loop that visits a node once or twice, however many losses
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +23,7 @@ _SEVERAL = -1
 """The owner of what more than one objective reaches."""
 
 
-@dataclass(frozen=True)
-class Parting:
+class Parting(NamedTuple):
     """Where K losses part.
 
     Attributes:
@@ -223,7 +221,7 @@ def part_at(
             elif node is not None and node not in way:
                 way[node] = edges = node.next_functions
                 stack += edges
-        apart = apart and above.keys().isdisjoint(node for node, edges in way.items() if edges)
+        apart = apart and not any(way[node] for node in above.keys() & way.keys())
         above |= way
         ways.append(way)
     below: dict[Node, Any] = {}

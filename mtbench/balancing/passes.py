@@ -137,7 +137,7 @@ class Passes:
         ids |= {id(p) for p in rest}
         heads = [[p for p in head if id(p) not in ids] for head in parting.heads]
         splits = sum(map(len, heads)) == sum(map(len, parting.heads)) and not self._compiled
-        for p in parting.shared:
+        for p in parting.shared if self._compiled else ():
             k = self._compiled.get(id(p), -1)
             if k >= 0 and id(p) not in ids:
                 heads[k].append(p)
@@ -187,6 +187,8 @@ class Passes:
         one objective's arrives at is its head, unless a step says otherwise; -1 says that its
         objective is not there. Until one arrives, it counts as shared.
         """
+        if not self._together:
+            return {}
         together, known, ways = self._together, self._arrivals, self._come_by
         if self._slices:  # each is told by itself
             ways = {node: [(k,) for k in range(len(self.losses))] for node in known}
@@ -229,7 +231,7 @@ class Passes:
     def _come_by(self) -> dict[Node, list[tuple[int, ...]]]:
         """By what is compiled, the outputs by which each loss comes to it."""
         found: dict[Node, list[tuple[int, ...]]] = {}
-        for (node, output), those in comers(self.losses).items() if self._together else ():
+        for (node, output), those in comers(self.losses).items():
             if type(node).__name__ == _COMPILED:
                 ways = found.setdefault(node, [()] * len(self.losses))
                 for k in those:
@@ -492,13 +494,11 @@ class Passes:
         block = self.engine.buffer(len(self.losses), sum(sizes), like)
         points = [point(item) for item in items]
         for row, values in zip(block, self._rows(points, last), strict=True):
-            end = 0
-            for size, value in zip(sizes, values, strict=True):
-                start, end = end, end + size
+            for place, value in zip(torch.split(row, sizes), values, strict=True):
                 if value is None:
-                    row[start:end].zero_()
+                    place.zero_()
                 else:
-                    row[start:end].copy_(flat(value))
+                    place.copy_(flat(value))
             ranks.begin(row)  # is under way while the next one is computed
         ranks.wait()
         return [block]
