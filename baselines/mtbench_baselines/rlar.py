@@ -153,9 +153,10 @@ class RLAR(Scalarizer):
                 else self._look(sensitivities, ranks)
                 for pooled in _LOOKS[self.where]
             ]
-            penalty, acts, alignment = torch.stack(found).mean(0).unbind()
-            self.notes = {"acts": acts.detach(), "alignment": alignment.detach()}
-            return penalty
+            means = torch.stack(found).mean(0)
+            _, acts, alignment = means.detach()
+            self.notes = {"acts": acts, "alignment": alignment}
+            return means[0]
 
     def _look(self, sensitivities: Sequence[Tensor], ranks: Ranks) -> Tensor:
         """Return (3,): the penalty of directions, the share beyond tau, and their mean cosine."""

@@ -69,14 +69,9 @@ def part(losses: Sequence[Tensor], chosen: Collection[int] = ()) -> Parting:
         owner, parents = _owners(roots, _barred(losses, meetings, parents))
     common = {node for node, of in owner.items() if of == _SEVERAL} - meetings
     cut = {(r.node, r.output_nr): None for r in roots if r and r.node in common}
-    inner: set[Node | None] = set()
-    for node, edges in parents.items():
-        if node in common:
-            inner.update(parent for parent, _ in edges)
-        else:
-            for edge in edges:
-                if edge[0] in common:
-                    cut[edge] = None
+    above = [edges for node, edges in parents.items() if node not in common]
+    cut |= {edge: None for edges in above for edge in edges if edge[0] in common}
+    inner = {parent for node in common for parent, _ in parents[node]}
     leaves = _trainable(parents, chosen)
     shared: list[Tensor] = []
     heads: list[list[Tensor]] = [[] for _ in losses]
@@ -122,7 +117,9 @@ def _owners(
                 owner[node] = _SEVERAL
                 edges = parents[node]
             met.add(node)
-            stack += [e[0] for e in edges if e[0] is not None and not (never and e in never)]
+            for edge in edges:
+                if edge[0] is not None and edge not in never:
+                    stack.append(edge[0])
     return owner, parents
 
 

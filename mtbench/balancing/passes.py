@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
@@ -124,7 +124,8 @@ class Passes:
         parting = self.parting
         refuse_hidden(parting.parents)
         self.refuse_constants()
-        common = self._common
+        compiled = self._compiled() if self._together else {}
+        common = self._common(compiled)
         shared = common if self._chosen is None else self._chosen
         ids = {id(p) for p in shared}
         live = any(loss.requires_grad for loss in self.losses)
@@ -136,9 +137,9 @@ class Passes:
         rest = tuple(p for p in common if id(p) not in ids)
         ids |= {id(p) for p in rest}
         heads = [[p for p in head if id(p) not in ids] for head in parting.heads]
-        splits = sum(map(len, heads)) == sum(map(len, parting.heads)) and not self._compiled
-        for p in parting.shared if self._compiled else ():
-            k = self._compiled.get(id(p), -1)
+        splits = sum(map(len, heads)) == sum(map(len, parting.heads)) and not compiled
+        for p in parting.shared if compiled else ():
+            k = compiled.get(id(p), -1)
             if k >= 0 and id(p) not in ids:
                 heads[k].append(p)
         splits = splits and not self._hooked
@@ -151,8 +152,7 @@ class Passes:
             return any(f._backward_hooks or f.retains_grad for f in self.features)
         return is_hooked(self.parting.cut)
 
-    @cached_property
-    def _common(self) -> tuple[Tensor, ...]:
+    def _common(self, compiled: Mapping[int, int]) -> tuple[Tensor, ...]:
         """What objectives have in common, to anyone's knowledge."""
         parting = self.parting
         if self._at_features:
@@ -164,7 +164,7 @@ class Passes:
                 )
             return parting.shared
         if sum(loss.requires_grad for loss in self.losses) > 1:
-            others = [p for p in parting.shared if id(p) not in self._compiled]
+            others = [p for p in parting.shared if id(p) not in compiled]
             unsure = {
                 id(p)
                 for (node, at), p in self._together.items()
@@ -177,7 +177,6 @@ class Passes:
             return known
         return tuple(chain(*parting.heads))  # an objective alone has all in common with itself
 
-    @cached_property
     def _compiled(self) -> dict[int, int]:
         """The objectives of heads that are compiled together with the encoder, by their ids.
 
@@ -187,8 +186,6 @@ class Passes:
         one objective's arrives at is its head, unless a step says otherwise; -1 says that its
         objective is not there. Until one arrives, it counts as shared.
         """
-        if not self._together:
-            return {}
         together, known, ways = self._together, self._arrivals, self._come_by
         if self._slices:  # each is told by itself
             ways = {node: [(k,) for k in range(len(self.losses))] for node in known}
