@@ -153,10 +153,9 @@ class RLAR(Scalarizer):
                 else self._look(sensitivities, ranks)
                 for pooled in _LOOKS[self.where]
             ]
-            means = torch.stack(found).mean(0)
-            _, acts, alignment = means.detach()
-            self.notes = {"acts": acts, "alignment": alignment}
-            return means[0]
+            penalty, acts, alignment = torch.stack(found).mean(0).unbind()
+            self.notes = {"acts": acts.detach(), "alignment": alignment.detach()}
+            return penalty
 
     def _look(self, sensitivities: Sequence[Tensor], ranks: Ranks) -> Tensor:
         """Return (3,): the penalty of directions, the share beyond tau, and their mean cosine."""
@@ -168,7 +167,7 @@ class RLAR(Scalarizer):
         cosine = signed.abs() if self.mode == "absolute" else signed
         both = live[:, j] & live[:, k]
         excess = torch.relu(cosine - self.margin).square()
-        told = (excess, (excess > 0).to(excess), signed.detach())
+        told = (excess, (excess > 0).to(excess), signed)
         sums = torch.stack([torch.where(both, value, 0).sum() for value in told])
         return ranks.total(sums) / ranks.total(both.sum()).clamp(min=1)
 
