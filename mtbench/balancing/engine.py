@@ -151,6 +151,14 @@ def unhooked(parameters: Iterable[Tensor]) -> Iterator[None]:
             live.update(kept)
 
 
+def due(steps: int) -> bool:
+    """Return whether to try again what may have changed unseen: after 0, 1, 2, 4, 8, ... steps.
+
+    The tries cost next to nothing, and what has changed is found before there are twice as many.
+    """
+    return steps & (steps - 1) == 0
+
+
 def _nothing() -> None:
     """Stand for a parameter that is gone."""
 
@@ -159,12 +167,12 @@ class Arrivals:
     """Where in a compiled graph gradients arrive, which is the same in every step.
 
     Attributes:
-        tries: how often it was tried, by the outputs by which a loss came.
+        steps: how many there were since it was tried first, by the outputs by which a loss came.
         at: by the number of an input, the outputs by which losses came whose gradients arrived.
     """
 
     def __init__(self) -> None:
-        self.tries = Counter[tuple[int, ...]]()
+        self.steps = Counter[tuple[int, ...]]()
         self.at: dict[int, set[tuple[int, ...]]] = {}
 
 
@@ -196,8 +204,10 @@ class Engine:
             raise ValueError(f"Engine: parts must be at least 1, found {parts}")
         self.batched, self.parts, self.notebook = batched, parts, notebook
         self._buffer = torch.empty(0)
-        self.layered: bool | None = None
-        """Whether layers' gradients need not be formed; None until it is tried."""
+        self.layered = True
+        """Whether layers' gradients need not be formed: they are what they are computed to be."""
+        self.factored = 0
+        """The steps in which they were not."""
         self.compiled = weakref.WeakKeyDictionary[type, Arrivals]()
         self.hooked: dict[int, Tensor] = {}
         """Parameters whose ``.grad`` is new, and whose hooks are yet to be told."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from mtbench.balancing.distributed import ALONE, Ranks
-from mtbench.balancing.engine import Arrivals, Engine, grad, must_be_whole, unhooked
+from mtbench.balancing.engine import Arrivals, Engine, due, grad, must_be_whole, unhooked
 from mtbench.balancing.graph import (
     Parting,
     comers,
@@ -26,9 +26,6 @@ from mtbench.balancing.graph import (
 from mtbench.balancing.jacobian import Item, Pulled, beside, dtype_of, flat, point, width
 from mtbench.balancing.layers import Layer, find
 from mtbench.errors import StepError
-
-_TRIED = 3
-"""Steps that have to say whose head a compiled parameter is; labels may be missing in one."""
 
 _COMPILED = "CompiledFunctionBackward"
 """The node of what `torch.compile` made."""
@@ -163,7 +160,7 @@ class Passes:
                     "returns, not a leaf made of it"
                 )
             return parting.shared
-        if sum(loss.requires_grad for loss in self.losses) > 1:
+        if parting.shared or sum(map(bool, parting.heads)) > 1:
             others = [p for p in parting.shared if id(p) not in compiled]
             unsure = {
                 id(p)
@@ -183,14 +180,15 @@ class Passes:
         What is compiled is one node for autograd, under which everything seems shared. Where losses
         come to it by different outputs, a NaN sent back from one loss arrives at what that loss
         depends on, whatever the factors on the way (0 in a head that begins with zeros). What only
-        one objective's arrives at is its head, unless a step says otherwise; -1 says that its
-        objective is not there. Until one arrives, it counts as shared.
+        one objective's arrives at is its head, unless a step that tries says otherwise; -1 says
+        that its objective is not there. Until one arrives, it counts as shared.
         """
         together, known, ways = self._together, self._arrivals, self._come_by
         if self._slices:  # each is told by itself
             ways = {node: [(k,) for k in range(len(self.losses))] for node in known}
+        sure = True
         if any(
-            outputs and known[node].tries[outputs] < _TRIED
+            outputs and due(known[node].steps[outputs])
             for node, _ in together
             for outputs in ways[node]
         ):
@@ -202,8 +200,8 @@ class Passes:
                 owners = of[id(parameter)]
                 if sure or len(owners) > 1:
                     known[node].at.setdefault(at, set()).update(ways[node][k] for k in owners)
-            for node, arrivals in known.items() if sure else ():
-                arrivals.tries.update(set(ways[node]))
+        for node, arrivals in known.items() if sure else ():
+            arrivals.steps.update(set(ways[node]))
         found = {}
         for (node, at), parameter in together.items():
             arrived = known[node].at.get(at, set())
@@ -380,9 +378,13 @@ class Passes:
         """The shared parameters, but for those of layers whose gradients need not be formed."""
         shared = self.roles.shared
         # Other ranks' samples are not at hand, and products of sums are no sums of products.
-        usable = self.ranks.size == 1 and self.engine.layered is not False
+        engine, usable = self.engine, self.ranks.size == 1 and self.engine.layered
         layers = find(self.parting.parents if usable else {}, shared, len(self.losses))
-        of = {id(p): layer for layer in layers for p in layer.parameters}
+        if layers:
+            if due(engine.factored):
+                engine.layered = all(map(self._bears_out, engine.groups(layers)))
+            engine.factored += 1
+        of = {id(p): layer for layer in layers if engine.layered for p in layer.parameters}
         return list(dict.fromkeys(of.get(id(p), p) for p in shared))
 
     @cached_property
@@ -403,10 +405,6 @@ class Passes:
     def pull_back(self, items: Sequence[Item]) -> Pulled:
         """Return all objectives' gradients at some layers' outputs, and of some parameters."""
         layers = [item for item in items if isinstance(item, Layer)]
-        if layers and self.engine.layered is None:
-            self.engine.layered = self._bears_out(layers)
-            if not self.engine.layered:
-                items, layers = _parameters(items), []
         parameters = [item for item in items if isinstance(item, Tensor)]
         blocks = self._blocks([*layers, *parameters])
         must_be_whole(p for layer in layers for p in layer.parameters)
@@ -555,11 +553,6 @@ class Passes:
                 for loss, seed, head in zip(self.losses, self._seeds, self.roles.heads, strict=True)
             ]
         return self._head_grads
-
-
-def _parameters(items: Sequence[Item]) -> list[Item]:
-    """Return the parameters in the place of their layers."""
-    return [p for x in items for p in (x.parameters if isinstance(x, Layer) else (x,))]
 
 
 def _stacked(column: Sequence[Tensor | None]) -> Tensor | None:
