@@ -193,8 +193,10 @@ class Passes:
             for outputs in ways[node]
         ):
             by = self._comers()
-            # One that has nothing in common with others may be without labels.
-            sure = len({k for owners in by if len(owners) > 1 for k in owners}) == len(self.losses)
+            # One of 0 or NaN that has nothing in common with others may be without labels.
+            told = {k for owners in by if len(owners) > 1 for k in owners}
+            told.update(k for k, loss in enumerate(self.losses) if loss.detach().abs() > 0)
+            sure = len(told) == len(self.losses)
             of = {id(p): owners for p, owners in zip(self.parting.shared, by, strict=True)}
             for (node, at), parameter in together.items():
                 owners = of[id(parameter)]
