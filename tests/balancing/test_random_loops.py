@@ -68,13 +68,13 @@ def network(seed: int) -> tuple[Forward, list[Tensor]]:
     """Modules that are wired at random, read once, often or never, and heads at any depth."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
-    K, shared = draw.randint(2, 4), [nn.Linear(4, 4) for _ in range(draw.randint(3, 8))]
+    K, shared = draw.randint(2, 5), [nn.Linear(4, 4) for _ in range(draw.randint(3, 8))]
     scale, heads = nn.Parameter(torch.tensor(0.7)), [nn.Linear(4, 1) for _ in range(K)]
     steps = [
         (draw.choice([*KINDS, "layer", "layer"]), draw.choice(shared), draw.random(), draw.random())
         for _ in range(draw.randint(3, 12))
     ]
-    ends, x = [draw.choice([0.99, draw.random()]) for _ in range(K)], data(5, 4, seed=seed)
+    ends, x = [0.4 + 0.6 * draw.random() for _ in range(K)], data(5, 4, seed=seed)
 
     def losses() -> list[Tensor]:
         seen = [x]
