@@ -151,12 +151,13 @@ def unhooked(parameters: Iterable[Tensor]) -> Iterator[None]:
             live.update(kept)
 
 
-def due(steps: int) -> bool:
-    """Return whether to try again what may have changed unseen: after 0, 1, 2, 4, 8, ... steps.
+def due(steps: int, pause: int = 1) -> bool:
+    """Return whether to try again what may have changed unseen: after 0, 1, 2, 4, 8, ... pauses.
 
     The tries cost next to nothing, and what has changed is found before there are twice as many.
     """
-    return steps & (steps - 1) == 0
+    pauses, rest = divmod(steps, pause)
+    return not rest and pauses & (pauses - 1) == 0
 
 
 def _nothing() -> None:

@@ -27,6 +27,9 @@ from mtbench.balancing.jacobian import Item, Pulled, beside, dtype_of, flat, poi
 from mtbench.balancing.layers import Layer, find
 from mtbench.errors import StepError
 
+_PAUSE = 8
+"""Steps between the first tries of layers, which cost a backward pass."""
+
 _COMPILED = "CompiledFunctionBackward"
 """The node of what `torch.compile` made."""
 
@@ -383,7 +386,7 @@ class Passes:
         engine, usable = self.engine, self.ranks.size == 1 and self.engine.layered
         layers = find(self.parting.parents if usable else {}, shared, len(self.losses))
         if layers:
-            if due(engine.factored):
+            if due(engine.factored, _PAUSE):
                 engine.layered = all(map(self._bears_out, engine.groups(layers)))
             engine.factored += 1
         of = {id(p): layer for layer in layers if engine.layered for p in layer.parameters}
