@@ -3,13 +3,14 @@
 What counts was stated before anything was run. The question is the difference in macro AUROC to
 `ew` and to tuned `ls`, of which 0.02 is the smallest of interest, while Dice is not lower by more
 than 0.01. Differences are paired by repetition; folds are judged by Nadeau and Bengio's corrected
-test (`mtbench.comparing.judging.deciding`). Intervals hold for both questions of a board together,
+test (`mtbench.comparing.judging.deciding`). Intervals hold for all questions of a board together,
 at any look.
 
-Usage: python benchmarks/rlar_verdict.py RUNS
+Usage: python benchmarks/rlar_verdict.py RUNS [ROW ...]     against other rows than `ew` and `ls`
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,11 @@ class Answer(NamedTuple):
 
 
 def answer(
-    category: ArrayLike, mask: ArrayLike, planned: int | None = None, resplit: float = 0.0
+    category: ArrayLike,
+    mask: ArrayLike,
+    planned: int | None = None,
+    resplit: float = 0.0,
+    comparisons: int = len(AGAINST),
 ) -> Answer:
     """Return what paired differences say, positive where RLAR is higher.
 
@@ -52,11 +57,12 @@ def answer(
         mask: (units,), of Dice.
         planned: units; None where they are looked at once.
         resplit: the ratio of test to training samples where units are folds of one collection.
+        comparisons: questions that are asked beside it, itself included.
     """
     found, words = [], []
     for gains, margin in ((category, INTEREST), (mask, LOSS)):
         told = decide(
-            -np.asarray(gains, float), margin=margin, most=planned, comparisons=len(AGAINST),
+            -np.asarray(gains, float), margin=margin, most=planned, comparisons=comparisons,
             resplit=resplit,
         )  # fmt: skip
         found.append((-float(told.difference), -float(told.high), -float(told.low)))
@@ -80,28 +86,31 @@ def tested(board: Board, row: str) -> dict[int, tuple[float, float]]:
     return {unit: (mean[0], mean[1]) for unit, mean in means.items() if np.isfinite(mean).all()}
 
 
-def main(out: Path) -> None:
+def main(out: Path, against: Sequence[str]) -> None:
     """Print a Markdown table of a folder's boards."""
-    print(f"| board | {METHOD} against | pairs | AUROC | Dice | told |\n|---|---|---|---|---|---|")
+    print("| board | row | against | pairs | AUROC | Dice | told |\n|---|---|---|---|---|---|---|")
     for board in boards(list(find_runs([out]))):
-        if board.suite is None or METHOD not in board.cells:
+        if board.suite is None:
             continue
-        ours = tested(board, METHOD)
-        for row in (row for row in AGAINST if row in board.cells):
-            other = tested(board, row)
-            units = sorted(ours.keys() & other.keys())
+        known = {row: tested(board, row) for row in board.cells}
+        ours = [row for row, cells in board.cells.items() if cells[0].spec.method == METHOD]
+        pairs = [(row, other) for row in ours for other in against if other in known]
+        for row, other in pairs:
+            units = sorted(known[row].keys() & known[other].keys())
             if not units:
                 continue
-            gains = np.array([ours[unit] for unit in units]) - [other[unit] for unit in units]
-            category, mask = gains.T
-            found = answer(category, mask, board.suite.planned, board.suite.resplit or 0.0)
+            gains = np.array([np.subtract(known[row][u], known[other][u]) for u in units])
+            found = answer(
+                gains[:, 0], gains[:, 1], board.suite.planned, board.suite.resplit or 0.0,
+                len(pairs),
+            )  # fmt: skip
             shown = [
                 f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
                 for mean, low, high in (found.category, found.mask)
             ]
             count = f"{len(units)} of {board.suite.planned}"
-            print(f"| {board.title} | {row} | {count} | {' | '.join(shown)} | {found.told} |")
+            print(f"| {' | '.join([board.title, row, other, count, *shown, found.told])} |")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:] or AGAINST)

@@ -40,11 +40,15 @@ class Loaded(HTMLParser):
 def test_the_site_builds_without_a_warning_and_asks_nothing_of_other_hosts(tmp_path: Path) -> None:
     pytest.importorskip("sphinx")
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going"]
+    stale = ROOT / "docs" / "generated" / "tasks" / "no_longer_there.rst"
+    stale.parent.mkdir(parents=True, exist_ok=True)
+    stale.write_text("a page of nothing")
     built = subprocess.run(
         [*command, "-d", tmp_path / "trees", ROOT / "docs", tmp_path / "site"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
+    assert not stale.exists()
     site = tmp_path / "site"
     for page in site.rglob("*.html"):
         loaded = Loaded()

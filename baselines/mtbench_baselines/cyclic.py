@@ -66,8 +66,8 @@ class Cyclic(Wrapper, Remembering):
         self.base = weighting("cyclic", base)
         if self.base.space != "shared":
             raise UsageError(
-                f"cyclic wraps methods on the gradients of shared parameters, found "
-                f"{type(base).__name__} with space={self.base.space}"
+                "cyclic wraps methods on the gradients of shared parameters, found "
+                f"{base._called} with space={self.base.space}"
             )
         if not 0 <= beta < 1:
             raise UsageError(f"cyclic: beta must be at least 0 and below 1, found {beta}")

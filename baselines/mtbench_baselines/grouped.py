@@ -67,11 +67,11 @@ class Grouped(Wrapper):
             if base.space != "shared":
                 raise UsageError(
                     "grouped wraps methods on the gradients of shared parameters, found "
-                    f"{type(base).__name__} with space={base.space}"
+                    f"{base._called} with space={base.space}"
                 )
         if any(True for _ in base.parameters()):
             raise UsageError(
-                f"grouped: {type(base).__name__} has trainable parameters, and how many groups "
+                f"grouped: {base._called} has trainable parameters, and how many groups "
                 "there are is not known before the first step: choose another method"
             )
         self.by, self.named = checked("grouped", by, named)

@@ -49,7 +49,7 @@ class LastLayer(Wrapper):
         if isinstance(base, Scalarizer) or not base.is_weighted_sum or at_features:
             raise UsageError(
                 "last_layer wraps methods that find weights from gradients of shared parameters, "
-                f"found {type(base).__name__}"
+                f"found {base._called}"
             )
         _, patterns = checked("last_layer", "layer", (named,))
         self.pattern = patterns[0] if named else None

@@ -87,12 +87,12 @@ class SAMO(Wrapper):
         if base.needs_residuals:
             raise UsageError(
                 "samo gives its base gradients of K moved points, which have no residuals in "
-                f"common, found {type(base).__name__}: wrap another method"
+                f"common, found {base._called}, which looks at them: wrap another method"
             )
         if base.needs_features or getattr(base, "space", "shared") == "features":
             raise UsageError(
                 "samo gives its base gradients of K moved points, which have no features in "
-                f"common, found {type(base).__name__}: wrap another method"
+                f"common, found {base._called}, which looks at them: wrap another method"
             )
         if not 0 < rho < inf:
             raise UsageError(f"samo: rho must be finite and above 0, found {rho}")

@@ -5,6 +5,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +31,7 @@ FAMILIES = {
     "wrapper": "Wrappers of any method",
 }
 DOCS = Path(__file__).parents[1]
+GENERATED = DOCS / "generated"
 TEMPLATES = Environment(  # noqa: S701 - what is written is no HTML
     loader=FileSystemLoader(DOCS / "_ext" / "pages"),
     undefined=StrictUndefined,
@@ -45,27 +47,37 @@ def setup(app: Sphinx) -> dict[str, bool]:
 
 
 def _write(_app: Sphinx) -> None:
+    """Write all pages, and remove those of what is no longer there."""
+    before = {path for path in GENERATED.rglob("*") if path.is_file()}
+    for stale in before - set(_pages()):
+        stale.unlink()
+
+
+def _pages() -> Iterator[Path]:
+    """Write each page, and yield its file."""
     methods = {name: entry.load(Balancer) for name, entry in entries("method").items()}
     paths = toy_paths.load()
     for name, method in methods.items():
-        _put(f"methods/{name}.rst", _render("method.rst", **_method(name, method)))
+        yield _put(f"methods/{name}.rst", _render("method.rst", **_method(name, method)))
         if toy_paths.is_drawn(method):
-            _put(f"methods/{name}.svg", toy_paths.draw(paths.get(name) or toy_paths.walk(name)))
+            path = paths.get(name) or toy_paths.walk(name)
+            yield _put(f"methods/{name}.svg", toy_paths.draw(path))
     for name, entry in entries("task").items():
-        _put(f"tasks/{name}.rst", _render("task.rst", **_task(name, entry)))
-    _put("families.md", _render("families.md", families=_families(methods)))
-    _put("api.rst", _render("api.rst", **_interface()))
-    _put("commands.md", _commands())
+        yield _put(f"tasks/{name}.rst", _render("task.rst", **_task(name, entry)))
+    yield _put("families.md", _render("families.md", families=_families(methods)))
+    yield _put("api.rst", _render("api.rst", **_interface()))
+    yield _put("commands.md", _commands())
     for file in sorted(DOCS.parent.glob("benchmarks/results/*.md")):
-        _put(f"results/{file.name}", _results(file))
+        yield _put(f"results/{file.name}", _results(file))
 
 
-def _put(name: str, text: str) -> None:
-    """Write a file if it changes, so that Sphinx reads again only what has changed."""
-    file = DOCS / "generated" / name
+def _put(name: str, text: str) -> Path:
+    """Write a file if it changes, so that Sphinx reads again only what has changed; return it."""
+    file = GENERATED / name
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists() or file.read_text(encoding="utf-8") != text:
         file.write_text(text, encoding="utf-8")
+    return file
 
 
 def _render(template: str, **values: Any) -> str:
@@ -106,7 +118,7 @@ def _method(name: str, method: type[Balancer]) -> dict[str, Any]:
         "parameters": {
             key: (
                 params.describe(parameter.annotation),
-                params.own_keys({"": parameter.default})[1:],
+                params.text(parameter.default),
                 search_space(method).get(key, ""),
             )
             for key, parameter in params.declared(method).items()

@@ -68,6 +68,7 @@ Plain = Annotated[
     ),
 ]
 PLAIN = "ew"
+BASELINE = "ls"
 Out = Annotated[Path, typer.Option(help="Folder for run directories and report.")]
 RUNS = Path("runs")
 Threads = Annotated[int | None, typer.Option(help="CPU threads; measured at the start by default.")]
@@ -119,12 +120,11 @@ def check_names(
         PluginError: two plugins share a name, or a plugin file does not exist.
     """
     from mtbench.errors import UsageError
-    from mtbench.plugins.registry import find
+    from mtbench.plugins.registry import find, parts
 
     try:
         for name in methods:
-            for part in name.split("+"):
-                find("method", part, plugins or [])
+            parts(name, plugins or [])
         if task is not None:
             find("task", task, plugins or [])
     except UsageError as error:

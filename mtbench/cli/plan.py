@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mtbench.cli.options import Data, Jobs, Plugins, SuiteName, load_suite, number_of_jobs
+from mtbench.cli.options import BASELINE, Data, Jobs, Plugins, SuiteName, load_suite, number_of_jobs
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mtbench.comparing.judging.leaderboard import Board
     from mtbench.comparing.planning.cost import Cost
     from mtbench.comparing.planning.grid import Entry, Grid
 
@@ -194,8 +195,9 @@ def _power(
 def _scatter(grid: "Grid", pilot: Path) -> dict[str, tuple[float, str]]:
     """Return the paired standard deviation of delta-m on each task of a pilot, and its origin.
 
-    It is the median of the pairs that were run on the same setting of the task, whatever else they
-    are a part of; where there are none, of those on its only other setting.
+    It is the median of the pairs that the suite asks about, as far as they were run on the same
+    setting of the task, whatever else they are a part of; where there are none, of those on its
+    only other setting.
     """
     from statistics import median
 
@@ -208,10 +210,12 @@ def _scatter(grid: "Grid", pilot: Path) -> dict[str, tuple[float, str]]:
         own = {k: v for k, v in made["task_params"].items() if k not in free}
         return [spec.task, own, *(made["recipe"][k] for k in ("epochs", "batch_size"))]
 
+    runs = list(find_runs([pilot]))
     measured = [
         (board.title, [cells[0].spec for cells in board.cells.values()], deviations)
-        for board in leaderboard.boards(list(find_runs([pilot])), "ls")
-        if not board.pairs.empty and (deviations := board.pairs["deviation"].dropna().tolist())
+        for row in grid.suite.against or [BASELINE]
+        for board in leaderboard.boards(runs, row)
+        if (deviations := _deviations(board))
     ]
     found: dict[str, tuple[float, str]] = {}
     for setting, (task, entries) in zip(grid.suite.tasks, grid.tasks.items(), strict=True):
@@ -223,10 +227,22 @@ def _scatter(grid: "Grid", pilot: Path) -> dict[str, tuple[float, str]]:
             if any(setting_of(spec, free) == wanted for spec in specs)
             for deviation in some
         ]
-        others = [(title, some) for title, specs, some in measured if specs[0].task == setting.name]
+        others: dict[str, list[float]] = {}
+        for title, specs, some in measured:
+            if specs[0].task == setting.name:
+                others.setdefault(title, []).extend(some)
         if own:
             found[task] = median(own), "by the pilot"
         elif len(others) == 1:
-            [(title, some)] = others
+            [(title, some)] = others.items()
             found[task] = median(some), f"by the pilot on another setting: {title}"
+    return found
+
+
+def _deviations(board: "Board") -> list[float]:
+    """Return the standard deviations of all pairs with a board's baseline."""
+    pairs = board.pairs
+    if pairs.empty:
+        return []
+    found: list[float] = pairs[pairs["against"] == board.baseline]["deviation"].dropna().tolist()
     return found

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mtbench.cli.options import PLAIN, Plain
+from mtbench.cli.options import BASELINE, PLAIN, Plain
 
 
 class Format(StrEnum):
@@ -37,7 +37,7 @@ def leaderboard(
     ] = None,
     baseline: Annotated[
         str, typer.Option(help="The row that the others are tested against.")
-    ] = "ls",
+    ] = BASELINE,
     plain: Plain = PLAIN,
     columns: Annotated[
         str | None,

@@ -11,7 +11,8 @@ from rich.text import Text
 from mtbench.comparing import inert
 from mtbench.comparing.judging import leaderboard
 
-_BORDER = 3  # a column's frame and the space around it; the table's last frame is one more
+_BORDER = 3  # a column's frame and the space around it
+_FRAME = 1  # the table's last one
 _METRICS = 3
 """So many of a row's metrics are shown where there is no room for all."""
 
@@ -33,6 +34,7 @@ def print_board(
     shown = leaderboard.readable(board, columns)
     if not shown.empty:
         left_out: list[str] = []
+        room = console.width - _FRAME
 
         def drop(column: str) -> None:
             nonlocal shown
@@ -42,15 +44,15 @@ def print_board(
 
         if columns is None:
             for column in _OPTIONAL:
-                if sum(_lines(shown)) > console.width:
+                if sum(_lines(shown)) > room:
                     drop(column)
-            if len(board.primary) > _METRICS and sum(_lines(shown)) > console.width:
+            if len(board.primary) > _METRICS and sum(_lines(shown)) > room:
                 shown = leaderboard.compact(board, shown)
                 left_out.append("all metrics but those that are worst")
             for column in _LATER:
-                if sum(_words(shown)) > console.width:
+                if sum(_words(shown)) > room:
                     drop(column)
-        table = _table(board.title, shown, console.width)
+        table = _table(board.title, shown, room)
         console.print(table)
         if left_out:
             console.print(
@@ -73,7 +75,7 @@ def _table(title: str, shown: pd.DataFrame, room: int) -> Table:
             Text(inert.plain(column)),
             justify="left" if i == 0 else "right",
             no_wrap=i == 0,
-            width=least[i] + int(more) - _BORDER if spare >= _BORDER else None,
+            width=least[i] + int(more) - _BORDER if spare >= 0 else None,
         )
     for row in shown.itertuples(index=False):
         table.add_row(*(Text(inert.plain(str(cell))) for cell in row))

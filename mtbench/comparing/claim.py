@@ -5,14 +5,30 @@ ranked comes from the suite, and this is where the folder remembers it. A cell m
 """
 
 import json
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+)
 
 from mtbench.errors import RunError
 from mtbench.training.cell.rundir import RunDirectory
 
 FILE = "suites.json"
+
+
+def _as_now(title: Any) -> Any:
+    """Return a task's title as it is written now: the first ones had Python's `True` and `None`."""
+    if not isinstance(title, str):
+        return title
+    return re.sub(r"(?<=[=,])(True|False|None)(?=[ ,]|$)", lambda word: word[0].lower(), title)
 
 
 class Claim(BaseModel):
@@ -44,7 +60,7 @@ class Claim(BaseModel):
 
     suite: str
     digest: str
-    task: str
+    task: Annotated[str, BeforeValidator(_as_now)]
     label: str
     repetition: Annotated[int, Field(ge=0, lt=1000)]
     draw: Annotated[int, Field(ge=0, lt=1000)] | None
@@ -64,6 +80,11 @@ class Claim(BaseModel):
     def board(self) -> tuple[str, str]:
         """What claims on one board have in common."""
         return self.digest, self.task
+
+    @property
+    def place(self) -> tuple[str, str, str, int, int | None]:
+        """Where in the suite the cell is, at its seed."""
+        return (*self.board, self.label, self.repetition, self.draw)
 
     @property
     def study_is_unit(self) -> bool:
@@ -115,8 +136,12 @@ def read(run: RunDirectory) -> list[Claim]:
 
 
 def add(run: RunDirectory, claim: Claim) -> None:
-    """Note a claim; the caller holds the cell."""
+    """Note a claim, in the stead of an earlier one of the same place; the caller holds the cell.
+
+    A suite of `all` methods may have more rows than it had.
+    """
     known = read(run)
     if claim not in known:
-        content = [one.model_dump(mode="json", exclude_defaults=True) for one in (*known, claim)]
+        kept = [one for one in known if one.place != claim.place]
+        content = [one.model_dump(mode="json", exclude_defaults=True) for one in (*kept, claim)]
         run.write_text(FILE, json.dumps(content, indent=1))

@@ -15,7 +15,7 @@ from mtbench.balancing.balancer import Balancer, Wrapper
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench.plugins import params
-from mtbench.plugins.registry import Entry, find
+from mtbench.plugins.registry import Entry, parts
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -46,7 +46,7 @@ class Method:
             UsageError: no such method, or a composition that makes no sense.
             PluginError: a module that does not load.
         """
-        entries = [find("method", part, plugins) for part in name.split("+")]
+        entries = parts(name, plugins)
         if len({entry.name for entry in entries}) < len(entries):
             raise UsageError(f"method {name!r} names a part twice")
         classes = [entry.load(Balancer) for entry in entries]

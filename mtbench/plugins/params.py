@@ -121,6 +121,8 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
 
     >>> convert("1,2.5", tuple[float, ...], "ls.weights")
     (1.0, 2.5)
+    >>> convert(0, tuple[int, ...], "only.objectives")
+    (0,)
     >>> convert("none", float | None, "x")
 
     Raises:
@@ -173,7 +175,8 @@ def _read(value: Any, option: Any) -> Any:
                 return choice
     elif get_origin(option) is tuple:
         inner = get_args(option)[0]
-        items = value.split(",") if isinstance(value, str) else value
+        several = isinstance(value, Iterable)  # one number is a tuple of one, as "1" is
+        items = value.split(",") if isinstance(value, str) else value if several else (value,)
         return tuple(
             _read(item.strip() if isinstance(item, str) else item, inner) for item in items
         )
@@ -207,10 +210,7 @@ def text(value: Any) -> str:
 def own_keys(parameters: Mapping[str, Any]) -> str:
     """Return parameters as `key=value` text for one line.
 
-    >>> own_keys({"c": 0.5, "w": (1, 2)})
-    'c=0.5 w=1,2'
+    >>> own_keys({"c": 0.5, "w": (1, 2), "strict": True})
+    'c=0.5 w=1,2 strict=true'
     """
-    return " ".join(
-        f"{k}={','.join(map(str, v)) if isinstance(v, tuple | list) else v}"
-        for k, v in parameters.items()
-    )
+    return " ".join(f"{key}={text(value)}" for key, value in parameters.items())

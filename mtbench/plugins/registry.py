@@ -165,6 +165,21 @@ def find(kind: Kind, name: str, plugins: Iterable[Path] = ()) -> Entry:
     return known[name]
 
 
+def parts(method: str, plugins: Iterable[Path] = ()) -> list[Entry]:
+    """Return the plugins that a method's name names, wrappers before their base.
+
+    Raises:
+        UsageError: no such name, or none beside a ``+``; the message suggests one.
+    """
+    plugins, names = list(plugins), method.split("+")
+    if "" in names and names[1:]:
+        missing = "a method" if not names[-1] else "a wrapper"
+        raise UsageError(
+            f"method {method!r}: {missing} is missing beside +: name it, as in WRAPPER+METHOD"
+        )
+    return [find("method", name, plugins) for name in names]
+
+
 def kind_of(name: str, plugins: Iterable[Path] = ()) -> Kind:
     """Return whether a name is a method's or a task's.
 

@@ -32,11 +32,14 @@ class Metric:
             single-task row has the value that its separate models' outputs give.
         higher_is_better: its direction.
         primary: whether it counts for model selection, delta-m and ranks.
+        chance: what a guess has, where a guess has the same on any data, such as 0.5 of AUROC. A
+            leaderboard tells where the single-task row is no better.
     """
 
     objective: str | None
     higher_is_better: bool = True
     primary: bool = False
+    chance: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -184,7 +184,7 @@ def test_refusals():
         NTKWeights(2).accumulate(losses, residuals=residuals)
     with pytest.raises(StepError, match=r"needs Step\(residuals=...\), found none"):
         _ = Step(losses).residuals
-    with pytest.raises(UsageError, match=r"samo gives .* found NTKWeights: wrap another method"):
+    with pytest.raises(UsageError, match=r"samo gives .* found ntk_weights, which looks at them"):
         mtbench.balancer("samo+ntk_weights", 2)
     for name in ("steps", "probes"):
         with pytest.raises(UsageError, match=f"ntk_weights: {name} must be at least 1, found 0"):

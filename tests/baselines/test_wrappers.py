@@ -341,7 +341,7 @@ def test_every_goes_around_methods_that_only_weigh():
             name = wrapper.__name__.lower()
             with pytest.raises(UsageError, match=f"{name} {words}{called}$"):
                 wrapper(base)
-    with pytest.raises(UsageError, match=r"cyclic wraps .* found MGDA with space=features"):
+    with pytest.raises(UsageError, match=r"cyclic wraps .* found mgda with space=features"):
         Cyclic(MGDA(2, space="features"))
 
 

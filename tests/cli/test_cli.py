@@ -385,6 +385,8 @@ def test_what_names_show_to_be_wrong_is_refused_before_torch_is_imported(tmp_pat
     told = {
         "run -m cagard": "unknown method 'cagard': did you mean 'cagrad'?",
         "run -m samo+cagard": "unknown method 'cagard'",
+        "run -m every+": "method 'every+': a method is missing beside +",
+        "run -m +mgda": "method '+mgda': a wrapper is missing beside +",
         "run -m ew -t digit": "unknown task 'digit': did you mean 'digits'?",
         "run --metod ew": "--config FILE; found --metod ew: did you mean '--method'?",
         "run -m ew stray": "unexpected argument 'stray'",

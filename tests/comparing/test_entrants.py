@@ -121,7 +121,7 @@ def test_a_glance_at_part_of_what_is_planned(tmp_path: Path) -> None:
         (run.path / claim.FILE).unlink()
         claim.add(run, own.model_copy(update={"repetitions": 20, "margin": 0.1}))
     found = board(tmp_path, "ls")
-    assert "8 repetitions of 20 planned, at any look" in found.verdict
+    assert "(8 repetitions of 20 planned; paired" in found.verdict
     row = rows(found)
     assert row["great"]["told"] == "better"
     assert whole["good"] == "equivalent"
@@ -185,16 +185,42 @@ def test_of_two_cells_with_one_choice_the_later_counts(folder: Path) -> None:
     assert rows(found)["good"]["seeds"] == 8
 
 
-def test_claims_that_differ_in_rows_count_a_cell_once(folder: Path) -> None:
+def test_a_suite_whose_rows_have_become_more_claims_a_cell_once(folder: Path) -> None:
+    """The most rows are meant, also where a sweep was stopped before it had claimed all again."""
     before = board(folder, "ls")
-    for run in find_runs([folder]):
+    for run in list(find_runs([folder]))[:3]:
         [own] = claim.read(run)
-        claim.add(run, own.model_copy(update={"rows": 3}))
+        more = own.model_copy(update={"rows": 7})
+        claim.add(run, more)
+        assert claim.read(run) == [more]
     found = board(folder, "ls")
-    pd.testing.assert_frame_equal(found.rows, before.rows)
+    pd.testing.assert_frame_equal(found.rows.drop(columns=PAIRED), before.rows.drop(columns=PAIRED))
     assert found.remarks == before.remarks
     assert found.suite is not None
-    assert found.suite.rows == 4
+    assert found.suite.rows == 7
+
+
+PAIRED = ["difference_low", "difference_high", "p", "p_equivalence", "told"]
+"""What depends on how many comparisons there are."""
+
+
+@pytest.mark.parametrize(
+    ("written", "now"),
+    [
+        ("digits width=8 epochs=16", "digits width=8 epochs=16"),
+        ("t strict=True by=None", "t strict=true by=none"),
+        ("t on=True,False", "t on=true,false"),
+        ("t name=Nonesuch True", "t name=Nonesuch True"),
+    ],
+)
+def test_a_task_is_called_as_the_first_records_call_it(written: str, now: str) -> None:
+    fields = {
+        "suite": "core", "digest": "d" * 12, "task": written, "label": "ew", "repetition": 0,
+        "draw": None, "sampler": "sobol", "places": {}, "trials": 0, "repetitions": 1, "seeds": 1,
+        "rows": 4, "margin": 2.0, "against": [],
+    }  # fmt: skip
+    [found] = claim.parse(json.dumps([fields]).encode(), "suites.json")
+    assert found.task == now
 
 
 def test_data_that_has_changed_makes_two_boards(folder: Path) -> None:
@@ -300,6 +326,36 @@ def test_a_diverged_seed_of_the_baseline_ends_no_comparison(folder: Path) -> Non
     assert found["good"]["told"] == "better"
 
 
+def test_an_undefined_number_is_no_way_out(folder: Path) -> None:
+    """A row whose worst run has no score is not compared on the others alone."""
+    before = rows(board(folder, "ls"))["good"]
+    [file] = folder.glob("made_up/good/seed3-*/test.json")
+    file.write_text(json.dumps({"metrics": {"dice": None, "error": 1.0, "extra": 7.0}}))
+    found = board(folder, "ls")
+    after = rows(found)["good"]
+    assert (after["units"], after["complete"]) == (8, True)
+    assert after["difference"] > before["difference"]
+    [note] = [one for one in found.remarks if "undefined where" in one]
+    assert note.endswith("good (1 of 8 repetitions)")
+
+
+def test_what_nobody_has_costs_nobody(folder: Path) -> None:
+    for file in folder.glob("made_up/*/seed3-*/test.json"):
+        file.write_text(json.dumps({"metrics": {"dice": None, "error": 1.0, "extra": 7.0}}))
+    found = board(folder, "ls")
+    assert {row["units"] for row in rows(found).values()} == {7}
+    assert not any("undefined" in note for note in found.remarks)
+
+
+def test_a_baseline_that_diverges_proves_little(folder: Path) -> None:
+    for file in folder.glob("made_up/ls/seed*/result.json"):
+        result = json.loads(file.read_text())
+        if RunDirectory(file.parent).spec().stage == "final":
+            file.write_text(json.dumps({**result, "status": "diverged"}))
+    [note] = [one for one in board(folder, "ls").remarks if "mostly diverges" in one]
+    assert note.endswith("says little: ls (8 of 8 cells)")
+
+
 def test_places_of_folds_are_less_sure(tmp_path: Path) -> None:
     """Eight units of one collection say as much as 8 / (1 + 8 x 0.25), not quite three, do."""
     for method, offset in (("ls", 0.0), ("near", 0.01)):
@@ -333,6 +389,25 @@ def test_cells_in_which_the_method_did_nothing_are_told(folder: Path) -> None:
     assert told == [
         "good acted in no step of 2 of its 8 final cells: these were trained by the plain sum"
     ]
+
+
+def test_strays_of_several_data_are_one_row_and_never_the_suites(tmp_path: Path) -> None:
+    """Where each repetition has data of its own, so have runs beside the suite."""
+    name = "ew (not of the suite)"
+    for r in range(3):
+        claimed(cell(tmp_path, "ls", r, data=f"d{r}"), trials=0)
+        cell(tmp_path, "ew", r, 0.1, data=f"d{r}")
+    found = rows(board(tmp_path))
+    assert found[name]["seeds"] == 3
+    claimed(cell(tmp_path, "mine", 0, 0.7, data="d0"), trials=0, label=name)
+    found = rows(board(tmp_path))
+    assert (found[name]["seeds"], found[name]["dice"]) == (1, 0.7)
+
+
+def test_more_rows_than_the_suite_has_are_told(folder: Path) -> None:
+    study(folder, "another", 0.0)
+    [note] = [one for one in board(folder, "ls").remarks if "say that they are" in one]
+    assert note == "5 rows say that they are of this suite, which has 4"
 
 
 def test_two_suites_are_two_boards(folder: Path) -> None:

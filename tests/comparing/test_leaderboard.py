@@ -5,6 +5,7 @@ import io
 import json
 import math
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,28 @@ def test_a_reference_next_to_zero_is_no_unit(tmp_path: Path) -> None:
     assert found.rows["delta_m"].isna().all()
     assert any("single-task error is next to 0" in note for note in leaderboard.notes(found))
     assert not any("exactly one locally run" in note for note in leaderboard.notes(found))
+
+
+def test_a_small_reference_that_decides_delta_m_is_told(tmp_path: Path) -> None:
+    cell(tmp_path, "stl", 0, dice=0.01)
+    for method in ("ew", "uw"):
+        cell(tmp_path, method, 0, dice=0.5)
+    [note] = [one for one in leaderboard.notes(board(tmp_path)) if "small beside" in one]
+    assert (
+        note == "the single-task dice, 0.01, is small beside what most rows have: Δm is mostly dice"
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_number_that_no_sum_can_hold_is_undefined(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        cell(tmp_path, "stl", seed, error=1.0 + seed)
+        cell(tmp_path, "ew", seed, error=1e308)
+        cell(tmp_path, "uw", seed, error=1e308 if seed else 1.5)
+    found = board(tmp_path)
+    assert rows(found)["ew"]["reason"] == "no error"
+    assert rows(found)["uw"]["delta_m"] == pytest.approx(100 * (1.75 / 1.5 - 1) / 2)
+    assert any("counts as the worst: uw (1 of 2 seeds)" in note for note in found.remarks)
 
 
 def test_delta_m_uses_the_seeds_that_both_have(tmp_path: Path) -> None:
@@ -191,14 +214,29 @@ def test_no_reference_no_delta_m(tmp_path: Path) -> None:
     assert any("no Δm" in note and "single-task" in note for note in said)
     assert any("one seed" in note for note in said)
     for seed in (0, 1):
-        cell(tmp_path, "stl", seed)
-        cell(tmp_path, "ew", seed)
+        for method in ("stl", "ew"):
+            cell(tmp_path, method, seed, dice=0.5 + seed / 100)
     [said] = leaderboard.notes(board(tmp_path))
     assert "2 seeds: a 95 % interval cannot cover" in said
     for seed in range(2, 6):
-        cell(tmp_path, "stl", seed)
-        cell(tmp_path, "ew", seed)
+        for method in ("stl", "ew"):
+            cell(tmp_path, method, seed, dice=0.5 + seed / 100)
     assert leaderboard.notes(board(tmp_path)) == []
+
+
+@pytest.mark.parametrize(("scores", "told"), [([0.52, 0.5, 0.49], True), ([0.6, 0.61, 0.6], False),
+                                              ([0.5], True), ([0.51], False)])  # fmt: skip
+def test_a_reference_that_is_no_better_than_a_guess_is_told(
+    tmp_path: Path, scores: list[float], told: bool
+) -> None:
+    for seed, score in enumerate(scores):
+        for method in ("stl", "ew"):
+            run = cell(tmp_path, method, seed, dice=score)
+            result = json.loads((run.path / "result.json").read_text())
+            result["metrics"]["dice"]["chance"] = 0.5
+            run.write_text("result.json", json.dumps(result))
+    notes = leaderboard.notes(board(tmp_path))
+    assert any("the single-task dice" in n and "from a guess, 0.5" in n for n in notes) is told
 
 
 def test_two_references_are_none(tmp_path: Path) -> None:
@@ -254,6 +292,60 @@ def test_settings_of_the_recipe_and_the_device_tell_rows_apart(tmp_path: Path) -
     cell(tmp_path, "uw", 0, device="cuda")
     names = set(board(tmp_path).rows["method"])
     assert names == {"ew lr=0.1", "ew lr=0.2", "uw device=cpu", "uw device=cuda"}
+
+
+def test_copies_that_contradict_each_other_are_told(tmp_path: Path) -> None:
+    for name, dice in (("a", 0.5), ("b", 0.9)):
+        cell(tmp_path / name, "ew", 0, dice=dice)
+        cell(tmp_path / name, "uw", 0)
+    found = board(tmp_path)
+    assert rows(found)["ew"]["dice"] == 0.5
+    [note] = [one for one in found.remarks if "in doubt" in one]
+    assert re.search(r"another result of it lies in .*/b/.*/ew/.*: .*/a/.*/ew/\S*$", note)
+
+
+@pytest.mark.parametrize("file", ["spec.json", "result.json"])
+def test_an_edited_cell_is_told(tmp_path: Path, file: str) -> None:
+    runs = [cell(tmp_path, method, 0) for method in ("ew", "uw")]
+    for run in runs:
+        result = json.loads((run.path / "result.json").read_text())
+        run.write_text("result.json", json.dumps({**result, "hash": run.spec().hash}))
+    assert not any("in doubt" in note for note in board(tmp_path).remarks)
+    if file == "spec.json":
+        text = (runs[0].path / file).read_text().replace("0.1", "0.2")
+    else:
+        text = (runs[1].path / file).read_text()
+    runs[0].write_text(file, text)
+    [note] = [one for one in board(tmp_path).remarks if "in doubt" in one]
+    assert note.endswith(f"edited, or of another mtbench: {runs[0].path}")
+
+
+def test_one_that_declares_a_metric_otherwise_turns_nothing_over(tmp_path: Path) -> None:
+    for method in ("ew", "uw", "zz"):
+        cell(tmp_path, method, 0)
+    [path] = tmp_path.glob("*/zz/*/result.json")
+    result = json.loads(path.read_text())
+    result["metrics"]["dice"]["higher_is_better"] = False
+    path.write_text(json.dumps(result))
+    found = board(tmp_path)
+    assert found.primary == {"dice": True, "error": False}
+    assert any("do not say alike" in note and "dice" in note for note in found.remarks)
+
+
+def test_units_that_are_copies_are_told(tmp_path: Path) -> None:
+    for seed in range(6):
+        cell(tmp_path, "copied", seed, dice=0.9)
+        cell(tmp_path, "ew", seed, dice=0.5 + seed / 100)
+    [note] = [one for one in board(tmp_path, "ew").remarks if "same numbers" in one]
+    assert note.endswith("say no more than one: copied")
+
+
+def test_a_seed_that_parameters_were_chosen_on_is_told(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 7, stage="trial")
+    cell(tmp_path, "ew", 7)
+    cell(tmp_path, "uw", 7)
+    [note] = [one for one in board(tmp_path).remarks if "chosen on a seed" in one]
+    assert note.endswith(": ew (seed 7)")
 
 
 def test_a_cell_in_two_folders_counts_once(tmp_path: Path) -> None:
@@ -407,7 +499,7 @@ def test_verdicts_against_the_baseline(tmp_path: Path) -> None:
     assert math.isnan(by_name["ls"]["difference"])
     assert found.verdict.startswith(
         "Against ls: better: better; worse: stl, worse; equivalent within 2 %: same; "
-        "not told apart: noisy. (8 seeds; paired t-tests, 5 % for all comparisons.)"
+        "not told apart: noisy. (8 seeds; paired t-tests, 5 % for all comparisons together.)"
     )
     shown = leaderboard.readable(found).set_index("method")
     assert shown.loc["same", "verdict"] == "equivalent"

@@ -77,14 +77,14 @@ def test_the_board_tells_as_often_as_was_promised(
 def test_a_pilot_tells_of_each_setting_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Boards of three settings of one task, and a suite with two of these and a fourth."""
+    """And of the pairs that the suite asks about, whatever else a board has."""
     tasks = [{"name": "gradnorm_toy", "set": {"scales": [s]}} for s in (2.0, 1.0, 9.0)]
     grid = Grid(
         Order(
             Suite.model_validate(
                 {
                     "version": 1, "name": "s", "title": "t", "methods": ["ew", "ls"],
-                    "tasks": tasks, "budget": {"trials": 0, "seeds": 6},
+                    "tasks": tasks, "budget": {"trials": 0, "seeds": 6}, "against": ["ew"],
                 }
             ),
         )
@@ -94,13 +94,18 @@ def test_a_pilot_tells_of_each_setting_by_itself(
         made = grid.spec(GridCell(entry, 0), "data", None)
         spec = Spec.model_validate_json(made.model_dump_json())  # as a record has it
         one = Cell(RunDirectory(tmp_path), spec, {})
-        pairs = pd.DataFrame({"deviation": [deviation, deviation, math.nan]})
-        found.append(Board(entry.task, {}, pd.DataFrame(), [], cells={"ew": [one]}, pairs=pairs))
-    monkeypatch.setattr(leaderboard, "boards", lambda *_: found[:2])
+        told = {"ew": [deviation, deviation, math.nan], "ls": [99.0] * 3}
+        pairs = pd.concat([pd.DataFrame({"against": k, "deviation": v}) for k, v in told.items()])
+        found.append(
+            Board(entry.task, {}, pd.DataFrame(), [], cells={"ew": [one]}, pairs=pairs,
+                  baseline="ew")
+        )  # fmt: skip
+    asked = {"ew": found[:2]}
+    monkeypatch.setattr(leaderboard, "boards", lambda _, row: asked[row])
     titles = list(grid.tasks)
     assert plan._scatter(grid, tmp_path) == {
         titles[0]: (2.0, "by the pilot"), titles[1]: (3.0, "by the pilot"),
     }  # fmt: skip
-    monkeypatch.setattr(leaderboard, "boards", lambda *_: found[:1])
+    asked["ew"] = found[:1]
     another = f"by the pilot on another setting: {titles[0]}"
     assert plan._scatter(grid, tmp_path)[titles[2]] == (2.0, another)

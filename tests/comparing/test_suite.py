@@ -164,6 +164,8 @@ def test_no_such_suite(tmp_path: Path) -> None:
         ({"tasks": [{"name": "tiny", "set": {"sleep": [1.0]}}]}, None),
         ({"tasks": [{"name": "tiny", "recipe": {"epoch": 1}}]}, r"tasks\.0: unknown .*'epochs'"),
         ({"tasks": [{"name": "tiny", "recipe": {"epochs": 0}}]}, r"epochs must be at least 1"),
+        ({"methods": ["uw", {"name": "ls", "label": "cagrad"}]},
+         r"methods\.1: label 'cagrad' is the name of another method than 'ls': choose another"),
         ({"against": ["lss"]}, r"suite mine: against\.0: no row 'lss' here: did you mean 'ls'"),
         (
             {"methods": [{"name": "ls", "set": {"weight": 1}, "label": "a"}]},

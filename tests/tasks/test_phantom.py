@@ -269,21 +269,36 @@ def test_cache_round_trip_and_a_broken_file_is_made_anew(tmp_path: Path) -> None
         )
 
     made = load()
-    assert calls == [(1, 3), (2, 3), (3, 3)]
-    (file,) = (tmp_path / "deep").iterdir()
+    assert calls == 2 * [(1, 3), (2, 3), (3, 3)]  # images, then what readers say
+    files = sorted((tmp_path / "deep").iterdir())
+    assert len(files) == 2
     read = load()
     assert not calls
     assert read.fingerprint == made.fingerprint
     assert all(same(a, b) for a, b in zip(made.cases, read.cases, strict=True))
 
-    whole = file.read_bytes()
-    for broken in (b"", b"no zip", whole[: len(whole) // 2], whole[:3000] + b"?" + whole[3001:]):
-        file.write_bytes(broken)
-        again = load()
-        assert len(calls) == 3
-        assert all(same(a, b) for a, b in zip(made.cases, again.cases, strict=True))
-        assert file.read_bytes() == whole
-    assert [file] == list((tmp_path / "deep").iterdir())
+    for file in files:
+        whole = file.read_bytes()
+        middle = len(whole) // 2
+        for broken in (b"", b"no zip", whole[:middle], whole[:3000] + b"?" + whole[3001:]):
+            file.write_bytes(broken)
+            again = load()
+            assert len(calls) == 3
+            assert all(same(a, b) for a, b in zip(made.cases, again.cases, strict=True))
+            assert file.read_bytes() == whole
+    assert files == sorted((tmp_path / "deep").iterdir())
+
+
+def test_reader_noises_share_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    phantom.load(size=3, cache=tmp_path, workers=1)
+    alone = phantom.load(size=3, reader_noise=2.0, readers=2, workers=1)
+    monkeypatch.setattr(phantom, "simulate", None)  # nothing is simulated again
+    shared = phantom.load(size=3, reader_noise=2.0, readers=2, cache=tmp_path, workers=1)
+    assert shared.fingerprint == alone.fingerprint
+    assert all(same(a, b) for a, b in zip(alone.cases, shared.cases, strict=True))
+    assert sorted(file.name.split("-")[1] for file in tmp_path.iterdir()) == [
+        "cases", "readings", "readings",
+    ]  # fmt: skip
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -169,9 +169,10 @@ def test_what_lbfgs_cannot_lower_is_told_before_data_is_loaded(
     if not said:
         Request.of("tiny", [method], given, [tiny])
         return
-    with pytest.raises(UnfitError, match=re.escape(f"{method} {said}")) as error:
-        Request.of("tiny", ["ew", method], given, [tiny])
-    assert "\n" not in str(error.value)
+    for some in (given, {"optimizer": "lbfgs"}):  # before what the recipe lacks
+        with pytest.raises(UnfitError, match=re.escape(f"{method} {said}")) as error:
+            Request.of("tiny", ["ew", method], some, [tiny])
+        assert "\n" not in str(error.value)
 
 
 def test_lbfgs_wants_weights_and_one_batch() -> None:

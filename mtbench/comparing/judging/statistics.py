@@ -288,13 +288,13 @@ class Ranking(NamedTuple):
         mean_ranks: over blocks, (methods,), 1 the best.
         p: of Friedman's test; NaN where it cannot be made.
         critical_difference: two methods differ whose mean ranks are further apart.
-        note: why nothing can be significant with so few blocks, else empty.
+        needed: with fewer blocks nothing can be significant; infinite for two methods.
     """
 
     mean_ranks: Floats
     p: float
     critical_difference: float
-    note: str
+    needed: float
 
 
 def friedman_nemenyi(costs: ArrayLike, alpha: float = 0.05) -> Ranking:
@@ -317,29 +317,27 @@ def friedman_nemenyi(costs: ArrayLike, alpha: float = 0.05) -> Ranking:
         alpha: level of the critical difference.
 
     Returns:
-        Mean ranks, p, critical difference and note.
+        Mean ranks, p, critical difference and how many blocks it takes.
 
     Example:
         >>> found = friedman_nemenyi([[1, 2, 3], [1, 2, 3], [1, 3, 2], [1, 2, 3]])
         >>> found.mean_ranks.tolist(), round(found.p, 3), round(found.critical_difference, 3)
         ([1.0, 2.25, 2.75], 0.039, 1.657)
+        >>> found.needed
+        3
     """
     array = np.asarray(costs, float)
     N, k = array.shape
     ranks = stats.rankdata(array, axis=1)
     mean_ranks = ranks.mean(axis=0)
-    if N < 2 or k < 3:
-        note = f"Friedman's test takes at least 2 blocks and 3 methods, found {N} and {k}"
-        return Ranking(mean_ranks, math.nan, math.nan, note)
-    p = 1.0 if np.ptp(ranks) == 0 else float(stats.friedmanchisquare(*array.T).pvalue)
+    if k < 3:
+        return Ranking(mean_ranks, math.nan, math.nan, math.inf)
     unit = stats.studentized_range.ppf(1 - alpha, k, np.inf) * math.sqrt(k * (k + 1) / 12)
-    critical = float(unit / math.sqrt(N))
-    needed = math.ceil(max((unit / (k - 1)) ** 2, stats.chi2.isf(alpha, k - 1) / (k - 1)))
-    note = (
-        f"{N} blocks: mean ranks of {k} methods cannot differ by more than {k - 1}, and would have "
-        f"to by {critical:.2f}; Friedman and Nemenyi take at least {needed} blocks"
-    )
-    return Ranking(mean_ranks, p, critical, note if needed > N else "")
+    needed = math.ceil(max((unit / (k - 1)) ** 2, stats.chi2.isf(alpha, k - 1) / (k - 1), 2))
+    if N < 2:
+        return Ranking(mean_ranks, math.nan, math.nan, needed)
+    p = 1.0 if np.ptp(ranks) == 0 else float(stats.friedmanchisquare(*array.T).pvalue)
+    return Ranking(mean_ranks, p, float(unit / math.sqrt(N)), needed)
 
 
 def pareto_mask(costs: ArrayLike) -> NDArray[np.bool_]:

@@ -325,7 +325,7 @@ class Grid:
         K, budget = len(request.task.objectives), self.suite.budget
         own = method.resolve(row.set)
         balancer = method(K, 0, **own)  # a bad value is told before anything is run
-        refuse_unfit(row.row, balancer, request.task, request.recipe)
+        refuse_unfit(row.row, balancer, request.task, request.recipe.optimizer)
         search = _search(setting.search or self.suite.search, request.recipe)
         trials = 0 if row.weights_from else budget.trials
         draws = [
@@ -411,6 +411,7 @@ def best(scores: Sequence[float]) -> int:
 def _methods(suite: Suite, plugins: Sequence[Path]) -> list[tuple[MethodSetting, Method]]:
     found: dict[str, tuple[MethodSetting, Method]] = {}
     known: dict[str, Method] = {}
+    registered = entries("method", plugins)
     for i, row in enumerate(suite.methods):
         with _within(f"{suite.name}: methods.{i}"):
             rows = [row]
@@ -419,6 +420,11 @@ def _methods(suite: Suite, plugins: Sequence[Path]) -> list[tuple[MethodSetting,
             for each in rows:
                 if each.name not in known:
                     known[each.name] = Method.find(each.name, plugins)
+                if each.row != each.name and each.row in registered:
+                    raise UsageError(
+                        f"label {each.row!r} is the name of another method than {each.name!r}: "
+                        "choose another"
+                    )
                 found.setdefault(each.row, (each, known[each.name]))
     for row, method in found.values():
         _check_source(suite, row, method, found)

@@ -289,7 +289,7 @@ def _key(spec: Spec) -> str:
 
 def _place(one: Claim, spec: Spec) -> tuple[Any, ...]:
     """Return where in a suite a cell is, whatever its spec says beside that."""
-    return (*one.board, one.label, one.repetition, one.draw, spec.seed, spec.stage)
+    return (*one.place, spec.seed, spec.stage)
 
 
 def _core(environment: Mapping[str, Any]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from mtbench.balancing.balancer import Balancer
 from mtbench.errors import UsageError
-from mtbench.training.task import Recipe, Task
+from mtbench.training.task import Task
 
 NO_FEATURES = (
     "looks at features that all heads share, and the task has a batch per objective: choose "
@@ -30,19 +30,19 @@ class UnfitError(UsageError):
     """A method that cannot be trained on a task, or by a recipe."""
 
 
-def refuse_unfit(name: str, balancer: Balancer, task: Task, recipe: Recipe) -> None:
+def refuse_unfit(name: str, balancer: Balancer, task: Task, optimizer: str) -> None:
     """Check what is known without data.
 
     Args:
         name: the method's.
         balancer: the method, for the task's objectives.
         task: what it is to be trained on.
-        recipe: how.
+        optimizer: the recipe's.
 
     Raises:
         UnfitError: it cannot be.
     """
-    searches = recipe.optimizer == "lbfgs"
+    searches = optimizer == "lbfgs"
     for holds, why in (
         (task.own_inputs and balancer.needs_features, NO_FEATURES),
         (task.own_inputs and balancer.holds_out > 0, NO_HELD_OUT),

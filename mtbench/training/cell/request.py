@@ -98,7 +98,6 @@ class Request:
             key: params.convert(value, known[key].annotation, f"recipe.{key}")
             for key, value in share["recipe"].items()
         }
-        recipe = dataclasses.replace(instance.recipe, **changed)
         choices = []
         for method in found:
             own = method.resolve(
@@ -110,8 +109,10 @@ class Request:
             )
             # A bad value is told before data is loaded.
             balancer = method(len(instance.objectives), 0, **own)
-            refuse_unfit(method.name, balancer, instance, recipe)
+            optimizer = changed.get("optimizer", instance.recipe.optimizer)
+            refuse_unfit(method.name, balancer, instance, optimizer)
             choices.append(Choice(method, own))
+        recipe = dataclasses.replace(instance.recipe, **changed)  # it too has rules
         return cls(task_entry, instance, task_params, choices, recipe)
 
     def spec(

@@ -28,7 +28,7 @@ def metrics(grades: Sequence[str]) -> dict[str, Metric]:
         "iou": Metric("segmentation"),
         "hd95": Metric("segmentation", higher_is_better=False),
         "hd95_mm": Metric("segmentation", higher_is_better=False),
-        "auroc": Metric("risk", primary=True),
+        "auroc": Metric("risk", primary=True, chance=0.5),
         "balanced_accuracy": Metric("risk"),
         "macro_f1": Metric("risk"),
         "kappa": Metric("risk"),

@@ -25,7 +25,9 @@ import os
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -604,34 +606,35 @@ def read(truth: Mask, words: Descriptors, spacing: float, style: Style, noise: f
 Record = dict[str, NDArray[np.generic]]
 
 
-def _record(seed: int, index: int, readers: int, noise: float) -> Record:
-    """One case as the arrays that are cached; row 0 of `masks` and `grades` is the truth."""
+def _simulated(seed: int, index: int) -> Record:
+    """One case without readers as the arrays that are cached."""
     image, truth, words, spacing = simulate(seed, index)
-    masks, grades = [truth], [grade(points(words))]
-    for r in range(readers):
-        rng = np.random.default_rng([VERSION, seed, index, 1 + r])
-        mask, category = read(truth, words, spacing, style(seed, r), noise, rng)
-        masks.append(mask)
-        grades.append(category)
     coded = [list(of).index(word) for of, word in zip(POINTS.values(), words, strict=True)]
     return {
         "images": image,
-        "masks": np.packbits(np.array(masks), axis=-1),
-        "grades": np.array(grades, dtype=np.int8),
+        "truths": np.packbits(truth, axis=-1),
         "words": np.array(coded, dtype=np.int8),
         "spacing": np.array(spacing),
     }
 
 
-def _generate(
-    size: int,
-    seed: int,
+def _readings(
+    seed: int, index: int, truth: Mask, words: Descriptors, spacing: float, readers: int,
     noise: float,
-    readers: int,
-    workers: int,
-    progress: Progress | None,
-) -> Record:
-    jobs = (delayed(_record)(seed, i, readers, noise) for i in range(size))
+) -> Record:  # fmt: skip
+    """What readers say of a case as the arrays that are cached."""
+    masks, grades = [], []
+    for r in range(readers):
+        rng = np.random.default_rng([VERSION, seed, index, 1 + r])
+        mask, category = read(truth, words, spacing, style(seed, r), noise, rng)
+        masks.append(mask)
+        grades.append(category)
+    return {
+        "masks": np.packbits(np.array(masks), axis=-1), "grades": np.array(grades, dtype=np.int8)
+    }  # fmt: skip
+
+
+def _run(size: int, workers: int, progress: Progress | None, jobs: Iterable[Any]) -> Record:
     records = []
     with parallel_config("loky", n_jobs=min(workers, size), inner_max_num_threads=1):
         for record in Parallel(return_as="generator")(jobs):
@@ -641,15 +644,32 @@ def _generate(
     return {key: np.stack([record[key] for record in records]) for key in records[0]}
 
 
-def _fetch(path: Path, size: int, readers: int) -> Record | None:
+Shapes = dict[str, tuple[int, ...]]
+_CASE: Shapes = {
+    "images": (HEIGHT, WIDTH), "truths": (HEIGHT, WIDTH // 8), "words": (len(POINTS),),
+    "spacing": (),
+}  # fmt: skip
+
+
+def _cached(path: Path | None, shapes: Shapes, size: int, make: Callable[[], Record]) -> Record:
+    """Return what a cache file holds; it is made where that is not what its name says."""
+    record = _fetch(path, shapes, size) if path else None
+    if record is None:
+        record = make()
+        if path:
+            _store(path, record)
+    return record
+
+
+def _fetch(path: Path, shapes: Shapes, size: int) -> Record | None:
     """Read a cache file; None when it is absent, broken or not what its name says."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            record = {key: stored[key] for key in ("images", "masks", "grades", "words", "spacing")}
+            record = {key: stored[key] for key in shapes}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-    wanted = (size, readers + 1, HEIGHT, WIDTH // 8)
-    return record if record["masks"].shape == wanted else None
+    right = all(record[key].shape == (size, *shape) for key, shape in shapes.items())
+    return record if right else None
 
 
 def _store(path: Path, record: Record) -> None:
@@ -685,7 +705,8 @@ def load(
         seed: of the cases and of the readers' styles.
         reader_noise: scales everything in which readers differ from the truth; 0: they do not.
         readers: number of simulated readers; all of them read all cases.
-        cache: folder for one .npz per set of parameters; a broken file is made anew.
+        cache: folder for an .npz of the population and one of what readers say of it, which any
+            number of reader noises share; a broken file is made anew.
         workers: processes to generate with; None: all cores.
         progress: called with (done, total) while generating.
     """
@@ -697,15 +718,23 @@ def load(
                          f"got {reader_noise}")  # fmt: skip
     if workers is not None and workers < 1:
         raise UsageError(f"phantom: workers must be at least 1, got {workers}")
-    key = {"version": VERSION, "size": size, "seed": seed, "reader_noise": float(reader_noise),
-           "readers": readers}  # fmt: skip
-    fingerprint = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache / f"phantom-{fingerprint}.npz" if cache else None
-    record = _fetch(path, size, readers) if path else None
-    if record is None:
-        record = _generate(size, seed, reader_noise, readers, workers or cpu_count(), progress)
-        if path:
-            _store(path, record)
+    population: dict[str, float] = {"version": VERSION, "size": size, "seed": seed}
+    fingerprint = _digest(population | {"reader_noise": float(reader_noise), "readers": readers})
+    cases, readings = (
+        cache and cache / f"phantom-{part}.npz"
+        for part in (f"cases-{_digest(population)}", f"readings-{fingerprint}")
+    )
+    run = partial(_run, size, workers or cpu_count(), progress)
+    record = _cached(
+        cases, _CASE, size, lambda: run(delayed(_simulated)(seed, i) for i in range(size))
+    )
+    said = {"masks": (readers, HEIGHT, WIDTH // 8), "grades": (readers,)}
+    record |= _cached(
+        readings, said, size, lambda: run(
+            delayed(_readings)(seed, i, *_truth(i, record), readers, reader_noise)
+            for i in range(size)
+        ),
+    )  # fmt: skip
     return Collection(
         cases=tuple(_case(i, record) for i in range(size)),
         grades=GRADES,
@@ -715,22 +744,35 @@ def load(
     )  # fmt: skip
 
 
-def _case(i: int, record: Record) -> Case:
-    masks = np.unpackbits(record["masks"][i].astype(np.uint8), axis=-1).astype(bool)
-    names = ("truth", *(f"reader-{r}" for r in range(1, len(masks))))
-    readings = tuple(
-        Reading(name, mask, int(category))
-        for name, mask, category in zip(names, masks, record["grades"][i], strict=True)
-    )
+def _digest(key: dict[str, float]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _mask(packed: NDArray[np.generic]) -> Mask:
+    return np.unpackbits(packed.astype(np.uint8), axis=-1).astype(bool)
+
+
+def _truth(i: int, record: Record) -> tuple[Mask, Descriptors, float]:
+    """Return a case's true mask, its descriptors and millimetres per pixel."""
     words = Descriptors(*(
         list(of)[code] for of, code in zip(POINTS.values(), record["words"][i], strict=True)
     ))  # fmt: skip
+    return _mask(record["truths"][i]), words, float(record["spacing"][i])
+
+
+def _case(i: int, record: Record) -> Case:
+    mask, words, spacing = _truth(i, record)
+    said = zip(_mask(record["masks"][i]), record["grades"][i], strict=True)
+    readings = tuple(
+        Reading(f"reader-{r}", contour, int(category))
+        for r, (contour, category) in enumerate(said, 1)
+    )
     return Case(
         name=f"phantom-{i:05d}",
         patient=f"phantom-{i:05d}",
         pixels=record["images"][i].astype(np.uint8, copy=False),
-        readings=readings[1:],
-        truth=readings[0],
-        spacing=float(record["spacing"][i]),
+        readings=readings,
+        truth=Reading("truth", mask, grade(points(words))),
+        spacing=spacing,
         descriptors=words._asdict() | {"points": str(points(words))},
     )

@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from mtbench.cli.tables import print_board
-from mtbench.comparing.judging.leaderboard import Board
+from mtbench.comparing.judging.leaderboard import Board, boards
+from mtbench.training.cell.rundir import find_runs
 from tests.comparing.report.made_up import write
 
 Mtbench = Callable[..., tuple[int, str, str]]
@@ -92,6 +93,17 @@ def test_a_narrow_terminal_says_what_it_leaves_out(
     assert "too wide" not in text
 
 
+def test_no_word_is_cut_where_there_is_room_for_each(runs: Path) -> None:
+    [board] = boards(list(find_runs([runs])), "ls", "ew")
+    board.rows["told"] = "equivalent"
+    for width in range(66, 132):
+        console = Console(width=width, file=io.StringIO(), record=True)
+        print_board(console, board)
+        text = console.export_text()
+        assert "…" not in text, width
+        assert max(map(len, text.splitlines())) <= width
+
+
 @pytest.mark.parametrize("count", [11, 40])
 def test_many_metrics_on_a_terminal_are_the_worst_three(count: int) -> None:
     metrics = {f"mae_{i:02d}": False for i in range(count)}
@@ -125,6 +137,8 @@ def test_chosen_columns(mtbench: Mtbench, runs: Path) -> None:
     assert "| method | Δm % ↓ | rank ↓ |" in text
     code, text, _ = mtbench("leaderboard", runs, "--columns", "rank")
     assert "dice" not in text.splitlines()[2]
+    _, _, err = mtbench("leaderboard", runs, "--columns", "versions")
+    assert "`verdict` is there" not in err
     code, _, err = mtbench("leaderboard", runs, "--columns", "rang")
     assert code == 2
     assert "unknown column 'rang': there are method, seeds, trials, dice ↑, auroc ↑, Δm" in err

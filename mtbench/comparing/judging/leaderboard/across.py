@@ -70,13 +70,13 @@ def overall(found: Sequence[Board]) -> Overall | None:
     order = np.lexsort([common, ranks.mean(axis=0)])
     remarks = [_note(deltas if np.isfinite(deltas).all() else ranks)]
     if left_out := [board.title for board in found if _is_known(board)]:
-        remarks.append(f"left out, for nothing is learnt there from samples: {', '.join(left_out)}")
+        remarks.append(f"Left out, for nothing is learnt there from samples: {', '.join(left_out)}")
     if shared := [block for block in blocks if len(block) > 1]:
         titles = "; ".join(", ".join(kept[i].title for i in block) for block in shared)
-        remarks.append(f"share data and count as one: {titles}")
+        remarks.append(f"These share data and count as one: {titles}")
     if twins:
         pairs = ", ".join(f"{name} as {first}" for name, first in twins.items())
-        remarks.append(f"has the same numbers everywhere and counts once: {pairs}")
+        remarks.append(f"What has the same numbers everywhere counts once: {pairs}")
     return Overall(
         [", ".join(kept[i].title for i in block) for block in blocks],
         [common[i] for i in order],
@@ -111,9 +111,7 @@ def _numbers(board: Board, table: pd.DataFrame, name: str) -> tuple[Any, ...]:
     cells = board.cells[str(table.at[name, "row"])]
     if all(cell.diverged for cell in cells):
         return (name,)
-    return tuple(
-        sorted((cell.spec.seed, repr(sorted({**cell.val, **cell.test}.items()))) for cell in cells)
-    )
+    return tuple(sorted((cell.spec.seed, cell.measured) for cell in cells))
 
 
 def _blocks(boards: Sequence[Board]) -> list[list[int]]:
@@ -130,13 +128,19 @@ def _blocks(boards: Sequence[Board]) -> list[list[int]]:
 
 
 def _note(costs: Floats) -> str:
-    count = len(costs)
+    count, methods = costs.shape
+    if methods < 3:
+        return "No order of two methods can be told: Friedman's test takes three"
     ranking = statistics.friedman_nemenyi(costs, ALPHA)
-    if ranking.note:
-        return ranking.note
+    if count < ranking.needed:
+        return (
+            f"No order can be told: for {methods} methods it takes at least {ranking.needed} "
+            f"boards with data of their own, found {count} (Friedman's test, then Nemenyi's)"
+        )
     if ranking.p > ALPHA:
-        return f"Friedman over {count} boards: p = {ranking.p:.3g}; no order can be told"
+        return f"Over {count} boards no order can be told (Friedman's test, p = {ranking.p:.3g})"
     return (
-        f"Friedman over {count} boards: p = {ranking.p:.3g}; two methods differ whose mean "
-        f"ranks are {ranking.critical_difference:.2f} apart (Nemenyi, {ALPHA:g})"
+        f"Over {count} boards the order is more than chance (Friedman's test, p = "
+        f"{ranking.p:.3g}): two methods differ if their mean ranks are at least "
+        f"{ranking.critical_difference:.2f} apart (Nemenyi's test, {100 * ALPHA:g} %)"
     )

@@ -11,13 +11,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from mtbench.comparing.judging.leaderboard.board import Board
-from mtbench.comparing.judging.leaderboard.cells import BUDGET, Cell
+from mtbench.comparing.judging.leaderboard.cells import BUDGET, LARGEST, Cell
 
 FEWEST = 3
 """Values of a parameter that make a curve."""
-
-LARGEST = 1e100
-"""Whatever is drawn is smaller."""
 
 DECADE = 10.0
 """From so large a ratio on, values are drawn on a logarithmic scale."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 from mtbench.comparing.claim import Claim
 from mtbench.comparing.judging import statistics
@@ -91,42 +92,36 @@ def boards(
         raise RunError(damaged[0] if damaged else "no runs found: `mtbench run` makes some")
     made = [_board(group, baseline, plain) for group in found]
     if damaged:  # whose board they would be on, they may not say
-        more = f" (and {len(damaged) - 1} more)" if damaged[1:] else ""
         for board in made:
-            board.remarks.append(f"a damaged cell is left out: {damaged[0]}{more}")
+            board.remarks.append(f"a damaged cell is left out: {damaged[0]}{_more(damaged)}")
     return made
 
 
 def _board(group: Group, baseline: str | None, plain: str | None) -> Board:
-    directions: dict[str, bool] = {}
-    primary: dict[str, bool] = {}
-    for row in group.rows.values():
-        for cell in row.finals:
-            for name, metric in cell.done["metrics"].items():
-                directions[name] = metric["higher_is_better"]
-                if metric["primary"]:
-                    primary[name] = metric["higher_is_better"]
     if not group.rows:
-        return Board(group.title, primary, pd.DataFrame(), group.pending)
-    return _Scores(group, directions, primary, baseline, plain).board()
+        return Board(group.title, {}, pd.DataFrame(), group.pending)
+    return _Scores(group, baseline, plain).board()
 
 
 class _Scores:
     """One group's test metrics as an array (rows, units, metrics), NaN where there is none."""
 
-    def __init__(
-        self,
-        group: Group,
-        directions: dict[str, bool],
-        primary: dict[str, bool],
-        baseline: str | None,
-        plain: str | None,
-    ) -> None:
-        self.group, self.primary = group, primary
+    def __init__(self, group: Group, baseline: str | None, plain: str | None) -> None:
+        self.group = group
         self.names = sorted(group.rows)
         self.rows = [group.rows[name] for name in self.names]
-        self.metrics = list(directions)
-        self.higher = list(primary.values())
+        self.chance: dict[str, float] = {}
+        self.said: dict[str, Counter[tuple[bool, bool]]] = {}
+        for cell in (cell for row in group.rows.values() for cell in row.finals):
+            for name, metric in cell.done["metrics"].items():
+                one = metric["higher_is_better"], metric["primary"]
+                self.said.setdefault(name, Counter())[one] += 1
+                if metric.get("chance") is not None:
+                    self.chance[name] = metric["chance"]
+        self.metrics = list(self.said)
+        most = {name: counts.most_common(1)[0][0] for name, counts in self.said.items()}
+        self.primary = {name: higher for name, (higher, primary) in most.items() if primary}
+        self.higher = list(self.primary.values())
         self.official = np.array([row.official for row in self.rows])
         self.unit = "seed"
         if group.suite is not None and group.suite.study_is_unit:
@@ -159,7 +154,10 @@ class _Scores:
         return row.official and len(row.units.get(unit, ())) >= self.group.per_unit
 
     def _scores(self) -> Floats:
-        """Return (rows, units, primary metrics), each a unit's mean; divergence is the worst."""
+        """Return (rows, units, primary metrics), each a unit's mean; divergence is the worst.
+
+        So is a metric that a row lacks in some units, where other rows have it.
+        """
         columns = [self.metrics.index(name) for name in self.primary]
         found = np.full((len(self.rows), len(self.units), len(columns)), np.nan)
         signs = np.where(self.higher, 1.0, -1.0)
@@ -180,7 +178,12 @@ class _Scores:
                         for cell in row.units[unit]
                     ]
                     found[i, u] = np.mean(values, axis=0)
-        return np.where(np.isfinite(found), found, np.nan)
+        known = np.isfinite(found)
+        closed = np.array([[self._closed(row, u) for u in self.units] for row in self.rows], bool)
+        self.undefined = (
+            closed[..., None] & ~known & known.any(axis=0) & known.any(axis=1, keepdims=True)
+        )
+        return np.where(known, found, np.where(self.undefined, worst, np.nan))
 
     def find(self, wanted: str | None) -> int | None:
         """Return the row of a label, or the only official row of a method."""
@@ -202,14 +205,49 @@ class _Scores:
             small = sizes[reference] < _VANISHING * np.fmax.reduce(sizes, axis=0)
             names = [name for name, is_small in zip(self.primary, small, strict=True) if is_small]
             if names:
+                are = "is" if len(names) == 1 else "are"
                 self.remarks.append(
-                    f"no Δm: the single-task {' and '.join(names)} is next to 0, which is no unit"
+                    f"no Δm: the single-task {' and '.join(names)} {are} next to 0: no unit"
                 )
                 return None
         if reference is None or not self.known[reference].any():
             self.remarks.append("no Δm: it needs exactly one locally run single-task row")
             return None
+        self._tell_guesses(self.x[reference][self.known[reference]])
+        self._tell_small(reference)
         return reference
+
+    def _tell_small(self, reference: int) -> None:
+        """Name metrics in which most rows differ from the reference by more than all it has."""
+        means = _mean(self.x)
+        others = np.delete(means, reference, axis=0)[np.delete(self.official, reference)]
+        if not len(others):
+            return
+        changes = np.nanmedian(np.abs(others / means[reference] - 1), axis=0)
+        self.remarks += [
+            f"the single-task {name}, {means[reference, m]:.3g}, is small beside what most rows "
+            f"have: Δm is mostly {name}"
+            for m, name in enumerate(self.primary)
+            if changes[m] > 1
+        ]
+
+    def _tell_guesses(self, own: Floats) -> None:
+        """Name metrics in which the single-task row is no better than a guess, as far as is known.
+
+        Args:
+            own: (units, metrics). A one-sided t-test at `ALPHA`; of one unit, the number itself.
+        """
+        n = len(own)
+        for m, (name, higher) in enumerate(self.primary.items()):
+            if (chance := self.chance.get(name)) is None:
+                continue
+            gain = (own[:, m] - chance) * (1 if higher else -1)
+            luck = stats.t.isf(ALPHA, n - 1) * gain.std(ddof=1) / math.sqrt(n) if n > 1 else 0.0
+            if gain.mean() <= luck:
+                self.remarks.append(
+                    f"the single-task {name}, {own[:, m].mean():.3g}, is not told from a guess, "
+                    f"{chance:g}: what Δm counts in percent of it is mostly luck"
+                )
 
     def _costs(self) -> Floats | None:
         """Return one number a row and unit, whose mean over units is delta-m: lower is better.
@@ -319,13 +357,19 @@ class _Scores:
         columns["hypervolume"] = self._hypervolume()
         columns |= self._cost()
         self.remarks += [
-            *self._budgets(), *self._origins(), *self._edges(), *self._idle(), *self._zeros(),
-            *self._makers(),
+            *self._odd(), *self._declared(), *self._lacking(), *self._diverging(),
+            *self._repeated(), *self._budgets(), *self._origins(), *self._edges(), *self._idle(),
+            *self._zeros(), *self._makers(),
         ]  # fmt: skip
         if stale := self.group.stale:
             self.remarks.append(
                 "not counted, for a better trial or a later cell has taken their place: "
                 f"{', '.join(stale)}"
+            )
+        if reused := self.group.reused:
+            self.remarks.append(
+                "parameters may have been chosen on a seed that is reported, which final seeds "
+                f"must not be: {_some(reused)}"
             )
         if late := self.group.late:
             self.remarks.append(
@@ -458,14 +502,18 @@ class _Scores:
                 f"{self.unit}s, found {most}."
             )
         groups = {word: self.pairs_of(base, word) for word in VERDICTS}
+        least = int(pairs["units"].min())
+        count = f"{most}" if least == most else f"{least} to {most}"
         planned = 0 if self.group.suite is None else self.group.suite.planned
-        looks = f" of {planned} planned, at any look" if planned > most else ""
+        of, looks = "", ""
+        if planned > most:
+            of, looks = f" of {planned} planned", ", however often one looks before the last"
         return (
             f"Against {base}: better: {_listed(groups['better'])}; worse: "
             f"{_listed(groups['worse'])}; equivalent within {self.margin:g} %: "
             f"{_listed(groups['equivalent'])}; not told apart: "
-            f"{_listed(groups['not told apart'])}. ({most} {self.unit}s{looks}; paired t-tests, "
-            f"{100 * ALPHA:g} % for all comparisons.)"
+            f"{_listed(groups['not told apart'])}. ({count} {self.unit}s{of}; paired t-tests, "
+            f"{100 * ALPHA:g} % for all comparisons together{looks}.)"
         )
 
     def pairs_of(self, against: str, told: str) -> list[str]:
@@ -498,6 +546,61 @@ class _Scores:
         )
         taken_back = (self.pairs["against"] == name) & (self.pairs["told"] == "better")
         self.pairs.loc[taken_back, "told"] = VERDICTS[3]
+
+    def _odd(self) -> list[str]:
+        """Tell of cells that are not to be believed as they are."""
+        cells = [c for row in self.rows for c in (*row.finals, *row.trials.values())]
+        found = list(dict.fromkeys(line for cell in cells for line in cell.odd))
+        remarks = [f"a cell is in doubt: {found[0]}{_more(found)}"] if found else []
+        suite, count = self.group.suite, int(self.official.sum())
+        if suite is not None and count > suite.rows:
+            remarks.append(f"{count} rows say that they are of this suite, which has {suite.rows}")
+        return remarks
+
+    def _declared(self) -> list[str]:
+        """Name metrics that cells do not declare alike: by most of them the board goes."""
+        found = [name for name, counts in self.said.items() if len(counts) > 1]
+        said = (
+            "cells do not say alike whether a metric counts, and whether higher is better; what "
+            "most say is taken: "
+        )
+        return [said + _some(found)] if found else []
+
+    def _lacking(self) -> list[str]:
+        """Name rows in which the worst number stands for one that is undefined."""
+        counts = self.undefined.any(axis=2).sum(axis=1)
+        found = [
+            f"{name} ({count} of {len(row.units)} {self.unit}s)"
+            for name, row, count in zip(self.names, self.rows, counts, strict=True)
+            if count
+        ]
+        said = "a metric is undefined where other rows have it, and counts as the worst: "
+        return [said + _some(found)] if found else []
+
+    def _diverging(self) -> list[str]:
+        """Name rows that others are compared with, and that mostly diverge."""
+        found = []
+        for i in sorted({i for i in (self.base, *self.asked) if i is not None}):
+            ended = [cell.diverged for cell in self.rows[i].finals]
+            if 2 * sum(ended) >= len(ended):
+                found.append(f"{self.names[i]} ({sum(ended)} of {len(ended)} cells)")
+        said = (
+            "to be better than a row that mostly diverges, whose numbers are the worst on the "
+            "board, says little: "
+        )
+        return [said + _some(found)] if found else []
+
+    def _repeated(self) -> list[str]:
+        """Name rows of which most cells measured the same: their units are none of their own."""
+        found = []
+        for name, row in zip(self.names, self.rows, strict=True):
+            measured = [cell.measured for cell in row.finals if not cell.diverged]
+            found += [name] if 2 * len(set(measured)) < len(measured) else []
+        said = (
+            f"most cells have exactly the same numbers, as copies have, so that many {self.unit}s "
+            "say no more than one: "
+        )
+        return [said + _some(found)] if found else []
 
     def _budgets(self) -> list[str]:
         """Name rows of another budget than most, such as those of equal cost."""
@@ -651,6 +754,10 @@ class _Scores:
 
 def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _more(lines: Sequence[str]) -> str:
+    return f" (and {len(lines) - 1} more)" if lines[1:] else ""
 
 
 def _listed(names: Sequence[str]) -> str:

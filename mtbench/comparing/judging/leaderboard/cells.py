@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from mtbench.plugins import params
 from mtbench.training.cell.rundir import RunDirectory, Spec
 
 BUDGET = ("epochs", "batch_size")
+
+LARGEST = 1e100
+"""A number of this size is undefined: no sum or picture holds it."""
 
 RESERVED = frozenset(
     {
@@ -37,6 +41,7 @@ class Cell:
         result: what came of it, None while it is unfinished.
         claims: of suites.
         test: the test metrics of a final cell that has a result.
+        odd: what speaks against believing it, a line each.
     """
 
     run: RunDirectory
@@ -44,6 +49,7 @@ class Cell:
     result: dict[str, Any] | None
     claims: list[Claim] = field(default_factory=list)
     test: dict[str, float] = field(default_factory=dict)
+    odd: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, run: RunDirectory) -> "Cell":
@@ -68,6 +74,11 @@ class Cell:
         return cell
 
     @property
+    def measured(self) -> Any:
+        """What two runs of the cell have alike; undefined numbers are."""
+        return self.done["status"], repr(sorted(self.val.items())), repr(sorted(self.test.items()))
+
+    @property
     def done(self) -> dict[str, Any]:
         """The result of a cell that has one."""
         assert self.result is not None
@@ -86,7 +97,7 @@ class Cell:
     @property
     def val(self) -> dict[str, float]:
         """The validation metrics of the selected epoch, none of a diverged cell."""
-        return {} if self.diverged else self.done.get("val", {})
+        return {} if self.diverged else _defined(self.done.get("val", {}))
 
     @property
     def ended(self) -> float:
@@ -98,11 +109,15 @@ def _numbers(run: RunDirectory) -> dict[str, float]:
     """Return the test metrics; what is undefined is left out."""
     opened = run.open_test()
     try:
-        return {name: float(value) for name, value in opened.items() if value is not None}
+        return _defined({k: float(value) for k, value in opened.items() if value is not None})
     except (TypeError, ValueError) as error:
         raise RunError(
             f"{run.path / 'test.json'}: {error}; delete the folder to run the cell again"
         ) from error
+
+
+def _defined(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not abs(value) >= LARGEST}
 
 
 def _check(result: dict[str, Any], spec: Spec) -> None:
@@ -117,6 +132,8 @@ def _check(result: dict[str, Any], spec: Spec) -> None:
             metric["primary"], bool
         ):
             raise TypeError("metrics: higher_is_better and primary must be booleans")
+        if not isinstance(metric.get("chance"), int | float | None):
+            raise TypeError("metrics: chance must be a number or null")
     cost = result["cost"]
     numbers = [cost["seconds_per_step"], cost["peak_mib"], cost.get("train_seconds", 0.0)]
     for name in result["metrics"]:
@@ -149,13 +166,24 @@ def read_cells(runs: Iterable[RunDirectory]) -> tuple[list[Cell], list[str]]:
             damaged.append(str(error))
             continue
         key = cell.spec.canonical()
+        if _is_of_another(cell, hashlib.sha256(key.encode()).hexdigest()[:12]):
+            cell.odd.append(f"edited, or of another mtbench: {run.path}")
         other = known.setdefault(key, cell)
         if other is cell:
             continue
         kept, left = (cell, other) if other.result is None else (other, cell)
+        if left.result is not None and left.measured != kept.measured:
+            kept.odd.append(f"another result of it lies in {left.run.path}: {kept.run.path}")
         kept.claims.extend(one for one in left.claims if one not in kept.claims)
         known[key] = kept
     return list(known.values()), damaged
+
+
+def _is_of_another(cell: Cell, own: str) -> bool:
+    """Return whether a folder's name or a result is of another spec than lies there."""
+    named = re.fullmatch(r"seed-?\d+-([0-9a-f]{12})", cell.run.path.name)
+    recorded = own if cell.result is None else cell.result.get("hash", own)
+    return recorded != own or (named is not None and named[1] != own)
 
 
 def group_key(spec: Spec) -> str:

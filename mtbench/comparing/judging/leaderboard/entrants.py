@@ -40,6 +40,13 @@ class Row:
         """The final cells, by unit."""
         return [cell for unit in sorted(self.units) for cell in self.units[unit]]
 
+    def take(self, other: "Row") -> None:
+        """Show another's cells too: of other data, where each repetition has its own."""
+        for unit, cells in other.units.items():
+            self.units.setdefault(unit, []).extend(cells)
+        for (repetition, _), trial in other.trials.items():
+            self.trials[repetition, len(self.trials)] = trial
+
 
 @dataclass
 class Group:
@@ -70,6 +77,24 @@ class Group:
         if self.suite is not None:
             return self.suite.chosen_once
         return any(row.trials for row in self.rows.values())
+
+    @property
+    def reused(self) -> list[str]:
+        """Rows with a seed that a trial of their parameters had, which a suite cannot have."""
+        if self.suite is not None:
+            return []
+        found = []
+        for label, row in self.rows.items():
+            tried = [
+                (t.spec.method_params, t.spec.recipe, t.spec.seed) for t in row.trials.values()
+            ]
+            seeds = [
+                c.spec.seed
+                for c in row.finals
+                if (c.spec.method_params, c.spec.recipe, c.spec.seed) in tried
+            ]
+            found += [f"{label} (seed {seeds[0]})"] if seeds else []
+        return found
 
     @property
     def late(self) -> list[str]:
@@ -110,8 +135,10 @@ def groups(cells: Sequence[Cell]) -> list[Group]:
             alone.append((made, next((c.spec for c in others if c.spec.stage == "final"), None)))
             continue
         for label, row in made.rows.items():
-            row.official = False
-            homes[key].rows[f"{label} (not of the suite)"] = row
+            shown = f"{label} (not of the suite)"
+            beside = homes[key].rows.setdefault(shown, Row(official=False))
+            if not beside.official:  # a suite may call a row so
+                beside.take(row)
     kept = [(group, spec) for group, spec in alone if spec is not None]
     for (group, _), title in zip(kept, titles([spec for _, spec in kept]), strict=True):
         group.title = title

@@ -46,7 +46,11 @@ def check_columns(found: Sequence[Board], columns: Sequence[str]) -> None:
     known = list(dict.fromkeys(name for board in found for name in _readable(board).columns))
     for wanted in columns:
         if not any(name.startswith(wanted) for name in known):
-            hints = [said for start, said in _GIVEN_BY.items() if wanted.startswith(start[:3])]
+            hints = [
+                said
+                for start, said in _GIVEN_BY.items()
+                if start.startswith(wanted) or wanted.startswith(start)
+            ]
             told = "; ".join([f"there are {', '.join(known)}", *hints])
             raise UsageError(f"--columns: unknown column {wanted!r}: {told}")
 

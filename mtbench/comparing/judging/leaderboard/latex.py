@@ -113,7 +113,7 @@ def _caption(board: Board, compared: bool) -> str:
     if compared and board.unit and (board.rows["told"].isin(VERDICTS)).any():
         said.append(
             f"* differs from {board.baseline}, ≈ is equivalent within {board.margin:g} % of Δm "
-            f"(paired t-tests, {100 * ALPHA:g} % for all comparisons)"
+            f"(paired t-tests, {100 * ALPHA:g} % for all comparisons together)"
         )
     said.append("Best in bold, second underlined")
     return ". ".join(said) + "."

@@ -415,12 +415,12 @@ for (const section of sections) {
   if (section.querySelector("table")) { sortable(section); filterable(section); }
 }
 const pick = document.getElementById("pick");
-function show(index) {
-  sections.forEach((section, i) => { section.hidden = i !== index; });
-  draw(sections[index]);
+function show(id) {
+  for (const section of sections) section.hidden = section.id !== id;
+  draw(document.getElementById(id));
 }
-if (pick) pick.addEventListener("change", () => show(Number(pick.value)));
-show(pick ? Number(pick.value) : 0);
+if (pick) pick.addEventListener("change", () => show(pick.value));
+show(pick ? pick.value : sections[0].id);  // a browser may remember another choice
 let drawnAt = innerWidth, wait;
 addEventListener("resize", () => {
   if (innerWidth === drawnAt) return;
