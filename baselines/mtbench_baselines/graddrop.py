@@ -62,13 +62,13 @@ class GradDrop(Aggregator):
 
     def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         """Return the sum of the gradients that were kept."""
-        direction = torch.empty_like(jacobian[0])
-        threshold = torch.rand(direction.shape, generator=self.generator, dtype=direction.dtype)
-        threshold = threshold.to(direction.device, non_blocking=True)
-        parts = (torch.split(tensor, _BLOCK, dim=-1) for tensor in (jacobian, threshold, direction))
-        for block, limit, out in zip(*parts, strict=True):
+        # U, until a block of it is read.
+        direction = torch.rand(jacobian.shape[1], generator=self.generator, dtype=jacobian.dtype)
+        direction = direction.to(jacobian.device, non_blocking=True)
+        parts = (torch.split(tensor, _BLOCK, dim=-1) for tensor in (jacobian, direction))
+        for block, out in zip(*parts, strict=True):
             up, down = block.clamp(min=0).sum(0), block.clamp(max=0).sum(0)
             # P > U, as P = up / (up - down); where all are zero either sum is right.
-            kept = torch.where(up > limit * (up - down), up, down)
-            torch.lerp(kept, up + down, self.leak, out=out)
+            kept = torch.where(up > out.mul_(up - down), up, down)
+            torch.lerp(kept, up.add_(down), self.leak, out=out)
         return direction

@@ -45,7 +45,7 @@ _RANGE = (1e-30, 1e35)  # squared norms that float32 sums without loss
 def grad(
     outputs: Sequence[Tensor | GradientEdge],
     inputs: Sequence[Tensor | GradientEdge],
-    seeds: Sequence[Tensor | None] | None = None,
+    seeds: Sequence[Tensor | None],
     *,
     create_graph: bool = False,
     batched: bool = False,
@@ -68,18 +68,18 @@ def grad(
         RuntimeError: what is compiled gives its buffers away in the first of several backwards.
     """
     live = [
-        i
-        for i, output in enumerate(outputs)
-        if (seeds is None or seeds[i] is not None) and _is_on_graph(output)
+        (output, seed)
+        for output, seed in zip(outputs, seeds, strict=True)
+        if seed is not None and _is_on_graph(output)
     ]
     wanted = [point for point in inputs if _is_on_graph(point)]
     if not live or not wanted:
         return (None,) * len(inputs)
     try:
         found = torch.autograd.grad(
-            [outputs[i] for i in live],  # type: ignore[arg-type]  # torch takes mixtures too
+            [output for output, _ in live],  # type: ignore[arg-type]  # torch takes mixtures too
             wanted,  # type: ignore[arg-type]
-            grad_outputs=None if seeds is None else [seeds[i] for i in live],
+            [seed for _, seed in live],
             retain_graph=not free,
             create_graph=create_graph,
             is_grads_batched=batched,
@@ -151,6 +151,15 @@ def unhooked(parameters: Iterable[Tensor]) -> Iterator[None]:
             live.update(kept)
 
 
+def due(steps: int, pause: int = 1) -> bool:
+    """Return whether to try again what may have changed unseen: after 0, 1, 2, 4, 8, ... pauses.
+
+    The tries cost next to nothing, and what has changed is found before there are twice as many.
+    """
+    pauses, rest = divmod(steps, pause)
+    return not rest and pauses & (pauses - 1) == 0
+
+
 def _nothing() -> None:
     """Stand for a parameter that is gone."""
 
@@ -159,12 +168,12 @@ class Arrivals:
     """Where in a compiled graph gradients arrive, which is the same in every step.
 
     Attributes:
-        tries: how often it was tried, by the outputs by which a loss came.
+        steps: how many there were since it was tried first, by the outputs by which a loss came.
         at: by the number of an input, the outputs by which losses came whose gradients arrived.
     """
 
     def __init__(self) -> None:
-        self.tries = Counter[tuple[int, ...]]()
+        self.steps = Counter[tuple[int, ...]]()
         self.at: dict[int, set[tuple[int, ...]]] = {}
 
 
@@ -196,8 +205,10 @@ class Engine:
             raise ValueError(f"Engine: parts must be at least 1, found {parts}")
         self.batched, self.parts, self.notebook = batched, parts, notebook
         self._buffer = torch.empty(0)
-        self.layered: bool | None = None
-        """Whether layers' gradients need not be formed; None until it is tried."""
+        self.layered = True
+        """Whether layers' gradients need not be formed: they are what they are computed to be."""
+        self.factored = 0
+        """The steps in which they were not."""
         self.compiled = weakref.WeakKeyDictionary[type, Arrivals]()
         self.hooked: dict[int, Tensor] = {}
         """Parameters whose ``.grad`` is new, and whose hooks are yet to be told."""

@@ -80,6 +80,8 @@ class MultitaskModel(nn.Module):
                 "an encoder returns a tuple of features, found one tensor: make the model of "
                 "ordinary modules by MultitaskModel.single_feature(encoder, heads)"
             )
+        if len(features) == 1:
+            return tuple(features)
         return tuple(feature.view_as(feature) for feature in features)
 
     def decode(self, features: tuple[Tensor, ...], view: View | None = None) -> list[Any]:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from mtbench.balancing.distributed import ALONE, Ranks
-from mtbench.balancing.engine import Arrivals, Engine, grad, must_be_whole, unhooked
+from mtbench.balancing.engine import Arrivals, Engine, due, grad, must_be_whole, unhooked
 from mtbench.balancing.graph import (
     Parting,
     comers,
@@ -27,8 +27,8 @@ from mtbench.balancing.jacobian import Item, Pulled, beside, dtype_of, flat, poi
 from mtbench.balancing.layers import Layer, find
 from mtbench.errors import StepError
 
-_TRIED = 3
-"""Steps that have to say whose head a compiled parameter is; labels may be missing in one."""
+_PAUSE = 8
+"""Steps between the first tries of layers, which cost a backward pass."""
 
 _COMPILED = "CompiledFunctionBackward"
 """The node of what `torch.compile` made."""
@@ -124,7 +124,8 @@ class Passes:
         parting = self.parting
         refuse_hidden(parting.parents)
         self.refuse_constants()
-        common = self._common
+        compiled = self._compiled() if self._together else {}
+        common = self._common(compiled)
         shared = common if self._chosen is None else self._chosen
         ids = {id(p) for p in shared}
         live = any(loss.requires_grad for loss in self.losses)
@@ -136,9 +137,9 @@ class Passes:
         rest = tuple(p for p in common if id(p) not in ids)
         ids |= {id(p) for p in rest}
         heads = [[p for p in head if id(p) not in ids] for head in parting.heads]
-        splits = sum(map(len, heads)) == sum(map(len, parting.heads)) and not self._compiled
-        for p in parting.shared:
-            k = self._compiled.get(id(p), -1)
+        splits = sum(map(len, heads)) == sum(map(len, parting.heads)) and not compiled
+        for p in parting.shared if compiled else ():
+            k = compiled.get(id(p), -1)
             if k >= 0 and id(p) not in ids:
                 heads[k].append(p)
         splits = splits and not self._hooked
@@ -151,8 +152,7 @@ class Passes:
             return any(f._backward_hooks or f.retains_grad for f in self.features)
         return is_hooked(self.parting.cut)
 
-    @cached_property
-    def _common(self) -> tuple[Tensor, ...]:
+    def _common(self, compiled: Mapping[int, int]) -> tuple[Tensor, ...]:
         """What objectives have in common, to anyone's knowledge."""
         parting = self.parting
         if self._at_features:
@@ -163,8 +163,8 @@ class Passes:
                     "returns, not a leaf made of it"
                 )
             return parting.shared
-        if sum(loss.requires_grad for loss in self.losses) > 1:
-            others = [p for p in parting.shared if id(p) not in self._compiled]
+        if parting.shared or sum(map(bool, parting.heads)) > 1:
+            others = [p for p in parting.shared if id(p) not in compiled]
             unsure = {
                 id(p)
                 for (node, at), p in self._together.items()
@@ -177,34 +177,36 @@ class Passes:
             return known
         return tuple(chain(*parting.heads))  # an objective alone has all in common with itself
 
-    @cached_property
     def _compiled(self) -> dict[int, int]:
         """The objectives of heads that are compiled together with the encoder, by their ids.
 
         What is compiled is one node for autograd, under which everything seems shared. Where losses
         come to it by different outputs, a NaN sent back from one loss arrives at what that loss
         depends on, whatever the factors on the way (0 in a head that begins with zeros). What only
-        one objective's arrives at is its head, unless a step says otherwise; -1 says that its
-        objective is not there. Until one arrives, it counts as shared.
+        one objective's arrives at is its head, unless a step that tries says otherwise; -1 says
+        that its objective is not there. Until one arrives, it counts as shared.
         """
         together, known, ways = self._together, self._arrivals, self._come_by
         if self._slices:  # each is told by itself
             ways = {node: [(k,) for k in range(len(self.losses))] for node in known}
+        sure = True
         if any(
-            outputs and known[node].tries[outputs] < _TRIED
+            outputs and due(known[node].steps[outputs])
             for node, _ in together
             for outputs in ways[node]
         ):
             by = self._comers()
-            # One that has nothing in common with others may be without labels.
-            sure = len({k for owners in by if len(owners) > 1 for k in owners}) == len(self.losses)
+            # One of 0 or NaN that has nothing in common with others may be without labels.
+            told = {k for owners in by if len(owners) > 1 for k in owners}
+            told.update(k for k, loss in enumerate(self.losses) if loss.detach().abs() > 0)
+            sure = len(told) == len(self.losses)
             of = {id(p): owners for p, owners in zip(self.parting.shared, by, strict=True)}
             for (node, at), parameter in together.items():
                 owners = of[id(parameter)]
                 if sure or len(owners) > 1:
                     known[node].at.setdefault(at, set()).update(ways[node][k] for k in owners)
-            for node, arrivals in known.items() if sure else ():
-                arrivals.tries.update(set(ways[node]))
+        for node, arrivals in known.items() if sure else ():
+            arrivals.steps.update(set(ways[node]))
         found = {}
         for (node, at), parameter in together.items():
             arrived = known[node].at.get(at, set())
@@ -229,7 +231,7 @@ class Passes:
     def _come_by(self) -> dict[Node, list[tuple[int, ...]]]:
         """By what is compiled, the outputs by which each loss comes to it."""
         found: dict[Node, list[tuple[int, ...]]] = {}
-        for (node, output), those in comers(self.losses).items() if self._together else ():
+        for (node, output), those in comers(self.losses).items():
             if type(node).__name__ == _COMPILED:
                 ways = found.setdefault(node, [()] * len(self.losses))
                 for k in those:
@@ -381,9 +383,13 @@ class Passes:
         """The shared parameters, but for those of layers whose gradients need not be formed."""
         shared = self.roles.shared
         # Other ranks' samples are not at hand, and products of sums are no sums of products.
-        usable = self.ranks.size == 1 and self.engine.layered is not False
+        engine, usable = self.engine, self.ranks.size == 1 and self.engine.layered
         layers = find(self.parting.parents if usable else {}, shared, len(self.losses))
-        of = {id(p): layer for layer in layers for p in layer.parameters}
+        if layers:
+            if due(engine.factored, _PAUSE):
+                engine.layered = all(map(self._bears_out, engine.groups(layers)))
+            engine.factored += 1
+        of = {id(p): layer for layer in layers if engine.layered for p in layer.parameters}
         return list(dict.fromkeys(of.get(id(p), p) for p in shared))
 
     @cached_property
@@ -404,10 +410,6 @@ class Passes:
     def pull_back(self, items: Sequence[Item]) -> Pulled:
         """Return all objectives' gradients at some layers' outputs, and of some parameters."""
         layers = [item for item in items if isinstance(item, Layer)]
-        if layers and self.engine.layered is None:
-            self.engine.layered = self._bears_out(layers)
-            if not self.engine.layered:
-                items, layers = _parameters(items), []
         parameters = [item for item in items if isinstance(item, Tensor)]
         blocks = self._blocks([*layers, *parameters])
         must_be_whole(p for layer in layers for p in layer.parameters)
@@ -492,13 +494,11 @@ class Passes:
         block = self.engine.buffer(len(self.losses), sum(sizes), like)
         points = [point(item) for item in items]
         for row, values in zip(block, self._rows(points, last), strict=True):
-            end = 0
-            for size, value in zip(sizes, values, strict=True):
-                start, end = end, end + size
+            for place, value in zip(torch.split(row, sizes), values, strict=True):
                 if value is None:
-                    row[start:end].zero_()
+                    place.zero_()
                 else:
-                    row[start:end].copy_(flat(value))
+                    place.copy_(flat(value))
             ranks.begin(row)  # is under way while the next one is computed
         ranks.wait()
         return [block]
@@ -558,11 +558,6 @@ class Passes:
                 for loss, seed, head in zip(self.losses, self._seeds, self.roles.heads, strict=True)
             ]
         return self._head_grads
-
-
-def _parameters(items: Sequence[Item]) -> list[Item]:
-    """Return the parameters in the place of their layers."""
-    return [p for x in items for p in (x.parameters if isinstance(x, Layer) else (x,))]
 
 
 def _stacked(column: Sequence[Tensor | None]) -> Tensor | None:

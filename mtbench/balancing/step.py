@@ -111,13 +111,12 @@ class Step(Passes):
             self.latent = next((i for i, f in enumerate(told) if f is latent), -1)
             if self.latent < 0:
                 raise StepError("Step: latent must be one of the features, found another tensor")
-        named = None if shared is None else _parameters(shared)
-        self._names = {id(parameter): name for name, parameter in named or ()}
+        self._named = None if shared is None else _parameters(shared)
         super().__init__(
             checked,
             told or ((latent,) if isinstance(latent, Tensor) else ()),
             bool(told),
-            None if named is None else tuple(parameter for _, parameter in named),
+            None if self._named is None else tuple(p for _, p in self._named),
             Engine(batched=False) if engine is None else engine,
             _scale(loss_scale, checked[0].device),
             ranks or ALONE,
@@ -140,7 +139,7 @@ class Step(Passes):
     @property
     def named_shared(self) -> tuple[tuple[str, Tensor], ...]:
         """The same, with their names; empty ones where they were not said."""
-        return tuple((self._names.get(id(p), ""), p) for p in self.shared)
+        return self._named or tuple(("", p) for p in self.shared)
 
     @property
     def heads(self) -> tuple[tuple[Tensor, ...], ...]:
@@ -360,7 +359,7 @@ class Step(Passes):
         ]
         if all(value is None for value in found):
             self.refuse_unread()
-        must_be_whole(chain(*self.heads))  # their backward is to be differentiated
+        must_be_whole(chain(*self.parting.heads))  # their backward is to be differentiated
         return tuple(
             torch.zeros_like(self.z) if value is None else self._unscaled(value) for value in found
         )
@@ -387,23 +386,19 @@ class Step(Passes):
         return sent, event
 
     @cached_property
-    def _seen(self) -> Tensor:
-        """`observed`, on the CPU."""
+    def read(self) -> list[float]:
+        """`observed`, as numbers; NaN says that there is no label."""
         sent, event = self._sent
         if event is not None:
             event.synchronize()
-        return sent
-
-    @cached_property
-    def read(self) -> list[float]:
-        """`observed`, as numbers; NaN says that there is no label."""
-        found: list[float] = self._seen.tolist()
+        found: list[float] = sent.tolist()
         return found
 
     @cached_property
     def host_values(self) -> Tensor:
         """`values`, float64, on the CPU."""
-        return self._seen.double().nan_to_num(nan=0.0, posinf=inf, neginf=-inf)
+        found = [0.0 if isnan(value) else value for value in self.read]
+        return torch.tensor(found, dtype=torch.float64, device="cpu")
 
     def gramian(self, space: Space = "shared") -> Tensor:
         """Return G = J J^T, (K, K), float64, on the CPU, of the gradients in a space.
@@ -531,13 +526,13 @@ class Step(Passes):
         return [None if value is None else self._unscaled(value) for value in sums]
 
     def _assign_heads(self, head_weights: Tensor | None) -> None:
-        scales = [1.0] * self.num_objectives if head_weights is None else list(head_weights)
         sums = iter(self.ranks.sums(list(chain(*self.head_grads))))
-        for k, (head, scale) in enumerate(zip(self.heads, scales, strict=True)):
+        for k, head in enumerate(self.heads):
             own = [(p, value) for p in head if (value := next(sums)) is not None]
-            if not self.says_no_label(k, [value for _, value in own]):
-                for parameter, value in own:
-                    self._write(parameter, value.mul(scale))
+            if not self.says_no_label(k, (value for _, value in own)):
+                for parameter, value in own:  # which may be another one's memory
+                    weighted = value.clone() if head_weights is None else value * head_weights[k]
+                    self._write(parameter, weighted)
 
     def says_no_label(self, k: int, head_grads: Iterable[Tensor | None]) -> bool:
         """Return whether a loss is 0, or NaN without a gradient in its head."""
@@ -623,7 +618,7 @@ def _features(features: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     return found
 
 
-def _parameters(shared: Shared) -> list[tuple[str, Tensor]]:
+def _parameters(shared: Shared) -> tuple[tuple[str, Tensor], ...]:
     """Return those that are trained, each once, with what it is called, if that is said."""
     if isinstance(shared, nn.Module):
         name = type(shared).__name__
@@ -632,13 +627,16 @@ def _parameters(shared: Shared) -> list[tuple[str, Tensor]]:
         )
     if isinstance(shared, Tensor):
         raise StepError("Step: shared must be several parameters, found one: hand over a list")
-    found = [item if isinstance(item, tuple) and len(item) == 2 else ("", item) for item in shared]
-    for i, (_, parameter) in enumerate(found):
+    found: dict[int, tuple[str, Tensor]] = {}
+    for i, item in enumerate(shared):
+        name, parameter = item if isinstance(item, tuple) and len(item) == 2 else ("", item)
         if not isinstance(parameter, Tensor) or not parameter.is_leaf:
             computed = isinstance(parameter, Tensor)
             kind = "tensor that was computed" if computed else type(parameter).__name__
             raise StepError(f"Step: shared[{i}] must be a parameter, found a {kind}")
-    return list({id(p): (name, p) for name, p in found if p.requires_grad}.values())
+        if parameter.requires_grad:
+            found[id(parameter)] = (name, parameter)
+    return tuple(found.values())
 
 
 def _scale(given: "float | torch.amp.GradScaler", device: torch.device) -> float:

@@ -500,7 +500,7 @@ def _first(inputs: Any) -> Any:
 
 def _reaches(loss: Tensor, parameters: Sequence[nn.Parameter]) -> bool:
     """Return whether a loss has a gradient that is not zero in some of the parameters."""
-    found = [g for g in grad([loss], parameters) if g is not None]
+    found = [g for g in grad([loss], parameters, [torch.ones_like(loss)]) if g is not None]
     for value in found:
         assert value.isfinite().all(), "a gradient is infinite or NaN"
     return any(bool(value.any()) for value in found)

@@ -505,28 +505,34 @@ def test_a_hook_between_what_is_compiled_apart_sees_no_nan(name: str) -> None:
     assert z.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("steps", [0, 12])
 @pytest.mark.parametrize("kind", ["pre", "post"])
-def test_a_hook_on_a_layers_node(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hook_on_a_layers_node(kind: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes later is noticed before there have been twice as many steps."""
     from mtbench.balancing import layers
 
     monkeypatch.setattr(layers, "_FEWEST", 0)
     monkeypatch.setattr(layers.Layer, "pays", lambda self, objectives: True)
     layer, heads = nn.Linear(6, 5), [nn.Linear(5, 1) for _ in range(2)]
+    balancer = mtbench.balancer("mgda", num_objectives=2)
 
-    def losses() -> list[Tensor]:
+    def losses(hooked: bool) -> list[Tensor]:
         y = layer(torch.ones(3, 6))
-        if kind == "post":
+        if hooked and kind == "post":
             y.grad_fn.register_hook(lambda g, _: tuple(None if v is None else 3 * v for v in g))
-        else:
+        elif hooked:
             y.grad_fn.register_prehook(lambda g: tuple(3 * v for v in g))
         return [head(torch.tanh(y)).square().mean() for head in heads]
 
     own = list(layer.parameters())
     J = torch.stack([
         torch.cat([g.flatten() for g in torch.autograd.grad(x, own, retain_graph=True)])
-        for x in losses()
+        for x in losses(hooked=True)
     ])  # fmt: skip
-    weights = mtbench.balancer("mgda", num_objectives=2).backward(losses())
+    for step in range(2 * steps):
+        balancer.backward(losses(hooked=step >= steps))
+    layer.zero_grad()
+    weights = balancer.backward(losses(hooked=True))
     found = torch.cat([p.grad.flatten() for p in layer.parameters()])
     torch.testing.assert_close(found, mtbench.combine("mgda", J))
     torch.testing.assert_close(found, weights.float() @ J)

@@ -101,3 +101,52 @@ def test_steps_that_differ(
     balancer = mtbench.balancer(name, num_objectives=2)
     for loop in story(compiler):
         check(loop, name, balancer)
+
+
+@pytest.mark.parametrize("name", ["mgda", "cagrad", "config"])
+@pytest.mark.parametrize("live", [0, 1])
+def test_a_mask_that_is_empty_at_first(name: str, live: int) -> None:
+    """Outputs lie in one tensor; an objective alone has all in common with itself."""
+    body, heads = mlp(4, 6), heads_of(6)
+    balancer, own = mtbench.balancer(name, num_objectives=2), parameters(heads)
+
+    def losses(mine: Tensor) -> list[Tensor]:
+        z = body(X)
+        output = torch.where(mine, heads[0](z), heads[1](z))
+        return [output[mine].exp().mean(), (output[~mine] - 1).abs().mean()]
+
+    empty, mixed = torch.full((9, 1), live == 0), torch.arange(9)[:, None] % 2 == 0
+    alone = [own[0], []] if live == 0 else [[], own[1]]
+    for mine, shared, of in (
+        (empty, [*body.parameters(), *own[live]], [[], []]),
+        (mixed, body.parameters(), own),
+        (empty, body.parameters(), alone),
+    ):
+        check(Loop(lambda mine=mine: losses(mine), shared, of), name, balancer)  # type: ignore[misc]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of dynamo
+@pytest.mark.parametrize("name", ["mgda", "config"])
+def test_a_gate_in_what_is_compiled_that_opens_later(name: str) -> None:
+    """It is noticed before there have been twice as many steps."""
+    torch.compiler.reset()
+    body, layer, heads = mlp(4, 6), mlp(6, 6), heads_of(6)
+
+    def losses(x: Tensor, gate: Tensor) -> list[Tensor]:
+        z = body(x)
+        y = layer(z)
+        return [*seen(heads[:1], y), *seen(heads[1:], torch.where(gate > 0, y, z))]
+
+    both, own = compiled(losses), parameters([layer, *heads])
+    balancer = mtbench.balancer(name, num_objectives=2)
+    for _ in range(3):
+        closed = Loop(
+            lambda: both(X, torch.zeros(9, 1)), body.parameters(), [[*own[0], *own[1]], own[2]]
+        )
+        check(closed, name, balancer)
+    balancer.backward(both(X, torch.ones(9, 1)))
+    for _ in range(5):
+        opened = Loop(
+            lambda: both(X, torch.ones(9, 1)), [*body.parameters(), *own[0]], [own[1], own[2]]
+        )
+        check(opened, name, balancer)
