@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as Pil
 
+from mtbench.training.cell.request import reload
 from mtbench.training.cell.rundir import RunDirectory
 from mtbench.training.trained.model import load_trained
-from mtbench.training.trained.package import reload
 from mtbench_tasks import breast
 from mtbench_tasks._lesion.cases import Image
 from mtbench_tasks._lesion.familiar import COUNT, Familiar, sight

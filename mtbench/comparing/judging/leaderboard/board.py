@@ -763,7 +763,12 @@ def _more(lines: Sequence[str]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) or "none"
+    """Return names in a row; one that has a comma is quoted.
+
+    >>> _listed(["ew", "rlar, watched"])
+    "ew, 'rlar, watched'"
+    """
+    return ", ".join(f"'{name}'" if "," in name else name for name in names) or "none"
 
 
 def _val(cell: Cell, primary: dict[str, bool]) -> list[float]:
