@@ -273,7 +273,7 @@ def test_sigkill_and_resume(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> Non
     more = ("--trials", 2, "--epochs", 2, "--sleep", 0.25)  # an epoch that is over a second
     line = words(tiny, tmp_path / "cut", *more)  # has a checkpoint at its end
     process = Command(*line)
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 120
     while len(list((tmp_path / "cut").rglob("checkpoint.pt"))) < 2:  # in the second trial
         assert process.poll() is None
         assert time.monotonic() < limit
