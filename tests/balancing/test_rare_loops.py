@@ -296,6 +296,15 @@ def compiled_losses(whole: bool) -> Loop:
     return Loop(lambda: last(body(X)), body.parameters(), parameters(heads))
 
 
+def compiled_apart() -> Loop:
+    """Two objectives on an encoder and a third on its own, all in one node."""
+    body, heads, alone = mlp(4, 6), heads_of(6), nn.Linear(4, 1)
+    both = torch.compile(
+        lambda x: [*seen(heads, body(x)), (alone(x) - 2).square().mean()], backend="aot_eager"
+    )
+    return Loop(lambda: both(X), body.parameters(), parameters([*heads, alone]))
+
+
 def together(put: Callable[[nn.ModuleList, Tensor], Sequence[Tensor]]) -> Loop:
     """Three heads whose outputs or losses are put into one tensor, where their ways meet."""
     body, heads = mlp(4, 6), heads_of(6, 3)
@@ -395,7 +404,7 @@ LOOPS: dict[str, Callable[[], Loop]] = {
     "graph convolution": graph_convolution, "prompt": prompt, "split parameter": split_parameter,
     "heads that meet": heads_that_meet, "contrastive": contrastive, "on the host": on_the_host,
     "compiled losses": partial(compiled_losses, False),
-    "compiled whole": partial(compiled_losses, True),
+    "compiled whole": partial(compiled_losses, True), "compiled apart": compiled_apart,
 }  # fmt: skip
 
 

@@ -76,7 +76,8 @@ def test_wrappers_around_a_base(plugins):
         ("mgda+ew", "mgda wraps no other method"),
         ("double+double+mgda", "names a part twice"),
         ("double+magd", "unknown method 'magd': did you mean 'mgda'"),
-        ("double+", "unknown method ''"),
+        ("double+", "a method is missing beside +"),
+        ("+mgda", "a wrapper is missing beside +"),
     ],
 )
 def test_compositions_that_make_no_sense(plugins, name, words):
