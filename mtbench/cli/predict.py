@@ -59,13 +59,16 @@ def predict(
             )
     written, unfinished = out / "predictions.json", out / UNFINISHED
     also = [value for value in options.values() if isinstance(value, Path)]
-    call = _digest([*models, *(path for path, _ in found), *also], options)
+    call = _digest([*models, *(path for path, _ in found), *also], options, out)
     begun = _begun(written, unfinished, call)
-    done, broken = len(begun), sum("error" in record for record in begun)
+    errors = [record["error"] for record in begun if "error" in record]
+    done, broken = len(begun), len(errors)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if begun:
             typer.echo(f"goes on: the first {done} of {len(found)} files had been read", err=True)
+            for error in errors:
+                typer.echo(f"error: {error}", err=True)
         else:
             unfinished.unlink(missing_ok=True)
         for path, place in found[done:]:
@@ -121,13 +124,17 @@ def _append(file: Path, record: Mapping[str, Any], *, first: bool) -> None:
         stream.write(f",\n{text}{END}".encode())
 
 
-def _digest(paths: Sequence[Path], options: Mapping[str, Any]) -> str:
-    """Return a hash of a call: by what, of what as it is now, and how it predicts."""
+def _digest(paths: Sequence[Path], options: Mapping[str, Any], out: Path) -> str:
+    """Return a hash of a call: by what, of what as it is now, and how it predicts.
+
+    A model's folder may hold `out`, which changes all the time.
+    """
+    home = out.resolve()
     files = [
         file
         for path in paths
         for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
-        if file.is_file()
+        if file.is_file() and not file.resolve().is_relative_to(home)
     ]
     known = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     said = [__version__, known, {key: str(value) for key, value in options.items()}]

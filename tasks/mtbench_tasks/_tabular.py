@@ -400,16 +400,21 @@ class Collector(Meter):
         return {name: torch.cat(kept, dim=1) for name, kept in self.pairs.items()}
 
 
-REGRESSION = {"rrmse": False, "rmse": False, "mae": False, "r2": True}
-"""The scores of a regression, and whether higher is better."""
+REGRESSION = {
+    "rrmse": (False, 1.0),
+    "rmse": (False, None),
+    "mae": (False, None),
+    "r2": (True, None),
+}
+"""The scores of a regression, whether higher is better, and what a constant has on any data."""
 
 
 def regression_metrics(objectives: Sequence[str], primary: str) -> dict[str, Metric]:
     """Return what `RegressionMeter` measures, by name."""
     return {
-        f"{score}_{objective}": Metric(objective, higher, primary=score == primary)
+        f"{score}_{objective}": Metric(objective, higher, score == primary, chance)
         for objective in objectives
-        for score, higher in REGRESSION.items()
+        for score, (higher, chance) in REGRESSION.items()
     }
 
 

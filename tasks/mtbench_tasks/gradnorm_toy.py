@@ -102,7 +102,7 @@ class GradNormToy(Task):
         self.scales, self.samples, self.width = scales, samples, width
         self.objectives = tuple(f"f{k}" for k in range(1, len(scales) + 1))
         self.metrics = {
-            f"nmse_{name}": Metric(name, higher_is_better=False, primary=True)
+            f"nmse_{name}": Metric(name, higher_is_better=False, primary=True, chance=1.0)
             for name in self.objectives
         }
 

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -576,6 +577,37 @@ def test_what_was_read_outlives_what_comes(
             mtbench(*line, *change)
         assert read == ["0.png", "1.png", "2.png"]
         Image.fromarray(neck).save(tmp_path / "a" / "1.png")
+
+
+def test_what_goes_on_names_again_what_was_broken(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where readings lie in the model's folder; of a model that has changed all is read."""
+    model, images = shutil.copytree(packed, tmp_path / "model"), tmp_path / "a"
+    images.mkdir()
+    (images / "0.png").write_text("no image")
+    for i in (1, 2):
+        Image.fromarray(neck).save(images / f"{i}.png")
+    line = ("predict", model, images, "--report", "none", "--out", model / "out")
+    own = Thyroid.predict
+
+    @wraps(own)
+    def until(self: Thyroid, trained: Any, path: Path, *rest: Any, **more: Any) -> Any:
+        if path.name == "2.png":
+            raise KeyboardInterrupt
+        return own(self, trained, path, *rest, **more)
+
+    for changed in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(Thyroid, "predict", until)
+            assert mtbench(*line)[0] == 130
+        if changed:
+            os.utime(model / "model.safetensors", ns=(0, 0))
+        code, _, err = mtbench(*line)
+        assert code == 2
+        assert err.startswith("goes on: the first 2 of 3 ") is not changed
+        assert err.count(f"error: {images / '0.png'}: ") == 1
+        assert "1 of 3 files could not be read: they are named above" in err
 
 
 def test_flags_need_no_value(mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any) -> None:

@@ -102,10 +102,20 @@ def test_a_small_reference_that_decides_delta_m_is_told(tmp_path: Path) -> None:
     cell(tmp_path, "stl", 0, dice=0.01)
     for method in ("ew", "uw"):
         cell(tmp_path, method, 0, dice=0.5)
-    [note] = [one for one in leaderboard.notes(board(tmp_path)) if "small beside" in one]
-    assert (
-        note == "the single-task dice, 0.01, is small beside what most rows have: Δm is mostly dice"
-    )
+    [note] = [one for one in leaderboard.notes(board(tmp_path)) if "by more than all" in one]
+    assert note.endswith("so Δm is mostly that: dice (0.01)")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("error", [0.0, None])
+def test_a_metric_that_is_0_everywhere_or_that_others_lack_is_no_noise(
+    tmp_path: Path, error: float | None
+) -> None:
+    for method in ("stl", "ew"):
+        run = cell(tmp_path, method, 0, error=0.0 if error == 0 else 1.0)
+        if method == "ew":
+            run.write_text("test.json", json.dumps({"metrics": {"dice": 0.5, "error": error}}))
+    assert not any("by more than all" in note for note in leaderboard.notes(board(tmp_path)))
 
 
 @pytest.mark.filterwarnings("error")

@@ -424,6 +424,9 @@ def test_what_the_model_may_have_seen_or_not_know_is_told(clinic: Path, tmp_path
     assert any(note.startswith("30 of 30 images do not look like") for note in found.notes)
     with (tmp_path / "cases.csv").open() as file:
         assert {row["unlike"] for row in csv.DictReader(file)} == {"True"}
+    task.evaluate(Trained(dark, "dark", FITTED), clinic, tmp_path)
+    with (tmp_path / "cases.csv").open() as file:
+        assert {row["unlike"] for row in csv.DictReader(file)} == {""}  # nobody knows
     of_its_kind = Familiar.of(fitted)
     assert of_its_kind is not None
     assert sum(of_its_kind.doubt(seen) is not None for seen in known) <= 1

@@ -64,6 +64,7 @@ def test_losses_and_metric_by_hand() -> None:
     meter = task.meter()
     meter.update(outputs, batch)
     assert meter.compute() == {"nmse_f1": 1.0, "nmse_f2": 0.25}
+    assert task.metrics["nmse_f1"].chance == 1.0  # of zeros
     assert all(map(math.isnan, Ratios(["f1"]).compute().values()))
 
 

@@ -406,6 +406,7 @@ def test_the_training_mean_has_rrmse_one(folder: Path) -> None:
         found = meter.compute()
         for name in task.objectives:
             assert found[f"rrmse_{name}"] == pytest.approx(1)
+            assert task.metrics[f"rrmse_{name}"].chance == 1
 
 
 def test_a_missing_target_trains_the_others(folder: Path) -> None:

@@ -198,7 +198,7 @@ def ask_all(
                     "positive": grade >= high if grade >= 0 else math.nan,
                     "score": min(1.0, float(chances[high:].sum())),
                     **{f"p[{g}]": float(p) for g, p in zip(grades, chances, strict=True)},
-                    "unlike": familiar is not None and familiar.doubt(seen) is not None,
+                    "unlike": familiar.doubt(seen) is not None if familiar else math.nan,
                     **_terms(answer.terms[i], case, lexicon),
                     **_outlines(logits, drawn, case.spacing),
                 }

@@ -666,7 +666,9 @@ def _fetch(path: Path, shapes: Shapes, size: int) -> Record | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             record = {key: stored[key] for key in shapes}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (
+        OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError,
+    ):  # fmt: skip
         return None
     right = all(record[key].shape == (size, *shape) for key, shape in shapes.items())
     return record if right else None

@@ -220,16 +220,18 @@ class _Scores:
     def _tell_small(self, reference: int) -> None:
         """Name metrics in which most rows differ from the reference by more than all it has."""
         means = _mean(self.x)
-        others = np.delete(means, reference, axis=0)[np.delete(self.official, reference)]
-        if not len(others):
-            return
-        changes = np.nanmedian(np.abs(others / means[reference] - 1), axis=0)
-        self.remarks += [
-            f"the single-task {name}, {means[reference, m]:.3g}, is small beside what most rows "
-            f"have: Δm is mostly {name}"
-            for m, name in enumerate(self.primary)
-            if changes[m] > 1
-        ]
+        own = means[reference]
+        apart = np.abs(np.delete(means - own, reference, axis=0))
+        found = []
+        for m, name in enumerate(self.primary):
+            known = apart[np.isfinite(apart[:, m]), m]
+            if len(known) and np.median(known) > abs(own[m]):
+                found.append(f"{name} ({own[m]:.3g})")
+        if found:
+            self.remarks.append(
+                "most rows differ from the single-task row by more than all it has, so Δm is "
+                f"mostly that: {_some(found)}"
+            )
 
     def _tell_guesses(self, own: Floats) -> None:
         """Name metrics in which the single-task row is no better than a guess, as far as is known.
@@ -246,7 +248,7 @@ class _Scores:
             if gain.mean() <= luck:
                 self.remarks.append(
                     f"the single-task {name}, {own[:, m].mean():.3g}, is not told from a guess, "
-                    f"{chance:g}: what Δm counts in percent of it is mostly luck"
+                    f"{chance:g}: what Δm counts in percent of it may be luck"
                 )
 
     def _costs(self) -> Floats | None:
