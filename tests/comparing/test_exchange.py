@@ -508,6 +508,15 @@ CONTENT: dict[str, tuple[Callable[[Files], object], str]] = {
         ),
         "metric 'told' is called like a leaderboard's column",
     ),
+    "chance of text": (
+        _json(
+            "result.json",
+            metrics={
+                "a": {"objective": "a", "higher_is_better": True, "primary": True, "chance": "half"}
+            },
+        ),
+        "result.json: not of version 1: 'metrics.a.chance': Input should be",
+    ),
     "key there twice": (
         _raw("test.json", b'{"loss": {}, "loss": {}, "metrics": {}}'),
         "test.json: does not parse (key 'loss' is there twice)",

@@ -66,6 +66,7 @@ class _Metric(_Record):
     objective: str | None
     higher_is_better: bool
     primary: bool
+    chance: float | None = None
 
 
 class _Cost(_Record):

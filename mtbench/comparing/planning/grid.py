@@ -423,7 +423,7 @@ def _methods(suite: Suite, plugins: Sequence[Path]) -> list[tuple[MethodSetting,
                 if each.row != each.name and each.row in registered:
                     raise UsageError(
                         f"label {each.row!r} is the name of another method than {each.name!r}: "
-                        "choose another"
+                        "choose another label"
                     )
                 found.setdefault(each.row, (each, known[each.name]))
     for row, method in found.values():
