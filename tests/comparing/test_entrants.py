@@ -339,6 +339,23 @@ def test_an_undefined_number_is_no_way_out(folder: Path) -> None:
     assert note.endswith("good (1 of 8 repetitions)")
 
 
+def test_an_undefined_number_costs_what_divergence_costs(tmp_path: Path) -> None:
+    """One of a repetition's two cells is the worst, and not the other one too."""
+    for method, offset in (("stl", 0.0), ("ls", 0.0), ("good", 0.05)):
+        for seed in range(16):
+            final = cell(tmp_path, method, seed, 0.5 + offset + 0.001 * seed)
+            claimed(final, draw=0, repetition=seed // 2, seeds=2)
+    [test] = tmp_path.glob("made_up/good/seed3-*/test.json")
+    numbers = json.loads(test.read_text())
+    test.write_text(json.dumps({"metrics": {**numbers["metrics"], "dice": None}}))
+    undefined = rows(board(tmp_path, "ls"))["good"]
+    file = test.with_name("result.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "status": "diverged"}))
+    diverged = rows(board(tmp_path, "ls"))["good"]
+    assert undefined["units"] == diverged["units"] == 8
+    assert undefined["difference"] == pytest.approx(diverged["difference"])
+
+
 def test_what_nobody_has_costs_nobody(folder: Path) -> None:
     for file in folder.glob("made_up/*/seed3-*/test.json"):
         file.write_text(json.dumps({"metrics": {"dice": None, "error": 1.0, "extra": 7.0}}))

@@ -40,7 +40,7 @@ EXPLAINED = (
 )
 HEADS = ("Level", "Biopsy from", "Follow-up from")  # –: at no size
 GUIDANCE = "This is what a guideline says of what the model read: for research, not for a patient."
-TALLER = "of a transverse view only"
+TALLER = "told of transverse views only"
 NO_TEXTURE = "None: nothing was segmented whose texture can be measured."
 ENDS = (f"−{CLIP:g}", f"+{CLIP:g}")  # of the scale of z
 WIDTH, HEIGHT = 8.27, 11.69  # inches: A4
@@ -253,7 +253,7 @@ def _sure(view: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if found := view["interval"]:
         ends = found["categories"] or ["not known"]
         which = " to ".join(dict.fromkeys((ends[0], ends[-1])))
-        yield f"Category, {100 * found['level']:g} %", which
+        yield f"Category ({100 * found['level']:g} %)", which
 
 
 def _term(name: str, found: Mapping[str, Any]) -> tuple[str, str, str]:

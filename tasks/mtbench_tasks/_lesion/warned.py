@@ -18,7 +18,8 @@ def heard() -> Iterator[list[str]]:
 
     `warnings.catch_warnings` is of the whole process: of several threads one would get another's
     warnings, and the last to leave would put back what another one had put in. So the first thread
-    enters it for all, and the last one leaves it.
+    enters it for all, and the last one leaves it. Meanwhile no warning of the process is shown, of
+    whatever thread.
 
     >>> with heard() as said:
     ...     warnings.warn("tag 258 is cut off", stacklevel=1)

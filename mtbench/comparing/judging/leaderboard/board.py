@@ -156,10 +156,10 @@ class _Scores:
     def _scores(self) -> Floats:
         """Return (rows, units, primary metrics), each a unit's mean; divergence is the worst.
 
-        So is a metric that a row lacks in some units, where other rows have it.
+        So is a metric that a cell lacks, where its row has it in other units, and other rows do.
         """
         columns = [self.metrics.index(name) for name in self.primary]
-        found = np.full((len(self.rows), len(self.units), len(columns)), np.nan)
+        found, filled = np.full((2, len(self.rows), len(self.units), len(columns)), np.nan)
         signs = np.where(self.higher, 1.0, -1.0)
         tested = [
             test[columns]
@@ -173,17 +173,18 @@ class _Scores:
         for i, row in enumerate(self.rows):
             for u, unit in enumerate(self.units):
                 if self._closed(row, unit):
-                    values = [
+                    values = np.array([
                         worst if cell.diverged else self.tests[i][cell][columns]
                         for cell in row.units[unit]
-                    ]
-                    found[i, u] = np.mean(values, axis=0)
+                    ])  # fmt: skip
+                    found[i, u] = values.mean(axis=0)
+                    filled[i, u] = np.where(np.isfinite(values), values, worst).mean(axis=0)
         known = np.isfinite(found)
         closed = np.array([[self._closed(row, u) for u in self.units] for row in self.rows], bool)
         self.undefined = (
             closed[..., None] & ~known & known.any(axis=0) & known.any(axis=1, keepdims=True)
         )
-        return np.where(known, found, np.where(self.undefined, worst, np.nan))
+        return np.where(known, found, np.where(self.undefined, filled, np.nan))
 
     def find(self, wanted: str | None) -> int | None:
         """Return the row of a label, or the only official row of a method."""
