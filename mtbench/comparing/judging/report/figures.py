@@ -72,8 +72,8 @@ def _all_of(chart: Chart) -> Iterator[tuple[str, Figure]]:
         ("training", lambda: _curves(chart["histories"], drawn, diagnostics=False)),
         ("diagnostics", lambda: _curves(chart["histories"], drawn, diagnostics=True)),
         *(
-            (f"{one['method']}-{one['parameter']}", lambda one=one: _along(one, base))
-            for one in chart["along"]
+            (f"{one['method']}-{one['parameter']}-{number}", lambda one=one: _along(one, base))
+            for number, one in enumerate(chart["along"], 1)
         ),
     ]  # fmt: skip
     for name, make in several:
@@ -289,7 +289,8 @@ def _along(one: Chart, baseline: str | None) -> Figure:
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     width = max(COLUMN, min(PAGE, 2.3 * across))
-    figure = Figure(figsize=(width, 0.2 + 1.9 * down), layout="constrained")
+    figure = Figure(figsize=(width, 0.4 + 1.9 * down), layout="constrained")
+    figure.suptitle(_label(f"{one['rows'][0]} to {one['rows'][-1]}"), fontsize=TEXT)
     for place, panel in enumerate(panels):
         axes = _plain(figure.add_subplot(down, across, place + 1))
         points = np.array(panel["points"], float)  # None is NaN

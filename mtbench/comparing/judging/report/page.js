@@ -318,7 +318,7 @@ function budget(board, state, parent) {
 // What a parameter does: a method's variants along it, a panel a quantity.
 function responses(board, state, parent) {
   for (const one of board.along) {
-    const plot = card(parent, `${one.method} along ${one.parameter}`, `Rows that differ in ${one.parameter} alone, with 95 % intervals.${board.baseline ? ` Dashed: ${board.baseline}.` : ""}`, true);
+    const plot = card(parent, `${one.method} along ${one.parameter}`, `${one.rows[0]} to ${one.rows.at(-1)}: rows that differ in ${one.parameter} alone, with 95 % intervals.${board.baseline ? ` Dashed: ${board.baseline}.` : ""}`, true);
     const grid = html(plot, "div", "multiples");
     const places = one.panels.map(panel => {
       const place = html(grid, "div");
