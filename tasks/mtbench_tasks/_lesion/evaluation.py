@@ -86,9 +86,9 @@ def notes(
     """
     if reduced is not None:
         grades, at, own, from_ = reduced
-        model = f", and {own[from_]} and above of the model's {', '.join(own)}"
+        model = f", and {at_least(own, from_)} of the model's {', '.join(own)}"
         yield (
-            f"grades are reduced to low and high: high is {grades[at]} and above of the data's "
+            f"grades are reduced to low and high: high is {at_least(grades, at)} of the data's "
             f"{', '.join(grades)}{model * (len(own) > 2)}"
         )
     if left_out:
@@ -258,6 +258,11 @@ def _plain(value: float | None) -> str:
     if value is None:
         return "–"
     return (f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}").replace("-", "−")
+
+
+def at_least(grades: Sequence[str], first: int) -> str:
+    """Return which grades are meant, in words."""
+    return grades[first] + " and above" * (first + 1 < len(grades))
 
 
 def _page(record: Record, tables: Sequence[Table]) -> str:

@@ -709,7 +709,7 @@ class LesionTask(Task):
             "source": source,
             "mirror": mirror,
             "high": origin.grades[limit],
-            "high_risk": _at_least(origin, limit),
+            "high_risk": f"{origin.system} {evaluation.at_least(origin.grades, limit)}".strip(),
             "reference": _authority(split.cases) if truth is None else truth,
             "grades": list(names),
             **evaluating.judge(judged, points, by),
@@ -950,12 +950,6 @@ def _sights(inputs: Tensor, texture: Tensor) -> list[NDArray[np.float64]]:
     """Return the `sight` of each of B images, (B, 1, S, S), with their texture, (B, 2 C)."""
     both = zip(inputs[:, 0].numpy(), texture.float().cpu().numpy(), strict=True)
     return [sight(grid, own) for grid, own in both]
-
-
-def _at_least(origin: Source, limit: int) -> str:
-    """Return what counts as high risk, in words."""
-    above = " and above" * (limit + 1 < len(origin.grades))
-    return f"{origin.system} {origin.grades[limit]}{above}".strip()
 
 
 def _authority(cases: Sequence[Case]) -> str:
