@@ -166,7 +166,7 @@ def read_cells(runs: Iterable[RunDirectory]) -> tuple[list[Cell], list[str]]:
             damaged.append(str(error))
             continue
         key = cell.spec.canonical()
-        if _is_of_another(cell, hashlib.sha256(key.encode()).hexdigest()[:12]):
+        if _is_of_another(cell):
             cell.odd.append(f"edited, or of another mtbench: {run.path}")
         other = known.setdefault(key, cell)
         if other is cell:
@@ -179,8 +179,9 @@ def read_cells(runs: Iterable[RunDirectory]) -> tuple[list[Cell], list[str]]:
     return list(known.values()), damaged
 
 
-def _is_of_another(cell: Cell, own: str) -> bool:
+def _is_of_another(cell: Cell) -> bool:
     """Return whether a folder's name or a result is of another spec than lies there."""
+    own = cell.spec.hash
     named = re.fullmatch(r"seed-?\d+-([0-9a-f]{12})", cell.run.path.name)
     recorded = own if cell.result is None else cell.result.get("hash", own)
     return recorded != own or (named is not None and named[1] != own)
