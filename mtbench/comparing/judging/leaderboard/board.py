@@ -567,7 +567,7 @@ class _Scores:
             "cells do not say alike whether a metric counts, and whether higher is better; what "
             "most say is taken: "
         )
-        return [said + _some(found)] if found else []
+        return _naming(said, found)
 
     def _lacking(self) -> list[str]:
         """Name rows in which the worst number stands for one that is undefined."""
@@ -578,7 +578,7 @@ class _Scores:
             if count
         ]
         said = "a metric is undefined where other rows have it, and counts as the worst: "
-        return [said + _some(found)] if found else []
+        return _naming(said, found)
 
     def _diverging(self) -> list[str]:
         """Name rows that others are compared with, and that mostly diverge."""
@@ -591,7 +591,7 @@ class _Scores:
             "to be better than a row that mostly diverges, whose numbers are the worst on the "
             "board, says little: "
         )
-        return [said + _some(found)] if found else []
+        return _naming(said, found)
 
     def _repeated(self) -> list[str]:
         """Name rows of which most cells measured the same: their units are none of their own."""
@@ -603,7 +603,7 @@ class _Scores:
             f"most cells have exactly the same numbers, as copies have, so that many {self.unit}s "
             "say no more than one: "
         )
-        return [said + _some(found)] if found else []
+        return _naming(said, found)
 
     def _budgets(self) -> list[str]:
         """Name rows of another budget than most, such as those of equal cost."""
@@ -679,12 +679,11 @@ class _Scores:
                 if abs(cell.val.get(metric, math.nan)) <= LEAST
             )
             found += [f"{name} ({metric}, {n} of its cells)" for metric, n in vanishing.items()]
-        if not found:
-            return []
-        return [
+        said = (
             "a validation metric of exactly 0 outweighs all others where epochs and trials are "
-            f"chosen: {_some(found)}"
-        ]
+            "chosen: "
+        )
+        return _naming(said, found)
 
     def _makers(self) -> list[str]:
         """Say in a line what code and machines have made the cells, where they differ."""
@@ -757,6 +756,11 @@ class _Scores:
 
 def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _naming(said: str, names: Sequence[str]) -> list[str]:
+    """Return a remark about some, or none where there are none."""
+    return [said + _some(names)] if names else []
 
 
 def _more(lines: Sequence[str]) -> str:
