@@ -22,16 +22,21 @@ STUDIES, MOST = 20_000, 20
 LOOKS = range(FIRST, MOST + 1)
 
 
-def ever(draws: np.ndarray, words: tuple[str, ...], **rule: float) -> float:
-    """Return how often a verdict of some words is reached at one look or another."""
+def reached(draws: np.ndarray, words: tuple[str, ...], **rule: float) -> np.ndarray:
+    """Return where a verdict of some words is reached at one look or another."""
+    most = draws.shape[1]
     found = np.zeros(len(draws), bool)
-    for n in LOOKS:
-        found |= np.isin(decide(draws[:, :n], most=draws.shape[1], **rule).told, words)  # type: ignore[arg-type]
-    return float(found.mean())
+    for n in range(FIRST, most + 1):
+        found |= np.isin(decide(draws[:, :n], most=most, **rule).told, words)  # type: ignore[arg-type]
+    return found
 
 
-def normal(mean: float = 0.0, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(mean, size=(STUDIES, MOST))
+def ever(draws: np.ndarray, words: tuple[str, ...], **rule: float) -> float:
+    return float(reached(draws, words, **rule).mean())
+
+
+def normal(mean: float = 0.0, seed: int = 0, most: int = MOST) -> np.ndarray:
+    return np.random.default_rng(seed).normal(mean, size=(STUDIES, most))
 
 
 def test_levels_spend_alpha_and_no_more() -> None:
@@ -83,6 +88,19 @@ def test_error_rate_of_equivalence() -> None:
     """A difference of just the margin is called none as often as stated."""
     wrong = ever(normal(1.0), ("equivalent", "better"), margin=1.0)
     assert 0.04 < wrong < 0.06
+
+
+@pytest.mark.parametrize(("comparisons", "found"), [(1, 0.085), (7, 0.0135)])
+def test_error_rate_of_more_repetitions_than_planned(comparisons: int, found: float) -> None:
+    """Twice as many, since all that were planned told nothing: the docs say what that costs."""
+    draws = normal(most=2 * MOST)
+    first, anew = (
+        reached(d, ("better", "worse"), comparisons=comparisons, margin=1e-9)
+        for d in (draws[:, :MOST], draws)
+    )
+    stated = 0.05 / comparisons
+    assert anew.mean() < 1.2 * stated + 3 * math.sqrt(stated / STUDIES)  # judged by the new number
+    assert (first | anew).mean() == pytest.approx(found, rel=0.15)  # what 20 had told is kept
 
 
 def test_error_rate_with_collapses() -> None:
