@@ -118,6 +118,15 @@ def test_collapses_of_one_method_alone_break_the_level(share: float, found: floa
     assert ever(d, ("better", "worse"), margin=1e-9) == pytest.approx(found, abs=0.015)
 
 
+def test_ranks_do_not_mend_that() -> None:
+    """They ask whether most units differ, and leave out what the mean difference is made of."""
+    rng = np.random.default_rng(7)
+    d = rng.normal(size=(1_000, MOST)) + 10 * ((rng.random((1_000, MOST)) < 0.1) - 0.1)
+    plain = np.isin(decide(d, margin=1e-9).told, ("better", "worse")).mean()
+    assert plain < 0.15
+    assert (stats.wilcoxon(d, axis=1).pvalue <= 0.05).mean() > 0.5
+
+
 def test_what_is_chosen_once_covers_too_little_and_repetitions_what_they_say() -> None:
     """Two methods that are equal over all the luck of tuning, which moves each choice by 2 points.
 
