@@ -458,6 +458,16 @@ def test_two_suites_are_two_boards(folder: Path) -> None:
     assert len({one.title for one in found}) == 2
 
 
+def test_a_suite_that_was_changed_has_two_boards_that_name_each_other(folder: Path) -> None:
+    for run in find_runs([folder]):
+        [own] = claim.read(run)
+        claim.add(run, own.model_copy(update={"repetitions": 20, "digest": "e" * 12}))
+    first, second = leaderboard.boards(list(find_runs([folder])), "ls")
+    for one, other in ((first, second), (second, first)):
+        [said] = [remark for remark in one.remarks if "the suite was changed" in remark]
+        assert said.endswith(other.title)
+
+
 @pytest.mark.parametrize("name", ["method", "told", "dice_sd", "rank"])
 def test_a_metric_that_shadows_a_column_is_refused(tmp_path: Path, name: str) -> None:
     run = cell(tmp_path, "ew", 0)

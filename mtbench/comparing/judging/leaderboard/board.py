@@ -91,10 +91,24 @@ def boards(
     if not found:
         raise RunError(damaged[0] if damaged else "no runs found: `mtbench run` makes some")
     made = [_board(group, baseline, plain) for group in found]
+    for board in made:
+        if others := [other.title for other in made if _is_replanned(board, other)]:
+            board.remarks.append(
+                "the suite was changed, and has other boards: take all verdicts from the last of "
+                f"them: {_some(others)}"
+            )
     if damaged:  # whose board they would be on, they may not say
         for board in made:
             board.remarks.append(f"a damaged cell is left out: {damaged[0]}{_more(damaged)}")
     return made
+
+
+def _is_replanned(board: Board, other: Board) -> bool:
+    """Return whether another board is of the same suite, planned otherwise."""
+    one, two = board.suite, other.suite
+    if one is None or two is None or one.digest == two.digest:
+        return False
+    return (one.suite, one.task) == (two.suite, two.task)
 
 
 def _board(group: Group, baseline: str | None, plain: str | None) -> Board:
