@@ -675,8 +675,8 @@ class _Scores:
             taken = {(c.repetition, c.draw) for cell in row.finals for c in cell.claims}
             ends: dict[tuple[str, str], int] = {}
             studies = {repetition for repetition, _ in row.trials}
-            for key, trial in row.trials.items():
-                if key in taken and trial.claims:
+            for number, trial in row.trials.items():
+                if number in taken and trial.claims:
                     for parameter, place in trial.claims[0].places.items():
                         if not EDGE <= place <= 1 - EDGE:
                             end = "lower" if place < EDGE else "upper"
