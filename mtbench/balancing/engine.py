@@ -39,6 +39,22 @@ _LEAST = 1e-3  # eigenvalue of the cosines above which float32 products suffice
 _SHARDED = {"_is_flat_param", "ds_id", "_hp_mapping"}
 """What FSDP and DeepSpeed (ZeRO 3; 1 and 2) leave on a parameter."""
 
+_NO_SECOND = (
+    "this method differentiates gradients, and a head has none that can be differentiated: leave "
+    "heads uncompiled (and attention and recurrent layers to plain kernels: "
+    "sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False))"
+)
+_COMPLAINTS = {
+    "backward through the graph a second time": "the graph of these losses is gone, for an earlier "
+    "backward pass freed it: balance all losses that come of it in one call, or send the batch "
+    "through the model again",
+    "donated buffers": "torch.compile lets a backward pass overwrite what the next objective's "
+    "needs: set torch._functorch.config.donated_buffer = False before the model's first step",
+    "ouble backward": _NO_SECOND,
+    "derivative for ": _NO_SECOND,
+}
+"""What torch says, and what to do about it."""
+
 _RANGE = (1e-30, 1e35)  # squared norms that float32 sums without loss
 
 
@@ -65,7 +81,7 @@ def grad(
             whole.
 
     Raises:
-        RuntimeError: what is compiled gives its buffers away in the first of several backwards.
+        StepError: autograd cannot, for a reason that the user can mend.
     """
     live = [
         (output, seed)
@@ -86,13 +102,8 @@ def grad(
             allow_unused=True,
         )
     except RuntimeError as error:
-        refuse_freed(error)
-        if "donated buffers" not in str(error):
-            raise
-        raise RuntimeError(
-            "torch.compile lets a backward pass overwrite what the next objective's needs: set "
-            "torch._functorch.config.donated_buffer = False before the model's first step"
-        ) from None
+        explain(error)
+        raise
     if not met:
         must_be_whole(point for point in wanted if isinstance(point, Tensor) and point.is_leaf)
     if len(wanted) == len(inputs):
@@ -101,17 +112,15 @@ def grad(
     return tuple(next(grads) if _is_on_graph(point) else None for point in inputs)
 
 
-def refuse_freed(error: RuntimeError) -> None:
-    """Refuse losses whose graph is gone, where that is what torch complains of.
+def explain(error: RuntimeError) -> None:
+    """Say in one line what torch complains of, if it is the user's to mend.
 
     Raises:
         StepError: it is.
     """
-    if "backward through the graph a second time" in str(error):
-        raise StepError(
-            "the graph of these losses is gone, for an earlier backward pass freed it: balance all "
-            "losses that come of it in one call, or send the batch through the model again"
-        ) from None
+    for words, remedy in _COMPLAINTS.items():
+        if words in str(error):
+            raise StepError(remedy) from None
 
 
 def _is_on_graph(point: Tensor | GradientEdge) -> bool:

@@ -1,18 +1,19 @@
 """One forward pass of a multitask model, and every derivative a balancing method may ask of it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from functools import cached_property
 from itertools import accumulate as running_sums
 from itertools import chain
 from math import inf, isnan
+from numbers import Real
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mtbench.balancing.distributed import ALONE, Ranks
-from mtbench.balancing.engine import Engine, grad, gramian, must_be_whole, refuse_freed
-from mtbench.balancing.graph import part
+from mtbench.balancing.engine import Engine, explain, grad, gramian, must_be_whole
+from mtbench.balancing.graph import part, refuse_hidden
 from mtbench.balancing.jacobian import accumulate, views, width
 from mtbench.balancing.passes import DOUBT, Passes
 from mtbench.errors import StepError
@@ -106,6 +107,8 @@ class Step(Passes):
                 f"Step: ranks must be Group() or ALONE of mtbench.balancing.distributed, found "
                 f"{ranks!r}"
             )
+        if engine is not None and not isinstance(engine, Engine):
+            raise StepError(f"Step: engine must be an Engine(...), found {engine!r}")
         self.latent = latent if isinstance(latent, int) else 0
         if isinstance(latent, Tensor) and told:
             self.latent = next((i for i, f in enumerate(told) if f is latent), -1)
@@ -187,15 +190,18 @@ class Step(Passes):
     def _beside(self, found: "Step | Sequence[Tensor | None]") -> "Step":
         if isinstance(found, Step):
             return found
-        return Step(
+        beside = Step(
             found,
             shared=None if self._chosen is None else self.named_shared,
             again=self._again,
             validation=self._validation,
             engine=self.engine,
             loss_scale=self.loss_scale,
-            ranks=self.ranks,
+            ranks=self.ranks.later,
         )
+        if torch.is_grad_enabled():
+            beside.refuse_constants()
+        return beside
 
     def at(self, shared: Shared) -> "Step":
         """Return the same forward pass, where gradients are compared at other parameters."""
@@ -353,6 +359,7 @@ class Step(Passes):
         Costs one backward of each head, and another where the result is differentiated.
         """
         self._need_features("sensitivities")
+        refuse_hidden(self.parting.parents)
         found = [
             grad([loss], [self.z], [seed], create_graph=True)[0]
             for loss, seed in zip(self.losses, self._seeds, strict=True)
@@ -488,7 +495,7 @@ class Step(Passes):
             try:
                 objective.backward(seed)  # type: ignore[no-untyped-call]
             except RuntimeError as error:
-                refuse_freed(error)
+                explain(error)
                 raise
         else:
             everything = list(chain(*part([objective]).heads))
@@ -558,11 +565,11 @@ class Step(Passes):
 def scalars(losses: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     """Return the losses, a constant 0 for one without labels."""
     single = losses.dim() == 0 if isinstance(losses, Tensor) else not isinstance(losses, Iterable)
-    if single:
+    if single or isinstance(losses, Set):
         kind = type(losses).__name__
         raise StepError(
-            f"Step: losses must be a sequence of scalars, found a single {kind}: hand over each "
-            "objective's loss, not their sum"
+            f"Step: losses must be a sequence of scalars, found a {kind}: hand over each "
+            "objective's loss in order, not their sum"
         )
     found = list(losses)
     if not found:
@@ -571,7 +578,9 @@ def scalars(losses: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     for k, loss in enumerate(found):
         if loss is not None and not isinstance(loss, Tensor):
             kind = type(loss).__name__
-            raise StepError(f"Step: losses[{k}] must be a scalar tensor or None, found a {kind}")
+            raise StepError(
+                f"Step: losses[{k}] must be a scalar tensor, or None without labels, found a {kind}"
+            )
         if loss is not None and loss.numel() != 1:
             shape = tuple(loss.shape)
             raise StepError(f"Step: losses[{k}] must be a scalar, found shape {shape}")
@@ -608,7 +617,8 @@ def _residuals(given: Residuals, losses: Sequence[Tensor]) -> tuple[Tensor | Non
 
 
 def _features(features: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    found = (features,) if isinstance(features, (Tensor, nn.Module, dict)) else tuple(features)
+    several = isinstance(features, Iterable) and not isinstance(features, (Tensor, nn.Module, dict))
+    found = tuple(features) if several else (features,)
     for i, feature in enumerate(found):
         if not isinstance(feature, Tensor):
             kind = type(feature).__name__
@@ -627,6 +637,8 @@ def _parameters(shared: Shared) -> tuple[tuple[str, Tensor], ...]:
         )
     if isinstance(shared, Tensor):
         raise StepError("Step: shared must be several parameters, found one: hand over a list")
+    if not isinstance(shared, Iterable):
+        raise StepError(f"Step: shared must be parameters, found a {type(shared).__name__}")
     found: dict[int, tuple[str, Tensor]] = {}
     for i, item in enumerate(shared):
         name, parameter = item if isinstance(item, tuple) and len(item) == 2 else ("", item)
@@ -644,6 +656,9 @@ def _scale(given: "float | torch.amp.GradScaler", device: torch.device) -> float
     if isinstance(given, torch.amp.GradScaler):
         given.scale(torch.ones((), device=device))  # torch makes the scale at its first use
         return float(given.get_scale())
-    if not given > 0:
-        raise StepError(f"Step: loss_scale must be a GradScaler or above 0, found {given}")
-    return given
+    number = isinstance(given, (Real, Tensor)) and not isinstance(given, bool)
+    if not (number and 0 < given < inf):
+        raise StepError(
+            f"Step: loss_scale must be a GradScaler, or a number above 0, found {given!r}"
+        )
+    return float(given)
