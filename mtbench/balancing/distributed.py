@@ -301,11 +301,11 @@ def map_leaves(change: Callable[[Any], Any], tree: Any) -> Any:
 
 
 def processes() -> int:
-    """Return how many processes torch.distributed has joined with this one."""
+    """Return how many processes torch.distributed has joined; 0 where it was not asked to."""
     from torch import distributed
 
     joined = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if joined else 1
+    return distributed.get_world_size() if joined else 0
 
 
 def started() -> bool:
