@@ -354,7 +354,6 @@ class Balancer(nn.Module, ABC):
     def _called(self) -> str:
         return _name(type(self))
 
-    @final
     def forward(self, *_: object, **__: object) -> Never:
         """Refuse to be called: what a balancer does is `backward`."""
         raise UsageError(

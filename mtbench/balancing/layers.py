@@ -130,7 +130,8 @@ class Layer:
         root = torch.linalg.cholesky_ex(square).L.to(grads)
         turned = out.view(D.shape)
         for i, j in spans:
-            torch.matmul(root[i:, i:j].T, D[:, i:], out=turned[:, i:j])
+            for_each = root[i:, i:j].T.expand(len(D), -1, -1)
+            torch.bmm(for_each, D[:, i:], out=turned[:, i:j])
 
     def pull_back(self, grads: Tensor) -> Iterator[Tensor]:
         """Yield the parameters' gradients for one gradient at the output, (numel,)."""

@@ -640,11 +640,8 @@ def _residuals(given: Residuals, losses: Sequence[Tensor]) -> tuple[Tensor | Non
 
 
 def _features(features: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    if not isinstance(features, (list, tuple)):
-        single = isinstance(features, (Tensor, nn.Module, dict))
-        single = single or not isinstance(features, Iterable)
-        features = (features,) if single else tuple(features)
-    found = tuple(features)
+    single = isinstance(features, (Tensor, nn.Module, dict)) or not isinstance(features, Iterable)
+    found = (features,) if single else tuple(features)
     for i, feature in enumerate(found):
         if not isinstance(feature, Tensor):
             kind = type(feature).__name__
