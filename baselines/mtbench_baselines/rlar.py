@@ -1,6 +1,7 @@
 """RLAR: penalise the alignment of the objectives' adversarial directions in latent space."""
 
 from collections.abc import Sequence
+from functools import cache
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.distributed import ALONE, Ranks
+from mtbench.balancing.engine import without_autocast
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 
@@ -138,7 +140,7 @@ class RLAR(Scalarizer):
             objective = objective + self.weight * ramp * self.penalty(
                 step.sensitivities, step.ranks
             )
-        return objective, step.observed.new_ones(step.num_objectives)
+        return objective, step.ones
 
     def penalty(self, sensitivities: tuple[Tensor, ...], ranks: Ranks = ALONE) -> Tensor:
         """Return R for K sensitivities dL_k/dz, each (B, ...), of this rank's samples.
@@ -146,34 +148,47 @@ class RLAR(Scalarizer):
         Ranks exchange a mean's sum and count, and no direction: normalising sample by sample takes
         out the 1 / B of the loss, so a_k is what it would be in any other batch.
         """
-        with torch.autocast(sensitivities[0].device.type, enabled=False):
+        with without_autocast(sensitivities[0]):
             found = [
                 self._look([s.flatten(2).sum(2) for s in sensitivities], ranks)
                 if pooled and sensitivities[0].ndim > 2
                 else self._look(sensitivities, ranks)
                 for pooled in _LOOKS[self.where]
             ]
-            penalty, acts, alignment = torch.stack(found).mean(0).unbind()
-            self.notes = {"acts": acts.detach(), "alignment": alignment.detach()}
-            return penalty
+            penalties, acts, alignments = zip(*found, strict=True)
+            self.notes = {"acts": _mean(acts), "alignment": _mean(alignments)}
+            return _mean(penalties)
 
-    def _look(self, sensitivities: Sequence[Tensor], ranks: Ranks) -> Tensor:
-        """Return (3,): the penalty of directions, the share beyond tau, and their mean cosine."""
+    def _look(self, sensitivities: Sequence[Tensor], ranks: Ranks) -> tuple[Tensor, ...]:
+        """Return the penalty of directions, the share beyond tau, and their mean cosine."""
         directions, live = _directions(sensitivities, ranks)
         cosines = directions @ directions.mT
         K, device = len(sensitivities), cosines.device
-        j, k = torch.triu_indices(K, K, offset=1, device=device)
+        j, k = _pairs(K, device)
         signed = cosines[:, j, k]  # (B, pairs)
         cosine = signed.abs() if self.mode == "absolute" else signed
         both = live[:, j] & live[:, k]
         excess = torch.relu(cosine - self.margin).square()
-        told = (excess, (excess > 0).to(excess), signed)
-        sums = torch.stack([torch.where(both, value, 0).sum() for value in told])
-        return ranks.total(sums) / ranks.total(both.sum()).clamp(min=1)
+        count = ranks.total(both.sum()).clamp(min=1)
+        penalty = ranks.total(torch.where(both, excess, 0).sum()) / count
+        with torch.no_grad():
+            acts = ranks.total((both & (excess > 0)).sum(dtype=signed.dtype)) / count
+            alignment = ranks.total(torch.where(both, signed, 0).sum()) / count
+        return penalty, acts, alignment
 
     def after_epoch(self) -> None:
         """Count the epoch."""
         self.epoch += 1
+
+
+@cache
+def _pairs(K: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Return the first and the second of each pair of K."""
+    return torch.triu_indices(K, K, offset=1, device=device).unbind()
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else sum(values[1:], start=values[0]) / len(values)
 
 
 def _directions(sensitivities: Sequence[Tensor], ranks: Ranks) -> tuple[Tensor, Tensor]:

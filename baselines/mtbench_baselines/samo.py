@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer, Wrapper
-from mtbench.balancing.distributed import ALONE
+from mtbench.balancing.distributed import Summed
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench_baselines._moving import moved
@@ -122,9 +122,9 @@ class SAMO(Wrapper):
         for k, head in enumerate(step.heads):
             moves = self._towards(self._direction(step, k, global_grads))
             with moved((*shared, *head), (*moves, *self._towards(head_grads[k]))):
-                found = step.gradient(step.again().losses[k], (*shared, *head))
+                there = step.again()
+                found = there.gradient(there.losses[k], (*shared, *head))
             losses.append(_tangent(step.losses[k], (*shared, *head), found))
-        # These gradients are of the whole batch already: the base needs no other rank for them.
         return self.base.balance(
             Step(
                 losses,
@@ -133,7 +133,7 @@ class SAMO(Wrapper):
                 validation=step.validation,
                 engine=step.engine,
                 loss_scale=step.loss_scale,
-                ranks=ALONE,
+                ranks=Summed(step.ranks),
             )
         )
 

@@ -50,7 +50,7 @@ class SingleTask(Scalarizer):
 
     def objective(self, step: Step) -> tuple[Tensor, Tensor]:
         """Return the sum, and weights of one."""
-        return step.total(), step.observed.new_ones(step.num_objectives)
+        return step.total(), step.ones
 
     def wrap(self, model: MultitaskModel) -> MultitaskModel:
         """Return K copies of the model side by side."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtbench.balancing.distributed import ALONE
+from mtbench.balancing.distributed import Summed
 from mtbench.balancing.engine import unhooked
 from mtbench.balancing.step import Step
 from mtbench.errors import StepError
@@ -74,7 +74,7 @@ class Held:
             validation=last._validation,
             engine=last.engine,
             loss_scale=last.loss_scale,
-            ranks=ALONE,  # they are summed
+            ranks=Summed(last.ranks),
         )
 
 

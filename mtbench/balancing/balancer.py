@@ -8,11 +8,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, wraps
+from numbers import Integral
 from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
     NamedTuple,
+    Never,
     Self,
     TypedDict,
     Unpack,
@@ -24,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from mtbench.balancing.accumulation import Held
-from mtbench.balancing.distributed import Ranks, differ
+from mtbench.balancing.distributed import Ranks, processes
 from mtbench.balancing.engine import Engine, largest
 from mtbench.balancing.step import Again, Residuals, Shared, Space, Step, scalars
 from mtbench.balancing.watch import HOOKS, Watch, noted
-from mtbench.errors import StepError, UsageError
+from mtbench.errors import StepError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -137,21 +139,22 @@ class Balancer(nn.Module, ABC):
 
     def __init__(self, num_objectives: int, seed: int = 0) -> None:
         super().__init__()
-        if isinstance(num_objectives, bool) or not isinstance(num_objectives, int):
-            raise UsageError(
-                f"{self._called}: num_objectives must be an integer, found {num_objectives!r}"
-            )
+        for name, number in (("num_objectives", num_objectives), ("seed", seed)):
+            if isinstance(number, bool) or not isinstance(number, Integral):
+                raise UsageError(f"{self._called}: {name} must be an integer, found {number!r}")
         if num_objectives < 1:
-            raise ValueError(f"num_objectives must be at least 1, found {num_objectives}")
-        if not isinstance(seed, int):
-            raise UsageError(f"{self._called}: seed must be an integer, found {seed!r}")
-        self.num_objectives = num_objectives
+            raise ValueError(
+                f"{self._called}: num_objectives must be at least 1, found {num_objectives}"
+            )
+        if not -(2**63) <= seed < 2**64:  # what torch takes
+            raise UsageError(f"{self._called}: seed must be below 2**64, found {seed}")
+        self.num_objectives = int(num_objectives)
         self.engine = Engine(batched=False)
         self._names: tuple[str, ...] = ()
         self._held: Held | None = None
         self.notes: dict[str, Tensor] = {}
         self.watch = Watch()
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(int(seed))
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -196,15 +199,14 @@ class Balancer(nn.Module, ABC):
             StepError: losses that are not K scalars, or that the graph does not bear out.
         """
         if not torch.is_grad_enabled():  # `Tensor.backward` does not mind either
-            with torch.enable_grad():
+            with torch.inference_mode(mode=False), torch.enable_grad():
                 return self.backward(losses, **said)
         step, names = self._step(losses, said)
-        if not self.watch.calls and not step.speaks_of_ranks and differ(step.read):
+        if not self.watch.calls and not step.speaks_of_ranks and (size := processes()) > 1:
             raise StepError(
-                "losses differ between the processes that torch.distributed joins, and their "
-                "gradients would not be averaged: give ranks=Group() of "
-                "mtbench.balancing.distributed, with losses of the whole batch and no "
-                "DistributedDataParallel; or ranks=ALONE if each process trains by itself"
+                f"torch.distributed joins {size} processes, whose gradients would not be averaged:"
+                " give ranks=Group() of mtbench.balancing.distributed, with losses of the whole "
+                "batch and no DistributedDataParallel; or ranks=ALONE if each trains by itself"
             )
         if self.watch.begins():
             self.watch.look(self._called, self.parameters(), self._hooks(), step.transient)
@@ -278,11 +280,16 @@ class Balancer(nn.Module, ABC):
                     )
                 names = self._names = self._named(losses)
                 losses = [losses[name] for name in names]
+            for word in said.keys() - Said.__annotations__.keys():
+                raise StepError(
+                    f"{self._called}: backward takes no {word}=: "
+                    f"{did_you_mean(word, Said.__annotations__)}"
+                )
             said.setdefault("engine", self.engine)
             if (again := said.get("again")) is not None:
-                said["again"] = partial(self._repeated, again)
+                said["again"] = partial(self._repeated, again, "again")
             if (validation := said.get("validation")) is not None:
-                said["validation"] = partial(self._repeated, validation)
+                said["validation"] = partial(self._repeated, validation, "validation")
             step = Step(losses, **said)
             step.transient = True
             step.refuse_constants()
@@ -290,8 +297,13 @@ class Balancer(nn.Module, ABC):
         self._check(step)
         return step, names
 
-    def _repeated(self, losses_fn: Callable[[], Any]) -> Any:
+    def _repeated(self, losses_fn: Callable[[], Any], whose: str) -> Any:
         """Return what another forward pass gives, as K scalars in order if it is no step."""
+        if not callable(losses_fn):
+            raise StepError(
+                f"{self._called}: {whose} needs a function that computes the losses, found a "
+                f"{type(losses_fn).__name__}: say lambda: compute_losses(...)"
+            )
         losses = losses_fn()
         if isinstance(losses, Step):
             return losses
@@ -341,6 +353,13 @@ class Balancer(nn.Module, ABC):
     @property
     def _called(self) -> str:
         return _name(type(self))
+
+    def forward(self, *_: object, **__: object) -> Never:
+        """Refuse to be called: what a balancer does is `backward`."""
+        raise UsageError(
+            f"{self._called}: a balancer is not called: say balancer.backward(losses) in the place "
+            "of sum(losses).backward()"
+        )
 
     @abstractmethod
     def balance(self, step: Step) -> Tensor | None:
@@ -418,7 +437,7 @@ def _asked(after_step: Callable[[Any, LossesFn], None]) -> Callable[[Any, Losses
     @wraps(after_step)
     def act(self: Balancer, losses_fn: LossesFn) -> None:
         if not self.watch.idle:
-            after_step(self, partial(self._repeated, losses_fn))
+            after_step(self, partial(self._repeated, losses_fn, "after_step"))
 
     return act
 

@@ -19,16 +19,12 @@ All ranks then compute the same weights from the same numbers and the same gener
 same step: what a method keeps agrees without being sent.
 """
 
-import itertools
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +52,11 @@ class Ranks:
 
     rank = 0
     size = 1
+
+    @property
+    def later(self) -> "Ranks":
+        """Who shares what is computed anew."""
+        return self
 
     def of(self, samples: int) -> "Ranks":
         """Return who shares a batch: `ALONE`, every rank the whole of it, if it is below R."""
@@ -115,6 +116,22 @@ class Ranks:
 
 ALONE = Ranks()
 """One process: nothing is sent, and torch.distributed is not touched."""
+
+
+class Summed(Ranks):
+    """Ranks whose gradients of this step are summed already.
+
+    Args:
+        ranks: those ranks.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.rank, self.size, self._later = ranks.rank, ranks.size, ranks.later
+
+    @property
+    def later(self) -> Ranks:
+        """Who shares what is computed anew."""
+        return self._later
 
 
 class Group(Ranks):
@@ -283,31 +300,12 @@ def map_leaves(change: Callable[[Any], Any], tree: Any) -> Any:
     return change(tree)
 
 
-_asked = itertools.count()
-
-
-def differ(losses: Sequence[float]) -> bool:
-    """Return whether processes that torch.distributed has joined see different losses.
-
-    All processes ask as often. They leave their losses in the store and read the others': in a
-    collective call, one that never comes would make all wait.
-    """
+def processes() -> int:
+    """Return how many processes torch.distributed has joined; 0 where it was not asked to."""
     from torch import distributed
 
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return False
-    size, turn = distributed.get_world_size(), next(_asked)
-    if size == 1:
-        return False
-    store = distributed.distributed_c10d._get_default_store()
-    keys = [f"mtbench-losses-{turn}-{rank}" for rank in range(size)]
-    store.set(keys[distributed.get_rank()], json.dumps(losses))
-    try:
-        store.wait(keys, timedelta(seconds=GRACE))
-    except RuntimeError:  # somebody does something else
-        return True
-    found = [json.loads(store.get(key)) for key in keys]
-    return not all(np.allclose(other, losses, rtol=1e-3, equal_nan=True) for other in found)
+    joined = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if joined else 0
 
 
 def started() -> bool:

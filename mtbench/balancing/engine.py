@@ -9,7 +9,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -39,6 +39,28 @@ _LEAST = 1e-3  # eigenvalue of the cosines above which float32 products suffice
 _SHARDED = {"_is_flat_param", "ds_id", "_hp_mapping"}
 """What FSDP and DeepSpeed (ZeRO 3; 1 and 2) leave on a parameter."""
 
+HIDDEN = (
+    "torch.utils.checkpoint(..., use_reentrant=True) hides its parameters from autograd: gradients "
+    "objective by objective need use_reentrant=False"
+)
+_NO_SECOND = (
+    "this method differentiates gradients, and a head has none that can be differentiated: leave "
+    "heads uncompiled (and attention and recurrent layers to plain kernels: "
+    "sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False))"
+)
+_COMPLAINTS = {
+    "backward through the graph a second time": "the graph of these losses is gone, for an earlier "
+    "backward pass freed it: balance all losses that come of it in one call, or send the batch "
+    "through the model again",
+    "donated buffers": "torch.compile lets a backward pass overwrite what the next objective's "
+    "needs: set torch._functorch.config.donated_buffer = False before the model's first step",
+    "use_reentrant=True": HIDDEN,
+    "ouble backward": _NO_SECOND,
+    "derivative for ": _NO_SECOND,
+}
+"""What torch says, and what to do about it."""
+
+_AS_IT_IS = nullcontext()
 _RANGE = (1e-30, 1e35)  # squared norms that float32 sums without loss
 
 
@@ -65,7 +87,7 @@ def grad(
             whole.
 
     Raises:
-        RuntimeError: what is compiled gives its buffers away in the first of several backwards.
+        StepError: autograd cannot, for a reason that the user can mend.
     """
     live = [
         (output, seed)
@@ -86,13 +108,8 @@ def grad(
             allow_unused=True,
         )
     except RuntimeError as error:
-        refuse_freed(error)
-        if "donated buffers" not in str(error):
-            raise
-        raise RuntimeError(
-            "torch.compile lets a backward pass overwrite what the next objective's needs: set "
-            "torch._functorch.config.donated_buffer = False before the model's first step"
-        ) from None
+        explain(error)
+        raise
     if not met:
         must_be_whole(point for point in wanted if isinstance(point, Tensor) and point.is_leaf)
     if len(wanted) == len(inputs):
@@ -101,17 +118,15 @@ def grad(
     return tuple(next(grads) if _is_on_graph(point) else None for point in inputs)
 
 
-def refuse_freed(error: RuntimeError) -> None:
-    """Refuse losses whose graph is gone, where that is what torch complains of.
+def explain(error: RuntimeError) -> None:
+    """Say in one line what torch complains of, if it is the user's to mend.
 
     Raises:
         StepError: it is.
     """
-    if "backward through the graph a second time" in str(error):
-        raise StepError(
-            "the graph of these losses is gone, for an earlier backward pass freed it: balance all "
-            "losses that come of it in one call, or send the batch through the model again"
-        ) from None
+    for words, remedy in _COMPLAINTS.items():
+        if words in str(error):
+            raise StepError(remedy) from None
 
 
 def _is_on_graph(point: Tensor | GradientEdge) -> bool:
@@ -254,16 +269,16 @@ class Engine:
                     note.touch()
         return self.batched
 
-    def buffer(self, rows: int, columns: int, like: Tensor) -> Tensor:
+    def buffer(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return a (rows, columns) tensor of any content, the memory of the last one if it fits.
 
         What the last step's Jacobian was is lost thereby. (Fresh memory costs a CPU more time than
         a copy into it: 60 ms against 7 for 40 x 1e6.)
         """
         flat, size = self._buffer, rows * columns
-        if flat.dtype != like.dtype or flat.device != like.device or flat.numel() < size:
+        if flat.dtype != dtype or flat.device != device or flat.numel() < size:
             self._buffer = flat = torch.empty(0)  # frees the old one first
-            self._buffer = flat = like.new_empty(size)
+            self._buffer = flat = torch.empty(size, dtype=dtype, device=device)
         return flat[:size].view(rows, columns)
 
     def groups(self, items: Sequence[Item]) -> Iterator[list[Item]]:
@@ -319,6 +334,13 @@ def lengths(rows: Tensor) -> Tensor:
     return squares.sqrt()
 
 
+def without_autocast(like: Tensor) -> AbstractContextManager[object]:
+    """Return the context in which autocast does not touch what is computed on a tensor's device."""
+    kind = like.device.type
+    # Entering the context takes 20 microseconds; a step does it several times.
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _AS_IT_IS
+
+
 def gramian(blocks: Sequence[Tensor]) -> Tensor:
     """Return the sum over blocks (K, n) of B B^T, float64, on the CPU.
 
@@ -330,7 +352,7 @@ def gramian(blocks: Sequence[Tensor]) -> Tensor:
 
 def gramians(groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Return `gramian` of several groups of blocks, for which a device is waited for once."""
-    with torch.autocast(groups[0][0].device.type, enabled=False):
+    with without_autocast(groups[0][0]):
         fast = torch.stack([_fast(blocks) for blocks in groups]).cpu()
         return [
             found
@@ -369,12 +391,12 @@ def _suffices(fast: Tensor, blocks: Sequence[Tensor]) -> bool:
     if all(block.dtype != torch.float32 or block.shape[1] < _COLUMNS for block in blocks):
         return True
     values = fast.numpy()
-    squares = values.diagonal()
+    squares = values.diagonal().tolist()
     low, high = _RANGE
-    for k, square in enumerate(squares.tolist()):
+    for k, square in enumerate(squares):
         if not low < square < high and any(largest(block[k, None]) != 0 for block in blocks):
             return False
-    norms = np.sqrt(np.where(squares > 0, squares, 1))
-    cosines = values / np.outer(norms, norms)
-    np.fill_diagonal(cosines, 1 - _LEAST)
+    inverse = np.array([square**-0.5 if square > 0 else 1.0 for square in squares])
+    cosines = values * inverse * inverse[:, None]
+    cosines.flat[:: len(values) + 1] = 1 - _LEAST
     return int(lapack.dpotrf(cosines)[1]) == 0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mtbench.balancing.engine import HIDDEN
 from mtbench.errors import StepError
 
 Parents = Mapping[Node, Any]
@@ -47,6 +48,9 @@ class Parting(NamedTuple):
 
 def edge_of(tensor: Tensor) -> GradientEdge | None:
     """Return where a tensor stands on the graph; None for a constant."""
+    node = tensor.grad_fn
+    if node is not None:
+        return GradientEdge(node, tensor.output_nr)
     return get_gradient_edge(tensor) if tensor.requires_grad else None
 
 
@@ -315,7 +319,11 @@ def _trainable(parents: Parents, chosen: Collection[int]) -> dict[Node, Tensor]:
             variable = getattr(node, "variable", None)  # only AccumulateGrad nodes have one
             if variable is not None:
                 found[node] = variable
-    parameters = {node for node, leaf in found.items() if isinstance(leaf, nn.Parameter)}
+    parameters = {
+        node
+        for node, leaf in found.items()
+        if type(leaf) is nn.Parameter or isinstance(leaf, nn.Parameter)
+    }
     if not parameters:
         return found
     return {n: leaf for n, leaf in found.items() if n in parameters or id(leaf) in chosen}
@@ -328,7 +336,4 @@ def refuse_hidden(parents: Parents) -> None:
         StepError: there is a reentrant checkpoint.
     """
     if any(kind.__name__ == "CheckpointFunctionBackward" for kind in set(map(type, parents))):
-        raise StepError(
-            "torch.utils.checkpoint(..., use_reentrant=True) hides its parameters from autograd: "
-            "gradients objective by objective need use_reentrant=False"
-        )
+        raise StepError(HIDDEN)

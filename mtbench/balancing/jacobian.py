@@ -6,14 +6,13 @@ and those of several dtypes in the one that holds them all.
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
-from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from mtbench.balancing.engine import gramian
+from mtbench.balancing.engine import gramian, without_autocast
 from mtbench.balancing.layers import Layer
 
 Item = Layer | Tensor
@@ -84,13 +83,23 @@ class Pulled(NamedTuple):
 
     def gramian(self) -> Tensor:
         """Return the gradients' products, (K, K), float64, on the CPU."""
-        with torch.autocast(self.blocks[0].device.type, enabled=False):
-            turned = chain.from_iterable(layer.turn(grads) for layer, grads in self.layers)
-            return gramian([*turned, *self.blocks])
+        if not self.layers:
+            return gramian(self.blocks)
+        with without_autocast(self.blocks[0]):
+            return gramian([self._turned(), *self.blocks])
+
+    def _turned(self) -> Tensor:
+        """Return the gradients of the layers' parameters in fewer coordinates, (K, n)."""
+        _, like = self.layers[0]
+        sizes = [layer.numel() for layer, _ in self.layers]
+        turned = like.new_empty(len(like), sum(sizes))
+        for (layer, grads), part in zip(self.layers, torch.split(turned, sizes, 1), strict=True):
+            layer.turn(grads, part)
+        return turned
 
     def mixed(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return each parameter with the gradient of sum_k w_k L_k."""
-        with torch.autocast(self.blocks[0].device.type, enabled=False):
+        with without_autocast(self.blocks[0]):
             own = [block.T @ beside(block, weights) for block in self.blocks]
             found = list(views(own[0] if len(own) == 1 else torch.cat(own), self.parameters))
             for layer, grads in self.layers:

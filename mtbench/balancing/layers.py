@@ -8,6 +8,7 @@ has, their products follow from much smaller matrices.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -49,7 +50,7 @@ _OF_DOUBLE = {"cpu": 2, "cuda": 32}
 
 _RIDGE = 2.0**-46
 
-_SPAN = 64
+_SPAN = 48
 """Rows of a triangle that are multiplied at once, with nothing of the other one but theirs."""
 
 _FEWEST = 2**18
@@ -110,11 +111,12 @@ class Layer:
         here = of_double * (N * N * n + N**3) + K * N * N * m + K * K * N * m + N * n * m
         return here < K * n * m * (N + K + _HELD)
 
-    def turn(self, grads: Tensor) -> list[Tensor]:
-        """Return the parameters' gradients in fewer coordinates, in blocks (K, ...).
+    def turn(self, grads: Tensor, out: Tensor) -> None:
+        """Write the parameters' gradients in fewer coordinates.
 
         Args:
             grads: the objectives' gradients at the output, (K, numel).
+            out: where to, likewise.
         """
         rows, D = self._rows.double(), self._at_rows(grads)
         spans = [(i, i + _SPAN) for i in range(0, len(rows), _SPAN)]
@@ -126,7 +128,10 @@ class Layer:
         # Fewer independent rows than N: what keeps Cholesky going is below float32's rounding.
         square.diagonal().add_((_RIDGE * square.trace()).clamp(min=1e-300))
         root = torch.linalg.cholesky_ex(square).L.to(grads)
-        return [(root[i:, i:j].T @ D[:, i:]).flatten(1) for i, j in spans]
+        turned = out.view(D.shape)
+        for i, j in spans:
+            for_each = root[i:, i:j].T.expand(len(D), -1, -1)
+            torch.bmm(for_each, D[:, i:], out=turned[:, i:j])
 
     def pull_back(self, grads: Tensor) -> Iterator[Tensor]:
         """Yield the parameters' gradients for one gradient at the output, (numel,)."""
@@ -160,16 +165,18 @@ def find(parents: Mapping[Node, Any], parameters: Iterable[Tensor], objectives: 
     known = {id(p): p.numel() for p in parameters}
     if objectives * sum(known.values()) < _FEWEST:
         return []
-    uses = Counter(parent for edges in parents.values() for parent, _ in edges)
+    uses = Counter(chain.from_iterable(parents.values()))  # of edges: each of these has one output
 
     def parameter(node: Node, parent: int | None, transposed: bool = False) -> Tensor | None:
-        found = None if parent is None else node.next_functions[parent][0]
-        while found is not None and uses[found] == 1 and found.name() in _ON_THE_WAY:
-            transposed ^= found.name() == "TBackward0"
-            found = found.next_functions[0][0]
-        if found is None or uses[found] > 1 or transposed:
+        if parent is None:
             return None
-        variable: Tensor | None = getattr(found, "variable", None)
+        edge = parents[node][parent]
+        while uses[edge] == 1 and edge[0] is not None and (name := edge[0].name()) in _ON_THE_WAY:
+            transposed ^= name == "TBackward0"
+            edge = parents[edge[0]][0]
+        if uses[edge] > 1 or transposed:
+            return None
+        variable: Tensor | None = getattr(edge[0], "variable", None)
         if variable is None or id(variable) not in known or variable._backward_hooks:
             return None
         return variable
@@ -177,11 +184,11 @@ def find(parents: Mapping[Node, Any], parameters: Iterable[Tensor], objectives: 
     layers = []
     for node in parents:
         kind = _KINDS.get(node.name())
-        if kind is not None and _is_plain(node, kind):
-            weight = parameter(node, kind.weight, kind.transposed)
-            bias = parameter(node, kind.bias)
-            if weight is not None and (bias is None or bias.shape == weight.shape[:1]):
-                layers.append(Layer(node, weight, bias))
+        if kind is None or (weight := parameter(node, kind.weight, kind.transposed)) is None:
+            continue
+        bias = parameter(node, kind.bias)
+        if (bias is None or bias.shape == weight.shape[:1]) and _is_plain(node, kind):
+            layers.append(Layer(node, weight, bias))
     return [layer for layer in layers if layer.pays(objectives)]
 
 

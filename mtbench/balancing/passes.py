@@ -489,9 +489,9 @@ class Passes:
     def _looped(
         self, items: Sequence[Item], ranks: Ranks = ALONE, last: bool = False
     ) -> list[Tensor]:
-        like = (*self.roles.shared, self.losses[0])[0].new_zeros(0, dtype=self._dtype)
+        device = (*self.roles.shared, self.losses[0])[0].device
         sizes = [width(item) for item in items]
-        block = self.engine.buffer(len(self.losses), sum(sizes), like)
+        block = self.engine.buffer(len(self.losses), sum(sizes), self._dtype, device)
         points = [point(item) for item in items]
         for row, values in zip(block, self._rows(points, last), strict=True):
             for place, value in zip(torch.split(row, sizes), values, strict=True):

@@ -1,17 +1,18 @@
 """One forward pass of a multitask model, and every derivative a balancing method may ask of it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from functools import cached_property
 from itertools import accumulate as running_sums
 from itertools import chain
 from math import inf, isnan
+from numbers import Real
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from mtbench.balancing.distributed import ALONE, Ranks
-from mtbench.balancing.engine import Engine, grad, gramian, must_be_whole, refuse_freed
+from mtbench.balancing.distributed import ALONE, Ranks, processes
+from mtbench.balancing.engine import Engine, explain, grad, gramian, must_be_whole
 from mtbench.balancing.graph import part
 from mtbench.balancing.jacobian import accumulate, views, width
 from mtbench.balancing.passes import DOUBT, Passes
@@ -106,6 +107,8 @@ class Step(Passes):
                 f"Step: ranks must be Group() or ALONE of mtbench.balancing.distributed, found "
                 f"{ranks!r}"
             )
+        if engine is not None and not isinstance(engine, Engine):
+            raise StepError(f"Step: engine must be an Engine(...), found {engine!r}")
         self.latent = latent if isinstance(latent, int) else 0
         if isinstance(latent, Tensor) and told:
             self.latent = next((i for i, f in enumerate(told) if f is latent), -1)
@@ -187,15 +190,18 @@ class Step(Passes):
     def _beside(self, found: "Step | Sequence[Tensor | None]") -> "Step":
         if isinstance(found, Step):
             return found
-        return Step(
+        beside = Step(
             found,
             shared=None if self._chosen is None else self.named_shared,
             again=self._again,
             validation=self._validation,
             engine=self.engine,
             loss_scale=self.loss_scale,
-            ranks=self.ranks,
+            ranks=self.ranks.later,
         )
+        if torch.is_grad_enabled():
+            beside.refuse_constants()
+        return beside
 
     def at(self, shared: Shared) -> "Step":
         """Return the same forward pass, where gradients are compared at other parameters."""
@@ -306,20 +312,35 @@ class Step(Passes):
     @cached_property
     def values(self) -> Tensor:
         """The K loss values as methods see them, 0 where there is no label, detached, (K,)."""
+        if self._known_labelled:
+            return self.observed
         return self.observed.nan_to_num(nan=0.0, posinf=inf, neginf=-inf)
+
+    @property
+    def _known_labelled(self) -> bool:
+        """Whether no loss is NaN, where that is known. Reading one could make the host wait."""
+        return "read" in vars(self) and not any(map(isnan, self.read))
 
     @cached_property
     def _stacked(self) -> Tensor:
         with torch.enable_grad():  # kept for `total`, whoever asks first
             return torch.stack([x if x.dim() == 0 else x.reshape(()) for x in self.losses])
 
+    @property
+    def ones(self) -> Tensor:
+        """Weights of 1, (K,), of the dtype of `observed` where losses are of one."""
+        first = self.losses[0]
+        return first.new_ones(
+            len(self.losses), dtype=torch.promote_types(first.dtype, torch.float32)
+        )
+
     def total(self, weights: Sequence[float] | Tensor | None = None) -> Tensor:
         """Return sum_k w_k L_k on the graph; the plain sum by default."""
         if weights is None:
             return sum(self.losses[1:], start=self.losses[0])
         if isinstance(weights, Tensor):
-            # A weight's gradient is a loss, which may be NaN. Reading it could make the host wait.
-            if weights.requires_grad and ("read" not in vars(self) or any(map(isnan, self.read))):
+            # A weight's gradient is a loss, which may be NaN.
+            if weights.requires_grad and not self._known_labelled:
                 weights = torch.where(self.observed.isnan(), weights.detach(), weights)
             return (self._stacked * weights).sum()
         terms: list[Tensor] = [
@@ -359,7 +380,8 @@ class Step(Passes):
         ]
         if all(value is None for value in found):
             self.refuse_unread()
-        must_be_whole(chain(*self.parting.heads))  # their backward is to be differentiated
+        if processes():  # nobody shards else; the heads' backward is to be differentiated
+            must_be_whole(chain(*self.parting.heads))
         return tuple(
             torch.zeros_like(self.z) if value is None else self._unscaled(value) for value in found
         )
@@ -369,16 +391,20 @@ class Step(Passes):
 
         Costs the heads' backward once and K encoder backwards.
         """
-        _ = self._sent
+        self._send()
         blocks = self.whole.blocks
         return self._unscaled(blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1))
 
-    @cached_property
-    def _sent(self) -> tuple[Tensor, torch.cuda.Event | None]:
-        """The losses on their way to the host: whoever reads them waits for the forward pass only.
+    def _send(self) -> None:
+        """Send the losses to the host: whoever reads them waits for the forward pass only.
 
         What is asked of the device afterwards goes on meanwhile.
         """
+        if not self.losses[0].is_cpu:
+            _ = self._sent
+
+    @cached_property
+    def _sent(self) -> tuple[Tensor, torch.cuda.Event | None]:
         sent = self.observed.to("cpu", non_blocking=True)
         event = torch.cuda.Event() if self.observed.is_cuda else None  # type: ignore[no-untyped-call]
         if event is not None:
@@ -388,6 +414,8 @@ class Step(Passes):
     @cached_property
     def read(self) -> list[float]:
         """`observed`, as numbers; NaN says that there is no label."""
+        if self.losses[0].is_cpu:
+            return [loss.item() for loss in self.losses]
         sent, event = self._sent
         if event is not None:
             event.synchronize()
@@ -406,7 +434,7 @@ class Step(Passes):
         Args:
             space: ``"shared"`` parameters, or ``"features"`` (no encoder backward is paid).
         """
-        _ = self._sent
+        self._send()
         if space not in self.gramians:
             if space == "features":
                 blocks = [
@@ -460,7 +488,7 @@ class Step(Passes):
                 encoder backward is paid.
             head_weights: as in `assign`.
         """
-        _ = self._sent
+        self._send()
         shared, rest, _, _ = self.roles
         written: Iterable[tuple[Tensor, Tensor | None]] = ()
         if space == "shared" and self.engine.parts == 1:
@@ -482,17 +510,17 @@ class Step(Passes):
         """
         if not objective.requires_grad:  # a batch may hold no label at all
             return
-        _ = self._sent
-        seed = torch.full_like(objective, self.loss_scale)
+        self._send()
         if self.ranks.size == 1:
+            seed = None if self.loss_scale == 1 else torch.full_like(objective, self.loss_scale)
             try:
                 objective.backward(seed)  # type: ignore[no-untyped-call]
             except RuntimeError as error:
-                refuse_freed(error)
+                explain(error)
                 raise
         else:
             everything = list(chain(*part([objective]).heads))
-            found = grad([objective], everything, [seed])
+            found = grad([objective], everything, [torch.full_like(objective, self.loss_scale)])
             ours = [p if self.reaches(p) else None for p in everything]
             sums = self.ranks.sums(
                 [None if p is None else g for p, g in zip(ours, found, strict=True)]
@@ -557,35 +585,39 @@ class Step(Passes):
 
 def scalars(losses: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     """Return the losses, a constant 0 for one without labels."""
-    single = losses.dim() == 0 if isinstance(losses, Tensor) else not isinstance(losses, Iterable)
-    if single:
-        kind = type(losses).__name__
-        raise StepError(
-            f"Step: losses must be a sequence of scalars, found a single {kind}: hand over each "
-            "objective's loss, not their sum"
-        )
+    if not isinstance(losses, (list, tuple)):
+        single = losses.dim() == 0 if isinstance(losses, Tensor) else isinstance(losses, Set)
+        if single or not isinstance(losses, Iterable):
+            kind = type(losses).__name__
+            raise StepError(
+                f"Step: losses must be a sequence of scalars, found a {kind}: hand over each "
+                "objective's loss in order, not their sum"
+            )
     found = list(losses)
     if not found:
         raise StepError("Step: losses must hold at least one scalar tensor, found none")
-    device = next((loss.device for loss in found if isinstance(loss, Tensor)), None)
+    first: Tensor | None = None
     for k, loss in enumerate(found):
-        if loss is not None and not isinstance(loss, Tensor):
+        if loss is None:
+            continue
+        if not isinstance(loss, Tensor):
             kind = type(loss).__name__
-            raise StepError(f"Step: losses[{k}] must be a scalar tensor or None, found a {kind}")
-        if loss is not None and loss.numel() != 1:
+            raise StepError(
+                f"Step: losses[{k}] must be a scalar tensor, or None without labels, found a {kind}"
+            )
+        if loss.numel() != 1:
             shape = tuple(loss.shape)
             raise StepError(f"Step: losses[{k}] must be a scalar, found shape {shape}")
-        if loss is not None and loss.is_complex():
+        if loss.is_complex():
             raise StepError(f"Step: losses[{k}] must be real, found {loss.dtype}")
-        if loss is not None and loss.device != device:
+        if first is None:
+            first = loss
+        elif loss.device != first.device:
             raise StepError(
                 f"Step: losses must be on one device, found losses[{k}] on {loss.device} and "
-                f"another on {device}: say loss.to({str(device)!r})"
+                f"another on {first.device}: say loss.to({str(first.device)!r})"
             )
-    there = [loss for loss in found if loss is not None]
-    if len(there) == len(found):
-        return tuple(there)
-    like = there[0] if there else torch.zeros(())
+    like = torch.zeros(()) if first is None else first
     return tuple(like.new_zeros(()) if loss is None else loss for loss in found)
 
 
@@ -608,7 +640,8 @@ def _residuals(given: Residuals, losses: Sequence[Tensor]) -> tuple[Tensor | Non
 
 
 def _features(features: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    found = (features,) if isinstance(features, (Tensor, nn.Module, dict)) else tuple(features)
+    single = isinstance(features, (Tensor, nn.Module, dict)) or not isinstance(features, Iterable)
+    found = (features,) if single else tuple(features)
     for i, feature in enumerate(found):
         if not isinstance(feature, Tensor):
             kind = type(feature).__name__
@@ -627,6 +660,8 @@ def _parameters(shared: Shared) -> tuple[tuple[str, Tensor], ...]:
         )
     if isinstance(shared, Tensor):
         raise StepError("Step: shared must be several parameters, found one: hand over a list")
+    if not isinstance(shared, Iterable):
+        raise StepError(f"Step: shared must be parameters, found a {type(shared).__name__}")
     found: dict[int, tuple[str, Tensor]] = {}
     for i, item in enumerate(shared):
         name, parameter = item if isinstance(item, tuple) and len(item) == 2 else ("", item)
@@ -644,6 +679,9 @@ def _scale(given: "float | torch.amp.GradScaler", device: torch.device) -> float
     if isinstance(given, torch.amp.GradScaler):
         given.scale(torch.ones((), device=device))  # torch makes the scale at its first use
         return float(given.get_scale())
-    if not given > 0:
-        raise StepError(f"Step: loss_scale must be a GradScaler or above 0, found {given}")
-    return given
+    number = isinstance(given, (float, Real, Tensor)) and given is not True
+    if not (number and 0 < given < inf):
+        raise StepError(
+            f"Step: loss_scale must be a GradScaler, or a number above 0, found {given!r}"
+        )
+    return float(given)

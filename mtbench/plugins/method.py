@@ -188,6 +188,8 @@ def balancer(
         >>> weights.shape, model[0].weight.grad.shape
         (torch.Size([2]), torch.Size([2, 2]))
     """
+    if not isinstance(name, str):
+        raise UsageError(f"balancer: name must be a method's, as in 'cagrad', found {name!r}")
     return Method.find(name, plugins)(num_objectives, seed, **parameters)
 
 

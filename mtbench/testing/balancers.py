@@ -20,9 +20,8 @@ from mtbench.testing.problem import Change, Make, Problem, flat
 from mtbench.testing.promises import Promises, same
 
 
-def _assert_finite(grads: Sequence[Tensor | None]) -> None:
-    for grad in grads:
-        assert grad is None or grad.isfinite().all()
+def _assert_finite(grads: Sequence[Tensor | None], found: str) -> None:
+    assert all(g is None or g.isfinite().all() for g in grads), f"{found}, .grad is not finite"
 
 
 SCALES: dict[str, Change] = {
@@ -71,18 +70,28 @@ class BalancerContract(Promises):
         found = tried.encoder_grad()
         tried.zero_grad()
         torch.autograd.backward([tried.step().losses[0]])
-        assert torch.cosine_similarity(found, tried.encoder_grad(), dim=0) > 1 - 1e-9
+        assert torch.cosine_similarity(found, tried.encoder_grad(), dim=0) > 1 - 1e-9, (
+            "with K = 1 the encoder's gradient points elsewhere than the loss's own: there is "
+            "nothing to balance, so return a weight above 0"
+        )
 
     @pytest.mark.parametrize("scale", SCALES)
     def test_extreme_gradients(self, make: Make, scale: str) -> None:
         """Zero, huge and tiny gradients never give NaN nor an exception, also in later steps."""
         tried = Problem(make(2), change=SCALES[scale])
         for batch in range(3):
-            _assert_finite(tried.backward(batch))
+            _assert_finite(
+                tried.backward(batch),
+                "where losses are so scaled (division by 0, or squares beyond the dtype: clamp "
+                "divisors, keep to the dtype that is handed over)",
+            )
             tried.zero_grad()
             tried.balancer.after_epoch()
-        for value in tried.balancer.state_dict().values():
-            assert torch.as_tensor(value).isfinite().all()
+        for name, value in tried.balancer.state_dict().items():
+            assert torch.as_tensor(value).isfinite().all(), (
+                f"where losses are so scaled, self.{name} is not finite, and so is all that "
+                "follows: update state from finite values only"
+            )
 
     def test_negative_losses(self, make: Make) -> None:
         """Losses below 0 train, or are refused in a line that says so."""
@@ -122,9 +131,9 @@ class BalancerContract(Promises):
             residuals=[residual] * 3,
         )
         balancer.backward(step)
-        assert weight.grad is not None
-        assert weight.grad.isfinite().all()
-        assert weight.grad.any()
+        assert weight.grad is not None, "with equal objectives there is no .grad"
+        _assert_finite([weight.grad], "with equal objectives (a singular Gramian: add a ridge)")
+        assert weight.grad.any(), "with equal objectives .grad is 0, and there is a way down"
 
     @pytest.mark.parametrize("missing", [0, 1])
     def test_missing_label_trains_the_other(self, make: Make, missing: int) -> None:
@@ -132,11 +141,16 @@ class BalancerContract(Promises):
         tried = Problem(make(2), change=lambda k, loss: loss * (k != missing))
         for batch in range(3):
             tried.zero_grad()
-            _assert_finite(tried.backward(batch))
+            _assert_finite(tried.backward(batch), f"where objective {missing} has no label")
             other = tried.model.heads[1 - missing]
-            assert flat(other).any()
-            assert tried.encoder_grad().any()
-            assert not flat(tried.model.heads[missing]).any()
+            for part, grad in (("head", flat(other)), ("encoder", tried.encoder_grad())):
+                assert grad.any(), (
+                    f"where objective {missing} has no label, the {part} of the other gets a zero "
+                    "gradient"
+                )
+            assert not flat(tried.model.heads[missing]).any(), (
+                f"where objective {missing} has no label, its head gets a gradient"
+            )
 
     def test_the_graph_goes_with_the_step(self, make: Make) -> None:
         """The last derivative frees the graph, whose memory the next forward pass needs."""
@@ -179,8 +193,8 @@ class BalancerContract(Promises):
             with pytest.raises(ValueError, match="features"):
                 tried.backward(with_features=False)
             return
-        _assert_finite(tried.backward(with_features=False))
-        assert tried.encoder_grad().any()
+        _assert_finite(tried.backward(with_features=False), "without features")
+        assert tried.encoder_grad().any(), "without features the encoder gets a zero gradient"
 
     def test_gradients_accumulate(self, make: Make) -> None:
         """Two backwards without zeroing in between give the sum of the two gradients."""
@@ -244,7 +258,11 @@ class BalancerContract(Promises):
         mixed = w * A[0] + (1 - w) * A[1]
         pulls = w[:, 0] * (A[0] @ u[0]) + (1 - w[:, 0]) * (A[1] @ u[1])
         front = torch.linalg.solve(mixed, pulls)
-        assert (front - x.detach()).norm(dim=1).min() < 0.05
+        distance = float((front - x.detach()).norm(dim=1).min())
+        assert distance < 0.05, (
+            f"after 400 steps on two convex quadratics x is {distance:.2g} away from their front: "
+            "the direction is no descent for both, or say finds_front = False"
+        )
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
     def test_on_cuda(self, make: Make) -> None:
@@ -256,5 +274,5 @@ class BalancerContract(Promises):
             residuals = [features, (features / 2).exp()]
             losses = [r.square().mean() for r in residuals]
             balancer.backward(Step(losses, features=features, residuals=residuals))
-        assert encoder.weight.grad is not None
-        assert encoder.weight.grad.isfinite().all()
+        assert encoder.weight.grad is not None, "on a GPU there is no .grad"
+        _assert_finite([encoder.weight.grad], "on a GPU")

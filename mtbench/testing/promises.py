@@ -3,12 +3,15 @@
 They come first in `BalancerContract`: what breaks one of them breaks others after it.
 """
 
+import ast
 import copy
 import inspect
 import io
 import random
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +31,9 @@ DRAWS = 4
 
 _DEEP = 4
 """Objects and containers in one another that are looked into."""
+
+_BEFORE = 3
+"""K of the first object that is asked; the next one has K = 1."""
 
 LONG = 25
 """Steps after which a history of usual length is in use."""
@@ -96,6 +102,31 @@ def _plain(part: Balancer) -> Iterator[tuple[str, Any]]:
     for name, value in vars(part).items():
         if name not in _CORES and _is_data(value):
             yield name, copy.deepcopy(value)
+
+
+def _is_read(method: type, parameter: str) -> bool:
+    """Return whether a method's code reads a parameter, or the attribute that it is kept in.
+
+    ``self.alpha = alpha`` by itself reads nothing.
+    """
+    owners = takewhile(lambda owner: owner is not nn.Module, method.__mro__)
+    modules = {sys.modules[owner.__module__] for owner in owners}
+    try:
+        nodes = [node for m in modules for node in ast.walk(ast.parse(inspect.getsource(m)))]
+    except (OSError, TypeError):  # typed in, and kept nowhere
+        return True
+    kept = {
+        part
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        and any(isinstance(to, ast.Attribute) and to.attr == parameter for to in node.targets)
+        for part in ast.walk(node.value)
+    }
+    return any(
+        getattr(node, "id", getattr(node, "attr", None)) == parameter and node not in kept
+        for node in nodes
+        if isinstance(getattr(node, "ctx", None), ast.Load)
+    )
 
 
 def same(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> bool:
@@ -171,6 +202,9 @@ class Promises:
             assert own.default is not own.empty, (
                 f"{rule} has no default: give it one, for trial 0 and for who does not tune"
             )
+            assert _is_read(method, own.name), (
+                f"{rule} is never read: all its values train alike, and tuning it is lost"
+            )
 
     def test_declares_paper_and_cost(self, make: Make) -> None:
         """`paper` and `passes` say where the method is from, and what a step costs."""
@@ -178,7 +212,7 @@ class Promises:
         assert method.paper, "`paper` is empty: say where the method is defined"
         assert method.passes, "`passes` is empty: say what a step costs, as in 'F + H + K E'"
 
-    @pytest.mark.parametrize("K", [3, 1], ids="K={}".format)
+    @pytest.mark.parametrize("K", [_BEFORE, 1], ids="K={}".format)
     def test_answers_in_shape(self, make: Make, K: int) -> None:
         """`weights` returns (K,), `direction` (d,), `objective` a scalar on the graph."""
         balancer = make(K)
@@ -203,6 +237,10 @@ class Promises:
     def _shape(self, what: str, found: Any, wanted: tuple[int, ...]) -> None:
         assert isinstance(found, Tensor), (
             f"`{what}` returns {type(found).__name__}: return a tensor of shape {wanted}"
+        )
+        assert wanted != (1,) or found.shape != (_BEFORE,), (
+            f"`{what}` returns the shape of another object's, with K = {_BEFORE}: what is kept in "
+            "the class or the module is everybody's; keep it in buffers of self"
         )
         assert found.shape == wanted, (
             f"`{what}` returns shape {tuple(found.shape)}: return shape {wanted}"

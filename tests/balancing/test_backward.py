@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch._functorch.config
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 import mtbench
@@ -232,7 +235,7 @@ def test_what_is_refused(name: str) -> None:
     for losses, message in [
         ([a], rf"{name} balances 2 objectives, found 1 losses: construct it with num_objectives=1"),
         ([a, b, b], "found 3 losses"),
-        ([a, 1.0], r"losses\[1\] must be a scalar tensor or None, found a float"),
+        ([a, 1.0], r"losses\[1\] must be a scalar tensor, or None .* found a float"),
         ([a, torch.ones(3)], r"losses\[1\] must be a scalar, found shape \(3,\)"),
     ]:
         with pytest.raises(StepError, match=message):
@@ -257,11 +260,14 @@ def test_a_graph_that_is_gone_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["ew", "uw", "mgda", "graddrop"])
-def test_under_no_grad_gradients_are_written_all_the_same(name: str) -> None:
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_under_no_grad_gradients_are_written_all_the_same(
+    name: str, without: Callable[[], Any]
+) -> None:
     """As `Tensor.backward` does."""
     net = Net()
     expected, losses = made(net, name), net.losses()
-    with torch.no_grad():
+    with without():
         mtbench.balancer(name, num_objectives=2).backward(losses)
     same(grads(net), expected)
 
@@ -329,6 +335,36 @@ def test_other_forward_passes_may_name_their_losses() -> None:
     assert list(by_name) == ["a", "b"]
     with pytest.raises(StepError, match="balances 2 objectives, found 1 losses"):
         samo.backward(net.losses(), again=lambda: net.losses()[:1])
+    with pytest.raises(StepError, match=r"samo: again needs a function .*, found a list: say lamb"):
+        samo.backward(net.losses(), again=net.losses())
+    with pytest.raises(StepError, match=r"was the forward pass under torch\.no_grad"):
+        samo.backward(net.losses(), again=torch.no_grad()(net.losses))
+    famo = mtbench.balancer("famo", num_objectives=2)
+    famo.backward(net.losses())
+    with pytest.raises(StepError, match="famo: after_step needs a function"):
+        famo.after_step(net.losses())  # type: ignore[arg-type]
+
+
+def test_a_balancer_is_no_module_to_call() -> None:
+    with pytest.raises(UsageError, match=r"mgda: .* say balancer\.backward\(losses\)"):
+        mtbench.balancer("mgda", num_objectives=2)([torch.ones(())])
+
+
+@pytest.mark.parametrize("seed", [None, True, 2**64, "0", 0.5])
+def test_a_seed_is_an_integer_that_torch_takes(seed: Any) -> None:
+    with pytest.raises(UsageError, match=r"ew: seed must be"):
+        mtbench.balancer("ew", num_objectives=2, seed=seed)
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    balancer = mtbench.balancer("ew", num_objectives=np.int64(2), seed=np.int64(1))
+    assert type(balancer.num_objectives) is int
+
+
+@pytest.mark.parametrize("name", [None, nn.Linear])
+def test_a_method_goes_by_its_name(name: Any) -> None:
+    with pytest.raises(UsageError, match="name must be a method's"):
+        mtbench.balancer(name, num_objectives=2)
 
 
 @pytest.mark.parametrize(
@@ -340,8 +376,16 @@ def test_other_forward_passes_may_name_their_losses() -> None:
         ({"ranks": True}, r"ranks must be Group\(\) or ALONE .* found True"),
         ({"shared": [(1, 2, 3)]}, r"shared\[0\] .* found a tuple"),
         ({"shared": nn.Linear(2, 2).weight}, "found one: hand over a list"),
-        ({"loss_scale": 0.0}, "loss_scale must be a GradScaler or above 0, found 0.0"),
+        ({"shared": 3}, "shared must be parameters, found a int"),
+        ({"features": 3}, r"features\[0\] must be a tensor .* found a int"),
+        ({"engine": mtbench.Engine}, r"engine must be an Engine\(\.\.\.\), found <class"),
+        ({"feature": None}, "mgda: backward takes no feature=: did you mean 'features'"),
+        ({"retain_graph": True}, "mgda: backward takes no retain_graph=: known: again, engine"),
+        ({"loss_scale": 0.0}, "loss_scale must be a GradScaler, or a number above 0, found 0.0"),
         ({"loss_scale": float("nan")}, "found nan"),
+        ({"loss_scale": float("inf")}, "found inf"),
+        ({"loss_scale": None}, "found None"),
+        ({"loss_scale": True}, "found True"),
     ],
 )
 def test_wrong_words_are_refused(said: dict[str, Any], message: str) -> None:
@@ -354,8 +398,13 @@ def test_wrong_words_are_refused(said: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("losses", "message"),
     [
-        (torch.ones((), requires_grad=True), "a sequence of scalars, found a single Tensor"),
-        (None, "found a single NoneType"),
+        (
+            torch.ones((), requires_grad=True),
+            "a sequence of scalars, found a Tensor: .* not their sum",
+        ),
+        (None, "found a NoneType"),
+        ({torch.ones(()), torch.zeros(())}, "a sequence of scalars, found a set: .* in order"),
+        ([torch.ones(()), 0.0], r"losses\[1\] must be a scalar tensor, or None .* found a float"),
         ([torch.ones((), dtype=torch.complex64)] * 2, r"losses\[0\] must be real, found torch.c"),
         (
             [None, torch.ones(()), torch.ones((), device="meta")],
@@ -389,11 +438,44 @@ def test_reentrant_checkpoints_are_refused() -> None:
         mtbench.balancer("mgda", num_objectives=2).backward(losses())
 
 
+def by_flash(net: Net, z: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return F.scaled_dot_product_attention(*[z[None, None]] * 3)
+
+
+def compiled(net: Net, z: Tensor) -> Tensor:
+    found: Tensor = torch.compile(net.heads[0], backend="aot_eager")(z)
+    return found
+
+
+def checkpointed(net: Net, z: Tensor) -> Any:
+    return checkpoint(net.heads[0], z, use_reentrant=True)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of dynamo
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (compiled, "leave heads uncompiled"),
+        (by_flash, r"sdpa_kernel\(SDPBackend.MATH\)"),
+        (checkpointed, "use_reentrant=False"),
+    ],
+)
+def test_heads_whose_gradients_cannot_be_differentiated(
+    head: Callable[[Net, Tensor], Tensor], message: str
+) -> None:
+    net = Net()
+    z = net.z()
+    losses = [head(net, z).square().mean(), net.heads[1](z).square().mean()]
+    with pytest.raises(StepError, match=message):
+        mtbench.balancer("rlar", num_objectives=2).backward(losses, latent=z)
+
+
 def test_several_processes_have_to_be_spoken_of(monkeypatch: pytest.MonkeyPatch) -> None:
     net = Net()
     expected = made(net)
-    monkeypatch.setattr("mtbench.balancing.balancer.differ", lambda losses: len(losses) == 2)
-    with pytest.raises(StepError, match=r"losses differ between .*: give ranks=Group\(\)"):
+    monkeypatch.setattr("mtbench.balancing.balancer.processes", lambda: 2)
+    with pytest.raises(StepError, match=r"joins 2 processes, .*: give ranks=Group\(\)"):
         made(net)
     same(made(net, ranks=ALONE), expected)
 

@@ -5,7 +5,6 @@ The ranks are this file, started once by torchrun: `_work` trains every case dat
 """
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from mtbench import Engine, Metric, MultitaskModel, Split, Splits, Step, Task
-from mtbench.balancing.distributed import ALONE, Group, Ranks, differ
+from mtbench.balancing.distributed import ALONE, Group, Ranks
 from mtbench.errors import RunError, UsageError
 from mtbench.plugins.method import Method
 from mtbench.training.cell.request import Request
@@ -65,6 +65,7 @@ FEW = ["ew", "uw", "famo", "rlar", "rotograd", "mgda", "graddrop", "samo+fairgra
        "ntkmtl, features", "mgda, features", "ew, samples coupled"]  # fmt: skip
 TOLERANCE = 1e-6
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+MICRO = ["ew", "uw", "mgda", "samo+ew"]
 LOOPS = ["ew", "uw", "famo", "mgda", "trimmed_mean", "rlar", "imtl", "chebyshev"]
 SHARD = ["ew", "uw", "gls", "stch"]
 SHARD_NOT = ["mgda", "graddrop", "rlar", "chebyshev", "rotograd", "consmtl", "imtl",
@@ -275,6 +276,56 @@ def _own_loop(ranks: Ranks, method: str) -> float:
     return _apart(*grads)
 
 
+def _micro_batches(ranks: Ranks, group: Any, method: str) -> float:
+    """Return how far two steps of micro-batches are from one process's of whole batches.
+
+    The model is wrapped, and has a parameter that nothing reads: what is summed already must not
+    set off a reduction of torch's, which waits for that one.
+    """
+    ends = []
+    x, y = torch.randn(8, 3, generator=torch.Generator().manual_seed(1)), torch.arange(8.0)
+    for here in (ranks, ALONE):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"body": nn.Linear(3, 4), "a": nn.Linear(4, 1), "b": nn.Linear(4, 1)})
+        model["unread"] = nn.Linear(1, 1)
+        model.forward = lambda x, m=model: [m[k](m["body"](x).tanh())[:, 0] for k in "ab"]  # type: ignore[method-assign]
+        forward: nn.Module = model
+        if here is ranks:
+            forward = nn.parallel.DistributedDataParallel(
+                model, process_group=group, gradient_as_bucket_view=True
+            )
+
+        def losses(at: slice, forward: nn.Module = forward, here: Ranks = here) -> list[Tensor]:
+            return [
+                here.total((found - y[at] + k).square().sum() / 8)
+                for k, found in enumerate(forward(x[at]))
+            ]
+
+        balancer = Method.find(method)(2, 0)
+        optimizer = torch.optim.SGD([*model.parameters(), *balancer.parameters()], lr=0.01)
+        size = 4 if here is ranks else 8
+        mine = slice(size * here.rank, size * (here.rank + 1))
+        for _ in range(2):
+            optimizer.zero_grad()
+            said: Any = {"ranks": here, "again": partial(losses, mine)}
+            if here is ranks:
+                balancer.accumulate(losses(slice(mine.start, mine.start + 1)), **said)
+                balancer.backward(losses(slice(mine.start + 1, mine.stop)), **said)
+            else:
+                balancer.backward(losses(mine), **said)
+            optimizer.step()
+        ends.append([p.detach() for p in (*model.parameters(), *balancer.parameters())])
+    return _apart(*ends)
+
+
+def _unspoken() -> str:
+    """Return what is said where nobody says who shares the batch, though losses are the same."""
+    x = nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="give ranks=Group") as caught:
+        Method.find("ew")(2).backward([x.sum(), x.square().sum()])
+    return str(caught.value)
+
+
 def _own_residuals(ranks: Ranks) -> str:
     """Return what is said of residuals of this rank's samples alone."""
     x = torch.ones(2, requires_grad=True)
@@ -392,8 +443,9 @@ def _work(out: Path) -> None:
     found["drift"] = _drift(two, out / "drift" / str(pair))
     found["refusals"] = _refusals(two)
     found["own residuals"] = _own_residuals(two)
-    distributed.barrier()
-    found["differ"] = [differ([float(four.rank)]), differ([1.0, math.nan])]
+    for name in MICRO:
+        found[f"{name}, micro-batches"] = _micro_batches(two, groups[pair], name)
+    found["unspoken"] = _unspoken()
     for name in (*SHARD, *SHARD_NOT):
         found[f"{name}, sharded"] = _sharded(four, name)
     if two.rank == 0:
@@ -434,8 +486,13 @@ def test_a_loop_of_your_own_accumulates_global_gradients(found: dict[str, Any], 
     assert found[f"{name}, own loop"] < TOLERANCE
 
 
-def test_processes_on_different_losses_are_told_from_those_on_the_same(found: dict[str, Any]):
-    assert found["differ"] == [True, False]
+@pytest.mark.parametrize("name", MICRO)
+def test_micro_batches_of_a_model_that_is_wrapped(found: dict[str, Any], name: str):
+    assert found[f"{name}, micro-batches"] < TOLERANCE
+
+
+def test_processes_have_to_be_spoken_of_whatever_their_losses(found: dict[str, Any]):
+    assert "torch.distributed joins 4 processes" in found["unspoken"]
 
 
 @pytest.mark.parametrize("name", SHARD)

@@ -101,9 +101,9 @@ def test_memory_is_reused_and_grows():
     first = net.step(engine=engine).jacobian()
     again = net.step(1, engine=engine).jacobian()
     assert first.data_ptr() == again.data_ptr()
-    like = torch.zeros(1)
-    assert engine.buffer(2, 10**6, like).shape == (2, 10**6)
-    assert engine.buffer(3, 4, like.double()).dtype == torch.float64
+    cpu = torch.device("cpu")
+    assert engine.buffer(2, 10**6, torch.float32, cpu).shape == (2, 10**6)
+    assert engine.buffer(3, 4, torch.float64, cpu).dtype == torch.float64
 
 
 def test_a_layer_that_cannot_be_vmapped_falls_back_to_the_loop():

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mtbench import Engine, Method, Step
+from mtbench.errors import StepError
 
 METHODS = ["ew", "mgda", "rlar", "uw", "gradnorm"]
 
@@ -98,7 +99,7 @@ def test_a_compiled_encoder_whose_buffers_are_given_away_is_refused():
     encoder = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 8))
     z = torch.compile(encoder, backend="aot_eager", dynamic=True)(torch.ones(4, 3))
     step = Step([z.square().mean(), z.exp().mean()], features=z)
-    with pytest.raises(RuntimeError, match=r"donated_buffer = False before the model's first step"):
+    with pytest.raises(StepError, match=r"donated_buffer = False before the model's first step"):
         step.jacobian()
 
 

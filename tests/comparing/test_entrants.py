@@ -298,6 +298,13 @@ def test_a_baseline_that_validates_below_plain_proves_nothing(folder: Path) -> N
     assert any("tuned good validates below ew" in note for note in other.remarks)
 
 
+def test_models_for_one_objective_may_validate_below_plain(folder: Path) -> None:
+    study(folder, "ew", 0.05, score=0.6)
+    found = board(folder, "stl", "ew")
+    assert rows(found)["good"]["told"] == "better"
+    assert not any("tuned stl" in note for note in found.remarks)
+
+
 def test_a_baseline_in_doubt_leaves_its_question_open(folder: Path) -> None:
     assert open_questions("d" * 12, folder, "ew") == []
     study(folder, "ew", 0.0, score=0.6)

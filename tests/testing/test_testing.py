@@ -259,6 +259,16 @@ class ClassState(Weighs):
         return losses + self.steps[0]
 
 
+class Everybodys(Weighs):
+    """The first object's losses are kept for all."""
+
+    first: ClassVar = []
+
+    def weights(self, gramian, losses):
+        self.first.append(losses)
+        return self.first[0].clone()
+
+
 class Sets(OnGraph):
     def balance(self, step):
         for parameter, value in zip(step.shared, step.gradient(step.total()), strict=True):
@@ -323,6 +333,14 @@ class Tuned(Weighs):
         return losses ** (self.alpha - 0.5)
 
 
+class Unread(Tuned):
+    """Its search space is drawn, and changes nothing."""
+
+    def __init__(self, num_objectives: int, seed: int = 0, *, exponent: float = 0.5) -> None:
+        super().__init__(num_objectives, seed)
+        self.exponent = float(exponent)
+
+
 class Misspelt(Tuned):
     @classmethod
     def suggest(cls, trial, num_objectives):
@@ -334,17 +352,27 @@ class DrawsNan(Tuned):
         return losses * (torch.nan if self.alpha != 0.5 else 1.0)
 
 
+class Half(Weighs):
+    def weights(self, gramian, losses):
+        return gramian.diagonal().rsqrt().half()
+
+
 class Logarithm(Weighs):
     def weights(self, gramian, losses):
         return losses.log() + 10
 
 
 def answers(make):
-    contract.test_answers_in_shape(make, 3)
+    for K in (3, 1):
+        contract.test_answers_in_shape(make, K)
 
 
 def gradients(make):
     contract.test_every_parameter_gets_a_finite_gradient(make, 2, torch.float32)
+
+
+def divisors(make):
+    contract.test_extreme_gradients(make, "last 1e-12")
 
 
 RULES = {
@@ -354,6 +382,7 @@ RULES = {
         (Positional, "parameter 'alpha' of __init__ is no keyword"),
         (Untyped, "parameter 'alpha' of __init__ has no type"),
         (Required, "parameter 'alpha' of __init__ has no default"),
+        (Unread, "parameter 'exponent' of __init__ is never read"),
     ],
     contract.test_declares_paper_and_cost: [
         (NoPaper, "`paper` is empty"),
@@ -362,6 +391,7 @@ RULES = {
     answers: [
         (Column, r"`weights` returns shape \(3, 1\): return shape \(3,\)"),
         (Listed, "`weights` returns list"),
+        (Everybodys, "`weights` returns the shape of another object's, with K = 3: what is kept"),
         (Rows, r"`direction` returns shape \(3,\): return shape \(7,\)"),
         (Scalarless, r"`objective` returns shape \(1,\): return shape \(\)"),
         (Pairless, "`objective` returns no pair"),
@@ -405,6 +435,9 @@ RULES = {
     contract.test_search_space_is_drawn: [
         (Misspelt, r"`suggest` returns 'aplha', which is no parameter .* \(there are: alpha\)"),
         (DrawsNan, r"with alpha=0\.\d+, which `suggest` draws, the model is not finite"),
+    ],
+    divisors: [
+        (Half, r"where losses are so scaled .*, \.grad is not finite"),
     ],
     contract.test_negative_losses: [
         (Logarithm, "losses below 0 make the model non-finite"),

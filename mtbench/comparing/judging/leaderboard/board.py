@@ -554,9 +554,10 @@ class _Scores:
     def _doubt(self, anchor: int) -> None:
         """Take back what is better than a tuned row that validates below the plain one.
 
-        That it does is told by a paired t-test, one-sided at `ALPHA`: a gap may be luck.
+        That it does is told by a paired t-test, one-sided at `ALPHA`: a gap may be luck. Models for
+        each objective alone are below it where sharing helps, which no search mends.
         """
-        if self.plain is None or self.plain == anchor:
+        if self.plain is None or anchor in (self.plain, self.reference):
             return
         if not (self.decidable and self.rows[anchor].trials):
             return
