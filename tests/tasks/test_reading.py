@@ -224,6 +224,19 @@ def test_nothing_found_is_an_answer(tmp_path: Path) -> None:
     assert not np.asarray(Image.open(record["mask"])).any()
 
 
+def test_a_view_that_was_not_read_is_told(tmp_path: Path) -> None:
+    """Two views one upon the other: only the larger one is found."""
+    screen = np.zeros((360, 320), np.uint8)
+    screen[10:180, 20:300] = tissue(170, 280, seed=1)
+    screen[200:340, 20:300] = tissue(140, 280, seed=2)
+    notes = read(predictor(nothing), screen, tmp_path)["notes"]
+    [told] = [note for note in notes if "another view?" in note]
+    assert "280 x 140 pixels from 20, 200 on are lit" in told
+    screen[200:340, 60:300] = 0  # the grey bar is none
+    notes = read(predictor(nothing), screen, tmp_path)["notes"]
+    assert not any("another view?" in note for note in notes)
+
+
 def test_a_split_screen_is_read_view_by_view(tmp_path: Path) -> None:
     screen = np.zeros((200, 320), np.uint8)
     screen[10:180, 20:160] = tissue(170, 140, seed=1)

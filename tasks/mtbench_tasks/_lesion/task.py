@@ -875,10 +875,8 @@ class LesionTask(Task):
         parts = split_patients(collection.cases, np.random.default_rng(0))
         if collection.cases and min(map(len, parts)) == 0:
             count = len({case.patient for case in collection.cases})
-            problems.append(
-                f"{source}: {len(collection.cases)} cases of {count} patients are too few to be "
-                "split in three"
-            )
+            of = f"{len(collection.cases)} cases of {count} patient{'s' * (count > 1)}"
+            problems.append(f"{source}: {of} are too few to be split in three")
         if strict:
             problems, doubts = [*problems, *(f"looks odd: {doubt}" for doubt in doubts)], []
         return Verdict(len(collection.cases), problems, doubts)
