@@ -235,8 +235,16 @@ def _measurements(view: Mapping[str, Any], spacing_from: str | None) -> list[tup
 
 
 def _length(value: float, unit: str) -> str:
-    """Return a length as it can be measured: to 0.1 mm, or to the pixel."""
-    return f"{value:.{int(unit == 'mm')}f}"
+    """Return a length as it can be measured: to 0.1 mm, or to the pixel.
+
+    Whole millimetres are what guidelines ask about: one that is not reached is not printed.
+
+    >>> _length(9.94, "mm"), _length(9.96, "mm"), _length(10.04, "mm"), _length(9.96, "px")
+    ('9.9', '9.96', '10.0', '10')
+    """
+    text = f"{value:.{int(unit == 'mm')}f}"
+    below = unit == "mm" and value < float(text) == round(value)
+    return f"{value:.2f}" if below else text
 
 
 def _range(view: Mapping[str, Any], name: str, unit: str) -> str:
