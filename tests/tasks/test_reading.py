@@ -360,8 +360,7 @@ def necks(count: int, seed: int = 0) -> list[np.ndarray]:
 
 def sights(images: list[np.ndarray], size: int = 64) -> np.ndarray:
     """What images are like, without an encoder."""
-    nothing = np.zeros(0, np.float32)
-    return np.array([sight(to_input(image, size)[0].numpy(), nothing) for image in images])
+    return np.array([sight(to_input(image, size)[0], torch.zeros(0)) for image in images])
 
 
 def strange() -> dict[str, np.ndarray]:
@@ -384,7 +383,7 @@ def strange() -> dict[str, np.ndarray]:
 
 def test_what_is_not_like_the_training_is_told() -> None:
     known = Familiar.fit(sights(necks(120)), sights(necks(120, seed=4)))
-    again = Familiar.of({"sight": json.loads(json.dumps(known.to_json()))})
+    again = Familiar.of({"familiar": json.loads(json.dumps(known.to_json()))})
     assert again is not None
     known = again
     fresh = [known.doubt(seen) is not None for seen in sights(necks(100, seed=5))]

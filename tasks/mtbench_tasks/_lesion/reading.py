@@ -175,7 +175,7 @@ def read(
         answer, shape = together(answers), image[box].shape
         regions, probabilities = _regions(answer, shape), answer.chances[0].numpy()
         terms = answer.terms[0]
-        sights.append(sight(grid[0].numpy(), answer.texture[0].numpy()))
+        sights.append(sight(grid[0], answer.texture[0]))
         whole[box] = np.logical_or.reduce([np.zeros(whole[box].shape, dtype=bool), *regions])
         largest = regions[0] if regions else np.zeros(whole[box].shape, dtype=bool)
         rows, columns = box

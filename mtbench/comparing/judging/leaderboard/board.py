@@ -588,8 +588,8 @@ class _Scores:
             if 2 * sum(ended) >= len(ended):
                 found.append(f"{self.names[i]} ({sum(ended)} of {len(ended)} cells)")
         said = (
-            "to be better than a row half or more of which diverges, whose numbers are the worst on the "
-            "board, says little: "
+            "to be better than a row half or more of which diverges, whose numbers are the worst "
+            "on the board, says little: "
         )
         return _naming(said, found)
 
