@@ -24,6 +24,7 @@ WHITE = 250  # grey values from here on are white
 PAGE = 0.1  # of an image: of DDTI's and BrEaST's at most 0.02 is white
 BLACK = 12  # grey values up to this are background, JPEG noise included
 FLAT = 0.15  # of an image: of DDTI's and BrEaST's at most 0.04 is of one value above the background
+FLOOR = 0.1  # of an image: where less is darker, a value is the scanner's black
 BOX = 0.97  # of its bounding box: BrEaST's masks fill at most 0.88 of theirs
 LIT = 0.2  # of a row or column: text and marks light less of it
 HASH = 16  # side of the perceptual hash
@@ -121,14 +122,17 @@ def of_image(image: Image) -> Iterator[str]:
     seen = np.ascontiguousarray(image[::every, ::every])
     counts = np.array(Pil.fromarray(seen).histogram())
     levels = np.flatnonzero(counts)
+    value = BLACK + 1 + int(counts[BLACK + 1 :].argmax())
+    white, flat, darker = (
+        part.sum() / seen.size for part in (counts[WHITE:], counts[value], counts[:value])
+    )
     if levels[-1] - levels[0] < BLANK:
         yield "is blank"
     elif len(levels) < BLANK:
         yield f"has {len(levels)} grey levels only: is it a mask?"
-    elif (white := counts[WHITE:].sum() / seen.size) > PAGE:
+    elif white > PAGE:
         yield f"is white over {white:.0%}: is it a page, inverted, or shown in a narrow window?"
-    elif (flat := (lit := counts[BLACK + 1 :]).max() / seen.size) > FLAT:
-        value = BLACK + 1 + int(lit.argmax())
+    elif flat > FLAT and darker > FLOOR:
         yield f"is of one grey value ({value}) over {flat:.0%}: is it a screenshot, or a drawing?"
 
 
