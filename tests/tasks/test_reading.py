@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -456,6 +457,18 @@ def test_equal_readings_give_equal_files(tmp_path: Path) -> None:
     assert (tmp_path / "1.pdf").read_bytes() == (tmp_path / "2.pdf").read_bytes()
     assert b"/Count 1" in (tmp_path / "1.pdf").read_bytes()
     assert report.html(made) == report.html(page(tmp_path))
+
+
+@pytest.mark.parametrize("count", [1, 6, 40])
+def test_a_pdf_has_every_note_or_says_how_many_more(tmp_path: Path, count: int) -> None:
+    note = "it does not look like " + 15 * "the training's images, "
+    made = replace(page(tmp_path), notes=[f"{i} {note}" for i in range(count)])
+    head = list(report._head(made))
+    lines = [line for _, own in head for line in own]
+    assert len(lines) <= report.ROOM
+    shown = [" ".join(own) for label, own in head if label == "Note"]
+    whole = [text for text in shown if note.strip() in text]
+    assert len(whole) == count or f"and {count - len(whole)} more: predictions.json" in shown[-1]
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ TALLER = "told of transverse views only"
 NO_TEXTURE = "None: nothing was segmented whose texture can be measured."
 ENDS = (f"−{CLIP:g}", f"+{CLIP:g}")  # of the scale of z
 WIDTH, HEIGHT = 8.27, 11.69  # inches: A4
+CHARACTERS, ROOM = 92, 19  # characters of a line, and how many such fit above a view
 PITCH = 0.019  # of the radiomics' rows, in heights of the page
 
 
@@ -237,13 +238,13 @@ def _measurements(view: Mapping[str, Any], spacing_from: str | None) -> list[tup
 def _length(value: float, unit: str) -> str:
     """Return a length as it can be measured: to 0.1 mm, or to the pixel.
 
-    Whole millimetres are what guidelines ask about: one that is not reached is not printed.
+    Guidelines ask about 5, 10, ... mm: one that is not reached is not printed.
 
     >>> _length(9.94, "mm"), _length(9.96, "mm"), _length(10.04, "mm"), _length(9.96, "px")
     ('9.9', '9.96', '10.0', '10')
     """
     text = f"{value:.{int(unit == 'mm')}f}"
-    below = unit == "mm" and value < float(text) == round(value)
+    below = unit == "mm" and value < float(text) and float(text) % 5 == 0
     return f"{value:.2f}" if below else text
 
 
@@ -341,8 +342,7 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
     write(0.08, 0.965, TITLE + of, 15, weight="bold")
     write(0.08, 0.938, USE, 10, WARNING, weight="bold")
     y = 0.915
-    for label, value in [*page.facts, *(("Note", note) for note in page.notes)]:
-        lines = textwrap.wrap(value, 92)[:3] or [""]
+    for label, lines in _head(page):
         colour = WARNING if label == "Note" else INK
         write(0.08, y, label, colour=QUIET)
         write(0.2, y, "\n".join(lines), colour=colour)
@@ -388,6 +388,23 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
             line += 1
     axes.axvline(0, color=QUIET, linewidth=0.8)
     return figure
+
+
+def _head(page: Page) -> Iterator[tuple[str, list[str]]]:
+    """Yield what stands above a view, in lines: notes as far as there is room, then how many more.
+
+    A file's name is all that may be longer than three lines.
+    """
+    facts = [(label, textwrap.wrap(value, CHARACTERS)[:3] or [""]) for label, value in page.facts]
+    yield from facts
+    room = ROOM - sum(len(lines) for _, lines in facts)
+    for number, note in enumerate(page.notes):
+        lines = textwrap.wrap(note, CHARACTERS)
+        room -= len(lines)
+        if room < (number + 1 < len(page.notes)):
+            yield "Note", [f"and {len(page.notes) - number} more: predictions.json has them all"]
+            return
+        yield "Note", lines
 
 
 def _guidance(page: Page, section: Section, of: str) -> Figure:
