@@ -467,6 +467,7 @@ def test_a_pdf_has_every_note_or_says_how_many_more(tmp_path: Path, count: int) 
     lines = [line for _, own in head for line in own]
     assert len(lines) <= report.ROOM
     shown = [" ".join(own) for label, own in head if label == "Note"]
+    assert len(report._sheets(made, made.sections[0], "")) == 1 + (count > 1)
     whole = [text for text in shown if note.strip() in text]
     assert len(whole) == count or f"and {count - len(whole)} more: predictions.json" in shown[-1]
 
