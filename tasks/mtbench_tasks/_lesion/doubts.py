@@ -151,8 +151,8 @@ def of_mask(mask: Mask) -> Iterator[str]:
         yield f"has {count} parts that lie apart: they are kept as {count} lesions"
     if specks := area - sum(map(np.count_nonzero, lesions)):
         yield f"has specks beside its lesion ({specks} px together): dust, or text?"
-    box = mask[np.ix_(mask.any(axis=1), mask.any(axis=0))]
-    if count == 1 and SMALLEST <= area <= HALF * mask.size and area > BOX * box.size:
+    high, wide = (np.ptp(np.flatnonzero(mask.any(axis=axis))) + 1 for axis in (1, 0))
+    if count == 1 and SMALLEST <= area <= HALF * mask.size and area > BOX * high * wide:
         yield "is a rectangle: is it a box around the lesion, and not its outline?"
 
 
