@@ -77,7 +77,7 @@ class Bilevel(Balancer):
                 slope = -self.rate * self.slope(step.validation(), ahead)
             if slope.isfinite().all():
                 kept = (self.state, self.first_moment, self.second_moment, self.count)
-                descend(*kept, slope, self.lr, slope != 0)
+                descend(*kept, slope, self.lr, ahead.live)
             weights = self.current()
         step.assign(weights.to(ahead.jacobian) @ ahead.jacobian, weights)
         return weights
@@ -92,6 +92,7 @@ class Ahead:
     Attributes:
         jacobian: of the shared parameters, (K, d).
         parameters: these, and those of the heads.
+        live: which objectives have a gradient, (K,).
     """
 
     def __init__(self, step: Step) -> None:
@@ -103,6 +104,8 @@ class Ahead:
             _vector(head, [next(sums) for _ in head], self.jacobian) / step.loss_scale
             for head in self._heads
         ]
+        own = torch.stack([vector.any() for vector in self._own])
+        self.live = (self.jacobian.any(dim=1) | own).cpu()
 
     def offsets(self, weights: Tensor) -> list[Tensor]:
         """Return the weighted sum of the gradients, parameter by parameter."""

@@ -33,7 +33,7 @@ class MOML(Bilevel):
         - One virtual step, as in the authors' code; the paper allows several.
         - The model's step is on the batch of the virtual one; in the authors' code on a third one.
         - An objective without a gradient in the batch keeps a_k and its moments, and in h the w of
-          the others are divided by their sum: one alone moves nothing. A validation loss that does
+          the others are divided by their sum: of one alone h is 0. A validation loss that does
           not depend on a is left out of gamma.
 
     Args:
@@ -96,7 +96,7 @@ class MOML(Bilevel):
         weights = weights / weights.sum().clamp(min=1e-300)
         rows = weights * (found - (found @ weights)[:, None])
         lengths = torch.linalg.vector_norm(rows, dim=1)
-        rows, lengths = rows[lengths > 0], lengths[lengths > 0]
+        rows, lengths = rows[lengths != 0], lengths[lengths != 0]
         if not len(rows) or not rows.isfinite().all():
             return rows.sum(0)
         if self.normalise == "l2":

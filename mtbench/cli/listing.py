@@ -14,6 +14,7 @@ class Kinds(StrEnum):
 
     methods = "methods"
     tasks = "tasks"
+    suites = "suites"
 
 
 def list_(
@@ -23,11 +24,19 @@ def list_(
     ] = False,
     plugin: Plugins = None,
 ) -> None:
-    """List the methods or the tasks that are there."""
+    """List the methods, the tasks or the suites that are there."""
     from mtbench.errors import UsageError
     from mtbench.plugins.extras import command
     from mtbench.plugins.registry import entries
 
+    if markdown and kind is not Kinds.methods:
+        raise UsageError("--markdown is for methods; `mtbench info NAME` tells of a task")
+    if kind is Kinds.suites:
+        from mtbench.comparing.planning.suite import load, shipped
+
+        for name in shipped():
+            typer.echo(f"{name}  {load(name).title}")
+        return
     found = entries("method" if kind is Kinds.methods else "task", plugin or [])
     if not markdown:
         for name, entry in found.items():
@@ -35,8 +44,6 @@ def list_(
             note = f"  (not installed: {command(extra, entry.owner or '')})" if extra else ""
             typer.echo(f"{name}{note}")
         return
-    if kind is not Kinds.methods:
-        raise UsageError("--markdown is for methods; `mtbench info NAME` tells of a task")
     from mtbench.plugins import catalogue
 
     typer.echo(catalogue.markdown(found), nl=False)

@@ -61,7 +61,7 @@ def run_cells(
             with ranks.in_turn():  # the others find caches filled
                 splits = request.task.setup(seed, display.prepare)
             notes = ", ".join(f"{k} {v}" for k, v in splits.notes.items())
-            console.print(f"{task} seed {seed}: {notes}", highlight=False)
+            console.print(f"{task} seed {seed}{f': {notes}' if notes else ''}", highlight=False)
             for choice in request.choices:
                 spec = request.spec(choice, splits, seed, precision, where, digest)
                 with ranks.in_turn():

@@ -16,6 +16,7 @@ from pydantic import (
     JsonValue,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 
 from mtbench.errors import RunError
@@ -76,10 +77,24 @@ class Claim(BaseModel):
     fixed: dict[str, JsonValue] = {}
     weights_from: str = ""
 
+    @model_validator(mode="after")
+    def _is_planned(self) -> "Claim":
+        if self.repetition >= self.repetitions:
+            raise ValueError(f"repetition {self.repetition} of {self.repetitions}, from 0")
+        if self.draw is not None and self.draw >= self.trials:
+            raise ValueError(f"trial {self.draw} of {self.trials}, from 0")
+        return self
+
     @property
     def board(self) -> tuple[str, str]:
         """What claims on one board have in common."""
         return self.digest, self.task
+
+    @property
+    def plan(self) -> tuple[Any, ...]:
+        """What all claims on one board say alike, for it is of the suite."""
+        budget = self.trials, self.repetitions, self.seeds
+        return (*budget, self.margin, tuple(self.against), self.resplit)
 
     @property
     def place(self) -> tuple[str, str, str, int, int | None]:
@@ -117,7 +132,8 @@ def parse(raw: bytes, origin: str) -> list[Claim]:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "file"
         raise RunError(
-            f"{origin}: {where}: {first['msg']}; delete it and sweep again, which writes it"
+            f"{origin}: {where}: {first['msg'].removeprefix('Value error, ')}; delete it and sweep "
+            "again, which writes it"
         ) from error
 
 

@@ -20,7 +20,7 @@ from mtbench.balancing.model import MultitaskModel, PerObjective
 from mtbench.balancing.step import Step
 from mtbench.plugins import params
 from mtbench.training.machine.device import to_device
-from mtbench.training.task import Batch, Metric, Split, Splits, Task
+from mtbench.training.task import Batch, Metric, Split, Splits, Task, shadows
 
 Unlabelled = Callable[[Batch, str], Batch | None]
 """Maps a batch and an objective's name to the batch without its labels; None if it cannot."""
@@ -91,6 +91,9 @@ class TaskContract:
             assert isinstance(metric, Metric), f"`metrics[{name!r}]` must be a mtbench.Metric"
             assert metric.objective in (*names, None), (
                 f"metric {name!r} judges {metric.objective!r}, which is none of {names}"
+            )
+            assert not shadows(name, task.metrics), (
+                f"metric {name!r} is called like a column of leaderboards: rename it"
             )
         judged = {metric.objective for metric in task.metrics.values() if metric.primary}
         assert judged >= set(names), (

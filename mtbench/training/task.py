@@ -1,7 +1,7 @@
 """What a benchmark task is: data, model, losses and metrics."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
@@ -139,6 +139,27 @@ _SEARCHED = {
 """What an optimizer that searches for a step's length itself leaves no room for."""
 
 _LATER = ("optimizer", "encoder_lr", "accumulate")
+
+
+RESERVED = frozenset(
+    {
+        "board", "method", "seeds", "diverged", "units", "trials", "complete", "reason", "delta_m",
+        "delta_m_low", "delta_m_high", "iqm", "mean_rank", "first", "difference", "difference_low",
+        "difference_high", "p", "p_equivalence", "wins", "told", "hypervolume", "seconds_per_step",
+        "cost_ratio", "peak_mib", "passes", "train_hours", "tuning_hours", "rank", "Δm %",
+    }
+)  # fmt: skip
+"""The columns of a leaderboard, which no metric may be called like."""
+
+
+def shadows(name: str, metrics: Container[str]) -> bool:
+    """Return whether a metric would stand in a column that a leaderboard has already.
+
+    Args:
+        name: the metric's.
+        metrics: the names of all metrics.
+    """
+    return name in RESERVED or (name.endswith("_sd") and name.removesuffix("_sd") in metrics)
 
 
 class Split(ABC):

@@ -139,6 +139,24 @@ def test_an_objective_without_a_label_keeps_its_state(make: Any) -> None:
     assert all(p.grad is None for p in net.heads[1].parameters())
 
 
+def test_moml_goes_on_by_its_momentum_where_two_oppose() -> None:
+    """Their shortest combination is 0, or what rounding made of it: the same step of Adam."""
+    x = torch.ones(2, requires_grad=True)
+    found = []
+    for tilt in (0.0, 1e-9):
+        method = MOML(2, lr=0.1)
+        for validation in (
+            [x[0], 2 * x[0]],
+            [x[0] - x[1], (x[1] - x[0]) * (1 + tilt) + tilt * x[0]],
+        ):
+            method.backward(
+                [x[0] + x[1] * 0.5, 2 * x[0]], shared=[x], validation=lambda v=validation: v
+            )
+        found.append(method.state)
+    assert found[0].abs().min() > 0.1  # a second step was made
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
+
+
 def test_moml_has_nothing_to_compare_where_one_objective_alone_has_a_label() -> None:
     x = torch.ones(1, requires_grad=True)
     method = MOML(2, lr=0.1)

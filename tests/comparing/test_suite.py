@@ -1,5 +1,6 @@
 """Suites: what is shipped makes sense, and what is wrong with a file is told in a line."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,16 @@ def test_no_such_suite(tmp_path: Path) -> None:
         load("quik")
     with pytest.raises(UsageError, match=r"cannot be read \(No such file"):
         load(str(tmp_path / "none.toml"))
+    os.mkfifo(tmp_path / "pipe.toml")  # nobody writes into it
+    with pytest.raises(UsageError, match=r"pipe\.toml: cannot be read \(it is no regular file\)"):
+        load(str(tmp_path / "pipe.toml"))
+
+
+def test_a_mark_of_the_byte_order_is_no_fault(tmp_path: Path) -> None:
+    """Editors on Windows write one."""
+    file = tmp_path / "mine.toml"
+    file.write_text(shipped()["quick"].read_text(), encoding="utf-8-sig")
+    assert load(str(file)) == load("quick")
 
 
 @pytest.mark.parametrize(

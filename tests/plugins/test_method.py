@@ -92,6 +92,13 @@ def test_a_method_and_a_task_of_one_name_are_no_cell(plugins, tiny):
         Request.of("double", ["ew", "double+mgda"], {}, [file])
 
 
+def test_a_metric_that_no_board_can_show_is_told_before_training(tiny, tmp_path):
+    plugin = tmp_path / "ranked.py"
+    plugin.write_text(tiny.read_text().replace('"within"', '"rank"'))
+    with pytest.raises(UsageError, match="ranked: its metric 'rank' is called like a column"):
+        Request.of("ranked", ["ew"], {}, [plugin])
+
+
 def test_a_base_of_another_family(plugins):
     with pytest.raises(
         UsageError,

@@ -85,6 +85,10 @@ class JudgesNothing(Good):
     metrics = Good.metrics | {"other": Metric("colour")}
 
 
+class LikeAColumn(Good):
+    metrics = Good.metrics | {"rank": Metric(None)}
+
+
 class SameNames(Good):
     objectives = ("sort", "sort")
 
@@ -386,6 +390,7 @@ full = partial(contract.test_losses, precision="fp32")
 CASES = [
     (OneUnjudged, contract.test_objectives_and_metrics, "'size'.*would not see"),
     (JudgesNothing, contract.test_objectives_and_metrics, "'other' judges 'colour'"),
+    (LikeAColumn, contract.test_objectives_and_metrics, "'rank' is called like a column"),
     (SameNames, contract.test_objectives_and_metrics, "different names"),
     (Positional, contract.test_parameters, "'dropout'.*after a \\*"),
     (Untyped, contract.test_parameters, "dropout has no type"),

@@ -24,10 +24,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from mtbench.comparing import claim
-from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key, shadows
+from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key
 from mtbench.errors import RunError, UsageError, did_you_mean
 from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs, parse
-from mtbench.training.task import Recipe
+from mtbench.training.task import Recipe, shadows
 from mtbench.version import __version__
 
 FORMAT, VERSION = "mtbench results", 1

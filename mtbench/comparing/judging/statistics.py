@@ -231,10 +231,10 @@ def paired_bootstrap(
     return Interval(value, np.asarray(low), np.asarray(high))
 
 
-def interval_note(n: int, level: float = 0.95) -> str:
-    r"""Return why n seeds are too few for a bootstrap interval, empty if they are not.
+def interval_note(n: int, level: float = 0.95, unit: str = "seed") -> str:
+    r"""Return why n units are too few for a bootstrap interval, empty if they are not.
 
-    It lies between the least and the greatest seed's value. All n lie on one side of the truth with
+    It lies between the least and the greatest unit's value. All n lie on one side of the truth with
     probability :math:`2^{1-n}` (at least; of the median, exactly).
 
     Example:
@@ -247,8 +247,8 @@ def interval_note(n: int, level: float = 0.95) -> str:
     if n >= needed:
         return ""
     return (
-        f"{n} seed{'s' * (n != 1)}: a {100 * level:g} % interval cannot cover more than "
-        f"{100 * (1 - 2.0 ** (1 - n)):.3g} %; it takes at least {needed} seeds"
+        f"{n} {unit}{'s' * (n != 1)}: a {100 * level:g} % interval cannot cover more than "
+        f"{100 * (1 - 2.0 ** (1 - n)):.3g} %; it takes at least {needed} {unit}s"
     )
 
 

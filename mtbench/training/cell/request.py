@@ -15,7 +15,7 @@ from mtbench.plugins.registry import Entry, find
 from mtbench.training.cell import weights
 from mtbench.training.cell.fit import refuse_unfit
 from mtbench.training.cell.rundir import Spec
-from mtbench.training.task import Recipe, Splits, Task
+from mtbench.training.task import Recipe, Splits, Task, shadows
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,11 @@ class Request:
         )
         task_params = params.resolve(task_class, share[task], task)
         instance = task_class(**task_params)
+        if taken := [name for name in instance.metrics if shadows(name, instance.metrics)]:
+            raise UsageError(
+                f"{task}: its metric {taken[0]!r} is called like a column of leaderboards: rename "
+                "it"
+            )
         task_params |= instance.dependent
         known = params.declared(Recipe)
         changed = {

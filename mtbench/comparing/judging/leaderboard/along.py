@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from mtbench.comparing.judging.leaderboard.board import Board
-from mtbench.comparing.judging.leaderboard.cells import BUDGET, LARGEST, Cell
+from mtbench.comparing.judging.leaderboard.cells import BUDGET, LARGEST, Cell, is_number
 
 FEWEST = 3
 """Values of a parameter that make a curve."""
@@ -75,7 +75,8 @@ def along(board: Board) -> list[Along]:
         keys = next(iter(rows.values()))
         varying = [k for k in keys if len({json.dumps(fixed[k]) for fixed in rows.values()}) > 1]
         values = [fixed[varying[0]] for fixed in rows.values()] if len(varying) == 1 else []
-        if len(rows) >= FEWEST and all(map(_is_number, values)) and len(set(values)) == len(rows):
+        known = all(is_number(value) and abs(value) < LARGEST for value in values)
+        if len(rows) >= FEWEST and known and len(set(values)) == len(rows):
             names = sorted(rows, key=lambda name: rows[name][varying[0]])
             found.append(
                 Along(
@@ -84,11 +85,6 @@ def along(board: Board) -> list[Along]:
                 )
             )  # fmt: skip
     return found
-
-
-def _is_number(value: Any) -> bool:
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return known and bool(abs(value) < LARGEST)
 
 
 def _fixed(board: Board, name: str, cells: list[Cell]) -> Mapping[str, Any]:

@@ -91,10 +91,24 @@ def boards(
     if not found:
         raise RunError(damaged[0] if damaged else "no runs found: `mtbench run` makes some")
     made = [_board(group, baseline, plain) for group in found]
+    for board in made:
+        if others := [other.title for other in made if _is_replanned(board, other)]:
+            board.remarks.append(
+                "the suite was changed, and has other boards: take all verdicts from the last of "
+                f"them: {_some(others)}"
+            )
     if damaged:  # whose board they would be on, they may not say
         for board in made:
             board.remarks.append(f"a damaged cell is left out: {damaged[0]}{_more(damaged)}")
     return made
+
+
+def _is_replanned(board: Board, other: Board) -> bool:
+    """Return whether another board is of the same suite, planned otherwise."""
+    one, two = board.suite, other.suite
+    if one is None or two is None or one.digest == two.digest:
+        return False
+    return (one.suite, one.task) == (two.suite, two.task)
 
 
 def _board(group: Group, baseline: str | None, plain: str | None) -> Board:
@@ -211,12 +225,18 @@ class _Scores:
                     f"no Δm: the single-task {' and '.join(names)} {are} next to 0: no unit"
                 )
                 return None
-        if reference is None or not self.known[reference].any():
+        if reference is None:
             self.remarks.append("no Δm: it needs exactly one locally run single-task row")
+            return None
+        if not self.known[reference].any():
+            self.remarks.append(f"no Δm: {self._is_undefined(reference)}")
             return None
         self._tell_guesses(self.x[reference][self.known[reference]])
         self._tell_small(reference)
         return reference
+
+    def _is_undefined(self, i: int) -> str:
+        return f"{self.names[i]} has no {self.unit} in which all metrics are defined"
 
     def _tell_small(self, reference: int) -> None:
         """Name metrics in which most rows differ from the reference by more than all it has."""
@@ -350,7 +370,7 @@ class _Scores:
             values = [[test[m] for test in tests.values()] for tests in self.tests]
             columns[name] = [_mean_of(v) for v in values]
             columns[f"{name}_sd"] = [_deviation_of(v) for v in values]
-        if n > 1 and (note := statistics.interval_note(n)):
+        if n > 1 and (note := statistics.interval_note(n, unit=self.unit)):
             self.remarks.insert(0, note)
         columns["delta_m"], columns["delta_m_low"], columns["delta_m_high"] = self.delta
         columns["iqm"] = self._iqm()
@@ -367,7 +387,11 @@ class _Scores:
         if stale := self.group.stale:
             self.remarks.append(
                 "not counted, for a better trial or a later cell has taken their place: "
-                f"{', '.join(stale)}"
+                f"{_some(stale)}"
+            )
+        if surplus := self.group.surplus:
+            self.remarks.append(
+                f"not counted, for the suite does not have their seeds: {_some(surplus)}"
             )
         if reused := self.group.reused:
             self.remarks.append(
@@ -377,7 +401,7 @@ class _Scores:
         if late := self.group.late:
             self.remarks.append(
                 "trials finished after a test here had been opened, so their choice may have seen "
-                f"it: {', '.join(late)}"
+                f"it: {_some(late)}"
             )
         rows = pd.DataFrame(columns).iloc[order].reset_index(drop=True)
         place = {self.names[i]: r for r, i in enumerate(np.flatnonzero(self.ranked))}
@@ -482,10 +506,13 @@ class _Scores:
         """Return what is told against the baseline; what speaks against it goes to the remarks."""
         if self.wanted is None:
             return ""
-        if self.base is None or not self.official[self.base] or not self.known[self.base].any():
+        if self.base is None or not self.official[self.base]:
             self.remarks.append(
                 f"no comparison with {self.wanted}: it takes exactly one finished row of it"
             )
+            return ""
+        if not self.known[self.base].any():
+            self.remarks.append(f"no comparison: {self._is_undefined(self.base)}")
             return ""
         if self.costs is None:
             self.remarks.append(f"no comparison with {self.wanted}: a metric's mean is 0, no unit")
@@ -527,9 +554,10 @@ class _Scores:
     def _doubt(self, anchor: int) -> None:
         """Take back what is better than a tuned row that validates below the plain one.
 
-        That it does is told by a paired t-test, one-sided at `ALPHA`: a gap may be luck.
+        That it does is told by a paired t-test, one-sided at `ALPHA`: a gap may be luck. Models for
+        each objective alone are below it where sharing helps, which no search mends.
         """
-        if self.plain is None or self.plain == anchor:
+        if self.plain is None or anchor in (self.plain, self.reference):
             return
         if not (self.decidable and self.rows[anchor].trials):
             return
@@ -555,6 +583,11 @@ class _Scores:
         cells = [c for row in self.rows for c in (*row.finals, *row.trials.values())]
         found = list(dict.fromkeys(line for cell in cells for line in cell.odd))
         remarks = [f"a cell is in doubt: {found[0]}{_more(found)}"] if found else []
+        if self.group.contradicted:
+            remarks.append(
+                "cells do not say alike what the suite plans, so some were edited; what most say "
+                "is taken"
+            )
         suite, count = self.group.suite, int(self.official.sum())
         if suite is not None and count > suite.rows:
             remarks.append(f"{count} rows say that they are of this suite, which has {suite.rows}")
@@ -638,24 +671,25 @@ class _Scores:
 
     def _edges(self) -> list[str]:
         """Name rows whose best trials mostly lie at one end of a range: the space is too small."""
-        found = []
+        found: dict[tuple[str, str], list[str]] = {}
         for name, row in zip(self.names, self.rows, strict=True):
             taken = {(c.repetition, c.draw) for cell in row.finals for c in cell.claims}
             ends: dict[tuple[str, str], int] = {}
             studies = {repetition for repetition, _ in row.trials}
-            for key, trial in row.trials.items():
-                if key in taken and trial.claims:
+            for number, trial in row.trials.items():
+                if number in taken and trial.claims:
                     for parameter, place in trial.claims[0].places.items():
                         if not EDGE <= place <= 1 - EDGE:
                             end = "lower" if place < EDGE else "upper"
                             ends[parameter, end] = ends.get((parameter, end), 0) + 1
-            found += [
-                f"{name}: the best trial lies at the {end} end of {parameter.rpartition('.')[2]} "
-                f"in {count} of {len(studies)} searches; a wider range may do better"
-                for (parameter, end), count in ends.items()
-                if 2 * count >= len(studies)
-            ]
-        return found
+            for key, count in ends.items():
+                if 2 * count >= len(studies):
+                    found.setdefault(key, []).append(f"{name} ({count} of {len(studies)} searches)")
+        return [
+            f"the best trial mostly lies at the {end} end of {parameter.rpartition('.')[2]}, so a "
+            f"wider range may do better: {_some(rows, 20)}"
+            for (parameter, end), rows in found.items()
+        ]
 
     def _idle(self) -> list[str]:
         """Name rows whose method did nothing in some of their cells: they are of the plain sum."""

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,21 +14,12 @@ from mtbench.comparing.claim import Claim
 from mtbench.errors import RunError
 from mtbench.plugins import params
 from mtbench.training.cell.rundir import RunDirectory, Spec
+from mtbench.training.task import shadows
 
 BUDGET = ("epochs", "batch_size")
 
 LARGEST = 1e100
 """A number of this size is undefined: no sum or picture holds it."""
-
-RESERVED = frozenset(
-    {
-        "board", "method", "seeds", "diverged", "units", "trials", "complete", "reason", "delta_m",
-        "delta_m_low", "delta_m_high", "iqm", "mean_rank", "first", "difference", "difference_low",
-        "difference_high", "p", "p_equivalence", "wins", "told", "hypervolume", "seconds_per_step",
-        "cost_ratio", "peak_mib", "passes", "train_hours", "tuning_hours",
-    }
-)  # fmt: skip
-"""The columns of a leaderboard, which no metric may be called like."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,13 +98,13 @@ class Cell:
 
 def _numbers(run: RunDirectory) -> dict[str, float]:
     """Return the test metrics; what is undefined is left out."""
-    opened = run.open_test()
-    try:
-        return _defined({k: float(value) for k, value in opened.items() if value is not None})
-    except (TypeError, ValueError) as error:
+    found = {k: value for k, value in run.open_test().items() if value is not None}
+    if odd := [value for value in found.values() if not is_number(value)]:
         raise RunError(
-            f"{run.path / 'test.json'}: {error}; delete the folder to run the cell again"
-        ) from error
+            f"{run.path / 'test.json'}: {odd[0]!r} is no number; delete the folder to run the cell "
+            "again"
+        )
+    return _defined(found)
 
 
 def _defined(metrics: dict[str, float]) -> dict[str, float]:
@@ -135,20 +126,23 @@ def _check(result: dict[str, Any], spec: Spec) -> None:
         if not isinstance(metric.get("chance"), int | float | None):
             raise TypeError("metrics: chance must be a number or null")
     cost = result["cost"]
-    numbers = [cost["seconds_per_step"], cost["peak_mib"], cost.get("train_seconds", 0.0)]
+    numbers = [
+        cost["seconds_per_step"], cost["peak_mib"], cost.get("train_seconds", 0.0),
+        *result.get("times", {}).values(),
+    ]  # fmt: skip
     for name in result["metrics"]:
         if shadows(name, result["metrics"]):
             raise ValueError(f"metric {name!r} is called like a column of leaderboards")
     for value in [*numbers, result.get("score", 0.0), *result.get("val", {}).values()]:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not is_number(value):
             raise TypeError(f"{value!r} is no number")
     if not isinstance(result.get("environment", {}), dict):
         raise TypeError("environment is no object")
 
 
-def shadows(name: str, metrics: Container[str]) -> bool:
-    """Return whether a metric would stand in a column that a leaderboard has already."""
-    return name in RESERVED or (name.endswith("_sd") and name.removesuffix("_sd") in metrics)
+def is_number(value: Any) -> bool:
+    """Return whether a record's value is one; a truth value is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def read_cells(runs: Iterable[RunDirectory]) -> tuple[list[Cell], list[str]]:

@@ -6,6 +6,7 @@ them and marked. Without a suite, every method and setting that is there is a ro
 
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -58,6 +59,8 @@ class Group:
         rows: by label.
         pending: unfinished final cells.
         stale: final cells in whose place another one counts.
+        surplus: final cells of seeds that the suite does not have.
+        contradicted: whether claims say otherwise than most what the suite plans.
     """
 
     title: str = ""
@@ -65,6 +68,8 @@ class Group:
     rows: dict[str, Row] = field(default_factory=dict)
     pending: list[str] = field(default_factory=list)
     stale: list[str] = field(default_factory=list)
+    surplus: list[str] = field(default_factory=list)
+    contradicted: bool = False
 
     @property
     def per_unit(self) -> int:
@@ -163,9 +168,12 @@ def _of_one_data(
 
 
 def _claimed(claims: Sequence[tuple[Claim, Cell]], data: str) -> Group:
+    plans = Counter(claim.plan for claim, _ in claims)
+    [(plan, _)] = plans.most_common(1)
     # Claims of one suite may differ in the number of rows, as `all` methods do: the most are meant.
-    suite = max((claim for claim, _ in claims), key=lambda claim: claim.rows)
+    suite = max((c for c, _ in claims if c.plan == plan), key=lambda claim: claim.rows)
     group = Group(f"{suite.task} suite={suite.suite}@{suite.digest[:6]}{data}", suite)
+    group.contradicted = len(plans) > 1
     rivals: dict[tuple[str, int, int], dict[Cell, Claim]] = {}
     pending: dict[tuple[str, int, int], Cell] = {}
     for claim, cell in sorted(claims, key=lambda one: one[1].ended if one[1].result else 0.0):
@@ -189,7 +197,18 @@ def _claimed(claims: Sequence[tuple[Claim, Cell]], data: str) -> Group:
         f"{place[0]} {cell.run.path.name}" for place, cell in pending.items() if place not in rivals
     ]
     group.rows = {label: row for label, row in group.rows.items() if row.units}
+    _cut_to_the_seeds(group)
     return group
+
+
+def _cut_to_the_seeds(group: Group) -> None:
+    """Leave out what a row has more of in a unit than the suite's seeds: those that fewest have."""
+    had = Counter(cell.spec.seed for row in group.rows.values() for cell in row.finals)
+    for label, row in group.rows.items():
+        for cells in row.units.values():
+            cells.sort(key=lambda cell: (-had[cell.spec.seed], cell.spec.seed))
+            group.surplus += [f"{label} {cell.run.path.name}" for cell in cells[group.per_unit :]]
+            del cells[group.per_unit :]
 
 
 def _best_draw(row: Row, repetition: int) -> int | None:
