@@ -163,9 +163,9 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
         doubts.append(f"{path}: the categories {meant.why}")
     images: dict[tuple[Path, int | None], dict[int, Row]] = {}
     bare = below = 0
-    locate, names = cache(partial(_locate, path.parent)), cache(_names)
+    locate, listed = cache(partial(_locate, path.parent)), cache(_names)
     for line, row in table.rows.items():
-        if fault := _fault(locate, names, row):
+        if fault := _fault(locate, listed, row):
             problems.append(f"{path} line {line}: {fault}")
             continue
         if row.category and place(row.category, order) is None:
