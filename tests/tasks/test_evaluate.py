@@ -32,7 +32,7 @@ from mtbench_tasks._lesion import evaluating, judging, operating
 from mtbench_tasks._lesion.asking import Panel, together
 from mtbench_tasks._lesion.cases import Case, Reading, digest
 from mtbench_tasks._lesion.doubts import perceptual
-from mtbench_tasks._lesion.familiar import Familiar, sight
+from mtbench_tasks._lesion.familiar import KEY, Familiar, sight
 from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks._lesion.network import Described, Risk
 from mtbench_tasks.thyroid import Thyroid, acr, phantom
@@ -418,14 +418,16 @@ def test_what_the_model_may_have_seen_or_not_know_is_told(clinic: Path, tmp_path
     """Weights of another model have seen what it was trained on; another organ looks otherwise."""
     grids = [to_input(c.image, 64)[0] for c in phantom.load(size=30, readers=1).cases]
     known = np.array([sight(grid, grid[0, :0]) for grid in grids])
-    fitted = FITTED | {"familiar": Familiar.fit(known, known).to_json()}
+    fitted = FITTED | {KEY: Familiar.fit(known, known).to_json()}
     task = Thyroid(image_size=64, width=2)
     found = task.evaluate(Trained(dark, "dark", fitted, init="abc"), clinic, tmp_path)
     assert any("started from another's weights" in note for note in found.notes)
     assert any(note.startswith("30 of 30 images do not look like") for note in found.notes)
     with (tmp_path / "cases.csv").open() as file:
         assert {row["unlike"] for row in csv.DictReader(file)} == {"True"}
-    found = task.evaluate(Trained(dark, "dark", FITTED), clinic, tmp_path)
+    earlier = {"mean": [0.0] * 16, "precision": np.eye(16).tolist(), "limit": 1.0}
+    before = FITTED | {"familiar": earlier, "sight": earlier}  # other statistics, by earlier code
+    found = task.evaluate(Trained(dark, "dark", before), clinic, tmp_path)
     assert any(
         note.startswith("the model does not know what its training's") for note in found.notes
     )

@@ -24,7 +24,7 @@ from mtbench.training.task import Trained
 from mtbench_tasks._lesion import burnt, calipers, radiomics, reading, report, spread
 from mtbench_tasks._lesion.asking import Panel
 from mtbench_tasks._lesion.calibration import calibration_error, likeliest, temperature
-from mtbench_tasks._lesion.familiar import Familiar, sight
+from mtbench_tasks._lesion.familiar import KEY, Familiar, sight
 from mtbench_tasks._lesion.files import is_image, read_image, read_picture
 from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks._lesion.network import Risk
@@ -384,7 +384,7 @@ def strange() -> dict[str, np.ndarray]:
 
 def test_what_is_not_like_the_training_is_told() -> None:
     known = Familiar.fit(sights(necks(120)), sights(necks(120, seed=4)))
-    again = Familiar.of({"familiar": json.loads(json.dumps(known.to_json()))})
+    again = Familiar.of({KEY: json.loads(json.dumps(known.to_json()))})
     assert again is not None
     known = again
     fresh = [known.doubt(seen) is not None for seen in sights(necks(100, seed=5))]

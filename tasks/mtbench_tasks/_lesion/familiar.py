@@ -21,7 +21,7 @@ DARK, LIGHT = 0.03, 0.97  # grey values, of 1, that count as black and as white
 SMALLEST = 8  # pixels of the grid: less shows nothing
 LEAST = 0.01  # deviation of a statistic: one that hardly varies in training may do so a little
 LIMIT = 99.0  # percentile of distances: what lies beyond is told
-KEY = "familiar"  # of what `LesionTask.fit` writes
+KEY = "likeness"  # of what `LesionTask.fit` writes; a new one wherever `sight` changes
 UNKNOWN = (
     "the model does not know what its training's images are like, for other code has made it: an "
     "image of another kind or organ is not told"
