@@ -311,15 +311,8 @@ class Step(Passes):
 
     @cached_property
     def values(self) -> Tensor:
-        """The K loss values as methods see them, 0 where there is no label, detached, (K,)."""
-        if self._known_labelled:
-            return self.observed
+        """The K loss values as methods see them, 0 where there is no label, a copy, (K,)."""
         return self.observed.nan_to_num(nan=0.0, posinf=inf, neginf=-inf)
-
-    @property
-    def _known_labelled(self) -> bool:
-        """Whether no loss is NaN, where that is known. Reading one could make the host wait."""
-        return "read" in vars(self) and not any(map(isnan, self.read))
 
     @cached_property
     def _stacked(self) -> Tensor:
@@ -339,8 +332,8 @@ class Step(Passes):
         if weights is None:
             return sum(self.losses[1:], start=self.losses[0])
         if isinstance(weights, Tensor):
-            # A weight's gradient is a loss, which may be NaN.
-            if weights.requires_grad and not self._known_labelled:
+            # A weight's gradient is a loss, which may be NaN. Reading it could make the host wait.
+            if weights.requires_grad and ("read" not in vars(self) or any(map(isnan, self.read))):
                 weights = torch.where(self.observed.isnan(), weights.detach(), weights)
             return (self._stacked * weights).sum()
         terms: list[Tensor] = [

@@ -110,11 +110,12 @@ def _is_read(method: type, parameter: str) -> bool:
     ``self.alpha = alpha`` by itself reads nothing.
     """
     owners = takewhile(lambda owner: owner is not nn.Module, method.__mro__)
-    modules = {sys.modules[owner.__module__] for owner in owners}
+    names = {owner.__module__ for owner in owners}
     try:
-        nodes = [node for m in modules for node in ast.walk(ast.parse(inspect.getsource(m)))]
-    except (OSError, TypeError):  # typed in, and kept nowhere
+        sources = [inspect.getsource(sys.modules[name]) for name in names]
+    except (KeyError, OSError, TypeError):  # typed in, or loaded by hand
         return True
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
     kept = {
         part
         for node in nodes

@@ -54,6 +54,20 @@ def test_weighting_leaves_zero_rows_out():
     assert [head.grad and head.grad.item() for head in heads] == [1, None, 4]
 
 
+class Forgetful(Summed):
+    def direction(self, jacobian, losses):
+        losses.zero_()
+        return jacobian.sum(0)
+
+
+def test_what_a_method_does_to_the_losses_it_is_handed_is_not_recorded():
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    step = Step([x.sum(), x.square().sum()], shared=[x])
+    recorded = step.observed
+    Forgetful(2).backward(step)
+    assert recorded.tolist() == [3, 5]
+
+
 def test_aggregator_leaves_zero_rows_out():
     x, heads, step = problem()
     method = Summed(3)
