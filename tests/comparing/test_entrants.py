@@ -471,7 +471,7 @@ def test_a_suite_that_was_changed_has_two_boards_that_name_each_other(folder: Pa
         claim.add(run, own.model_copy(update={"repetitions": 20, "digest": "e" * 12}))
     first, second = leaderboard.boards(list(find_runs([folder])), "ls")
     for one, other in ((first, second), (second, first)):
-        [said] = [remark for remark in one.remarks if "the suite was changed" in remark]
+        [said] = [remark for remark in one.remarks if "as it is now" in remark]
         assert said.endswith(other.title)
 
 
