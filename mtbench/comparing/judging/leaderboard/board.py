@@ -94,8 +94,8 @@ def boards(
     for board in made:
         if others := [other.title for other in made if _is_replanned(board, other)]:
             board.remarks.append(
-                "take all verdicts from the board of the suite as it is now, for it was changed and "
-                f"has others: {_some(others)}"
+                "take all verdicts from the board of the suite as it is now, for it was changed "
+                f"and has others: {_some(others)}"
             )
     if damaged:  # whose board they would be on, they may not say
         for board in made:
