@@ -184,7 +184,8 @@ class RLAR(Scalarizer):
 @cache
 def _pairs(K: int, device: torch.device) -> tuple[Tensor, ...]:
     """Return the first and the second of each pair of K."""
-    return torch.triu_indices(K, K, offset=1, device=device).unbind()
+    with torch.inference_mode(mode=False):  # training may ask later
+        return torch.triu_indices(K, K, offset=1, device=device).unbind()
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

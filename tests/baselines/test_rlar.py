@@ -188,6 +188,15 @@ def test_scale_of_the_losses_does_not_matter():
             torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-5)
 
 
+def test_a_penalty_under_inference_mode_does_not_stop_training():
+    K = 9  # of no other test: what is kept for a K is made here
+    with torch.inference_mode():
+        RLAR(K).penalty(tuple(torch.randn(4, 5) for _ in range(K)))
+    sensitivities = tuple(torch.randn(4, 5, requires_grad=True) for _ in range(K))
+    RLAR(K).penalty(sensitivities).backward()
+    assert sensitivities[0].grad is not None
+
+
 def test_bf16_autocast():
     """R is computed in float32 from the bf16 sensitivities, and double backward goes through."""
     net = Net(dtype=torch.float32)
