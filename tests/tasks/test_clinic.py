@@ -671,6 +671,9 @@ def test_lookup_tables_padding_and_polarity(tmp_path: Path) -> None:
     small.LUTDescriptor, small.LUTData = [256, 0, 8], bytes(range(255, -1, -1))
     file = dicom(tmp_path / "d.dcm", scan(), VOILUTSequence=[small])
     np.testing.assert_array_equal(read_image(file), 255 - scan())
+    table.LUTData = values.tobytes()[: ramp.size]  # cut off, and not of eight bits
+    with pytest.raises(DataError, match="does not decode as DICOM"):
+        read_image(dicom(tmp_path / "e.dcm", ramp, VOILUTSequence=[table]))
     padded = ramp + 1000
     padded[:10] = 65535
     for polarity in ("MONOCHROME2", "MONOCHROME1"):

@@ -228,7 +228,8 @@ def _grey(data: "Dataset", values: NDArray[Any], found: Geometry) -> Stored:
         values = processing.apply_modality_lut(values, data)
         if lut := data.get("VOILUTSequence"):
             bits = int(lut[0].LUTDescriptor[2])
-            _widen(lut[0])
+            if bits == 8:
+                _widen(lut[0])
             values = np.rint(values).astype(np.int32) if values.dtype.kind == "f" else values
             values, shown = processing.apply_voi(values, data), (0.0, 2.0**bits - 1)
         elif _numbers([_first(data, "WindowWidth"), 1]) and _first(data, "WindowWidth") > 1:
