@@ -52,7 +52,8 @@ def sights(images: Sequence[Image]) -> Sights:
         with torch.no_grad():
             features = model.encode(grid[None])
         for how, level in (("second level", features[1]), ("deepest", features[-1])):
-            found[how].append(sight(grid[0].numpy(), texture(level)[0].numpy()))
+            rows = level.repeat_interleave(3, 2)  # the deepest may have fewer than three
+            found[how].append(sight(grid[0], texture(rows)[0]))
         found["alone"].append(found["deepest"][-1][:COUNT])
     return {how: np.array(rows) for how, rows in found.items()}
 

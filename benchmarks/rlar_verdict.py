@@ -4,7 +4,7 @@ What counts was stated before anything was run. The question is the difference i
 `ew` and to tuned `ls`, of which 0.02 is the smallest of interest, while Dice is not lower by more
 than 0.01. Differences are paired by repetition; folds are judged by Nadeau and Bengio's corrected
 test (`mtbench.comparing.judging.deciding`). Intervals hold for all questions of a board together,
-at any look.
+at any look: a line below the table says how many these are, for other ROWs are other questions.
 
 Usage: python benchmarks/rlar_verdict.py RUNS [ROW ...]     against other rows than `ew` and `ls`
 """
@@ -89,12 +89,14 @@ def tested(board: Board, row: str) -> dict[int, tuple[float, float]]:
 def main(out: Path, against: Sequence[str]) -> None:
     """Print a Markdown table of a folder's boards."""
     print("| board | row | against | pairs | AUROC | Dice | told |\n|---|---|---|---|---|---|---|")
+    asked = {}
     for board in boards(list(find_runs([out]))):
         if board.suite is None:
             continue
         known = {row: tested(board, row) for row in board.cells}
         ours = [row for row, cells in board.cells.items() if cells[0].spec.method == METHOD]
         pairs = [(row, other) for row in ours for other in against if other in known]
+        asked[board.title] = len(pairs)
         for row, other in pairs:
             units = sorted(known[row].keys() & known[other].keys())
             if not units:
@@ -110,6 +112,8 @@ def main(out: Path, against: Sequence[str]) -> None:
             ]
             count = f"{len(units)} of {board.suite.planned}"
             print(f"| {' | '.join([board.title, row, other, count, *shown, found.told])} |")
+    for title, number in asked.items():
+        print(f"\n{title}: 95 % intervals that hold for {number} questions together")
 
 
 if __name__ == "__main__":

@@ -97,15 +97,20 @@ def outcome(out: Path) -> dict[str, Any]:
     return found
 
 
-def workers(process: subprocess.Popen[str]) -> list[int]:
-    """Return the ids of a sweep's workers, which are children of its fork server."""
-    families: dict[int, list[int]] = {}
+def children(pid: int) -> list[int]:
+    """Return the ids of a process's children."""
+    found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with suppress(OSError):
                 parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-                families.setdefault(int(parent), []).append(int(folder.name))
-    return [worker for child in families.get(process.pid, []) for worker in families.get(child, [])]
+                found += [int(folder.name)] if int(parent) == pid else []
+    return found
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    """Return the ids of a sweep's workers, which are children of its fork server."""
+    return [worker for child in children(process.pid) for worker in children(child)]
 
 
 def wait_for(condition: Callable[[], Any]) -> Any:
@@ -350,6 +355,19 @@ def test_it_stops_when_told_to(tiny: Path, tmp_path: Path, sign: signal.Signals)
     assert err.endswith("the same command goes on from the last checkpoint\n")
     assert all(map(gone, crew))
     assert not list(out.rglob("crash.json"))
+
+
+def test_ctrl_c_is_heard_while_workers_start(tiny: Path, tmp_path: Path) -> None:
+    """Their server imports for seconds before the first one is there."""
+    file, out = suite(tmp_path, "ew", trials=0, sleep=0.3), tmp_path / "out"
+    process = start("sweep", file, "--plugin", tiny, "--jobs", 2, "--out", out)
+    wait_for(lambda: len(children(process.pid)) == 2)  # the server, and Python's resource tracker
+    time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    code, _, err = ended(process)
+    assert code == 130
+    assert err.startswith("stopped; ")
+    assert "Traceback" not in (out / ".sweep" / "workers.log").read_text() + err
 
 
 def test_workers_end_with_a_sweep_that_is_killed(tiny: Path, tmp_path: Path) -> None:

@@ -397,7 +397,7 @@ def test_a_baseline_that_diverges_proves_little(folder: Path) -> None:
         result = json.loads(file.read_text())
         if RunDirectory(file.parent).spec().stage == "final":
             file.write_text(json.dumps({**result, "status": "diverged"}))
-    [note] = [one for one in board(folder, "ls").remarks if "mostly diverges" in one]
+    [note] = [one for one in board(folder, "ls").remarks if "half or more of which diverges" in one]
     assert note.endswith("says little: ls (8 of 8 cells)")
 
 

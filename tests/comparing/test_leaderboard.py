@@ -384,7 +384,10 @@ def test_numbers_as_shown(tmp_path: Path) -> None:
     for seed in (0, 1):
         cell(tmp_path, "stl", seed, dice=0.5, error=1.0)
         cell(tmp_path, "ew", seed, dice=0.5 + 0.1 * seed, error=1.0, seconds=0.25, peak=99.6)
-    shown = leaderboard.readable(board(tmp_path)).set_index("method").loc["ew"]
+        cell(tmp_path, "near", seed, dice=0.500001 + 1e-7 * seed)
+    by_name = leaderboard.readable(board(tmp_path)).set_index("method")
+    assert by_name.loc["near", "Δm % ↓"] == "0.00 [0.00, 0.00]"  # no -0.00
+    shown = by_name.loc["ew"]
     assert shown["dice ↑"] == "0.550 ± 0.071"
     assert shown["error ↓"] == "1.000 ± 0.000"
     assert shown["Δm % ↓"] == "-5.00 [-10.00, 0.00]"

@@ -5,6 +5,7 @@ themselves are read too.
 """
 
 import io
+import struct
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -401,6 +402,8 @@ def test_what_is_odd_of_masks_is_told() -> None:
     dot = np.zeros_like(big)
     dot[30, 30] = True
     far = np.roll(lesion(), (-25, 35), (0, 1))
+    box = np.zeros_like(big)
+    box[20:40, 20:50] = True
     for masks, words in (
         ((lesion(),), None),
         ((big,), "reader 0's mask covers 86% of the image"),
@@ -408,6 +411,8 @@ def test_what_is_odd_of_masks_is_told() -> None:
         ((lesion() | far,), "reader 0's mask has 2 parts that lie apart"),
         ((lesion(), far), "the masks of reader 0 and reader 1 do not meet: two lesions?"),
         ((lesion(), lesion()), None),
+        ((box,), "is a rectangle: is it a box around the lesion"),
+        ((lesion() | np.roll(dot, -25, 0),), "specks beside its lesion (1 px together)"),
     ):
         found = examine(case(*masks))
         assert found.faults == ()
@@ -423,12 +428,15 @@ def test_a_picture_that_is_no_scan_is_told() -> None:
     page = np.where(scan() > 120, 255, scan()).astype(np.uint8)
     assert "has 2 grey levels only: is it a mask?" in examine(case(image=mask)).doubts[0]
     assert "is white over 3" in examine(case(image=page)).doubts[0]
+    window = np.pad(scan(), 10, constant_values=240)
+    assert "is of one grey value (240) over 40%" in examine(case(image=window)).doubts[0]
     assert examine(case()).doubts == ()
 
 
 def test_a_blank_or_tiny_image_is_told() -> None:
     assert "is blank" in examine(case(image=np.full((40, 40), 7, np.uint8))).doubts[0]
     assert "too few" in examine(case(image=scan()[:20, :20])).doubts[0]
+    assert "too few" in examine(case(image=scan()[:, :20])).doubts[0]
 
 
 @settings(max_examples=50, derandomize=True)
@@ -522,6 +530,22 @@ def test_nifti_with_swapped_axes_is_turned(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(file), scan())
 
 
+def test_a_nifti_that_says_two_directions_is_told(tmp_path: Path) -> None:
+    """An sform that turns the rows, where the qform does not."""
+    file = nifti(tmp_path / "a.nii", scan(), (-1, 0, 0, 0, -1, 0, 0, 0, 1))
+    assert read_picture(file).told == ()
+    header = bytearray(file.read_bytes())
+    struct.pack_into("<h", header, 254, 1)  # sform_code
+    rows = (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0)
+    for sign, words in ((1, None), (-1, "says two directions (qform and sform)")):
+        for i, row in enumerate(rows):
+            values = [sign * value if i == 1 else value for value in row]
+            struct.pack_into("<4f", header, 280 + 16 * i, *values)
+        file.write_bytes(header)
+        told = " ".join(read_picture(file).told)
+        assert (words is None and not told) or words in told
+
+
 def test_a_mask_that_lies_elsewhere_or_askew_is_refused(tmp_path: Path) -> None:
     image = nifti(tmp_path / "a.nii.gz", scan(), SAME)
     away = nifti(tmp_path / "m.nii.gz", lesion().astype(np.uint8), SAME, (0, 3, 0))
@@ -586,7 +610,7 @@ def test_regions_of_ultrasound_give_spacing_and_sector(tmp_path: Path) -> None:
     [
         ([region((0, 0, 79, 59))], 0.1, "say 0.1 x 0.1 mm per pixel, its pixel spacing is 0.2"),
         ([region((0, 0, 30, 59)), region((40, 0, 79, 59), 0.02)], None, "different spacings"),
-        ([region((0, 0, 159, 119))], 0.2, "beyond the image"),
+        ([region((0, 0, 159, 119))], 0.2, "is not within the image"),
         ([region((0, 0, 79, 59), PhysicalUnitsXDirection=4)], 0.2, None),
         ([region((0, 0, 79, 59), 1.0)], 10.0, "10 mm per pixel is not what ultrasound has"),
     ],
@@ -643,6 +667,10 @@ def test_lookup_tables_padding_and_polarity(tmp_path: Path) -> None:
     file = dicom(tmp_path / "b.dcm", ramp, VOILUTSequence=[table],
                  PhotometricInterpretation="MONOCHROME1")  # fmt: skip
     np.testing.assert_array_equal(read_image(file), 255 - step)
+    small = Dataset()  # eight bits an entry, as PS3.3 C.11.2.1.1 stores them
+    small.LUTDescriptor, small.LUTData = [256, 0, 8], bytes(range(255, -1, -1))
+    file = dicom(tmp_path / "d.dcm", scan(), VOILUTSequence=[small])
+    np.testing.assert_array_equal(read_image(file), 255 - scan())
     padded = ramp + 1000
     padded[:10] = 65535
     for polarity in ("MONOCHROME2", "MONOCHROME1"):
@@ -651,6 +679,11 @@ def test_lookup_tables_padding_and_polarity(tmp_path: Path) -> None:
         found = read_image(file)
         assert (found[:10] == 0).all()
         assert np.ptp(found[10:]) == 255  # the padding has no part in the range
+
+
+def test_another_modality_is_told(tmp_path: Path) -> None:
+    for name, told in (("CT", ("its header says that it is CT, and no ultrasound",)), ("US", ())):
+        assert read_picture(dicom(tmp_path / "a.dcm", scan(), Modality=name)).told == told
 
 
 def test_frames_are_told_and_one_is_read(tmp_path: Path) -> None:
@@ -710,7 +743,7 @@ def test_a_clip_of_a_real_scanner_whose_header_is_of_another_size() -> None:
     assert frames(file) == 30
     found = read_picture(file, 15)
     assert found.spacing is None
-    assert "beyond the image" in found.told[0]
+    assert "is not within the image" in found.told[0]
 
 
 # The CSV: categories
@@ -726,7 +759,7 @@ def test_a_clip_of_a_real_scanner_whose_header_is_of_another_size() -> None:
         (["TR1"] * 5 + ["TR4"] * 15 + ["TR6"], "TR1-TR5", ""),
         (["TR4", "TR6"], None, "no known scale"),
         (["TR4", "4a", "TR5", "4"], None, "no known scale"),
-        (["BI-RADS 4a", "TR3"], None, "of TI-RADS and of BI-RADS"),
+        (["BI-RADS 4a", "TR3"], None, "of BI-RADS and of TI-RADS"),
         (["1", "2", "1", "2"], None, "1 and 2 only"),
         (["1", "2", "3"], "1-5", "numbers up to 3"),
     ],
@@ -909,6 +942,26 @@ def test_tables_as_programs_write_them(
     assert [c.image.shape for c in collection.cases] == [(HEIGHT, WIDTH)] * 3
 
 
+def test_what_excel_adds_is_understood(folder: Path) -> None:
+    """Its line that names the separator, text in the place of a number, a unit."""
+    rows = "".join(f'{i}.png;"=""TR{3 + i}""";"=""00{i}""";0,08 mm\n' for i in range(3))
+    (folder / "c.csv").write_text("sep=;\nimage;category;patient;spacing\n" + rows)
+    collection = load(folder / "c.csv")
+    assert collection.problems == ()
+    assert [c.patient for c in collection.cases] == ["000", "001", "002"]
+    assert [c.readings[0].category for c in collection.cases] == [2, 3, 4]
+    assert [c.spacing for c in collection.cases] == [0.08] * 3
+
+
+def test_a_name_that_is_nearly_right_is_told(folder: Path) -> None:
+    text = "image,category\n0.PNG,TR4\n1,TR4\nother.png,TR4\n2.png,TR3\n"
+    (folder / "c.csv").write_text(text)
+    first, second, third = load(folder / "c.csv").problems
+    assert first.endswith("; there is 0.png")
+    assert second.endswith("; there is 1.png")
+    assert third.endswith("other.png)")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -919,7 +972,7 @@ def test_tables_as_programs_write_them(
         (b"image,image,category\n", "has column 'image' twice"),
         (b"Bild,Maske,Kategorie\n0.png,m0.png,4\n", "did you mean 'mask'?"),
         (b"0.png,m0.png,TR4\n", "has no column 'image'"),
-        (b'image,category\n"0.png,TR4\n', "is no CSV"),
+        (b'image,category\n0.png,TR4\n"1.png,TR4\n', "is no CSV after line 2"),
     ],
 )
 def test_what_is_no_table_of_cases_is_refused(
@@ -946,6 +999,11 @@ def test_rows_that_were_copied_are_told(folder: Path) -> None:
         (("2", "3", "4a", "4A", "TI-RADS 4b"), ("2", "3", "4a", "4b", "4c", "5")),
         (("TR4", "4.0", "tr-3", "TI-RADS 5"), ("TR1", "TR2", "TR3", "TR4", "TR5")),
         (("4a", "TR4", "4.0"), None),
+        (("ACR 4", "ACR TR3", "'TR5'"), ("TR1", "TR2", "TR3", "TR4", "TR5")),
+        (("EU-TIRADS 4", "EU-TIRADS: 3"), ("1", "2", "3", "4", "5")),
+        (("C-TIRADS 4A", "C-TIRADS 5"), ("2", "3", "4a", "4b", "4c", "5")),
+        (("Grade 4", "category 3"), ("1", "2", "3", "4", "5")),
+        (("EU-TIRADS 4", "TR4"), None),
         (("II", "III", "IV", "V"), None),
         (("B", "M"), None),
     ],

@@ -149,6 +149,15 @@ def test_a_split_screen_is_cut_at_its_seam(seed: int) -> None:
     assert split_views(screen(seed=seed)) == [SECTOR]
 
 
+def test_a_box_in_the_middle_is_no_seam() -> None:
+    """As of Doppler: its edges do not go from top to bottom."""
+    pixels = screen()
+    middle = (SECTOR[1].start + SECTOR[1].stop) // 2
+    pixels[100:200, middle : middle + 80] = 250
+    pixels[100:200, middle : middle + 80 : 2] = 20
+    assert split_views(pixels) == [SECTOR]
+
+
 def test_a_black_strip_between_views_belongs_to_neither() -> None:
     pixels = screen(split=True)
     pixels[:, 277:283] = 0

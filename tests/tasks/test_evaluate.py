@@ -416,16 +416,19 @@ def test_what_is_odd_or_absent_is_told(clinic: Path, tmp_path: Path) -> None:
 
 def test_what_the_model_may_have_seen_or_not_know_is_told(clinic: Path, tmp_path: Path) -> None:
     """Weights of another model have seen what it was trained on; another organ looks otherwise."""
-    grids = [to_input(c.image, 64)[0].numpy() for c in phantom.load(size=30, readers=1).cases]
+    grids = [to_input(c.image, 64)[0] for c in phantom.load(size=30, readers=1).cases]
     known = np.array([sight(grid, grid[0, :0]) for grid in grids])
-    fitted = FITTED | {"sight": Familiar.fit(known, known).to_json()}
+    fitted = FITTED | {"familiar": Familiar.fit(known, known).to_json()}
     task = Thyroid(image_size=64, width=2)
     found = task.evaluate(Trained(dark, "dark", fitted, init="abc"), clinic, tmp_path)
     assert any("started from another's weights" in note for note in found.notes)
     assert any(note.startswith("30 of 30 images do not look like") for note in found.notes)
     with (tmp_path / "cases.csv").open() as file:
         assert {row["unlike"] for row in csv.DictReader(file)} == {"True"}
-    task.evaluate(Trained(dark, "dark", FITTED), clinic, tmp_path)
+    found = task.evaluate(Trained(dark, "dark", FITTED), clinic, tmp_path)
+    assert any(
+        note.startswith("the model does not know what its training's") for note in found.notes
+    )
     with (tmp_path / "cases.csv").open() as file:
         assert {row["unlike"] for row in csv.DictReader(file)} == {""}  # nobody knows
     of_its_kind = Familiar.of(fitted)

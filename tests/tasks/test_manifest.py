@@ -48,12 +48,14 @@ def silent(what: str, done: int, total: int) -> None: ...
 
 
 def picture(seed: int = 0, height: int = 40, width: int = 50) -> Any:
-    """Noise with a bright square, and the square's mask."""
+    """Noise with a bright square, and the mask of most of it: a whole one would be told."""
     rng = np.random.default_rng(seed)
     top, left = rng.integers(5, 15, 2)
     mask = np.zeros((height, width), dtype=bool)
     mask[top : top + 16, left : left + 18] = True
-    return (rng.normal(70, 10, mask.shape) + 80 * mask).clip(0, 255).astype(np.uint8), mask
+    image = (rng.normal(70, 10, mask.shape) + 80 * mask).clip(0, 255).astype(np.uint8)
+    mask[top : top + 4, left : left + 4] = False
+    return image, mask
 
 
 def save(file: Path, values: Any, spacing: float | tuple[float, float] = 1.0, **said: str) -> Path:
@@ -372,7 +374,7 @@ def test_an_unknown_scale_asks_for_the_grades(folder: Path) -> None:
         thyroid.Thyroid(source="manifest", data=folder / "cases.csv")
     collection = load(folder, text + "images/2.png,goood\n", ("good", "bad"))
     assert [case.readings[0].category for case in collection.cases] == [0, 1]
-    assert "line 4: category 'goood' is not on the scale: did you mean 'good'?" in str(
+    assert "line 4: category 'goood' is not on the scale (did you mean 'good'?)" in str(
         collection.problems
     )
     with pytest.raises(UsageError, match="two or more, all different"):

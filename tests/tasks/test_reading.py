@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,19 @@ def test_nothing_found_is_an_answer(tmp_path: Path) -> None:
     assert not np.asarray(Image.open(record["mask"])).any()
 
 
+def test_a_view_that_was_not_read_is_told(tmp_path: Path) -> None:
+    """Two views one upon the other: only the larger one is found."""
+    screen = np.zeros((360, 320), np.uint8)
+    screen[10:180, 20:300] = tissue(170, 280, seed=1)
+    screen[200:340, 20:300] = tissue(140, 280, seed=2)
+    notes = read(predictor(nothing), screen, tmp_path)["notes"]
+    [told] = [note for note in notes if "another view?" in note]
+    assert "280 x 140 pixels from 20, 200 on are lit" in told
+    screen[200:340, 60:300] = 0  # the grey bar is none
+    notes = read(predictor(nothing), screen, tmp_path)["notes"]
+    assert not any("another view?" in note for note in notes)
+
+
 def test_a_split_screen_is_read_view_by_view(tmp_path: Path) -> None:
     screen = np.zeros((200, 320), np.uint8)
     screen[10:180, 20:160] = tissue(170, 140, seed=1)
@@ -347,8 +361,7 @@ def necks(count: int, seed: int = 0) -> list[np.ndarray]:
 
 def sights(images: list[np.ndarray], size: int = 64) -> np.ndarray:
     """What images are like, without an encoder."""
-    nothing = np.zeros(0, np.float32)
-    return np.array([sight(to_input(image, size)[0].numpy(), nothing) for image in images])
+    return np.array([sight(to_input(image, size)[0], torch.zeros(0)) for image in images])
 
 
 def strange() -> dict[str, np.ndarray]:
@@ -371,7 +384,7 @@ def strange() -> dict[str, np.ndarray]:
 
 def test_what_is_not_like_the_training_is_told() -> None:
     known = Familiar.fit(sights(necks(120)), sights(necks(120, seed=4)))
-    again = Familiar.of({"sight": json.loads(json.dumps(known.to_json()))})
+    again = Familiar.of({"familiar": json.loads(json.dumps(known.to_json()))})
     assert again is not None
     known = again
     fresh = [known.doubt(seen) is not None for seen in sights(necks(100, seed=5))]
@@ -444,6 +457,19 @@ def test_equal_readings_give_equal_files(tmp_path: Path) -> None:
     assert (tmp_path / "1.pdf").read_bytes() == (tmp_path / "2.pdf").read_bytes()
     assert b"/Count 1" in (tmp_path / "1.pdf").read_bytes()
     assert report.html(made) == report.html(page(tmp_path))
+
+
+@pytest.mark.parametrize("count", [1, 6, 40])
+def test_a_pdf_has_every_note_or_says_how_many_more(tmp_path: Path, count: int) -> None:
+    note = "it does not look like " + 15 * "the training's images, "
+    made = replace(page(tmp_path), notes=[f"{i} {note}" for i in range(count)])
+    head = list(report._head(made))
+    lines = [line for _, own in head for line in own]
+    assert len(lines) <= report.ROOM
+    shown = [" ".join(own) for label, own in head if label == "Note"]
+    assert len(report._sheets(made, made.sections[0], "")) == 1 + (count > 1)
+    whole = [text for text in shown if note.strip() in text]
+    assert len(whole) == count or f"and {count - len(whole)} more: predictions.json" in shown[-1]
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ class Cell(Finished):
     @property
     def path(self) -> str:
         """Where it belongs below a folder of runs."""
-        return f"{self.spec.task}/{self.spec.method}/seed{self.spec.seed}-{self.spec.hash}"
+        return self.spec.path
 
     @property
     def substance(self) -> str:

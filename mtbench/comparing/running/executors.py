@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, forkserver, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -38,10 +38,10 @@ ARRAY = 1000
 """The largest job array: SLURM's own default."""
 
 TIMEOUT = 10.0
+"""Seconds in which Dask's scheduler must answer, and have a worker."""
 
 PATIENCE = 300.0
 """Seconds that a sweep waits for a cluster that has lost all its workers to start others."""
-"""Seconds in which Dask's scheduler must answer, and have a worker."""
 
 Outcome = Report | str
 """What a worker said, or how it died."""
@@ -125,12 +125,13 @@ class Local:
         """Start processes."""
         context = get_context("forkserver")
         context.set_forkserver_preload(list(PRELOADED))
+        with _environment(), _deaf():
+            forkserver.ensure_running()  # workers have of it what it starts with
         for assignment in assignments:
             ours, theirs = context.Pipe(duplex=False)
             process = context.Process(target=_child, args=(assignment, self.file, theirs))
             self.children.append(_Child(assignment.name, process, ours))
-            with _environment(), _deaf():
-                process.start()
+            process.start()  # waits for what the server imports
             theirs.close()  # so that the pipe ends with the child
 
     def ended(self, seconds: float) -> list[tuple[str, Outcome]]:
@@ -165,7 +166,7 @@ def _death(code: int) -> str:
 
 @contextmanager
 def _deaf() -> Iterator[None]:
-    """Let processes that are started not hear Ctrl-C."""
+    """Let a process that is started not hear Ctrl-C, nor its children; here it is lost too."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

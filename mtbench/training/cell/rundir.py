@@ -75,6 +75,11 @@ class Spec(BaseModel):
         """The first 12 hexadecimal digits of the sha256 of `canonical`."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()[:12]
 
+    @property
+    def path(self) -> str:
+        """Where its cell lies below a folder of runs."""
+        return f"{self.task}/{self.method}/seed{self.seed}-{self.hash}"
+
 
 class RunDirectory:
     """Reads and writes the files of one cell.
@@ -94,7 +99,7 @@ class RunDirectory:
         Raises:
             RunError: it cannot be written, or holds another spec.
         """
-        run = cls(out / spec.task / spec.method / f"seed{spec.seed}-{spec.hash}")
+        run = cls(out / spec.path)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             if not (run.path / "spec.json").exists():

@@ -17,7 +17,7 @@ class Answer(NamedTuple):
         logits: (B, S, S), of the mask.
         chances: (B, G), the calibrated probabilities of the categories.
         terms: (B, T), the logits of the descriptors' terms; T is 0 where none were learnt.
-        texture: (B, 2 C), of `network.Risk`.
+        texture: (B, 3 C), of `network.Risk`.
         spread: how far it was off on validation, of `spread.fit`; None where that is not known.
     """
 

@@ -38,8 +38,8 @@ It marks one lesion in a grey-scale ultrasound image and gives its risk category
 - In: `inputs`, (batch, 1, {size}, {size}), grey values from 0 to 1. The image is scaled by its
   longer side and padded with zeros; nothing else is normalised.
 - Out: `segmentation`, logits of the mask on the same grid; `risk.logits`, one per category;
-  `risk.guided`, an estimate of the standardised radiomics; `risk.texture`, mean and deviation of
-  the channels of the encoder's second level, by which mtbench tells images of another kind{
+  `risk.guided`, an estimate of the standardised radiomics; `risk.texture`, the means of
+  the encoder's second level, third by third, by which mtbench tells images of another kind{
         f"; `risk.descriptors`, logits of the terms of descriptors, one after the other ({terms})"
         if terms
         else ""

@@ -18,17 +18,24 @@ SCALES = (
 """The known scales, from benign to malignant; the first that holds all categories is meant."""
 
 NONE = {
-    "", "-", "--", "?", ".", "nan", "n/a", "n.a.", "na", "<na>", "#n/a", "#value!", "#ref!", "none",
-    "null", "nil", "missing", "unknown", "anonymous",
+    "", "-", "--", "?", ".", "nan", "n/a", "n.a.", "na", "n/d", "nd", "<na>", "#n/a", "#value!",
+    "#ref!", "#div/0!", "#num!", "#name?", "none", "null", "nil", "missing", "unknown", "anonymous",
+    "not available", "not graded", "not done", "pending",
 }  # fmt: skip
 """What means that nothing was said."""
 
 ODD = 0.1
 """Of the categories: where no more are off a scale, they are slips, and not another scale."""
 
-_ACR, _BREAST = "TR", "BI"
-_PREFIX = {"tr": _ACR, "tirads": _ACR, "acrtirads": _ACR, "birads": _BREAST}
-_LETTERED = re.compile(r"(tr|(?:acr)?tirads|birads)?([0-6][abc]?)")
+_ACR = "TR"
+_SYSTEMS = {
+    **dict.fromkeys(("tr", "acr", "acrtr", "tirads", "acrtirads"), _ACR),
+    **dict.fromkeys(("birads", "acrbirads"), "BI"),
+    "eutirads": "EU", "ktirads": "K", "ctirads": "C",
+    **dict.fromkeys(("", "grade", "category", "level"), ""),
+}  # fmt: skip
+_NAMES = {_ACR: "TI-RADS", "BI": "BI-RADS", "EU": "EU-TIRADS", "K": "K-TIRADS", "C": "C-TIRADS"}
+_LETTERED = re.compile(f"({'|'.join(_SYSTEMS)})([0-6][abc]?)")
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,8 @@ class Category:
 
     Attributes:
         grade: its place, such as ``4a`` or ``malignant``.
-        system: ``TR`` (TI-RADS), ``BI`` (BI-RADS), or empty where the cell does not say.
+        system: ``TR`` (TI-RADS), ``BI`` (BI-RADS), ``EU``, ``K`` or ``C`` (Europe's, Korea's and
+            China's TI-RADS), or empty where the cell does not say.
     """
 
     grade: str
@@ -80,17 +88,19 @@ def visible(cell: str) -> str:
 
 
 def meant(cell: str) -> Category:
-    """Return what a cell means, whatever its case, spaces, hyphens and the system's name.
+    """Return what a cell means, whatever its case, spaces, hyphens, apostrophes and the system's name.
 
     A number below zero is no grade: -1 often stands for what is not known.
 
     >>> meant("TI-RADS 4a"), meant("tr-4"), meant("Malignant")
     (Category(grade='4a', system='TR'), Category(grade='4', system='TR'), Category(grade='malignant', system=''))
+    >>> meant("ACR 4"), meant("EU-TIRADS 4"), meant("Grade: 4"), meant("'4")
+    (Category(grade='4', system='TR'), Category(grade='4', system='EU'), Category(grade='4', system=''), Category(grade='4', system=''))
     """  # noqa: E501
     text = visible(cell)
-    plain = re.sub(r"[\s_:.-]+", "", text).casefold()
+    plain = re.sub(r"[\s_:.'-]+", "", text).casefold()
     if (found := _LETTERED.fullmatch(plain)) and text[0] != "-":
-        return Category(found[2], _PREFIX.get(found[1] or "", ""))
+        return Category(found[2], _SYSTEMS[found[1]])
     return Category(" ".join(cell.split()).casefold())
 
 
@@ -139,7 +149,7 @@ def scale_of(cells: Iterable[str]) -> Scale:
     total = sum(counts.values())
     systems = {category.system for category in counts} - {""}
     if len(systems) > 1:
-        return Scale(None, "are of TI-RADS and of BI-RADS")
+        return Scale(None, f"are of {' and of '.join(sorted(_NAMES[s] for s in systems))}")
     plain = Counter[str]()
     for category, count in counts.items():
         plain[category.grade] += count

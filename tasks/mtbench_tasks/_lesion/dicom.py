@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CENTIMETRES = 3  # of Physical Units X/Y Direction, PS3.3 C.8.5.5.1.15
 PLANE = 1  # of Region Spatial Format: 2-D; others are M-mode, spectra, graphs
 SPACINGS = "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"
+MODALITIES = "", "US", "IVUS", "OT", "SC"  # ultrasound, or what says nothing of it
 AGREE = 0.02  # share by which spacings of one image may differ
 LEADING = {b"\x02\0", b"\x08\0"}  # group of the first element of a file without preamble
 
@@ -127,6 +128,8 @@ def _geometry(data: "Dataset") -> Geometry:
     told: list[str] = []
     if str(data.get("BurnedInAnnotation", "")).strip().upper() == "YES":
         told.append("its header says that text is burnt into the pixels: it may name the patient")
+    if (kind := _text(data, "Modality")) not in MODALITIES:
+        told.append(f"its header says that it is {kind}, and no ultrasound")
     regions = _regions(data, shape, told)
     calibrated = [region.spacing for region in regions if region.spacing is not None]
     spacing = calibrated[0] if calibrated else None
@@ -169,8 +172,8 @@ def _regions(data: "Dataset", shape: tuple[int, int], told: list[str]) -> list[_
         # The last pixel belongs to the region; writers differ.
         if not (0 <= left < right <= shape[1] and 0 <= top < bottom <= shape[0]):
             told.append(
-                f"its region of ultrasound reaches to {right} x {bottom}, beyond the image: the "
-                "header is of another picture, so neither sector nor spacing is taken"
+                f"its region of ultrasound, from {left}, {top} to {right}, {bottom}, is not within "
+                "the image: the header is of another, so neither sector nor spacing is taken"
             )
             return []
         steps = [item.get(f"PhysicalDelta{axis}") for axis in "YX"]
@@ -225,6 +228,7 @@ def _grey(data: "Dataset", values: NDArray[Any], found: Geometry) -> Stored:
         values = processing.apply_modality_lut(values, data)
         if lut := data.get("VOILUTSequence"):
             bits = int(lut[0].LUTDescriptor[2])
+            _widen(lut[0])
             values = np.rint(values).astype(np.int32) if values.dtype.kind == "f" else values
             values, shown = processing.apply_voi(values, data), (0.0, 2.0**bits - 1)
         elif _numbers([_first(data, "WindowWidth"), 1]) and _first(data, "WindowWidth") > 1:
@@ -243,6 +247,13 @@ def _grey(data: "Dataset", values: NDArray[Any], found: Geometry) -> Stored:
     except Exception as error:  # pydicom's own, of tables that do not fit
         raise DataError(f"does not decode as DICOM ({_line(error)})") from error
     return Stored(values, found, shown[::-1] if inverse else shown, hidden)
+
+
+def _widen(table: "Dataset") -> None:
+    """Give a table of 8 bits an entry, as PS3.3 C.11.2.1.1 says, the 16 that pydicom reads."""
+    entries, said = int(table.LUTDescriptor[0]) or 2**16, table.get("LUTData")
+    if isinstance(said, bytes) and len(said) < 2 * entries:
+        table.LUTData = np.frombuffer(said, np.uint8)[:entries].astype(np.uint16).tobytes()
 
 
 def _whole(values: NDArray[Any]) -> bool:
@@ -287,5 +298,6 @@ def _by(spacing: tuple[float, float]) -> str:
 
 
 def _line(error: Exception) -> str:
-    """Return the first line of what is wrong, short."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    """Return the first line of what is wrong, and what it announces, short."""
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join((first, *(more[:1] if first.endswith(":") else ())))[:160]

@@ -23,6 +23,9 @@ BLANK = 8  # grey levels: an image that has fewer shows nothing
 WHITE = 250  # grey values from here on are white
 PAGE = 0.1  # of an image: of DDTI's and BrEaST's at most 0.02 is white
 BLACK = 12  # grey values up to this are background, JPEG noise included
+FLAT = 0.15  # of an image: of DDTI's and BrEaST's at most 0.04 is of one value above the background
+FLOOR = 0.1  # of an image: where less is darker, a value is the scanner's black
+BOX = 0.97  # of its bounding box: BrEaST's masks fill at most 0.88 of theirs
 LIT = 0.2  # of a row or column: text and marks light less of it
 HASH = 16  # side of the perceptual hash
 BLOCK = 256  # hashes that are compared with all at once
@@ -112,19 +115,25 @@ def survey(collection: Collection) -> tuple[list[str], list[str]]:
 def of_image(image: Image) -> Iterator[str]:
     """Yield what is odd about an image's pixels."""
     height, width = image.shape
-    if max(height, width) < SMALLEST:
+    if min(height, width) < SMALLEST:
         yield f"{width} x {height} pixels are too few to show a lesion"
         return
     every = max(1, min(image.shape) // SAMPLED)
     seen = np.ascontiguousarray(image[::every, ::every])
     counts = np.array(Pil.fromarray(seen).histogram())
     levels = np.flatnonzero(counts)
+    value = BLACK + 1 + int(counts[BLACK + 1 :].argmax())
+    white, flat, darker = (
+        part.sum() / seen.size for part in (counts[WHITE:], counts[value], counts[:value])
+    )
     if levels[-1] - levels[0] < BLANK:
         yield "is blank"
     elif len(levels) < BLANK:
         yield f"has {len(levels)} grey levels only: is it a mask?"
-    elif (white := counts[WHITE:].sum() / seen.size) > PAGE:
+    elif white > PAGE:
         yield f"is white over {white:.0%}: is it a page, inverted, or shown in a narrow window?"
+    elif flat > FLAT and darker > FLOOR:
+        yield f"is of one grey value ({value}) over {flat:.0%}: is it a screenshot, or a drawing?"
 
 
 def of_mask(mask: Mask) -> Iterator[str]:
@@ -137,8 +146,14 @@ def of_mask(mask: Mask) -> Iterator[str]:
         yield f"covers {area / mask.size:.0%} of the image: is it the lesion's, and not inverted?"
     if area < SMALLEST:
         yield f"marks {area} pixel{'s' * (area > 1)} only: too few to learn from"
-    if (count := len(parts(mask))) > 1:
+    lesions = parts(mask)
+    if (count := len(lesions)) > 1:
         yield f"has {count} parts that lie apart: they are kept as {count} lesions"
+    if specks := area - sum(map(np.count_nonzero, lesions)):
+        yield f"has specks beside its lesion ({specks} px together): dust, or text?"
+    high, wide = (np.ptp(np.flatnonzero(mask.any(axis=axis))) + 1 for axis in (1, 0))
+    if count == 1 and SMALLEST <= area <= HALF * mask.size and area > BOX * high * wide:
+        yield "is a rectangle: is it a box around the lesion, and not its outline?"
 
 
 def parts(mask: Mask) -> list[Mask]:
@@ -165,15 +180,22 @@ def spelt_alike(names: Iterable[str]) -> dict[str, str]:
     """Return for each name of a person the first spelling of it.
 
     Spellings are one where they differ by case, Unicode form, kind of dash, what is not seen (such
-    as spaces), a dash between a letter and a number, a spreadsheet's ``.0`` or leading zeros.
+    as spaces), a dash between a letter and a number, the order of names, a spreadsheet's ``.0``,
+    what parts thousands, or leading zeros.
 
     >>> spelt_alike(["P01", "p 1", "P02", "7.0", "007", "P-2"])
     {'P01': 'P01', 'p 1': 'P01', 'P02': 'P02', '7.0': '7.0', '007': '7.0', 'P-2': 'P02'}
-    """
+    >>> spelt_alike(["Doe, John", "DOE^JOHN", "John Doe", "1,234", "1234"])
+    {'Doe, John': 'Doe, John', 'DOE^JOHN': 'Doe, John', 'John Doe': 'Doe, John', '1,234': '1,234', '1234': '1,234'}
+    """  # noqa: E501
     first: dict[str, str] = {}
     found = {}
     for name in names:
-        key = re.sub(r"\s+", "", visible(name)).casefold().removeprefix("'")
+        text = visible(name).casefold().strip("'")
+        words = re.split(r"[\s,^]+", text.strip(", ^"))
+        key = "".join(sorted(words) if all(map(str.isalpha, words)) else text.split())
+        if re.fullmatch(r"\d{1,3}(['.,]\d{3})+", key):
+            key = re.sub(r"\D", "", key)
         key = re.sub(r"^(\d+)\.0+$", r"\1", key)
         key = re.sub(r"(?<=[^\W\d])[-_.](?=\d)", "", key)
         key = re.sub(r"(?<!\d)0+(?=\d)", "", key)

@@ -186,7 +186,6 @@ def ask_all(
         answer = together(ask(batch["inputs"]))
         for i, (at, logits) in enumerate(zip(positions.tolist(), answer.logits, strict=True)):
             case, chances = split.cases[at], answer.chances[i].double().numpy()
-            seen = sight(batch["inputs"][i, 0].numpy(), answer.texture[i].numpy())
             grade, said = int(batch["category"][i]), int(chances.argmax())
             drawn = batch["masks"][i] if batch["has_mask"][i] else None
             rows.append(
@@ -198,7 +197,7 @@ def ask_all(
                     "positive": grade >= high if grade >= 0 else math.nan,
                     "score": min(1.0, float(chances[high:].sum())),
                     **{f"p[{g}]": float(p) for g, p in zip(grades, chances, strict=True)},
-                    "unlike": familiar.doubt(seen) is not None if familiar else math.nan,
+                    "unlike": _unlike(familiar, batch["inputs"][i, 0], answer.texture[i]),
                     **_terms(answer.terms[i], case, lexicon),
                     **_outlines(logits, drawn, case.spacing),
                 }
@@ -216,6 +215,11 @@ def ask_all(
         else {},
         lexicon,
     )
+
+
+def _unlike(familiar: Familiar | None, grid: Tensor, texture: Tensor) -> float:
+    """Return whether a picture looks otherwise than the training's; NaN where nobody knows."""
+    return math.nan if familiar is None else familiar.doubt(sight(grid, texture)) is not None
 
 
 def _high(opinion: Opinion | None, high: int) -> float:

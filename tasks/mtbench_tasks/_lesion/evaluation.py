@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from mtbench.training.task import Evaluation, Table
 from mtbench_tasks._lesion.evaluating import Judged
+from mtbench_tasks._lesion.familiar import UNKNOWN
 from mtbench_tasks._lesion.judging import RESAMPLES
 from mtbench_tasks._lesion.page import BAR, INK, LINE, QUIET, WARNING, fill, svg
 from mtbench_tasks._lesion.reading import USE
@@ -66,7 +67,7 @@ def notes(
     known: bool,
     started: bool,
     unworded: Sequence[str],
-    unlike: int,
+    unlike: int | None,
     reduced: tuple[Sequence[str], int, Sequence[str], int] | None,
 ) -> Iterator[str]:
     """Yield what a person should know before they believe the numbers.
@@ -80,7 +81,7 @@ def notes(
         known: whether the model knows its training's images.
         started: whether it started from another model's weights.
         unworded: the data's words for descriptors that are no terms.
-        unlike: how many images do not look like the training's.
+        unlike: how many images do not look like the training's; None where that is not known.
         reduced: the data's grades and which of them is the first of high risk, and the model's,
             where both are reduced to low and high.
     """
@@ -125,7 +126,9 @@ def notes(
             f"words for descriptors that are none of the model's terms are left out: "
             f"{', '.join(unworded[:3])}{more}"
         )
-    if unlike:
+    if unlike is None:
+        yield UNKNOWN
+    elif unlike:
         yield (
             f"{unlike} of {record['images']} images do not look like the training's: are they of "
             "the same organ, the right way up?"

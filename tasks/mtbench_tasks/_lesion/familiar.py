@@ -1,7 +1,8 @@
 """Whether an image is of the kind that a model was trained on.
 
-Told by what a picture is like, and by what the encoder's second level makes of it. The deepest
-level would tell less than either: it has learnt to see lesions, and not what kind of image it is.
+Told by what a picture is like, and by what the encoder's second level makes of its top, middle and
+bottom third. The deepest level would tell less than either: it has learnt to see lesions, and not
+what kind of image it is.
 """
 
 import math
@@ -11,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 Vector = NDArray[np.float64]
 
@@ -19,6 +21,11 @@ DARK, LIGHT = 0.03, 0.97  # grey values, of 1, that count as black and as white
 SMALLEST = 8  # pixels of the grid: less shows nothing
 LEAST = 0.01  # deviation of a statistic: one that hardly varies in training may do so a little
 LIMIT = 99.0  # percentile of distances: what lies beyond is told
+KEY = "familiar"  # of what `LesionTask.fit` writes
+UNKNOWN = (
+    "the model does not know what its training's images are like, for other code has made it: an "
+    "image of another kind or organ is not told"
+)
 
 
 def describe(grid: NDArray[np.float32]) -> Vector:
@@ -56,9 +63,9 @@ def describe(grid: NDArray[np.float32]) -> Vector:
     )  # fmt: skip
 
 
-def sight(grid: NDArray[np.float32], texture: NDArray[np.float32]) -> Vector:
-    """Return what a picture (S, S) is like, and what the encoder makes of it, (COUNT + 2 C,)."""
-    return np.concatenate([describe(grid), texture])
+def sight(grid: Tensor, texture: Tensor) -> Vector:
+    """Return what a picture (S, S) is like, and what the encoder makes of it, (COUNT + 3 C,)."""
+    return np.concatenate([describe(grid.numpy()), texture.float().cpu().numpy()])
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class Familiar:
     @classmethod
     def of(cls, fitted: Mapping[str, Any]) -> Self | None:
         """Return what `LesionTask.fit` wrote; None where it has not."""
-        if (said := fitted.get("sight")) is None:
+        if (said := fitted.get(KEY)) is None:
             return None
         return cls(np.array(said["mean"]), np.array(said["precision"]), said["limit"])
 

@@ -288,7 +288,9 @@ def _photo(path: Path) -> Stored:
                 if (colours == colours[0, 0]).all():
                     raise DataError("its palette makes all of its values one colour: save it grey")
             clear = found.mode in ("LA", "PA", "RGBA") or "transparency" in found.info
-            return Stored(np.asarray(found.convert("RGBA" if clear else "RGB")), lies, lossy=lossy)
+            mode = "RGBA" if clear else "RGB"  # a copy of a large image is not made for nothing
+            same = found if found.mode == mode else found.convert(mode)
+            return Stored(np.asarray(same), lies, lossy=lossy)
     except BROKEN as error:
         if isinstance(error, DataError):
             raise

@@ -47,6 +47,11 @@ RARE = ("mask_value", "frame", "split")
 WORKBOOKS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
 """How Excel's and LibreOffice's files begin."""
 
+SEPARATOR = re.compile(r"sep=([,;\t|])[\s,;]*", re.IGNORECASE)
+"""Excel's first line of a CSV that says what parts its cells."""
+FORMULA = re.compile(r'^="(.*)"$')
+"""How a spreadsheet keeps the zeros of a number: it is the text."""
+
 PART: Mapping[str, Part] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -158,18 +163,19 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
         doubts.append(f"{path}: the categories {meant.why}")
     images: dict[tuple[Path, int | None], dict[int, Row]] = {}
     bare = below = 0
-    locate = cache(partial(_locate, path.parent))
+    locate, listed = cache(partial(_locate, path.parent)), cache(_names)
     for line, row in table.rows.items():
-        if fault := _fault(locate, row):
+        if fault := _fault(locate, listed, row):
             problems.append(f"{path} line {line}: {fault}")
             continue
         if row.category and place(row.category, order) is None:
             if unsaid(row.category) and order[0] != "0":
                 below += 1
             else:
+                likely = did_you_mean(row.category, order)
                 problems.append(
-                    f"{path} line {line}: category {row.category!r} is not on the scale: "
-                    f"{did_you_mean(row.category, order)} The cell is left out"
+                    f"{path} line {line}: category {row.category!r} is not on the scale "
+                    f"({likely}): the cell is left out"
                 )
             row = row.model_copy(update={"category": None})
         if row.mask or row.category:
@@ -263,10 +269,12 @@ def _read(path: Path) -> _Table:
         rows = dict(enumerate(map(Row.model_validate, nnunet.rows(path)), 1))
         return _Table(rows, {line: {} for line in rows})
     text = _text(path)
+    lines = list[tuple[int, list[str]]]()
     try:
-        lines = list(_lines(text))
+        lines += _lines(text)
     except csv.Error as error:
-        raise DataError(f"{path}: is no CSV ({error})") from error
+        after = f" after line {lines[-1][0]}" if lines else ""
+        raise DataError(f"{path}: is no CSV{after} ({error}): is a quote not closed?") from error
     if not lines:
         raise DataError(f"{path}: is empty; its first line names columns: {', '.join(COLUMNS)}")
     table = _Table(columns=[cell.lower() for cell in lines[0][1]])
@@ -296,7 +304,7 @@ def _read(path: Path) -> _Table:
         if "category" in given:
             given["category"] = said(given["category"]) or ""
         if "spacing" in given:
-            given["spacing"] = given["spacing"].replace(",", ".")
+            given["spacing"] = re.sub(r" *mm$", "", given["spacing"].replace(",", "."))
         try:
             table.rows[line] = Row.model_validate(given)
         except ValidationError as error:
@@ -334,11 +342,15 @@ def _says(column: str, cell: str) -> bool:
 def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
     """Yield number and cells of the lines that are not empty, from the header on."""
     lines = text.splitlines(keepends=True)
+    parted = SEPARATOR.fullmatch(lines[0]) if lines else None
     header = next((line for line in lines if line.strip() and line.lstrip('"')[:1] != "#"), "")
-    reader = csv.reader(lines, delimiter=max(",;\t|", key=header.count), strict=True)
+    delimiter = parted[1] if parted else max(",;\t|", key=header.count)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     begun = False
     for row in reader:
-        cells = [cell.strip() for cell in row]
+        if parted and reader.line_num == 1:
+            continue
+        cells = [FORMULA.sub(r"\1", cell.strip()) for cell in row]
         begun = begun or (any(cells) and not cells[0].startswith("#"))
         if begun and any(cells):
             yield reader.line_num, cells
@@ -455,7 +467,14 @@ def _locate(folder: Path, name: str) -> Path:
     return file
 
 
-def _fault(locate: Callable[[str], Path], row: Row) -> str | None:
+def _names(folder: Path) -> dict[str, str]:
+    """Return what a folder holds, by its names in small letters without suffix."""
+    return {f.stem.casefold(): f.name for f in folder.iterdir()} if folder.is_dir() else {}
+
+
+def _fault(
+    locate: Callable[[str], Path], names: Callable[[Path], Mapping[str, str]], row: Row
+) -> str | None:
     """Return what is wrong with a row, as far as its files need not be opened."""
     for name in filter(None, (row.image, row.mask)):
         file = locate(name)
@@ -466,7 +485,9 @@ def _fault(locate: Callable[[str], Path], row: Row) -> str | None:
         except OSError:  # such as a name that is too long
             there = False
         if not there:
-            return f"{name}: there is no such file ({file})"
+            other = names(file.parent).get(file.stem.casefold())
+            hint = f"; there is {other}" if other and other != file.name else ""
+            return f"{name}: there is no such file ({file}){hint}"
     return None
 
 

@@ -24,8 +24,8 @@ class Risk(NamedTuple):
     Attributes:
         logits: (B, G), one per grade.
         guided: (B, R), e_r, the estimate of the standardised radiomics target.
-        texture: (B, 2 C), mean and deviation of each channel of the encoder's second level: what
-            kind of image it is. Nothing is learnt by it.
+        texture: (B, 3 C), the mean of each channel of the encoder's second level in the top, the
+            middle and the bottom third: what kind of image it is. Nothing is learnt by it.
     """
 
     logits: Tensor
@@ -131,9 +131,13 @@ class RiskHead(nn.Module):
 
 
 def texture(level: Tensor) -> Tensor:
-    """Return mean and deviation of each channel of a level (B, C, H, W), (B, 2 C)."""
-    flat = level.detach().float().flatten(2)
-    return torch.cat([flat.mean(2), flat.std(2, correction=0)], 1)
+    """Return the mean of each channel of a level (B, C, H, W) in its thirds, (B, 3 C).
+
+    An ultrasound image looks otherwise above and below: which thirds have what tells more than
+    what the whole has.
+    """
+    thirds = level.detach().float().tensor_split(3, dim=2)
+    return torch.cat([third.mean((2, 3)) for third in thirds], 1)
 
 
 def build(

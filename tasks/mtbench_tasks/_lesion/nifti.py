@@ -137,6 +137,30 @@ def _turns(header: "sitk.ImageFileReader") -> tuple[bool, bool]:
     return swapped, across * down < 0
 
 
+def _disagree(header: "sitk.ImageFileReader") -> bool:
+    """Return whether the header's two ways to say directions, where both are used, differ."""
+
+    def number(key: str) -> float:
+        return float(header.GetMetaData(key)) if header.HasMetaDataKey(key) else 0.0
+
+    if not (number("qform_code") and number("sform_code")):
+        return False
+    b, c, d = (number(f"quatern_{axis}") for axis in "bcd")
+    a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
+    # The first two columns of a quaternion's rotation: the directions of columns and rows.
+    by_qform = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * b * c - 2 * a * d],
+            [2 * b * c + 2 * a * d, a * a + c * c - b * b - d * d],
+            [2 * b * d - 2 * a * c, 2 * c * d + 2 * a * b],
+        ]
+    )
+    rows = (header.GetMetaData(f"srow_{axis}").split()[:2] for axis in "xyz")
+    by_sform = np.array([[float(value) for value in row] for row in rows])
+    lengths = np.linalg.norm(by_sform, axis=0)
+    return bool(lengths.all()) and not np.allclose(by_sform / lengths, by_qform, atol=STRAIGHT)
+
+
 def _geometry(header: "sitk.ImageFileReader") -> Geometry:
     first, second = _axes(header)
     width, height = header.GetSize()[:2]
@@ -151,6 +175,8 @@ def _geometry(header: "sitk.ImageFileReader") -> Geometry:
         ("header turns its rows: it is shown upside down to how it is stored", upwards),
         ("header swaps its axes: it is shown turned to how it is stored", swapped),
     ) if is_so]  # fmt: skip
+    if _disagree(header):
+        told.append("its header says two directions (qform and sform): look at it as it is shown")
     pose = Pose(first, -second if upwards else second, centre, min(across, down))
     # 1 x 1 mm is what writers put who do not know.
     spacing = None if across == down == 1 else (float(down), float(across))

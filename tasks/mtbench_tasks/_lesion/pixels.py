@@ -16,6 +16,7 @@ PLAUSIBLE = (0.02, 0.5)  # millimetres per pixel: what ultrasound scanners and t
 SQUARE = 0.01  # sides of a pixel that differ less than this share count as equal
 LONGEST = 10.0  # of a pixel's sides, the one in the other: beyond it a header is broken
 PHOTOGRAPH, MARKS = 0.2, 0.01  # coloured shares: DDTI's scanner marks are below 0.002
+ROWS = 1024  # of a block
 COLOURED = 32  # grey levels between the channels of a pixel: JPEG's noise is less
 
 
@@ -171,10 +172,11 @@ def picture(stored: Stored) -> Picture:
     """
     values, told = stored.values, list(stored.geometry.told)
     if values.ndim == 3:
-        grey = np.asarray(Pil.fromarray(values[..., :3]).convert("L"))
-        coloured = values[stored.geometry.sector or ...][..., :3]
-        share = float((np.ptp(coloured, axis=2) > COLOURED).mean())
-        told += _colours(share)
+        colours = _blocks(values[..., :3])
+        grey = np.concatenate([np.asarray(Pil.fromarray(rows).convert("L")) for rows in colours])
+        scanned = _blocks(values[stored.geometry.sector or ...][..., :3])
+        coloured = sum(np.count_nonzero(np.ptp(rows, axis=2) > COLOURED) for rows in scanned)
+        told += _colours(coloured / sum(rows[..., 0].size for rows in scanned))
     else:
         grey = to_grey(values, stored.shown, stored.hidden)
     height, width = stored.geometry.squared
@@ -219,6 +221,11 @@ def to_grey(
     if hidden is not None:
         grey[hidden] = 0
     return grey
+
+
+def _blocks(values: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return rows by the block: of a large image, what each step makes of it is large too."""
+    return np.array_split(values, 1 + len(values) // ROWS)
 
 
 def _colours(share: float) -> list[str]:

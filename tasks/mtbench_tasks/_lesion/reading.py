@@ -24,6 +24,7 @@ from mtbench_tasks._lesion.familiar import Familiar, Vector, sight
 from mtbench_tasks._lesion.grid import Placement, to_input
 from mtbench_tasks._lesion.pixels import Picture, implausible
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES, Standardiser, extract
+from mtbench_tasks._lesion.screen import lit_box
 from mtbench_tasks._lesion.spread import interval, lengths
 
 CONTOUR = (255, 196, 0)
@@ -31,6 +32,7 @@ SHOWN = 4096  # pixels: the longer side of what is drawn for a person
 ODD = 3  # features outside the training's range: one or two are chance
 CLEAR = 0.5  # of the probability: a category that has less is no headline
 UNCLEAR, NOTHING = "No clear category", "No lesion found"
+BESIDE = 0.25  # of the smallest view: on DDTI's screens at most 0.09 beside the views is lit
 LESSER = 0.25  # of the largest region: a smaller one is taken for noise
 WRITTEN = (
     "_mask.png", "_overlay.png", "_report.html", "_report.pdf", "_seg.dcm", "_sr.dcm"
@@ -173,7 +175,7 @@ def read(
         answer, shape = together(answers), image[box].shape
         regions, probabilities = _regions(answer, shape), answer.chances[0].numpy()
         terms = answer.terms[0]
-        sights.append(sight(grid[0].numpy(), answer.texture[0].numpy()))
+        sights.append(sight(grid[0], answer.texture[0]))
         whole[box] = np.logical_or.reduce([np.zeros(whole[box].shape, dtype=bool), *regions])
         largest = regions[0] if regions else np.zeros(whole[box].shape, dtype=bool)
         rows, columns = box
@@ -248,10 +250,34 @@ def _notes(
         yield f"a split screen was cut into {len(views)} views; --views whole reads it as one"
     elif views[0]["box"] != [0, 0, width, height]:
         yield "the image was cropped to what was scanned; --views whole reads all of it"
+    if other := unread(picture.pixels, [view["box"] for view in views]):
+        yield other
     empty = sum(view["category"] is None for view in views)
     if empty:
         where = "" if len(views) == 1 else f" in {empty} of {len(views)} views"
         yield f"nothing was segmented{where}: no lesion was found there"
+
+
+def unread(image: Image, boxes: Sequence[Sequence[int]]) -> str | None:
+    """Return what is said of a further view that was not read; None where there is none.
+
+    Args:
+        image: (H, W).
+        boxes: left, top, right and bottom of what was read.
+    """
+    rest = image.copy()
+    for left, top, right, bottom in boxes:
+        rest[top:bottom, left:right] = 0
+    rows, columns = lit_box(rest)
+    area = (rows.stop - rows.start) * (columns.stop - columns.start)
+    least = min((right - left) * (bottom - top) for left, top, right, bottom in boxes)
+    if area == image.size or area < BESIDE * least:  # all of it is what a black image has
+        return None
+    return (
+        f"beside what was read, {columns.stop - columns.start} x {rows.stop - rows.start} pixels "
+        f"from {columns.start}, {rows.start} on are lit: another view? Crop it, and read it by "
+        "itself"
+    )
 
 
 def headline(view: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ import base64
 import io
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -44,6 +44,8 @@ TALLER = "told of transverse views only"
 NO_TEXTURE = "None: nothing was segmented whose texture can be measured."
 ENDS = (f"−{CLIP:g}", f"+{CLIP:g}")  # of the scale of z
 WIDTH, HEIGHT = 8.27, 11.69  # inches: A4
+CHARACTERS, ROOM = 92, 28  # characters of a line, and how many such fit above a view
+TOP = 0.915  # where a page's own begins, in heights
 PITCH = 0.019  # of the radiomics' rows, in heights of the page
 
 
@@ -180,13 +182,14 @@ def html(page: Page) -> str:
 
 
 def pdf(page: Page, file: Path) -> None:
-    """Write an A4 page for each view; equal readings give equal files."""
+    """Write an A4 page for each view, or two or three; equal readings give equal files."""
     about = {"Title": TITLE, "Subject": USE, "CreationDate": None}
     with PdfPages(file, metadata=about) as pages, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # in a file's name
         for number, section in enumerate(page.sections, 1):
             of = f", view {number} of {len(page.sections)}" if len(page.sections) > 1 else ""
-            pages.savefig(_sheet(page, section, of))
+            for sheet in _sheets(page, section, of):
+                pages.savefig(sheet)
             if section.terms or section.assessed:
                 pages.savefig(_guidance(page, section, of))
 
@@ -235,8 +238,16 @@ def _measurements(view: Mapping[str, Any], spacing_from: str | None) -> list[tup
 
 
 def _length(value: float, unit: str) -> str:
-    """Return a length as it can be measured: to 0.1 mm, or to the pixel."""
-    return f"{value:.{int(unit == 'mm')}f}"
+    """Return a length as it can be measured: to 0.1 mm, or to the pixel.
+
+    Guidelines ask about 5, 10, ... mm: one that is not reached is not printed.
+
+    >>> _length(9.94, "mm"), _length(9.96, "mm"), _length(10.04, "mm"), _length(9.96, "px")
+    ('9.9', '9.96', '10.0', '10')
+    """
+    text = f"{value:.{int(unit == 'mm')}f}"
+    below = unit == "mm" and value < float(text) and float(text) % 5 == 0
+    return f"{value:.2f}" if below else text
 
 
 def _range(view: Mapping[str, Any], name: str, unit: str) -> str:
@@ -321,8 +332,40 @@ def _embedded(picture: Pil.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _sheet(page: Page, section: Section, of: str) -> Figure:
-    """Return one view as a figure of A4's size."""
+def _sheets(page: Page, section: Section, of: str) -> list[Figure]:
+    """Return one view as figures of A4's size: where notes leave no room, radiomics have one."""
+    first, write = _blank(of)
+    y = TOP
+    for label, lines in _head(page):
+        colour = WARNING if label == "Note" else INK
+        write(0.08, y, label, colour=QUIET)
+        write(0.2, y, "\n".join(lines), colour=colour)
+        y -= 0.0155 * len(lines)
+    high = min(0.31, max(0.2, y - 0.41))  # notes may leave less
+    _picture(first, section.picture, (0.08, y - high - 0.01, 0.48, high))
+    write(0.6, y - 0.012, section.headline, 15, weight="bold")
+    write(0.6, y - 0.036, section.by_points, 8, QUIET)
+    _chances(first, section.chances, page.scale, (0.7, y - 0.147, 0.22, 0.08))
+    write(0.6, y - 0.155, "\n".join(textwrap.wrap(page.judged, 48)), 8, QUIET)
+    below = y - 0.187
+    for label, value in section.measurements:
+        lines = textwrap.wrap(value, 26)
+        write(0.6, below, label, colour=QUIET)
+        write(0.74, below, "\n".join(lines))
+        below -= 0.0165 * len(lines)
+    y = min(y - high - 0.04, below - 0.015)
+    rows = sum(len(rows) for _, rows in section.radiomics)
+    if y >= 0.13 + PITCH * rows:
+        _table(first, write, section, y)
+        return [first]
+    second, write = _blank(of)
+    write(0.08, TOP, page.name)
+    _table(second, write, section, TOP - 0.03)
+    return [first, second]
+
+
+def _blank(of: str) -> tuple[Figure, Callable[..., None]]:
+    """Return a figure with what each has above and below, and what writes into it."""
     figure = Figure(figsize=(WIDTH, HEIGHT))
 
     def write(
@@ -332,33 +375,18 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
 
     write(0.08, 0.965, TITLE + of, 15, weight="bold")
     write(0.08, 0.938, USE, 10, WARNING, weight="bold")
-    y = 0.915
-    for label, value in [*page.facts, *(("Note", note) for note in page.notes)]:
-        lines = textwrap.wrap(value, 92)[:3] or [""]
-        colour = WARNING if label == "Note" else INK
-        write(0.08, y, label, colour=QUIET)
-        write(0.2, y, "\n".join(lines), colour=colour)
-        y -= 0.0155 * len(lines)
-    high = min(0.31, max(0.2, y - 0.41))  # notes may leave less
-    _picture(figure, section.picture, (0.08, y - high - 0.01, 0.48, high))
-    write(0.6, y - 0.012, section.headline, 15, weight="bold")
-    write(0.6, y - 0.036, section.by_points, 8, QUIET)
-    _chances(figure, section.chances, page.scale, (0.7, y - 0.147, 0.22, 0.08))
-    write(0.6, y - 0.155, "\n".join(textwrap.wrap(page.judged, 48)), 8, QUIET)
-    below = y - 0.187
-    for label, value in section.measurements:
-        lines = textwrap.wrap(value, 26)
-        write(0.6, below, label, colour=QUIET)
-        write(0.74, below, "\n".join(lines))
-        below -= 0.0165 * len(lines)
-    y -= high + 0.04
+    write(0.08, 0.035, USE, 8, QUIET)
+    return figure, write
+
+
+def _table(figure: Figure, write: Callable[..., None], section: Section, y: float) -> None:
+    """Draw a view's radiomics from a height on."""
     write(0.08, y, "Radiomics by descriptor", 12, weight="bold")
     write(0.08, y - 0.022, "\n".join(textwrap.wrap(EXPLAINED, 105)), 8, QUIET)
     y -= 0.08
-    write(0.08, 0.035, USE, 8, QUIET)
     if not section.radiomics:
         write(0.08, y, NO_TEXTURE)
-        return figure
+        return
     heads = ((0.08, "Descriptor"), (0.23, "Feature"), (0.5, "Value"), (0.58, "z"), (0.62, ENDS[0]),
              (0.92, ENDS[1]))  # fmt: skip
     for x, head in heads:
@@ -379,7 +407,23 @@ def _sheet(page: Page, section: Section, of: str) -> Figure:
             axes.add_patch(Rectangle((0, line), row.share, 0.6, color=BAR))
             line += 1
     axes.axvline(0, color=QUIET, linewidth=0.8)
-    return figure
+
+
+def _head(page: Page) -> Iterator[tuple[str, list[str]]]:
+    """Yield what stands above a view, in lines: notes as far as there is room, then how many more.
+
+    A file's name is all that may be longer than three lines.
+    """
+    facts = [(label, textwrap.wrap(value, CHARACTERS)[:3] or [""]) for label, value in page.facts]
+    yield from facts
+    room = ROOM - sum(len(lines) for _, lines in facts)
+    for number, note in enumerate(page.notes):
+        lines = textwrap.wrap(note, CHARACTERS)
+        room -= len(lines)
+        if room < (number + 1 < len(page.notes)):
+            yield "Note", [f"and {len(page.notes) - number} more: predictions.json has them all"]
+            return
+        yield "Note", lines
 
 
 def _guidance(page: Page, section: Section, of: str) -> Figure:

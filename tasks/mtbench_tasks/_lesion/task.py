@@ -27,7 +27,7 @@ from mtbench.training.task import (
     Trained,
     Verdict,
 )
-from mtbench_tasks._lesion import descriptors, manifest, nnunet, radiomics
+from mtbench_tasks._lesion import descriptors, familiar, manifest, nnunet, radiomics
 from mtbench_tasks._lesion.calipers import Plane, volume
 from mtbench_tasks._lesion.cases import Case, Collection, View
 from mtbench_tasks._lesion.consensus import with_consensus
@@ -457,12 +457,12 @@ class LesionTask(Task):
         seen, others = list[NDArray[np.float64]](), list[NDArray[np.float64]]()
         for positions in torch.split(torch.arange(len(train)), BATCH):
             inputs = train.batch(positions)["inputs"]
-            seen += _sights(inputs, predictor(inputs)[1].texture)
+            seen += map(sight, inputs[:, 0], predictor(inputs)[1].texture)
         meter, outputs, pairs = self.meter(), [], []
         for positions in torch.split(torch.arange(len(val)), BATCH):
             batch = val.batch(positions)
             found = predictor(batch["inputs"])
-            others += _sights(batch["inputs"], found[1].texture)
+            others += map(sight, batch["inputs"][:, 0], found[1].texture)
             meter.update(found, batch)
             for plane, drawn in zip(found[0][:, 0].float().cpu(), batch["masks"], strict=True):
                 if (known := spread.lengths(drawn.numpy())) is None:
@@ -496,7 +496,7 @@ class LesionTask(Task):
             "operating": points(chances[:, self.high :].sum(1), (category >= self.high).numpy()),
             "spread": spread.fit(pairs, chances, category.numpy()),
             "seen": train.hashes() + val.hashes(),
-            "sight": Familiar.fit(np.array(seen), np.array(others)).to_json(),
+            familiar.KEY: Familiar.fit(np.array(seen), np.array(others)).to_json(),
             "radiomics": {
                 "features": [feature.name for feature in radiomics.FEATURES],
                 "mean": train.standardise.mean.tolist(),
@@ -552,7 +552,7 @@ class LesionTask(Task):
         if spacing is not None and not 0 < spacing < float("inf"):
             raise UsageError(f"spacing must be positive (millimetres per pixel), found {spacing}")
 
-        meaning = self._meaning()
+        meaning, reference = self._meaning(), reading.Reference.of(trained.fitted)
 
         def look(path: Path, number: int | None, to: Path) -> _Look:
             header = dicom_out.source(path) if dicom else None
@@ -567,13 +567,15 @@ class LesionTask(Task):
             """Return a reading, and what writes its page and its DICOM."""
             record, shown = reading.read(
                 Panel(trained, mirror), found.picture, found.boxes, found.path, to,
-                self.image_size, self.grades, spacing, reading.Reference.of(trained.fitted),
+                self.image_size, self.grades, spacing, reference,
                 planes, self.lexicon, text,
             )  # fmt: skip
             record["frame"] = found.number
             record["models"] = [model.name for model in trained.members]
             record["temperatures"] = [temperature(model) for model in trained.members]
             record["scale"] = self.scale
+            if reference.familiar is None:
+                record["notes"].append(familiar.UNKNOWN)
             record["thresholds"] = [row._asdict() for row in self.thresholds]
             for view in record["views"]:
                 view["means"] = meaning.get(view["category"])
@@ -701,7 +703,8 @@ class LesionTask(Task):
         if not same and len(names) > 2:
             ask, names, from_ = evaluating.reduced(ask, self.high), ("low", "high"), 1
         lexicon = evaluating.worded(self.lexicon, origin.lexicon)
-        judged = evaluating.ask_all(ask, split, names, from_, lexicon, Familiar.of(trained.fitted))
+        kind = Familiar.of(trained.fitted)
+        judged = evaluating.ask_all(ask, split, names, from_, lexicon, kind)
         points = operating.shared(fitted)
         record = {
             "models": [model.name for model in trained.members],
@@ -724,7 +727,7 @@ class LesionTask(Task):
                 known=all(own is not None for own in seen),
                 started=any(model.init for model in trained.members),
                 unworded=evaluating.unworded(split.cases, lexicon),
-                unlike=int(judged.frame["unlike"].sum()),
+                unlike=None if kind is None else int(judged.frame["unlike"].sum()),
                 reduced=None if same else (origin.grades, limit, self.grades, self.high),
             )
         )
@@ -875,10 +878,8 @@ class LesionTask(Task):
         parts = split_patients(collection.cases, np.random.default_rng(0))
         if collection.cases and min(map(len, parts)) == 0:
             count = len({case.patient for case in collection.cases})
-            problems.append(
-                f"{source}: {len(collection.cases)} cases of {count} patients are too few to be "
-                "split in three"
-            )
+            of = f"{len(collection.cases)} cases of {count} patient{'s' * (count > 1)}"
+            problems.append(f"{source}: {of} are too few to be split in three")
         if strict:
             problems, doubts = [*problems, *(f"looks odd: {doubt}" for doubt in doubts)], []
         return Verdict(len(collection.cases), problems, doubts)
@@ -944,12 +945,6 @@ def _frames(path: Path, wanted: str | None) -> list[int | None]:
     if wanted == "all":
         return list(range(1, count + 1))
     return [(count + 1) // 2 if wanted == "middle" else int(wanted)]
-
-
-def _sights(inputs: Tensor, texture: Tensor) -> list[NDArray[np.float64]]:
-    """Return the `sight` of each of B images, (B, 1, S, S), with their texture, (B, 2 C)."""
-    both = zip(inputs[:, 0].numpy(), texture.float().cpu().numpy(), strict=True)
-    return [sight(grid, own) for grid, own in both]
 
 
 def _authority(cases: Sequence[Case]) -> str:

@@ -614,15 +614,15 @@ class _Scores:
         return _naming(said, found)
 
     def _diverging(self) -> list[str]:
-        """Name rows that others are compared with, and that mostly diverge."""
+        """Name rows that others are compared with, and half or more of whose cells diverge."""
         found = []
         for i in sorted({i for i in (self.base, *self.asked) if i is not None}):
             ended = [cell.diverged for cell in self.rows[i].finals]
             if 2 * sum(ended) >= len(ended):
                 found.append(f"{self.names[i]} ({sum(ended)} of {len(ended)} cells)")
         said = (
-            "to be better than a row that mostly diverges, whose numbers are the worst on the "
-            "board, says little: "
+            "to be better than a row half or more of which diverges, whose numbers are the worst "
+            "on the board, says little: "
         )
         return _naming(said, found)
 

@@ -108,7 +108,7 @@ def compact(board: Board, shown: pd.DataFrame) -> pd.DataFrame:
 
 
 def _number(value: float, digits: int) -> str:
-    return "-" if pd.isna(value) else f"{value:.{digits}f}"
+    return "-" if pd.isna(value) else f"{value:z.{digits}f}"
 
 
 def _spread(mean: float, deviation: float, digits: int) -> str:
@@ -119,7 +119,7 @@ def _spread(mean: float, deviation: float, digits: int) -> str:
 def _intervals(rows: pd.DataFrame, name: str, digits: int) -> list[str]:
     table = rows[[name, f"{name}_low", f"{name}_high"]].to_numpy(float)
     return [
-        _number(v, digits) + (f" [{a:.{digits}f}, {b:.{digits}f}]" if math.isfinite(a) else "")
+        _number(v, digits) + (f" [{a:z.{digits}f}, {b:z.{digits}f}]" if math.isfinite(a) else "")
         for v, a, b in table
     ]
 

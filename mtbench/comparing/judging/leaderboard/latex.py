@@ -131,7 +131,7 @@ def _side_by_side(boards: Sequence[Board], width: Width) -> str:
         known = table[table["complete"] & table["delta_m"].notna()].to_dict("index")
         for i, name in enumerate(order):
             row = known.get(name)
-            text = _signed(f"{row['delta_m']:.2f}{_SIGNS.get(row['told'], '')}") if row else "–"
+            text = _signed(f"{row['delta_m']:z.2f}{_SIGNS.get(row['told'], '')}") if row else "–"
             plain[i].append(text)
             rows[i].append(_cell(text, row["mark"] if row else "", False))
     bases = ", ".join(dict.fromkeys(board.baseline for board in boards if board.baseline))
