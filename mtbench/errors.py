@@ -47,11 +47,14 @@ def did_you_mean(
     "did you mean 'cagrad'?"
     >>> did_you_mean("xyz", ["ew", "cagrad"])
     'known: cagrad, ew'
+    >>> did_you_mean("CAGrad", ["cagrad", "ew"])
+    "did you mean 'cagrad'?"
     >>> did_you_mean("metod", ["method"], {"method": "--method"})
     "did you mean '--method'?"
     """
-    known = sorted(known)
-    close = get_close_matches(name, known, n=1)
+    spelt = {one.casefold(): one for one in sorted(known)}
+    close = get_close_matches(name.casefold(), spelt, n=1)
     if close:
-        return f"did you mean {written.get(close[0], close[0])!r}?"
-    return f"known: {', '.join(written.get(one, one) for one in known) or 'none'}"
+        one = spelt[close[0]]
+        return f"did you mean {written.get(one, one)!r}?"
+    return f"known: {', '.join(written.get(one, one) for one in sorted(known)) or 'none'}"

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from mtbench.balancing.accumulation import Held
-from mtbench.balancing.distributed import Ranks, processes
+from mtbench.balancing.distributed import Ranks, differ, lengths_of, processes, refuse_wrapped
 from mtbench.balancing.engine import Engine, largest
 from mtbench.balancing.step import Again, Residuals, Shared, Space, Step, scalars
 from mtbench.balancing.watch import HOOKS, Watch, noted
@@ -143,7 +143,7 @@ class Balancer(nn.Module, ABC):
             if isinstance(number, bool) or not isinstance(number, Integral):
                 raise UsageError(f"{self._called}: {name} must be an integer, found {number!r}")
         if num_objectives < 1:
-            raise ValueError(
+            raise StepError(
                 f"{self._called}: num_objectives must be at least 1, found {num_objectives}"
             )
         if not -(2**63) <= seed < 2**64:  # what torch takes
@@ -202,12 +202,7 @@ class Balancer(nn.Module, ABC):
             with torch.inference_mode(mode=False), torch.enable_grad():
                 return self.backward(losses, **said)
         step, names = self._step(losses, said)
-        if not self.watch.calls and not step.speaks_of_ranks and (size := processes()) > 1:
-            raise StepError(
-                f"torch.distributed joins {size} processes, whose gradients would not be averaged:"
-                " give ranks=Group() of mtbench.balancing.distributed, with losses of the whole "
-                "batch and no DistributedDataParallel; or ranks=ALONE if each trains by itself"
-            )
+        unspoken = not self.watch.calls and not step.speaks_of_ranks and processes() > 1
         if self.watch.begins():
             self.watch.look(self._called, self.parameters(), self._hooks(), step.transient)
         if self._held is not None:
@@ -221,11 +216,22 @@ class Balancer(nn.Module, ABC):
         empty = step.ranks.size == 1 and not any(loss.requires_grad for loss in step.losses)
         self.watch.idle = overflows or empty
         weights: Tensor | None
+        trained = list(step.trained) if unspoken else []  # of a graph that is still there
         if self.watch.idle:
             step.descend(step.total())
             weights = torch.full_like(step.host_values, float(overflows))
         else:
             weights = self.balance(step)
+            # Of whom each is said to train by itself, those who took gradients apart.
+            alone = self.watch.calls == 1 and not unspoken and step.ranks.size == 1
+            if alone and step.is_apart and processes() > 1:
+                refuse_wrapped(step.shared)
+        if unspoken and differ([*step.read, *lengths_of(p.grad for p in trained)]):
+            raise StepError(
+                "losses or gradients differ between the processes that torch.distributed joins: "
+                "give ranks=Group() of mtbench.balancing.distributed, with losses of the whole "
+                "batch and no DistributedDataParallel; or ranks=ALONE if each trains by itself"
+            )
         hooked, step.engine.hooked = step.engine.hooked, {}
         for parameter in hooked.values():
             for hook in list(parameter._post_accumulate_grad_hooks.values()):

@@ -19,16 +19,21 @@ All ranks then compute the same weights from the same numbers and the same gener
 same step: what a method keeps agrees without being sent.
 """
 
+import gc
+import itertools
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtbench.errors import MtbenchError, RunError, UsageError
+from mtbench.errors import MtbenchError, RunError, StepError, UsageError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup, Work
@@ -306,6 +311,64 @@ def processes() -> int:
 
     joined = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if joined else 0
+
+
+_asked = itertools.count()
+
+
+def differ(found: Sequence[float]) -> bool:
+    """Return whether the processes that torch.distributed has joined found different numbers.
+
+    All processes ask as often. They leave theirs in the store and read the others': in a collective
+    call, one that never comes would make all wait.
+    """
+    from torch import distributed
+
+    turn = next(_asked)
+    store = distributed.distributed_c10d._get_default_store()
+    keys = [f"mtbench-found-{turn}-{rank}" for rank in range(distributed.get_world_size())]
+    store.set(keys[distributed.get_rank()], json.dumps(found))
+    try:
+        store.wait(keys, timedelta(seconds=GRACE))
+    except RuntimeError:  # somebody does something else
+        return True
+    theirs = [json.loads(store.get(key)) for key in keys]
+    return not all(
+        len(other) == len(found) and np.allclose(other, found, rtol=1e-3, atol=0, equal_nan=True)
+        for other in theirs
+    )
+
+
+def lengths_of(gradients: Iterable[Tensor | None]) -> list[float]:
+    """Return gradients' lengths, but for those of which each process has a part.
+
+    Losses may be the same whatever the samples, where heads begin with zeros. Gradients are not.
+    """
+    return [
+        float((g if g.layout == torch.strided else g.to_dense()).detach().norm())
+        for g in gradients
+        if g is not None and not hasattr(type(g), "placements")
+    ]
+
+
+def refuse_wrapped(parameters: Iterable[Tensor]) -> None:
+    """Refuse parameters of a model that is wrapped in DistributedDataParallel.
+
+    It leaves no trace on them, so all objects that there are get asked.
+
+    Raises:
+        StepError: there is one.
+    """
+    own = {id(p) for p in parameters}
+    for held in gc.get_objects():
+        if issubclass(type(held), nn.parallel.DistributedDataParallel) and any(
+            id(p) in own for p in held.parameters()
+        ):
+            raise StepError(
+                "DistributedDataParallel averages what Tensor.backward gives, and this method takes"
+                " gradients objective by objective: give ranks=Group() with losses of the whole "
+                "batch, or take a method that descends one scalar"
+            )
 
 
 def started() -> bool:

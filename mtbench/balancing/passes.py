@@ -102,6 +102,16 @@ class Passes:
         self._frees = self._frees_heads or (self.transient and bool(self.roles.cut))
 
     @property
+    def trained(self) -> Iterator[Tensor]:
+        """What the losses reach and is trained."""
+        return chain(self.parting.shared, *self.parting.heads)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether gradients were taken objective by objective."""
+        return "roles" in vars(self)
+
+    @property
     def told(self) -> bool:
         """Whether it was said what is shared, by the parameters or by the features above them."""
         return self._at_features or self._chosen is not None

@@ -65,6 +65,7 @@ FEW = ["ew", "uw", "famo", "rlar", "rotograd", "mgda", "graddrop", "samo+fairgra
        "ntkmtl, features", "mgda, features", "ew, samples coupled"]  # fmt: skip
 TOLERANCE = 1e-6
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+UNSPOKEN = ["ew", "mgda", "graddrop"]
 MICRO = ["ew", "uw", "mgda", "samo+ew"]
 LOOPS = ["ew", "uw", "famo", "mgda", "trimmed_mean", "rlar", "imtl", "chebyshev"]
 SHARD = ["ew", "uw", "gls", "stch"]
@@ -318,12 +319,34 @@ def _micro_batches(ranks: Ranks, group: Any, method: str) -> float:
     return _apart(*ends)
 
 
-def _unspoken() -> str:
-    """Return what is said where nobody says who shares the batch, though losses are the same."""
-    x = nn.Parameter(torch.ones(2))
-    with pytest.raises(ValueError, match="give ranks=Group") as caught:
-        Method.find("ew")(2).backward([x.sum(), x.square().sum()])
-    return str(caught.value)
+def _unspoken(method: str, samples: Tensor) -> str:
+    """Return what is said where nobody says who shares the batch.
+
+    Heads begin with zeros: losses are the same whatever the samples.
+    """
+    body, heads = nn.Linear(3, 4, bias=False), [nn.Linear(4, 1), nn.Linear(4, 1)]
+    nn.init.ones_(body.weight)
+    for head in heads:
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    z = body(samples)
+    losses = [(head(z) - 1).square().mean() for head in heads]
+    try:
+        Method.find(method)(2).backward(losses)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _wrapped(method: str, group: Any) -> str:
+    """Return why a wrapped model is refused where each process is said to train by itself."""
+    model = nn.parallel.DistributedDataParallel(nn.Linear(3, 2), process_group=group)
+    losses = list(model(torch.ones(4, 3)).square().mean(0).unbind())
+    try:
+        Method.find(method)(2).backward(losses, ranks=ALONE)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _own_residuals(ranks: Ranks) -> str:
@@ -445,7 +468,10 @@ def _work(out: Path) -> None:
     found["own residuals"] = _own_residuals(two)
     for name in MICRO:
         found[f"{name}, micro-batches"] = _micro_batches(two, groups[pair], name)
-    found["unspoken"] = _unspoken()
+    for name in UNSPOKEN:
+        alike, own = torch.ones(2, 3), torch.ones(2, 3) + four.rank
+        found[f"{name}, unspoken"] = [_unspoken(name, x) for x in (alike, own)]
+    found["wrapped"] = [_wrapped("ew", groups[pair]), _wrapped("mgda", groups[pair])]
     for name in (*SHARD, *SHARD_NOT):
         found[f"{name}, sharded"] = _sharded(four, name)
     if two.rank == 0:
@@ -491,8 +517,17 @@ def test_micro_batches_of_a_model_that_is_wrapped(found: dict[str, Any], name: s
     assert found[f"{name}, micro-batches"] < TOLERANCE
 
 
-def test_processes_have_to_be_spoken_of_whatever_their_losses(found: dict[str, Any]):
-    assert "torch.distributed joins 4 processes" in found["unspoken"]
+@pytest.mark.parametrize("name", UNSPOKEN)
+def test_processes_on_different_samples_have_to_be_spoken_of(found: dict[str, Any], name: str):
+    alike, own = found[f"{name}, unspoken"]
+    assert not alike
+    assert "losses or gradients differ between the processes" in own
+
+
+def test_a_wrapped_model_is_averaged_as_one_scalar_alone(found: dict[str, Any]):
+    scalar, apart = found["wrapped"]
+    assert not scalar
+    assert "DistributedDataParallel averages what Tensor.backward gives" in apart
 
 
 @pytest.mark.parametrize("name", SHARD)
