@@ -35,7 +35,7 @@ def list_(
         from mtbench.comparing.planning.suite import load, shipped
 
         for name in shipped():
-            typer.echo(f"{name}  {load(name).title}")
+            typer.echo(f"{name}  {load(name).title.removeprefix(f'{name}: ')}")
         return
     found = entries("method" if kind is Kinds.methods else "task", plugin or [])
     if not markdown:
