@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 CENTIMETRES = 3  # of Physical Units X/Y Direction, PS3.3 C.8.5.5.1.15
 PLANE = 1  # of Region Spatial Format: 2-D; others are M-mode, spectra, graphs
 SPACINGS = "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"
-MODALITIES = "", "US", "IVUS", "OT", "SC"  # ultrasound, or what says nothing of it
+MODALITIES = "", "US", "IVUS", "CD", "DD", "EC", "OT", "SC"
+"""Ultrasound, by names of today and retired ones, or what says nothing of it."""
+
 AGREE = 0.02  # share by which spacings of one image may differ
 LEADING = {b"\x02\0", b"\x08\0"}  # group of the first element of a file without preamble
 
