@@ -673,7 +673,7 @@ def _scale(given: "float | torch.amp.GradScaler", device: torch.device) -> float
         given.scale(torch.ones((), device=device))  # torch makes the scale at its first use
         return float(given.get_scale())
     number = isinstance(given, (float, Real, Tensor)) and given is not True
-    if not (number and 0 < given < inf):
+    if not (number and given > 0):  # an overflow makes it infinite
         raise StepError(
             f"Step: loss_scale must be a GradScaler, or a number above 0, found {given!r}"
         )
