@@ -72,7 +72,7 @@ class Bilevel(Balancer):
         """Move the weights by what a virtual step would do, and apply them."""
         step.release()
         weights, ahead = self.current(), Ahead(step)
-        if ahead.jacobian.isfinite().all():
+        if ahead.finite:
             with moved(ahead.parameters, ahead.offsets(-self.rate * weights)):
                 slope = -self.rate * self.slope(step.validation(), ahead)
             if slope.isfinite().all():
@@ -93,6 +93,7 @@ class Ahead:
         jacobian: of the shared parameters, (K, d).
         parameters: these, and those of the heads.
         live: which objectives have a gradient, (K,).
+        finite: whether the Jacobian is.
     """
 
     def __init__(self, step: Step) -> None:
@@ -105,7 +106,9 @@ class Ahead:
             for head in self._heads
         ]
         own = torch.stack([vector.any() for vector in self._own])
-        self.live = (self.jacobian.any(dim=1) | own).cpu()
+        found = torch.cat([self.jacobian.any(dim=1) | own, self.jacobian.isfinite().all()[None]])
+        found = found.cpu()  # in one piece: each makes the host wait
+        self.live, self.finite = found[:-1], bool(found[-1])
 
     def offsets(self, weights: Tensor) -> list[Tensor]:
         """Return the weighted sum of the gradients, parameter by parameter."""

@@ -1,7 +1,6 @@
 """RLAR: penalise the alignment of the objectives' adversarial directions in latent space."""
 
 from collections.abc import Sequence
-from functools import cache
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -164,7 +163,7 @@ class RLAR(Scalarizer):
         directions, live = _directions(sensitivities, ranks)
         cosines = directions @ directions.mT
         K, device = len(sensitivities), cosines.device
-        j, k = _pairs(K, device)
+        j, k = torch.triu_indices(K, K, offset=1, device=device)
         signed = cosines[:, j, k]  # (B, pairs)
         cosine = signed.abs() if self.mode == "absolute" else signed
         both = live[:, j] & live[:, k]
@@ -179,13 +178,6 @@ class RLAR(Scalarizer):
     def after_epoch(self) -> None:
         """Count the epoch."""
         self.epoch += 1
-
-
-@cache
-def _pairs(K: int, device: torch.device) -> tuple[Tensor, ...]:
-    """Return the first and the second of each pair of K."""
-    with torch.inference_mode(mode=False):  # training may ask later
-        return torch.triu_indices(K, K, offset=1, device=device).unbind()
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

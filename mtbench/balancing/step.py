@@ -384,20 +384,16 @@ class Step(Passes):
 
         Costs the heads' backward once and K encoder backwards.
         """
-        self._send()
+        _ = self._sent
         blocks = self.whole.blocks
         return self._unscaled(blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1))
 
-    def _send(self) -> None:
-        """Send the losses to the host: whoever reads them waits for the forward pass only.
+    @cached_property
+    def _sent(self) -> tuple[Tensor, torch.cuda.Event | None]:
+        """The losses on their way to the host: whoever reads them waits for the forward pass only.
 
         What is asked of the device afterwards goes on meanwhile.
         """
-        if not self.losses[0].is_cpu:
-            _ = self._sent
-
-    @cached_property
-    def _sent(self) -> tuple[Tensor, torch.cuda.Event | None]:
         sent = self.observed.to("cpu", non_blocking=True)
         event = torch.cuda.Event() if self.observed.is_cuda else None  # type: ignore[no-untyped-call]
         if event is not None:
@@ -407,8 +403,6 @@ class Step(Passes):
     @cached_property
     def read(self) -> list[float]:
         """`observed`, as numbers; NaN says that there is no label."""
-        if self.losses[0].is_cpu:
-            return [loss.item() for loss in self.losses]
         sent, event = self._sent
         if event is not None:
             event.synchronize()
@@ -427,7 +421,7 @@ class Step(Passes):
         Args:
             space: ``"shared"`` parameters, or ``"features"`` (no encoder backward is paid).
         """
-        self._send()
+        _ = self._sent
         if space not in self.gramians:
             if space == "features":
                 blocks = [
@@ -481,7 +475,7 @@ class Step(Passes):
                 encoder backward is paid.
             head_weights: as in `assign`.
         """
-        self._send()
+        _ = self._sent
         shared, rest, _, _ = self.roles
         written: Iterable[tuple[Tensor, Tensor | None]] = ()
         if space == "shared" and self.engine.parts == 1:
@@ -503,7 +497,7 @@ class Step(Passes):
         """
         if not objective.requires_grad:  # a batch may hold no label at all
             return
-        self._send()
+        _ = self._sent
         if self.ranks.size == 1:
             seed = None if self.loss_scale == 1 else torch.full_like(objective, self.loss_scale)
             try:

@@ -16,7 +16,7 @@ from mtbench.training.data import (
 )
 from mtbench.training.task import Batch, Meter, Progress
 
-SIZES = {"first": 20, "second": 7}
+SIZES = {"near": 20, "far": 7}
 
 
 class Domains(Task):
