@@ -167,13 +167,13 @@ class RLAR(Scalarizer):
         signed = cosines[:, j, k]  # (B, pairs)
         cosine = signed.abs() if self.mode == "absolute" else signed
         both = live[:, j] & live[:, k]
-        excess = torch.relu(cosine - self.margin).square()
-        count = ranks.total(both.sum()).clamp(min=1)
-        penalty = ranks.total(torch.where(both, excess, 0).sum()) / count
-        with torch.no_grad():
-            acts = ranks.total((both & (excess > 0)).sum(dtype=signed.dtype)) / count
-            alignment = ranks.total(torch.where(both, signed, 0).sum()) / count
-        return penalty, acts, alignment
+        excess = torch.where(both, torch.relu(cosine - self.margin).square(), 0)
+        with torch.no_grad():  # in one piece: ranks exchange it at once
+            told = both, excess > 0, torch.where(both, signed, 0)
+            sums = torch.stack([value.sum(dtype=signed.dtype) for value in told])
+            count, acts, alignment = ranks.total(sums).unbind()
+            count = count.clamp(min=1)
+        return ranks.total(excess.sum()) / count, acts / count, alignment / count
 
     def after_epoch(self) -> None:
         """Count the epoch."""
