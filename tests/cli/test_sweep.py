@@ -149,7 +149,7 @@ def test_a_sweep_ends_where_all_is_decided(mtbench: Mtbench, tiny: Path, tmp_pat
     assert re.search(r"told with probability 0.8, as one of 2 comparisons at 5 %: .* 0\.\d\d", said)
     assert re.search(r"paired standard deviation \d+\.\d\d points of delta-m, by the pilot", said)
     assert "--until decided" in said
-    assert "epochs=1: nothing is measured here: what that is" in mtbench("plan", file, *more)[1]
+    assert "  - nothing is measured here: what that is" in mtbench("plan", file, *more)[1]
     stated = '\nmeasured = {deviation = 3.0, seconds = 9.0, origin = "a [small] one"}\n'
     file.write_text(file.read_text() + stated)
     code, said, err = mtbench("plan", file, *more)
@@ -402,7 +402,7 @@ def test_killed_at_random_moments_it_ends_the_same(tiny: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("command", ["plan", "sweep"])
 def test_a_suite_that_is_none_is_refused(mtbench: Mtbench, tmp_path: Path, command: str) -> None:
-    refused(mtbench(command, "quik"), "no suite 'quik': did you mean 'quick'?")
+    refused(mtbench(command, "quik"), "unknown suite 'quik': did you mean 'quick'?")
     file = tmp_path / "bad.toml"
     file.write_text("version = ")
     refused(mtbench(command, file), str(file), "is no TOML")
@@ -420,5 +420,5 @@ def test_what_cannot_be_is_refused(mtbench: Mtbench, tiny: Path, tmp_path: Path)
     out = tmp_path / "o"
     refused(mtbench("sweep", "ddti", "--data", tmp_path, "--out", out), "is no DDTI folder")
     refused(mtbench("status", tmp_path / "none"), "no such folder")
-    refused(mtbench("status", tmp_path, "quik"), "no suite 'quik'")
+    refused(mtbench("status", tmp_path, "quik"), "unknown suite 'quik'")
     assert not (out / "thyroid").exists()

@@ -149,7 +149,7 @@ def test_what_is_wrong_is_told(tmp_path: Path, old: str, new: str, said: str) ->
 
 
 def test_no_such_suite(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no suite 'quik': did you mean 'quick'"):
+    with pytest.raises(UsageError, match=r"unknown suite 'quik': did you mean 'quick'"):
         load("quik")
     with pytest.raises(UsageError, match=r"cannot be read \(No such file"):
         load(str(tmp_path / "none.toml"))

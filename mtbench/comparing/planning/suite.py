@@ -314,9 +314,8 @@ def load(given: str) -> Suite:
     if file.suffix != ".toml":
         known = shipped()
         if given not in known:
-            raise UsageError(
-                f"no suite {given!r}: {did_you_mean(given, known)} (or give a .toml file)"
-            )
+            hint = did_you_mean(given, known, listed="mtbench list suites")
+            raise UsageError(f"unknown suite {given!r}: {hint} (or give a .toml file)")
         file = known[given]
     try:
         content = toml.load(file)
