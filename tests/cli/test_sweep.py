@@ -187,6 +187,32 @@ def test_a_sweep_from_plan_to_leaderboard(mtbench: Mtbench, tiny: Path, tmp_path
     assert mtbench("leaderboard", out)[0] == 0
 
 
+DRAWN = """
+
+    def figures(self, predictor, splits, folder):
+        found = [folder / "predictions.png"]
+        found[0].write_bytes(b"of test samples")
+        return found
+"""
+
+
+def test_figures_of_a_sweep_are_sealed_as_test_numbers_are(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
+    (drawing := tmp_path / "tiny.py").write_text(tiny.read_text() + DRAWN)
+    file, out = suite(tmp_path, "stl", "ew"), tmp_path / "out"
+    common = ("--plugin", drawing, "--out", out)
+    assert mtbench("sweep", file, "--jobs", 1, *common)[0] == 0
+    assert not list(out.rglob("test.opened"))
+    assert {p.parent.name for p in out.rglob("predictions.png")} == {".sealed"}
+    assert mtbench("sweep", file, "--jobs", 1, *common)[0] == 0  # nothing is drawn again
+    assert mtbench("leaderboard", out)[0] == 0
+    opened = {p.parent for p in out.rglob("predictions.png")}
+    assert len(opened) == 2
+    assert opened <= {p.parent for p in out.rglob("test.opened")}
+    assert not list(out.rglob(".sealed"))
+
+
 def test_a_plan_tells_what_does_not_run(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "broken.py"
     plugin.write_text(BROKEN.format(what="raise ZeroDivisionError"))
