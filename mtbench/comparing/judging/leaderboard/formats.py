@@ -199,10 +199,31 @@ def to_markdown(board: Board, columns: Sequence[str] | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def short_titles(titles: Sequence[str]) -> list[str]:
+    """Return titles by their first word, and what sets those apart that begin alike.
+
+    >>> short_titles(["digits a=1 suite=x", "qm9 b=2 suite=x"])
+    ['digits', 'qm9']
+    >>> short_titles(["us noise=0 suite=x", "us noise=1 suite=x"])
+    ['us noise=0', 'us noise=1']
+    >>> short_titles(["us a=1", "us a=1 noise=1", "qm9 b=2"])
+    ['us', 'us noise=1', 'qm9']
+    """
+    words = [title.split() for title in titles]
+    alike: dict[str, list[set[str]]] = {}
+    for own in words:
+        alike.setdefault(own[0], []).append(set(own))
+    common = {first: set.intersection(*others) for first, others in alike.items()}
+    return [
+        " ".join([own[0], *(word for word in own[1:] if word not in common[own[0]])])
+        for own in words
+    ]
+
+
 def overall_markdown(overall: Overall) -> str:
     """Return the boards together as Markdown: ranks, and delta-m where it is known."""
     lines = ["### All boards", "", f"Ranks by {overall.ranked_by} among these methods.", ""]
-    heads = ["method", "rank ↓", "mean Δm % ↓", *(f"rank: {b}" for b in overall.boards)]
+    heads = ["method", "rank ↓", "mean Δm % ↓", *short_titles(overall.boards)]
     lines += ["| " + " | ".join(map(inert.markdown, heads)) + " |", "|" + "---|" * len(heads)]
     for i, method in enumerate(overall.methods):
         numbers = [

@@ -9,7 +9,7 @@ import pandas as pd
 from mtbench.comparing import inert
 from mtbench.comparing.judging.deciding import ALPHA, VERDICTS
 from mtbench.comparing.judging.leaderboard.board import Board
-from mtbench.comparing.judging.leaderboard.formats import marks, notes, readable
+from mtbench.comparing.judging.leaderboard.formats import marks, notes, readable, short_titles
 
 Width = Literal["column", "page"]
 
@@ -145,27 +145,6 @@ def _side_by_side(boards: Sequence[Board], width: Width) -> str:
     apart = sum(name in references for name in order)
     caption += "Best in bold, second underlined."
     return _tables(heads, rows, plain, apart, caption, "tab:tasks", width)
-
-
-def short_titles(titles: Sequence[str]) -> list[str]:
-    """Return titles by their first word, and what sets those apart that begin alike.
-
-    >>> short_titles(["digits a=1 suite=x", "qm9 b=2 suite=x"])
-    ['digits', 'qm9']
-    >>> short_titles(["us noise=0 suite=x", "us noise=1 suite=x"])
-    ['us noise=0', 'us noise=1']
-    >>> short_titles(["us a=1", "us a=1 noise=1", "qm9 b=2"])
-    ['us', 'us noise=1', 'qm9']
-    """
-    words = [title.split() for title in titles]
-    alike: dict[str, list[set[str]]] = {}
-    for own in words:
-        alike.setdefault(own[0], []).append(set(own))
-    common = {first: set.intersection(*others) for first, others in alike.items()}
-    return [
-        " ".join([own[0], *(word for word in own[1:] if word not in common[own[0]])])
-        for own in words
-    ]
 
 
 def _cell(text: str, mark: str, is_name: bool) -> str:
