@@ -354,16 +354,16 @@ def lengths_of(gradients: Iterable[Tensor | None]) -> list[float]:
 def refuse_wrapped(parameters: Iterable[Tensor]) -> None:
     """Refuse parameters of a model that is wrapped in DistributedDataParallel.
 
-    It leaves no trace on them, so all objects that there are get asked.
+    It leaves no trace on them, nor on the graph: its hooks are C++, which no node lists. So its
+    objects are found through their class.
 
     Raises:
         StepError: there is one.
     """
     own = {id(p) for p in parameters}
-    for held in gc.get_objects():
-        if issubclass(type(held), nn.parallel.DistributedDataParallel) and any(
-            id(p) in own for p in held.parameters()
-        ):
+    wrapper = nn.parallel.DistributedDataParallel
+    for held in gc.get_referrers(wrapper, *wrapper.__subclasses__()):
+        if isinstance(held, wrapper) and any(id(p) in own for p in held.parameters()):
             raise StepError(
                 "DistributedDataParallel averages what Tensor.backward gives, and this method takes"
                 " gradients objective by objective: give ranks=Group() with losses of the whole "

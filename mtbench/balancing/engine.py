@@ -119,14 +119,15 @@ def grad(
 
 
 def explain(error: RuntimeError) -> None:
-    """Say in one line what torch complains of, if it is the user's to mend.
+    """Say in one line what the user can do about what torch complains of, and its first sentence.
 
     Raises:
-        StepError: it is.
+        StepError: something can be done.
     """
     for words, remedy in _COMPLAINTS.items():
         if words in str(error):
-            raise StepError(remedy) from None
+            said = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
+            raise StepError(f"{remedy} (torch says: {said})") from None
 
 
 def _is_on_graph(point: Tensor | GradientEdge) -> bool:

@@ -6,7 +6,7 @@ from itertools import accumulate as running_sums
 from itertools import chain
 from math import inf, isnan
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -661,14 +661,14 @@ def _parameters(shared: Shared) -> tuple[tuple[str, Tensor], ...]:
     return tuple(found.values())
 
 
-def _scale(given: "float | torch.amp.GradScaler", device: torch.device) -> float:
+def _scale(given: Any, device: torch.device) -> float:
     """Return S."""
     if isinstance(given, torch.amp.GradScaler):
         given.scale(torch.ones((), device=device))  # torch makes the scale at its first use
         return float(given.get_scale())
-    number = isinstance(given, (float, Real, Tensor)) and given is not True
-    if not (number and given > 0):  # an overflow makes it infinite
-        raise StepError(
-            f"Step: loss_scale must be a GradScaler, or a number above 0, found {given!r}"
-        )
-    return float(given)
+    is_tensor = isinstance(given, Tensor)
+    number = given.item() if is_tensor and given.numel() == 1 else given
+    if not isinstance(number, (float, Real)) or number is True or not number > 0:  # may be inf
+        found = f"a tensor of shape {tuple(given.shape)}" if is_tensor else repr(given)
+        raise StepError(f"Step: loss_scale must be a GradScaler, or a number above 0, found {found}")
+    return float(number)

@@ -123,11 +123,16 @@ def _is_read(method: type, parameter: str) -> bool:
         and any(isinstance(to, ast.Attribute) and to.attr == parameter for to in node.targets)
         for part in ast.walk(node.value)
     }
-    return any(
-        getattr(node, "id", getattr(node, "attr", None)) == parameter and node not in kept
-        for node in nodes
-        if isinstance(getattr(node, "ctx", None), ast.Load)
-    )
+    return any(_name_read(node) == parameter and node not in kept for node in nodes)
+
+
+def _name_read(node: ast.AST) -> str | None:
+    match node:
+        case ast.Name(id=name, ctx=ast.Load()) | ast.Attribute(attr=name, ctx=ast.Load()):
+            return name
+        case ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(value=str(name)), *_]):
+            return name
+    return None
 
 
 def same(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> bool:

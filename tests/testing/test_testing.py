@@ -341,6 +341,17 @@ class Unread(Tuned):
         self.exponent = float(exponent)
 
 
+class ReadByName(Unread):
+    """Its parameter is read, by `getattr`."""
+
+    def __init__(self, num_objectives: int, seed: int = 0, *, curvature: float = 0.5) -> None:
+        super().__init__(num_objectives, seed)
+        self.curvature = float(curvature)
+
+    def weights(self, gramian, losses):
+        return losses ** getattr(self, "curvature")  # noqa: B009 - what this is about
+
+
 class Misspelt(Tuned):
     @classmethod
     def suggest(cls, trial, num_objectives):
@@ -460,6 +471,10 @@ def test_no_rule_is_broken_without_a_reason(method):
     for check in RULES:
         if method is not Good or check is not contract.test_what_it_is_given_stays:
             check(method)
+
+
+def test_a_parameter_may_be_read_by_its_name():
+    contract.test_can_be_constructed(ReadByName)
 
 
 def test_a_method_may_hold_a_module_and_what_holds_itself():
