@@ -669,6 +669,8 @@ def _scale(given: Any, device: torch.device) -> float:
     is_tensor = isinstance(given, Tensor)
     number = given.item() if is_tensor and given.numel() == 1 else given
     if not isinstance(number, (float, Real)) or number is True or not number > 0:  # may be inf
-        found = f"a tensor of shape {tuple(given.shape)}" if is_tensor else repr(given)
-        raise StepError(f"Step: loss_scale must be a GradScaler, or a number above 0, found {found}")
+        shown = f"a tensor of shape {tuple(given.shape)}" if is_tensor else repr(given)
+        raise StepError(
+            f"Step: loss_scale must be a GradScaler, or a number above 0, found {shown}"
+        )
     return float(number)
