@@ -499,7 +499,7 @@ class Passes:
     def _looped(
         self, items: Sequence[Item], ranks: Ranks = ALONE, last: bool = False
     ) -> list[Tensor]:
-        device = (*self.roles.shared, self.losses[0])[0].device
+        device = next(iter(self.roles.shared), self.losses[0]).device
         sizes = [width(item) for item in items]
         block = self.engine.buffer(len(self.losses), sum(sizes), self._dtype, device)
         points = [point(item) for item in items]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mtbench.balancing.distributed import ALONE, Ranks, processes
 from mtbench.balancing.engine import Engine, explain, grad, gramian, must_be_whole
 from mtbench.balancing.graph import part
-from mtbench.balancing.jacobian import accumulate, views, width
+from mtbench.balancing.jacobian import accumulate, vector, views, width
 from mtbench.balancing.passes import DOUBT, Passes
 from mtbench.errors import StepError
 
@@ -190,32 +190,36 @@ class Step(Passes):
     def _beside(self, found: "Step | Sequence[Tensor | None]") -> "Step":
         if isinstance(found, Step):
             return found
-        beside = Step(
-            found,
-            shared=None if self._chosen is None else self.named_shared,
-            again=self._again,
-            validation=self._validation,
-            engine=self.engine,
-            loss_scale=self.loss_scale,
-            ranks=self.ranks.later,
-        )
+        shared = None if self._chosen is None else self.named_shared
+        beside = self.like(found, shared=shared, ranks=self.ranks.later)
         if torch.is_grad_enabled():
             beside.refuse_constants()
         return beside
 
+    def like(self, losses: Sequence[Tensor | None], **said: Any) -> "Step":
+        """Return a step of other losses in the same loop.
+
+        Args:
+            losses: as `Step` takes them.
+            said: likewise; what is not said of the loop is as here.
+        """
+        here = {
+            "again": self._again,
+            "validation": self._validation,
+            "engine": self.engine,
+            "loss_scale": self.loss_scale,
+            "ranks": self.ranks,
+        }
+        return Step(losses, **here | said)
+
     def at(self, shared: Shared) -> "Step":
         """Return the same forward pass, where gradients are compared at other parameters."""
-        beside = Step(
+        beside = self.like(
             self.losses,
             features=self.features if self._at_features else (),
             shared=shared,
             latent=self.latent if self._at_features or not self.features else self.features[0],
-            again=self._again,
-            validation=self._validation,
             residuals=self._residuals,
-            engine=self.engine,
-            loss_scale=self.loss_scale,
-            ranks=self.ranks,
         )
         beside.transient, beside._trained = self.transient, {id(p) for p in self.shared}
         return beside
@@ -271,18 +275,9 @@ class Step(Passes):
                 )
             factor = torch.where(squares > 0, 2 * loss.detach() / squares, 0)
             own = self.reached_by(k)
-            pairs = zip(
-                own,
-                self.gradient(loss, own),
-                self.gradient(factor * (value * residual).sum(), own),
-                strict=True,
-            )
-            sides = [
-                [torch.zeros_like(p) if g is None else g for g in (at_loss, at_residual)]
-                for p, at_loss, at_residual in pairs
-            ]
             wanted, found = (
-                torch.cat([side[i].flatten().double() for side in sides]) for i in range(2)
+                vector(self.gradient(objective, own), own).double()
+                for objective in (loss, factor * (value * residual).sum())
             )
             if wanted.isfinite().all() and not (found - wanted).norm() <= DOUBT * wanted.norm():
                 raise StepError(
@@ -329,16 +324,14 @@ class Step(Passes):
 
     def total(self, weights: Sequence[float] | Tensor | None = None) -> Tensor:
         """Return sum_k w_k L_k on the graph; the plain sum by default."""
-        if weights is None:
-            return sum(self.losses[1:], start=self.losses[0])
         if isinstance(weights, Tensor):
             # A weight's gradient is a loss, which may be NaN. Reading it could make the host wait.
             if weights.requires_grad and ("read" not in vars(self) or any(map(isnan, self.read))):
                 weights = torch.where(self.observed.isnan(), weights.detach(), weights)
             return (self._stacked * weights).sum()
-        terms: list[Tensor] = [
-            weight * loss for weight, loss in zip(weights, self.losses, strict=True)
-        ]
+        terms: Sequence[Tensor] = self.losses
+        if weights is not None:
+            terms = [weight * loss for weight, loss in zip(weights, self.losses, strict=True)]
         return sum(terms[1:], start=terms[0])
 
     @cached_property

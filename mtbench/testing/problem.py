@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.engine import Engine
+from mtbench.balancing.jacobian import vector
 from mtbench.balancing.model import MultitaskModel
 from mtbench.balancing.step import Step
 
@@ -135,9 +136,5 @@ class Problem:
 
 def flat(module: nn.Module) -> Tensor:
     """Return a module's gradient as one vector, zeros where there is none."""
-    return torch.cat(
-        [
-            torch.zeros(p.numel(), dtype=p.dtype) if p.grad is None else p.grad.flatten()
-            for p in module.parameters()
-        ]
-    )
+    own = list(module.parameters())
+    return vector([p.grad for p in own], own)

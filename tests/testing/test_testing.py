@@ -1,5 +1,6 @@
 """The contract catches what it is there to catch."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -352,6 +353,14 @@ class ReadByName(Unread):
         return losses ** getattr(self, "curvature")  # noqa: B009 - what this is about
 
 
+class Undefined(Weighs):
+    """Keeps a NaN that stays."""
+
+    def __init__(self, num_objectives: int, seed: int = 0) -> None:
+        super().__init__(num_objectives, seed)
+        self.last = math.nan
+
+
 class Misspelt(Tuned):
     @classmethod
     def suggest(cls, trial, num_objectives):
@@ -471,6 +480,10 @@ def test_no_rule_is_broken_without_a_reason(method):
     for check in RULES:
         if method is not Good or check is not contract.test_what_it_is_given_stays:
             check(method)
+
+
+def test_an_attribute_may_be_nan():
+    contract.test_state_is_in_the_state_dict(Undefined)
 
 
 def test_a_parameter_may_be_read_by_its_name():
