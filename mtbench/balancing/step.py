@@ -162,11 +162,11 @@ class Step(Passes):
                 "Step: no trainable parameter is left in shared=: hand over the model's own, which "
                 "require grad, or leave shared= out"
             )
-        if self.num_objectives > 1 and all(loss.requires_grad for loss in self.losses):
+        chosen = {id(p) for p in self._chosen}
+        apart = self.num_objectives > 1 and chosen.isdisjoint(map(id, self.parting.shared))
+        if apart and all(loss.requires_grad for loss in self.losses):
             for k, head in enumerate(self.parting.heads):
-                if {id(p) for p in self._chosen} <= {id(p) for p in head} - {
-                    id(p) for p in self.parting.shared
-                }:
+                if chosen <= {id(p) for p in head}:
                     raise StepError(
                         f"Step: only losses[{k}] reaches the parameters in shared=: hand over what "
                         "several losses reach, or leave shared= out"

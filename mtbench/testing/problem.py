@@ -1,6 +1,6 @@
 """The small regression that methods are tried on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -96,9 +96,6 @@ class Problem:
             engine=self.engine,  # as in a trainer, the next step's Jacobian takes this one's place
         )
 
-    def _losses_again(self, batch: int) -> Sequence[Tensor]:
-        return self.step(batch).losses
-
     def backward(self, batch: int = 0, with_features: bool = True) -> list[Tensor | None]:
         """Apply the method to one batch; return copies of all ``.grad``s."""
         self.balancer.backward(self.step(batch, with_features))
@@ -128,7 +125,7 @@ class Problem:
             optimizer.zero_grad()
             self.balancer.backward(self.step(batch))
             optimizer.step()
-            self.balancer.after_step(partial(self._losses_again, batch))
+            self.balancer.after_step(partial(self.step, batch))
             if batch % 2:
                 self.balancer.after_epoch()
         self.zero_grad()

@@ -311,6 +311,16 @@ def test_nothing_is_said_beside_a_step() -> None:
         balancer.backward(Step(net.losses()), loss_scale=8.0)
 
 
+def test_other_forward_passes_may_be_steps() -> None:
+    net, famos = Net(), [mtbench.balancer("famo", num_objectives=2) for _ in range(2)]
+    first, second = net.losses()
+    for famo, again in zip(famos, (list, Step), strict=True):
+        famo.backward(net.losses())
+        famo.after_step(lambda again=again: again([first / 3, second / 2]))
+    same([famos[0].logits], [famos[1].logits])
+    assert famos[0].logits.count_nonzero() > 0
+
+
 def test_other_forward_passes_may_name_their_losses() -> None:
     """By name, without a label, and counted, as the first pass."""
     net, balancer = Net(dtype=torch.float32), mtbench.balancer("famo", num_objectives=2)
