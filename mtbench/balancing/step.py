@@ -661,7 +661,8 @@ def _scale(given: Any, device: torch.device) -> float:
         return float(given.get_scale())
     is_tensor = isinstance(given, Tensor)
     number = given.item() if is_tensor and given.numel() == 1 else given
-    if not isinstance(number, (float, Real)) or number is True or not number > 0:  # may be inf
+    is_number = isinstance(number, (float, Real)) and number is not True
+    if not (is_number and number > 0):  # an overflow makes it infinite
         shown = f"a tensor of shape {tuple(given.shape)}" if is_tensor else repr(given)
         raise StepError(
             f"Step: loss_scale must be a GradScaler, or a number above 0, found {shown}"

@@ -120,8 +120,9 @@ def _is_read(method: type, parameter: str) -> bool:
     kept = {
         part
         for node in nodes
-        if isinstance(node, ast.Assign)
-        and any(isinstance(to, ast.Attribute) and to.attr == parameter for to in node.targets)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+        for to in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(to, ast.Attribute) and to.attr == parameter
         for part in ast.walk(node.value)
     }
     return any(_name_read(node) == parameter and node not in kept for node in nodes)

@@ -342,6 +342,12 @@ class Unread(Tuned):
         self.exponent = float(exponent)
 
 
+class UnreadOfAType(Tuned):
+    def __init__(self, num_objectives: int, seed: int = 0, *, slope: float = 0.5) -> None:
+        super().__init__(num_objectives, seed)
+        self.slope: float = slope
+
+
 class ReadByName(Unread):
     """Its parameter is read, by `getattr`."""
 
@@ -403,6 +409,7 @@ RULES = {
         (Untyped, "parameter 'alpha' of __init__ has no type"),
         (Required, "parameter 'alpha' of __init__ has no default"),
         (Unread, "parameter 'exponent' of __init__ is never read"),
+        (UnreadOfAType, "parameter 'slope' of __init__ is never read"),
     ],
     contract.test_declares_paper_and_cost: [
         (NoPaper, "`paper` is empty"),

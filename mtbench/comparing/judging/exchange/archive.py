@@ -15,14 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mtbench.comparing.judging.exchange.records import (
-    NAME,
-    RECORDS,
-    Cell,
-    Record,
-    parsed,
-    show,
-)
+from mtbench.comparing.judging.exchange.records import NAME, RECORDS, Cell, Record, parsed, show
 from mtbench.errors import RunError
 from mtbench.version import __version__
 
@@ -168,12 +161,12 @@ def _cells(members: dict[str, bytes]) -> list[Cell]:
             f"this mtbench {__version__} reads version {VERSION}"
         )
     listed = parsed(_Manifest, raw, "manifest.json").cells
-    digests = {f"{x.path}/{name}": digest for x in listed for name, digest in x.files.items()}
-    if len(digests) != sum(len(x.files) for x in listed):
+    if len({entry.path for entry in listed}) < len(listed):
         raise RunError("manifest.json: lists a cell twice")
-    if extra := sorted(set(members) - set(digests)):
+    names = {f"{entry.path}/{name}" for entry in listed for name in entry.files}
+    if extra := sorted(members.keys() - names):
         raise RunError(f"member {show(extra[0])} is not in the manifest")
-    if absent := sorted(set(digests) - set(members)):
+    if absent := sorted(names - members.keys()):
         raise RunError(f"member {show(absent[0])} is in the manifest, but missing")
     cells = []
     for entry in listed:
