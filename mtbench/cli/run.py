@@ -11,6 +11,7 @@ from mtbench.cli.options import (
     RUNS,
     Device,
     Epochs,
+    OneTask,
     Out,
     Plugins,
     Precision,
@@ -43,15 +44,7 @@ def run(
             "--method", "-m", help="A balancing method; repeatable.", autocompletion=options.methods
         ),
     ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            "--task",
-            "-t",
-            help="The benchmark task; thyroid by default.",
-            autocompletion=options.tasks,
-        ),
-    ] = None,
+    task: OneTask = None,
     data: TaskData = None,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     seeds: Annotated[int, typer.Option(help="How many seeds, counted up from --seed.")] = 1,
@@ -136,7 +129,8 @@ def run(
         hints = (did_you_mean(key, ["method"], {"method": "--method"}) for key in given)
         meant = next((f": {hint}" for hint in hints if "--method'" in hint), "")
         raise UsageError(f"say which method to run: --method NAME, or --config FILE{rest}{meant}")
-    task, precision = "thyroid" if task is None else task, options.check_precision(precision)
+    named, task = task is not None, task or options.REFERENCE
+    precision = options.check_precision(precision)
     if weights_from is None and weights_of is not None:
         raise UsageError("--weights-of says which of a run's weights: add --weights-from RUN")
     if weights_from is not None:
@@ -154,6 +148,8 @@ def run(
     from mtbench.training.machine.processes import launch, started
     from mtbench.training.trained.frozen import frozen_weights
 
+    if not named and not distributed.started():
+        options.say_default()
     if weights_from is not None:
         kind, giver = weights_of or WeightsOf.mean, RunDirectory(weights_from)
         found = Method.find(giver.spec().method, plugin or [])

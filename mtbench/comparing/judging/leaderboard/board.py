@@ -91,7 +91,7 @@ def boards(
         raise RunError(damaged[0] if damaged else "no runs found: `mtbench run` makes some")
     made = [_board(group, baseline, plain) for group in found]
     for board in made:
-        if others := [other.title for other in made if _is_replanned(board, other)]:
+        if others := [other.title for other in made if is_replanned(board, other)]:
             board.remarks.append(
                 "take all verdicts from the board of the suite as it is now, for it was changed "
                 f"and has others: {some(others)}"
@@ -102,7 +102,7 @@ def boards(
     return made
 
 
-def _is_replanned(board: Board, other: Board) -> bool:
+def is_replanned(board: Board, other: Board) -> bool:
     """Return whether another board is of the same suite, planned otherwise."""
     one, two = board.suite, other.suite
     if one is None or two is None or one.digest == two.digest:

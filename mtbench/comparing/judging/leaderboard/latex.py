@@ -99,9 +99,12 @@ def _board(board: Board, number: int, columns: Sequence[str] | None, width: Widt
 
 def _caption(board: Board, compared: bool) -> str:
     first = next(iter(board.cells.values()))[0].spec
-    n = int(board.rows["units"].max())
+    ranked = board.rows["units"][board.rows["complete"]]
+    units = board.rows["units"] if ranked.empty else ranked
+    least, most = int(units.min()), int(units.max())
     planned = 0 if board.suite is None else board.suite.planned
-    count = f"{n} of {planned}" if planned > n else str(n)
+    count = f"{most}" if least == most else f"{least} to {most}"
+    count += f" of {planned}" if planned > most else ""
     trials = board.suite.trials if board.suite is not None else int(board.rows["trials"].max())
     said = [
         f"{first.task}: test split, mean ± standard deviation, {count} {board.unit}s; "
