@@ -52,6 +52,7 @@ class Board:
             ``against``, ``units`` and the fields of `Verdicts`.
         suite: one of the claims of the suite that says who takes part, None without one.
         unit: what is compared: ``repetition`` or ``seed``.
+        doubted: tuned rows that validate below the plain one: nothing is called better than they.
     """
 
     title: str
@@ -69,6 +70,7 @@ class Board:
     pairs: pd.DataFrame = field(default_factory=pd.DataFrame)
     suite: Claim | None = None
     unit: str = "seed"
+    doubted: list[str] = field(default_factory=list)
 
 
 def boards(
@@ -157,6 +159,7 @@ class _Scores:
         self.costs = self._costs()
         self.decidable = not group.chosen_once
         self.pairs = self._pairs()
+        self.doubted: list[str] = []
         for name in self.pairs["against"].unique():
             self._doubt(self.names.index(name))
         self._rank()
@@ -398,6 +401,7 @@ class _Scores:
             self.pairs,
             self.group.suite,
             self.unit,
+            self.doubted,
         )
 
     def _order(self) -> list[int]:
@@ -546,6 +550,7 @@ class _Scores:
         if not (told.difference < 0 and told.p <= 2 * ALPHA):
             return
         name, other = self.names[anchor], self.names[self.plain]
+        self.doubted.append(name)
         self.remarks.insert(
             0,
             f"the tuned {name} validates below {other} (by {-100 * told.difference:.2g} %): its "
