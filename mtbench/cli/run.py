@@ -148,7 +148,7 @@ def run(
     from mtbench.training.machine.processes import launch, started
     from mtbench.training.trained.frozen import frozen_weights
 
-    if not named and not distributed.started():
+    if not named and not started():
         options.say_default()
     if weights_from is not None:
         kind, giver = weights_of or WeightsOf.mean, RunDirectory(weights_from)
