@@ -139,24 +139,24 @@ def run(
         if {"weights", "ls.weights"} & set(given):
             raise UsageError("the weights of ls are given twice: as such, and by --weights-from")
 
-    from mtbench.balancing import distributed
     from mtbench.balancing.engine import Engine
     from mtbench.cli.running import run_cells
     from mtbench.plugins.method import Method
     from mtbench.training.cell.request import Request
     from mtbench.training.cell.rundir import RunDirectory
     from mtbench.training.machine.cache import cache_dir
+    from mtbench.training.machine.processes import launch, started
     from mtbench.training.trained.frozen import frozen_weights
 
-    if not named and not distributed.started():
+    if not named and not started():
         options.say_default()
     if weights_from is not None:
         kind, giver = weights_of or WeightsOf.mean, RunDirectory(weights_from)
         found = Method.find(giver.spec().method, plugin or [])
         given["ls.weights"] = ",".join(map(repr, frozen_weights(giver, kind.value, task, found)))
-    if nproc > 1 and not distributed.started():
+    if nproc > 1 and not started():
         Request.of(task, method, given, plugin or [], known)  # what is wrong is told once
-        distributed.launch(nproc, sys.argv[1:])
+        launch(nproc, sys.argv[1:])
         return
     batched = {Jacobian.auto: None, Jacobian.loop: False, Jacobian.batched: True}[jacobian]
     engine = partial(Engine, batched=batched, parts=jacobian_parts, notebook=cache_dir())

@@ -1,11 +1,16 @@
 """RLAR's verdict follows the rule that was stated."""
 
 import runpy
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+
+from mtbench.comparing.judging.leaderboard import Board
 
 verdict = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "rlar_verdict.py"))
 spread = np.linspace(-0.01, 0.01, 20)
@@ -49,3 +54,85 @@ def test_a_cell_that_is_claimed_twice_counts_once() -> None:
     cell = SimpleNamespace(diverged=False, test={"auroc": 0.7, "dice": 0.8}, claims=claims)
     board = SimpleNamespace(suite=SimpleNamespace(board="this"), cells={"ew": [cell]})
     assert verdict["tested"](board, "ew") == {3: (0.7, 0.8)}
+
+
+def test_nothing_is_better_than_a_row_whose_tuning_missed_the_plain_sum() -> None:
+    found = verdict["answer"](0.03 + spread, spread, 20, doubted=True)
+    assert found.category_told == "not told"
+
+
+def board(
+    rlar: Sequence[float], ew: Sequence[float], resplit: float = 0.0, suite: str = "rlar_ddti"
+) -> Board:
+    """Return a board of two rows with an AUROC for each repetition, and a Dice of 0.7."""
+    plan = SimpleNamespace(suite=suite, board="this", planned=10, resplit=resplit)
+
+    def cell(method: str, repetition: int, auroc: float) -> Any:
+        notes = {"acts": 0.4, "alignment": 0.01}
+        return SimpleNamespace(
+            diverged=not np.isfinite(auroc), test={"auroc": auroc, "dice": 0.7}, done=notes,
+            claims=[SimpleNamespace(board="this", repetition=repetition)],
+            run=SimpleNamespace(history=lambda: [{"notes": notes}] * 3),
+            spec=SimpleNamespace(
+                method=method, method_params={"weight": 0.1, "where": "pooled"}
+            ),
+        )  # fmt: skip
+
+    cells = {
+        row: [cell(row, i, value) for i, value in enumerate(values)]
+        for row, values in (("rlar", rlar), ("ew", ew))
+    }
+    trials = {"rlar": {(0, 0): cell("rlar", 0, 0.5)}, "ew": {}}
+    return Board(
+        f"thyroid suite={suite}", {}, pd.DataFrame(), [], cells=cells, trials=trials, suite=plan
+    )  # type: ignore[arg-type]
+
+
+def told(*boards: Board) -> dict[str, str]:
+    return verdict["text"](verdict["studies"](boards, ["ew", "ls"]))
+
+
+NOISE = 0.06 * np.array([1, -1, 0.5, -0.5, 1.5, -1.5, 0.2, -0.2, 0.8, -0.8])
+
+
+def test_what_so_few_patients_could_never_tell_is_said() -> None:
+    text = told(board(0.5 + NOISE, 0.5 - NOISE, resplit=0.3125))["answer"]
+    assert "`rlar` may or may not change the category" in text
+    assert "could not be, by any number of repetitions on this data" in text
+    assert "not told from a guess" in text
+    text = told(board(0.7 + NOISE / 100, [0.7] * 10))["answer"]
+    assert "changes the category by less than 0.02" in text
+    assert "could not be" not in text
+    assert "a guess" not in text
+
+
+def test_what_is_not_there_is_said() -> None:
+    found = told(board([0.7, 0.8], [0.6, 0.6]))
+    assert "2 of 10 repetitions are there, and nothing is told before 6" in found["answer"]
+    assert "0.8" not in found["questions"]
+    assert "**Not run:** BrEaST-Lesions, the phantom." in found["answer"]
+    found = told(board([*NOISE[:9], np.nan], NOISE))
+    assert "rlar diverged in 1 cells" in found["questions"]
+    assert "| 9 of 10 |" in found["questions"]
+    assert "Not run" not in told(board(NOISE, NOISE, suite="rlar_dose"))["answer"]
+
+
+def test_pages_have_the_parts_that_they_name(tmp_path: Path) -> None:
+    found = verdict["studies"]([board(0.7 + NOISE, 0.7 - NOISE)], ["ew"])
+    page, picture = tmp_path / "docs" / "page.md", tmp_path / "docs" / "img" / "rlar.png"
+    verdict["draw"](found, picture)
+    page.write_text(
+        "a\n<!-- rlar_verdict: penalty -->old<!-- rlar_verdict. -->\nb\n"
+        "<!-- rlar_verdict: figure --><!-- rlar_verdict. -->\n"
+    )
+    for _ in range(2):
+        verdict["fill"](page, verdict["text"](found), picture)
+    made = page.read_text()
+    assert "old" not in made
+    assert made.count("the 10 chosen trials of `rlar` have lambda 0.1 to 0.1") == 1
+    assert "](img/rlar.png)" in made
+    with pytest.raises(SystemExit, match="'<!-- rlar_verdict: penalty -->'"):
+        verdict["fill"](page, {"answer": ""}, None)
+    page.write_text("none")
+    with pytest.raises(SystemExit, match="no place"):
+        verdict["fill"](page, {}, None)
