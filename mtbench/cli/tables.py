@@ -91,10 +91,10 @@ def _table(title: str, shown: pd.DataFrame, room: int) -> Table:
 
 
 def _folded(text: str, width: int) -> str:
-    """Return what has no room in a line with breaks between its parts, if these have.
+    r"""Return what has no room in a line with breaks between its parts, if these have.
 
     >>> _folded("1.7 [1.3, 2.1]", 10), _folded("1.7 [1.3, 2.1]", 5)
-    ('1.7\\n[1.3, 2.1]', '1.7 [1.3, 2.1]')
+    ('1.7\n[1.3, 2.1]', '1.7 [1.3, 2.1]')
     """
     first, *others = _PART.split(text)
     if max(map(cell_len, (first, *others))) > width:

@@ -299,6 +299,9 @@ def to_json(found: Sequence[Board]) -> str:
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return rows as JSON has them, with all digits; pandas' own writer keeps ten decimals."""
     return [
-        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        {
+            str(key): None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.items()
+        }
         for row in table.to_dict("records")
     ]
