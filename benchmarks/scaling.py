@@ -17,8 +17,9 @@ from torch import distributed, nn
 from torch.nn.functional import mse_loss
 
 from mtbench import Engine, MultitaskModel, Step
-from mtbench.balancing.distributed import Group, Ranks, started
+from mtbench.balancing.distributed import Group, Ranks
 from mtbench.plugins.method import Method
+from mtbench.training.machine.processes import started
 
 ENCODERS = {"ResNet-18": 11e6, "ResNet-50": 25e6, "ViT-B": 86e6}
 COUNTS = (2, 8, 40)

@@ -33,15 +33,23 @@ class RunError(MtbenchError):
     """A run directory that cannot be written, read, or belongs to another spec."""
 
 
+FEW = 12
+"""Of so many names, a hint lists all."""
+
+
 def did_you_mean(
-    name: str, known: Iterable[str], written: Mapping[str, str] = MappingProxyType({})
+    name: str,
+    known: Iterable[str],
+    written: Mapping[str, str] = MappingProxyType({}),
+    listed: str = "",
 ) -> str:
-    """Return a hint naming the closest known name, else all of them.
+    """Return a hint naming the closest known name, else all of them, or of many the nearest.
 
     Args:
         name: what was given.
         known: what there is.
         written: how to write a name that is not written as it is called.
+        listed: the command that lists all, said where the hint does not.
 
     >>> did_you_mean("cagard", ["cagrad", "ew"])
     "did you mean 'cagrad'?"
@@ -51,10 +59,16 @@ def did_you_mean(
     "did you mean 'cagrad'?"
     >>> did_you_mean("metod", ["method"], {"method": "--method"})
     "did you mean '--method'?"
+    >>> did_you_mean("xyz", [f"m{i}" for i in range(70)] + ["xu"], listed="mtbench list")
+    'nearest of 71: xu, m9, m8, m7, m69; all: `mtbench list`'
     """
     spelt = {one.casefold(): one for one in sorted(known)}
     close = get_close_matches(name.casefold(), spelt, n=1)
     if close:
         one = spelt[close[0]]
         return f"did you mean {written.get(one, one)!r}?"
-    return f"known: {', '.join(written.get(one, one) for one in sorted(known)) or 'none'}"
+    if len(spelt) <= FEW:
+        return f"known: {', '.join(written.get(one, one) for one in spelt.values()) or 'none'}"
+    near = [spelt[one] for one in get_close_matches(name.casefold(), spelt, n=5, cutoff=0.0)]
+    hint = f"nearest of {len(spelt)}: {', '.join(written.get(one, one) for one in near)}"
+    return f"{hint}; all: `{listed}`" if listed else hint

@@ -67,15 +67,8 @@ class Held:
             sums = last.ranks.sums(list(grads.values()))
             unscaled = [grad / last.loss_scale for grad in sums if grad is not None]
             losses.append(_Linear.apply(value, unscaled, *touched) if touched else value)  # type: ignore[no-untyped-call]
-        return Step(
-            losses,
-            shared=self.shared.values() if last.told else None,
-            again=last._again,
-            validation=last._validation,
-            engine=last.engine,
-            loss_scale=last.loss_scale,
-            ranks=Summed(last.ranks),
-        )
+        shared = self.shared.values() if last.told else None
+        return last.like(losses, shared=shared, ranks=Summed(last.ranks))
 
 
 class _Linear(torch.autograd.Function):

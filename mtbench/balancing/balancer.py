@@ -303,7 +303,7 @@ class Balancer(nn.Module, ABC):
         self._check(step)
         return step, names
 
-    def _repeated(self, losses_fn: Callable[[], Any], whose: str) -> Any:
+    def _repeated(self, losses_fn: Callable[[], Any], whose: str) -> Step | tuple[Tensor, ...]:
         """Return what another forward pass gives, as K scalars in order if it is no step."""
         if not callable(losses_fn):
             raise StepError(
@@ -442,8 +442,12 @@ def _asked(after_step: Callable[[Any, LossesFn], None]) -> Callable[[Any, Losses
 
     @wraps(after_step)
     def act(self: Balancer, losses_fn: LossesFn) -> None:
+        def repeated() -> Sequence[Tensor]:
+            found = self._repeated(losses_fn, "after_step")
+            return found.losses if isinstance(found, Step) else found
+
         if not self.watch.idle:
-            after_step(self, partial(self._repeated, losses_fn, "after_step"))
+            after_step(self, repeated)
 
     return act
 

@@ -119,14 +119,15 @@ def grad(
 
 
 def explain(error: RuntimeError) -> None:
-    """Say in one line what torch complains of, if it is the user's to mend.
+    """Say in one line what the user can do about what torch complains of, and its first sentence.
 
     Raises:
-        StepError: it is.
+        StepError: something can be done.
     """
     for words, remedy in _COMPLAINTS.items():
         if words in str(error):
-            raise StepError(remedy) from None
+            said = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
+            raise StepError(f"{remedy} (torch says: {said})") from None
 
 
 def _is_on_graph(point: Tensor | GradientEdge) -> bool:
@@ -245,29 +246,25 @@ class Engine:
         return tuple(p for p in found if p is not None and p.requires_grad)
 
     def choose(self, pull: Callable[[bool], object], sizes: str) -> bool:
-        """Return `batched`, measured now if it is not settled.
+        """Return whether all objectives had better go back at once: as noted, or measured now.
 
         Args:
             pull: computes the Jacobian, vmapped or not.
             sizes: what the choice depends on, in words.
         """
-        if self.batched is None:
-            key = f"{sizes} {torch.get_num_threads()} {torch.__version__} {platform.processor()}"
-            digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-            notes = {
-                choice: self.notebook and self.notebook / f"jacobian-{digest}-{word}"
-                for choice, word in ((False, "loop"), (True, "batched"))
-            }
-            for choice, note in notes.items():
-                if note is not None and note.exists():
-                    self.batched = choice
-                    return choice
-            self.batched = _batched_is_faster(pull)
-            note = notes[self.batched]
-            if note is not None:
-                with suppress(OSError):  # a choice that cannot be kept is made again
-                    note.touch()
-        return self.batched
+        if self.notebook is None:
+            return _batched_is_faster(pull)
+        key = f"{sizes} {torch.get_num_threads()} {torch.__version__} {platform.processor()}"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        loop, batched = (
+            self.notebook / f"jacobian-{digest}-{word}" for word in ("loop", "batched")
+        )
+        if loop.exists() or batched.exists():
+            return not loop.exists()
+        choice = _batched_is_faster(pull)
+        with suppress(OSError):  # a choice that cannot be kept is made again
+            (batched if choice else loop).touch()
+        return choice
 
     def buffer(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return a (rows, columns) tensor of any content, the memory of the last one if it fits.

@@ -38,6 +38,13 @@ def flat(value: Tensor) -> Tensor:
     return value.reshape(-1)
 
 
+def vector(values: Iterable[Tensor | None], like: Iterable[Tensor]) -> Tensor:
+    """Return the gradients of some parameters in a row, zeros for None."""
+    pairs = zip(values, like, strict=True)
+    parts = [flat(torch.zeros_like(p) if value is None else value) for value, p in pairs]
+    return torch.cat(parts or [torch.zeros(0)])
+
+
 def dtype_of(parameters: Iterable[Tensor], default: torch.dtype) -> torch.dtype:
     """Return the real dtype that holds all parameters' gradients."""
     kinds = dict.fromkeys(p.dtype.to_real() for p in parameters)

@@ -1,7 +1,5 @@
 """The backward passes of one step: what is differentiated, in which pieces, into which memory."""
 
-import math
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
@@ -9,29 +7,18 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
+from mtbench.balancing.compiled import Compiled
 from mtbench.balancing.distributed import ALONE, Ranks
-from mtbench.balancing.engine import Arrivals, Engine, due, grad, must_be_whole, unhooked
-from mtbench.balancing.graph import (
-    Parting,
-    comers,
-    edge_of,
-    is_hooked,
-    part,
-    part_at,
-    readers,
-    refuse_hidden,
-)
+from mtbench.balancing.engine import Engine, due, grad, must_be_whole
+from mtbench.balancing.graph import Parting, edge_of, is_hooked, part, part_at, refuse_hidden
 from mtbench.balancing.jacobian import Item, Pulled, beside, dtype_of, flat, point, width
 from mtbench.balancing.layers import Layer, find
 from mtbench.errors import StepError
 
 _PAUSE = 8
 """Steps between the first tries of layers, which cost a backward pass."""
-
-_COMPILED = "CompiledFunctionBackward"
-"""The node of what `torch.compile` made."""
 
 DOUBT = 0.1
 """Of a gradient's length: more than any rounding changes."""
@@ -125,6 +112,13 @@ class Passes:
         return part(self.losses, chosen)
 
     @cached_property
+    def _compiled(self) -> Compiled | None:
+        """What is compiled, if the graph is to say which heads are in there."""
+        if self._at_features or len(self.losses) == 1:
+            return None
+        return Compiled.of(self.losses, self.parting, self.engine)
+
+    @cached_property
     def roles(self) -> Roles:
         """Who is who among the parameters.
 
@@ -134,7 +128,7 @@ class Passes:
         parting = self.parting
         refuse_hidden(parting.parents)
         self.refuse_constants()
-        compiled = self._compiled() if self._together else {}
+        compiled = {} if self._compiled is None else self._compiled.heads()
         common = self._common(compiled)
         shared = common if self._chosen is None else self._chosen
         ids = {id(p) for p in shared}
@@ -175,123 +169,13 @@ class Passes:
             return parting.shared
         if parting.shared or sum(map(bool, parting.heads)) > 1:
             others = [p for p in parting.shared if id(p) not in compiled]
-            unsure = {
-                id(p)
-                for (node, at), p in self._together.items()
-                if len(self._arrivals[node].at.get(at, ())) < 2
-            }
+            unsure = set() if self._compiled is None else self._compiled.unsure
             known = self.engine.remember(p for p in others if id(p) not in unsure)
             return tuple({id(p): p for p in (*known, *others)}.values())
         known = self.engine.remember(())
         if known or self._chosen is not None:
             return known
         return tuple(chain(*parting.heads))  # an objective alone has all in common with itself
-
-    def _compiled(self) -> dict[int, int]:
-        """The objectives of heads that are compiled together with the encoder, by their ids.
-
-        What is compiled is one node for autograd, under which everything seems shared. Where losses
-        come to it by different outputs, a NaN sent back from one loss arrives at what that loss
-        depends on, whatever the factors on the way (0 in a head that begins with zeros). What only
-        one objective's arrives at is its head, unless a step that tries says otherwise; -1 says
-        that its objective is not there. Until one arrives, it counts as shared.
-        """
-        together, known, ways = self._together, self._arrivals, self._come_by
-        if self._slices:  # each is told by itself
-            ways = {node: [(k,) for k in range(len(self.losses))] for node in known}
-        sure = True
-        if any(
-            outputs and due(known[node].steps[outputs])
-            for node, _ in together
-            for outputs in ways[node]
-        ):
-            by = self._comers()
-            # One of 0 or NaN that has nothing in common with others may be without labels.
-            told = {k for owners in by if len(owners) > 1 for k in owners}
-            told.update(k for k, loss in enumerate(self.losses) if loss.detach().abs() > 0)
-            sure = len(told) == len(self.losses)
-            of = {id(p): owners for p, owners in zip(self.parting.shared, by, strict=True)}
-            for (node, at), parameter in together.items():
-                owners = of[id(parameter)]
-                if sure or len(owners) > 1:
-                    known[node].at.setdefault(at, set()).update(ways[node][k] for k in owners)
-        for node, arrivals in known.items() if sure else ():
-            arrivals.steps.update(set(ways[node]))
-        found = {}
-        for (node, at), parameter in together.items():
-            arrived = known[node].at.get(at, set())
-            owners = [k for k, outputs in enumerate(ways[node]) if outputs in arrived]
-            if arrived and len(owners) < 2:
-                found[id(parameter)] = owners[0] if owners else -1
-        return found
-
-    @cached_property
-    def _arrivals(self) -> dict[Node, Arrivals]:
-        """What is known of what is compiled; of a class of its own each time that it is compiled.
-
-        An output that losses share may hold several of them, and nothing says which is whose: then
-        every step tries.
-        """
-        nodes = dict.fromkeys(node for node, _ in self._together)
-        if self._slices:
-            return {node: Arrivals() for node in nodes}
-        return {node: self.engine.compiled.setdefault(type(node), Arrivals()) for node in nodes}
-
-    @cached_property
-    def _come_by(self) -> dict[Node, list[tuple[int, ...]]]:
-        """By what is compiled, the outputs by which each loss comes to it."""
-        found: dict[Node, list[tuple[int, ...]]] = {}
-        for (node, output), those in comers(self.losses).items():
-            if type(node).__name__ == _COMPILED:
-                ways = found.setdefault(node, [()] * len(self.losses))
-                for k in those:
-                    ways[k] = (*ways[k], output)
-        return {node: [tuple(sorted(way)) for way in ways] for node, ways in found.items()}
-
-    @cached_property
-    def _slices(self) -> bool:
-        """Whether losses may be parts of one output of what is compiled."""
-        several = {
-            node
-            for node, ways in self._come_by.items()
-            if sum(map(len, ways)) > len(set(chain(*ways)))
-        }
-        return bool(several) and not readers(self.losses, self.parting.parents).isdisjoint(several)
-
-    def _comers(self) -> list[list[int]]:
-        """Return per parameter that several losses seem to reach those that do."""
-        shared = self.parting.shared
-        alike = all(len({*ways} - {()}) == 1 for ways in self._come_by.values())
-        if alike and not self._slices:
-            found, edges = comers(self.losses), [get_gradient_edge(p) for p in shared]
-            return [sorted(found[edge.node, edge.output_nr]) for edge in edges]
-        with unhooked(shared), torch.autograd.set_detect_anomaly(False):
-            rows = [grad([loss], shared, [torch.full_like(loss, math.nan)]) for loss in self.losses]
-        touched = [[g is not None and bool(g.isnan().any()) for g in row] for row in rows]
-        return [[k for k, hit in enumerate(hits) if hit] for hits in zip(*touched, strict=True)]
-
-    @cached_property
-    def _together(self) -> dict[tuple[Node, int], Tensor]:
-        """What several losses seem to reach because it is compiled with what they do reach.
-
-        By its place: the compiled node that reads it, and as which input. What is read in several
-        places is none of it.
-        """
-        parents = self.parting.parents
-        if self._at_features or len(self.losses) == 1:
-            return {}
-        nodes = [node for node in parents if type(node).__name__ == _COMPILED]
-        if not nodes:
-            return {}
-        reads = Counter(parent for edges in parents.values() for parent, _ in edges)
-        shared = {id(p): p for p in self.parting.shared}
-        places = {
-            (node, at): shared.get(id(getattr(parent, "variable", None)))
-            for node in nodes
-            for at, (parent, _) in enumerate(parents[node])
-            if reads[parent] == 1
-        }
-        return {place: p for place, p in places.items() if p is not None}
 
     @cached_property
     def _reached(self) -> set[int]:
@@ -499,7 +383,7 @@ class Passes:
     def _looped(
         self, items: Sequence[Item], ranks: Ranks = ALONE, last: bool = False
     ) -> list[Tensor]:
-        device = (*self.roles.shared, self.losses[0])[0].device
+        device = next(iter(self.roles.shared), self.losses[0]).device
         sizes = [width(item) for item in items]
         block = self.engine.buffer(len(self.losses), sum(sizes), self._dtype, device)
         points = [point(item) for item in items]

@@ -6,7 +6,7 @@ from itertools import accumulate as running_sums
 from itertools import chain
 from math import inf, isnan
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mtbench.balancing.distributed import ALONE, Ranks, processes
 from mtbench.balancing.engine import Engine, explain, grad, gramian, must_be_whole
 from mtbench.balancing.graph import part
-from mtbench.balancing.jacobian import accumulate, views, width
+from mtbench.balancing.jacobian import accumulate, vector, views, width
 from mtbench.balancing.passes import DOUBT, Passes
 from mtbench.errors import StepError
 
@@ -162,11 +162,11 @@ class Step(Passes):
                 "Step: no trainable parameter is left in shared=: hand over the model's own, which "
                 "require grad, or leave shared= out"
             )
-        if self.num_objectives > 1 and all(loss.requires_grad for loss in self.losses):
+        chosen = {id(p) for p in self._chosen}
+        apart = self.num_objectives > 1 and chosen.isdisjoint(map(id, self.parting.shared))
+        if apart and all(loss.requires_grad for loss in self.losses):
             for k, head in enumerate(self.parting.heads):
-                if {id(p) for p in self._chosen} <= {id(p) for p in head} - {
-                    id(p) for p in self.parting.shared
-                }:
+                if chosen <= {id(p) for p in head}:
                     raise StepError(
                         f"Step: only losses[{k}] reaches the parameters in shared=: hand over what "
                         "several losses reach, or leave shared= out"
@@ -190,32 +190,36 @@ class Step(Passes):
     def _beside(self, found: "Step | Sequence[Tensor | None]") -> "Step":
         if isinstance(found, Step):
             return found
-        beside = Step(
-            found,
-            shared=None if self._chosen is None else self.named_shared,
-            again=self._again,
-            validation=self._validation,
-            engine=self.engine,
-            loss_scale=self.loss_scale,
-            ranks=self.ranks.later,
-        )
+        shared = None if self._chosen is None else self.named_shared
+        beside = self.like(found, shared=shared, ranks=self.ranks.later)
         if torch.is_grad_enabled():
             beside.refuse_constants()
         return beside
 
+    def like(self, losses: Sequence[Tensor | None], **said: Any) -> "Step":
+        """Return a step of other losses in the same loop.
+
+        Args:
+            losses: as `Step` takes them.
+            said: likewise; what is not said of the loop is as here.
+        """
+        here = {
+            "again": self._again,
+            "validation": self._validation,
+            "engine": self.engine,
+            "loss_scale": self.loss_scale,
+            "ranks": self.ranks,
+        }
+        return Step(losses, **here | said)
+
     def at(self, shared: Shared) -> "Step":
         """Return the same forward pass, where gradients are compared at other parameters."""
-        beside = Step(
+        beside = self.like(
             self.losses,
             features=self.features if self._at_features else (),
             shared=shared,
             latent=self.latent if self._at_features or not self.features else self.features[0],
-            again=self._again,
-            validation=self._validation,
             residuals=self._residuals,
-            engine=self.engine,
-            loss_scale=self.loss_scale,
-            ranks=self.ranks,
         )
         beside.transient, beside._trained = self.transient, {id(p) for p in self.shared}
         return beside
@@ -271,18 +275,9 @@ class Step(Passes):
                 )
             factor = torch.where(squares > 0, 2 * loss.detach() / squares, 0)
             own = self.reached_by(k)
-            pairs = zip(
-                own,
-                self.gradient(loss, own),
-                self.gradient(factor * (value * residual).sum(), own),
-                strict=True,
-            )
-            sides = [
-                [torch.zeros_like(p) if g is None else g for g in (at_loss, at_residual)]
-                for p, at_loss, at_residual in pairs
-            ]
             wanted, found = (
-                torch.cat([side[i].flatten().double() for side in sides]) for i in range(2)
+                vector(self.gradient(objective, own), own).double()
+                for objective in (loss, factor * (value * residual).sum())
             )
             if wanted.isfinite().all() and not (found - wanted).norm() <= DOUBT * wanted.norm():
                 raise StepError(
@@ -329,16 +324,14 @@ class Step(Passes):
 
     def total(self, weights: Sequence[float] | Tensor | None = None) -> Tensor:
         """Return sum_k w_k L_k on the graph; the plain sum by default."""
-        if weights is None:
-            return sum(self.losses[1:], start=self.losses[0])
         if isinstance(weights, Tensor):
             # A weight's gradient is a loss, which may be NaN. Reading it could make the host wait.
             if weights.requires_grad and ("read" not in vars(self) or any(map(isnan, self.read))):
                 weights = torch.where(self.observed.isnan(), weights.detach(), weights)
             return (self._stacked * weights).sum()
-        terms: list[Tensor] = [
-            weight * loss for weight, loss in zip(weights, self.losses, strict=True)
-        ]
+        terms: Sequence[Tensor] = self.losses
+        if weights is not None:
+            terms = [weight * loss for weight, loss in zip(weights, self.losses, strict=True)]
         return sum(terms[1:], start=terms[0])
 
     @cached_property
@@ -661,14 +654,17 @@ def _parameters(shared: Shared) -> tuple[tuple[str, Tensor], ...]:
     return tuple(found.values())
 
 
-def _scale(given: "float | torch.amp.GradScaler", device: torch.device) -> float:
+def _scale(given: Any, device: torch.device) -> float:
     """Return S."""
     if isinstance(given, torch.amp.GradScaler):
         given.scale(torch.ones((), device=device))  # torch makes the scale at its first use
         return float(given.get_scale())
-    number = isinstance(given, (float, Real, Tensor)) and given is not True
-    if not (number and given > 0):  # an overflow makes it infinite
+    is_tensor = isinstance(given, Tensor)
+    number = given.item() if is_tensor and given.numel() == 1 else given
+    is_number = isinstance(number, (float, Real)) and number is not True
+    if not (is_number and number > 0):  # an overflow makes it infinite
+        shown = f"a tensor of shape {tuple(given.shape)}" if is_tensor else repr(given)
         raise StepError(
-            f"Step: loss_scale must be a GradScaler, or a number above 0, found {given!r}"
+            f"Step: loss_scale must be a GradScaler, or a number above 0, found {shown}"
         )
-    return float(given)
+    return float(number)

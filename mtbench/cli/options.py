@@ -47,7 +47,19 @@ Jobs = Annotated[
     int | None, typer.Option("--jobs", "-j", help="Worker processes; by default one a core.")
 ]
 
+REFERENCE = "thyroid"
+"""The task that is trained where none is named."""
+
 # Of the commands that train cells of one task: run, tune and reproduce.
+OneTask = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        "-t",
+        help=f"The benchmark task; {REFERENCE} by default.",
+        autocompletion=tasks,
+    ),
+]
 TaskData = Annotated[
     Path | None, typer.Option("--data", help="Where the task's data lies, if it needs any.")
 ]
@@ -72,6 +84,11 @@ BASELINE = "ls"
 Out = Annotated[Path, typer.Option(help="Folder for run directories and report.")]
 RUNS = Path("runs")
 Threads = Annotated[int | None, typer.Option(help="CPU threads; measured at the start by default.")]
+
+
+def say_default() -> None:
+    """Say which task is trained, for none was named: it may take minutes."""
+    typer.echo(f"task {REFERENCE}, as none is named (--task NAME; `mtbench list tasks`)", err=True)
 
 
 def names(context: typer.Context) -> list[str]:

@@ -21,6 +21,9 @@ EFFECTS = (1.0, 2.0, 5.0)
 REPETITIONS = (6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 60, 80, 100)
 POWER = 0.8
 
+_BELOW = "  - "
+"""Begins a line that belongs to the one above."""
+
 
 def plan(
     suite: SuiteName,
@@ -57,7 +60,8 @@ def plan(
     _print_costs(console, grid, costs)
     lines = [*_time(grid, costs, workers), *_power(grid, costs, scatter, workers)]
     for line in [*grid.tell_left_out(), *lines]:
-        console.print(f"- {inert.plain(line)}", markup=False, highlight=False, soft_wrap=True)
+        mark = "" if line.startswith(_BELOW) else "- "
+        console.print(f"{mark}{inert.plain(line)}", markup=False, highlight=False, soft_wrap=True)
     given = "" if data is None else f" --data {data}"
     until = " --until decided" if order.suite.budget.repetitions > 1 else ""
     console.print(
@@ -164,13 +168,13 @@ def _power(
             origin = f"as the suite states{cell}: {stated.origin}"
         else:
             lines.append(
-                f"{task}: nothing is measured here: what that is in points of delta-m, and how "
+                f"{_BELOW}nothing is measured here: what that is in points of delta-m, and how "
                 "many repetitions it takes, is not known; finished runs on it tell: --pilot RUNS"
             )
             continue
         own = _hours(grid, [cost for cost in costs if cost.entry.task == task]) / units
         lines.append(
-            f"{task}: paired standard deviation {deviation:.2f} points of delta-m, {origin}"
+            f"{_BELOW}paired standard deviation {deviation:.2f} points of delta-m, {origin}"
         )
         for effect in (0.0, *EFFECTS):
             # A difference that is smaller than the margin may be told as either.
@@ -185,7 +189,7 @@ def _power(
             time = own * (needed or 0) / workers
             takes = f"{POWER:g} takes {needed}, {duration(time)}" if needed else "out of reach"
             lines.append(
-                f"{task}: a difference of {effect:g} % is told {' or '.join(words)} with "
+                f"{_BELOW}a difference of {effect:g} % is told {' or '.join(words)} with "
                 f"probability {now.told(words):.2f}, after {now.units:.0f} of {units} {unit}s; "
                 f"{takes}"
             )

@@ -127,7 +127,8 @@ def _append(file: Path, record: Mapping[str, Any], *, first: bool) -> None:
 def _digest(paths: Sequence[Path], options: Mapping[str, Any], out: Path) -> str:
     """Return a hash of a call: by what, of what as it is now, and how it predicts.
 
-    A model's folder may hold `out`, which changes all the time.
+    A model's folder may hold `out`, which changes all the time. Archives and copies set the time at
+    which a file was modified, and nobody sets that of its change.
     """
     home = out.resolve()
     files = [
@@ -136,7 +137,8 @@ def _digest(paths: Sequence[Path], options: Mapping[str, Any], out: Path) -> str
         for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
         if file.is_file() and not file.resolve().is_relative_to(home)
     ]
-    known = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    stats = [(str(file), file.stat()) for file in files]
+    known = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats]
     said = [__version__, known, {key: str(value) for key, value in options.items()}]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 

@@ -11,6 +11,7 @@ from mtbench.cli.options import (
     RUNS,
     Device,
     Epochs,
+    OneTask,
     Out,
     Plugins,
     Precision,
@@ -43,15 +44,7 @@ def run(
             "--method", "-m", help="A balancing method; repeatable.", autocompletion=options.methods
         ),
     ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            "--task",
-            "-t",
-            help="The benchmark task; thyroid by default.",
-            autocompletion=options.tasks,
-        ),
-    ] = None,
+    task: OneTask = None,
     data: TaskData = None,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     seeds: Annotated[int, typer.Option(help="How many seeds, counted up from --seed.")] = 1,
@@ -136,7 +129,8 @@ def run(
         hints = (did_you_mean(key, ["method"], {"method": "--method"}) for key in given)
         meant = next((f": {hint}" for hint in hints if "--method'" in hint), "")
         raise UsageError(f"say which method to run: --method NAME, or --config FILE{rest}{meant}")
-    task, precision = "thyroid" if task is None else task, options.check_precision(precision)
+    named, task = task is not None, task or options.REFERENCE
+    precision = options.check_precision(precision)
     if weights_from is None and weights_of is not None:
         raise UsageError("--weights-of says which of a run's weights: add --weights-from RUN")
     if weights_from is not None:
@@ -145,22 +139,24 @@ def run(
         if {"weights", "ls.weights"} & set(given):
             raise UsageError("the weights of ls are given twice: as such, and by --weights-from")
 
-    from mtbench.balancing import distributed
     from mtbench.balancing.engine import Engine
     from mtbench.cli.running import run_cells
     from mtbench.plugins.method import Method
     from mtbench.training.cell.request import Request
     from mtbench.training.cell.rundir import RunDirectory
     from mtbench.training.machine.cache import cache_dir
+    from mtbench.training.machine.processes import launch, started
     from mtbench.training.trained.frozen import frozen_weights
 
+    if not named and not started():
+        options.say_default()
     if weights_from is not None:
         kind, giver = weights_of or WeightsOf.mean, RunDirectory(weights_from)
         found = Method.find(giver.spec().method, plugin or [])
         given["ls.weights"] = ",".join(map(repr, frozen_weights(giver, kind.value, task, found)))
-    if nproc > 1 and not distributed.started():
+    if nproc > 1 and not started():
         Request.of(task, method, given, plugin or [], known)  # what is wrong is told once
-        distributed.launch(nproc, sys.argv[1:])
+        launch(nproc, sys.argv[1:])
         return
     batched = {Jacobian.auto: None, Jacobian.loop: False, Jacobian.batched: True}[jacobian]
     engine = partial(Engine, batched=batched, parts=jacobian_parts, notebook=cache_dir())

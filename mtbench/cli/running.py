@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mtbench.balancing import distributed
 from mtbench.balancing.engine import Engine
 from mtbench.cli.display import Display
 from mtbench.cli.tables import print_board
@@ -16,6 +15,7 @@ from mtbench.errors import RunError
 from mtbench.training.cell.request import Request, initial_weights
 from mtbench.training.cell.rundir import Reader, RunDirectory
 from mtbench.training.machine.device import resolve_device
+from mtbench.training.machine.processes import joined
 from mtbench.training.task import History
 from mtbench.training.trained import figures
 from mtbench.training.trained.model import conclude
@@ -48,7 +48,7 @@ def run_cells(
     runs: list[RunDirectory] = []
     pictures: list[Path] = []
     with (
-        distributed.joined(where) as ranks,
+        joined(where) as ranks,
         Display(console := Console(quiet=ranks.rank > 0), primary) as display,
     ):
         with ranks.in_turn():

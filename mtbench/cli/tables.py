@@ -1,5 +1,6 @@
 """Tables on the terminal."""
 
+import re
 from collections.abc import Sequence
 
 import pandas as pd
@@ -15,6 +16,9 @@ _BORDER = 3  # a column's frame and the space around it
 _FRAME = 1  # the table's last one
 _METRICS = 3
 """So many of a row's metrics are shown where there is no room for all."""
+
+_PART = re.compile(r" (?=\[)|(?<=,) (?![^\[]*\])")
+"""Where a cell is best broken: before an interval, and between metrics."""
 
 _OPTIONAL = ("peak MiB", "P(first)", "trials", "s/step")
 _LATER = ("seeds", "cost ×")
@@ -66,20 +70,48 @@ def print_board(
 
 def _table(title: str, shown: pd.DataFrame, room: int) -> Table:
     table = Table(title=Text(inert.plain(title)), title_justify="left")
-    least, most = _words(shown), _lines(shown)
+    least, most = _parts(shown), _lines(shown)
+    if sum(least) > room:
+        least = _words(shown)
     wanted, spare = sum(most) - sum(least), room - sum(least)
+    widths = []
     for i, column in enumerate(shown.columns):
         # No word is cut where there is room for all: what is left goes where lines are longest.
         more = (most[i] - least[i]) * min(1, spare / wanted) if wanted else 0
+        widths.append(least[i] + int(more) - _BORDER)
         table.add_column(
             Text(inert.plain(column)),
             justify="left" if i == 0 else "right",
             no_wrap=i == 0,
-            width=least[i] + int(more) - _BORDER if spare >= 0 else None,
+            width=widths[i] if spare >= 0 else None,
         )
-    for row in shown.itertuples(index=False):
-        table.add_row(*(Text(inert.plain(str(cell))) for cell in row))
+    for row in zip(*_cells(shown, heads=False), strict=True):
+        table.add_row(*(Text(_folded(text, w)) for text, w in zip(row, widths, strict=True)))
     return table
+
+
+def _folded(text: str, width: int) -> str:
+    r"""Return what has no room in a line with breaks between its parts, if these have.
+
+    >>> _folded("1.7 [1.3, 2.1]", 10), _folded("1.7 [1.3, 2.1]", 5)
+    ('1.7\n[1.3, 2.1]', '1.7 [1.3, 2.1]')
+    """
+    first, *others = _PART.split(text)
+    if max(map(cell_len, (first, *others))) > width:
+        return text
+    lines = [first]
+    for part in others:
+        longer = f"{lines[-1]} {part}"
+        lines[-1:] = [longer] if cell_len(longer) <= width else [lines[-1], part]
+    return "\n".join(lines)
+
+
+def _parts(shown: pd.DataFrame) -> list[int]:
+    """Return how wide each column is with a number, an interval or a metric a line, likewise."""
+    return [
+        _BORDER + max(cell_len(part) for part in (*head.split(), *_PART.split(", ".join(column))))
+        for head, *column in _cells(shown)
+    ]
 
 
 def _words(shown: pd.DataFrame) -> list[int]:
@@ -92,5 +124,9 @@ def _lines(shown: pd.DataFrame) -> list[int]:
     return [_BORDER + max(map(cell_len, column)) for column in _cells(shown)]
 
 
-def _cells(shown: pd.DataFrame) -> list[list[str]]:
-    return [[inert.plain(str(cell)) for cell in (name, *column)] for name, column in shown.items()]
+def _cells(shown: pd.DataFrame, *, heads: bool = True) -> list[list[str]]:
+    first = 0 if heads else 1
+    return [
+        [inert.plain(str(cell)) for cell in (name, *column)][first:]
+        for name, column in shown.items()
+    ]

@@ -9,6 +9,7 @@ from mtbench.cli.options import (
     RUNS,
     Device,
     Epochs,
+    OneTask,
     Out,
     Plugins,
     Precision,
@@ -26,9 +27,7 @@ def tune(
         str,
         typer.Option("--method", "-m", help="The method to tune.", autocompletion=options.methods),
     ],
-    task: Annotated[
-        str, typer.Option("--task", "-t", help="The benchmark task.", autocompletion=options.tasks)
-    ] = "thyroid",
+    task: OneTask = None,
     trials: Annotated[
         int, typer.Option(help="How many in all: the same command goes on to that number.")
     ] = 20,
@@ -88,6 +87,9 @@ def tune(
     options.at_least(1, trials=trials, threads=threads)
     exact = options.check_precision(precision)
     options.check_names(task, [method], plugin)
+    if task is None:
+        task = options.REFERENCE
+        options.say_default()
 
     from rich.console import Console
 

@@ -161,7 +161,8 @@ def find(kind: Kind, name: str, plugins: Iterable[Path] = ()) -> Entry:
     """
     known = entries(kind, plugins)
     if name not in known:
-        raise UsageError(f"unknown {kind} {name!r}: {did_you_mean(name, known)}")
+        hint = did_you_mean(name, known, listed=f"mtbench list {kind}s")
+        raise UsageError(f"unknown {kind} {name!r}: {hint}")
     return known[name]
 
 
@@ -189,7 +190,9 @@ def kind_of(name: str, plugins: Iterable[Path] = ()) -> Kind:
     plugins = list(plugins)
     methods, tasks = entries("method", plugins), entries("task", plugins)
     if name not in methods and name not in tasks:
-        raise UsageError(f"no method or task {name!r}: {did_you_mean(name, {*methods, *tasks})}")
+        lists = "mtbench list methods` or `mtbench list tasks"
+        hint = did_you_mean(name, {*methods, *tasks}, listed=lists)
+        raise UsageError(f"no method or task {name!r}: {hint}")
     if name not in methods or name not in tasks:
         return "method" if name in methods else "task"
     from mtbench.balancing.balancer import Balancer  # torch: only a plugin file is listed as both

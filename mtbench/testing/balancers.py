@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from mtbench.balancing.step import Step
 from mtbench.errors import MtbenchError
+from mtbench.testing.equality import alike
 from mtbench.testing.problem import Change, Make, Problem, flat
-from mtbench.testing.promises import Promises, same
+from mtbench.testing.promises import Promises
 
 
 def _assert_finite(grads: Sequence[Tensor | None], found: str) -> None:
@@ -181,7 +182,7 @@ class BalancerContract(Promises):
             tried = Problem(make(3, seed=3))
             tried.train(4)
             ends.append([p.detach() for p in tried.parameters()])
-        assert same(*ends), (
+        assert alike(*ends), (
             "two trainings at one seed end apart: draw with generator=self.generator, and look at "
             "no clock"
         )

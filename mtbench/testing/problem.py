@@ -1,6 +1,6 @@
 """The small regression that methods are tried on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.engine import Engine
+from mtbench.balancing.jacobian import vector
 from mtbench.balancing.model import MultitaskModel
 from mtbench.balancing.step import Step
 
@@ -95,9 +96,6 @@ class Problem:
             engine=self.engine,  # as in a trainer, the next step's Jacobian takes this one's place
         )
 
-    def _losses_again(self, batch: int) -> Sequence[Tensor]:
-        return self.step(batch).losses
-
     def backward(self, batch: int = 0, with_features: bool = True) -> list[Tensor | None]:
         """Apply the method to one batch; return copies of all ``.grad``s."""
         self.balancer.backward(self.step(batch, with_features))
@@ -127,7 +125,7 @@ class Problem:
             optimizer.zero_grad()
             self.balancer.backward(self.step(batch))
             optimizer.step()
-            self.balancer.after_step(partial(self._losses_again, batch))
+            self.balancer.after_step(partial(self.step, batch))
             if batch % 2:
                 self.balancer.after_epoch()
         self.zero_grad()
@@ -135,9 +133,5 @@ class Problem:
 
 def flat(module: nn.Module) -> Tensor:
     """Return a module's gradient as one vector, zeros where there is none."""
-    return torch.cat(
-        [
-            torch.zeros(p.numel(), dtype=p.dtype) if p.grad is None else p.grad.flatten()
-            for p in module.parameters()
-        ]
-    )
+    own = list(module.parameters())
+    return vector([p.grad for p in own], own)

@@ -10,7 +10,7 @@ import io
 import random
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from types import ModuleType
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from mtbench.balancing.balancer import Aggregator, Balancer, Scalarizer, Weighting, Wrapper
 from mtbench.balancing.step import Step
 from mtbench.plugins import params
+from mtbench.testing.equality import alike
 from mtbench.testing.problem import Make, Problem
 
 DRAWS = 4
@@ -119,23 +120,21 @@ def _is_read(method: type, parameter: str) -> bool:
     kept = {
         part
         for node in nodes
-        if isinstance(node, ast.Assign)
-        and any(isinstance(to, ast.Attribute) and to.attr == parameter for to in node.targets)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None
+        for to in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(to, ast.Attribute) and to.attr == parameter
         for part in ast.walk(node.value)
     }
-    return any(
-        getattr(node, "id", getattr(node, "attr", None)) == parameter and node not in kept
-        for node in nodes
-        if isinstance(getattr(node, "ctx", None), ast.Load)
-    )
+    return any(_name_read(node) == parameter and node not in kept for node in nodes)
 
 
-def same(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> bool:
-    """Return whether tensors are equal, bit for bit, and None where the others are."""
-    return all(
-        (x is None and y is None) or (x is not None and y is not None and torch.equal(x, y))
-        for x, y in zip(a, b, strict=True)
-    )
+def _name_read(node: ast.AST) -> str | None:
+    match node:
+        case ast.Name(id=name, ctx=ast.Load()) | ast.Attribute(attr=name, ctx=ast.Load()):
+            return name
+        case ast.Call(func=ast.Name(id="getattr"), args=[_, ast.Constant(value=str(name)), *_]):
+            return name
+    return None
 
 
 class _Bare(Scalarizer):
@@ -153,19 +152,6 @@ def _is_data(value: Any) -> bool:
     if isinstance(value, list | tuple | deque | set):
         return all(map(_is_data, value))
     return value is None or isinstance(value, bool | int | float | str | Tensor | np.ndarray)
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor | np.ndarray) or isinstance(b, Tensor | np.ndarray):
-        if a is None or b is None:
-            return False
-        x, y = torch.as_tensor(a), torch.as_tensor(b)
-        return x.shape == y.shape and bool((x == y).all())
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple | deque) and isinstance(b, list | tuple | deque):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return bool(a == b)
 
 
 class Promises:
@@ -326,8 +312,8 @@ class Promises:
                 )
             restored = dict(_plain(new))
             for name, value in _plain(old):
-                changed = name not in before or not _equal(before[name], value)
-                assert not changed or _equal(restored.get(name), value), (
+                changed = name not in before or not alike(before[name], value)
+                assert not changed or alike(restored.get(name), value), (
                     f"self.{name} changes from step to step and is not restored: make it a "
                     "buffer (self.register_buffer), or a checkpoint goes on otherwise"
                 )
@@ -347,7 +333,7 @@ class Promises:
             tried.zero_grad()
             expected = tried.backward(batch)
             resumed.zero_grad()
-            assert same(resumed.backward(batch), expected), (
+            assert alike(resumed.backward(batch), expected), (
                 "after load_state_dict the next step is another one: what it depends on is not in "
                 "the state (a module's or class's variable, a generator of its own, the clock): "
                 "keep it in buffers, and draw with generator=self.generator"

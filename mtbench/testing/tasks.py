@@ -5,11 +5,10 @@ import inspect
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from mtbench.balancing.engine import grad
 from mtbench.balancing.model import MultitaskModel, PerObjective
 from mtbench.balancing.step import Step
 from mtbench.plugins import params
+from mtbench.testing.equality import alike
 from mtbench.training.machine.device import to_device
 from mtbench.training.task import Batch, Metric, Split, Splits, Task, shadows
 
@@ -146,7 +146,7 @@ class TaskContract:
         for name in PARTS:
             split, other = getattr(splits, name), getattr(again, name)
             assert len(split) == len(other), f"split {name} has {len(split)}, then {len(other)}"
-            assert _same(_batch(task, split), _batch(task, other)), (
+            assert alike(_batch(task, split), _batch(task, other)), (
                 f"split {name} differs between two calls of `setup` at one seed: draw from "
                 "mtbench.seeding.generator(seed, 'split'), and sort what a folder or a set lists"
             )
@@ -191,12 +191,12 @@ class TaskContract:
                     before = seeding.global_state()
                     generator = torch.Generator().manual_seed(7) if augmented else None
                     batches.append(_batch(task, getattr(splits, name), generator))
-                    assert _same(before, seeding.global_state()), (
+                    assert alike(before, seeding.global_state()), (
                         f"split {name}: `batch` draws from a global generator; draw from its "
                         "argument `generator`, or wrap the Dataset in mtbench.data.DatasetSplit"
                     )
             assert "inputs" in batches[0], "a batch is a dictionary with the entry 'inputs'"
-            assert _same(*batches), (
+            assert alike(*batches), (
                 f"split {name}: two batches of the same indices differ: `generator` is the only "
                 "source of randomness, and None asks for none"
             )
@@ -216,7 +216,7 @@ class TaskContract:
         assert len(model.heads) == len(task.objectives), (
             f"{len(model.heads)} heads for {len(task.objectives)} objectives"
         )
-        assert _same(*states), (
+        assert alike(*states), (
             "two models differ after the same torch.manual_seed: every method must start from the "
             "same weights"
         )
@@ -274,7 +274,7 @@ class TaskContract:
             ),
             strict=True,
         ):
-            assert _same(said[0], other), f"outputs differ when a model {what}"
+            assert alike(said[0], other), f"outputs differ when a model {what}"
 
     # Losses and gradients
 
@@ -539,31 +539,3 @@ def _better(metric: Metric, a: float, b: float) -> bool:
     improved = b > a if metric.higher_is_better else b < a
     perfect = a == b and b in ENDS[metric.higher_is_better]
     return improved or perfect or math.isnan(a) or math.isnan(b)
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """Return the tensors, numbers and texts of a nested value, in order."""
-    if isinstance(value, Tensor):
-        yield value.detach().cpu()
-    elif isinstance(value, np.ndarray):
-        yield from _leaves(value.tolist())
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield key
-            yield from _leaves(item)
-    elif isinstance(value, Iterable) and not isinstance(value, str | bytes):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Return whether two nested values are equal, NaN being equal to itself."""
-    one, other = list(_leaves(a)), list(_leaves(b))
-    return len(one) == len(other) and all(
-        x.shape == y.shape and bool(((x == y) | ((x != x) & (y != y))).all())
-        if isinstance(x, Tensor) and isinstance(y, Tensor)
-        else x == y or (x != x and y != y)
-        for x, y in zip(one, other, strict=True)
-    )

@@ -311,6 +311,16 @@ def test_nothing_is_said_beside_a_step() -> None:
         balancer.backward(Step(net.losses()), loss_scale=8.0)
 
 
+def test_other_forward_passes_may_be_steps() -> None:
+    net, famos = Net(), [mtbench.balancer("famo", num_objectives=2) for _ in range(2)]
+    first, second = net.losses()
+    for famo, again in zip(famos, (list, Step), strict=True):
+        famo.backward(net.losses())
+        famo.after_step(lambda again=again: again([first / 3, second / 2]))
+    same([famos[0].logits], [famos[1].logits])
+    assert famos[0].logits.count_nonzero() > 0
+
+
 def test_other_forward_passes_may_name_their_losses() -> None:
     """By name, without a label, and counted, as the first pass."""
     net, balancer = Net(dtype=torch.float32), mtbench.balancer("famo", num_objectives=2)
@@ -387,6 +397,9 @@ def test_a_method_goes_by_its_name(name: Any) -> None:
         ({"loss_scale": float("nan")}, "found nan"),
         ({"loss_scale": None}, "found None"),
         ({"loss_scale": True}, "found True"),
+        ({"loss_scale": "8"}, "found '8'"),
+        ({"loss_scale": torch.ones(2, 3)}, r"found a tensor of shape \(2, 3\)"),
+        ({"loss_scale": torch.ones((), dtype=torch.complex64)}, r"found a tensor of shape \(\)"),
     ],
 )
 def test_wrong_words_are_refused(said: dict[str, Any], message: str) -> None:
@@ -458,7 +471,7 @@ def checkpointed(net: Net, z: Tensor) -> Any:
     ("head", "message"),
     [
         (compiled, "leave heads uncompiled"),
-        (by_flash, r"sdpa_kernel\(SDPBackend.MATH\)"),
+        (by_flash, r"sdpa_kernel\(SDPBackend.MATH\).* \(torch says: derivative for aten::_scaled"),
         (checkpointed, "use_reentrant=False"),
     ],
 )

@@ -395,9 +395,9 @@ def test_what_names_show_to_be_wrong_is_refused_before_torch_is_imported(tmp_pat
         "reproduce qm9 -m nashmtl": "unknown method 'nashmtl'",
         "info cagard": "no method or task 'cagard': did you mean 'cagrad'?",
         "check cagard": "no method or task 'cagard'",
-        "plan quik": "no suite 'quik': did you mean 'quick'?",
-        "sweep quik": "no suite 'quik'",
-        "status . quik": "no suite 'quik'",
+        "plan quik": "unknown suite 'quik': did you mean 'quick'?",
+        "sweep quik": "unknown suite 'quik'",
+        "status . quik": "unknown suite 'quik'",
         f"run --config {config}": f"{config}: unknown method 'cagard': did you mean 'cagrad'?",
         **{f"{command} {suite}": "suite mine: methods.2: unknown method 'cagard'"
            for command in ("plan", "sweep", "status .")},
@@ -411,6 +411,14 @@ def test_what_names_show_to_be_wrong_is_refused_before_torch_is_imported(tmp_pat
     assert len(lines) == len(told)
     for line, said in zip(lines, told.values(), strict=True):
         assert said in line
+
+
+@pytest.mark.parametrize("command", ["run", "tune"])
+def test_which_task_is_trained_is_said_where_none_is_named(mtbench: Mtbench, command: str) -> None:
+    code, _, err = mtbench(command, "--method", "ew", "--set", "nobody_has_this=1")
+    assert code == 2
+    assert err.startswith("task thyroid, as none is named (--task NAME; `mtbench list tasks`)\n")
+    assert "as none is named" not in mtbench(command, "-m", "ew", "-t", "digits", "--zzz", "1")[2]
 
 
 def test_help_without_a_word_and_completion() -> None:
@@ -673,7 +681,7 @@ def test_a_new_method_where_nothing_can_be_written(mtbench: Mtbench, tmp_path: P
     ("more", "said"),
     [
         (["--method", "rlra"], ["unknown method 'rlra'", "did you mean 'rlar'?"]),
-        (["--method", "zzzzzz"], ["unknown method 'zzzzzz'", "known: ", "cagrad, "]),
+        (["--method", "zzzzzz"], ["'zzzzzz': nearest of ", "; all: `mtbench list methods`"]),
         (["--task", "tinny"], ["unknown task 'tinny'", "did you mean 'tiny'?"]),
         (["--set", "activaton=relu"], ["'activaton'", "did you mean 'activation'?"]),
         (["--set", "ew.lr=1"], ["'ew.lr'"]),

@@ -149,7 +149,7 @@ def test_a_sweep_ends_where_all_is_decided(mtbench: Mtbench, tiny: Path, tmp_pat
     assert re.search(r"told with probability 0.8, as one of 2 comparisons at 5 %: .* 0\.\d\d", said)
     assert re.search(r"paired standard deviation \d+\.\d\d points of delta-m, by the pilot", said)
     assert "--until decided" in said
-    assert "epochs=1: nothing is measured here: what that is" in mtbench("plan", file, *more)[1]
+    assert "  - nothing is measured here: what that is" in mtbench("plan", file, *more)[1]
     stated = '\nmeasured = {deviation = 3.0, seconds = 9.0, origin = "a [small] one"}\n'
     file.write_text(file.read_text() + stated)
     code, said, err = mtbench("plan", file, *more)
@@ -185,6 +185,32 @@ def test_a_sweep_from_plan_to_leaderboard(mtbench: Mtbench, tiny: Path, tmp_path
     assert code == 0
     assert "8 of 8 cells are closed already" in said
     assert mtbench("leaderboard", out)[0] == 0
+
+
+DRAWN = """
+
+    def figures(self, predictor, splits, folder):
+        found = [folder / "predictions.png"]
+        found[0].write_bytes(b"of test samples")
+        return found
+"""
+
+
+def test_figures_of_a_sweep_are_sealed_as_test_numbers_are(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
+    (drawing := tmp_path / "tiny.py").write_text(tiny.read_text() + DRAWN)
+    file, out = suite(tmp_path, "stl", "ew"), tmp_path / "out"
+    common = ("--plugin", drawing, "--out", out)
+    assert mtbench("sweep", file, "--jobs", 1, *common)[0] == 0
+    assert not list(out.rglob("test.opened"))
+    assert {p.parent.name for p in out.rglob("predictions.png")} == {".sealed"}
+    assert mtbench("sweep", file, "--jobs", 1, *common)[0] == 0  # nothing is drawn again
+    assert mtbench("leaderboard", out)[0] == 0
+    opened = {p.parent for p in out.rglob("predictions.png")}
+    assert len(opened) == 2
+    assert opened <= {p.parent for p in out.rglob("test.opened")}
+    assert not list(out.rglob(".sealed"))
 
 
 def test_a_plan_tells_what_does_not_run(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
@@ -402,7 +428,7 @@ def test_killed_at_random_moments_it_ends_the_same(tiny: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("command", ["plan", "sweep"])
 def test_a_suite_that_is_none_is_refused(mtbench: Mtbench, tmp_path: Path, command: str) -> None:
-    refused(mtbench(command, "quik"), "no suite 'quik': did you mean 'quick'?")
+    refused(mtbench(command, "quik"), "unknown suite 'quik': did you mean 'quick'?")
     file = tmp_path / "bad.toml"
     file.write_text("version = ")
     refused(mtbench(command, file), str(file), "is no TOML")
@@ -420,5 +446,5 @@ def test_what_cannot_be_is_refused(mtbench: Mtbench, tiny: Path, tmp_path: Path)
     out = tmp_path / "o"
     refused(mtbench("sweep", "ddti", "--data", tmp_path, "--out", out), "is no DDTI folder")
     refused(mtbench("status", tmp_path / "none"), "no such folder")
-    refused(mtbench("status", tmp_path, "quik"), "no suite 'quik'")
+    refused(mtbench("status", tmp_path, "quik"), "unknown suite 'quik'")
     assert not (out / "thyroid").exists()

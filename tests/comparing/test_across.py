@@ -11,12 +11,14 @@ from mtbench.training.cell.rundir import RunDirectory, Spec
 
 
 def board(
-    data: str, ranks: dict[str, float], *, complete: bool = True, known: bool = False
-) -> Board:
+    data: str, ranks: dict[str, float], *, complete: bool = True, known: bool = False,
+    delta: dict[str, float] | None = None,
+) -> Board:  # fmt: skip
     """A board with ranks, which are its test metric; a label's first word is its method."""
     rows = pd.DataFrame(
         {
-            "method": list(ranks), "mean_rank": list(ranks.values()), "delta_m": math.nan,
+            "method": list(ranks), "mean_rank": list(ranks.values()),
+            "delta_m": [(delta or {}).get(label, math.nan) for label in ranks],
             "complete": [complete or i > 0 for i in range(len(ranks))],
         }
     )  # fmt: skip
@@ -41,7 +43,7 @@ def test_ranks_are_among_the_common_methods() -> None:
     )
     assert found is not None
     assert found.methods == ["ew", "uw"]
-    assert found.mean_rank.tolist() == [[2, 1], [1, 2]]
+    assert found.rank.tolist() == [[2, 1], [1, 2]]
     assert found.note.startswith("No order of two methods can be told")
     text = overall_markdown(found)
     assert "| ew | 1.50 | - | 2.0 | 1.0 |" in text
@@ -61,10 +63,24 @@ def test_a_method_with_two_rows_or_no_rank_is_left_out() -> None:
 RANKS = {"uw": 1.0, "ew": 2.0, "ls": 3.0}
 
 
+def test_ranks_are_of_what_the_test_and_the_verdicts_are_of() -> None:
+    """Of delta-m, where all boards have it; mean ranks over metrics may say otherwise."""
+    delta = {"uw": 9.0, "ew": 2.0, "ls": 3.0}
+    found = overall([board(one, RANKS, delta=delta) for one in "abcdefgh"])
+    assert found is not None
+    assert found.ranked_by == "Δm"
+    assert found.methods == ["ew", "ls", "uw"]
+    assert found.rank.tolist() == [[1, 2, 3]] * 8
+    assert "Ranks by Δm among these methods." in overall_markdown(found)
+    some = overall([board("a", RANKS, delta=delta), board("b", RANKS)])
+    assert some is not None
+    assert (some.ranked_by, some.methods) == ("mean rank", ["uw", "ew", "ls"])
+
+
 def test_boards_with_data_of_their_own_are_blocks() -> None:
     found = overall([board(one, RANKS) for one in "abcdefgh"])
     assert found is not None
-    assert np.ptp(found.mean_rank, axis=0).max() == 0
+    assert np.ptp(found.rank, axis=0).max() == 0
     assert re.search(
         r"^Over 8 boards .*more than chance.*apart \(Nemenyi's test, 5 %\)$", found.note
     )
@@ -78,10 +94,10 @@ def test_boards_that_share_data_count_as_one() -> None:
     found = overall([board("a", RANKS), board("b", RANKS), board("a", turned)])
     assert found is not None
     assert found.boards == ["on a, on a", "on b"]
-    assert dict(zip(found.methods, found.mean_rank.T.tolist(), strict=True)) == {
+    assert dict(zip(found.methods, found.rank.T.tolist(), strict=True)) == {
         "uw": [2.0, 1.0], "ew": [2.0, 2.0], "ls": [2.0, 3.0],
     }  # fmt: skip
-    assert "These share data and count as one: on a, on a" in found.note
+    assert found.remarks == ["These share data and count as one: on a, on a"]
     assert overall([board("a", RANKS), board("a", RANKS)]) is None
 
 
@@ -90,7 +106,7 @@ def test_known_functions_are_left_out() -> None:
     found = overall(boards)
     assert found is not None
     assert found.boards == ["on a", "on b"]
-    assert "Left out, for nothing is learnt there from samples: on front" in found.note
+    assert found.remarks == ["Left out, for nothing is learnt there from samples: on front"]
     assert overall(boards[1:]) is None
 
 
@@ -99,7 +115,7 @@ def test_methods_of_the_same_numbers_count_once() -> None:
     found = overall(boards)
     assert found is not None
     assert found.methods == ["uw", "ew", "ls"]
-    assert "counts once: imtl as ew" in found.note
+    assert found.remarks == ["What has the same numbers everywhere counts once: imtl as ew"]
     for one in boards:  # where nothing was measured, nothing is the same
         for name in ("ew", "imtl"):
             one.cells[name] = [Cell(c.run, c.spec, {"status": "diverged"}) for c in one.cells[name]]

@@ -111,6 +111,29 @@ def test_a_seed_that_the_suite_does_not_have_is_cut(folder: Path) -> None:
     assert f"the suite does not have their seeds: bad {more.path.name}" in after.remarks[-1]
 
 
+def test_where_seeds_are_the_units_they_are_cut_too(tmp_path: Path) -> None:
+    """Also where both rows of a question have seeds that the suite does not have."""
+    untuned = {"draw": None, "trials": 0, "repetition": 0, "repetitions": 1, "seeds": 6}
+    rng = random.Random(0)
+
+    def final(method: str, seed: int, offset: float) -> None:
+        made = cell(tmp_path, method, seed, 0.5 + offset + rng.gauss(0, 0.01))
+        claimed(made, **untuned)
+
+    for method, offset in (("stl", 0.0), ("ls", 0.0), ("good", 0.002)):
+        for seed in range(6):
+            final(method, seed, offset)
+    before = board(tmp_path, "ls")
+    for seed in range(90, 95):
+        final("ls", seed, 0.0)
+        final("good", seed, 0.3)
+    after = board(tmp_path, "ls")
+    assert (before.unit, set(before.rows["units"])) == ("seed", {6})
+    pd.testing.assert_frame_equal(after.rows, before.rows)
+    assert after.verdict == before.verdict
+    assert "the suite does not have their seeds: good" in after.remarks[-1]
+
+
 def test_what_few_claims_say_of_the_suite_does_not_count(folder: Path) -> None:
     before = board(folder, "ls")
     for run in find_runs([folder / "made_up" / "bad"]):

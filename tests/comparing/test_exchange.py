@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from mtbench import cli
 from mtbench.comparing.judging import exchange
+from mtbench.comparing.judging.exchange import archive
 from mtbench.comparing.judging.leaderboard import boards
 from mtbench.errors import RunError
 from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
@@ -246,7 +247,7 @@ def test_an_export_that_cannot_be_written_leaves_nothing(
 def test_an_export_that_importing_would_refuse_is_refused(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "MAX_MEMBERS", 8)
+    monkeypatch.setattr(archive, "MAX_MEMBERS", 8)
     with pytest.raises(RunError, match="more than 8 members"):
         exchange.export([finished], "ew", None, tmp_path / "ew.mtbench")
 
@@ -339,7 +340,7 @@ def test_sizes_are_bounded(
     mtbench: Mtbench, exported: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     limit: str, value: int, said: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(exchange, limit, value)
+    monkeypatch.setattr(archive, limit, value)
     (tmp_path / "ew.mtbench").write_bytes(exported)
     refused(mtbench("import", tmp_path / "ew.mtbench", "--out", tmp_path / "out"), said)
     assert not (tmp_path / "out").exists()

@@ -54,6 +54,12 @@ def test_every_row_has_as_many_columns_as_the_table_says(found: list[Board], wid
         assert [table.count(rf"\{rule}rule") for rule in ("top", "bottom")] == [1, 1]
 
 
+def test_a_caption_tells_of_rows_that_stopped_early(found: list[Board]) -> None:
+    rows = found[0].rows.copy()
+    rows.loc[rows["method"] == "better", "units"] = 6
+    assert "6 to 8 seeds; " in leaderboard.to_latex([replace(found[0], rows=rows)])
+
+
 def test_best_second_stars_and_caption(found: list[Board]) -> None:
     text = leaderboard.to_latex(found[:1])
     parts: dict[str, list[str]] = {}  # a row's in each table

@@ -18,6 +18,7 @@ from mtbench.comparing.judging.leaderboard import Board
 from mtbench.comparing.judging.leaderboard.formats import marks
 from mtbench.errors import RunError
 from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
+from mtbench.training.task import RESERVED
 
 METRICS = {
     "dice": {"objective": "mask", "higher_is_better": True, "primary": True},
@@ -62,6 +63,24 @@ def board(out: Path, baseline: str | None = None, plain: str | None = None) -> B
 
 def rows(found: Board) -> dict[str, pd.Series]:
     return {row["method"]: row for _, row in found.rows.iterrows()}
+
+
+def test_no_metric_can_be_called_like_a_column(tmp_path: Path) -> None:
+    """The task's contract names the columns; here it is held to those that there are."""
+    cell(tmp_path, "stl", 0)
+    found = board(tmp_path)
+    metrics = {f"{name}{end}" for name in METRICS for end in ("", "_sd")}
+    written = pd.read_csv(io.StringIO(leaderboard.to_csv([found], cost=True))).columns
+    assert {*found.rows.columns, *written} - metrics <= RESERVED
+
+
+def test_json_keeps_all_digits(tmp_path: Path) -> None:
+    cell(tmp_path, "stl", 0, error=1.25e-13)
+    cell(tmp_path, "ew", 0, error=math.pi * 1e-13)
+    found = board(tmp_path)
+    [read] = json.loads(leaderboard.to_json([found]))
+    assert {row["method"]: row["error"] for row in read["rows"]}["ew"] == math.pi * 1e-13
+    assert all(row["first"] is None for row in read["rows"])  # one seed: nothing to resample
 
 
 def test_delta_m_by_hand(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.deciding import prospect
 from mtbench.comparing.judging.leaderboard import Board, Cell
 from mtbench.comparing.judging.leaderboard import board as boards
+from mtbench.comparing.planning.cost import probe
 from mtbench.comparing.planning.grid import Cell as GridCell
 from mtbench.comparing.planning.grid import Grid, Order
 from mtbench.comparing.planning.suite import Suite
 from mtbench.training.cell.rundir import RunDirectory, Spec
+from tests.conftest import TINY
 
 STUDIES, REPETITIONS, DEVIATION = 120, 20, 3.0
 
@@ -72,6 +74,30 @@ def test_the_board_tells_as_often_as_was_promised(
     for word, share in promised.shares.items():
         spread = math.sqrt(share * (1 - share) / STUDIES)
         assert told.count(word) / STUDIES == pytest.approx(share, abs=3 * spread + 0.01), word
+
+
+def test_what_a_busy_machine_does_besides_is_no_cost(tmp_path: Path) -> None:
+    (plugin := tmp_path / "waits.py").write_text(
+        """
+import time
+import mtbench
+
+class Waits(mtbench.Scalarizer):
+    \"\"\"The plain sum, on a processor that others have in between.\"\"\"
+
+    def objective(self, step):
+        time.sleep(0.05)
+        return step.total(), step.ones
+"""
+    )
+    suite = Suite.model_validate(
+        {
+            "version": 1, "name": "s", "title": "t", "methods": ["waits"],
+            "tasks": [{"name": "tiny"}], "budget": {"trials": 0, "seeds": 1},
+        }
+    )  # fmt: skip
+    [cost] = probe(Grid(Order(suite, plugins=(TINY, plugin))), lambda *_: None)
+    assert 0 < cost.step < 0.05
 
 
 def test_a_pilot_tells_of_each_setting_by_itself(

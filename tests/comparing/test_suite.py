@@ -116,6 +116,9 @@ def test_what_older_suites_say_keeps_its_digest(tmp_path: Path) -> None:
         ("seeds = 3", "seeds = 1000000000", r"budget\.seeds: .*or equal to 1000, found 1"),
         ('"ls"]', '{name = "ls", set = {weights = [1.0]}}]', r"methods\.1: a variant needs a l"),
         ('"ls"]', '{name = "ls", weights_from = "ew"}]', r"methods\.1: a variant needs a label"),
+        ('"ls"]', '{name = "ls", times = 4}]', r"methods\.1: a variant needs a label.* 'ls'"),
+        ('"ls"]', '{name = "ls", times = 4, label = "a", recipe = {epochs = 2}}]',
+         r"methods\.1: 'a' says epochs and how many times the task's: say one"),
         ('"ls"]', '{name = "ls", weights_from = "ew", label = "a", recipe = {epochs = 2}}]',
          r"methods\.1: 'a' has weights and recipe of 'ew'"),
         ('"ls"]', '{name = "ls", lable = "a"}]', r"key methods\.1\.lable: did you mean 'label'"),
@@ -149,7 +152,7 @@ def test_what_is_wrong_is_told(tmp_path: Path, old: str, new: str, said: str) ->
 
 
 def test_no_such_suite(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no suite 'quik': did you mean 'quick'"):
+    with pytest.raises(UsageError, match=r"unknown suite 'quik': did you mean 'quick'"):
         load("quik")
     with pytest.raises(UsageError, match=r"cannot be read \(No such file"):
         load(str(tmp_path / "none.toml"))
@@ -209,6 +212,20 @@ def test_names_that_are_not_there(tiny: Path, changed: dict[str, Any], said: str
     with pytest.raises(UsageError, match=said) as error:
         Grid(Order(suite, None, (tiny,)))
     assert re.search(r"\n", str(error.value)) is None
+
+
+def test_a_row_of_equal_hours_trains_so_many_times_each_tasks_epochs(tiny: Path) -> None:
+    longer = {"name": "ls", "times": 3, "label": "ls x3"}
+    content = {
+        "version": 1, "name": "mine", "title": "t", "methods": ["ls", longer],
+        "budget": {"trials": 1, "seeds": 1},
+        "tasks": [{"name": "tiny"}, {"name": "tiny", "recipe": {"epochs": 7}}],
+    }  # fmt: skip
+    grid = Grid(Order(Suite.model_validate(content), None, (tiny,)))
+    asked = [
+        (cell.entry.label, grid.spec(cell, "", cell.trial).recipe["epochs"]) for cell in grid.cells
+    ]
+    assert asked == 2 * [("ls", 4), ("ls x3", 12)] + 2 * [("ls", 7), ("ls x3", 21)]
 
 
 def test_a_row_is_left_out_where_its_method_cannot_be_trained() -> None:

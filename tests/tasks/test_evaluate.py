@@ -426,7 +426,7 @@ def test_what_the_model_may_have_seen_or_not_know_is_told(clinic: Path, tmp_path
     with (tmp_path / "cases.csv").open() as file:
         assert {row["unlike"] for row in csv.DictReader(file)} == {"True"}
     earlier = {"mean": [0.0] * 16, "precision": np.eye(16).tolist(), "limit": 1.0}
-    before = FITTED | {"familiar": earlier, "sight": earlier}  # other statistics, by earlier code
+    before = FITTED | {"sight": earlier, "likeness": earlier}  # other statistics, by earlier code
     found = task.evaluate(Trained(dark, "dark", before), clinic, tmp_path)
     assert any(
         note.startswith("the model does not know what its training's") for note in found.notes

@@ -397,6 +397,20 @@ def test_what_is_not_like_the_training_is_told() -> None:
         assert "does not look like the training's images" in said
 
 
+def test_what_the_training_is_like_takes_little_room() -> None:
+    """Large encoders show hundreds of channels."""
+    seen = np.random.default_rng(0).normal(size=(300, 100)) @ np.diag(np.logspace(0, 3, 100))
+    known = Familiar.fit(seen, seen)
+    text = json.dumps(known.to_json())
+    assert len(text) < 3 * 100**2
+    again = Familiar.of({KEY: json.loads(text)})
+    assert again is not None
+    np.testing.assert_allclose(again.whitening, known.whitening, rtol=1e-6)
+    white = (seen - seen.mean(axis=0)) @ again.whitening.T
+    np.testing.assert_allclose(np.cov(white.T), np.eye(100), atol=0.3)  # it is shrunk
+    assert sum(again.doubt(row) is not None for row in seen) == 3
+
+
 def test_a_reading_says_so(tmp_path: Path) -> None:
     images = necks(60)
     features = [radiomics.extract(image, tissue() > 0) for image in images[:1]]

@@ -1,5 +1,6 @@
 """The contract catches what it is there to catch."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -341,6 +342,31 @@ class Unread(Tuned):
         self.exponent = float(exponent)
 
 
+class UnreadOfAType(Tuned):
+    def __init__(self, num_objectives: int, seed: int = 0, *, slope: float = 0.5) -> None:
+        super().__init__(num_objectives, seed)
+        self.slope: float = slope
+
+
+class ReadByName(Unread):
+    """Its parameter is read, by `getattr`."""
+
+    def __init__(self, num_objectives: int, seed: int = 0, *, curvature: float = 0.5) -> None:
+        super().__init__(num_objectives, seed)
+        self.curvature = float(curvature)
+
+    def weights(self, gramian, losses):
+        return losses ** getattr(self, "curvature")  # noqa: B009 - what this is about
+
+
+class Undefined(Weighs):
+    """Keeps a NaN that stays."""
+
+    def __init__(self, num_objectives: int, seed: int = 0) -> None:
+        super().__init__(num_objectives, seed)
+        self.last = math.nan
+
+
 class Misspelt(Tuned):
     @classmethod
     def suggest(cls, trial, num_objectives):
@@ -383,6 +409,7 @@ RULES = {
         (Untyped, "parameter 'alpha' of __init__ has no type"),
         (Required, "parameter 'alpha' of __init__ has no default"),
         (Unread, "parameter 'exponent' of __init__ is never read"),
+        (UnreadOfAType, "parameter 'slope' of __init__ is never read"),
     ],
     contract.test_declares_paper_and_cost: [
         (NoPaper, "`paper` is empty"),
@@ -460,6 +487,14 @@ def test_no_rule_is_broken_without_a_reason(method):
     for check in RULES:
         if method is not Good or check is not contract.test_what_it_is_given_stays:
             check(method)
+
+
+def test_an_attribute_may_be_nan():
+    contract.test_state_is_in_the_state_dict(Undefined)
+
+
+def test_a_parameter_may_be_read_by_its_name():
+    contract.test_can_be_constructed(ReadByName)
 
 
 def test_a_method_may_hold_a_module_and_what_holds_itself():

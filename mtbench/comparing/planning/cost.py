@@ -4,7 +4,7 @@ import dataclasses
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Cost:
 
     Attributes:
         entry: the method on the task.
-        step: seconds a step.
+        step: seconds a step; on a CPU those of the processor, whatever else it works on.
         cell: seconds a cell; NaN if the method cannot train there.
     """
 
@@ -57,7 +57,7 @@ def _cost(grid: Grid, entry: Entry, splits: Splits) -> Cost:
     spec = short.spec(
         choice, some, grid.first_seed, grid.suite.precision, grid.device, stage="trial"
     )
-    clock = _Clock()
+    clock = _Clock(time.process_time if grid.device == "cpu" else time.perf_counter)
     with tempfile.TemporaryDirectory(prefix="mtbench-plan-") as folder:
         run = RunDirectory.at(Path(folder), spec)
         engine = Engine(batched=False) if grid.device == "cpu" else None
@@ -87,7 +87,8 @@ class _Some(Split):
 class _Clock:
     """An observer that takes times: of a step, batch included, and of an epoch's end."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
         self.ticks: list[float] = []
         self.end = math.nan
 
@@ -101,13 +102,13 @@ class _Clock:
         return self.end - self.ticks[-1] if self.ticks else math.nan
 
     def started(self, spec: Spec, epochs: int, steps: int, done: int) -> None:
-        self.ticks.append(time.perf_counter())
+        self.ticks.append(self.now())
 
     def stepped(self, epoch: int, losses: dict[str, float]) -> None:
-        self.ticks.append(time.perf_counter())
+        self.ticks.append(self.now())
 
     def evaluated(self, record: dict[str, Any]) -> None:
-        self.end = time.perf_counter()
+        self.end = self.now()
 
     def finished(self, result: dict[str, Any]) -> None:
         """Nothing is timed here."""

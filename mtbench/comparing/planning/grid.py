@@ -317,9 +317,10 @@ class Grid:
         method: Method,
         known: dict[str, list[Request]],
     ) -> Entry:
-        budget_of = repr(row.recipe)
+        budget_of = repr((row.recipe, row.times))
         if budget_of not in known:
-            known[budget_of] = self._requests(setting, row.recipe)
+            requests = self._requests(setting, row.recipe)
+            known[budget_of] = [_times(request, row.times) for request in requests]
         requests = known[budget_of]
         request = requests[0]
         K, budget = len(request.task.objectives), self.suite.budget
@@ -470,6 +471,12 @@ def _alone(plugins: Sequence[Path]) -> Iterator[str]:
             continue
         if not wraps:
             yield entry.name
+
+
+def _times(request: Request, times: int) -> Request:
+    """Return a request for so many times the epochs."""
+    recipe = dataclasses.replace(request.recipe, epochs=times * request.recipe.epochs)
+    return dataclasses.replace(request, recipe=recipe)
 
 
 def _search(asked: Ranges | None, recipe: Recipe) -> Search:

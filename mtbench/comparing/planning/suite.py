@@ -146,7 +146,9 @@ class MethodSetting(_Strict):
     Attributes:
         name: the method's, ``wrapper+base`` included.
         set: its own parameters that are not searched.
-        recipe: what of the task's recipe is changed; with more epochs, a row of another budget.
+        recipe: what of the task's recipe is changed.
+        times: how many times the task's epochs it trains: a row of another budget, such as the
+            hours of a method whose step costs so many times as much.
         label: what the row is called, the name by default.
         weights_from: another row, or ``best``: the final cells have, as constants, the weights that
             this row's found in the same repetition at the same seed, and its learning rate and all
@@ -157,16 +159,20 @@ class MethodSetting(_Strict):
     name: str
     set: dict[str, Any] = {}
     recipe: dict[str, Any] = {}
+    times: Annotated[int, Field(ge=1, le=1000)] = 1
     label: str = ""
     weights_from: str = ""
     weights_of: Literal["mean", "final"] = "mean"
 
     @model_validator(mode="after")
     def _variants_are_named(self) -> "MethodSetting":
-        if (self.set or self.recipe or self.weights_from) and not self.label:
+        other_budget = self.times > 1
+        if (self.set or self.recipe or other_budget or self.weights_from) and not self.label:
             raise ValueError(f"a variant needs a label, found none for {self.name!r}")
-        if self.weights_from and (self.recipe or "weights" in self.set):
+        if self.weights_from and (self.recipe or other_budget or "weights" in self.set):
             raise ValueError(f"{self.label!r} has weights and recipe of {self.weights_from!r}")
+        if other_budget and "epochs" in self.recipe:
+            raise ValueError(f"{self.label!r} says epochs and how many times the task's: say one")
         return self
 
     @property
@@ -280,6 +286,8 @@ class Suite(_Strict):
             if task["resample"] is None:  # as before there was such a key
                 del task["resample"]
         for method in content["methods"]:
+            if method["times"] == 1:
+                del method["times"]
             if not method["weights_from"]:
                 del method["weights_from"], method["weights_of"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
@@ -314,9 +322,8 @@ def load(given: str) -> Suite:
     if file.suffix != ".toml":
         known = shipped()
         if given not in known:
-            raise UsageError(
-                f"no suite {given!r}: {did_you_mean(given, known)} (or give a .toml file)"
-            )
+            hint = did_you_mean(given, known, listed="mtbench list suites")
+            raise UsageError(f"unknown suite {given!r}: {hint} (or give a .toml file)")
         file = known[given]
     try:
         content = toml.load(file)

@@ -220,7 +220,7 @@ class Worker:
                 run.clear(keep=claim.FILE)
                 trainer.run()
             if spec.stage == "final" and spec.seed == self.grid.suite.budget.first_seed:
-                conclude(run, task, splits, method)
+                conclude(run, task, splits, method, sealed=True)
         except (WriteError, OutdatedError):  # no fault of the cell
             self.note.unlink(missing_ok=True)
             raise

@@ -26,6 +26,9 @@ from mtbench.training.machine.locks import Lock
 
 Precision = Literal["fp32", "bf16"]
 
+SEALED = ".sealed"
+"""The folder of figures that a sweep has drawn of test samples, until the test is opened."""
+
 
 class WriteError(RunError):
     """A file of a run directory cannot be written, since the disk is full, say."""
@@ -186,6 +189,7 @@ class RunDirectory:
         # Opened before, or in somebody else's read-only folder.
         with suppress(OSError), (self.path / "test.opened").open("x") as stream:
             stream.write(f"{time.time()}\n")
+        self.unseal()
         try:
             metrics: dict[str, float] = _object(parse(_text(file))["metrics"])
         except (*_BROKEN, KeyError) as error:
@@ -194,6 +198,17 @@ class RunDirectory:
                 "writes both again"
             ) from error
         return metrics
+
+    def pictures(self) -> list[Path]:
+        """Return its figures, as far as they are not sealed."""
+        return sorted(self.path.glob("*.png"))
+
+    def unseal(self) -> None:
+        """Put the figures, which show test samples, where they are seen."""
+        with suppress(OSError):  # somebody else's read-only folder, or another opens it just now
+            for file in (self.path / SEALED).glob("*"):
+                file.replace(self.path / file.name)
+            (self.path / SEALED).rmdir()
 
     def opened(self) -> float | None:
         """Return when the test metrics were first opened, None if they never were.

@@ -1,1 +1,1 @@
-"""Where a cell is computed: device, numerical environment, locks on files, cache."""
+"""Where a cell is computed: device, numerical environment, locks on files, cache, processes."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from mtbench import seeding
 from mtbench.errors import RunError
 from mtbench.plugins.method import Method
-from mtbench.training.cell.rundir import RunDirectory, Spec
+from mtbench.training.cell.rundir import SEALED, RunDirectory, Spec
 from mtbench.training.task import Splits, Task
 from mtbench.training.trainer.learner import Learner, build
 from mtbench.training.trainer.record import check_cell, fits
@@ -57,25 +57,35 @@ def restore(
     return Learner(spec, task, model, balancer)
 
 
-def conclude(run: RunDirectory, task: Task, splits: Splits, method: Method) -> list[Path]:
+def conclude(
+    run: RunDirectory, task: Task, splits: Splits, method: Method, *, sealed: bool = False
+) -> list[Path]:
     """Fit what the task's `predict` needs and draw its figures, unless that is done.
 
+    Args:
+        run: a finished cell.
+        task: the cell's.
+        splits: likewise.
+        method: likewise.
+        sealed: keep new figures out of sight until the test is opened.
+
     Returns:
-        The figures' files.
+        The figures' files, where they are not sealed.
     """
-    done = sorted(run.path.glob("*.png"))
+    if not sealed:
+        run.unseal()
     if not (run.path / "best.pt").exists():
-        return done
+        return run.pictures()
     predictor = load_trained(run, task, method).predict
     if run.fitted() is None and (fitted := task.fit(predictor, splits)):
         run.write_text("fitted.json", json.dumps(fitted, indent=2))
     drawing = run.path / ".figures"  # while it is there, the figures are not all drawn
-    if done and not drawing.exists():
-        return done
-    drawing.mkdir(exist_ok=True)
-    pictures = task.figures(predictor, splits, drawing)
-    for file in drawing.iterdir():
-        file.replace(run.path / file.name)
-    done = [run.path / picture.name for picture in pictures]
-    shutil.rmtree(drawing)
-    return done
+    place = run.path / SEALED if sealed else run.path
+    if drawing.exists() or not (run.pictures() or (run.path / SEALED).exists()):
+        drawing.mkdir(exist_ok=True)
+        task.figures(predictor, splits, drawing)
+        for file in drawing.iterdir():
+            place.mkdir(exist_ok=True)
+            file.replace(place / file.name)
+        shutil.rmtree(drawing)
+    return run.pictures()

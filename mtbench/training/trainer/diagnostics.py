@@ -7,6 +7,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from mtbench.balancing.jacobian import vector
 from mtbench.balancing.step import Space, Step
 
 Diagnostics = dict[str, dict[str, float]]
@@ -25,7 +26,7 @@ class Look:
 
     def __init__(self, step: Step, gradients: bool) -> None:
         self._step = step
-        self._plain = _flat(step.gradient(step.total()), step.shared)
+        self._plain = vector(step.gradient(step.total()), step.shared)
         if gradients:
             for space in get_args(Space):
                 if space == "shared" or step.features:
@@ -41,15 +42,10 @@ class Look:
         step = self._step
         shown = [] if weights is None else weights.tolist()
         return {
-            "update": _compare(_flat([p.grad for p in step.shared], step.shared), self._plain),
+            "update": _compare(vector([p.grad for p in step.shared], step.shared), self._plain),
             "weights": dict(zip(objectives, shown, strict=False)),
             **{f"{space} gradients": _alignment(G) for space, G in step.gramians.items()},
         }
-
-
-def _flat(values: Sequence[Tensor | None], like: Sequence[Tensor]) -> Tensor:
-    zeros = (torch.zeros_like(p) if v is None else v for v, p in zip(values, like, strict=True))
-    return torch.cat([value.flatten() for value in zeros] or [torch.zeros(0)])
 
 
 def _compare(update: Tensor, plain: Tensor) -> dict[str, float]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn, optim
 
 from mtbench import seeding
 from mtbench.balancing.distributed import ALONE, Ranks
+from mtbench.balancing.jacobian import vector
 from mtbench.errors import UsageError
 from mtbench.training.task import Recipe
 from mtbench.training.trainer.batches import Batches
@@ -192,9 +193,7 @@ class _LineSearch(optim.LBFGS):
         evaluate(weights)
 
     def _gradient(self) -> Tensor:
-        return nn.utils.parameters_to_vector(
-            torch.zeros_like(p) if p.grad is None else p.grad for p in self._shared
-        )
+        return vector([p.grad for p in self._shared], self._shared)
 
 
 def refuse_noise(recipe: Recipe, learner: Learner, batches: Batches, ranks: Ranks = ALONE) -> None:

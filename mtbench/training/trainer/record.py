@@ -212,13 +212,11 @@ class Record:
             record["notes"] = {name: total / count for name, (total, count) in at.notes.items()}
         if keep or score > at.best_score or not at.history:
             at.best_score = score
-            kept = {
-                "cell": self._cell, "epoch": at.epoch, "precision": self._learner.precision,
-            }  # fmt: skip
             state = {name: copy.copy(part) for name, part in self._learner.state().items()}
             for part in state.values():  # on the device, copies would count as the method's memory
                 part.update({key: _own(value) for key, value in part.items()})
-            self._best = state | kept
+            precision = self._learner.precision
+            self._best = {**state, "cell": self._cell, "epoch": at.epoch, "precision": precision}
         at.history.append(record)
         at.epoch, at.position = at.epoch + 1, 0
         at.sums, at.counted = [0.0] * len(self._objectives), 0

@@ -5,9 +5,9 @@ bottom third. The deepest level would tell less than either: it has learnt to se
 what kind of image it is.
 """
 
-import math
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Vector = NDArray[np.float64]
+F4 = "<f4"
 
 COUNT = 16  # statistics
 DARK, LIGHT = 0.03, 0.97  # grey values, of 1, that count as black and as white
 SMALLEST = 8  # pixels of the grid: less shows nothing
 LEAST = 0.01  # deviation of a statistic: one that hardly varies in training may do so a little
 LIMIT = 99.0  # percentile of distances: what lies beyond is told
-KEY = "likeness"  # of what `LesionTask.fit` writes; a new one wherever `sight` changes
+KEY = "kind"  # of what `LesionTask.fit` writes; a new one wherever `sight` or what is in it changes
 UNKNOWN = (
     "the model does not know what its training's images are like, for other code has made it: an "
     "image of another kind or organ is not told"
@@ -73,18 +74,18 @@ class Familiar:
     r"""What training's pictures are like.
 
     A picture's distance is Mahalanobis',
-    :math:`\sqrt{(x - \mu)^\top \Sigma^{-1} (x - \mu)}`, with the covariance shrunk as Ledoit and
-    Wolf (2004) do.
+    :math:`\sqrt{(x - \mu)^\top \Sigma^{-1} (x - \mu)} = \|W (x - \mu)\|`, with the covariance
+    shrunk as Ledoit and Wolf (2004) do.
 
     Attributes:
         mean: (D,), of the training's `sight`.
-        precision: (D, D), the inverse covariance.
+        whitening: W, (D, D), lower triangular.
         limit: the distance within which `LIMIT` per cent of the training's lie, and of the
             validation's: what mean and covariance are of is nearer than others.
     """
 
     mean: Vector
-    precision: Vector
+    whitening: Vector
     limit: float
 
     @classmethod
@@ -94,23 +95,27 @@ class Familiar:
 
         scale = np.maximum(found.std(axis=0), LEAST)  # shrinking is towards equal variances
         covariance = LedoitWolf().fit(found / scale).covariance_ + np.diag((LEAST / scale) ** 2)
-        precision = np.linalg.inv(covariance) / np.outer(scale, scale)
-        made = cls(found.mean(axis=0), precision, 0.0)
+        whitening = np.tril(np.linalg.inv(np.linalg.cholesky(covariance))) / scale
+        made = cls(found.mean(axis=0), whitening, 0.0)
         ends = [np.percentile([*map(made._distance, rows)], LIMIT) for rows in (found, others)]
-        return cls(made.mean, precision, float(max(ends)))
+        return replace(made, limit=float(max(ends)))
 
     @classmethod
     def of(cls, fitted: Mapping[str, Any]) -> Self | None:
         """Return what `LesionTask.fit` wrote; None where it has not."""
         if (said := fitted.get(KEY)) is None:
             return None
-        return cls(np.array(said["mean"]), np.array(said["precision"]), said["limit"])
+        mean = np.array(said["mean"])
+        whitening = np.zeros((len(mean), len(mean)))
+        whitening[np.tril_indices_from(whitening)] = np.frombuffer(b64decode(said["whitening"]), F4)
+        return cls(mean, whitening, said["limit"])
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as what JSON holds."""
+        """Return it as what JSON holds; digits would take ten times the room, 18 MB at D = 784."""
+        lower = self.whitening[np.tril_indices_from(self.whitening)].astype(F4)
         return {
             "mean": self.mean.tolist(),
-            "precision": self.precision.tolist(),
+            "whitening": b64encode(lower.tobytes()).decode(),
             "limit": self.limit,
         }
 
@@ -126,5 +131,4 @@ class Familiar:
         )
 
     def _distance(self, row: Vector) -> float:
-        apart = row - self.mean
-        return math.sqrt(max(0.0, float(apart @ self.precision @ apart)))
+        return float(np.linalg.norm(self.whitening @ (row - self.mean)))

@@ -10,12 +10,13 @@ from mtbench.comparing.judging.leaderboard.formats import (
     notes,
     overall_markdown,
     readable,
+    short_titles,
     to_csv,
     to_json,
     to_markdown,
     to_raw,
 )
-from mtbench.comparing.judging.leaderboard.latex import Width, short_titles, to_latex
+from mtbench.comparing.judging.leaderboard.latex import Width, to_latex
 
 __all__ = [
     "LEGEND",

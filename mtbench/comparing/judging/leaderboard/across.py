@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy import stats
 
 from mtbench.comparing.judging import statistics
 from mtbench.comparing.judging.deciding import ALPHA
-from mtbench.comparing.judging.leaderboard.board import Board
+from mtbench.comparing.judging.leaderboard.board import Board, is_replanned
 
 Floats = NDArray[np.float64]
 
@@ -23,23 +24,27 @@ class Overall:
     Attributes:
         boards: titles; several where boards share data.
         methods: names; a method with several rows on a board is left out.
-        mean_rank: (boards, methods), each board's mean rank among these methods.
+        ranked_by: ``Δm``, or ``mean rank`` where a board has no single-task row.
+        rank: (boards, methods), each board's ranks by that among these methods.
         delta_m: (boards, methods), percent, NaN without a single-task row.
-        note: what Friedman's test over the boards says, or why there is none, and what does not
-            count.
+        note: what Friedman's test says of these ranks, or why there is none.
+        remarks: what does not count, and what is to be read with care.
     """
 
     boards: list[str]
     methods: list[str]
-    mean_rank: Floats
+    ranked_by: str
+    rank: Floats
     delta_m: Floats
     note: str
+    remarks: list[str]
 
 
 def overall(found: Sequence[Board]) -> Overall | None:
     """Return the comparison over boards.
 
-    Every board counts the same, those that share data together as one. Boards of known functions
+    Ranks are by what verdicts are of: delta-m, where every board has it. Every board counts the
+    same, those that share data together as one. Boards of known functions
     are left out: there validation is the test, and nothing has to be learnt from samples. Of
     methods with the same numbers in every cell, the first is kept.
 
@@ -64,11 +69,14 @@ def overall(found: Sequence[Board]) -> Overall | None:
     blocks = _blocks(kept)
     if len(blocks) < 2 or len(common) < 2:
         return None
-    ranks = np.array([table.loc[common, "mean_rank"].rank().to_numpy(float) for table in tables])
+    means = np.array([table.loc[common, "mean_rank"].rank().to_numpy(float) for table in tables])
     deltas = np.array([table.loc[common, "delta_m"].to_numpy(float) for table in tables])
-    ranks, deltas = (np.array([x[block].mean(axis=0) for block in blocks]) for x in (ranks, deltas))
+    means, deltas = (np.array([x[block].mean(axis=0) for block in blocks]) for x in (means, deltas))
+    has_delta = bool(np.isfinite(deltas).all())
+    costs = deltas if has_delta else means
+    ranks = stats.rankdata(costs, axis=1)
     order = np.lexsort([common, ranks.mean(axis=0)])
-    remarks = [_note(deltas if np.isfinite(deltas).all() else ranks)]
+    remarks = []
     if left_out := [board.title for board in found if _is_known(board)]:
         remarks.append(f"Left out, for nothing is learnt there from samples: {', '.join(left_out)}")
     if shared := [block for block in blocks if len(block) > 1]:
@@ -77,12 +85,19 @@ def overall(found: Sequence[Board]) -> Overall | None:
     if twins:
         pairs = ", ".join(f"{name} as {first}" for name, first in twins.items())
         remarks.append(f"What has the same numbers everywhere counts once: {pairs}")
+    if any(is_replanned(one, other) for one in kept for other in kept):
+        remarks.append(
+            "A suite was changed: take all verdicts on a task from the board of the suite as it is "
+            "now"
+        )
     return Overall(
         [", ".join(kept[i].title for i in block) for block in blocks],
         [common[i] for i in order],
+        "Δm" if has_delta else "mean rank",
         ranks[:, order],
         deltas[:, order],
-        ". ".join(remarks),
+        _note(costs),
+        remarks,
     )
 
 

@@ -15,18 +15,17 @@ from scipy import stats
 from mtbench.comparing.claim import Claim
 from mtbench.comparing.judging import statistics
 from mtbench.comparing.judging.deciding import ALPHA, FIRST, MARGIN, VERDICTS, Verdicts, decide
+from mtbench.comparing.judging.leaderboard import doubts
 from mtbench.comparing.judging.leaderboard.cells import Cell, read_cells
+from mtbench.comparing.judging.leaderboard.doubts import more, naming, some
 from mtbench.comparing.judging.leaderboard.entrants import Group, Row, groups, largest_block
 from mtbench.errors import RunError
 from mtbench.training.cell.rundir import RunDirectory
-from mtbench.training.trainer.selection import LEAST
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 COST = ("seconds_per_step", "cost_ratio", "peak_mib", "passes", "train_hours", "tuning_hours")
-EDGE = 0.1
-"""The outer share of a range, at either end, in which a best trial says: search further."""
 _VANISHING = 1e-6  # of the largest mean
 _SEED = 0  # of the resampling: the same results give the same table
 
@@ -94,18 +93,18 @@ def boards(
         raise RunError(damaged[0] if damaged else "no runs found: `mtbench run` makes some")
     made = [_board(group, baseline, plain) for group in found]
     for board in made:
-        if others := [other.title for other in made if _is_replanned(board, other)]:
+        if others := [other.title for other in made if is_replanned(board, other)]:
             board.remarks.append(
                 "take all verdicts from the board of the suite as it is now, for it was changed "
-                f"and has others: {_some(others)}"
+                f"and has others: {some(others)}"
             )
     if damaged:  # whose board they would be on, they may not say
         for board in made:
-            board.remarks.append(f"a damaged cell is left out: {damaged[0]}{_more(damaged)}")
+            board.remarks.append(f"a damaged cell is left out: {damaged[0]}{more(damaged)}")
     return made
 
 
-def _is_replanned(board: Board, other: Board) -> bool:
+def is_replanned(board: Board, other: Board) -> bool:
     """Return whether another board is of the same suite, planned otherwise."""
     one, two = board.suite, other.suite
     if one is None or two is None or one.digest == two.digest:
@@ -145,10 +144,13 @@ class _Scores:
         self.margin = MARGIN if group.suite is None else group.suite.margin
         self.tests = [{cell: self._test(cell) for cell in row.finals} for row in self.rows]
         self.units = sorted({u for row in self.rows if row.official for u in row.units})
+        there = [
+            [row.official and len(row.units.get(u, ())) >= group.per_unit for u in self.units]
+            for row in self.rows
+        ]
+        self.there = np.array(there, bool)
         self.x = self._scores()
         self.known: Mask = np.asarray(np.isfinite(self.x).all(axis=2))
-        there = [[self._closed(row, u) for u in self.units] for row in self.rows]
-        self.there = np.array(there, bool)
         self.wanted, self.base, self.plain = baseline, self.find(baseline), self.find(plain)
         self.remarks: list[str] = []
         self.reference = self._reference()
@@ -167,9 +169,6 @@ class _Scores:
         values = [math.nan if cell.diverged else cell.test.get(m, math.nan) for m in self.metrics]
         return np.array(values, float)
 
-    def _closed(self, row: Row, unit: int) -> bool:
-        return row.official and len(row.units.get(unit, ())) >= self.group.per_unit
-
     def _scores(self) -> Floats:
         """Return (rows, units, primary metrics), each a unit's mean; divergence is the worst.
 
@@ -187,19 +186,16 @@ class _Scores:
         every = np.array(tested).reshape(-1, len(columns)) * signs
         gains = np.where(np.isfinite(every), every, np.inf).min(axis=0, initial=np.inf)
         worst = np.where(np.isfinite(gains), gains * signs, np.nan)
-        for i, row in enumerate(self.rows):
-            for u, unit in enumerate(self.units):
-                if self._closed(row, unit):
-                    values = np.array([
-                        worst if cell.diverged else self.tests[i][cell][columns]
-                        for cell in row.units[unit]
-                    ])  # fmt: skip
-                    found[i, u] = values.mean(axis=0)
-                    filled[i, u] = np.where(np.isfinite(values), values, worst).mean(axis=0)
+        for i, u in np.argwhere(self.there).tolist():
+            values = np.array([
+                worst if cell.diverged else self.tests[i][cell][columns]
+                for cell in self.rows[i].units[self.units[u]]
+            ])  # fmt: skip
+            found[i, u] = values.mean(axis=0)
+            filled[i, u] = np.where(np.isfinite(values), values, worst).mean(axis=0)
         known = np.isfinite(found)
-        closed = np.array([[self._closed(row, u) for u in self.units] for row in self.rows], bool)
         self.undefined = (
-            closed[..., None] & ~known & known.any(axis=0) & known.any(axis=1, keepdims=True)
+            self.there[..., None] & ~known & known.any(axis=0) & known.any(axis=1, keepdims=True)
         )
         return np.where(known, found, np.where(self.undefined, filled, np.nan))
 
@@ -217,19 +213,17 @@ class _Scores:
     def _reference(self) -> int | None:
         """Return the single-task row; several (two learning rates), or one at 0, leave none."""
         found = [i for i, r in enumerate(self.rows) if r.official and r.finals[0].done["reference"]]
-        reference = found[0] if len(found) == 1 else None
-        if reference is not None:
-            sizes = np.abs(_mean(self.x))
-            small = sizes[reference] < _VANISHING * np.fmax.reduce(sizes, axis=0)
-            names = [name for name, is_small in zip(self.primary, small, strict=True) if is_small]
-            if names:
-                are = "is" if len(names) == 1 else "are"
-                self.remarks.append(
-                    f"no Δm: the single-task {' and '.join(names)} {are} next to 0: no unit"
-                )
-                return None
-        if reference is None:
+        if len(found) != 1:
             self.remarks.append("no Δm: it needs exactly one locally run single-task row")
+            return None
+        reference = found[0]
+        sizes = np.abs(_mean(self.x))
+        small = sizes[reference] < _VANISHING * np.fmax.reduce(sizes, axis=0)
+        if names := [name for name, is_small in zip(self.primary, small, strict=True) if is_small]:
+            are = "is" if len(names) == 1 else "are"
+            self.remarks.append(
+                f"no Δm: the single-task {' and '.join(names)} {are} next to 0: no unit"
+            )
             return None
         if not self.known[reference].any():
             self.remarks.append(f"no Δm: {self._is_undefined(reference)}")
@@ -254,7 +248,7 @@ class _Scores:
         if found:
             self.remarks.append(
                 "most rows differ from the single-task row by more than all it has, so Δm is "
-                f"mostly that: {_some(found)}"
+                f"mostly that: {some(found)}"
             )
 
     def _tell_guesses(self, own: Floats) -> None:
@@ -292,14 +286,12 @@ class _Scores:
     def _pairs(self) -> pd.DataFrame:
         """Return what is told of each official row against the baseline, and those asked about."""
         anchors = dict.fromkeys(a for a in (self.base, *self.asked) if a is not None)
-        found = [pair for anchor in anchors for pair in self._against(anchor)]
+        found = [pair for a in anchors if self.official[a] for pair in self._against(a)]
         return pd.DataFrame(found, columns=["method", "against", "units", *Verdicts._fields])
 
     def _against(self, anchor: int) -> list[list[Any]]:
         """Return a pair for each other row, also where nothing can be told: that is open."""
         others = [i for i in np.flatnonzero(self.official).tolist() if i != anchor]
-        if not self.official[anchor]:
-            return []
         costs = np.full(self.known.shape, np.nan) if self.costs is None else self.costs
         suite = self.group.suite
         common = self.known[others] & self.known[anchor]
@@ -370,9 +362,13 @@ class _Scores:
             "reason": self.reasons,
         }
         for m, name in enumerate(self.metrics):
-            values = [[test[m] for test in tests.values()] for tests in self.tests]
-            columns[name] = [_mean_of(v) for v in values]
-            columns[f"{name}_sd"] = [_deviation_of(v) for v in values]
+            known = [
+                [v for t in tests.values() if math.isfinite(v := t[m])] for tests in self.tests
+            ]
+            columns[name] = [float(np.mean(v)) if v else math.nan for v in known]
+            columns[f"{name}_sd"] = [
+                float(np.std(v, ddof=1)) if len(v) > 1 else math.nan for v in known
+            ]
         if n > 1 and (note := statistics.interval_note(n, unit=self.unit)):
             self.remarks.insert(0, note)
         columns["delta_m"], columns["delta_m_low"], columns["delta_m_high"] = self.delta
@@ -383,29 +379,9 @@ class _Scores:
         columns["hypervolume"] = self._hypervolume()
         columns |= self._cost()
         self.remarks += [
-            *self._odd(), *self._declared(), *self._lacking(), *self._diverging(),
-            *self._repeated(), *self._budgets(), *self._origins(), *self._edges(), *self._idle(),
-            *self._zeros(), *self._makers(),
+            *doubts.of_cells(self.group), *self._declared(), *self._lacking(), *self._diverging(),
+            *doubts.of_rows(self.group, self.unit, self.primary),
         ]  # fmt: skip
-        if stale := self.group.stale:
-            self.remarks.append(
-                "not counted, for a better trial or a later cell has taken their place: "
-                f"{_some(stale)}"
-            )
-        if surplus := self.group.surplus:
-            self.remarks.append(
-                f"not counted, for the suite does not have their seeds: {_some(surplus)}"
-            )
-        if reused := self.group.reused:
-            self.remarks.append(
-                "parameters may have been chosen on a seed that is reported, which final seeds "
-                f"must not be: {_some(reused)}"
-            )
-        if late := self.group.late:
-            self.remarks.append(
-                "trials finished after a test here had been opened, so their choice may have seen "
-                f"it: {_some(late)}"
-            )
         rows = pd.DataFrame(columns).iloc[order].reset_index(drop=True)
         place = {self.names[i]: r for r, i in enumerate(np.flatnonzero(self.ranked))}
         shown = [place[name] for name in rows["method"] if name in place]
@@ -583,21 +559,6 @@ class _Scores:
         taken_back = (self.pairs["against"] == name) & (self.pairs["told"] == "better")
         self.pairs.loc[taken_back, "told"] = VERDICTS[3]
 
-    def _odd(self) -> list[str]:
-        """Tell of cells that are not to be believed as they are."""
-        cells = [c for row in self.rows for c in (*row.finals, *row.trials.values())]
-        found = list(dict.fromkeys(line for cell in cells for line in cell.odd))
-        remarks = [f"a cell is in doubt: {found[0]}{_more(found)}"] if found else []
-        if self.group.contradicted:
-            remarks.append(
-                "cells do not say alike what the suite plans, so some were edited; what most say "
-                "is taken"
-            )
-        suite, count = self.group.suite, int(self.official.sum())
-        if suite is not None and count > suite.rows:
-            remarks.append(f"{count} rows say that they are of this suite, which has {suite.rows}")
-        return remarks
-
     def _declared(self) -> list[str]:
         """Name metrics that cells do not declare alike: by most of them the board goes."""
         found = [name for name, counts in self.said.items() if len(counts) > 1]
@@ -605,7 +566,7 @@ class _Scores:
             "cells do not say alike whether a metric counts, and whether higher is better; what "
             "most say is taken: "
         )
-        return _naming(said, found)
+        return naming(said, found)
 
     def _lacking(self) -> list[str]:
         """Name rows in which the worst number stands for one that is undefined."""
@@ -616,7 +577,7 @@ class _Scores:
             if count
         ]
         said = "a metric is undefined where other rows have it, and counts as the worst: "
-        return _naming(said, found)
+        return naming(said, found)
 
     def _diverging(self) -> list[str]:
         """Name rows that others are compared with, and half or more of whose cells diverge."""
@@ -629,119 +590,7 @@ class _Scores:
             "to be better than a row half or more of which diverges, whose numbers are the worst "
             "on the board, says little: "
         )
-        return _naming(said, found)
-
-    def _repeated(self) -> list[str]:
-        """Name rows of which most cells measured the same: their units are none of their own."""
-        found = []
-        for name, row in zip(self.names, self.rows, strict=True):
-            measured = [cell.measured for cell in row.finals if not cell.diverged]
-            found += [name] if 2 * len(set(measured)) < len(measured) else []
-        said = (
-            f"most cells have exactly the same numbers, as copies have, so that many {self.unit}s "
-            "say no more than one: "
-        )
-        return _naming(said, found)
-
-    def _budgets(self) -> list[str]:
-        """Name rows of another budget than most, such as those of equal cost."""
-        spent = {
-            name: (row.finals[0].spec.recipe["epochs"], row.finals[0].spec.recipe["batch_size"])
-            for name, row in zip(self.names, self.rows, strict=True)
-        }
-        usual = max(spent.values(), key=list(spent.values()).count)
-        return [
-            f"{name} has another budget: epochs={epochs}, batch_size={batch}"
-            for name, (epochs, batch) in spent.items()
-            if (epochs, batch) != usual
-        ]
-
-    def _origins(self) -> list[str]:
-        """Say of rows with another one's weights whose they are."""
-        found = []
-        for name, row in zip(self.names, self.rows, strict=True):
-            counts = Counter(
-                one.weights_from
-                for cell in row.finals
-                for one in cell.claims
-                if self.group.suite is not None
-                and (*one.board, one.label) == (*self.group.suite.board, name)
-                and one.weights_from
-            )
-            if counts:
-                parts = [f"{origin} ({count})" for origin, count in counts.most_common()]
-                found.append(f"{name} has, as constants, the weights that were found by: "
-                             f"{_some(parts)}")  # fmt: skip
-        return found
-
-    def _edges(self) -> list[str]:
-        """Name rows whose best trials mostly lie at one end of a range: the space is too small."""
-        found: dict[tuple[str, str], list[str]] = {}
-        for name, row in zip(self.names, self.rows, strict=True):
-            taken = {(c.repetition, c.draw) for cell in row.finals for c in cell.claims}
-            ends: dict[tuple[str, str], int] = {}
-            studies = {repetition for repetition, _ in row.trials}
-            for number, trial in row.trials.items():
-                if number in taken and trial.claims:
-                    for parameter, place in trial.claims[0].places.items():
-                        if not EDGE <= place <= 1 - EDGE:
-                            end = "lower" if place < EDGE else "upper"
-                            ends[parameter, end] = ends.get((parameter, end), 0) + 1
-            for key, count in ends.items():
-                if 2 * count >= len(studies):
-                    found.setdefault(key, []).append(f"{name} ({count} of {len(studies)} searches)")
-        return [
-            f"the best trial mostly lies at the {end} end of {parameter.rpartition('.')[2]}, so a "
-            f"wider range may do better: {_some(rows, 20)}"
-            for (parameter, end), rows in found.items()
-        ]
-
-    def _idle(self) -> list[str]:
-        """Name rows whose method did nothing in some of their cells: they are of the plain sum."""
-        found = []
-        for name, row in zip(self.names, self.rows, strict=True):
-            for kind, cells in (("trials", row.trials.values()), ("final cells", row.finals)):
-                acts = [cell.done.get("acts") for cell in cells]
-                if count := acts.count(0):
-                    found.append(f"{name} acted in no step of {count} of its {len(acts)} {kind}: "
-                                 "these were trained by the plain sum")  # fmt: skip
-        return found
-
-    def _zeros(self) -> list[str]:
-        """Name rows chosen by a metric of 0: its logarithm outweighs all other metrics."""
-        found = []
-        for name, row in zip(self.names, self.rows, strict=True):
-            vanishing = Counter(
-                metric
-                for cell in row.finals
-                for metric in self.primary
-                if abs(cell.val.get(metric, math.nan)) <= LEAST
-            )
-            found += [f"{name} ({metric}, {n} of its cells)" for metric, n in vanishing.items()]
-        said = (
-            "a validation metric of exactly 0 outweighs all others where epochs and trials are "
-            "chosen: "
-        )
-        return _naming(said, found)
-
-    def _makers(self) -> list[str]:
-        """Say in a line what code and machines have made the cells, where they differ."""
-        rows = [row for row in self.rows if row.official]
-        cells = [cell for row in rows for cell in (*row.finals, *row.trials.values())]
-        environments = [cell.done.get("environment", {}) for cell in cells]
-        codes = {"mtbench": [made.get("code") for made in environments]}
-        for cell in cells:
-            for name, digest in cell.spec.plugins.items():
-                codes.setdefault(name, []).append(digest)
-        parts = []
-        if changed := [name for name, digests in codes.items() if len(set(digests)) > 1]:
-            parts.append(f"code ({_some(changed)})")
-        for key in ("torch", "hardware", "threads"):
-            counts = Counter(str(made.get(key, "not recorded"))[:60] for made in environments)
-            if len(counts) > 1:
-                kinds = [f"{kind}: {count}" for kind, count in counts.most_common()]
-                parts.append(f"{key} ({_some(kinds)})")
-        return [f"cells were not all made by the same {' and '.join(parts)}"] if parts else []
+        return naming(said, found)
 
     def _hypervolume(self) -> Floats:
         """Return what share of the box a row's trials dominate on validation, two metrics only.
@@ -793,19 +642,6 @@ class _Scores:
         }
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-
-
-def _naming(said: str, names: Sequence[str]) -> list[str]:
-    """Return a remark about some, or none where there are none."""
-    return [said + _some(names)] if names else []
-
-
-def _more(lines: Sequence[str]) -> str:
-    return f" (and {len(lines) - 1} more)" if lines[1:] else ""
-
-
 def _listed(names: Sequence[str]) -> str:
     """Return names in a row; one that has a comma is quoted.
 
@@ -829,13 +665,3 @@ def _mean(x: Floats) -> Floats:
     known = np.isfinite(x)
     n = known.sum(axis=1)
     return np.where(n > 0, np.where(known, x, 0).sum(axis=1) / np.maximum(n, 1), np.nan)
-
-
-def _mean_of(values: Sequence[float]) -> float:
-    known = [v for v in values if math.isfinite(v)]
-    return float(np.mean(known)) if known else math.nan
-
-
-def _deviation_of(values: Sequence[float]) -> float:
-    known = [v for v in values if math.isfinite(v)]
-    return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan

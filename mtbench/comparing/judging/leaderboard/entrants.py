@@ -7,7 +7,7 @@ them and marked. Without a suite, every method and setting that is there is a ro
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -185,30 +185,43 @@ def _claimed(claims: Sequence[tuple[Claim, Cell]], data: str) -> Group:
             pending[claim.label, claim.repetition, cell.spec.seed] = cell
         else:
             rivals.setdefault((claim.label, claim.repetition, cell.spec.seed), {})[cell] = claim
-    for (label, repetition, seed), finals in rivals.items():
+    own = _within_the_seeds(rivals, suite.seeds)
+    for (label, repetition, seed), finals in sorted(rivals.items()):
         row = group.rows.setdefault(label, Row())
         taken = _best_draw(row, repetition)
         # The last that ended of those with the best trial's parameters; a mended trial, or a plugin
         # that was changed, leaves others.
         *stale, kept = sorted(finals, key=lambda cell: finals[cell].draw == taken)
-        row.units.setdefault(repetition if suite.study_is_unit else seed, []).append(kept)
         group.stale += [f"{label} {cell.run.path.name}" for cell in stale]
+        if (label, repetition, seed) in own:
+            row.units.setdefault(repetition if suite.study_is_unit else seed, []).append(kept)
+        else:
+            group.surplus.append(f"{label} {kept.run.path.name}")
     group.pending = [
         f"{place[0]} {cell.run.path.name}" for place, cell in pending.items() if place not in rivals
     ]
     group.rows = {label: row for label, row in group.rows.items() if row.units}
-    _cut_to_the_seeds(group)
     return group
 
 
-def _cut_to_the_seeds(group: Group) -> None:
-    """Leave out what a row has more of in a unit than the suite's seeds: those that fewest have."""
-    had = Counter(cell.spec.seed for row in group.rows.values() for cell in row.finals)
-    for label, row in group.rows.items():
-        for cells in row.units.values():
-            cells.sort(key=lambda cell: (-had[cell.spec.seed], cell.spec.seed))
-            group.surplus += [f"{label} {cell.run.path.name}" for cell in cells[group.per_unit :]]
-            del cells[group.per_unit :]
+def _within_the_seeds(
+    places: Iterable[tuple[str, int, int]], seeds: int
+) -> set[tuple[str, int, int]]:
+    """Return which final cells a suite has: of more than its seeds, those that most rows have.
+
+    Args:
+        places: the row, the repetition and the seed of each.
+        seeds: that a repetition has.
+    """
+    by_study: dict[tuple[str, int], list[tuple[str, int, int]]] = {}
+    for place in places:
+        by_study.setdefault(place[:2], []).append(place)
+    had = Counter(place[1:] for study in by_study.values() for place in study)
+    return {
+        place
+        for study in by_study.values()
+        for place in sorted(study, key=lambda place: (-had[place[1:]], place[2]))[:seeds]
+    }
 
 
 def _best_draw(row: Row, repetition: int) -> int | None:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -147,8 +148,8 @@ def notes(board: Board) -> list[str]:
 LEGEND = (
     "Test split, mean ± standard deviation over seeds. Δm: by how many percent a row is worse than "
     "a model for each objective alone, the mean over metrics [95 % paired bootstrap interval, that "
-    "reference resampled too]. − ROW: Δm minus that row's, in points [interval at the level of its "
-    "verdict]. Rank: the mean over metrics."
+    "reference resampled too]. − ROW: Δm minus that row's, over what both were run on, in points "
+    "[interval at the level of its verdict]. Rank: the mean over metrics."
 )
 
 
@@ -198,19 +199,41 @@ def to_markdown(board: Board, columns: Sequence[str] | None = None) -> str:
     return "\n".join(lines) + "\n"
 
 
+def short_titles(titles: Sequence[str]) -> list[str]:
+    """Return titles by their first word, and what sets those apart that begin alike.
+
+    >>> short_titles(["digits a=1 suite=x", "qm9 b=2 suite=x"])
+    ['digits', 'qm9']
+    >>> short_titles(["us noise=0 suite=x", "us noise=1 suite=x"])
+    ['us noise=0', 'us noise=1']
+    >>> short_titles(["us a=1", "us a=1 noise=1", "qm9 b=2"])
+    ['us', 'us noise=1', 'qm9']
+    """
+    words = [title.split() for title in titles]
+    alike: dict[str, list[set[str]]] = {}
+    for own in words:
+        alike.setdefault(own[0], []).append(set(own))
+    common = {first: set.intersection(*others) for first, others in alike.items()}
+    return [
+        " ".join([own[0], *(word for word in own[1:] if word not in common[own[0]])])
+        for own in words
+    ]
+
+
 def overall_markdown(overall: Overall) -> str:
     """Return the boards together as Markdown: ranks, and delta-m where it is known."""
-    lines = ["### All boards", ""]
-    heads = ["method", "rank ↓", "mean Δm % ↓", *(f"rank: {b}" for b in overall.boards)]
+    lines = ["### All boards", "", f"Ranks by {overall.ranked_by} among these methods.", ""]
+    heads = ["method", "rank ↓", "mean Δm % ↓", *short_titles(overall.boards)]
     lines += ["| " + " | ".join(map(inert.markdown, heads)) + " |", "|" + "---|" * len(heads)]
     for i, method in enumerate(overall.methods):
         numbers = [
-            _number(overall.mean_rank[:, i].mean(), 2),
+            _number(overall.rank[:, i].mean(), 2),
             _number(overall.delta_m[:, i].mean(), 2),
-            *(_number(rank, 1) for rank in overall.mean_rank[:, i]),
+            *(_number(rank, 1) for rank in overall.rank[:, i]),
         ]
         lines.append("| " + " | ".join([inert.markdown(method), *numbers]) + " |")
-    return "\n".join([*lines, "", f"- {inert.markdown(overall.note)}"]) + "\n"
+    notes = [f"- {inert.markdown(note)}" for note in (overall.note, *overall.remarks)]
+    return "\n".join([*lines, "", *notes]) + "\n"
 
 
 def to_csv(found: Sequence[Board], *, cost: bool = False) -> str:
@@ -264,10 +287,21 @@ def to_json(found: Sequence[Board]) -> str:
                 "margin": board.margin,
                 "unit": board.unit,
                 "places": board.places.tolist(),
-                "pairs": json.loads(board.pairs.to_json(orient="records")),
-                "rows": json.loads(board.rows.to_json(orient="records")),
+                "pairs": _records(board.pairs),
+                "rows": _records(board.rows),
             }
             for board in found
         ],
         indent=2,
     )
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return rows as JSON has them, with all digits; pandas' own writer keeps ten decimals."""
+    return [
+        {
+            str(key): None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in row.items()
+        }
+        for row in table.to_dict("records")
+    ]

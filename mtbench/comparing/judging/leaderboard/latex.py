@@ -9,7 +9,7 @@ import pandas as pd
 from mtbench.comparing import inert
 from mtbench.comparing.judging.deciding import ALPHA, VERDICTS
 from mtbench.comparing.judging.leaderboard.board import Board
-from mtbench.comparing.judging.leaderboard.formats import marks, notes, readable
+from mtbench.comparing.judging.leaderboard.formats import marks, notes, readable, short_titles
 
 Width = Literal["column", "page"]
 
@@ -99,9 +99,12 @@ def _board(board: Board, number: int, columns: Sequence[str] | None, width: Widt
 
 def _caption(board: Board, compared: bool) -> str:
     first = next(iter(board.cells.values()))[0].spec
-    n = int(board.rows["units"].max())
+    ranked = board.rows["units"][board.rows["complete"]]
+    units = board.rows["units"] if ranked.empty else ranked
+    least, most = int(units.min()), int(units.max())
     planned = 0 if board.suite is None else board.suite.planned
-    count = f"{n} of {planned}" if planned > n else str(n)
+    count = f"{most}" if least == most else f"{least} to {most}"
+    count += f" of {planned}" if planned > most else ""
     trials = board.suite.trials if board.suite is not None else int(board.rows["trials"].max())
     said = [
         f"{first.task}: test split, mean ± standard deviation, {count} {board.unit}s; "
@@ -142,27 +145,6 @@ def _side_by_side(boards: Sequence[Board], width: Width) -> str:
     apart = sum(name in references for name in order)
     caption += "Best in bold, second underlined."
     return _tables(heads, rows, plain, apart, caption, "tab:tasks", width)
-
-
-def short_titles(titles: Sequence[str]) -> list[str]:
-    """Return titles by their first word, and what sets those apart that begin alike.
-
-    >>> short_titles(["digits a=1 suite=x", "qm9 b=2 suite=x"])
-    ['digits', 'qm9']
-    >>> short_titles(["us noise=0 suite=x", "us noise=1 suite=x"])
-    ['us noise=0', 'us noise=1']
-    >>> short_titles(["us a=1", "us a=1 noise=1", "qm9 b=2"])
-    ['us', 'us noise=1', 'qm9']
-    """
-    words = [title.split() for title in titles]
-    alike: dict[str, list[set[str]]] = {}
-    for own in words:
-        alike.setdefault(own[0], []).append(set(own))
-    common = {first: set.intersection(*others) for first, others in alike.items()}
-    return [
-        " ".join([own[0], *(word for word in own[1:] if word not in common[own[0]])])
-        for own in words
-    ]
 
 
 def _cell(text: str, mark: str, is_name: bool) -> str:

@@ -283,7 +283,7 @@ def _pictures(board: Board) -> tuple[list[tuple[str, str]], int]:
     found, total, left_out = [], 0, 0
     for name, cells in board.cells.items():
         cell = min(cells, key=lambda c: c.spec.seed)
-        for file in sorted(cell.run.path.glob("*.png")):
+        for file in cell.run.pictures():
             if file.is_symlink() or not file.is_file():
                 continue  # a link in a folder from elsewhere would put any file on the page
             data, kind = file.read_bytes(), "png"

@@ -234,7 +234,7 @@ function places(board, state, parent) {
   const k = board.places.length;
   if (!paired(board)) return;
   const names = board.names.filter((_, i) => board.rows[i].complete);
-  const plot = card(parent, "How stable the ranks are", `How often each row takes each place when the ${board.unit}s are resampled. It speaks of those that were run.`);
+  const plot = card(parent, "How stable the ranks are", `How often each row takes each place, by its mean rank over the metrics, when the ${board.unit}s are resampled. It speaks of those that were run.`);
   plot.classList.add("tall");
   const line = Math.max(15, Math.min(26, 420 / k)), height = k * line + 26;
   const { svg, width } = canvas(plot, height, "Probabilities of ranks by method");
@@ -244,7 +244,7 @@ function places(board, state, parent) {
     el(svg, "text", { x: left - 8, y: y + line / 2 + 4, "text-anchor": "end", class: state.slot(names[i]) ? "ink" : "" }, short(names[i], Math.floor((left - 8) / 6.6)));
     row.forEach((share, r) => {
       if (!(share > 0.0005)) return;
-      el(svg, "rect", { ...slotted(state, names[i]), x: left + r * step, y: y + 1, width: Math.max(1, step - 1.5), height: line - 2, rx: 2, fill: state.slot(names[i]) ? "var(--slot)" : "var(--accent)", "fill-opacity": 0.08 + 0.92 * share, "data-tip": `${names[i]}\nplace ${r + 1}: ${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %` });
+      el(svg, "rect", { ...slotted(state, names[i]), x: left + r * step, y: y + 1, width: Math.max(1, step - 1.5), height: line - 2, rx: 2, fill: "var(--slot)", "fill-opacity": 0.08 + 0.92 * share, "data-tip": `${names[i]}\nplace ${r + 1}: ${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %` });
       if (step > 34 && share >= 0.05) el(svg, "text", { x: left + (r + 0.5) * step, y: y + line / 2 + 4, "text-anchor": "middle", style: share > 0.75 ? "fill:var(--card)" : "fill:var(--ink)", "pointer-events": "none" }, `${Math.round(100 * share)} %`);
     });
   });

@@ -23,7 +23,7 @@ def render(boards: Sequence[Board]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         finalize=_inert,
     )  # fmt: skip
-    environment.filters["number"] = _number
+    environment.filters |= {"number": _number, "hours": _hours}
     sections = [section(board) for board in boards]
     return environment.from_string((here / "page.html").read_text("utf-8")).render(
         boards=sections,
@@ -57,11 +57,13 @@ def _together(boards: Sequence[Board]) -> dict[str, Any] | None:
     found = overall(boards)
     if found is None:
         return None
-    ranks = found.mean_rank.T
+    ranks = found.rank.T
     return {
         "boards": found.boards,
         "heads": short_titles(found.boards),
         "note": found.note,
+        "remarks": found.remarks,
+        "ranked_by": found.ranked_by,
         "rows": [
             {
                 "method": method,
@@ -93,3 +95,12 @@ def _embedded(value: Any) -> Markup:
 
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:z.{digits}f}"
+
+
+def _hours(value: float | None) -> str:
+    """Return hours as text; few of them keep two digits.
+
+    >>> _hours(12.3456), _hours(0.00118), _hours(None)
+    ('12.35', '0.0012', '–')
+    """
+    return _number(value, 2) if value is None or value >= 0.1 else f"{value:.2g}"

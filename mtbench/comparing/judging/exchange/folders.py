@@ -1,0 +1,368 @@
+"""From one folder of runs to another: all is checked, staged in a hidden folder, and renamed."""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mtbench.comparing.judging.exchange.archive import pack, read, unpack
+from mtbench.comparing.judging.exchange.records import (
+    RECORDS,
+    Cell,
+    Finished,
+    Result,
+    check_spec,
+    parsed,
+    show,
+)
+from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key
+from mtbench.errors import RunError, did_you_mean
+from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an export, import or merge did.
+
+    Attributes:
+        cells: paths of the cells that were written.
+        identical: how many were there already.
+        unfinished: how many were left out because they are unfinished.
+        notes: what a reader must know, a line each.
+    """
+
+    cells: list[str]
+    identical: int
+    unfinished: int
+    notes: list[str]
+
+
+def export(roots: Sequence[Path], method: str, task: str | None, to: Path) -> Outcome:
+    """Write a method's results as one file: the same results give the same bytes.
+
+    Final cells go with the trials that are comparable with them; unfinished ones are left out.
+
+    Args:
+        roots: folders of runs.
+        method: its name.
+        task: only results on this one.
+        to: the file.
+
+    Raises:
+        RunError: there is no finished final cell, a record is broken, or `to` cannot be written.
+    """
+    if to.suffix != ".mtbench" or not to.resolve().parent.is_dir():
+        raise RunError(f"--to {to}: must be a .mtbench file in a folder that exists")
+    seen: set[tuple[str, str]] = set()
+
+    def wanted(spec: Spec) -> bool:
+        seen.add((spec.method, spec.task))
+        return spec.method == method and task in (None, spec.task)
+
+    found, unfinished = _gather(roots, wanted)
+    if not found and not unfinished:
+        methods = {name for name, _ in seen}
+        if task is not None and method in methods:
+            tasks = did_you_mean(task, {t for name, t in seen if name == method})
+            raise RunError(f"no runs of {method} on {task!r}; {tasks}")
+        raise RunError(f"no runs of {method!r}; {did_you_mean(method, methods)}")
+    boards = {group_key(cell.spec) for cell in found if cell.spec.stage == "final"}
+    if not boards:
+        raise RunError(
+            f"{method} has no finished final cell ({len(unfinished)} unfinished cells, "
+            f"{len(found)} trials); finish it first"
+        )
+    found = _unique(found)
+    cells = [cell for cell in found if group_key(cell.spec) in boards]
+    raw = pack(cells)
+    try:
+        unpack(raw)
+    except RunError as error:
+        raise RunError(f"{to}: importing would refuse it ({error}); choose a --task") from error
+    temporary = to.with_name(f".{to.name}.tmp")
+    try:
+        temporary.write_bytes(raw)
+        temporary.replace(to)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"--to {to}: cannot be written ({error.strerror})") from error
+    notes = []
+    if len(found) > len(cells):
+        notes.append(f"{len(found) - len(cells)} trials left out: no final cell compares with them")
+    return Outcome([cell.path for cell in cells], 0, len(unfinished), notes)
+
+
+def import_(files: Sequence[Path], out: Path) -> Outcome:
+    """Add exported results to a folder of runs: all of them, or none.
+
+    A cell that came so is marked by ``imported.json``.
+
+    Args:
+        files: what `export` wrote.
+        out: the folder of runs.
+
+    Raises:
+        RunError: a file is broken or contradicts itself, another file, or what is in `out`.
+    """
+    packages = [read(file) for file in files]
+    cells = [cell for package in packages for cell in package.cells]
+    source = {cell.spec.hash: p for p in reversed(packages) for cell in p.cells}
+    moves, known, unfinished = _sift(cells, out)
+    if unfinished:
+        raise RunError(f"{unfinished[0]}: is unfinished here; finish or remove it first")
+    new = [cell for cell, _ in moves]
+    notes = [*_own_boards(new, known), *_short(new, known), *_hardware(new, known)]
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def write(cell: Cell, folder: Path) -> None:
+        folder.mkdir()
+        package = source[cell.spec.hash]
+        mark = {"file": package.file, "sha256": package.sha256, "date": date}
+        (folder / "imported.json").write_text(json.dumps(mark, indent=2), encoding="utf-8")
+        for name in sorted(cell.files, key="spec.json".__eq__):
+            (folder / name).write_bytes(cell.files[name])
+
+    _place(moves, out, write)
+    return Outcome([cell.path for cell in new], len(cells) - len(new), 0, notes)
+
+
+def merge(out: Path, roots: Sequence[Path], weights: bool = False) -> Outcome:
+    """Copy the finished cells of other folders of runs into one; repeating it changes nothing.
+
+    A cell that is unfinished in `out` is replaced by the finished one.
+
+    Args:
+        out: the folder that receives.
+        roots: the folders that are copied.
+        weights: copy ``best.pt`` and ``checkpoint.pt`` too.
+
+    Raises:
+        RunError: a record is broken, or two folders hold other results of one cell.
+    """
+    cells, unfinished = _gather(roots, lambda _: True)
+    moves, known, _ = _sift(cells, out)
+    new = [cell for cell, _ in moves]
+    left = [".*", "spec.json", *([] if weights else ["best.pt", "checkpoint.pt"])]
+    by_name = shutil.ignore_patterns(*left)
+
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        """Return what is not copied: a link may lead anywhere, and a pipe has no end."""
+        paths = [Path(folder) / name for name in names]
+        odd = {p.name for p in paths if p.is_symlink() or not (p.is_file() or p.is_dir())}
+        return by_name(folder, names) | odd
+
+    def write(cell: Cell, folder: Path) -> None:
+        shutil.copytree(cell.origin, folder, ignore=ignored)
+        shutil.copy2(Path(cell.origin) / "spec.json", folder)
+
+    _place(moves, out, write)
+    notes = _hardware(new, known)
+    return Outcome([cell.path for cell in new], len(cells) - len(new), len(unfinished), notes)
+
+
+def _records(path: Path) -> dict[str, bytes]:
+    return {name: (path / name).read_bytes() for name in RECORDS if (path / name).is_file()}
+
+
+def _gather(roots: Sequence[Path], wanted: Callable[[Spec], bool]) -> tuple[list[Cell], set[str]]:
+    """Return the finished cells below the roots, and the hashes of those finished nowhere."""
+    found: list[Cell] = []
+    unfinished: set[str] = set()
+    for run in find_runs(list(roots)):
+        spec = run.spec()
+        if not wanted(spec):
+            continue
+        if not run.path.name.endswith(f"-{spec.hash}"):
+            raise RunError(f"{run.path}: its spec.json is of {spec.hash}; it was edited or moved")
+        if (run.path / "result.json").exists():
+            found.append(Cell.of(_records(run.path), str(run.path)))
+        else:
+            unfinished.add(spec.hash)
+    return found, unfinished - {cell.spec.hash for cell in found}
+
+
+def _unique(cells: Iterable[Cell]) -> list[Cell]:
+    """Return each cell once; those that are there with other results are refused."""
+    found: dict[str, Cell] = {}
+    conflicts = []
+    for cell in cells:
+        known = found.setdefault(cell.spec.hash, cell)
+        if known is not cell and known.substance != cell.substance:
+            conflicts.append((known.origin, cell.origin))
+    _refuse(conflicts)
+    return list(found.values())
+
+
+def _sift(
+    cells: Sequence[Cell], out: Path
+) -> tuple[list[tuple[Cell, Path]], list[Finished], list[Path]]:
+    """Return which cells `out` lacks and where they go, what is finished there, and what is not.
+
+    Raises:
+        RunError: `out` holds other results of a cell, or a cell of its board other metrics.
+    """
+    tasks = {cell.spec.task for cell in cells}
+    present: dict[str, RunDirectory] = {}
+    known: list[Finished] = []
+    for run in find_runs([out]) if out.is_dir() else ():
+        spec = run.spec()
+        if spec.task in tasks:
+            present[spec.hash] = run
+            file = run.path / "result.json"
+            check_spec(spec, f"{run.path}/spec.json")
+            if file.exists():
+                result = parsed(Result, file.read_bytes(), str(file))
+                known.append(Finished(str(run.path), spec, result))
+    finished = {cell.spec.hash for cell in known}
+    moves, unfinished, conflicts = [], [], []
+    for cell in _unique(cells):
+        target = out / cell.path
+        if cell.spec.hash in finished:
+            here = present[cell.spec.hash].path
+            if Cell.of(_records(here), str(here)).substance != cell.substance:
+                conflicts.append((cell.origin, str(here)))
+            continue
+        if cell.spec.hash in present:
+            target = present[cell.spec.hash].path
+            unfinished.append(target)
+        elif target.exists() or target.is_symlink():
+            raise RunError(f"{target}: is in the way, and is no run directory of this cell")
+        moves.append((cell, target))
+    _refuse(conflicts)
+    _must_declare_alike([cell for cell, _ in moves], known)
+    return moves, known, unfinished
+
+
+def _refuse(conflicts: Sequence[tuple[str, str]]) -> None:
+    if conflicts:
+        named = "; ".join(f"{a} and {b}" for a, b in conflicts[:_SHOWN])
+        more = f" (and {len(conflicts) - _SHOWN} more)" if len(conflicts) > _SHOWN else ""
+        raise RunError(f"other results of the same cell: {named}{more}; remove the wrong one")
+
+
+def _traits(spec: Spec) -> dict[str, Any]:
+    """Return by name what `group_key` says that cells must have in common to be compared."""
+    return {
+        **{f"{spec.task}.{key}": value for key, value in spec.task_params.items()},
+        **{key: spec.recipe[key] for key in BUDGET},
+        "data": spec.data,
+        "precision": spec.precision,
+    }
+
+
+def _must_declare_alike(cells: Sequence[Finished], known: Sequence[Finished]) -> None:
+    """Refuse cells of one board that disagree on which metrics count, and in which direction."""
+    declared: dict[str, Finished] = {}
+    for cell in [*known, *cells]:
+        first = declared.setdefault(group_key(cell.spec), cell)
+        if first.result.metrics != cell.result.metrics:
+            raise RunError(f"{cell.origin}: declares other metrics than {first.origin}")
+
+
+def _own_boards(cells: Sequence[Finished], known: Sequence[Finished]) -> list[str]:
+    """Return a line for each board that the cells open, saying by what it differs."""
+    here = {group_key(cell.spec): cell.spec for cell in known}
+    new = {group_key(cell.spec): cell.spec for cell in cells}
+    notes = []
+    for board, spec in new.items():
+        if board in here:
+            continue
+        others = [_traits(other) for other in here.values() if other.task == spec.task]
+        differences = [
+            [
+                f"{key} {show(own)}, here {show(other.get(key))}"
+                for key, own in _traits(spec).items()
+                if _json(own) != _json(other.get(key))
+            ]
+            for other in others
+        ]
+        if differences:
+            nearest = min(differences, key=len)
+            notes.append(f"{spec.task}: forms a board of its own: {'; '.join(nearest)}")
+    return notes
+
+
+def _short(cells: Sequence[Finished], known: Sequence[Finished]) -> list[str]:
+    """Return a line for each method among the cells that lacks seeds or trials others have."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    trials: Counter[tuple[str, str]] = Counter()
+    for spec in {cell.spec.hash: cell.spec for cell in [*known, *cells]}.values():
+        key = group_key(spec), spec.method
+        trials[key] += spec.stage == "trial"
+        seeds.setdefault(key, set()).update([spec.seed] if spec.stage == "final" else [])
+    notes = []
+    rows_of = {(group_key(cell.spec), cell.spec.method): cell.spec.task for cell in cells}
+    for (board, method), task in sorted(rows_of.items()):
+        rows = [key for key in seeds if key[0] == board]
+        if lacking := set().union(*(seeds[row] for row in rows)) - seeds[board, method]:
+            shown = ", ".join(map(str, sorted(lacking)))
+            notes.append(f"{task}: {method} lacks seeds that others have here: {shown}")
+        most = max(trials[row] for row in rows)
+        if (own := trials[board, method]) < most:
+            notes.append(f"{task}: {method} has {own} tuning trials, others here have {most}")
+    return notes
+
+
+def _hardware(cells: Sequence[Finished], known: Sequence[Finished]) -> list[str]:
+    """Return a line for each property of the machine that varies on the cells' tasks."""
+    tasks = {cell.spec.task for cell in cells}
+    values: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for cell in [*known, *cells]:
+        machine = {"device": cell.spec.device} | cell.result.environment
+        for key in ("device", "platform", "threads", "torch"):
+            found = values.setdefault((cell.spec.task, key), {})
+            found.setdefault(str(machine.get(key)), set()).add(cell.spec.method)
+    return [
+        f"{task}: seconds a step are not comparable, {key} differs: "
+        + "; ".join(f"{value} ({', '.join(sorted(who))})" for value, who in sorted(found.items()))
+        for (task, key), found in sorted(values.items())
+        if len(found) > 1 and task in tasks
+    ]
+
+
+def _place(
+    moves: Sequence[tuple[Cell, Path]], out: Path, write: Callable[[Cell, Path], object]
+) -> None:
+    """Write each cell in a hidden folder of `out`, then rename them all into place, or none.
+
+    `write` writes ``spec.json`` last: a folder that was cut off before is no run directory.
+    """
+    if not moves:
+        return
+    undo: list[tuple[Path, Path]] = []
+
+    def move(source: Path, target: Path) -> None:
+        source.rename(target)
+        undo.append((source, target))
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".incoming-", dir=out) as name:
+            staged, replaced = Path(name) / "new", Path(name) / "old"
+            for folder in (staged, replaced):
+                folder.mkdir()
+            for cell, target in moves:
+                write(cell, staged / target.name)
+            try:
+                for _, target in moves:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    if target.exists():
+                        move(target, replaced / target.name)
+                    move(staged / target.name, target)
+            except BaseException:
+                for source, target in reversed(undo):
+                    target.rename(source)
+                raise
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error.strerror or error})") from error
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True)
