@@ -1,5 +1,6 @@
 """Run directories as runs of MLflow: an experiment per task, a run per cell."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _EPOCHS = "mtbench.epochs"  # the tag that says how many are there
 _METRICS, _PARAMS = 1000, 100  # what a request may hold
+_FOREIGN = re.compile(r"[^\w./: -]+", re.ASCII)
 
 
 class Log:
@@ -54,20 +56,20 @@ class Log:
         there = int(run.data.tags.get(_EPOCHS, 0))
         when = round(1000 * (record.ended or record.started))
         metrics = [
-            Metric(name, value, when, step)
+            Metric(allowed(name), value, when, step)
             for step, epoch in islice(enumerate(record.epochs), there, None)
             for name, value in epoch.items()
         ]
         last = max(0, len(record.epochs) - 1)
         metrics += [
-            Metric(name, value, when, last)
+            Metric(allowed(name), value, when, last)
             for name, value in record.once.items()
-            if name not in run.data.metrics
+            if allowed(name) not in run.data.metrics
         ]
         params = [
-            Param(name, str(value))
+            Param(allowed(name), str(value))
             for name, value in record.params.items()
-            if name not in run.data.params
+            if allowed(name) not in run.data.params
         ]
         wanted = {f"mtbench.{name}": value for name, value in record.tags.items()}
         wanted[_EPOCHS] = str(max(there, len(record.epochs)))
@@ -104,6 +106,15 @@ class Log:
                 self.client.create_experiment(name) if found is None else found.experiment_id
             )
         return self.experiments[name]
+
+
+def allowed(name: str) -> str:
+    """Return a name with an underscore for what MLflow does not take in one.
+
+    >>> allowed("val/auroc[TR1]"), allowed("shared gradients/cosine")
+    ('val/auroc_TR1', 'shared gradients/cosine')
+    """
+    return _FOREIGN.sub("_", name).strip("_ ")
 
 
 @contextmanager

@@ -109,6 +109,22 @@ def test_mlflow_has_the_spec_every_epoch_and_the_result(mtbench, runs, client, t
     assert found.info.end_time >= found.info.start_time > 1.7e12
 
 
+def test_mlflow_takes_metrics_of_any_name(mtbench, runs, client):
+    """Such as the thyroid's ``auroc[TR1]``; a second time nothing is added."""
+    run = of(runs, "ew")
+    for name in ("epochs.jsonl", "result.json", "test.json"):
+        file = run.path / name
+        file.write_text(file.read_text().replace('"within"', '"auroc[TR1]"'))
+    shutil.rmtree(of(runs, "samo+uw").path)
+    code, _, err = mtbench("log", runs, "--mlflow", client.tracking_uri)
+    assert (code, err) == (0, "")
+    found = logged(client, run)
+    assert found.data.metrics["test/auroc_TR1"] == run.open_test()["auroc[TR1]"]
+    assert len(series(client, found, "val/auroc_TR1")) == 4
+    _, again, _ = mtbench("log", runs, "--mlflow", client.tracking_uri)
+    assert "0 cells logged, 1 there already" in again
+
+
 def test_mlflow_again_adds_nothing(mtbench, runs, client):
     mtbench("log", runs, "--mlflow", client.tracking_uri)
     before = [logged(client, run).to_dictionary() for run in find_runs([runs])]
