@@ -407,7 +407,8 @@ def _chosen(axes: Axes, study: Study) -> None:
             x, y = [c.spec.method_params["weight"] for c in own], [c.done["acts"] for c in own]
             axes.plot(x, y, marker, color=color, markersize=size)
     axes.set_xscale("log")
-    axes.set_ylim(-0.05, 1.25)
+    axes.set_ylim(-0.05, 1.25)  # with room for the legend
+    axes.set_yticks([0, 0.5, 1])
     axes.set_xlabel("lambda (small dots: not chosen)" if trials else "lambda", fontsize=7)
     axes.set_title("share beyond tau", fontsize=8)
     for place, color in PLACES.items():
