@@ -207,9 +207,9 @@ def test_they_are_shown(tmp_path: Path) -> None:
 
 
 def test_low_and_high_say_of_what() -> None:
-    assert Thyroid(source="ddti", target="low-high")._meaning() == {
+    assert Thyroid(source="ddti", target="low-high").meaning() == {
         "low": "TI-RADS 2 or 3 or 4a", "high": "TI-RADS 4b or 4c or 5"
     }  # fmt: skip
-    assert Thyroid()._meaning()["TR4"] == "ACR TI-RADS TR4"
-    assert Breast()._meaning()["4a"] == "BI-RADS 4a"
-    assert Breast(source="malignancy")._meaning()["benign"] == "benign"
+    assert Thyroid().meaning()["TR4"] == "ACR TI-RADS TR4"
+    assert Breast().meaning()["4a"] == "BI-RADS 4a"
+    assert Breast(source="malignancy").meaning()["benign"] == "benign"

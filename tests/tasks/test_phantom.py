@@ -260,7 +260,7 @@ def test_speckle_has_the_contrast_of_two_looks() -> None:
 
 
 def test_cache_round_trip_and_a_broken_file_is_made_anew(tmp_path: Path) -> None:
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[str, int, int]] = []
 
     def load() -> Collection:
         calls.clear()
@@ -269,7 +269,9 @@ def test_cache_round_trip_and_a_broken_file_is_made_anew(tmp_path: Path) -> None
         )
 
     made = load()
-    assert calls == 2 * [(1, 3), (2, 3), (3, 3)]  # images, then what readers say
+    assert calls == [
+        (f"simulating {what}", done, 3) for what in ("phantoms", "readings") for done in (1, 2, 3)
+    ]
     files = sorted((tmp_path / "deep").iterdir())
     assert len(files) == 2
     read = load()

@@ -239,12 +239,12 @@ def test_all_is_each_one_in_order(tmp_path: Path) -> None:
     masks[2] = np.zeros_like(masks[2])
     images.append(images[0])  # twice the same
     masks.append(masks[0])
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     found = extract_all(images, masks, cache=tmp_path, progress=lambda *at: calls.append(at))
     each = np.array([extract(i, m) for i, m in zip(images, masks, strict=True)])
     assert np.array_equal(found, each, equal_nan=True)
-    assert [done for done, _ in calls] == [1, 2, 3, 4, 5, 6, 7]
-    assert {total for _, total in calls} == {7}
+    assert [done for _, done, _ in calls] == [1, 2, 3, 4, 5, 6, 7]
+    assert {(what, total) for what, _, total in calls} == {("radiomics", 7)}
     assert extract_all([], [], cache=None).shape == (0, len(FEATURES))
     with pytest.raises(ValueError, match="shorter"):
         extract_all(images, masks[:-1], cache=None)
@@ -262,13 +262,13 @@ def test_the_second_time_nothing_is_computed(
         return extract(image, mask, spacing)
 
     monkeypatch.setattr(radiomics, "extract", counted)
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     again = extract_all(
         images, masks, cache=tmp_path / "new" / "cache", progress=lambda *at: calls.append(at)
     )
     assert np.array_equal(first, again)
     assert computed == []
-    assert calls == [(4, 4)]
+    assert calls == [("radiomics", 4, 4)]
     images[1] = images[1] + np.uint8(1)  # another image
     masks[2] = ~masks[2]  # another mask
     extract_all(images, masks, cache=tmp_path / "new" / "cache")
@@ -321,7 +321,7 @@ def test_workers_give_what_one_process_gives(
     images, masks = population(20)
     calls: list[int] = []
     parallel = extract_all(
-        images, masks, cache=tmp_path, workers=2, progress=lambda done, _: calls.append(done)
+        images, masks, cache=tmp_path, workers=2, progress=lambda _what, done, _: calls.append(done)
     )
     assert calls == list(range(21))
     assert np.array_equal(parallel, extract_all(images, masks, cache=None, workers=1))

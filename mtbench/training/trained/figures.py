@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mtbench.training.cell.rundir import RunDirectory
 
@@ -28,6 +29,7 @@ def curves(runs: Sequence[RunDirectory], primary: Sequence[str], file: Path) -> 
         axes = figure.add_subplot(rows, columns, i + 1)
         axes.set_title(quantity, fontsize=10)
         axes.set_xlabel("epoch", fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelsize=8)
         for j, method in enumerate(methods):
             chosen = history[(history["quantity"] == quantity) & (history["method"] == method)]

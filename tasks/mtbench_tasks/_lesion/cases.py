@@ -13,8 +13,6 @@ from mtbench.errors import DataError
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
-Progress = Callable[[int, int], None]
-"""Called with (done, total) while something long goes on."""
 View = tuple[slice, slice]
 """Rows and columns of an image."""
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtbench.errors import DataError
-from mtbench_tasks._lesion.cases import Collection, Image, Progress, digest
+from mtbench.training.task import Progress
+from mtbench_tasks._lesion.cases import Collection, Image, digest
 from mtbench_tasks._lesion.doubts import examine
 
 VERSION = 2  # part of every cache key: raise it when the same cases give another grid
@@ -104,7 +105,7 @@ def prepare(
         size: S, side of the grid.
         cache: folder for one folder per collection and size; a broken one is made anew. None:
             everything is made, in memory.
-        progress: called with (done, total).
+        progress: called with (what, done, total).
 
     Raises:
         DataError: the cache cannot be written.
@@ -183,7 +184,7 @@ def _make(
     run = Parallel(n_jobs=cpu_count(), backend="threading", return_as="generator")
     for done, _ in enumerate(run(delayed(bring)(i) for i in range(len(cases))), 1):
         if progress is not None:
-            progress(done, len(cases))
+            progress("preparing images", done, len(cases))
     if folder is not None:
         index = {"rows": rows, "images": images, "contours": contours, "broken": broken,
                  "doubts": doubts, "hashes": hashes}  # fmt: skip

@@ -320,7 +320,8 @@ def _text(path: Path) -> str:
     try:
         content = regular(path).read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give a CSV file") from error
+        what = "give a CSV file, or say --source NAME if it is another source's"
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {what}") from error
     if content.startswith(WORKBOOKS):
         raise DataError(f"{path}: is a workbook; save the sheet that is meant as 'CSV UTF-8'")
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))

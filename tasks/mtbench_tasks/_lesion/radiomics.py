@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mtbench.errors import DataError
-from mtbench_tasks._lesion.cases import Image, Mask, Progress, digest, read
+from mtbench.training.task import Progress
+from mtbench_tasks._lesion.cases import Image, Mask, digest, read
 from mtbench_tasks._lesion.doubts import SMALLEST, parts
 from mtbench_tasks._lesion.pixels import SQUARE, implausible
 
@@ -138,7 +139,7 @@ def extract_all(
         spacings: millimetres per pixel of each; None: none is known.
         cache: folder of `radiomics.sqlite`, which knows the keys; None computes everything.
         workers: processes; None is one a core.
-        progress: called with (done, N) at the start and after each.
+        progress: called with (what, done, N) at the start and after each.
 
     Raises:
         DataError: the cache folder cannot be written.
@@ -153,14 +154,14 @@ def extract_all(
         rows = (store.execute(select, (key, 8 * len(FEATURES))).fetchone() for key in keys)
         known = {row[0]: np.frombuffer(row[1]) for row in rows if row}
         missing = list({k: i for i, k in enumerate(keys) if k not in known}.values())
-        report = progress or (lambda done, total: None)
-        report(done := len(keys) - len(missing), len(keys))
+        report = progress or (lambda what, done, total: None)
+        report("radiomics", done := len(keys) - len(missing), len(keys))
         fresh = _in_any_order(images, masks, spacings, missing, workers)
         for count, (i, vector) in enumerate(fresh, done + 1):
             known[keys[i]] = vector
             store.execute("INSERT OR REPLACE INTO features VALUES (?, ?)", (keys[i], vector.data))
             store.commit()
-            report(count, len(keys))
+            report("radiomics", count, len(keys))
     return np.array([known[key] for key in keys]).reshape(len(keys), len(FEATURES))
 
 

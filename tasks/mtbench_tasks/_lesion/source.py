@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtbench.errors import DataError, UsageError
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion.cases import Collection, Image, View
 from mtbench_tasks._lesion.descriptors import Lexicon
@@ -51,3 +52,33 @@ class Source:
     views: Callable[[Image], list[View]] = whole
     tested: bool = False
     graded: "Callable[[Path | None, tuple[str, ...] | None], Source] | None" = None
+
+
+def load(
+    name: str, source: Source, data: Path | None, progress: Progress, option: str = "--data"
+) -> Collection:
+    """Return the cases of a source.
+
+    Raises:
+        DataError: its data is not said, absent or broken.
+        UsageError: data is said of a source that reads none.
+    """
+    if data is not None:
+        must_read(name, source, option)
+    elif source.what is not None:
+        raise DataError(f"source {name} needs {option} PATH: {source.what}")
+    return source.load(data or Path(), progress)
+
+
+def must_read(name: str, source: Source, option: str = "--data") -> None:
+    """Check that a source, for which data is given, is not one that reads none.
+
+    Raises:
+        UsageError: it would not be looked at.
+    """
+    if source.what is None:
+        to = option.replace("data", "source")
+        raise UsageError(
+            f"{option}: source {name} makes its own data and reads none: leave it out, or say "
+            f"what the data is of, such as {to} manifest"
+        )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtbench.errors import UsageError
-from mtbench.training.task import Batch, Split
+from mtbench.training.task import Batch, Progress, Split
 from mtbench_tasks._lesion.augment import augment
 from mtbench_tasks._lesion.cases import PARTS, Case, Collection, Reading
 from mtbench_tasks._lesion.descriptors import Lexicon, labels
 from mtbench_tasks._lesion.grid import Prepared
-from mtbench_tasks._lesion.radiomics import Standardiser
+from mtbench_tasks._lesion.radiomics import FEATURES, Standardiser, extract_all
 from mtbench_tasks._lesion.source import Source
 
 TRUTH = "ground truth"
@@ -266,3 +267,34 @@ def _category(reading: Reading, high: int | None) -> int:
     if reading.category is None:
         return -1
     return reading.category if high is None else int(reading.category >= high)
+
+
+def authority(cases: Sequence[Case]) -> str:
+    """Return whose labels a test on these cases is against."""
+    if all(case.truth for case in cases):
+        return TRUTH
+    return (
+        "consensus of readers (STAPLE, majority)" if any(c.consensus for c in cases) else "reader"
+    )
+
+
+def radiomics_of(
+    cases: Sequence[Case],
+    prepared: Prepared,
+    samples: Sequence[Sample],
+    cache: Path | None,
+    progress: Progress,
+) -> NDArray[np.float64]:
+    """Return raw radiomics of samples, (N, R), NaN where there is no contour."""
+    found = np.full((len(samples), len(FEATURES)), np.nan)
+    pixels, contours, keys, spacings, where = [], [], [], [], []
+    for position, (i, number) in enumerate(samples):
+        contour = cases[i].said[number].contour
+        if contour is not None and prepared.rows[i][number] >= 0:
+            pixels.append(cases[i].pixels)
+            contours.append(contour)
+            keys.append(f"{prepared.images[i]} {prepared.contours[prepared.rows[i][number]]}")
+            spacings.append(cases[i].spacing)
+            where.append(position)
+    found[where] = extract_all(pixels, contours, keys, spacings, cache=cache, progress=progress)
+    return found

@@ -1,15 +1,12 @@
 """A task of two objectives: a lesion's mask and its risk category, from one image."""
 
 import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mtbench import seeding
@@ -27,31 +24,25 @@ from mtbench.training.task import (
     Trained,
     Verdict,
 )
-from mtbench_tasks._lesion import descriptors, familiar, manifest, nnunet, radiomics
-from mtbench_tasks._lesion.calipers import Plane, volume
-from mtbench_tasks._lesion.cases import Case, Collection, View
+from mtbench_tasks._lesion import descriptors, manifest, nnunet, radiomics
+from mtbench_tasks._lesion.calipers import Plane
+from mtbench_tasks._lesion.cases import Case, Collection
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.descriptors import Threshold
 from mtbench_tasks._lesion.doubts import alike, survey
-from mtbench_tasks._lesion.familiar import Familiar, sight
-from mtbench_tasks._lesion.grid import Placement, Prepared, prepare
-from mtbench_tasks._lesion.pixels import Picture
-from mtbench_tasks._lesion.source import Source, whole
+from mtbench_tasks._lesion.familiar import Familiar
+from mtbench_tasks._lesion.grid import prepare
+from mtbench_tasks._lesion.source import Source, load, must_read
 from mtbench_tasks._lesion.splits import (
     FOLDS,
     CaseSplit,
-    Sample,
+    authority,
     join_patients,
+    radiomics_of,
     read_fold,
     split_patients,
     with_test_of,
 )
-
-if TYPE_CHECKING:
-    from pydicom import Dataset
-
-BATCH = 32
-"""Images that are read at once after training."""
 
 WIDTH = 16
 """Channels of the first level of encoder ``unet``."""
@@ -61,21 +52,6 @@ LEVELS = 4
 
 SHOWN = 10
 """Problems of the data that are recorded in words."""
-
-NO_VOLUME = (
-    "no volume: it needs one transverse and one longitudinal view (--plane) with a lesion, and the "
-    "spacing of both"
-)
-
-
-class _Look(NamedTuple):
-    """An image file that is about to be read: nothing has been written yet."""
-
-    path: Path
-    number: int | None
-    header: "Dataset | None"
-    picture: Picture
-    boxes: Sequence[View]
 
 
 class LesionTask(Task):
@@ -189,7 +165,7 @@ class LesionTask(Task):
         self.descriptors = descriptors
         self.lexicon = self.origin.lexicon if descriptors else ()
         if data is not None:
-            _must_read(self.source, self.origin)
+            must_read(self.source, self.origin)
         self.data, self.target, self.strict, self.labels = data, target, strict, labels
         self.risk_loss = risk_loss
         self.recipe = self.origin.recipe
@@ -255,7 +231,7 @@ class LesionTask(Task):
             return None
         origin = self._anywhere(source)
         if data is not None:
-            _must_read(source, origin, "--test-data")
+            must_read(source, origin, "--test-data")
         if origin.graded is not None:
             own = self.origin.grades
             origin = origin.graded(data, own if data is None else manifest.scale(data, own))
@@ -273,12 +249,12 @@ class LesionTask(Task):
         Raises:
             DataError: the data is absent or broken.
         """
-        own = _load(self.source, self.origin, self.data, progress)
+        own = load(self.source, self.origin, self.data, progress)
         if self.elsewhere is None:
             return own
         name, origin, data = self.elsewhere
         return with_test_of(
-            own, self.origin.high, name, _load(name, origin, data, progress, "--test-data"), origin
+            own, self.origin.high, name, load(name, origin, data, progress, "--test-data"), origin
         )
 
     def setup(self, seed: int, progress: Progress) -> Splits:
@@ -290,7 +266,7 @@ class LesionTask(Task):
             replace(collection, cases=tuple(cases), fingerprint=collection.fingerprint + added),
             self.image_size,
             cache_dir(),
-            lambda done, total: progress("preparing images", done, total),
+            progress,
         )
         problems = [*collection.problems, *prepared.broken.values()]
         doubts = [*collection.doubts, *itertools.chain(*prepared.doubts.values())]
@@ -319,7 +295,7 @@ class LesionTask(Task):
         )
         # What is best known comes last: the truth, else the consensus, else the one reading.
         test = [(usable[p], len(cases[usable[p]].said) - 1) for p in parts[2]]
-        targets = _targets(cases, prepared, train + val, progress)
+        targets = radiomics_of(cases, prepared, train + val, cache_dir(), progress)
         standardise = radiomics.Standardiser.fit(targets[: len(train)])
         unknown = np.full((len(test), len(radiomics.FEATURES)), np.nan)
         rows = np.split(np.concatenate([standardise(targets), unknown]), [len(train), len(targets)])
@@ -341,7 +317,7 @@ class LesionTask(Task):
         if any(len(case.readings) > 1 for case in cases):
             notes["readers"] = len({r.reader for case in cases for r in case.readings})
             notes["labels"] = self.labels
-            notes["test labels"] = _authority(made[2].cases)
+            notes["test labels"] = authority(made[2].cases)
         if collection.remarks:
             notes["remarks"] = list(collection.remarks)
         if problems:
@@ -446,63 +422,14 @@ class LesionTask(Task):
         as high; by what images are recognised that it was trained or chosen on; what the training's
         images are like, and their radiomics; how good it is at descriptors, if it has learnt any.
         """
-        from mtbench_tasks._lesion import spread
-        from mtbench_tasks._lesion.calibration import calibration_error, temperature
-        from mtbench_tasks._lesion.operating import points
+        from mtbench_tasks._lesion.fitting import fit
 
-        train, val = splits.train, splits.val
-        assert isinstance(train, CaseSplit)
-        assert train.standardise is not None
-        assert isinstance(val, CaseSplit)
-        seen, others = list[NDArray[np.float64]](), list[NDArray[np.float64]]()
-        for positions in torch.split(torch.arange(len(train)), BATCH):
-            inputs = train.batch(positions)["inputs"]
-            seen += map(sight, inputs[:, 0], predictor(inputs)[1].texture)
-        meter, outputs, pairs = self.meter(), [], []
-        for positions in torch.split(torch.arange(len(val)), BATCH):
-            batch = val.batch(positions)
-            found = predictor(batch["inputs"])
-            others += map(sight, batch["inputs"][:, 0], found[1].texture)
-            meter.update(found, batch)
-            for plane, drawn in zip(found[0][:, 0].float().cpu(), batch["masks"], strict=True):
-                if (known := spread.lengths(drawn.numpy())) is None:
-                    continue
-                shown = Placement((drawn.shape[0], drawn.shape[1]), self.image_size)
-                if said := spread.lengths(shown.from_grid(plane).numpy() > 0):
-                    pairs.append((said, known))
-            outputs.append(found[1].logits.float().cpu())
-        measured = {k: None if math.isnan(v) else v for k, v in meter.compute().items()}
-        graded = val.category >= 0
-        logits, category = torch.cat(outputs)[graded], val.category[graded]
-        scale = temperature(logits, category)
-        chances = (logits / scale).softmax(1).double().numpy()
-        errors = [calibration_error(z, category) for z in (logits, logits / scale)]
-        before, after = (None if math.isnan(error) else error for error in errors)
-        described = descriptors.judge(predictor, val, self.lexicon) if self.lexicon else None
-        return {
-            **({} if described is None else {"descriptors": described}),
-            "calibration": {
-                "temperature": scale,
-                "readings": len(category),
-                "error_before": before,
-                "error_after": after,
-            },
-            "validation": {
-                "auroc": measured["auroc"],
-                "dice": measured["dice"],
-                "graded": len(category),
-                "outlined": int(val.has_mask.sum()),
-            },
-            "operating": points(chances[:, self.high :].sum(1), (category >= self.high).numpy()),
-            "spread": spread.fit(pairs, chances, category.numpy()),
-            "seen": train.hashes() + val.hashes(),
-            familiar.KEY: Familiar.fit(np.array(seen), np.array(others)).to_json(),
-            "radiomics": {
-                "features": [feature.name for feature in radiomics.FEATURES],
-                "mean": train.standardise.mean.tolist(),
-                "scale": train.standardise.scale.tolist(),
-            },
-        }
+        assert isinstance(splits.train, CaseSplit)
+        assert isinstance(splits.val, CaseSplit)
+        return fit(
+            predictor, splits.train, splits.val, self.meter(), self.image_size, self.high,
+            self.lexicon,
+        )  # fmt: skip
 
     def predict(
         self,
@@ -545,87 +472,14 @@ class LesionTask(Task):
             dicom: write a segmentation and a structured report beside it, which refer to the
                 image's study and series; the image must be DICOM then.
         """
-        from mtbench_tasks._lesion import dicom_out, files, reading
-        from mtbench_tasks._lesion import report as page
-        from mtbench_tasks._lesion.asking import Panel, temperature
+        from mtbench_tasks._lesion.predicting import Reader
+        from mtbench_tasks._lesion.reading import Reference
 
-        if spacing is not None and not 0 < spacing < float("inf"):
-            raise UsageError(f"spacing must be positive (millimetres per pixel), found {spacing}")
-
-        meaning, reference = self._meaning(), reading.Reference.of(trained.fitted)
-
-        def look(path: Path, number: int | None, to: Path) -> _Look:
-            header = dicom_out.source(path) if dicom else None
-            with reading.instead(path, to):
-                picture = files.read_picture(path, number)
-            views_of = whole if views == "whole" else self.origin.views
-            return _Look(path, number, header, picture, reading.boxes(picture, views_of))
-
-        def write(
-            found: _Look, planes: Sequence[Plane], to: Path
-        ) -> tuple[dict[str, Any], Callable[[], None]]:
-            """Return a reading, and what writes its page and its DICOM."""
-            record, shown = reading.read(
-                Panel(trained, mirror), found.picture, found.boxes, found.path, to,
-                self.image_size, self.grades, spacing, reference,
-                planes, self.lexicon, text,
-            )  # fmt: skip
-            record["frame"] = found.number
-            record["models"] = [model.name for model in trained.members]
-            record["temperatures"] = [temperature(model) for model in trained.members]
-            record["scale"] = self.scale
-            if reference.familiar is None:
-                record["notes"].append(familiar.UNKNOWN)
-            record["thresholds"] = [row._asdict() for row in self.thresholds]
-            for view in record["views"]:
-                view["means"] = meaning.get(view["category"])
-                view["assessment"] = self.assess(view) if view["category"] else None
-
-            def rest() -> None:
-                record["reports"] = page.write(report, record, shown, trained, to, self.words)
-                if found.header is not None:
-                    record["dicom"] = dicom_out.write(
-                        found.header, record, trained.label, self.organ, to
-                    )
-
-            return record, rest
-
-        def read(number: int | None, to: Path) -> dict[str, Any]:
-            if second is not None and second.resolve() == path.resolve():
-                raise DataError(
-                    f"{path}: --second is the same file: give another image of the lesion"
-                )
-            looked = [look(path, number, to)]
-            if second is not None:
-                looked.append(look(second, None, to))
-            first, *more = (len(found.boxes) for found in looked)
-            if plane and len(plane) != first + sum(more):
-                raise DataError(
-                    f"{path}: --plane names {len(plane)}, and {first + sum(more)} views are read: "
-                    "name the plane of each"
-                )
-            reading.clean(path, to)
-            places = to, reading.beside(to, "_second")
-            each = zip(looked, (plane[:first], plane[first:]), places, strict=False)
-            written = [write(*one) for one in each]
-            measured = volume([view for record, _ in written for view in record["views"]])
-            for record, rest in written:
-                record["volume"] = measured
-                if second is not None and measured is None:
-                    record["notes"].append(NO_VOLUME)
-                rest()
-            records = [record for record, _ in written]
-            return records[0] | {"second": records[1] if second is not None else None}
-
-        with reading.instead(path, to):
-            numbers = _frames(path, frame)
-        if len(numbers) == 1:
-            return read(numbers[0], to)
-        reading.clean(path, to)
-        return {
-            "image": str(path),
-            "frames": [read(n, to.with_name(f"{to.name}_frame{n}")) for n in numbers],
-        }
+        reader = Reader(
+            self, trained, Reference.of(trained.fitted), spacing, views, plane, second, mirror,
+            text, report, dicom,
+        )  # fmt: skip
+        return reader.file(path, to, frame)
 
     @classmethod
     def assess(cls, view: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -669,7 +523,7 @@ class LesionTask(Task):
 
         origin = self._external(source, data, grades)
         limit, same = self._limit(origin, high)
-        collection = _load(source, origin, data, _silent)
+        collection = load(source, origin, data, lambda *_: None)
         cases = list(collection.cases)
         if truth is not None:
             cases = evaluating.with_truth(cases, truth)
@@ -713,7 +567,7 @@ class LesionTask(Task):
             "mirror": mirror,
             "high": origin.grades[limit],
             "high_risk": f"{origin.system} {evaluation.at_least(origin.grades, limit)}".strip(),
-            "reference": _authority(split.cases) if truth is None else truth,
+            "reference": authority(split.cases) if truth is None else truth,
             "grades": list(names),
             **evaluating.judge(judged, points, by),
         }
@@ -764,7 +618,7 @@ class LesionTask(Task):
         mine, its = ((t.image_size, t.grades, t.high, t.lexicon) for t in (self, other))
         return mine == its
 
-    def _meaning(self) -> dict[str, str]:
+    def meaning(self) -> dict[str, str]:
         """Return what each category is of, in words."""
         if self.target == "grades":
             return {grade: f"{self.origin.system} {grade}".strip() for grade in self.grades}
@@ -778,7 +632,7 @@ class LesionTask(Task):
     def scale(self) -> str:
         """What the categories are of, in a line; empty where they say it themselves."""
         if self.target == "low-high":
-            return f"high: {self._meaning()['high']}"
+            return f"high: {self.meaning()['high']}"
         return self.origin.system and f"{self.origin.system} category"
 
     @classmethod
@@ -828,7 +682,7 @@ class LesionTask(Task):
         """Draw cases of a source with their contours and grades."""
         from mtbench_tasks._lesion import pictures
 
-        collection = _load(source, cls.sources[cls._known(source)], data, _silent)
+        collection = load(source, cls.sources[cls._known(source)], data, lambda *_: None)
         pictures.preview(collection, picture)
 
     @classmethod
@@ -893,93 +747,10 @@ class LesionTask(Task):
             if origin.graded is None:
                 raise UsageError(f"the grades of source {source} are fixed: leave out --grades")
             origin = origin.graded(data, grades)
-        return _load(source, origin, data, _silent)
+        return load(source, origin, data, lambda *_: None)
 
     @classmethod
     def _known(cls, source: str) -> str:
         if source not in cls.sources:
             raise UsageError(f"there is no source {source!r}: {did_you_mean(source, cls.sources)}")
         return source
-
-
-def _load(
-    name: str, source: Source, data: Path | None, progress: Progress, option: str = "--data"
-) -> Collection:
-    if data is not None:
-        _must_read(name, source, option)
-    elif source.what is not None:
-        raise DataError(f"source {name} needs {option} PATH: {source.what}")
-    return source.load(data or Path(), progress)
-
-
-def _must_read(name: str, source: Source, option: str = "--data") -> None:
-    """Check that a source, for which data is given, is not one that reads none.
-
-    Raises:
-        UsageError: it would not be looked at.
-    """
-    if source.what is None:
-        to = option.replace("data", "source")
-        raise UsageError(
-            f"{option}: source {name} makes its own data and reads none: leave it out, or say "
-            f"what the data is of, such as {to} manifest"
-        )
-
-
-def _frames(path: Path, wanted: str | None) -> list[int | None]:
-    """Return which frames of a file are read; None is the only one.
-
-    Raises:
-        UsageError: `wanted` is no frame.
-        DataError: the file is absent or broken, or has several where none is named.
-    """
-    from mtbench_tasks._lesion import files
-
-    if wanted is not None and wanted not in ("middle", "all") and not wanted.isdecimal():
-        raise UsageError(f"--frame must be a number, middle or all, found {wanted!r}")
-    count = files.frames(path)
-    if wanted is None:
-        if count > 1:
-            raise DataError(f"{path}: has {count} frames: give --frame N, middle or all")
-        return [None]
-    if wanted == "all":
-        return list(range(1, count + 1))
-    return [(count + 1) // 2 if wanted == "middle" else int(wanted)]
-
-
-def _authority(cases: Sequence[Case]) -> str:
-    """Return whose labels a test on these cases is against."""
-    if all(case.truth for case in cases):
-        return "ground truth"
-    return (
-        "consensus of readers (STAPLE, majority)" if any(c.consensus for c in cases) else "reader"
-    )
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Report no progress."""
-
-
-def _targets(
-    cases: Sequence[Case], prepared: Prepared, samples: Sequence[Sample], progress: Progress
-) -> NDArray[np.float64]:
-    """Return raw radiomics of samples, (N, R), NaN where there is no contour."""
-    found = np.full((len(samples), len(radiomics.FEATURES)), np.nan)
-    pixels, contours, keys, spacings, where = [], [], [], [], []
-    for position, (i, number) in enumerate(samples):
-        contour = cases[i].said[number].contour
-        if contour is not None and prepared.rows[i][number] >= 0:
-            pixels.append(cases[i].pixels)
-            contours.append(contour)
-            keys.append(f"{prepared.images[i]} {prepared.contours[prepared.rows[i][number]]}")
-            spacings.append(cases[i].spacing)
-            where.append(position)
-    found[where] = radiomics.extract_all(
-        pixels,
-        contours,
-        keys,
-        spacings,
-        cache=cache_dir(),
-        progress=lambda done, total: progress("radiomics", done, total),
-    )
-    return found

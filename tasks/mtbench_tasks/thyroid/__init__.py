@@ -161,11 +161,7 @@ class Thyroid(LesionTask):
 
 def _phantom(progress: Progress, *, test_size: int = 0, **parameters: Any) -> Collection:
     """Return phantoms to learn from, and those of the test population."""
-    make = partial(
-        phantom.load,
-        cache=cache_dir(),
-        progress=lambda done, total: progress("simulating phantoms", done, total),
-    )
+    make = partial(phantom.load, cache=cache_dir(), progress=progress)
     learnt = make(**parameters)
     if not test_size:
         return learnt

@@ -38,7 +38,8 @@ from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from mtbench.errors import UsageError
-from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, Progress, Reading
+from mtbench.training.task import Progress
+from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, Reading
 
 VERSION = 4
 """Part of every seed and of the cache key: a change that changes an image is a new version."""
@@ -634,13 +635,15 @@ def _readings(
     }  # fmt: skip
 
 
-def _run(size: int, workers: int, progress: Progress | None, jobs: Iterable[Any]) -> Record:
+def _run(
+    what: str, size: int, workers: int, progress: Progress | None, jobs: Iterable[Any]
+) -> Record:
     records = []
     with parallel_config("loky", n_jobs=min(workers, size), inner_max_num_threads=1):
         for record in Parallel(return_as="generator")(jobs):
             records.append(record)
             if progress:
-                progress(len(records), size)
+                progress(f"simulating {what}", len(records), size)
     return {key: np.stack([record[key] for record in records]) for key in records[0]}
 
 
@@ -710,7 +713,7 @@ def load(
         cache: folder for an .npz of the population and one of what readers say of it, which any
             number of reader noises share; a broken file is made anew.
         workers: processes to generate with; None: all cores.
-        progress: called with (done, total) while generating.
+        progress: called with (what, done, total) while generating.
     """
     for name, value, least in (("size", size, 1), ("seed", seed, 0), ("readers", readers, 1)):
         if value < least:
@@ -726,16 +729,18 @@ def load(
         cache and cache / f"phantom-{part}.npz"
         for part in (f"cases-{_digest(population)}", f"readings-{fingerprint}")
     )
-    run = partial(_run, size, workers or cpu_count(), progress)
+    run = partial(_run, size=size, workers=workers or cpu_count(), progress=progress)
     record = _cached(
-        cases, _CASE, size, lambda: run(delayed(_simulated)(seed, i) for i in range(size))
-    )
+        cases, _CASE, size, lambda: run(
+            "phantoms", jobs=(delayed(_simulated)(seed, i) for i in range(size))
+        ),
+    )  # fmt: skip
     said = {"masks": (readers, HEIGHT, WIDTH // 8), "grades": (readers,)}
     record |= _cached(
-        readings, said, size, lambda: run(
+        readings, said, size, lambda: run("readings", jobs=(
             delayed(_readings)(seed, i, *_truth(i, record), readers, reader_noise)
             for i in range(size)
-        ),
+        )),
     )  # fmt: skip
     return Collection(
         cases=tuple(_case(i, record) for i in range(size)),

@@ -1,0 +1,103 @@
+"""What is told of a trained model once, on the images that it was trained and chosen on."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mtbench.training.task import Meter, Predictor
+from mtbench_tasks._lesion import descriptors, familiar, radiomics, spread
+from mtbench_tasks._lesion.calibration import calibration_error, temperature
+from mtbench_tasks._lesion.descriptors import Lexicon
+from mtbench_tasks._lesion.familiar import Familiar, sight
+from mtbench_tasks._lesion.grid import Placement
+from mtbench_tasks._lesion.operating import points
+from mtbench_tasks._lesion.splits import CaseSplit
+
+BATCH = 32
+"""Images that are read at once."""
+
+
+def fit(
+    predictor: Predictor,
+    train: CaseSplit,
+    val: CaseSplit,
+    meter: Meter,
+    size: int,
+    high: int,
+    lexicon: Lexicon,
+) -> dict[str, Any]:
+    """Return what a reading is set against, as `LesionTask.fit` says.
+
+    Args:
+        predictor: of the trained model.
+        train: the training cases.
+        val: the validation cases.
+        meter: a fresh one.
+        size: side of the network's grid.
+        high: the first category that counts as high risk.
+        lexicon: the descriptors that are learnt.
+    """
+    assert train.standardise is not None
+    seen = list[NDArray[np.float64]]()
+    for positions in torch.split(torch.arange(len(train)), BATCH):
+        inputs = train.batch(positions)["inputs"]
+        seen += map(sight, inputs[:, 0], predictor(inputs)[1].texture)
+    others, outputs = list[NDArray[np.float64]](), []
+    pairs: list[tuple[dict[str, float], dict[str, float]]] = []
+    for positions in torch.split(torch.arange(len(val)), BATCH):
+        batch = val.batch(positions)
+        found = predictor(batch["inputs"])
+        others += map(sight, batch["inputs"][:, 0], found[1].texture)
+        meter.update(found, batch)
+        pairs += _lengths(found[0][:, 0].float().cpu(), batch["masks"], size)
+        outputs.append(found[1].logits.float().cpu())
+    measured = {k: None if math.isnan(v) else v for k, v in meter.compute().items()}
+    graded = val.category >= 0
+    logits, category = torch.cat(outputs)[graded], val.category[graded]
+    scale = temperature(logits, category)
+    chances = (logits / scale).softmax(1).double().numpy()
+    errors = [calibration_error(z, category) for z in (logits, logits / scale)]
+    before, after = (None if math.isnan(error) else error for error in errors)
+    described = descriptors.judge(predictor, val, lexicon) if lexicon else None
+    return {
+        **({} if described is None else {"descriptors": described}),
+        "calibration": {
+            "temperature": scale,
+            "readings": len(category),
+            "error_before": before,
+            "error_after": after,
+        },
+        "validation": {
+            "auroc": measured["auroc"],
+            "dice": measured["dice"],
+            "graded": len(category),
+            "outlined": int(val.has_mask.sum()),
+        },
+        "operating": points(chances[:, high:].sum(1), (category >= high).numpy()),
+        "spread": spread.fit(pairs, chances, category.numpy()),
+        "seen": train.hashes() + val.hashes(),
+        familiar.KEY: Familiar.fit(np.array(seen), np.array(others)).to_json(),
+        "radiomics": {
+            "features": [feature.name for feature in radiomics.FEATURES],
+            "mean": train.standardise.mean.tolist(),
+            "scale": train.standardise.scale.tolist(),
+        },
+    }
+
+
+def _lengths(
+    logits: torch.Tensor, masks: Sequence[torch.Tensor], size: int
+) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """Return a lesion's lengths as said and as drawn, where both have an outline."""
+    pairs = []
+    for plane, drawn in zip(logits, masks, strict=True):
+        if (known := spread.lengths(drawn.numpy())) is None:
+            continue
+        shown = Placement((drawn.shape[0], drawn.shape[1]), size)
+        if said := spread.lengths(shown.from_grid(plane).numpy() > 0):
+            pairs.append((said, known))
+    return pairs
