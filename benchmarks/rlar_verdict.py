@@ -55,7 +55,7 @@ CATEGORY_WORDS = {
     "better": "improves the category",
     "worse": "makes the category worse",
     f"no difference of {INTEREST}": f"changes the category by less than {INTEREST}",
-    "not told": "may or may not change the category",
+    "not told": "may help or harm the category",
 }
 MASK_WORDS = {
     "kept": "keeps the mask", "lost": "loses the mask",
@@ -407,12 +407,13 @@ def _chosen(axes: Axes, study: Study) -> None:
             x, y = [c.spec.method_params["weight"] for c in own], [c.done["acts"] for c in own]
             axes.plot(x, y, marker, color=color, markersize=size)
     axes.set_xscale("log")
-    axes.set_ylim(-0.05, 1.05)
+    axes.set_ylim(-0.05, 1.25)
     axes.set_xlabel("lambda (small dots: not chosen)" if trials else "lambda", fontsize=7)
     axes.set_title("share beyond tau", fontsize=8)
     for place, color in PLACES.items():
         axes.plot([], [], "o", color=color, markersize=4, label=place)
-    axes.legend(fontsize=6, frameon=False)
+    axes.legend(fontsize=6, frameon=False, loc="upper center", ncols=3, columnspacing=0.8,
+                handletextpad=0)  # fmt: skip
 
 
 def _alignment(axes: Axes, study: Study) -> None:
