@@ -88,7 +88,7 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; measured at the 
 
 def say_default() -> None:
     """Say which task is trained, for none was named: it may take minutes."""
-    typer.echo(f"task {REFERENCE}, as none is named (--task NAME; `mtbench list tasks`)", err=True)
+    typer.echo(f"task {REFERENCE}, as none is named (--task NAME; `mtbench list tasks`)")
 
 
 def names(context: typer.Context) -> list[str]:

@@ -415,10 +415,10 @@ def test_what_names_show_to_be_wrong_is_refused_before_torch_is_imported(tmp_pat
 
 @pytest.mark.parametrize("command", ["run", "tune"])
 def test_which_task_is_trained_is_said_where_none_is_named(mtbench: Mtbench, command: str) -> None:
-    code, _, err = mtbench(command, "--method", "ew", "--set", "nobody_has_this=1")
+    code, out, _ = mtbench(command, "--method", "ew", "--set", "nobody_has_this=1")
     assert code == 2
-    assert err.startswith("task thyroid, as none is named (--task NAME; `mtbench list tasks`)\n")
-    assert "as none is named" not in mtbench(command, "-m", "ew", "-t", "digits", "--zzz", "1")[2]
+    assert out == "task thyroid, as none is named (--task NAME; `mtbench list tasks`)\n"
+    assert "as none is named" not in mtbench(command, "-m", "ew", "-t", "digits", "--zzz", "1")[1]
 
 
 def test_help_without_a_word_and_completion() -> None:
