@@ -48,7 +48,8 @@ PLACES = {"bottleneck": "tab:blue", "pooled": "tab:orange", "both": "tab:green"}
 WATCHED = 1e-6
 """A penalty of less weight does nothing: it is there for what it records."""
 STUDIES = {
-    "rlar_phantom": "the phantom", "rlar_ddti": "DDTI", "rlar_breast": "BrEaST-Lesions",
+    "rlar_phantom": "the phantom", "rlar_readers": "the phantom by reader noise",
+    "rlar_ddti": "DDTI", "rlar_breast": "BrEaST-Lesions",
 }  # fmt: skip
 """Suites that have to be there for the whole answer, and what they are of."""
 CATEGORY_WORDS = {
