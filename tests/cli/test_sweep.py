@@ -206,6 +206,8 @@ def test_figures_of_a_sweep_are_sealed_as_test_numbers_are(
     assert not list(out.rglob("test.opened"))
     assert {p.parent.name for p in out.rglob("predictions.png")} == {".sealed"}
     assert mtbench("sweep", file, "--jobs", 1, *common)[0] == 0  # nothing is drawn again
+    assert mtbench("merge", tmp_path / "merged", out)[0] == 0
+    assert len(list((tmp_path / "merged").rglob(".sealed/predictions.png"))) == 2
     assert mtbench("leaderboard", out)[0] == 0
     opened = {p.parent for p in out.rglob("predictions.png")}
     assert len(opened) == 2
