@@ -22,7 +22,7 @@ from mtbench.comparing.judging.exchange.records import (
 )
 from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key
 from mtbench.errors import RunError, did_you_mean
-from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
+from mtbench.training.cell.rundir import SEALED, RunDirectory, Spec, find_runs
 
 _SHOWN = 3
 
@@ -156,7 +156,7 @@ def merge(out: Path, roots: Sequence[Path], weights: bool = False) -> Outcome:
         """Return what is not copied: a link may lead anywhere, and a pipe has no end."""
         paths = [Path(folder) / name for name in names]
         odd = {p.name for p in paths if p.is_symlink() or not (p.is_file() or p.is_dir())}
-        return by_name(folder, names) | odd
+        return (by_name(folder, names) - {SEALED}) | odd
 
     def write(cell: Cell, folder: Path) -> None:
         shutil.copytree(cell.origin, folder, ignore=ignored)
