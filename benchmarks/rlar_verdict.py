@@ -49,7 +49,8 @@ PLACES = {"bottleneck": "tab:blue", "pooled": "tab:orange", "both": "tab:green"}
 WATCHED = 1e-6
 """A penalty of less weight does nothing: it is there for what it records."""
 STUDIES = {
-    "rlar_phantom": "the phantom", "rlar_ddti": "DDTI", "rlar_breast": "BrEaST-Lesions",
+    "rlar_phantom": "the phantom", "rlar_readers": "the phantom by reader noise",
+    "rlar_ddti": "DDTI", "rlar_breast": "BrEaST-Lesions",
 }  # fmt: skip
 """Suites that have to be there for the whole answer, and what they are of."""
 CATEGORY_WORDS = {
@@ -426,7 +427,7 @@ def _chosen(axes: Axes, study: Study) -> None:
             x, y = [c.spec.method_params["weight"] for c in own], [c.done["acts"] for c in own]
             axes.plot(x, y, marker, color=color, markersize=size)
     axes.set_xscale("log")
-    axes.set_ylim(-0.05, 1.25)
+    axes.set_ylim(-0.05, 1.25)  # with room for the legend
     axes.set_yticks([0, 0.5, 1])
     axes.set_xlabel("lambda (small dots: not chosen)" if trials else "lambda", fontsize=7)
     axes.set_title("share beyond tau", fontsize=8)

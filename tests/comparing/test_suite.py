@@ -45,6 +45,7 @@ def test_those_shipped_are_found_by_name() -> None:
         "methods",
         "field",
         "rlar_phantom",
+        "rlar_readers",
         "rlar_dose",
         "rlar_ddti",
         "rlar_breast",
