@@ -4,8 +4,9 @@ What counts was stated before anything was run. The question is the difference i
 `ew` and to tuned `ls`, of which 0.02 is the smallest of interest, while Dice is not lower by more
 than 0.01. Differences are paired by repetition; folds are judged by Nadeau and Bengio's corrected
 test (`mtbench.comparing.judging.deciding`). Intervals hold for all questions of a board together,
-at any look: the text says how many these are, for other ROWs are other questions. What cannot be
-told is said, and so is what these repetitions could have told at all.
+at any look, those of AUROC and those of Dice each by themselves: the text says how many questions
+these are, for other ROWs are other ones. What cannot be told is said, and so is what these
+repetitions could have told at all.
 
 Usage: python benchmarks/rlar_verdict.py RUNS [ROW ...] [--figure PNG] [--into PAGE ...]
 
@@ -56,12 +57,14 @@ CATEGORY_WORDS = {
     "better": "improves the category",
     "worse": "makes the category worse",
     f"no difference of {INTEREST}": f"changes the category by less than {INTEREST}",
+    "in doubt": "has the better category, which does not count",
     "not told": "may help or harm the category",
 }
 MASK_WORDS = {
-    "kept": "keeps the mask", "lost": "loses the mask",
+    "kept": "keeps the mask",
+    "lost": f"makes the mask worse by more than {LOSS}",
     "not told": "whether it keeps the mask is not told",
-}  # fmt: skip
+}
 
 
 class Interval(NamedTuple):
@@ -174,8 +177,10 @@ def answer(
     category_told = words[0]
     if category_told == "equivalent":
         category_told = f"no difference of {INTEREST}"
-    elif category_told == "not told apart" or (doubted and category_told == "better"):
+    elif category_told == "not told apart":
         category_told = "not told"
+    elif category_told == "better" and doubted:
+        category_told = "in doubt"
     kept = found[1].low > -LOSS
     mask_told = "kept" if kept else "lost" if found[1].high < -LOSS else "not told"
     return Answer(found[0], found[1], category_told, mask_told)
@@ -195,7 +200,7 @@ def tested(board: Board, row: str) -> dict[int, tuple[float, float]]:
 
 
 def studies(found: Sequence[Board], against: Sequence[str]) -> list[Study]:
-    """Return what is asked of each board of a suite."""
+    """Return what is asked of each board of a suite that has rows to ask about."""
     made = []
     for board in found:
         if board.suite is None:
@@ -207,6 +212,8 @@ def studies(found: Sequence[Board], against: Sequence[str]) -> list[Study]:
         known = {row: tested(board, row) for row in board.cells}
         ours = [row for row, cells in board.cells.items() if cells[0].spec.method == METHOD]
         pairs = [(row, other) for row in ours for other in against if other in known]
+        if not pairs:
+            continue
         questions = [_ask(board, known, *pair, len(pairs)) for pair in pairs]
         made.append(Study(name, board, known, questions, len(pairs)))
     return made
@@ -244,12 +251,30 @@ def say(study: Study) -> str:
             f"{q.answer.category}), and {MASK_WORDS[q.answer.mask_told]} (Dice {q.answer.mask}; "
             f"{n})."
         )
-    if study.questions and not math.isnan(least := max(q.least for q in study.questions)):
-        able = f"A difference of {least:.3f} is told four times in five"
+    if not math.isnan(least := max(q.least for q in study.questions)):
+        able = (
+            f"After all {study.planned} repetitions a difference in AUROC of {least:.3f} is told "
+            "four times in five"
+        )
         if max(q.limit for q in study.questions) > INTEREST:
             able += f"; one of {INTEREST} could not be, by any number of repetitions on this data"
         said.append(f"{able}.")
-    return f"**{study.name}.** " + " ".join([*said, *_level(study)])
+    return f"**{study.name}.** " + " ".join([*said, *_doubts(study), *_level(study)])
+
+
+def _doubts(study: Study) -> list[str]:
+    """Say which cells diverged, so that no pair has their repetitions, and what is in doubt."""
+    counts = {row: sum(cell.diverged for cell in cells) for row, cells in study.board.cells.items()}
+    diverged = [f"{n} of `{row}`" for row, n in counts.items() if n]
+    said = [
+        f"The tuned `{row}` validates below `{PLAIN}`, so nothing is called better than it."
+        for row in study.board.doubted
+    ]
+    if diverged:
+        said.append(
+            f"Cells that diverged are left out, which flatters their rows: {', '.join(diverged)}."
+        )
+    return said
 
 
 def _level(study: Study) -> list[str]:
@@ -277,12 +302,12 @@ def _penalty(study: Study) -> str:
         acts = 100 * np.array([cell.done["acts"] for cell in chosen])
         cosines = np.concatenate([_course(cell) for cell in chosen])
         said.append(
-            f"- {study.name}: the {len(chosen)} chosen trials of `{row}` have lambda "
+            f"- {study.name}: the {len(chosen)} final cells of `{row}` have lambda "
             f"{weights.min():.2g} to {weights.max():.2g} (median {np.median(weights):.2g}), and "
             f"look at: {', '.join(f'{place} ({n})' for place, n in where)}. The penalty acted on "
             f"{acts.min():.0f} to {acts.max():.0f} % of their samples, and the mean cosine of an "
-            f"epoch lay between {cosines.min():+.3f} and {cosines.max():+.3f}. In "
-            f"{trials.count(0) or 'none'} of its {len(trials)} trials the penalty was 0 throughout."
+            f"epoch lay between {cosines.min():+.3f} and {cosines.max():+.3f}. The penalty was 0 "
+            f"throughout in {trials.count(0) or 'none'} of its {len(trials)} trials."
         )
     return "\n".join(said)
 
@@ -324,28 +349,22 @@ def _questions(found: Sequence[Study]) -> str:
                 f"{' | '.join(['', '', 'too early'] if q.early else shown)} |"
             )
     lines += ["", *(
-        f"{study.name}: 95 % intervals that hold for {study.comparisons} questions together"
-        f"{_left_out(study)}." for study in found
+        f"{study.name}: 95 % intervals; those of AUROC hold for {study.comparisons} questions "
+        "together, and so do those of Dice." for study in found
     )]  # fmt: skip
+    if any(q.answer.category_told.startswith("no diff") for s in found for q in s.questions):
+        lines.append(
+            "That there is no difference is told by two one-sided tests; the interval, which is of "
+            "a two-sided one, may reach a little further."
+        )
     return "\n".join(lines)
-
-
-def _left_out(study: Study) -> str:
-    """Name rows with cells that diverged, whose repetitions no pair has, and what is in doubt."""
-    counts = {row: sum(cell.diverged for cell in cells) for row, cells in study.board.cells.items()}
-    said = [f"{row} diverged in {n} cells, which are left out" for row, n in counts.items() if n]
-    said += [
-        f"the tuned {row} validates below {PLAIN}, so nothing is called better than it"
-        for row in study.board.doubted
-    ]
-    return "".join(f"; {part}" for part in said)
 
 
 def _levels(study: Study) -> str:
     """Return each row's mean AUROC and Dice over the repetitions that all rows have."""
     units = set.intersection(*(set(found) for found in study.tested.values()))
     if not units:
-        return f"{study.name}: no repetition has all rows yet."
+        return f"{study.name}: no repetition has a number for each row."
     lines = [
         f"| {study.name}, {len(units)} repetitions | AUROC | Dice |", "|---|---|---|",
     ]  # fmt: skip
@@ -479,6 +498,11 @@ def main() -> None:
     parser.add_argument("--into", type=Path, nargs="+", default=[])
     given = parser.parse_args()
     found = studies(boards(list(find_runs([given.runs])), plain=PLAIN), given.rows)
+    if not found:
+        raise SystemExit(
+            f"{given.runs}: no board of a suite has {METHOD} beside {' or '.join(given.rows)}: "
+            "finish some repetitions of each, or name another ROW"
+        )
     parts = text(found)
     if given.figure is not None:
         draw(found, given.figure)

@@ -34,7 +34,7 @@ class RunError(MtbenchError):
 
 
 FEW = 12
-"""Of so many names, a hint lists all."""
+"""Up to so many names are all listed in a hint."""
 
 
 def did_you_mean(

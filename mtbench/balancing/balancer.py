@@ -312,6 +312,7 @@ class Balancer(nn.Module, ABC):
             )
         losses = losses_fn()
         if isinstance(losses, Step):
+            self._count(losses.num_objectives)
             return losses
         if isinstance(losses, Mapping):
             names = self._named(losses)

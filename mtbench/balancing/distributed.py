@@ -360,7 +360,10 @@ def refuse_wrapped(parameters: Iterable[Tensor]) -> None:
     """
     own = {id(p) for p in parameters}
     wrapper = nn.parallel.DistributedDataParallel
-    for held in gc.get_referrers(wrapper, *wrapper.__subclasses__()):
+    kinds = [wrapper]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    for held in gc.get_referrers(*kinds):
         if isinstance(held, wrapper) and any(id(p) in own for p in held.parameters()):
             raise StepError(
                 "DistributedDataParallel averages what Tensor.backward gives, and this method takes"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _EPOCHS = "mtbench.epochs"  # the tag that says how many are there
 _METRICS, _PARAMS = 1000, 100  # what a request may hold
-_FOREIGN = re.compile(r"[^\w./: -]+", re.ASCII)
+_FOREIGN = re.compile(r"[^\w./: -]+")
 
 
 class Log:

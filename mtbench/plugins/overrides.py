@@ -81,7 +81,7 @@ def route(
         if not kinds:
             names = known[owner] if dot else [k for keys in known.values() for k in keys]
             own = {} if dot else {option.replace("-", "_"): f"--{option}" for option in options}
-            hint = did_you_mean(key, {*names, *own}, own)
+            hint = did_you_mean(key, {*names, *own}, own, listed="mtbench info NAME")
             raise UsageError(f"unknown parameter or option {text!r}: {hint}")
         if len(kinds) > 1:
             choices = " or ".join(f"{name}.{key}" for names in kinds.values() for name in names)

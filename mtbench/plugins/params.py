@@ -104,7 +104,8 @@ def resolve(cls: type, given: Mapping[str, Any], owner: str) -> dict[str, Any]:
     known = declared(cls)
     for name in given:
         if name not in known:
-            raise UsageError(f"{owner} has no parameter {name!r}: {did_you_mean(name, known)}")
+            hint = did_you_mean(name, known, listed=f"mtbench info {owner}")
+            raise UsageError(f"{owner} has no parameter {name!r}: {hint}")
     values = {}
     for name, parameter in known.items():
         if name in given:

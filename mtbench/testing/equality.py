@@ -10,6 +10,8 @@ from torch import Tensor
 def alike(a: Any, b: Any) -> bool:
     """Return whether two nested values hold the same, NaN being equal to itself.
 
+    What they hold is compared in order; how it is nested is not.
+
     >>> alike({"state": [float("nan"), Tensor([1.0])], "at": 3},
     ...       {"at": 3, "state": [float("nan"), Tensor([1.0])]})
     True

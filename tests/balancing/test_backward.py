@@ -319,6 +319,8 @@ def test_other_forward_passes_may_be_steps() -> None:
         famo.after_step(lambda again=again: again([first / 3, second / 2]))
     same([famos[0].logits], [famos[1].logits])
     assert famos[0].logits.count_nonzero() > 0
+    with pytest.raises(StepError, match="balances 2 objectives, found 1 losses"):
+        famos[1].after_step(lambda: Step([first]))
 
 
 def test_other_forward_passes_may_name_their_losses() -> None:

@@ -23,8 +23,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from mtbench import Engine, Metric, MultitaskModel, Split, Splits, Step, Task
-from mtbench.balancing.distributed import ALONE, Group, Ranks
-from mtbench.errors import RunError, UsageError
+from mtbench.balancing.distributed import ALONE, Group, Ranks, refuse_wrapped
+from mtbench.errors import RunError, StepError, UsageError
 from mtbench.plugins.method import Method
 from mtbench.training.cell.request import Request
 from mtbench.training.cell.rundir import Reader, RunDirectory, Spec
@@ -528,6 +528,29 @@ def test_a_wrapped_model_is_averaged_as_one_scalar_alone(found: dict[str, Any]):
     scalar, apart = found["wrapped"]
     assert not scalar
     assert "DistributedDataParallel averages what Tensor.backward gives" in apart
+
+
+class Averaged(nn.parallel.DistributedDataParallel):
+    """As people derive it."""
+
+
+class Derived(Averaged):
+    """As they derive that."""
+
+
+@pytest.mark.parametrize("kind", [nn.parallel.DistributedDataParallel, Averaged, Derived])
+def test_a_wrapped_model_is_found_however_it_is_derived(kind: type[nn.Module]):
+    from torch import distributed
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+        wrapped = kind(model)
+        refuse_wrapped(other.parameters())
+        with pytest.raises(StepError, match="DistributedDataParallel averages"):
+            refuse_wrapped(wrapped.parameters())
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_a_wrapped_model_leaves_no_trace():

@@ -58,7 +58,8 @@ def test_a_cell_that_is_claimed_twice_counts_once() -> None:
 
 def test_nothing_is_better_than_a_row_whose_tuning_missed_the_plain_sum() -> None:
     found = verdict["answer"](0.03 + spread, spread, 20, doubted=True)
-    assert found.category_told == "not told"
+    assert found.category_told == "in doubt"
+    assert verdict["answer"](spread - 0.03, spread, 20, doubted=True).category_told == "worse"
 
 
 def board(
@@ -110,9 +111,9 @@ def test_what_is_not_there_is_said() -> None:
     found = told(board([0.7, 0.8], [0.6, 0.6]))
     assert "2 of 10 repetitions are there, and nothing is told before 6" in found["answer"]
     assert "0.8" not in found["questions"]
-    assert "**Not run:** BrEaST-Lesions, the phantom, the phantom by reader noise." in found["answer"]
+    assert "**Not run:** BrEaST-Lesions, the phantom, the phantom by r" in found["answer"]
     found = told(board([*NOISE[:9], np.nan], NOISE))
-    assert "rlar diverged in 1 cells" in found["questions"]
+    assert "left out, which flatters their rows: 1 of `rlar`." in found["answer"]
     assert "| 9 of 10 |" in found["questions"]
     assert "Not run" not in told(board(NOISE, NOISE, suite="rlar_dose"))["answer"]
 
@@ -129,7 +130,7 @@ def test_pages_have_the_parts_that_they_name(tmp_path: Path) -> None:
         verdict["fill"](page, verdict["text"](found), picture)
     made = page.read_text()
     assert "old" not in made
-    assert made.count("the 10 chosen trials of `rlar` have lambda 0.1 to 0.1") == 1
+    assert made.count("the 10 final cells of `rlar` have lambda 0.1 to 0.1") == 1
     assert "](img/rlar.png)" in made
     with pytest.raises(SystemExit, match="'<!-- rlar_verdict: penalty -->'"):
         verdict["fill"](page, {"answer": ""}, None)

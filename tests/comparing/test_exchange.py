@@ -763,6 +763,15 @@ def test_weights_are_merged_when_asked_for(finished: Path, tmp_path: Path) -> No
     }
 
 
+def test_a_merge_keeps_sealed_figures_sealed(runs: Path, tmp_path: Path) -> None:
+    (cell(runs) / ".sealed").mkdir()
+    (cell(runs) / ".sealed" / "predictions.png").write_bytes(b"of test samples")
+    exchange.merge(out := tmp_path / "all", [runs])
+    assert [file.parent for file in out.rglob("*.png")] == [cell(out) / ".sealed"]
+    RunDirectory(cell(out)).open_test()
+    assert [file.parent for file in out.rglob("*.png")] == [cell(out)]
+
+
 def test_a_merge_with_conflicts_names_them_and_copies_nothing(
     mtbench: Mtbench, finished: Path, runs: Path, tmp_path: Path
 ) -> None:
