@@ -25,7 +25,7 @@ LIMIT = 99.0  # percentile of distances: what lies beyond is told
 KEY = "kind"  # of what `LesionTask.fit` writes; a new one wherever `sight` or what is in it changes
 UNKNOWN = (
     "the model does not know what its training's images are like, for other code has made it: an "
-    "image of another kind or organ is not told"
+    "image of another kind or organ is not told; a model trained by this mtbench tells it"
 )
 
 

@@ -194,7 +194,8 @@ def to_markdown(board: Board, columns: Sequence[str] | None = None) -> str:
             for column in shown.columns
         ]
         lines += ["| " + " | ".join(row) + " |" for row in zip(*texts, strict=True)]
-        lines += ["", f"{LEGEND} Best in bold, second in italics."]
+        apart = f"; {board.reference} takes no part" if board.reference in board.cells else ""
+        lines += ["", f"{LEGEND} Best in bold, second in italics{inert.markdown(apart)}."]
     lines += [f"- {inert.markdown(note)}" for note in notes(board)]
     return "\n".join(lines) + "\n"
 
