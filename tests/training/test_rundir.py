@@ -110,6 +110,22 @@ def test_a_write_that_fails_leaves_the_old_file(
     assert run.load("best.pt") == {"x": 1}
 
 
+def test_a_result_that_appears_while_it_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, look = RunDirectory(tmp_path), os.stat
+
+    def finished_after(path: Any, **options: Any) -> os.stat_result:
+        try:
+            return look(path, **options)
+        finally:
+            (tmp_path / "result.json").write_text("{}")
+
+    monkeypatch.setattr(os, "stat", finished_after)
+    assert run.result() is None  # another process has finished the cell a moment too late
+    assert run.result() == {}
+
+
 class Nasty:
     """Runs code when it is unpickled."""
 

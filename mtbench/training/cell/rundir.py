@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -257,11 +258,13 @@ class RunDirectory:
             RunError: it is a folder, or a pipe or device, reading which might never end.
         """
         file = os.path.join(self.path, name)  # noqa: PTH118  # ten thousand cells are read
-        if os.path.isfile(file):  # noqa: PTH113
-            return file
-        if os.path.exists(file):  # noqa: PTH110
+        try:
+            mode = os.stat(file).st_mode  # noqa: PTH116  # once: it may appear between two looks
+        except OSError:
+            return None
+        if not stat.S_ISREG(mode):
             raise RunError(f"{file}: is no regular file; remove it")
-        return None
+        return file
 
     def write_text(self, name: str, text: str) -> None:
         """Replace a text file atomically.
