@@ -196,21 +196,29 @@ class Step(Passes):
             beside.refuse_constants()
         return beside
 
-    def like(self, losses: Sequence[Tensor | None], **said: Any) -> "Step":
-        """Return a step of other losses in the same loop.
-
-        Args:
-            losses: as `Step` takes them.
-            said: likewise; what is not said of the loop is as here.
-        """
-        here = {
-            "again": self._again,
-            "validation": self._validation,
-            "engine": self.engine,
-            "loss_scale": self.loss_scale,
-            "ranks": self.ranks,
-        }
-        return Step(losses, **here | said)
+    def like(
+        self,
+        losses: Sequence[Tensor | None],
+        *,
+        shared: Shared | None,
+        features: Tensor | Sequence[Tensor] = (),
+        latent: int | Tensor = -1,
+        residuals: Residuals | None = None,
+        ranks: Ranks | None = None,
+    ) -> "Step":
+        """Return a step of other losses in the same loop; its arguments are those of `Step`."""
+        return Step(
+            losses,
+            features=features,
+            shared=shared,
+            latent=latent,
+            again=self._again,
+            validation=self._validation,
+            residuals=residuals,
+            engine=self.engine,
+            loss_scale=self.loss_scale,
+            ranks=self.ranks if ranks is None else ranks,
+        )
 
     def at(self, shared: Shared) -> "Step":
         """Return the same forward pass, where gradients are compared at other parameters."""

@@ -10,13 +10,13 @@ from torch import Tensor
 def alike(a: Any, b: Any) -> bool:
     """Return whether two nested values hold the same, NaN being equal to itself.
 
-    What they hold is compared in order; how it is nested is not.
+    A list is like a tuple that holds the same.
 
     >>> alike({"state": [float("nan"), Tensor([1.0])], "at": 3},
     ...       {"at": 3, "state": [float("nan"), Tensor([1.0])]})
     True
-    >>> alike([Tensor([1.0])], [None])
-    False
+    >>> alike([Tensor([1.0])], [None]), alike([[1], [2, 3]], [[1, 2], [3]])
+    (False, False)
     """
     one, other = list(_leaves(a)), list(_leaves(b))
     return len(one) == len(other) and all(map(_equal, one, other))
@@ -28,11 +28,14 @@ def _leaves(value: Any) -> Iterator[Any]:
     elif isinstance(value, np.ndarray):
         yield from _leaves(value.tolist())
     elif isinstance(value, Mapping):
+        yield len(value)
         for key in sorted(value, key=repr):
             yield key
             yield from _leaves(value[key])
     elif isinstance(value, Iterable) and not isinstance(value, str | bytes | set | frozenset):
-        for item in value:
+        items = list(value)
+        yield len(items)
+        for item in items:
             yield from _leaves(item)
     else:
         yield value

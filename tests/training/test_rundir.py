@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from mtbench.errors import RunError
 from mtbench.plugins.code import core_digest
-from mtbench.training.cell.rundir import RunDirectory, Spec, WriteError, find_runs
+from mtbench.training.cell.rundir import SEALED, RunDirectory, Spec, WriteError, find_runs
 from mtbench.training.machine.locks import HeldError
 from mtbench.training.trainer.record import is_outdated
 from tests.processes import PROCESSES
@@ -124,6 +124,15 @@ def test_a_result_that_appears_while_it_is_looked_for(
     monkeypatch.setattr(os, "stat", finished_after)
     assert run.result() is None  # another process has finished the cell a moment too late
     assert run.result() == {}
+
+
+def test_a_seal_that_is_a_link_moves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.png").touch()
+    (tmp_path / "run" / SEALED).symlink_to(tmp_path / "mine")
+    RunDirectory(tmp_path / "run").unseal()
+    assert (tmp_path / "mine" / "letter.png").exists()
 
 
 class Nasty:

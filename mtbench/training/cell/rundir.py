@@ -206,10 +206,13 @@ class RunDirectory:
 
     def unseal(self) -> None:
         """Put the figures, which show test samples, where they are seen."""
+        sealed = self.path / SEALED
+        if sealed.is_symlink():  # in a folder from elsewhere: files of any place would be moved
+            return
         with suppress(OSError):  # somebody else's read-only folder, or another opens it just now
-            for file in (self.path / SEALED).glob("*"):
+            for file in sealed.glob("*"):
                 file.replace(self.path / file.name)
-            (self.path / SEALED).rmdir()
+            sealed.rmdir()
 
     def opened(self) -> float | None:
         """Return when the test metrics were first opened, None if they never were.
