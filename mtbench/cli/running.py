@@ -83,8 +83,9 @@ def run_cells(
                             Reader(run.path) if ranks.rank else run, display, threads,
                             weights, engine(), diagnose, ranks,
                         ).run()  # fmt: skip
-                    # A finished cell that was killed before its figures gets them now.
+                    # A finished cell that was killed before this gets it now.
                     if not ranks.rank:
+                        run.drop_checkpoint()
                         pictures += conclude(run, request.task, splits, choice.method)
     if ranks.rank:
         return runs

@@ -631,7 +631,7 @@ def _process_of_rank(rank: int, parent: int) -> int:
 
 def _weights(out: Path) -> dict[str, Tensor]:
     (folder,) = out.glob("tiny/nash_mtl/*")
-    state = RunDirectory(folder).load("checkpoint.pt")
+    state = RunDirectory(folder).load("best.pt")
     assert state is not None
     return {**state["model"], **state["balancer"]}
 

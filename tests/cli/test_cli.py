@@ -147,6 +147,18 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     assert "epoch 3/3" in out
 
 
+def test_a_cell_that_has_ended_keeps_no_checkpoint(
+    mtbench: Mtbench, tiny: Path, copied: Path
+) -> None:
+    assert not list(copied.rglob("checkpoint.pt"))
+    before = tree(copied)
+    next(copied.rglob("result.json")).with_name("checkpoint.pt").touch()  # of an earlier mtbench
+    code, out, _ = mtbench(*words(tiny, copied, "--epochs", 2, "--seeds", 2, method=("stl", "ew")))
+    assert code == 0
+    assert "already finished, not run" in out
+    assert set(tree(copied)) == set(before)
+
+
 def test_parameters_land_in_the_spec(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
     line = words(
         tiny, tmp_path, "--epochs", 1, "--seed", 7, "--precision", "bf16", "--set", "cagrad.c=0.3",
@@ -802,14 +814,18 @@ def test_a_run_directory_of_another_spec(mtbench: Mtbench, tiny: Path, copied: P
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "empty"])
-def test_a_corrupt_checkpoint(mtbench: Mtbench, tiny: Path, copied: Path, damage: str) -> None:
+def test_a_corrupt_checkpoint(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    line = words(tiny, copied := tmp_path / "out", "--epochs", 2)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 9)
+        mtbench(*line)
     [run] = (copied / "tiny" / "ew").glob("seed0-*")
-    (run / "result.json").unlink()
     file = run / "checkpoint.pt"
     whole = file.read_bytes()
     file.write_bytes({"cut": whole[: len(whole) // 2], "text": b"broken", "empty": b""}[damage])
     before = tree(copied)
-    line = words(tiny, copied, "--epochs", 2)
     refused(mtbench(*line), str(file), "corrupt", "delete the folder")
     assert tree(copied) == before
     shutil.rmtree(run)
