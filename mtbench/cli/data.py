@@ -40,7 +40,7 @@ def inspect(
     from mtbench.training.task import Task
 
     look = find("task", task, plugin or []).load(Task).inspect
-    rows = look(source, data, **own(look, "inspect", context.args))
+    rows = look(source, data, **own(look, context, context.args))
     table = Table("count", "what", "why", title=f"{source}: what is used, repaired and dropped")
     table.columns[0].justify = "right"
     for row in rows:
@@ -65,7 +65,7 @@ def verify(
     from mtbench.training.task import Task
 
     check = find("task", task, plugin or []).load(Task).verify
-    found = check(source, data, **own(check, "verify", context.args))
+    found = check(source, data, **own(check, context, context.args))
     for line in (*found.problems, *(f"looks odd: {doubt}" for doubt in found.doubts)):
         typer.echo(line)
     odd = f"look odd: {len(found.doubts)}" if found.doubts else ""
@@ -94,7 +94,7 @@ def export(
     from mtbench.training.task import Task
 
     write = find("task", task, plugin or []).load(Task).export
-    options = own(write, "export", context.args)
+    options = own(write, context, context.args)
     try:
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
             raise RunError(f"--to {to}: exists already; choose an empty or a new folder")

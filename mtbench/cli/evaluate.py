@@ -9,6 +9,7 @@ from mtbench.cli.options import Plugins, own, sort
 
 
 def evaluate(
+    context: typer.Context,
     models: Annotated[
         list[str],
         typer.Argument(
@@ -36,7 +37,7 @@ def evaluate(
     if not named:
         raise UsageError("no model to evaluate: give a run directory or a packaged model")
     task, trained = package.load_all(named, plugin or [])
-    options = own(task.evaluate, "evaluate", extra)
+    options = own(task.evaluate, context, extra)
     try:
         out.mkdir(parents=True, exist_ok=True)
         found = task.evaluate(trained, data, out, **options)

@@ -93,7 +93,8 @@ def say_default() -> None:
 
 def names(context: typer.Context) -> list[str]:
     """Return the options of a command, without dashes, for hints."""
-    return [option.opts[0].lstrip("-") for option in context.command.params]
+    every = [option.opts[0] for option in context.command.params]
+    return [name.removeprefix("--") for name in every if name.startswith("--")]
 
 
 def overrides(
@@ -206,12 +207,12 @@ def number_of_jobs(given: int | None) -> int:
     return given or cores or 1
 
 
-def own(callee: Callable[..., Any], command: str, words: Sequence[str]) -> dict[str, Any]:
+def own(callee: Callable[..., Any], context: typer.Context, words: Sequence[str]) -> dict[str, Any]:
     """Return the options that a task's own code has, from the words that are none of the command's.
 
     Args:
         callee: its keyword-only parameters are the options.
-        command: for the message.
+        context: the command's, for the message.
         words: ``--key value``, or ``--key`` alone of what is true or false.
 
     Raises:
@@ -224,7 +225,9 @@ def own(callee: Callable[..., Any], command: str, words: Sequence[str]) -> dict[
     known, given = params.declared(callee), parse([], words)
     for key in given:
         if key not in known:
-            raise UsageError(f"{command} has no option --{key}: {did_you_mean(key, known)}")
+            written = {name: f"--{name}" for name in (*known, *names(context))}
+            hint = did_you_mean(key, written, written, listed="mtbench info TASK")
+            raise UsageError(f"{context.info_name} has no option --{key}: {hint}")
     return {
         key: params.convert(value, known[key].annotation, f"--{key}")
         for key, value in given.items()

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from mtbench.balancing.engine import Engine
 from mtbench.cli.display import Display
-from mtbench.cli.tables import print_board
+from mtbench.cli.tables import print_boards
 from mtbench.comparing.judging import leaderboard
 from mtbench.errors import RunError
 from mtbench.training.cell.request import Request, initial_weights
@@ -92,7 +92,7 @@ def run_cells(
     cells = [History(run.spec().method, run.spec().seed, run.history()) for run in runs]
     overview = request.task.overview(cells, out / task)
     pictures = [*overview, *pictures]
-    _report(console, runs, pictures, primary, out / task)
+    _report(console, runs, pictures, primary, out / task, plugins)
     return runs
 
 
@@ -114,14 +114,14 @@ def _report(
     pictures: Sequence[Path],
     primary: Sequence[str],
     folder: Path,
+    plugins: Sequence[Path],
 ) -> None:
     """Print the table; write report.md with the table and every picture."""
     boards = leaderboard.boards(runs)
     curves = figures.curves(runs, primary, folder / "curves.png")
     text = ["# mtbench report", ""]
-    for board in boards:
-        print_board(console, board)
-        text.append(leaderboard.to_markdown(board))
+    print_boards(console, boards, plugins=plugins)
+    text += map(leaderboard.to_markdown, boards)
     for picture in [*([curves] if curves else []), *pictures]:
         name = picture.relative_to(folder)
         text += [f"![{name}]({name})", "", f"*{name}*", ""]

@@ -851,6 +851,8 @@ def test_a_task_that_cannot_predict_says_so(
     line = ["predict", run, image, "--out", out, "--plugin", tiny]
     refused(mtbench(*line), "tiny does not predict on files")
     refused(mtbench(*line, "--spacing", "0.1"), "--spacing")
+    wrong = ("predict", run, image, "--to", out, "--plugin", tiny)
+    refused(mtbench(*wrong), "predict has no option --to: known: --out, --plugin")
     refused(mtbench("predict", run, "--out", out, "--plugin", tiny), "Missing argument")
     refused(mtbench("predict", run, "--spacing", "1", "--plugin", tiny), "no file to predict on")
     refused(mtbench("predict", run, image), "unknown task 'tiny'")  # the plugin is needed
