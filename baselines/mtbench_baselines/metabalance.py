@@ -51,6 +51,7 @@ class MetaBalance(Balancer):
     paper = "He et al., WWW 2022, arXiv 2203.06801"
     passes = "F + H + K E"
     is_weighted_sum = False
+    is_symmetric = False
     checked_against = "a plain twin, tensor by tensor"
 
     norms: Tensor
