@@ -234,7 +234,7 @@ class Promises:
         )
 
     def test_fewer_may_be_asked_about(self, make: Make) -> None:
-        """Objectives without a gradient are left out: the next step may have fewer, or all again."""
+        """It is asked about the objectives that have a gradient: fewer, and all again."""
         balancer = make(3)
         asks = isinstance(balancer, Weighting | Aggregator) and not isinstance(balancer, Wrapper)
         if not asks or balancer.sees_zero_rows:
