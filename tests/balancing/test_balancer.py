@@ -129,12 +129,12 @@ def on_graph(*_):
         (Weighting, "weights", lambda _, losses: losses.tolist(), "found list"),
         (Weighting, "weights", on_graph, r"found shape \(2,\), on the graph"),
         (Aggregator, "direction", lambda jacobian, _: jacobian, r"found shape \(2, 2\)"),
-        (Scalarizer, "objective", lambda step: step.total(), r"a pair, .*, found shape \(\)"),
-        (Scalarizer, "objective", lambda step: (step.values, None), r"scalar .* shape \(3,\)"),
+        (Scalarizer, "objective", lambda step: step.total(), r"a pair, .*, found shape \(\), on the graph"),
+        (Scalarizer, "objective", lambda step: (step.values, None), r"scalar .* shape \(3,\).*"),
         (Scalarizer, "objective", lambda step: (step.total(), [1.0]), "weights .* found list"),
     ],
 )  # fmt: skip
 def test_what_a_method_may_not_answer_is_told_in_a_line(family, name, answer, found):
     methods = {"__module__": "plugins.mine", name: lambda _, *asked: answer(*asked)}
-    with pytest.raises(StepError, match=rf"^mine: `{name}` must return .*{found}$"):
-        type("Mine", (family,), methods)(3).backward(problem())
+    with pytest.raises(StepError, match=rf"^mine: `{name}` must return .*{found}"):
+        type("Mine", (family,), methods)(3).backward(problem()[2])
