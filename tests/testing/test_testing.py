@@ -430,6 +430,30 @@ class HoldsAverage(Good):
         return (torch.stack(list(step.losses)) / self.average).sum(), None
 
 
+class NotYetSeen(Good):
+    """Nothing is broken: what has had no label yet has no average."""
+
+    def __init__(self, num_objectives, seed=0):
+        super().__init__(num_objectives, seed)
+        self.register_buffer("average", torch.full((num_objectives,), math.nan))
+
+    def objective(self, step):
+        seen = step.values != 0
+        old = torch.where(self.average.isnan(), step.values, self.average)
+        self.average = torch.where(seen, 0.9 * old + 0.1 * step.values, self.average)
+        return step.total(), None
+
+
+class BecomesNan(NotYetSeen):
+    def __init__(self, num_objectives, seed=0):
+        super().__init__(num_objectives, seed)
+        self.average.fill_(1)
+
+    def objective(self, step):
+        self.average = step.values / step.values
+        return step.total(), None
+
+
 class Grows(Directs):
     def __init__(self, num_objectives, seed=0):
         super().__init__(num_objectives, seed)
@@ -467,7 +491,8 @@ def gradients(make):
 
 
 def divisors(make):
-    contract.test_extreme_gradients(make, "last 1e-12")
+    for scale in ("last 1e-12", "first zero"):
+        contract.test_extreme_gradients(make, scale)
 
 
 RULES = {
@@ -546,6 +571,7 @@ RULES = {
     ],
     divisors: [
         (Half, r"where losses are so scaled .*, \.grad is not finite"),
+        (BecomesNan, r"where losses are so scaled, self\.average is not finite"),
     ],
     contract.test_negative_losses: [
         (Logarithm, "losses below 0 make the model non-finite"),
@@ -565,7 +591,18 @@ def test_each_rule_says_what_is_broken(check, method, sentence):
 
 @pytest.mark.parametrize(
     "method",
-    [Good, Weighs, Directs, HandsOn, Lazy, Tuned, RemembersAll, GrowsAndSaysSo, InTurnByIntent],
+    [
+        Good,
+        Weighs,
+        Directs,
+        HandsOn,
+        Lazy,
+        Tuned,
+        RemembersAll,
+        GrowsAndSaysSo,
+        InTurnByIntent,
+        NotYetSeen,
+    ],
 )
 def test_no_rule_is_broken_without_a_reason(method):
     for check in RULES:
