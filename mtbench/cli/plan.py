@@ -40,6 +40,8 @@ def plan(
     """Tell what a suite takes and what it can show, before anything is spent."""
     asked = load_suite(suite, plugin)
 
+    import shlex
+
     from rich.console import Console
 
     from mtbench.cli.display import Display
@@ -62,10 +64,11 @@ def plan(
     for line in [*grid.tell_left_out(), *lines]:
         mark = "" if line.startswith(_BELOW) else "- "
         console.print(f"{mark}{inert.plain(line)}", markup=False, highlight=False, soft_wrap=True)
-    given = "" if data is None else f" --data {data}"
+    files = [word for file in plugin or () for word in ("--plugin", str(file))]
+    given = [] if data is None else ["--data", str(data)]
     until = " --until decided" if order.suite.budget.repetitions > 1 else ""
     console.print(
-        f"run it: mtbench sweep {suite}{given} --out runs{until}",
+        f"run it: {shlex.join(['mtbench', 'sweep', str(suite), *files, *given])} --out runs{until}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
 
