@@ -35,7 +35,7 @@ from mtbench_tasks._lesion.doubts import perceptual
 from mtbench_tasks._lesion.familiar import KEY, Familiar, sight
 from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks._lesion.network import Described, Risk
-from mtbench_tasks.thyroid import Thyroid, acr, phantom
+from mtbench_tasks.thyroid import Thyroid, acr, phantom, ultrasound
 from tests.conftest import Mtbench
 from tests.refusals import refused
 
@@ -221,7 +221,7 @@ def clinic(tmp_path_factory: pytest.TempPathFactory) -> Path:
         about = {"patient": f"P{i // 2}", "scanner": "AB"[i % 2], "sex": "fm"[i // 15], "age": i}
         known = {"image": image, "mask": mask, **about, "spacing": 0.5 if i % 3 else ""}
         said = {"x": max(grade - 1, 0), "y": min(grade + i % 2, 4), "pathology": grade}
-        rows += [known | {"reader": n, "category": phantom.GRADES[g]} for n, g in said.items()]
+        rows += [known | {"reader": n, "category": ultrasound.GRADES[g]} for n, g in said.items()]
     write(folder / "cases.csv", rows)
     return folder / "cases.csv"
 
@@ -389,7 +389,7 @@ def test_numbers_are_those_of_the_models_own_scale(clinic: Path, tmp_path: Path)
         row["category"] = row["category"].removeprefix("TR")
     write(clinic.with_name("plain.csv"), rows)
     _, record = evaluated(clinic.with_name("plain.csv"), tmp_path)
-    assert record["grades"] == list(phantom.GRADES)
+    assert record["grades"] == list(ultrasound.GRADES)
     assert record["high"] == "TR4"
 
 
