@@ -13,6 +13,7 @@ from mtbench.plugins import extras
 from mtbench.training.task import Batch, Meter, Metric, Predictor, Progress, Recipe, Splits, Task
 from mtbench_tasks._dense import folder, losses
 from mtbench_tasks._dense.splits import DenseSplit, carve
+from mtbench_tasks._sources import only
 
 
 class Dense(Task):
@@ -154,6 +155,5 @@ class Dense(Task):
 
     @classmethod
     def _read(cls, source: str, data: Path | None) -> folder.Folder:
-        if source != cls.name:
-            raise UsageError(f"task {cls.name} has one source, {cls.name!r}, found {source!r}")
+        only(source, cls.name)
         return folder.read(data, cls.layout, lambda what, done, total: None)
