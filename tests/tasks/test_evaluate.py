@@ -287,6 +287,16 @@ def test_a_model_is_judged_on_another_centres_data(clinic: Path, tmp_path: Path)
     assert tidy["all", "auroc_high"] == pytest.approx(metrics["auroc_high"], abs=1e-5)
 
 
+def test_what_a_model_was_trained_with_changes_no_truth(clinic: Path, tmp_path: Path) -> None:
+    """Grids are kept, and those of cases with a consensus are others."""
+    found = []
+    for labels in ("reader", "consensus"):
+        task = Thyroid(image_size=64, width=2, labels=labels)
+        task.evaluate(Trained(dark, "dark", FITTED), clinic, tmp_path, truth="pathology")
+        found.append(json.loads((tmp_path / "evaluation.json").read_text())["metrics"])
+    assert found[0] == found[1]
+
+
 def test_subgroups_sizes_and_readers(clinic: Path, tmp_path: Path) -> None:
     _, record = evaluated(clinic, tmp_path, truth="pathology")
     frame = pd.read_csv(tmp_path / "cases.csv")
