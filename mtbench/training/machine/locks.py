@@ -85,7 +85,7 @@ class Lock:
         return False
 
     def holder(self) -> str | None:
-        """Return who holds the lock, None if nobody does, or can: a file system may have no locks."""
+        """Return who holds the lock; None if nobody does, or can, for there may be no locks."""
         with suppress(OSError), self.file.open("rb") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
