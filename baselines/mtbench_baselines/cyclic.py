@@ -54,6 +54,7 @@ class Cyclic(Wrapper, Remembering):
     paper = "Liu et al. (M-ConFIG), ICLR 2025, arXiv 2408.11104, without its second moment"
     passes = "F + H + E"
     is_weighted_sum = False
+    is_symmetric = False
     checked_against = "a twin with one backward a step; torchjd 0.18's ConFIG on the averages"
     on_host = ("count", "turn")
 

@@ -55,6 +55,7 @@ class DCGD(Weighting):
     paper = "Hwang and Lim, NeurIPS 2024, arXiv 2409.18426, by the authors' code"
     checked_against = "a twin in gradient space; scipy SLSQP for the projection"
     sees_zero_rows = True
+    is_symmetric = False
 
     def __init__(
         self,

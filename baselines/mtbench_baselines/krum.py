@@ -45,6 +45,7 @@ class Krum(Weighting):
 
     paper = "Blanchard et al., NeurIPS 2017, arXiv 1703.02757"
     checked_against = "textbook twin in gradient space; torchjd 0.18, K = 3"
+    is_symmetric = False
 
     def __init__(
         self, num_objectives: int, seed: int = 0, *, byzantine: int = 0, selected: int = 1

@@ -58,6 +58,7 @@ class LossDiscrepancyControl(Scalarizer):
 
     paper = "Xiao et al., arXiv 2502.08585, and the authors' code"
     checked_against = "its formula by autograd"
+    is_symmetric = False
 
     initial: Tensor
 

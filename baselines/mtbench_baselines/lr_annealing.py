@@ -46,6 +46,7 @@ class LearningRateAnnealing(Balancer):
     paper = "Wang, Teng and Perdikaris, SISC 43(5), 2021, arXiv 2001.04536, by the authors' code"
     passes = "F + H + K E"
     checked_against = "a plain twin"
+    is_symmetric = False
 
     factors: Tensor
     others: Tensor

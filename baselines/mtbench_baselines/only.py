@@ -31,6 +31,7 @@ class Only(WeightingWrapper):
 
     paper = "ours; a mask"
     checked_against = "the base on the objectives of the set alone"
+    is_symmetric = False
 
     def __init__(
         self, base: Balancer, seed: int = 0, *, objectives: tuple[int, ...] | None = None

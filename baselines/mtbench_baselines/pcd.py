@@ -57,6 +57,7 @@ class PCD(Weighting):
     paper = "Varam and AlHajri, TMLR 2026, arXiv 2606.29521, Definitions 4.1 and 4.5, Algorithm 1"
     checked_against = "torchjd 0.18 with eps = 0; KKT conditions; scipy NNLS"
     sees_zero_rows = True
+    is_symmetric = False
     on_host = ("square", "count")
 
     square: Tensor

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from mtbench.balancing.accumulation import Held
 from mtbench.balancing.distributed import Ranks, differ, lengths_of, processes, refuse_wrapped
 from mtbench.balancing.engine import Engine, largest
-from mtbench.balancing.step import Again, Residuals, Shared, Space, Step, scalars
+from mtbench.balancing.step import Again, Space, Step
+from mtbench.balancing.told import Residuals, Shared, scalars
 from mtbench.balancing.watch import HOOKS, Watch, noted
 from mtbench.errors import StepError, UsageError, did_you_mean
 
@@ -105,6 +106,7 @@ class Balancer(nn.Module, ABC):
         holds_out: the share of the training samples that are kept for `Step.validation` and never
             trained on; 0 if validation batches are other batches of the training split.
         finds_front: whether it ends near the Pareto set where the objectives are convex.
+        is_symmetric: whether the order of the objectives makes no difference, draws aside.
         is_weighted_sum: whether the weights that `backward` returns say all: what it writes at the
             shared parameters is the gradient of the losses' sum with these. The contract checks it,
             and L-BFGS in every step.
@@ -124,6 +126,7 @@ class Balancer(nn.Module, ABC):
     needs_residuals: bool = False
     holds_out: float = 0.0
     finds_front: bool = True
+    is_symmetric: bool = True
     is_weighted_sum: bool = True
     sized_later: ClassVar[tuple[str, ...]] = ()
     on_host: ClassVar[tuple[str, ...]] = ()
@@ -353,6 +356,18 @@ class Balancer(nn.Module, ABC):
                 f"construct it with num_objectives={found}, or hand over {K}"
             )
 
+    def _vector(self, what: str, found: Any, shape: torch.Size) -> Tensor:
+        """Return what a method answers, if it is a vector of this shape, off the graph."""
+        if not isinstance(found, Tensor) or found.shape != shape or found.requires_grad:
+            self._refuse(what, f"a tensor of shape {tuple(shape)}, off the graph", found)
+        return found
+
+    def _refuse(self, what: str, wanted: str, found: Any) -> Never:
+        shown = type(found).__name__
+        if isinstance(found, Tensor):
+            shown = f"shape {tuple(found.shape)}{', on the graph' * found.requires_grad}"
+        raise StepError(f"{self._called}: `{what}` must return {wanted}, found {shown}")
+
     def _hooks(self) -> set[str]:
         """Return the hooks that do anything in this method."""
         return {name for name in HOOKS if getattr(type(self), name) is not getattr(Balancer, name)}
@@ -464,7 +479,14 @@ class Scalarizer(Balancer):
 
     def balance(self, step: Step) -> Tensor | None:
         """Differentiate the scalar once."""
-        objective, weights = self.objective(step)
+        found = self.objective(step)
+        if not isinstance(found, tuple) or len(found) != 2:
+            self._refuse("objective", "a pair, the scalar and weights or None", found)
+        objective, weights = found
+        if not isinstance(objective, Tensor) or objective.shape:
+            self._refuse("objective", "a scalar on the graph as the first of the pair", objective)
+        if weights is not None and not isinstance(weights, Tensor):
+            self._refuse("objective", "weights (K,) or None as the second of the pair", weights)
         step.descend(objective)
         return None if weights is None else weights.detach()
 
@@ -514,12 +536,13 @@ class Weighting(Balancer):
         if not math.isfinite(sum(squares)):
             return torch.ones_like(losses)
         if self.sees_zero_rows or min(squares) > 0:
-            return self.weights(gramian, losses)
+            return self._vector("weights", self.weights(gramian, losses), losses.shape)
         active = gramian.diagonal() > 0
         weights = torch.zeros_like(losses)
         if active.any():
-            found = self.weights(gramian[active][:, active], losses[active])
-            weights[active] = found.to(weights)
+            some = losses[active]
+            found = self.weights(gramian[active][:, active], some)
+            weights[active] = self._vector("weights", found, some.shape).to(weights)
         return weights
 
     def balance(self, step: Step) -> Tensor:
@@ -563,17 +586,18 @@ class Aggregator(Balancer):
 
         Where a gradient is not finite it is the plain sum, as in `Weighting.weigh`.
         """
+        width = jacobian.shape[1:]
         if self.asks_nothing:
-            return self.direction(jacobian, losses)
+            return self._vector("direction", self.direction(jacobian, losses), width)
         sizes = largest(jacobian).cpu()
         active = sizes > 0
         if not sizes.isfinite().all():
             return jacobian.sum(0)
         if self.sees_zero_rows or active.all():
-            return self.direction(jacobian, losses)
+            return self._vector("direction", self.direction(jacobian, losses), width)
         if not active.any():
-            return jacobian.new_zeros(jacobian.shape[1])
-        return self.direction(jacobian[active], losses[active])
+            return jacobian.new_zeros(width)
+        return self._vector("direction", self.direction(jacobian[active], losses[active]), width)
 
     def balance(self, step: Step) -> None:
         """Find the direction and apply it."""
@@ -601,6 +625,7 @@ class Wrapper(Balancer):
         self.needs_residuals = self.needs_residuals or base.needs_residuals
         self.holds_out = max(self.holds_out, base.holds_out)
         self.finds_front = self.finds_front and base.finds_front
+        self.is_symmetric = self.is_symmetric and base.is_symmetric
         self.is_weighted_sum = self.is_weighted_sum and base.is_weighted_sum
 
     def _inside(self) -> Iterable[Balancer]:

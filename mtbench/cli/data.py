@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mtbench.cli.options import Plugins, own, tasks
+from mtbench.cli.options import EXTRA, Plugins, own, tasks
 
 app = typer.Typer(help="Look at a task's data before training on it.", no_args_is_help=True)
 
@@ -14,9 +14,6 @@ TaskName = Annotated[
     str, typer.Option("--task", "-t", help="The benchmark task.", autocompletion=tasks)
 ]
 Data = Annotated[Path | None, typer.Option(help="Where the data lies.")]
-
-
-EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @app.command(context_settings=EXTRA)
@@ -32,10 +29,10 @@ def inspect(
     A task has options of its own, given like [bold]--grades low,high[/]: `mtbench info TASK`
     lists them.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from mtbench.cli.terminal import terminal
     from mtbench.plugins.registry import find
     from mtbench.training.task import Task
 
@@ -45,7 +42,7 @@ def inspect(
     table.columns[0].justify = "right"
     for row in rows:
         table.add_row(*map(Text, row))
-    Console().print(table)
+    terminal().print(table)
 
 
 @app.command(context_settings=EXTRA)

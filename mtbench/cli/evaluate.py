@@ -26,10 +26,10 @@ def evaluate(
     A task has options of its own, given like [bold]--source ddti[/] or [bold]--mirror[/]:
     `mtbench info TASK`, such as `mtbench info thyroid`, lists them.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from mtbench.cli.terminal import terminal
     from mtbench.errors import RunError, UsageError
     from mtbench.training.trained import package
 
@@ -43,7 +43,7 @@ def evaluate(
         found = task.evaluate(trained, data, out, **options)
     except OSError as error:
         raise RunError(f"--out {out}: cannot be written ({error.strerror})") from error
-    console = Console()
+    console = terminal()
     for title, head, rows in found.tables:
         table = Table(*head, title=title, title_justify="left")
         for column in table.columns[1:]:

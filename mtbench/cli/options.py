@@ -32,6 +32,9 @@ def suites(incomplete: str) -> list[str]:
     return [name for name in shipped() if name.startswith(incomplete)]
 
 
+EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Of a command that has the options of plugins too."""
+
 Plugins = Annotated[
     list[Path] | None,
     typer.Option(
@@ -200,11 +203,10 @@ def number_of_jobs(given: int | None) -> int:
     Raises:
         UsageError: it is below 1.
     """
-    import os
+    from mtbench.training.machine.numerics import cores
 
     at_least(1, jobs=given)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return given or cores or 1
+    return given or cores()
 
 
 def own(callee: Callable[..., Any], context: typer.Context, words: Sequence[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from mtbench.balancing.engine import Engine
 from mtbench.cli.display import Display
 from mtbench.cli.tables import print_boards
+from mtbench.cli.terminal import terminal
 from mtbench.comparing.judging import leaderboard
 from mtbench.errors import RunError
 from mtbench.training.cell.request import Request, initial_weights
@@ -49,19 +50,19 @@ def run_cells(
     pictures: list[Path] = []
     with (
         joined(where) as ranks,
-        Display(console := Console(quiet=ranks.rank > 0), primary) as display,
+        Display(console := terminal(quiet=ranks.rank > 0), primary) as display,
     ):
         with ranks.in_turn():
             _must_be_writable(out)
         if init is not None:
             start = initial_weights(init, request.task)
             digest, weights = start.digest, start.tensors
-            console.print(f"start: {start.summary()}", highlight=False, markup=False)
+            console.print(f"start: {start.summary()}")
         for seed in seeds:
             with ranks.in_turn():  # the others find caches filled
                 splits = request.task.setup(seed, display.prepare)
             notes = ", ".join(f"{k} {v}" for k, v in splits.notes.items())
-            console.print(f"{task} seed {seed}{f': {notes}' if notes else ''}", highlight=False)
+            console.print(f"{task} seed {seed}{f': {notes}' if notes else ''}")
             for choice in request.choices:
                 spec = request.spec(choice, splits, seed, precision, where, digest)
                 with ranks.in_turn():
@@ -126,8 +127,8 @@ def _report(
         name = picture.relative_to(folder)
         text += [f"![{name}]({name})", "", f"*{name}*", ""]
     (folder / "report.md").write_text("\n".join(text), encoding="utf-8")
-    console.print(f"report: {folder / 'report.md'}", soft_wrap=True, highlight=False)
+    console.print(f"report: {folder / 'report.md'}", soft_wrap=True)
     for run in runs:
-        console.print(f"run:    {run.path}", soft_wrap=True, highlight=False)
+        console.print(f"run:    {run.path}", soft_wrap=True)
     for picture in [*([curves] if curves else []), *pictures]:
-        console.print(f"figure: {picture}", soft_wrap=True, highlight=False)
+        console.print(f"figure: {picture}", soft_wrap=True)

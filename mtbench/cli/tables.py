@@ -92,11 +92,10 @@ def _print_board(
         if left_out:
             console.print(
                 f"- too wide for this terminal: {', '.join(left_out)}; `mtbench leaderboard RUNS` "
-                "with --html FOLDER, --columns or --format shows all",
-                markup=False, highlight=False,
-            )  # fmt: skip
+                "with --html FOLDER, --columns or --format shows all"
+            )
     for note in leaderboard.notes(board):
-        console.print(f"- {inert.plain(note)}", markup=False, highlight=False)
+        console.print(f"- {inert.plain(note)}")
 
 
 def _table(title: str, shown: pd.DataFrame, room: int) -> Table:

@@ -1,6 +1,6 @@
 """The small regression that methods are tried on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -54,6 +54,7 @@ class Problem:
         balancer: the method.
         dtype: of the model.
         change: maps (k, loss) to the loss that is used; the identity by default.
+        order: in which the method meets the objectives; 0, ..., K - 1 by default.
     """
 
     def __init__(
@@ -61,9 +62,11 @@ class Problem:
         balancer: Balancer,
         dtype: torch.dtype = torch.float32,
         change: Change = lambda _, loss: loss,
+        order: Sequence[int] | None = None,
     ) -> None:
         self.K, self.balancer = balancer.num_objectives, balancer
         self.dtype, self.change = dtype, change
+        self.order = range(self.K) if order is None else order
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = MultitaskModel(_Encoder(), [_Head() for _ in range(self.K)])
@@ -71,11 +74,13 @@ class Problem:
         self.engine = Engine(batched=False)
 
     def residuals(self, features: tuple[Tensor, ...], batch: int) -> list[Tensor]:
-        """Return what the K losses of a batch square."""
+        """Return what the K losses of a batch square, in the order of `order`."""
         generator = torch.Generator().manual_seed(1000 + batch)
         targets = torch.randn(5, self.K, generator=generator).to(self.dtype)
-        outputs = self.model.decode(features, self.balancer.view)
-        return [output[:, 0] - targets[:, k] for k, output in enumerate(outputs)]
+        outputs = self.model.decode(
+            features, lambda seen, k: self.balancer.view(seen, self.order.index(k))
+        )
+        return [outputs[k][:, 0] - targets[:, k] for k in self.order]
 
     def step(self, batch: int = 0, with_features: bool = True) -> Step:
         """Send a batch through the model."""
@@ -83,7 +88,8 @@ class Problem:
         inputs = torch.randn(5, 3, generator=generator).to(self.dtype)
         features = self.model.encode(inputs)
         residuals = self.residuals(features, batch)
-        losses = [self.change(k, r.square().mean()) for k, r in enumerate(residuals)]
+        squares = zip(self.order, residuals, strict=True)
+        losses = [self.change(k, residual.square().mean()) for k, residual in squares]
         again = partial(self.step, batch, with_features)
         held_out = partial(self.step, batch + HELD_OUT, with_features)
         return Step(

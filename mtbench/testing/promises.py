@@ -211,10 +211,10 @@ class Promises:
             self._shape("objective", found[0], ())
             assert found[0].requires_grad, "`objective` is off the graph: keep the losses' graph"
         elif isinstance(balancer, Weighting | Aggregator) and not isinstance(balancer, Wrapper):
-            jacobian, gramian, losses = _asked(balancer, K)
             what = "weights" if isinstance(balancer, Weighting) else "direction"
             wanted = (K,) if isinstance(balancer, Weighting) else (7,)
-            self._shape(what, _answer(balancer, jacobian, gramian, losses), wanted)
+            self._shape(what, _answer(balancer, *_asked(balancer, K)), wanted)
+        balancer = make(K)  # what the other has kept may be as wide as it was asked about
         weights = balancer.backward(Problem(balancer).step())
         if weights is not None:
             self._shape("backward", weights, (K,))
@@ -232,6 +232,29 @@ class Promises:
         assert found.shape == wanted, (
             f"`{what}` returns shape {tuple(found.shape)}: return shape {wanted}"
         )
+
+    def test_fewer_may_be_asked_about(self, make: Make) -> None:
+        """It is asked about the objectives that have a gradient: fewer, and all again."""
+        balancer = make(3)
+        asks = isinstance(balancer, Weighting | Aggregator) and not isinstance(balancer, Wrapper)
+        if not asks or balancer.sees_zero_rows:
+            pytest.skip("it is asked about all objectives")
+        what = "weights" if isinstance(balancer, Weighting) else "direction"
+        for asked in (3, 2, 1, 3):
+            why = ""
+            try:
+                found = _answer(balancer, *_asked(balancer, asked))
+            except Exception as error:
+                why = f"raises {type(error).__name__} ({str(error).splitlines()[0]})"
+            else:
+                wanted = (asked,) if what == "weights" else (7,)
+                if found.shape != wanted:
+                    why = f"returns shape {tuple(found.shape)}"
+            assert not why, (
+                f"`{what}` {why} where {asked} of 3 objectives have a gradient, and is asked about "
+                "these alone: if it keeps a number for each objective, say sees_zero_rows = True, "
+                "and the others come as zeros"
+            )
 
     @pytest.mark.parametrize("K", [1, 2, 3], ids="K={}".format)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -257,6 +280,17 @@ class Promises:
             for one in module if isinstance(module, nn.ModuleList) else [module]:
                 moved = any(p.grad is not None and p.grad.any() for p in one.parameters())
                 assert moved, f"the {part} get zero gradients, and have a loss to descend"
+
+    def test_no_step_is_held(self, make: Make) -> None:
+        """What is kept for the next step is off the graph."""
+        tried = Problem(make(3))
+        tried.train(1)
+        buffers = ((f"self.{name}", buffer) for name, buffer in tried.balancer.named_buffers())
+        for where, tensor in (*buffers, *_tensors(vars(tried.balancer))):
+            assert tensor.grad_fn is None, (
+                f"{where} hangs on the graph of the step that made it, which then is never freed, "
+                "and cannot be differentiated again: keep what .detach() returns"
+            )
 
     def test_global_generators_are_left_alone(self, make: Make) -> None:
         """All randomness comes from `Balancer.generator`."""
@@ -302,7 +336,19 @@ class Promises:
         begun = [dict(_plain(part)) for part in parts(tried.balancer)]
         tried.train(LONG)
         state = {key: copy.deepcopy(value) for key, value in tried.balancer.state_dict().items()}
-        fresh.load_state_dict(state)
+        try:
+            fresh.load_state_dict(state)
+        except RuntimeError as error:
+            own = fresh.state_dict()
+            for key, value in state.items():
+                if key in own and getattr(own[key], "shape", None) != getattr(value, "shape", None):
+                    name = key.rpartition(".")[2]
+                    pytest.fail(
+                        f"self.{name} has shape {tuple(value.shape)} after some steps and "
+                        f"{tuple(own[key].shape)} in a fresh object, which refuses the state: give "
+                        f"it its shape in __init__, or say sized_later = ({name!r},)"
+                    )
+            pytest.fail(f"a fresh object refuses the state ({' '.join(str(error).split())})")
         for old, new, before in zip(parts(tried.balancer), parts(fresh), begun, strict=True):
             for name, value in vars(old).items():
                 assert not isinstance(value, torch.optim.Optimizer), (

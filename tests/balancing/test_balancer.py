@@ -5,7 +5,7 @@ import torch
 
 from mtbench.balancing.balancer import Aggregator, Scalarizer, Weighting
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench.errors import StepError, UsageError
 
 
 class Asked(Weighting):
@@ -116,3 +116,25 @@ def test_a_method_that_defines_backward_is_heard():
             return self.weigh(step.gramian(), step.host_values) * 2
 
     assert Old(3).backward(problem()[2]).tolist() == [2, 0, 4]
+
+
+def on_graph(*_):
+    return torch.ones(2, requires_grad=True) * 2
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "answer", "found"),
+    [
+        (Weighting, "weights", lambda gramian, _: gramian, r"shape \(2,\).* shape \(2, 2\)"),
+        (Weighting, "weights", lambda _, losses: losses.tolist(), "found list"),
+        (Weighting, "weights", on_graph, r"found shape \(2,\), on the graph"),
+        (Aggregator, "direction", lambda jacobian, _: jacobian, r"found shape \(2, 2\)"),
+        (Scalarizer, "objective", lambda step: step.total(), r"a pair, .* shape \(\), on the"),
+        (Scalarizer, "objective", lambda step: (step.values, None), r"scalar .* shape \(3,\).*"),
+        (Scalarizer, "objective", lambda step: (step.total(), [1.0]), "weights .* found list"),
+    ],
+)  # fmt: skip
+def test_what_a_method_may_not_answer_is_told_in_a_line(family, name, answer, found):
+    methods = {"__module__": "plugins.mine", name: lambda _, *asked: answer(*asked)}
+    with pytest.raises(StepError, match=rf"^mine: `{name}` must return .*{found}"):
+        type("Mine", (family,), methods)(3).backward(problem()[2])

@@ -83,6 +83,7 @@ def interrupt(patch: pytest.MonkeyPatch, after: int) -> None:
 def test_a_run_ends_with_a_table_a_report_and_curves(
     mtbench: Mtbench, tiny: Path, tmp_path: Path
 ) -> None:
+    tmp_path /= "runs [red] :fire:"  # no markup: paths are said as they are
     line = words(tiny, tmp_path, "--epochs", 2, "--seeds", 2, method=("ew", "pcgrad"))
     code, out, err = mtbench(*line)
     assert (code, err) == (0, "")
@@ -658,6 +659,7 @@ def test_a_new_package_installs_and_is_found(mtbench: Mtbench, tmp_path: Path, k
     ("name", "said"),
     [
         ("my-method", "letters, digits and underscores"),
+        ("größe", "Latin letters"),  # pip, and `mtbench import`, take no other
         ("_hidden", "underscore"),
         ("2fast", "digit"),
         ("ew", "exists already"),

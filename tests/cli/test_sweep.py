@@ -164,6 +164,7 @@ def test_a_sweep_from_plan_to_leaderboard(mtbench: Mtbench, tiny: Path, tmp_path
     assert (code, err) == (0, "")
     assert "tasks 1 x methods 2 x repetitions 1 x (trials 2 + seeds 2) = 8" in said
     assert "no verdict will be given: tuning happens once" in said
+    assert f"run it: mtbench sweep {file} --plugin {tiny} --out runs\n" in said
     assert not out.exists()
     code, said, err = mtbench("sweep", file, "--plugin", tiny, "--jobs", 2, "--out", out)
     assert (code, err) == (0, "")

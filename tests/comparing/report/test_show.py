@@ -184,6 +184,22 @@ def test_every_number_as_one_tidy_csv(mtbench: Mtbench, runs: Path, tmp_path: Pa
         if (line["row"], line["seed"], line["split"], line["metric"]) == ("uw", "3", "test", "dice")
     ]  # fmt: skip
     assert 0.7 < float(one["value"]) < 0.9
+    assert all(line["repetition"] == line["seed"] for line in lines)  # as they were claimed
+
+
+def test_a_cell_that_diverged_is_in_the_csv_without_a_value(
+    mtbench: Mtbench, tmp_path: Path
+) -> None:
+    write(tmp_path / "runs", ["stl", "ew"], seeds=2)
+    [lost] = (tmp_path / "runs").glob("*/ew/seed1-*")
+    result = json.loads((lost / "result.json").read_text())
+    result |= {"status": "diverged", "diverged_at": {"epoch": 0, "step": 0}}
+    (lost / "result.json").write_text(json.dumps(result))
+    mtbench("leaderboard", tmp_path / "runs", "--raw", tmp_path / "raw.csv")
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "raw.csv").read_text())))
+    found = [line for line in lines if (line["row"], line["repetition"]) == ("ew", "1")]
+    assert {line["metric"] for line in found} == {"dice", "auroc"}
+    assert {(line["status"], line["value"]) for line in found} == {("diverged", "")}
 
 
 def test_figures_are_files_and_the_same_each_time(
