@@ -483,7 +483,7 @@ class Scalarizer(Balancer):
         if not isinstance(found, tuple) or len(found) != 2:
             self._refuse("objective", "a pair, the scalar and weights or None", found)
         objective, weights = found
-        if not isinstance(objective, Tensor) or objective.shape:
+        if not isinstance(objective, Tensor) or objective.numel() != 1:
             self._refuse("objective", "a scalar on the graph as the first of the pair", objective)
         if weights is not None and not isinstance(weights, Tensor):
             self._refuse("objective", "weights (K,) or None as the second of the pair", weights)

@@ -80,7 +80,12 @@ class Compiled:
             by = self._comers()
             # One of 0 or NaN that has nothing in common with others may be without labels.
             told = {k for owners in by if len(owners) > 1 for k in owners}
-            told.update(k for k, loss in enumerate(self._losses) if loss.detach().abs() > 0)
+            # One that is not on the graph is not in what is compiled: nothing of it is to come.
+            told.update(
+                k
+                for k, loss in enumerate(self._losses)
+                if not loss.requires_grad or loss.detach().abs() > 0
+            )
             sure = len(told) == len(self._losses)
             of = {id(p): owners for p, owners in zip(self._parting.shared, by, strict=True)}
             for (node, at), parameter in together.items():

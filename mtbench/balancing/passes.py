@@ -199,18 +199,23 @@ class Passes:
             )
 
     def refuse_constants(self) -> None:
-        """Refuse losses none of which is on the graph, unless they say that there is no label.
+        """Refuse losses that are not on the graph, unless they say that there is no label.
 
         Raises:
-            StepError: there is no gradient, and a loss that has a value.
+            StepError: a loss has a value, and no gradient.
         """
-        if not any(loss.requires_grad for loss in self.losses):
-            values = torch.stack([loss.detach().reshape(()) for loss in self.losses])
-            if values.nan_to_num(nan=0.0).any():
-                raise StepError(
-                    "no loss depends on anything that requires grad: was the forward pass under "
-                    "torch.no_grad(), or its output detached?"
-                )
+        off = [k for k, loss in enumerate(self.losses) if not loss.requires_grad]
+        lost = [k for k in off if not torch.nan_to_num(self.losses[k].detach(), nan=0.0).eq(0)]
+        if lost and len(off) == len(self.losses):
+            raise StepError(
+                "no loss depends on anything that requires grad: was the forward pass under "
+                "torch.no_grad(), or its output detached?"
+            )
+        if lost:
+            raise StepError(
+                f"losses[{lost[0]}] depends on nothing that requires grad: was it detached, or "
+                "computed under torch.no_grad()? If nothing of it is trained, say None in its place"
+            )
 
     @cached_property
     def _seeds(self) -> list[Tensor]:

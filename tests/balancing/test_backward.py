@@ -239,6 +239,7 @@ def test_what_is_refused(name: str) -> None:
         ([a, b, b], "found 3 losses"),
         ([a, 1.0], r"losses\[1\] must be a scalar tensor, or None .* found a float"),
         ([a, torch.ones(3)], r"losses\[1\] must be a scalar, found shape \(3,\)"),
+        ([a, b.detach()], r"losses\[1\] depends on nothing that requires grad: was it detached"),
     ]:
         with pytest.raises(StepError, match=message):
             balancer.backward(losses)
@@ -561,6 +562,26 @@ def test_heads_that_are_compiled_with_the_encoder(name: str) -> None:
         losses, z = compiled(net.x)
         with pytest.raises(StepError, match="no loss"):
             mtbench.balancer("rlar", num_objectives=3).backward(losses, latent=z)
+
+
+@pytest.mark.filterwarnings("ignore")  # dynamo's own
+@pytest.mark.parametrize("name", ["mgda", "config"])
+def test_heads_are_told_though_another_is_not_compiled_with_them(name: str) -> None:
+    """A loss that is None is in no graph: what is compiled without it waits for nothing of it."""
+    net, present = Net(3), (0, 2)
+
+    def losses(z: Tensor) -> list[Tensor | None]:
+        heads = enumerate(net.heads)
+        return [head(z).exp().mean() if k in present else None for k, head in heads]
+
+    mtbench.balancer(name, num_objectives=3).backward(losses(net.z()))
+    expected = grads(net)
+    with torch._functorch.config.patch(donated_buffer=False):
+        compiled = torch.compile(lambda x: losses(net.encoder(x)), backend="aot_eager")
+        balancer = mtbench.balancer(name, num_objectives=3)
+        for _ in range(2):
+            balancer.backward(compiled(net.x))
+            same(grads(net), expected)
 
 
 @pytest.mark.filterwarnings("ignore")  # dynamo's own
