@@ -1,8 +1,8 @@
 """``mtbench plan``."""
 
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,9 +11,9 @@ from mtbench.cli.options import BASELINE, Data, Jobs, Plugins, SuiteName, load_s
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mtbench.comparing.judging.leaderboard import Board
     from mtbench.comparing.planning.cost import Cost
     from mtbench.comparing.planning.grid import Entry, Grid
+    from mtbench.comparing.planning.pilot import Luck, Scatter
 
 EFFECTS = (1.0, 2.0, 5.0)
 """Percent of delta-m that are asked about."""
@@ -47,19 +47,20 @@ def plan(
     from mtbench.comparing import inert
     from mtbench.comparing.planning.cost import probe
     from mtbench.comparing.planning.grid import Grid, Order, needs_data
+    from mtbench.comparing.planning.pilot import scatter
 
     workers = number_of_jobs(jobs)
     order = Order(asked, data, tuple(plugin or ()))
     needs_data(order)
     grid, console, costs = Grid(order), terminal(), []
-    scatter = {} if pilot is None else _scatter(grid, pilot)
+    measured = {} if pilot is None else scatter(grid, pilot, BASELINE)
     with Display(console, []) as display:
         display.prepare("timing a few steps", 0, len(grid.entries))
         for cost in probe(grid, display.prepare):
             costs.append(cost)
             display.prepare("timing a few steps", len(costs), len(grid.entries))
     _print_costs(console, grid, costs)
-    lines = [*_time(grid, costs, workers), *_power(grid, costs, scatter, workers)]
+    lines = [*_time(grid, costs, workers), *_power(grid, costs, measured, workers)]
     for line in [*grid.tell_left_out(), *lines]:
         mark = "" if line.startswith(_BELOW) else "- "
         console.print(f"{mark}{inert.plain(line)}", soft_wrap=True)
@@ -128,7 +129,7 @@ def _time(grid: "Grid", costs: "list[Cost]", workers: int) -> list[str]:
 
 
 def _power(
-    grid: "Grid", costs: "list[Cost]", scatter: dict[str, tuple[float, str]], workers: int
+    grid: "Grid", costs: "list[Cost]", measured: "Mapping[str, Scatter]", workers: int
 ) -> list[str]:
     """Return what the test that is really made will tell, and what it would take to tell more."""
     from functools import partial
@@ -160,8 +161,8 @@ def _power(
             f"{task}: told with probability {POWER:g}, as one of {comparisons} comparisons at "
             f"5 %: a difference of {least:.2f} standard deviations of a {unit}'s paired difference"
         )
-        if task in scatter:
-            deviation, origin = scatter[task]
+        if task in measured:
+            deviation, origin = measured[task].deviation, measured[task].origin
         elif stated := setting.measured:
             deviation = stated.deviation
             cell = "" if stated.seconds is None else f", and {stated.seconds:g} s a cell"
@@ -176,6 +177,8 @@ def _power(
         lines.append(
             f"{_BELOW}paired standard deviation {deviation:.2f} points of delta-m, {origin}"
         )
+        if task in measured and (luck := measured[task].luck):
+            lines.append(f"{_BELOW}{_tell_luck(luck)}")
         for effect in (0.0, *EFFECTS):
             # A difference that is smaller than the margin may be told as either.
             words = ["equivalent"] * (effect < margin) + ["worse"] * (effect > 0)
@@ -196,57 +199,14 @@ def _power(
     return lines
 
 
-def _scatter(grid: "Grid", pilot: Path) -> dict[str, tuple[float, str]]:
-    """Return the paired standard deviation of delta-m on each task of a pilot, and its origin.
+def _tell_luck(found: "Sequence[Luck]") -> str:
+    """Return what the choice among drawn trials does to a difference.
 
-    It is the median of the pairs that the suite asks about, as far as they were run on the same
-    setting of the task, whatever else they are a part of; where there are none, of those on its
-    only other setting.
+    >>> from mtbench.comparing.planning.pilot import Luck
+    >>> _tell_luck([Luck("ls", 10, 1.98, 1.2), Luck("ew", 10, 0, 1.1)]).partition("; ")[2]
+    'a final seed by 1.20, 1.10'
     """
-    from statistics import median
-
-    from mtbench.comparing.judging import leaderboard
-    from mtbench.comparing.planning.grid import Cell
-    from mtbench.training.cell.rundir import Spec, find_runs
-
-    def setting_of(spec: Spec, free: Collection[str]) -> list[Any]:
-        made = spec.model_dump(mode="json")
-        own = {k: v for k, v in made["task_params"].items() if k not in free}
-        return [spec.task, own, *(made["recipe"][k] for k in ("epochs", "batch_size"))]
-
-    runs = list(find_runs([pilot]))
-    measured = [
-        (board.title, [cells[0].spec for cells in board.cells.values()], deviations)
-        for row in grid.suite.against or [BASELINE]
-        for board in leaderboard.boards(runs, row)
-        if (deviations := _deviations(board))
-    ]
-    found: dict[str, tuple[float, str]] = {}
-    for setting, (task, entries) in zip(grid.suite.tasks, grid.tasks.items(), strict=True):
-        free = setting.resample or ()
-        wanted = setting_of(grid.spec(Cell(entries[0], grid.first_seed), "", None), free)
-        own = [
-            deviation
-            for _, specs, some in measured
-            if any(setting_of(spec, free) == wanted for spec in specs)
-            for deviation in some
-        ]
-        others: dict[str, list[float]] = {}
-        for title, specs, some in measured:
-            if specs[0].task == setting.name:
-                others.setdefault(title, []).extend(some)
-        if own:
-            found[task] = median(own), "by the pilot"
-        elif len(others) == 1:
-            [(title, some)] = others.items()
-            found[task] = median(some), f"by the pilot on another setting: {title}"
-    return found
-
-
-def _deviations(board: "Board") -> list[float]:
-    """Return the standard deviations of all pairs with a board's baseline."""
-    pairs = board.pairs
-    if pairs.empty:
-        return []
-    found: list[float] = pairs[pairs["against"] == board.baseline]["deviation"].dropna().tolist()
-    return found
+    trials = " or ".join(str(n) for n in sorted({one.trials for one in found}))
+    choice = ", ".join(f"{one.choice:.2f} to {one.row}" for one in found)
+    seed = ", ".join(f"{one.seed:.2f}" for one in found)
+    return f"another draw of {trials} trials moves a difference by {choice}; a final seed by {seed}"

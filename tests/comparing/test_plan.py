@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mtbench.cli import plan
 from mtbench.comparing.claim import Claim
 from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.deciding import prospect
@@ -17,6 +16,7 @@ from mtbench.comparing.judging.leaderboard import board as boards
 from mtbench.comparing.planning.cost import probe
 from mtbench.comparing.planning.grid import Cell as GridCell
 from mtbench.comparing.planning.grid import Grid, Order
+from mtbench.comparing.planning.pilot import Scatter, _luck, scatter
 from mtbench.comparing.planning.suite import Suite
 from mtbench.training.cell.rundir import RunDirectory, Spec
 from tests.conftest import TINY
@@ -129,9 +129,49 @@ def test_a_pilot_tells_of_each_setting_by_itself(
     asked = {"ew": found[:2]}
     monkeypatch.setattr(leaderboard, "boards", lambda _, row: asked[row])
     titles = list(grid.tasks)
-    assert plan._scatter(grid, tmp_path) == {
-        titles[0]: (2.0, "by the pilot"), titles[1]: (3.0, "by the pilot"),
+    assert scatter(grid, tmp_path, "ls") == {
+        titles[0]: Scatter(2.0, "by the pilot"), titles[1]: Scatter(3.0, "by the pilot"),
     }  # fmt: skip
     asked["ew"] = found[:1]
     another = f"by the pilot on another setting: {titles[0]}"
-    assert plan._scatter(grid, tmp_path)[titles[2]] == (2.0, another)
+    assert scatter(grid, tmp_path, "ls")[titles[2]] == Scatter(2.0, another)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [({}, True), ({"seeds": 1}, False), ({"trials": 0, "resplit": 0.25}, False)],
+    ids=["as is", "one seed", "other data"],
+)
+def test_the_luck_of_tuning_is_what_final_seeds_do_not_explain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any], told: bool
+) -> None:
+    """`ls` has luck of 3 points in each repetition, that both its seeds share; `ew` has none."""
+    rng, repetitions, seeds = np.random.default_rng(0), 200, changed.get("seeds", 2)
+    luck = np.repeat(rng.normal(0, 3.0, repetitions), seeds)
+    noise = {name: rng.normal(0, 1.0, len(luck)) for name in ("ew", "ls", "new")}
+    scores = {name: 100 + values for name, values in noise.items()}
+    scores |= {"stl": np.full(len(luck), 100.0), "ls": scores["ls"] + luck}
+    cells = []
+    for method, values in scores.items():
+        for seed, value in enumerate(values.tolist()):
+            [cell, *_] = study(np.random.default_rng(0), 0.0, None)
+            spec = cell.spec.model_copy(update={"method": method, "seed": seed})
+            result = {**cell.done, "seed": seed, "reference": method == "stl"}
+            own = {"label": method, "repetition": seed // seeds, "repetitions": repetitions}
+            more = {"seeds": seeds, "trials": 7, "against": ["ls", "ew"], "rows": 4}
+            made = cell.claims[0].model_copy(update=own | more | changed)
+            cells.append(Cell(cell.run, spec, result, [made], {"error": value}))
+    monkeypatch.setattr(boards, "read_cells", lambda _: (cells, []))
+    monkeypatch.setattr(boards._Scores, "delta", np.zeros((3, 4)))  # intervals are not asked for
+    found = {row: _luck(leaderboard.boards([], row)[0]) for row in ("ls", "ew")}
+    if not told:
+        assert set(found.values()) == {None}
+        return
+    to_ls, to_ew = found["ls"], found["ew"]
+    assert to_ls is not None
+    assert to_ew is not None
+    assert (to_ls.row, to_ls.trials) == ("ls", 7)
+    assert to_ls.choice == pytest.approx(3.0, rel=0.2)
+    assert to_ls.seed == pytest.approx(math.sqrt(2), rel=0.2)  # of both rows
+    assert to_ew.choice < 0.5  # the median of new, stl and ls
+    assert to_ew.seed == pytest.approx(math.sqrt(2), rel=0.2)

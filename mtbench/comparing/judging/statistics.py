@@ -297,6 +297,26 @@ class Ranking(NamedTuple):
     needed: float
 
 
+def variance_components(values: ArrayLike) -> tuple[float, float]:
+    r"""Return the variance between groups' true means, and that within a group.
+
+    .. math:: s_w^2 = \frac1n \sum_i s^2(x_{i\cdot}), \qquad s_b^2 = s^2(\bar x_i) - s_w^2 / m
+
+    The estimates by the method of moments, both unbiased. So the former may be below 0, where the
+    means differ by no more than their members do.
+
+    Args:
+        values: x, (n, m): n groups of m values.
+
+    Example:
+        >>> variance_components([[0.0, 2.0], [10.0, 12.0]])
+        (49.0, 2.0)
+    """
+    x = np.asarray(values, float)
+    within = float(x.var(axis=1, ddof=1).mean())
+    return float(x.mean(axis=1).var(ddof=1)) - within / x.shape[1], within
+
+
 def friedman_nemenyi(costs: ArrayLike, alpha: float = 0.05) -> Ranking:
     r"""Return Friedman's test over independent blocks, and Nemenyi's critical difference.
 
