@@ -38,6 +38,8 @@ RESERVED = ("inputs", "groups", "self", SCALE)
 """Names that no objective can have: a batch, or what makes a split, uses them."""
 
 MISSING = ("", "?", "NA", "na", "NaN", "nan")
+NO_NUMBER = {*MISSING, "N/A", "n/a", "#N/A", "NULL", "null", "None", "none", "-"}
+"""What stands for a number that is missing; among words, some of these are values."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ def read_lines(path: Path) -> list[str]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is no text file (byte {error.start} is not UTF-8)") from error
+        raise DataError(
+            f"{path}: is no text file (byte {error.start} is not UTF-8): save a table as UTF-8"
+        ) from error
     if not any(map(str.strip, lines)):
         raise DataError(f"{path}: is empty")
     return lines
@@ -205,7 +209,7 @@ def fields(line: str, quote: str = '"') -> list[str]:
 
 
 def _cell(text: str, name: str, values: Mapping[str, int] | None) -> float:
-    if text in MISSING and (values is None or text not in values):
+    if text in NO_NUMBER if values is None else text in MISSING and text not in values:
         return math.nan
     if values is not None:
         if text not in values:
@@ -338,7 +342,10 @@ def regression_splits(
         )
         for part in parts
     )
-    notes = {"rows": [len(part) for part in parts], "left_out": len(table.broken)}
+    notes: dict[str, Any] = {
+        "rows": [len(part) for part in parts], "left_out": len(table.broken),
+        **({"because": "line {}: {}".format(*table.broken[0])} if table.broken else {}),
+    }  # fmt: skip
     if group is not None:
         notes["groups"] = [len(np.unique(groups[part])) for part in parts]
     return Splits(train, val, test, fingerprint=table.fingerprint, notes=notes)

@@ -27,7 +27,8 @@ MOST = 100
 class Multitarget(tabular.Regression):
     """Regression of K targets from a table, each by squared error on its unit scale.
 
-    A row whose target is missing (``?`` or empty) trains the other targets. Inputs are standardised
+    A row whose target is missing (empty, ``?``, ``NA``, ``n/a``, ``-`` and the like) trains the
+    other targets. Inputs are standardised
     on the training rows, where a missing one is the mean; a nominal input is one indicator a value.
     A fifth of the rows tests, of the others a fifth validates; `group` keeps rows together.
 
@@ -161,7 +162,7 @@ def read_columns(path: Path) -> tuple[dict[str, tuple[str, ...] | None], list[st
         if len(names) < 2:
             raise DataError(
                 f"{path}: its first line must name two or more columns, divided by commas, "
-                f"found {lines[0]!r}"
+                f"found {lines[0]!r}: save it so, with points in its numbers"
             )
         return dict.fromkeys(names), lines[1:], 2
     if path.suffix.lower() != ".arff":

@@ -246,6 +246,22 @@ def test_rows_are_read_as_numbers() -> None:
     assert indicator.tolist() == [True, True, False]
 
 
+def test_a_number_may_be_missing_in_many_words() -> None:
+    assert np.isnan(read("n/a,a,-\n1,b,NULL\n").values).tolist() == [
+        [True, False, True],
+        [False, False, True],
+    ]
+    assert read("1,-,2\n1,a,2\n").broken == ((2, "kind: '-' is none of its values"),)
+
+
+def test_a_run_says_why_rows_are_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "f.csv"
+    file.write_text("a,b\n" + "".join(f"{i},{i}\n" for i in range(40)) + "1,one\n")
+    notes = setup(Multitarget(data=file, targets=("b",))).notes
+    assert notes["left_out"] == 1
+    assert notes["because"] == "line 42: b: 'one' is no number"
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -525,9 +541,9 @@ def test_every_known_name_has_two_targets_or_more() -> None:
         (["--data", "absent.csv"], "absent.csv: cannot be read (No such file or directory)"),
         (["--data", "."], "cannot be read (Is a directory)"),
         (["--data", "empty.csv"], "is empty"),
-        (["--data", "binary.csv"], "is no text file"),
+        (["--data", "binary.csv"], "is not UTF-8): save a table as UTF-8"),
         (["--data", "other.txt"], "must be an .arff file, or a .csv file"),
-        (["--data", "semicolon.csv"], "columns, divided by commas, found 'a;b'"),
+        (["--data", "semicolon.csv"], "divided by commas, found 'a;b': save it so, with points in"),
         (["--data", "blank.csv"], "columns, divided by commas, found ''"),
         (["--data", "twice.csv"], "two columns are called 'x'"),
         (["--data", "nameless.csv"], "column 2 has no name"),
