@@ -102,7 +102,9 @@ def scatter(grid: Grid, pilot: Path, baseline: str) -> dict[str, Scatter]:
             own, origin = others, f"by the pilot on another setting: {titles.pop()}"
         if own:
             deviation = median(value for one in own for value in one.deviations)
-            told[task] = Scatter(deviation, origin, [o.luck for o in own if o.luck is not None])
+            # Of a suite that was changed there are two boards: either has measured the same.
+            luck = {one.luck.row: one.luck for one in own if one.luck is not None}
+            told[task] = Scatter(deviation, origin, list(luck.values()))
     return told
 
 
