@@ -24,6 +24,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mtbench_tasks._lesion.cases import Case
 from mtbench_tasks.thyroid import ddti, phantom
+from mtbench_tasks.thyroid.ultrasound import HEIGHT
 
 Array = NDArray[np.float64]
 
@@ -50,7 +51,7 @@ def grain(image: Array, axis: int) -> float:
 
 def describe(case: Case) -> list[float]:
     """Return the statistics of a case's image."""
-    shape = (phantom.HEIGHT, round(case.image.shape[1] * phantom.HEIGHT / case.image.shape[0]))
+    shape = (HEIGHT, round(case.image.shape[1] * HEIGHT / case.image.shape[0]))
     image = resize(case.image, shape, anti_aliasing=True, preserve_range=True).round()
     thirds, mean, spread = np.array_split(image, 3), image.mean(), image.std() + 1
     down, across = (np.abs(np.diff(image, axis=axis)).mean() for axis in (0, 1))

@@ -27,6 +27,7 @@ from skimage.transform import resize
 
 from mtbench_tasks._lesion.cases import Case, Image, Mask
 from mtbench_tasks.thyroid import ddti, phantom
+from mtbench_tasks.thyroid.ultrasound import HEIGHT
 
 View = tuple[Image, Mask]
 FEATURES = {
@@ -47,7 +48,7 @@ def view(case: Case) -> View | None:
     reading = case.truth or case.readings[0]
     if reading.mask is None or not reading.mask.any():
         return None
-    shape = (phantom.HEIGHT, round(case.image.shape[1] * phantom.HEIGHT / case.image.shape[0]))
+    shape = (HEIGHT, round(case.image.shape[1] * HEIGHT / case.image.shape[0]))
     image = resize(case.image, shape, anti_aliasing=True, preserve_range=True).round()
     mask = resize(reading.mask.astype(float), shape) > 0.5
     return (image.astype(np.uint8), mask) if mask.sum() >= 150 else None
@@ -135,7 +136,7 @@ def main() -> None:
         usable = [v for v in map(view, cases) if v][: options.count]
         tables[name] = np.array([features(*v, extractor) for v in usable])
         # The montage shows whole-width views: half of a split screen has another shape.
-        views[name] = [v for v in usable if v[0].shape[1] > 1.1 * phantom.HEIGHT][:12]
+        views[name] = [v for v in usable if v[0].shape[1] > 1.1 * HEIGHT][:12]
     figure, found = distributions(tables)
     options.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.out / "phantom_radiomics.png", dpi=80)

@@ -22,37 +22,28 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from rlar_figure import draw
+from rlar_study import (
+    AGAINST,
+    INTEREST,
+    LOSS,
+    METHOD,
+    PLAIN,
+    STUDIES,
+    Study,
+    course,
+    rows,
+    studies,
+)
 
-from mtbench.comparing.judging.deciding import ALPHA, FIRST, decide, smallest_effect
-from mtbench.comparing.judging.leaderboard import Board, Cell, boards
+from mtbench.comparing.judging.deciding import ALPHA, FIRST, decide
+from mtbench.comparing.judging.leaderboard import boards
 from mtbench.training.cell.rundir import find_runs
 
-METHOD, PLAIN, AGAINST = "rlar", "ew", ("ew", "ls")
-CATEGORY, MASK = "auroc", "dice"
 GUESS = 0.5
 """The AUROC of no knowledge."""
-INTEREST = 0.02
-"""The smallest difference in AUROC that matters."""
-LOSS = 0.01
-"""The largest loss of Dice that does not."""
-POWER = 0.8
-PLACES = {"bottleneck": "tab:blue", "pooled": "tab:orange", "both": "tab:green"}
-"""Where RLAR looks, in colours."""
-WATCHED = 1e-6
-"""A penalty of less weight does nothing: it is there for what it records."""
-STUDIES = {
-    "rlar_phantom": "the phantom", "rlar_readers": "the phantom by reader noise",
-    "rlar_ddti": "DDTI", "rlar_breast": "BrEaST-Lesions",
-}  # fmt: skip
-"""Suites that have to be there for the whole answer, and what they are of."""
 CATEGORY_WORDS = {
     "better": "improves the category",
     "worse": "makes the category worse",
@@ -65,175 +56,6 @@ MASK_WORDS = {
     "lost": f"makes the mask worse by more than {LOSS}",
     "not told": "whether it keeps the mask is not told",
 }
-
-
-class Interval(NamedTuple):
-    """A mean and its confidence interval, infinite where it is too early for one."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
-
-
-class Answer(NamedTuple):
-    """What is said of one question.
-
-    Attributes:
-        category: the difference in AUROC, positive where RLAR is higher.
-        mask: that in Dice.
-        category_told: of `CATEGORY_WORDS`.
-        mask_told: of `MASK_WORDS`.
-    """
-
-    category: Interval
-    mask: Interval
-    category_told: str
-    mask_told: str
-
-    @property
-    def told(self) -> str:
-        """Both, in a few words."""
-        return f"category {self.category_told}, mask {self.mask_told}"
-
-
-class Question(NamedTuple):
-    """A row of RLAR against another one.
-
-    Attributes:
-        row: RLAR's.
-        other: the one that it is compared with.
-        gains: (repetitions, 2), RLAR's AUROC and Dice minus the other's.
-        answer: what they say.
-        least: the difference in AUROC that is told with probability `POWER` after all repetitions.
-        limit: the same after any number of them.
-    """
-
-    row: str
-    other: str
-    gains: NDArray[np.float64]
-    answer: Answer
-    least: float
-    limit: float
-
-    @property
-    def early(self) -> bool:
-        """Whether nothing is told yet."""
-        return len(self.gains) < FIRST
-
-
-class Study(NamedTuple):
-    """A board, and what is asked of it.
-
-    Attributes:
-        name: what it is of.
-        board: whose it is.
-        tested: by row and repetition, AUROC and Dice.
-        questions: one for each pair that is there.
-        comparisons: how many are asked together.
-    """
-
-    name: str
-    board: Board
-    tested: dict[str, dict[int, tuple[float, float]]]
-    questions: list[Question]
-    comparisons: int
-
-    @property
-    def planned(self) -> int:
-        """How many repetitions are planned."""
-        return self.board.suite.planned if self.board.suite else 0
-
-
-def answer(
-    category: ArrayLike,
-    mask: ArrayLike,
-    planned: int | None = None,
-    resplit: float = 0.0,
-    comparisons: int = len(AGAINST),
-    *,
-    doubted: bool = False,
-) -> Answer:
-    """Return what paired differences say, positive where RLAR is higher.
-
-    Args:
-        category: (units,), of AUROC.
-        mask: (units,), of Dice.
-        planned: units; None where they are looked at once.
-        resplit: the ratio of test to training samples where units are folds of one collection.
-        comparisons: questions that are asked beside it, itself included.
-        doubted: whether the other row's tuning did not even find the plain sum.
-    """
-    found, words = [], []
-    for gains, margin in ((category, INTEREST), (mask, LOSS)):
-        told = decide(
-            -np.asarray(gains, float), margin=margin, most=planned, comparisons=comparisons,
-            resplit=resplit,
-        )  # fmt: skip
-        found.append(Interval(-float(told.difference), -float(told.high), -float(told.low)))
-        words.append(str(told.told))
-    category_told = words[0]
-    if category_told == "equivalent":
-        category_told = f"no difference of {INTEREST}"
-    elif category_told == "not told apart":
-        category_told = "not told"
-    elif category_told == "better" and doubted:
-        category_told = "in doubt"
-    kept = found[1].low > -LOSS
-    mask_told = "kept" if kept else "lost" if found[1].high < -LOSS else "not told"
-    return Answer(found[0], found[1], category_told, mask_told)
-
-
-def tested(board: Board, row: str) -> dict[int, tuple[float, float]]:
-    """Return AUROC and Dice of each repetition, the mean of its cells; none of a diverged one."""
-    cells: dict[int, list[tuple[float, float]]] = {}
-    for cell in board.cells[row]:
-        if not cell.diverged:
-            pair = (cell.test.get(CATEGORY, np.nan), cell.test.get(MASK, np.nan))
-            # Equal rows, or earlier code, may have claimed it too: for the same repetition.
-            own = next(o for o in cell.claims if board.suite and o.board == board.suite.board)
-            cells.setdefault(own.repetition, []).append(pair)
-    means = {unit: np.mean(pairs, axis=0) for unit, pairs in cells.items()}
-    return {unit: (mean[0], mean[1]) for unit, mean in means.items() if np.isfinite(mean).all()}
-
-
-def studies(found: Sequence[Board], against: Sequence[str]) -> list[Study]:
-    """Return what is asked of each board of a suite that has rows to ask about."""
-    made = []
-    for board in found:
-        if board.suite is None:
-            continue
-        suite = board.suite.suite
-        alike = [set(b.title.split()) for b in found if b.suite and b.suite.suite == suite]
-        own = [word for word in board.title.split() if word not in set.intersection(*alike)]
-        name = " ".join([STUDIES.get(suite, suite), *own]).replace("=", " ").replace("_", " ")
-        known = {row: tested(board, row) for row in board.cells}
-        ours = [row for row, cells in board.cells.items() if cells[0].spec.method == METHOD]
-        pairs = [(row, other) for row in ours for other in against if other in known]
-        if not pairs:
-            continue
-        questions = [_ask(board, known, *pair, len(pairs)) for pair in pairs]
-        made.append(Study(name, board, known, questions, len(pairs)))
-    return made
-
-
-def _ask(
-    board: Board, known: dict[str, dict[int, tuple[float, float]]], row: str, other: str, asked: int
-) -> Question:
-    assert board.suite is not None
-    units = sorted(known[row].keys() & known[other].keys())
-    gains = np.array([np.subtract(known[row][u], known[other][u]) for u in units]).reshape(-1, 2)
-    planned, resplit = board.suite.planned, board.suite.resplit or 0.0
-    said = answer(*gains.T, planned, resplit, asked, doubted=other in board.doubted)
-    least = limit = math.nan
-    if len(units) >= FIRST:
-        deviation = gains[:, 0].std(ddof=1)
-        least = deviation * smallest_effect(planned, asked, POWER, resplit=resplit)
-        reach = stats.norm.isf(ALPHA / asked / 2) + stats.norm.isf(1 - POWER)
-        limit = float(deviation * reach * math.sqrt(resplit))
-    return Question(row, other, gains, said, least, limit)
 
 
 def say(study: Study) -> str:
@@ -292,7 +114,7 @@ def _level(study: Study) -> list[str]:
 def _penalty(study: Study) -> str:
     """Say what the penalty of the chosen trials was, on how many samples, and where it was none."""
     said = []
-    for row in _rows(study):
+    for row in rows(study):
         chosen = [cell for cell in study.board.cells[row] if "acts" in cell.done]
         trials = [t.done["acts"] for t in study.board.trials[row].values() if "acts" in t.done]
         if not chosen or not trials:
@@ -300,7 +122,7 @@ def _penalty(study: Study) -> str:
         weights = np.array([cell.spec.method_params["weight"] for cell in chosen])
         where = Counter(cell.spec.method_params["where"] for cell in chosen).most_common()
         acts = 100 * np.array([cell.done["acts"] for cell in chosen])
-        cosines = np.concatenate([_course(cell) for cell in chosen])
+        cosines = np.concatenate([course(cell) for cell in chosen])
         said.append(
             f"- {study.name}: the {len(chosen)} final cells of `{row}` have lambda "
             f"{weights.min():.2g} to {weights.max():.2g} (median {np.median(weights):.2g}), and "
@@ -310,17 +132,6 @@ def _penalty(study: Study) -> str:
             f"throughout in {trials.count(0) or 'none'} of its {len(trials)} trials."
         )
     return "\n".join(said)
-
-
-def _rows(study: Study) -> list[str]:
-    """Return RLAR's rows."""
-    return list(dict.fromkeys(q.row for q in study.questions))
-
-
-def _course(cell: Cell) -> NDArray[np.float64]:
-    """Return the mean cosine of each epoch."""
-    notes = [epoch.get("notes", {}) for epoch in cell.run.history()]
-    return np.array([note["alignment"] for note in notes if "alignment" in note])
 
 
 def text(found: Sequence[Study]) -> dict[str, str]:
@@ -377,87 +188,6 @@ def _levels(study: Study) -> str:
         shown = [f"{m:.3f} ± {sd:.3f}" for m, sd in zip(values.mean(axis=0), spread, strict=True)]
         lines.append(f"| {row} | {' | '.join(shown)} |")
     return "\n".join(lines)
-
-
-def draw(found: Sequence[Study], file: Path) -> None:
-    """Draw, a line a study: pairs and intervals, the chosen trials, and alignment by epoch."""
-    heights = [1.7 + 0.22 * max(0, len(study.questions) - 4) for study in found]
-    figure = Figure(figsize=(9, sum(heights)), layout="constrained")
-    grid = figure.add_gridspec(len(found), 4, height_ratios=heights)
-    for line, study in enumerate(found):
-        axes = [figure.add_subplot(grid[line, column]) for column in range(4)]
-        for one in axes:
-            one.tick_params(labelsize=7)
-            one.spines[["top", "right"]].set_visible(False)
-        axes[0].axvspan(-INTEREST, INTEREST, color="0.9", linewidth=0)
-        axes[1].axvline(-LOSS, color="0.4", linewidth=0.8, linestyle="--")
-        _pairs(axes[0], study, 0)
-        _pairs(axes[1], study, 1)
-        axes[1].set_yticklabels([])
-        axes[0].set_title(study.name, fontsize=8, loc="left")
-        axes[0].set_xlabel("AUROC higher by", fontsize=7)
-        axes[1].set_xlabel("Dice higher by", fontsize=7)
-        _chosen(axes[2], study)
-        _alignment(axes[3], study)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
-
-
-def _pairs(axes: Axes, study: Study, column: int) -> None:
-    """Draw each question's pairs, their mean, and its interval where there is one."""
-    axes.axvline(0, color="0.4", linewidth=0.8)
-    for y, q in enumerate(study.questions):
-        values = q.gains[:, column]
-        interval = q.answer[column]
-        axes.plot(values, np.full(len(values), y + 0.22), ".", color="0.6", markersize=3)
-        if not q.early:
-            axes.plot(interval[1:], [y, y], color="tab:blue", linewidth=1.3)
-            axes.plot(interval.mean, y, "o", color="tab:blue", markersize=4)
-    names = [f"{q.row} − {q.other}" for q in study.questions]
-    axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-
-
-def _chosen(axes: Axes, study: Study) -> None:
-    """Draw lambda and the share of samples beyond tau, of all trials and of the chosen ones."""
-    trials = [cell for row in _rows(study) for cell in study.board.trials[row].values()]
-    for marker, size, cells in ((".", 3, trials), ("o", 4, _finals(study))):
-        for place, color in PLACES.items():
-            own = [c for c in cells if c.spec.method_params["where"] == place and "acts" in c.done]
-            x, y = [c.spec.method_params["weight"] for c in own], [c.done["acts"] for c in own]
-            axes.plot(x, y, marker, color=color, markersize=size)
-    axes.set_xscale("log")
-    axes.set_ylim(-0.05, 1.25)  # with room for the legend
-    axes.set_yticks([0, 0.5, 1])
-    axes.set_xlabel("lambda (small dots: not chosen)" if trials else "lambda", fontsize=7)
-    axes.set_title("share beyond tau", fontsize=8)
-    for place, color in PLACES.items():
-        axes.plot([], [], "o", color=color, markersize=4, label=place)
-    axes.legend(fontsize=6, frameon=False, loc="upper center", ncols=3, columnspacing=0.8,
-                handletextpad=0)  # fmt: skip
-
-
-def _alignment(axes: Axes, study: Study) -> None:
-    """Draw the mean cosine by epoch: of each cell, and the mean of those that look at one place."""
-    courses: dict[tuple[str, bool], list[NDArray[np.float64]]] = {}
-    for cell in _finals(study):
-        own = cell.spec.method_params
-        courses.setdefault((own["where"], own["weight"] < WATCHED), []).append(_course(cell))
-    longest = max((len(one) for some in courses.values() for one in some), default=0)
-    for (place, watched), some in courses.items():
-        whole = np.array([one for one in some if len(one) == longest])
-        style = "--" if watched else "-"
-        axes.plot(range(1, longest + 1), whole.T, style, color=PLACES[place], linewidth=0.4,
-                  alpha=0.3)  # fmt: skip
-        axes.plot(range(1, longest + 1), whole.mean(axis=0), style, color=PLACES[place])
-    axes.axhline(0, color="0.4", linewidth=0.8)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("epoch" + " (dashed: no penalty)" * any(w for _, w in courses), fontsize=7)
-    axes.set_title("mean cosine", fontsize=8)
-
-
-def _finals(study: Study) -> list[Cell]:
-    return [cell for row in _rows(study) for cell in study.board.cells[row] if not cell.diverged]
 
 
 def fill(page: Path, parts: dict[str, str], figure: Path | None) -> None:

@@ -62,6 +62,8 @@ def test_the_site_builds_without_a_warning_and_asks_nothing_of_other_hosts(tmp_p
     for name in entries("method"):
         page = (site / "generated" / "methods" / f"{name}.html").read_text(encoding="utf-8")
         assert ("<img" in page) == (name not in ("stl", "ntk_weights")), name
+    task = (site / "generated" / "tasks" / "thyroid.html").read_text(encoding="utf-8")
+    assert "risk_loss" in task  # a parameter of its base's
     interface = (site / "generated" / "api.html").read_text(encoding="utf-8")
     assert not [name for name in mtbench.__all__ if f"mtbench.{name}" not in interface]
     assert (site / "searchindex.js").stat().st_size > 100_000

@@ -69,15 +69,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 @pytest.fixture(scope="module")
 def _broken_off(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("broken_off")
+    stop_after(1, out)
+    return out
 
+
+def stop_after(epoch: int, out: Path) -> None:
     def evaluated(_: Display, record: dict[str, Any]) -> None:
-        if record["epoch"] == 1:
+        if record["epoch"] == epoch:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Display, "evaluated", evaluated)
         assert train(out) == 130
-    return out
 
 
 @pytest.fixture
@@ -285,19 +288,21 @@ def test_a_checkpoint_of_a_newer_version(
 
 
 def test_broken_selected_weights(
-    mtbench: Mtbench, tmp_path: Path, finished: RunDirectory, whole: RunDirectory
-) -> None:
+    mtbench: Mtbench, tmp_path: Path, broken_off: RunDirectory, whole: RunDirectory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     """Without them there is no result: neither a partial one, nor one of other weights."""
-    (finished.path / "result.json").unlink()
-    file = finished.path / "best.pt"
+    stop_after(2, tmp_path)  # the last: only the test is left
+    capsys.readouterr()
+    file = broken_off.path / "best.pt"
     good = file.read_bytes()
     for damage in DAMAGES.values():
         file.write_bytes(damage(good))
         refused(mtbench(*words(tmp_path)), str(file), "corrupt", "delete the folder")
     file.unlink()
     refused(mtbench(*words(tmp_path)), str(file), "are gone", "delete the folder")
-    assert finished.result() is None
-    shutil.rmtree(finished.path)  # as advised
+    assert broken_off.result() is None
+    shutil.rmtree(broken_off.path)  # as advised
     unharmed(finish(mtbench, tmp_path), whole)
 
 

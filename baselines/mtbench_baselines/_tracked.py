@@ -1,9 +1,12 @@
 """What methods that remember gradients share: K x d state, and weights that move on the simplex."""
 
+from math import inf
+
 import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Aggregator, Balancer
+from mtbench.errors import UsageError
 
 
 class Remembering(Balancer):
@@ -38,6 +41,44 @@ class Tracking(Remembering, Aggregator):
     """An aggregator that remembers gradients."""
 
     sees_zero_rows = True
+
+
+class Following(Tracking):
+    """One whose weights move on the simplex, a step a step of training, to the min-norm point.
+
+    Args:
+        num_objectives: K.
+        seed: unused.
+        gamma: their step size; above 0.
+        rho: weight of the regularisation; at least 0.
+
+    Attributes:
+        simplex: the weights, (K,), 1/K at the start.
+    """
+
+    on_host = ("simplex",)
+
+    simplex: Tensor
+
+    def __init__(self, num_objectives: int, seed: int, gamma: float, rho: float) -> None:
+        super().__init__(num_objectives, seed)
+        if not 0 < gamma < inf:
+            raise UsageError(f"{self._called}: gamma must be finite and above 0, found {gamma}")
+        if not 0 <= rho < inf:
+            raise UsageError(f"{self._called}: rho must be finite and at least 0, found {rho}")
+        self.gamma, self.rho = gamma, rho
+        uniform = torch.full((num_objectives,), 1 / num_objectives, dtype=torch.float64)
+        self.register_buffer("simplex", uniform)
+
+    def follow(self, product: Tensor, live: Tensor) -> Tensor:
+        """Move the weights by a product of gradients, (K, K); return them, 0 where not `live`."""
+        weights = torch.zeros_like(self.simplex)
+        if live.any():
+            old = self.simplex[live]
+            product = product[live][:, live]
+            weights[live] = project(old - self.gamma * (product @ old + self.rho * old))
+            self.simplex[live] = weights[live]
+        return weights
 
 
 def project(w: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Weighting
 from mtbench.errors import UsageError
+from mtbench_baselines._preference import drawn
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -85,11 +86,8 @@ class EPO(Weighting):
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
         """Draw each preference log-uniformly from [0.1, 10]; scaled to the sum K."""
-        drawn = [
-            trial.suggest_float(f"preference_{k}", 0.1, 10.0, log=True)
-            for k in range(num_objectives)
-        ]
-        return {"preferences": tuple(r * num_objectives / sum(drawn) for r in drawn)}
+        values = drawn(trial, num_objectives)
+        return {"preferences": tuple(r * num_objectives / sum(values) for r in values)}
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the solution for the objectives that have a gradient and a positive loss."""

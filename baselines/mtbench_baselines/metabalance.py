@@ -1,6 +1,5 @@
 """MetaBalance: bring every gradient near the norm of the main objective's, layer by layer."""
 
-from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +52,7 @@ class MetaBalance(Balancer):
     is_weighted_sum = False
     is_symmetric = False
     checked_against = "a plain twin, tensor by tensor"
+    sized_later = ("norms",)
 
     norms: Tensor
 
@@ -106,11 +106,3 @@ class MetaBalance(Balancer):
         main = self.norms[self.main]
         ratios = torch.where((main > 0) & (self.norms > 0), main / self.norms, 1)
         return self.relax * ratios + 1 - self.relax
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        saved = state_dict.get(f"{prefix}norms")
-        if saved is not None:
-            self.norms = self.norms.new_empty(saved.shape)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

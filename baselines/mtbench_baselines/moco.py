@@ -1,20 +1,18 @@
 """MoCo: tracked gradients, and simplex weights that follow their min-norm point."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from mtbench.balancing.engine import gramian, largest
 from mtbench.errors import UsageError
-from mtbench_baselines._tracked import Tracking, project
+from mtbench_baselines._tracked import Following
 
 if TYPE_CHECKING:
     from optuna import Trial
 
 
-class MoCo(Tracking):
+class MoCo(Following):
     r"""Follow :math:`\sum_k \lambda_k y_k` for running averages y_k of the gradients.
 
     A gradient of a batch is noisy, and the min-norm weights of noisy gradients are biased. With the
@@ -45,6 +43,7 @@ class MoCo(Tracking):
     Example:
         Orthogonal gradients of lengths 1 and 2: lambda - gamma G lambda is (0.45, 0.3), projected.
 
+        >>> import torch
         >>> method = MoCo(2, beta=1.0, gamma=0.1)
         >>> method.direction(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.ones(2))
         tensor([0.5750, 0.8500])
@@ -52,9 +51,6 @@ class MoCo(Tracking):
 
     paper = "Fernando et al., ICLR 2023, arXiv 2210.12624, Algorithm 1"
     checked_against = "textbook twin; the min-norm point that lambda tends to"
-    on_host = ("simplex",)
-
-    simplex: Tensor
 
     def __init__(
         self,
@@ -65,16 +61,10 @@ class MoCo(Tracking):
         gamma: float = 0.1,
         rho: float = 0.0,
     ) -> None:
-        super().__init__(num_objectives, seed)
+        super().__init__(num_objectives, seed, gamma, rho)
         if not 0 < beta <= 1:
             raise UsageError(f"moco: beta must be above 0 and at most 1, found {beta}")
-        if not 0 < gamma < inf:
-            raise UsageError(f"moco: gamma must be finite and above 0, found {gamma}")
-        if not 0 <= rho < inf:
-            raise UsageError(f"moco: rho must be finite and at least 0, found {rho}")
-        self.beta, self.gamma, self.rho = beta, gamma, rho
-        uniform = torch.full((num_objectives,), 1 / num_objectives, dtype=torch.float64)
-        self.register_buffer("simplex", uniform)
+        self.beta = beta
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
@@ -90,11 +80,5 @@ class MoCo(Tracking):
         tracked = self.memory(jacobian)
         tracked.lerp_(jacobian, self.beta * (largest(jacobian) > 0)[:, None].to(jacobian))
         product = gramian([tracked])
-        live = product.diagonal() > 0
-        weights = torch.zeros(len(jacobian), dtype=torch.float64)
-        if live.any():
-            old = self.simplex[live]
-            product = product[live][:, live]
-            weights[live] = project(old - self.gamma * (product @ old + self.rho * old))
-            self.simplex[live] = weights[live]
+        weights = self.follow(product, product.diagonal() > 0)
         return weights.to(tracked, non_blocking=True) @ tracked

@@ -1,20 +1,18 @@
 """MoDo: simplex weights that follow the min-norm point, on two samples of the gradients."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mtbench.balancing.engine import largest, products
-from mtbench.errors import UsageError
-from mtbench_baselines._tracked import Tracking, project
+from mtbench_baselines._tracked import Following
 
 if TYPE_CHECKING:
     from optuna import Trial
 
 
-class MoDo(Tracking):
+class MoDo(Following):
     r"""Follow :math:`J^\top \lambda`, where lambda moves by a product of two independent Jacobians.
 
     From :math:`\lambda = \mathbf{1} / K` at the start, with Pi the Euclidean projection on the
@@ -49,21 +47,11 @@ class MoDo(Tracking):
 
     paper = "Chen et al., NeurIPS 2023 and JMLR 25, 2024, arXiv 2305.20057"
     checked_against = "torchjd 0.18, given both Jacobians"
-    on_host = ("simplex",)
-
-    simplex: Tensor
 
     def __init__(
         self, num_objectives: int, seed: int = 0, *, gamma: float = 0.1, rho: float = 0.1
     ) -> None:
-        super().__init__(num_objectives, seed)
-        if not 0 < gamma < inf:
-            raise UsageError(f"modo: gamma must be finite and above 0, found {gamma}")
-        if not 0 <= rho < inf:
-            raise UsageError(f"modo: rho must be finite and at least 0, found {rho}")
-        self.gamma, self.rho = gamma, rho
-        uniform = torch.full((num_objectives,), 1 / num_objectives, dtype=torch.float64)
-        self.register_buffer("simplex", uniform)
+        super().__init__(num_objectives, seed, gamma, rho)
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
@@ -82,10 +70,5 @@ class MoDo(Tracking):
         product = products(jacobian, before).cpu()
         for k in live.nonzero().flatten().tolist():
             before[k] = jacobian[k]
-        weights = torch.zeros(len(jacobian), dtype=torch.float64)
-        if live.any():
-            old = self.simplex[live]
-            product = product[live][:, live]
-            weights[live] = project(old - self.gamma * (product @ old + self.rho * old))
-            self.simplex[live] = weights[live]
+        weights = self.follow(product, live)
         return weights.to(jacobian, non_blocking=True) @ jacobian

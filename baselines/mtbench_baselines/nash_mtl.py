@@ -78,16 +78,16 @@ class NashMTL(Weighting):
 
     def balance(self, step: Step) -> Tensor:
         """Find the weights, or take the last ones, and apply them."""
-        due = self.count.item() % self.update_weights_every == 0
-        self.count += 1
-        if due:
+        if self.count.item() % self.update_weights_every == 0:
             return super().balance(step)
+        self.count += 1
         step.release()
         step.backward(self.last, "features")
         return self.last.clone()
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the solution, cut to the longest step."""
+        self.count += 1  # not in a step that overflows: the next one tries again
         G, last = gramian.numpy(), self.last.numpy().copy()
         active = G.diagonal() > 0
         if active.any():

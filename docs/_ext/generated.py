@@ -85,9 +85,11 @@ def _render(template: str, **values: Any) -> str:
 
 
 def _docstring(
-    _app: Sphinx, _what: str, name: str, _of: object, _options: object, lines: list[str]
+    _app: Sphinx, _what: str, name: str, of: object, _options: object, lines: list[str]
 ) -> None:
     """Change what the site shows of a docstring."""
+    if name.startswith("mtbench_tasks.") and isinstance(of, type):
+        lines[:] = params.documented(of).splitlines()  # a base's parameters are its own
     if name.startswith(("mtbench_baselines.", "mtbench_tasks.")) and "" in lines:
         del lines[: lines.index("")]  # a plugin's page begins with that sentence
     for i, line in enumerate(lines):  # "K." would be the eleventh item of a list

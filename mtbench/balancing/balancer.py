@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from mtbench.balancing.accumulation import Held
 from mtbench.balancing.distributed import Ranks, differ, lengths_of, processes, refuse_wrapped
 from mtbench.balancing.engine import Engine, largest
-from mtbench.balancing.step import Again, Residuals, Shared, Space, Step, scalars
+from mtbench.balancing.step import Again, Space, Step
+from mtbench.balancing.told import Residuals, Shared, scalars
 from mtbench.balancing.watch import HOOKS, Watch, noted
 from mtbench.errors import StepError, UsageError, did_you_mean
 

@@ -1,27 +1,33 @@
 """One forward pass of a multitask model, and every derivative a balancing method may ask of it."""
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate as running_sums
 from itertools import chain
 from math import inf, isnan
-from numbers import Real
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtbench.balancing.distributed import ALONE, Ranks, processes
 from mtbench.balancing.engine import Engine, explain, grad, gramian, must_be_whole
 from mtbench.balancing.graph import part
 from mtbench.balancing.jacobian import accumulate, vector, views, width
 from mtbench.balancing.passes import DOUBT, Passes
+from mtbench.balancing.told import (
+    Residuals,
+    Shared,
+    features_of,
+    parameters_of,
+    residuals_of,
+    scalars,
+    scale_of,
+)
 from mtbench.errors import StepError
 
 Space = Literal["shared", "features"]
 Again = Callable[[], "Step | Sequence[Tensor | None]"]
-Residuals = Sequence[Tensor | None]
-Shared = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
 
 class Step(Passes):
@@ -98,7 +104,7 @@ class Step(Passes):
         ranks: Ranks | None = None,
     ) -> None:
         checked = scalars(losses)
-        told = _features(features)
+        told = features_of(features)
         if isinstance(latent, bool) or not isinstance(latent, (int, Tensor)):
             kind = type(latent).__name__
             raise StepError(f"Step: latent must be a tensor or its index, found a {kind}")
@@ -114,18 +120,18 @@ class Step(Passes):
             self.latent = next((i for i, f in enumerate(told) if f is latent), -1)
             if self.latent < 0:
                 raise StepError("Step: latent must be one of the features, found another tensor")
-        self._named = None if shared is None else _parameters(shared)
+        self._named = None if shared is None else parameters_of(shared)
         super().__init__(
             checked,
             told or ((latent,) if isinstance(latent, Tensor) else ()),
             bool(told),
             None if self._named is None else tuple(p for _, p in self._named),
             Engine(batched=False) if engine is None else engine,
-            _scale(loss_scale, checked[0].device),
+            scale_of(loss_scale, checked[0].device),
             ranks or ALONE,
         )
         self._again, self._validation = again, validation
-        self._residuals = None if residuals is None else _residuals(residuals, checked)
+        self._residuals = None if residuals is None else residuals_of(residuals, checked)
         self.speaks_of_ranks = ranks is not None
         self.gramians: dict[Space, Tensor] = {}  # those computed so far
 
@@ -569,110 +575,3 @@ class Step(Passes):
     def _need_features(self, what: str) -> None:
         if not self.features:
             raise StepError(f"Step.{what}: give latent=z or features=..., found no features")
-
-
-def scalars(losses: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """Return the losses, a constant 0 for one without labels."""
-    if not isinstance(losses, (list, tuple)):
-        single = losses.dim() == 0 if isinstance(losses, Tensor) else isinstance(losses, Set)
-        if single or not isinstance(losses, Iterable):
-            kind = type(losses).__name__
-            raise StepError(
-                f"Step: losses must be a sequence of scalars, found a {kind}: hand over each "
-                "objective's loss in order, not their sum"
-            )
-    found = list(losses)
-    if not found:
-        raise StepError("Step: losses must hold at least one scalar tensor, found none")
-    first: Tensor | None = None
-    for k, loss in enumerate(found):
-        if loss is None:
-            continue
-        if not isinstance(loss, Tensor):
-            kind = type(loss).__name__
-            raise StepError(
-                f"Step: losses[{k}] must be a scalar tensor, or None without labels, found a {kind}"
-            )
-        if loss.numel() != 1:
-            shape = tuple(loss.shape)
-            raise StepError(f"Step: losses[{k}] must be a scalar, found shape {shape}")
-        if loss.is_complex():
-            raise StepError(f"Step: losses[{k}] must be real, found {loss.dtype}")
-        if first is None:
-            first = loss
-        elif loss.device != first.device:
-            raise StepError(
-                f"Step: losses must be on one device, found losses[{k}] on {loss.device} and "
-                f"another on {first.device}: say loss.to({str(first.device)!r})"
-            )
-    like = torch.zeros(()) if first is None else first
-    return tuple(like.new_zeros(()) if loss is None else loss for loss in found)
-
-
-def _residuals(given: Residuals, losses: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    found = tuple(given)
-    if len(found) != len(losses):
-        raise StepError(
-            f"Step: residuals must be one tensor per loss, found {len(found)} for {len(losses)}"
-        )
-    for k, (residual, loss) in enumerate(zip(found, losses, strict=True)):
-        if not loss.requires_grad:
-            continue
-        if not isinstance(residual, Tensor) or not residual.requires_grad:
-            off = "a tensor off the graph" if isinstance(residual, Tensor) else repr(residual)
-            raise StepError(
-                f"Step: residuals[{k}] must be a tensor on the graph, found {off}: hand over what "
-                f"losses[{k}] squares, before it is detached"
-            )
-    return found
-
-
-def _features(features: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    single = isinstance(features, (Tensor, nn.Module, dict)) or not isinstance(features, Iterable)
-    found = (features,) if single else tuple(features)
-    for i, feature in enumerate(found):
-        if not isinstance(feature, Tensor):
-            kind = type(feature).__name__
-            raise StepError(
-                f"Step: features[{i}] must be a tensor that the heads get, found a {kind}"
-            )
-    return found
-
-
-def _parameters(shared: Shared) -> tuple[tuple[str, Tensor], ...]:
-    """Return those that are trained, each once, with what it is called, if that is said."""
-    if isinstance(shared, nn.Module):
-        name = type(shared).__name__
-        raise StepError(
-            f"Step: shared must be parameters, found a {name}: give .parameters() of it"
-        )
-    if isinstance(shared, Tensor):
-        raise StepError("Step: shared must be several parameters, found one: hand over a list")
-    if not isinstance(shared, Iterable):
-        raise StepError(f"Step: shared must be parameters, found a {type(shared).__name__}")
-    found: dict[int, tuple[str, Tensor]] = {}
-    for i, item in enumerate(shared):
-        name, parameter = item if isinstance(item, tuple) and len(item) == 2 else ("", item)
-        if not isinstance(parameter, Tensor) or not parameter.is_leaf:
-            computed = isinstance(parameter, Tensor)
-            kind = "tensor that was computed" if computed else type(parameter).__name__
-            raise StepError(f"Step: shared[{i}] must be a parameter, found a {kind}")
-        if parameter.requires_grad:
-            found[id(parameter)] = (name, parameter)
-    return tuple(found.values())
-
-
-def _scale(given: Any, device: torch.device) -> float:
-    """Return S."""
-    if isinstance(given, torch.amp.GradScaler):
-        given.scale(torch.ones((), device=device))  # torch makes the scale at its first use
-        return float(given.get_scale())
-    is_tensor = isinstance(given, Tensor)
-    number = given.item() if is_tensor and given.numel() == 1 else given
-    is_number = isinstance(number, (float, Real)) and number is not True
-    if not (is_number and number > 0):  # an overflow makes it infinite
-        shown = f"a tensor of shape {tuple(given.shape)}" if is_tensor else repr(given)
-        raise StepError(
-            f"Step: loss_scale must be a GradScaler, or a number above 0, found {shown}"
-        )
-    return float(number)

@@ -24,6 +24,7 @@ from mtbench.cli import (
     sweep,
     tune,
 )
+from mtbench.cli.options import EXTRA
 from mtbench.errors import MtbenchError
 
 # typer brings its own click: its base exception is reached through the class that typer exports.
@@ -40,7 +41,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 INTERRUPTED = 130
-EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command(context_settings=EXTRA)(run.run)
 app.command(context_settings=EXTRA)(tune.tune)
 app.command(context_settings=EXTRA)(reproduce.reproduce)
@@ -112,11 +112,11 @@ def main() -> None:
 
 
 def _refuse(text: str) -> None:
-    from rich.console import Console
     from rich.text import Text
 
+    from mtbench.cli.terminal import terminal
     from mtbench.comparing import inert
 
     shown = text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair
     line = Text.assemble(("error:", "red"), " ", inert.plain(" ".join(shown.split())))
-    Console(stderr=True).print(line, soft_wrap=True)
+    terminal(stderr=True).print(line, soft_wrap=True)

@@ -27,10 +27,10 @@ def check(
     A task's own parameters follow its name, as in [bold]check task mine --size 40[/]; choose
     them so that it is quick.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from mtbench.cli.terminal import terminal
     from mtbench.errors import UsageError
     from mtbench.plugins import extras
     from mtbench.plugins.overrides import parse
@@ -48,7 +48,7 @@ def check(
             f"say what to check: NAME, method NAME or task NAME, found {' '.join(names)!r}"
         )
     extras.need("check", "mtbench check")
-    console = Console()
+    console = terminal()
     with console.status(f"checking {name}"):
         if kind == "task":
             found = _task(name, given, plugins)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mtbench.cli.options import Plugins, own, tasks
+from mtbench.cli.options import EXTRA, Plugins, own, tasks
 
 app = typer.Typer(help="Look at a task's data before training on it.", no_args_is_help=True)
 
@@ -14,9 +14,6 @@ TaskName = Annotated[
     str, typer.Option("--task", "-t", help="The benchmark task.", autocompletion=tasks)
 ]
 Data = Annotated[Path | None, typer.Option(help="Where the data lies.")]
-
-
-EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @app.command(context_settings=EXTRA)
@@ -32,20 +29,20 @@ def inspect(
     A task has options of its own, given like [bold]--grades low,high[/]: `mtbench info TASK`
     lists them.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from mtbench.cli.terminal import terminal
     from mtbench.plugins.registry import find
     from mtbench.training.task import Task
 
     look = find("task", task, plugin or []).load(Task).inspect
-    rows = look(source, data, **own(look, "inspect", context.args))
+    rows = look(source, data, **own(look, context, context.args))
     table = Table("count", "what", "why", title=f"{source}: what is used, repaired and dropped")
     table.columns[0].justify = "right"
     for row in rows:
         table.add_row(*map(Text, row))
-    Console().print(table)
+    terminal().print(table)
 
 
 @app.command(context_settings=EXTRA)
@@ -65,7 +62,7 @@ def verify(
     from mtbench.training.task import Task
 
     check = find("task", task, plugin or []).load(Task).verify
-    found = check(source, data, **own(check, "verify", context.args))
+    found = check(source, data, **own(check, context, context.args))
     for line in (*found.problems, *(f"looks odd: {doubt}" for doubt in found.doubts)):
         typer.echo(line)
     odd = f"look odd: {len(found.doubts)}" if found.doubts else ""
@@ -94,7 +91,7 @@ def export(
     from mtbench.training.task import Task
 
     write = find("task", task, plugin or []).load(Task).export
-    options = own(write, "export", context.args)
+    options = own(write, context, context.args)
     try:
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
             raise RunError(f"--to {to}: exists already; choose an empty or a new folder")

@@ -56,7 +56,7 @@ class Display:
         if what not in self.preparing:
             self.preparing[what] = self.bars.add_task(what, total=total, note="")
             if not self.console.is_terminal and done < total:
-                self.console.print(f"{what}: {total - done} to do", highlight=False)
+                self.console.print(f"{what}: {total - done} to do")
         self.bars.update(self.preparing[what], completed=done, total=total)
         if done >= total:
             self.bars.remove_task(self.preparing.pop(what))
@@ -70,9 +70,7 @@ class Display:
             self.label, total=epochs * steps, completed=done, note=""
         )
         if done:
-            self.console.print(
-                f"{self.label}: resumed at step {done} of {epochs * steps}", highlight=False
-            )
+            self.console.print(f"{self.label}: resumed at step {done} of {epochs * steps}")
 
     def stepped(self, epoch: int, losses: dict[str, float]) -> None:
         """One step was made."""
@@ -96,8 +94,6 @@ class Display:
             self.console.print(
                 f"{self.label}  epoch {record['epoch'] + 1}/{self.epochs}  train {losses}  "
                 f"validation {self.metrics}  {elapsed:.0f} s",
-                highlight=False,
-                markup=False,
                 soft_wrap=True,
             )
 
@@ -110,19 +106,16 @@ class Display:
             first = events[0]
             self.console.print(
                 f"{self.label}: {len(events)} x {first['answer']}, first for a {first['reason']}",
-                highlight=False,
             )
         if result.get("acts") == 0:
             text = f"{self.label}: the method acted in no step: this is training by the plain sum"
-            self.console.print(text, style="yellow", markup=False)
+            self.console.print(text, style="yellow")
         if result["status"] == "diverged":
             text = f"{self.label}: diverged: {result['reason']}"
-            self.console.print(text, style="yellow", markup=False)
+            self.console.print(text, style="yellow")
         else:
             seconds = time.perf_counter() - self.begun
             self.console.print(
                 f"{self.label}: epoch {result['best_epoch'] + 1} selected ({self.metrics} at the "
                 f"end), {seconds:.0f} s",
-                highlight=False,
-                markup=False,
             )

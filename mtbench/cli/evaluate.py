@@ -9,6 +9,7 @@ from mtbench.cli.options import Plugins, own, sort
 
 
 def evaluate(
+    context: typer.Context,
     models: Annotated[
         list[str],
         typer.Argument(
@@ -25,10 +26,10 @@ def evaluate(
     A task has options of its own, given like [bold]--source ddti[/] or [bold]--mirror[/]:
     `mtbench info TASK`, such as `mtbench info thyroid`, lists them.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from mtbench.cli.terminal import terminal
     from mtbench.errors import RunError, UsageError
     from mtbench.training.trained import package
 
@@ -36,13 +37,13 @@ def evaluate(
     if not named:
         raise UsageError("no model to evaluate: give a run directory or a packaged model")
     task, trained = package.load_all(named, plugin or [], "evaluate")
-    options = own(task.evaluate, "evaluate", extra)
+    options = own(task.evaluate, context, extra)
     try:
         out.mkdir(parents=True, exist_ok=True)
         found = task.evaluate(trained, data, out, **options)
     except OSError as error:
         raise RunError(f"--out {out}: cannot be written ({error.strerror})") from error
-    console = Console()
+    console = terminal()
     for title, head, rows in found.tables:
         table = Table(*head, title=title, title_justify="left")
         for column in table.columns[1:]:

@@ -50,9 +50,7 @@ def import_(
 def merge(
     out: Annotated[Path, typer.Argument(help="The folder of runs that receives.")],
     runs: Runs,
-    weights: Annotated[
-        bool, typer.Option("--weights", help="Copy trained weights and checkpoints too.")
-    ] = False,
+    weights: Annotated[bool, typer.Option("--weights", help="Copy trained weights too.")] = False,
 ) -> None:
     """Copy finished runs of other machines into one folder; safe to repeat.
 

@@ -65,18 +65,18 @@ def info(
 
     kind = kind_of(name, plugin or [])
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from mtbench.balancing.balancer import Balancer
+    from mtbench.cli.terminal import terminal
     from mtbench.plugins import params
     from mtbench.plugins.catalogue import family
     from mtbench.plugins.search import search_space
     from mtbench.training.task import Task
 
     entry = entries(kind, plugin or [])[name]
-    console = Console()
+    console = terminal()
     space: dict[str, str] = {}
     commands: dict[str, Callable[..., object]] = {}
     cls: type[Balancer] | type[Task]
@@ -96,7 +96,7 @@ def info(
             "predict": task.predict, "evaluate": task.evaluate, "data inspect": task.inspect,
             "data verify": task.verify, "data export": task.export,
         }  # fmt: skip
-    console.print(f"[bold]{name}[/]  {entry.path}", highlight=False)
+    console.print(Text.assemble((name, "bold"), f"  {entry.path}"))
     console.print(Text(params.documented(cls)))
     for fact, value in facts.items():
         if not value:

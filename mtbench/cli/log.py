@@ -21,9 +21,9 @@ def log_(
     Finished cells or not; logging again adds what has come since. Test metrics only of cells
     whose seal `mtbench leaderboard` has broken.
     """
-    from rich.console import Console
     from rich.progress import track
 
+    from mtbench.cli.terminal import terminal
     from mtbench.errors import UsageError
     from mtbench.integrations import mlflow as to_mlflow
     from mtbench.integrations import tensorboard as to_tensorboard
@@ -39,7 +39,7 @@ def log_(
         raise UsageError("log: say where to: --mlflow URI, --tensorboard FOLDER, or both")
     changed = dict.fromkeys(logs, 0)
     found = list(find_runs(runs))
-    console = Console(stderr=True)
+    console = terminal(stderr=True)
     for run in track(found, "logging", console=console, disable=not console.is_terminal):
         record = Record.of(run)
         for name, log in logs.items():

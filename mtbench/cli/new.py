@@ -163,10 +163,10 @@ def _write(kind: "Kind", name: str, folder: Path, package: bool, plugin: str, te
     from mtbench.errors import PluginError, UsageError
     from mtbench.plugins.registry import entries
 
-    if not name.isidentifier() or name.startswith("_"):
+    if not (name.isascii() and name.isidentifier()) or name.startswith("_"):
         raise UsageError(
-            f"{name!r} is no {kind} name: it becomes a Python module, so letters, digits and "
-            "underscores only, not beginning with a digit or underscore"
+            f"{name!r} is no {kind} name: it becomes a Python module and a folder, so Latin "
+            "letters, digits and underscores only, not beginning with a digit or underscore"
         )
     title = "".join(part.capitalize() for part in name.split("_"))
     imports = " ".join(re.findall(r"^(?:from|import) .*", plugin + test, re.MULTILINE))

@@ -32,6 +32,9 @@ def suites(incomplete: str) -> list[str]:
     return [name for name in shipped() if name.startswith(incomplete)]
 
 
+EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Of a command that has the options of plugins too."""
+
 Plugins = Annotated[
     list[Path] | None,
     typer.Option(
@@ -93,7 +96,8 @@ def say_default() -> None:
 
 def names(context: typer.Context) -> list[str]:
     """Return the options of a command, without dashes, for hints."""
-    return [option.opts[0].lstrip("-") for option in context.command.params]
+    every = [option.opts[0] for option in context.command.params]
+    return [name.removeprefix("--") for name in every if name.startswith("--")]
 
 
 def overrides(
@@ -199,19 +203,18 @@ def number_of_jobs(given: int | None) -> int:
     Raises:
         UsageError: it is below 1.
     """
-    import os
+    from mtbench.training.machine.numerics import cores
 
     at_least(1, jobs=given)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return given or cores or 1
+    return given or cores()
 
 
-def own(callee: Callable[..., Any], command: str, words: Sequence[str]) -> dict[str, Any]:
+def own(callee: Callable[..., Any], context: typer.Context, words: Sequence[str]) -> dict[str, Any]:
     """Return the options that a task's own code has, from the words that are none of the command's.
 
     Args:
         callee: its keyword-only parameters are the options.
-        command: for the message.
+        context: the command's, for the message.
         words: ``--key value``, or ``--key`` alone of what is true or false.
 
     Raises:
@@ -224,7 +227,9 @@ def own(callee: Callable[..., Any], command: str, words: Sequence[str]) -> dict[
     known, given = params.declared(callee), parse([], words)
     for key in given:
         if key not in known:
-            raise UsageError(f"{command} has no option --{key}: {did_you_mean(key, known)}")
+            written = {name: f"--{name}" for name in (*known, *names(context))}
+            hint = did_you_mean(key, written, written, listed="mtbench info TASK")
+            raise UsageError(f"{context.info_name} has no option --{key}: {hint}")
     return {
         key: params.convert(value, known[key].annotation, f"--{key}")
         for key, value in given.items()

@@ -42,9 +42,8 @@ def plan(
 
     import shlex
 
-    from rich.console import Console
-
     from mtbench.cli.display import Display
+    from mtbench.cli.terminal import terminal
     from mtbench.comparing import inert
     from mtbench.comparing.planning.cost import probe
     from mtbench.comparing.planning.grid import Grid, Order, needs_data
@@ -52,7 +51,7 @@ def plan(
     workers = number_of_jobs(jobs)
     order = Order(asked, data, tuple(plugin or ()))
     needs_data(order)
-    grid, console, costs = Grid(order), Console(), []
+    grid, console, costs = Grid(order), terminal(), []
     scatter = {} if pilot is None else _scatter(grid, pilot)
     with Display(console, []) as display:
         display.prepare("timing a few steps", 0, len(grid.entries))
@@ -63,14 +62,12 @@ def plan(
     lines = [*_time(grid, costs, workers), *_power(grid, costs, scatter, workers)]
     for line in [*grid.tell_left_out(), *lines]:
         mark = "" if line.startswith(_BELOW) else "- "
-        console.print(f"{mark}{inert.plain(line)}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{mark}{inert.plain(line)}", soft_wrap=True)
     files = [word for file in plugin or () for word in ("--plugin", str(file))]
     given = [] if data is None else ["--data", str(data)]
     until = " --until decided" if order.suite.budget.repetitions > 1 else ""
-    console.print(
-        f"run it: {shlex.join(['mtbench', 'sweep', str(suite), *files, *given])} --out runs{until}",
-        markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    words = shlex.join(["mtbench", "sweep", str(suite), *files, *given])
+    console.print(f"run it: {words} --out runs{until}", soft_wrap=True)
 
 
 def _print_costs(console: "Console", grid: "Grid", costs: "list[Cost]") -> None:

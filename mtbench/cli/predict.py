@@ -20,6 +20,7 @@ UNFINISHED = ".unfinished"
 
 
 def predict(
+    context: typer.Context,
     model: Annotated[
         Path, typer.Argument(metavar="RUN", help="A finished run directory, or a packaged model.")
     ],
@@ -50,7 +51,7 @@ def predict(
         raise UsageError(f"{late}: is a model; models come before the files")
     task, trained = package.load_all(models, plugin or [], "predict")
     found, passed_over = _gather(named, out, task.reads)
-    options = own(task.predict, "predict", extra)
+    options = own(task.predict, context, extra)
     for key, value in options.items():  # such as another view: it would be of each image
         if isinstance(value, Path) and value.is_file() and len(found) > 1:
             raise UsageError(

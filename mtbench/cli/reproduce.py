@@ -77,12 +77,12 @@ def reproduce(
     reported = papers.load(task, published)
     from functools import partial
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from mtbench.balancing.engine import Engine
     from mtbench.cli.running import run_cells
+    from mtbench.cli.terminal import terminal
     from mtbench.comparing.judging import leaderboard
     from mtbench.training.machine.cache import cache_dir
 
@@ -96,7 +96,7 @@ def reproduce(
         diagnose=False, plugins=plugin or [], options=options.names(context),
     )  # fmt: skip
     [board] = leaderboard.boards(runs)
-    console = Console()
+    console = terminal()
     text = []
     for name in method:
         for found in papers.compare(reported, board, reference, name):
@@ -107,8 +107,8 @@ def reproduce(
                 shown.add_row(*(Text(inert.plain(text)) for text in row))
             console.print(shown)
             for note in found.notes:
-                console.print(f"- {inert.plain(note)}", markup=False, highlight=False)
+                console.print(f"- {inert.plain(note)}")
             text.append(found.markdown())
     file = out / task / "reproduce.md"
     file.write_text("\n".join(text), encoding="utf-8")
-    console.print(f"beside the paper: {file}", soft_wrap=True, highlight=False)
+    console.print(f"beside the paper: {file}", soft_wrap=True)

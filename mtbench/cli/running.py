@@ -9,7 +9,8 @@ from rich.console import Console
 
 from mtbench.balancing.engine import Engine
 from mtbench.cli.display import Display
-from mtbench.cli.tables import print_board
+from mtbench.cli.tables import print_boards
+from mtbench.cli.terminal import terminal
 from mtbench.comparing.judging import leaderboard
 from mtbench.errors import RunError
 from mtbench.training.cell.request import Request, initial_weights
@@ -49,19 +50,19 @@ def run_cells(
     pictures: list[Path] = []
     with (
         joined(where) as ranks,
-        Display(console := Console(quiet=ranks.rank > 0), primary) as display,
+        Display(console := terminal(quiet=ranks.rank > 0), primary) as display,
     ):
         with ranks.in_turn():
             _must_be_writable(out)
         if init is not None:
             start = initial_weights(init, request.task)
             digest, weights = start.digest, start.tensors
-            console.print(f"start: {start.summary()}", highlight=False, markup=False)
+            console.print(f"start: {start.summary()}")
         for seed in seeds:
             with ranks.in_turn():  # the others find caches filled
                 splits = request.task.setup(seed, display.prepare)
             notes = ", ".join(f"{k} {v}" for k, v in splits.notes.items())
-            console.print(f"{task} seed {seed}{f': {notes}' if notes else ''}", highlight=False)
+            console.print(f"{task} seed {seed}{f': {notes}' if notes else ''}")
             for choice in request.choices:
                 spec = request.spec(choice, splits, seed, precision, where, digest)
                 with ranks.in_turn():
@@ -83,15 +84,16 @@ def run_cells(
                             Reader(run.path) if ranks.rank else run, display, threads,
                             weights, engine(), diagnose, ranks,
                         ).run()  # fmt: skip
-                    # A finished cell that was killed before its figures gets them now.
+                    # A finished cell that was killed before this gets it now.
                     if not ranks.rank:
+                        run.drop_checkpoint()
                         pictures += conclude(run, request.task, splits, choice.method)
     if ranks.rank:
         return runs
     cells = [History(run.spec().method, run.spec().seed, run.history()) for run in runs]
     overview = request.task.overview(cells, out / task)
     pictures = [*overview, *pictures]
-    _report(console, runs, pictures, primary, out / task)
+    _report(console, runs, pictures, primary, out / task, plugins)
     return runs
 
 
@@ -113,20 +115,20 @@ def _report(
     pictures: Sequence[Path],
     primary: Sequence[str],
     folder: Path,
+    plugins: Sequence[Path],
 ) -> None:
     """Print the table; write report.md with the table and every picture."""
     boards = leaderboard.boards(runs)
     curves = figures.curves(runs, primary, folder / "curves.png")
     text = ["# mtbench report", ""]
-    for board in boards:
-        print_board(console, board)
-        text.append(leaderboard.to_markdown(board))
+    print_boards(console, boards, plugins=plugins)
+    text += map(leaderboard.to_markdown, boards)
     for picture in [*([curves] if curves else []), *pictures]:
         name = picture.relative_to(folder)
         text += [f"![{name}]({name})", "", f"*{name}*", ""]
     (folder / "report.md").write_text("\n".join(text), encoding="utf-8")
-    console.print(f"report: {folder / 'report.md'}", soft_wrap=True, highlight=False)
+    console.print(f"report: {folder / 'report.md'}", soft_wrap=True)
     for run in runs:
-        console.print(f"run:    {run.path}", soft_wrap=True, highlight=False)
+        console.print(f"run:    {run.path}", soft_wrap=True)
     for picture in [*([curves] if curves else []), *pictures]:
-        console.print(f"figure: {picture}", soft_wrap=True, highlight=False)
+        console.print(f"figure: {picture}", soft_wrap=True)

@@ -62,9 +62,8 @@ def leaderboard(
     ] = False,
 ) -> None:
     """Compare finished runs: effect, uncertainty, rank, cost. Opens the sealed test metrics."""
-    from rich.console import Console
-
-    from mtbench.cli.tables import print_board
+    from mtbench.cli.tables import print_boards
+    from mtbench.cli.terminal import terminal
     from mtbench.comparing.judging import leaderboard as boards
     from mtbench.errors import UsageError
     from mtbench.training.cell.rundir import find_runs
@@ -95,8 +94,7 @@ def leaderboard(
 
         typer.echo(f"page: {report.write(found, html)}", err=True)
     if form is Format.table:
-        for board in found:
-            print_board(Console(), board, wanted)
+        print_boards(terminal(), found, wanted)
         return
     together = boards.overall(found)
     tail = [boards.overall_markdown(together)] if together else []

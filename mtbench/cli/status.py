@@ -30,14 +30,13 @@ def status(
     """Show how far a sweep is."""
     asked = None if suite is None else load_suite(suite, plugin)
 
-    from rich.console import Console
-
+    from mtbench.cli.terminal import terminal
     from mtbench.comparing import inert
     from mtbench.comparing.planning.grid import Grid, Order
     from mtbench.comparing.planning.survey import Survey
     from mtbench.errors import RunError
 
-    console = Console()
+    console = terminal()
     if not out.is_dir():
         raise RunError(f"{out}: no such folder; give the --out of a sweep")
     if asked is None:
@@ -50,11 +49,11 @@ def status(
     for cell, state in states.items():
         if state.status == "failed":
             said = inert.plain(f"failed: {cell}: {state.note}")
-            console.print(said, markup=False, soft_wrap=True)
+            console.print(said, soft_wrap=True)
     running = sum(state.status == "running" for state in states.values())
     console.print(_summary(states, max(1, running)))
     if said := of_other_code(states, len(survey.begun())):
-        console.print(inert.plain(said), markup=False, highlight=False, soft_wrap=True)
+        console.print(inert.plain(said), soft_wrap=True)
 
 
 class Watch:
@@ -109,8 +108,8 @@ class Watch:
                     done = f"[{number}/{len(states)} {duration(elapsed)}]"
                     self.console.print(
                         inert.plain(f"{done} {cell}: {state.status}, {state.note}{took}"),
-                        markup=False, highlight=False, soft_wrap=True,
-                    )  # fmt: skip
+                        soft_wrap=True,
+                    )
         self.closed = closed
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -91,10 +91,9 @@ def sweep(
     """
     asked = load_suite(suite, plugin)
 
-    from rich.console import Console
-
     from mtbench.cli.display import Display
     from mtbench.cli.status import Watch, of_other_code
+    from mtbench.cli.terminal import terminal
     from mtbench.comparing import inert
     from mtbench.comparing.planning.grid import Cell, Grid, Order, needs_data
     from mtbench.comparing.planning.survey import State, Survey
@@ -108,8 +107,7 @@ def sweep(
     order = Order(asked, data, tuple(plugin or ()))
     needs_data(order)
     grid = Grid(order)
-    console = Console()
-    as_is: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+    console = terminal()
     survey = Survey(grid, out)
     states, begun = survey.look(), len(survey.begun())
     if others := of_other_code(states, begun):
@@ -121,7 +119,7 @@ def sweep(
             )
         said = "kept" if other_code is OtherCode.keep else "trained anew"
         also = ", what is begun begins again" if begun else ""
-        console.print(inert.plain(f"{others}: {said}{also}"), **as_is)
+        console.print(inert.plain(f"{others}: {said}{also}"), soft_wrap=True)
     # Also where there is none yet: who says what is to be done, may meet some on the way.
     if other_code is not None:
         keep = other_code is OtherCode.keep
@@ -129,7 +127,7 @@ def sweep(
         grid = Grid(order)
     prepare(out)
     for line in grid.tell_left_out():
-        console.print(inert.plain(line), **as_is)
+        console.print(inert.plain(line), soft_wrap=True)
 
     def all_of(part: Grid) -> dict[Cell, State]:
         start = _executor(executor, out, workers, slurm or [], scheduler or "", batch or 1)
@@ -139,7 +137,7 @@ def sweep(
     def tell(look: int, questions: Sequence[str]) -> None:
         some = "; ".join(questions[:3]) + ("; ..." if len(questions) > 3 else "")
         said = f"{len(questions)} questions are open: {some}" if questions else "all is decided"
-        console.print(inert.plain(f"after {look} repetitions: {said}"), **as_is)
+        console.print(inert.plain(f"after {look} repetitions: {said}"), soft_wrap=True)
 
     with _stopped_by_sigterm():
         with Display(console, []) as display:
@@ -152,15 +150,14 @@ def sweep(
     diverged = sum(state.status == "diverged" for state in states.values())
     console.print(
         f"{len(states)} cells: {len(states) - diverged - len(failures)} finished, {diverged} "
-        f"diverged, {len(failures)} failed",
-        highlight=False,
+        f"diverged, {len(failures)} failed"
     )
     for cell, state in failures.items():
         said = f"failed: {cell}: {state.note}"
         if state.run is not None:
             said += f"; mend it and delete {state.run}/failed.json to try again"
-        console.print(inert.plain(said), style="red", **as_is)
-    console.print(f"compare: mtbench leaderboard {out} --html {out}/site", **as_is)
+        console.print(inert.plain(said), style="red", soft_wrap=True)
+    console.print(f"compare: mtbench leaderboard {out} --html {out}/site", soft_wrap=True)
     if failures:
         raise typer.Exit(1)
 

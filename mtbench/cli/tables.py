@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 from rich.cells import cell_len
@@ -11,6 +12,10 @@ from rich.text import Text
 
 from mtbench.comparing import inert
 from mtbench.comparing.judging import leaderboard
+from mtbench.errors import MtbenchError
+from mtbench.plugins import params
+from mtbench.plugins.registry import find
+from mtbench.training.task import Task
 
 _BORDER = 3  # a column's frame and the space around it
 _FRAME = 1  # the table's last one
@@ -25,16 +30,42 @@ _LATER = ("seeds", "cost ×")
 """Left out only where words would be cut otherwise."""
 
 
-def print_board(
-    console: Console, board: leaderboard.Board, columns: Sequence[str] | None = None
+def print_boards(
+    console: Console,
+    found: Sequence[leaderboard.Board],
+    columns: Sequence[str] | None = None,
+    plugins: Sequence[Path] = (),
 ) -> None:
-    """Print one board with its notes; what is too wide is left to other formats.
+    """Print boards with their notes; what is too wide is left to other formats.
+
+    A title names what a task does not have by default, and what sets boards apart.
 
     Args:
         console: where to.
-        board: what is shown.
+        found: what is shown.
         columns: which; by default as many as there is room for.
+        plugins: files of tasks: of one that is not known, the whole title is shown.
     """
+    apart = leaderboard.short_titles([board.title for board in found])
+    for board, short in zip(found, apart, strict=True):
+        name, *words = board.title.split()
+        usual = set() if board.suite else _defaults(name, plugins) - set(short.split())
+        title = " ".join([name, *(word for word in words if word not in usual)])
+        _print_board(console, board, title, columns)
+
+
+def _defaults(task: str, plugins: Sequence[Path]) -> set[str]:
+    """Return a task's default parameters as titles have them, none of a task that is not known."""
+    try:
+        usual = params.resolve(find("task", task, plugins).load(Task), {}, task)
+    except MtbenchError:
+        return set()
+    return set(params.own_keys(usual).split())
+
+
+def _print_board(
+    console: Console, board: leaderboard.Board, title: str, columns: Sequence[str] | None
+) -> None:
     shown = leaderboard.readable(board, columns)
     if not shown.empty:
         left_out: list[str] = []
@@ -56,16 +87,15 @@ def print_board(
             for column in _LATER:
                 if sum(_words(shown)) > room:
                     drop(column)
-        table = _table(board.title, shown, room)
+        table = _table(title, shown, room)
         console.print(table)
         if left_out:
             console.print(
                 f"- too wide for this terminal: {', '.join(left_out)}; `mtbench leaderboard RUNS` "
-                "with --html FOLDER, --columns or --format shows all",
-                markup=False, highlight=False,
-            )  # fmt: skip
+                "with --html FOLDER, --columns or --format shows all"
+            )
     for note in leaderboard.notes(board):
-        console.print(f"- {inert.plain(note)}", markup=False, highlight=False)
+        console.print(f"- {inert.plain(note)}")
 
 
 def _table(title: str, shown: pd.DataFrame, room: int) -> Table:

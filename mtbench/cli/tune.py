@@ -91,8 +91,7 @@ def tune(
         task = options.REFERENCE
         options.say_default()
 
-    from rich.console import Console
-
+    from mtbench.cli.terminal import terminal
     from mtbench.cli.tuning import TrialDisplay, refuse_searched, report, search_of
     from mtbench.comparing.tuning.draws import SEED
     from mtbench.comparing.tuning.mode import Mode
@@ -106,7 +105,7 @@ def tune(
     request = Request.of(task, [method], given, plugin or [], options.names(context))
     search = search_of(request.recipe, lr_range, weight_decay_range)
     where = resolve_device(device)
-    console = Console()
+    console = terminal()
     at = SEED if seed is None else seed
     with TrialDisplay(console, primary_metrics(dict(request.task.metrics))) as display:
         splits = request.task.setup(at, display.prepare)
@@ -116,9 +115,9 @@ def tune(
         )  # fmt: skip
         refuse_searched(given, request.choices[0].method, study.first)
         with study:
-            console.print(f"study:  {study.name} in {study.shown}", soft_wrap=True, highlight=False)
+            console.print(f"study:  {study.name} in {study.shown}", soft_wrap=True)
             for key, (low, high) in search.ranges.items():
-                console.print(f"search: {key} {low:g} to {high:g}, log-uniform", highlight=False)
+                console.print(f"search: {key} {low:g} to {high:g}, log-uniform")
             study.run(trials, display)
     with study.alone():
         report(console, study)

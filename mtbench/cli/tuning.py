@@ -30,8 +30,8 @@ class TrialDisplay(Display):
         tried = spec.method_params | {k: spec.recipe[k] for k in ("lr", "weight_decay")}
         self.console.print(
             inert.plain(f"trial:  {params.own_keys(tried)}"),
-            soft_wrap=True, highlight=False, markup=False,
-        )  # fmt: skip
+            soft_wrap=True,
+        )
         super().started(spec, epochs, steps, done)
 
 
@@ -90,7 +90,7 @@ def report(console: Console, study: Tuning) -> None:
     ]
     shares = tuning_figures.importances(study.study, outcomes)
     if isinstance(shares, str):
-        console.print(shares, highlight=False)
+        console.print(shares)
     else:
         file = folder / "importances.png"
         pictures.append(tuning_figures.importance_chart(shares, title, file))
@@ -98,12 +98,12 @@ def report(console: Console, study: Tuning) -> None:
         directions = {name: metrics[name].higher_is_better for name in study.primary}
         pictures.append(tuning_figures.pareto(outcomes, directions, title, folder / "pareto.png"))
     for picture in filter(None, pictures):
-        console.print(f"figure: {picture}", soft_wrap=True, highlight=False)
+        console.print(f"figure: {picture}", soft_wrap=True)
     config = study.best(outcomes)
     if config is None:
         raise UsageError(f"no trial has finished: all {len(outcomes)} diverged or were pruned")
     config.write(folder / "best.toml")
-    console.print(f"best:   {folder / 'best.toml'}", soft_wrap=True, highlight=False)
+    console.print(f"best:   {folder / 'best.toml'}", soft_wrap=True)
     if not study.mode.official:
         console.print("exploratory: an official comparison does not rank what was chosen like this")
 

@@ -8,6 +8,7 @@ constructor that ends in ``**name`` hands on to its base's, whose parameters are
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -187,7 +188,9 @@ def _read(value: Any, option: Any) -> Any:
         if str(value).lower() in ("false", "no", "0", "off"):
             return False
     elif option is int:
-        if not isinstance(value, bool) and float(value) == int(float(value)):
+        if not isinstance(value, bool) and float(value).is_integer():
+            with suppress(ValueError):  # 1e3
+                return int(value)  # exact, as a float is up to 2^53
             return int(float(value))
     elif option is float:
         if not isinstance(value, bool):

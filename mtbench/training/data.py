@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from mtbench import seeding
+from mtbench.balancing.distributed import map_leaves
 from mtbench.balancing.model import PerObjective
 from mtbench.errors import DataError, UsageError
 from mtbench.training.task import Batch, Meter, Split, Task
@@ -87,6 +88,9 @@ class DatasetSplit(Split):
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """Return the samples at `indices`."""
+        if not len(indices) and len(self._dataset):  # of nothing, torch would not know the shape
+            one = self.batch(torch.zeros(1, dtype=torch.long))
+            return {name: map_leaves(lambda leaf: leaf[:0], part) for name, part in one.items()}
         drawn = 0 if generator is None else torch.randint(2**62, (), generator=generator).item()
         with seeding.preserved():
             seeding.seed_everything(int(drawn))

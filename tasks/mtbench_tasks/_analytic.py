@@ -180,7 +180,7 @@ class Analytic(Task):
         squared = along.square().sum(1).clamp(min=torch.finfo(front.dtype).tiny)
         share = (((f - begin) * along).sum(1) / squared).clamp(0, 1)
         distances = (begin + share[:, None] * along - f).norm(dim=1)
-        return float(distances[~distances.isnan()].min())
+        return float(distances[~along.isnan().any(1)].min())
 
     def setup(self, seed: int, progress: Progress) -> Splits:
         """Return the start as every sample there is."""

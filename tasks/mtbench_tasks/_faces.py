@@ -101,10 +101,9 @@ def _table(data: Path, subfolder: str, stem: str, **options: Any) -> tuple[Path,
                 how = {"index_col": 0} if file.suffix == ".csv" else {"sep": r"\s+"} | options
                 try:
                     return file, pd.read_csv(file, **how)
-                except (ValueError, UnicodeDecodeError) as error:
-                    raise DataError(f"{file}: is no table: {' '.join(str(error).split())}") from (
-                        error
-                    )
+                except ValueError as error:
+                    why = " ".join(str(error).split())
+                    raise DataError(f"{file}: is no table: {why}") from error
     raise DataError(f"{data}: neither it nor its folder {subfolder} holds {stem}.txt or .csv")
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mtbench.errors import DataError
 from mtbench.plugins import extras
-from mtbench.training.machine.cache import cache_dir
+from mtbench.training.machine.cache import cache_dir, writing
 from mtbench.training.task import Progress
 
 ELEMENTS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
@@ -141,10 +141,8 @@ def load(data: Path | None, strict: bool, progress: Progress) -> Molecules:
     cached = cache_dir() / f"{fingerprint}.npz"
     if not cached.exists():
         arrays = read(files, progress)
-        temporary = cached.with_suffix(".tmp")
-        with temporary.open("wb") as stream:
-            np.savez(stream, **arrays)
-        temporary.replace(cached)
+        with writing(cached) as temporary:
+            np.savez(temporary, **arrays)
     with np.load(cached, allow_pickle=False) as stored:
         found = {name: stored[name] for name in stored.files}
     broken = tuple(map(str, found.pop("broken")))
@@ -284,7 +282,7 @@ def _raw(files: list[Path], progress: Progress) -> dict[str, Any]:
         read = pd.read_csv(table, index_col="mol_id", usecols=["mol_id", *columns])
         factors = [factor for _, factor, _ in TARGETS.values()]
         targets = read[columns].to_numpy(np.float64) * factors
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise DataError(f"{table}: is not QM9's table: {_line(error)}") from error
     rows = {str(name): row for name, row in zip(read.index, targets, strict=True)}
     molecules: list[_Parsed] = []

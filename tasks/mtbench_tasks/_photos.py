@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mtbench.errors import DataError
-from mtbench.training.machine.cache import cache_dir
+from mtbench.training.machine.cache import cache_dir, writing
 from mtbench.training.task import Progress
 
 LARGEST = 10_000_000  # pixels; a header may lie
@@ -81,30 +81,28 @@ def _write(
             f"{array.parent}: needs {needed >> 20} MiB for decoded images; set MTBENCH_CACHE to a "
             "folder with more space"
         )
-    temporary = array.with_suffix(".tmp")
     broken: dict[str, str] = {}
     digest = hashlib.sha256()
     used = 0
-    pixels = np.lib.format.open_memmap(
-        temporary, mode="w+", dtype=np.uint8, shape=(len(names), size, size, 3)
-    )
-    found = _read_all([folder / name for name in names], size)
-    for done, (name, (sha256, read)) in enumerate(zip(names, found, strict=True)):
-        if isinstance(read, str):
-            broken[name] = read
-        else:
-            digest.update(sha256)
-            pixels[used] = read
-            used += 1
-        if done % 1_000 == 0:
-            progress("decoding images", done, len(names))
-    pixels.flush()
-    del pixels
-    temporary.replace(array)
-    made = {"sha256": digest.hexdigest(), "broken": broken}
-    partial = record.with_suffix(".part")
-    partial.write_text(json.dumps(made), encoding="utf-8")
-    partial.replace(record)
+    with writing(array) as temporary:
+        pixels = np.lib.format.open_memmap(
+            temporary, mode="w+", dtype=np.uint8, shape=(len(names), size, size, 3)
+        )
+        found = _read_all([folder / name for name in names], size)
+        for done, (name, (sha256, read)) in enumerate(zip(names, found, strict=True)):
+            if isinstance(read, str):
+                broken[name] = read
+            else:
+                digest.update(sha256)
+                pixels[used] = read
+                used += 1
+            if done % 1_000 == 0:
+                progress("decoding images", done, len(names))
+        pixels.flush()
+        del pixels
+    with writing(record) as temporary:
+        made = {"sha256": digest.hexdigest(), "broken": broken}
+        temporary.write_text(json.dumps(made), encoding="utf-8")
 
 
 def _read_all(files: Sequence[Path], size: int) -> Iterator[tuple[bytes, NDArray[np.uint8] | str]]:

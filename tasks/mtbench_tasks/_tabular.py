@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtbench.balancing.model import MultitaskModel
-from mtbench.errors import DataError, UsageError, did_you_mean
+from mtbench.errors import DataError, UsageError
 from mtbench.training.data import TensorSplit, known, labelled_loss, regular
 from mtbench.training.task import Batch, Meter, Metric, Splits, Task
 from mtbench_tasks._folds import divide
+from mtbench_tasks._sources import only
 
 Floats = NDArray[np.float64]
 
@@ -240,8 +241,7 @@ def only_source(source: str, task: str, data: Path | None) -> Path:
     Raises:
         UsageError: another source, or no place.
     """
-    if source != task:
-        raise UsageError(f"task {task} has no source {source!r}: {did_you_mean(source, [task])}")
+    only(source, task)
     return required(task, data)
 
 

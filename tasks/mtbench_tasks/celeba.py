@@ -13,6 +13,7 @@ from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError
 from mtbench.training.task import Batch, Meter, Metric, Progress, Recipe, Split, Splits, Task
 from mtbench_tasks._faces import ATTRIBUTES, Faces, load
+from mtbench_tasks._sources import only
 
 CHANNELS = ((1,), (2, 2), (4, 4), (8, 8))
 """Of the convolutions, in widths of the first; each group but the last ends in a pooling."""
@@ -177,7 +178,7 @@ class CelebA(Task):
     @classmethod
     def inspect(cls, source: str, data: Path | None) -> list[tuple[str, str, str]]:
         """Return how many images are used and dropped."""
-        faces = load(data, cls().image_size, False, lambda *_: None)
+        faces = cls._read(source, data)
         parts = np.bincount(faces.parts, minlength=3)
         return [
             *((str(n), f"{name} images", "") for name, n in zip(("training", "validation", "test"),
@@ -191,7 +192,7 @@ class CelebA(Task):
         """Draw eighteen faces, spread evenly, with the attributes they have."""
         from matplotlib.figure import Figure
 
-        faces = load(data, cls().image_size, False, lambda *_: None)
+        faces = cls._read(source, data)
         figure = Figure(figsize=(15, 9), layout="constrained")
         chosen = np.unique(np.linspace(0, len(faces.parts) - 1, 18).astype(int))
         for place, row in enumerate(chosen, start=1):
@@ -202,3 +203,8 @@ class CelebA(Task):
             lines = [", ".join(has[i : i + 3]) for i in range(0, len(has), 3)]
             axis.set_title("\n".join(lines).replace("_", " "), fontsize=5)
         figure.savefig(picture, dpi=110)
+
+    @classmethod
+    def _read(cls, source: str, data: Path | None) -> Faces:
+        only(source, "celeba")
+        return load(data, cls().image_size, False, lambda *_: None)

@@ -7,29 +7,26 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Literal, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mtbench import seeding
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError, did_you_mean
-from mtbench.training.data import known, labelled_loss
 from mtbench.training.task import (
     Batch,
-    Meter,
     Metric,
     Predictor,
     Progress,
     Recipe,
     Split,
     Splits,
-    Task,
 )
+from mtbench_tasks._classes import Classification
 from mtbench_tasks._folds import checked, divide
 
 Bytes = NDArray[np.uint8]
@@ -143,32 +140,7 @@ def network(layout: Layout, width: int, dropout: float) -> MultitaskModel:
     return MultitaskModel.single_feature(encoder, heads)
 
 
-class Accuracy(Meter):
-    """The share of labelled images whose digit is read rightly, for each objective.
-
-    Args:
-        objectives: their names.
-    """
-
-    def __init__(self, objectives: Sequence[str]) -> None:
-        self.right = dict.fromkeys(objectives, 0)
-        self.count = dict.fromkeys(objectives, 0)
-
-    def update(self, outputs: Sequence[Any], batch: Batch) -> None:
-        """Take in one batch."""
-        for name, output in zip(self.right, outputs, strict=True):
-            self.right[name] += int((output.argmax(1) == batch[name]).sum())
-            self.count[name] += int(known(batch[name]).sum())
-
-    def compute(self) -> dict[str, float]:
-        """Return ``accuracy_OBJECTIVE`` of every objective."""
-        return {
-            f"accuracy_{name}": self.right[name] / count if count else math.nan
-            for name, count in self.count.items()
-        }
-
-
-class Digits(Task):
+class Digits(Classification):
     """The MultiMNIST of the field: a digit top left, another bottom right, overlapping.
 
     ``left`` and ``right``: the cross-entropy of either digit. A LeNet is shared, each side has a
@@ -237,17 +209,6 @@ class Digits(Task):
     def model(self) -> MultitaskModel:
         """Return the LeNet with its two heads."""
         return network(self.layout, self.width, self.dropout)
-
-    def losses(self, outputs: Sequence[Any], batch: Batch) -> list[Tensor]:
-        """Return both sides' cross-entropies."""
-        return [
-            labelled_loss(F.cross_entropy, output, batch[side])
-            for side, output in zip(self.objectives, outputs, strict=True)
-        ]
-
-    def meter(self) -> Meter:
-        """Return a fresh meter."""
-        return Accuracy(self.objectives)
 
     def figures(self, predictor: Predictor, splits: Splits, folder: Path) -> list[Path]:
         """Draw test images with what they hold and what is read."""

@@ -1,20 +1,20 @@
 """Handwritten digits in four domains, a batch of each: one network, an input for each objective."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mtbench import seeding
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import UsageError
-from mtbench.training.data import PerObjectiveSplit, TensorSplit, fingerprint, labelled_loss
-from mtbench.training.task import Batch, Meter, Metric, Progress, Recipe, Splits, Task
+from mtbench.training.data import PerObjectiveSplit, TensorSplit, fingerprint
+from mtbench.training.task import Metric, Progress, Recipe, Splits
+from mtbench_tasks._classes import Classification
 from mtbench_tasks._folds import checked, divide
-from mtbench_tasks.digits import CLASSES, Accuracy
+from mtbench_tasks.digits import CLASSES
 
 SHARES = {"plain": 8, "inverted": 4, "turned": 2, "noisy": 1}
 """How the training digits are divided among the domains, in fifteenths."""
@@ -35,7 +35,7 @@ def seen_in(domain: str, images: Tensor, generator: torch.Generator) -> Tensor:
     return looks[domain][:, None]
 
 
-class Domains(Task):
+class Domains(Classification):
     """Read digits in four domains: as they are, inverted, turned by a right angle, in noise.
 
     Multi-input learning, as on Office-31 and Office-Home: each objective has samples of its own,
@@ -105,14 +105,3 @@ class Domains(Task):
         )  # fmt: skip
         heads = [nn.Linear(4 * w, CLASSES) for _ in SHARES]
         return MultitaskModel.single_feature(encoder, heads)
-
-    def losses(self, outputs: Sequence[Any], batch: Batch) -> list[Tensor]:
-        """Return each domain's cross-entropy."""
-        return [
-            labelled_loss(F.cross_entropy, output, batch[name])
-            for name, output in zip(self.objectives, outputs, strict=True)
-        ]
-
-    def meter(self) -> Meter:
-        """Return a fresh meter."""
-        return Accuracy(self.objectives)

@@ -24,22 +24,6 @@ class NYUv2(Dense):
 
     Recipe: that of the papers (Adam, 1e-4, 200 epochs, batches of 2, of 8 with DeepLab), except
     that the last epoch is tested.
-
-    Networks: ``segnet_mtan``, on which CAGrad, Nash-MTL and FAMO compare; what balances is the
-    SegNet, and the attention modules belong to the heads (some published code counts them as
-    shared). ``stl`` trains the same network with one head, where the papers' single-task rows are
-    plain SegNets. ``deeplab_resnet50``, LibMTL's, here from random weights. Both have batch norm,
-    so that samples mix: a method that looks at single samples (RLAR) sees what a sample does to the
-    whole batch's loss, and a data-parallel run normalises by each rank's own samples.
-
-    Args:
-        data: the pre-processed folder, with train/ and val/ in it.
-        network: ``segnet_mtan`` or ``deeplab_resnet50``.
-        width: channels of the network's first level.
-        augmentation: random crops enlarged by 1, 1.2 or 1.5, and mirroring, as CAGrad, Nash-MTL
-            and FAMO do; MTAN and LibMTL report without.
-        validation: the share of the training images that is held out for validation.
-        strict: whether a broken file ends the run; otherwise its sample is dropped and noted.
     """
 
     name = "nyuv2"

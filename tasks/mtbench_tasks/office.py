@@ -2,21 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError
-from mtbench.training.data import PerObjectiveSplit, labelled_loss
-from mtbench.training.task import Batch, Meter, Metric, Progress, Recipe, Split, Splits, Task
+from mtbench.training.data import PerObjectiveSplit
+from mtbench.training.task import Batch, Metric, Progress, Recipe, Split, Splits
+from mtbench_tasks._classes import Classification
 from mtbench_tasks._folds import checked, divide
 from mtbench_tasks._photos import Photos, decode
-from mtbench_tasks.digits import Accuracy
 
 EXTRA = "dense"
 
@@ -56,7 +55,7 @@ class Domain(Split):
         return {"inputs": inputs, self.name: torch.from_numpy(self.labels[rows])}
 
 
-class Office(Task):
+class Office(Classification):
     """Name an object seen in several domains; each domain is an objective with photos of its own.
 
     - ``office31`` (Saenko et al., ECCV 2010): 4,110 photos of 31 office objects, in ``amazon``,
@@ -151,17 +150,6 @@ class Office(Task):
         )  # fmt: skip
         heads = [nn.Linear(planes[-1], self.classes) for _ in self.objectives]
         return MultitaskModel.single_feature(encoder, heads)
-
-    def losses(self, outputs: Sequence[Any], batch: Batch) -> list[Tensor]:
-        """Return each domain's cross-entropy."""
-        return [
-            labelled_loss(F.cross_entropy, output, batch[name])
-            for name, output in zip(self.objectives, outputs, strict=True)
-        ]
-
-    def meter(self) -> Meter:
-        """Return a fresh meter."""
-        return Accuracy(self.objectives)
 
 
 def _files(data: Path, domains: Sequence[str], classes: int) -> Mapping[str, tuple[int, int]]:

@@ -14,6 +14,7 @@ from mtbench.errors import DataError, UsageError
 from mtbench.training.data import TensorSplit
 from mtbench.training.task import Batch, Meter, Metric, Progress, Recipe, Split, Splits, Task
 from mtbench_tasks._molecules import ELEMENTS, TARGETS, Molecules, load
+from mtbench_tasks._sources import only
 from mtbench_tasks._tabular import unit_scale
 
 BOND_TYPES = 4
@@ -390,6 +391,7 @@ class QM9(Task):
     @classmethod
     def inspect(cls, source: str, data: Path | None) -> list[tuple[str, str, str]]:
         """Return how many molecules are used and dropped."""
+        only(source, "qm9")
         molecules = load(data, False, lambda *_: None)
         atoms = molecules.atom_starts[1:] - molecules.atom_starts[:-1]
         return [

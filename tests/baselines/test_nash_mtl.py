@@ -100,6 +100,16 @@ def test_weights_are_kept_between_solutions(monkeypatch):
     assert not weights.equal(first)
 
 
+def test_a_step_that_overflows_is_no_solution():
+    """The next one finds weights in its place."""
+    method, fresh = (NashMTL(2, update_weights_every=3) for _ in range(2))
+    x = torch.tensor([0.0, 1.0], requires_grad=True)
+    z = x * 1.0
+    method.backward(Step([z[0].sqrt() + 1, 3 * z[1]], features=z))
+    x = torch.ones(2, requires_grad=True)
+    assert method.backward(step(x)).equal(fresh.backward(step(x)))
+
+
 def test_between_solutions_one_encoder_backward_suffices(monkeypatch):
     calls = []
 

@@ -1,5 +1,6 @@
 """RLAR's verdict follows the rule that was stated."""
 
+import importlib
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,11 @@ import pytest
 
 from mtbench.comparing.judging.leaderboard import Board
 
-verdict = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "rlar_verdict.py"))
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(BENCHMARKS)
+    study = importlib.import_module("rlar_study")
+    verdict = runpy.run_path(str(BENCHMARKS / "rlar_verdict.py"))
 spread = np.linspace(-0.01, 0.01, 20)
 
 
@@ -28,11 +33,11 @@ spread = np.linspace(-0.01, 0.01, 20)
     ],
 )
 def test_the_rule(category: float, mask: float, told: str) -> None:
-    assert verdict["answer"](category + spread, mask + spread, planned=20).told == told
+    assert study.answer(category + spread, mask + spread, planned=20).told == told
 
 
 def test_intervals_point_to_where_rlar_is_higher_and_folds_widen_them() -> None:
-    plain, folds = (verdict["answer"](0.03 + spread, spread, 20, resplit) for resplit in (0, 0.3))
+    plain, folds = (study.answer(0.03 + spread, spread, 20, resplit) for resplit in (0, 0.3))
     mean, low, high = plain.category
     assert 0 < low < mean < high
     assert mean == pytest.approx(0.03)
@@ -41,7 +46,7 @@ def test_intervals_point_to_where_rlar_is_higher_and_folds_widen_them() -> None:
 
 
 def test_few_pairs_tell_nothing() -> None:
-    found = verdict["answer"]([0.1] * 5, [0.1] * 5, planned=20)
+    found = study.answer([0.1] * 5, [0.1] * 5, planned=20)
     assert found.told.startswith("category not told")
 
 
@@ -53,13 +58,13 @@ def test_a_cell_that_is_claimed_twice_counts_once() -> None:
     ]
     cell = SimpleNamespace(diverged=False, test={"auroc": 0.7, "dice": 0.8}, claims=claims)
     board = SimpleNamespace(suite=SimpleNamespace(board="this"), cells={"ew": [cell]})
-    assert verdict["tested"](board, "ew") == {3: (0.7, 0.8)}
+    assert study.tested(board, "ew") == {3: (0.7, 0.8)}
 
 
 def test_nothing_is_better_than_a_row_whose_tuning_missed_the_plain_sum() -> None:
-    found = verdict["answer"](0.03 + spread, spread, 20, doubted=True)
+    found = study.answer(0.03 + spread, spread, 20, doubted=True)
     assert found.category_told == "in doubt"
-    assert verdict["answer"](spread - 0.03, spread, 20, doubted=True).category_told == "worse"
+    assert study.answer(spread - 0.03, spread, 20, doubted=True).category_told == "worse"
 
 
 def board(

@@ -83,6 +83,7 @@ def interrupt(patch: pytest.MonkeyPatch, after: int) -> None:
 def test_a_run_ends_with_a_table_a_report_and_curves(
     mtbench: Mtbench, tiny: Path, tmp_path: Path
 ) -> None:
+    tmp_path /= "runs [red] :fire:"  # no markup: paths are said as they are
     line = words(tiny, tmp_path, "--epochs", 2, "--seeds", 2, method=("ew", "pcgrad"))
     code, out, err = mtbench(*line)
     assert (code, err) == (0, "")
@@ -145,6 +146,18 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     assert "ew seed 0: resumed at step 6 of 18" in out
     assert "epoch 1/3" not in out
     assert "epoch 3/3" in out
+
+
+def test_a_cell_that_has_ended_keeps_no_checkpoint(
+    mtbench: Mtbench, tiny: Path, copied: Path
+) -> None:
+    assert not list(copied.rglob("checkpoint.pt"))
+    before = tree(copied)
+    next(copied.rglob("result.json")).with_name("checkpoint.pt").touch()  # of an earlier mtbench
+    code, out, _ = mtbench(*words(tiny, copied, "--epochs", 2, "--seeds", 2, method=("stl", "ew")))
+    assert code == 0
+    assert "already finished, not run" in out
+    assert set(tree(copied)) == set(before)
 
 
 def test_parameters_land_in_the_spec(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
@@ -646,6 +659,7 @@ def test_a_new_package_installs_and_is_found(mtbench: Mtbench, tmp_path: Path, k
     ("name", "said"),
     [
         ("my-method", "letters, digits and underscores"),
+        ("größe", "Latin letters"),  # pip, and `mtbench import`, take no other
         ("_hidden", "underscore"),
         ("2fast", "digit"),
         ("ew", "exists already"),
@@ -802,14 +816,18 @@ def test_a_run_directory_of_another_spec(mtbench: Mtbench, tiny: Path, copied: P
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "empty"])
-def test_a_corrupt_checkpoint(mtbench: Mtbench, tiny: Path, copied: Path, damage: str) -> None:
+def test_a_corrupt_checkpoint(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    line = words(tiny, copied := tmp_path / "out", "--epochs", 2)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 9)
+        mtbench(*line)
     [run] = (copied / "tiny" / "ew").glob("seed0-*")
-    (run / "result.json").unlink()
     file = run / "checkpoint.pt"
     whole = file.read_bytes()
     file.write_bytes({"cut": whole[: len(whole) // 2], "text": b"broken", "empty": b""}[damage])
     before = tree(copied)
-    line = words(tiny, copied, "--epochs", 2)
     refused(mtbench(*line), str(file), "corrupt", "delete the folder")
     assert tree(copied) == before
     shutil.rmtree(run)

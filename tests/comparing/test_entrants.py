@@ -309,6 +309,14 @@ def test_a_search_at_the_edge_is_told(folder: Path) -> None:
     assert "good: the best trial" not in said
 
 
+def test_an_edge_of_another_suites_range_is_not_told(folder: Path) -> None:
+    study(folder, "both", 0.0, places=0.97, suite="first", digest="e" * 12)
+    study(folder, "both", 0.0)
+    both = leaderboard.boards(list(find_runs([folder])), "ls")
+    said = {one.suite.suite: leaderboard.notes(one) for one in both if one.suite}
+    assert [name for name, notes in said.items() if "upper end" in str(notes)] == ["first"]
+
+
 def test_a_baseline_that_validates_below_plain_proves_nothing(folder: Path) -> None:
     study(folder, "ew", 0.0, score=0.6)
     found = board(folder, "ls", "ew")

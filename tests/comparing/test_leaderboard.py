@@ -569,6 +569,19 @@ def test_places_are_shares_and_follow_the_rows(tmp_path: Path) -> None:
     assert found.rows["first"].tolist()[:3] == [1, 0, 0]
 
 
+def test_the_first_place_is_that_of_the_table(tmp_path: Path) -> None:
+    """Far ahead in one metric, next to last in the other: first by delta-m, second by rank."""
+    for seed in range(4):
+        cell(tmp_path, "stl", seed, dice=0.5 + seed / 100, error=1.0)
+        cell(tmp_path, "far", seed, dice=0.49 + seed / 100, error=0.2)
+        cell(tmp_path, "even", seed, dice=0.5 + seed / 100, error=0.9)
+    found = board(tmp_path)
+    assert found.rows["method"].tolist() == ["far", "even", "stl"]
+    assert found.rows["mean_rank"].tolist() == [2.0, 1.75, 2.25]
+    assert found.rows["first"].tolist() == [1, 0, 0]
+    assert found.places.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
 def test_cost_ratio_and_hypervolume_by_hand(tmp_path: Path) -> None:
     cell(tmp_path, "ew", 0, seconds=0.2, dice=0.5, error=1.0)
     cell(tmp_path, "uw", 0, seconds=0.3, dice=0.3, error=0.5)

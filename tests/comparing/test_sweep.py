@@ -26,8 +26,9 @@ from mtbench.comparing.planning.survey import (
     failed,
     record_crash,
 )
-from mtbench.comparing.running.sweep import check_data, prepare
-from mtbench.comparing.running.worker import Worker
+from mtbench.comparing.running.executors import Outcome
+from mtbench.comparing.running.sweep import check_data, prepare, sweep
+from mtbench.comparing.running.worker import Assignment, Worker
 from mtbench.errors import DataError, RunError
 from mtbench.plugins.code import core_digest
 from mtbench.plugins.method import Method
@@ -420,7 +421,7 @@ def test_cells_of_a_changed_method_count_or_are_trained_anew(make: Made, tmp_pat
     work(grid, out)
     whole = Survey(grid, out).look()
     begun = [state.run for state in whole.values() if state.run and "mine" in str(state.run)][-1]
-    (begun / "result.json").unlink()  # the last seed's is still to be trained
+    (begun / "result.json").rename(begun / "checkpoint.pt")  # the last seed's has only begun
     plugin.write_text(METHOD + "# changed")
     grid = make(plugin, methods=["mine", "ew"])
     survey = Survey(grid, out)
@@ -441,13 +442,20 @@ def test_cells_of_a_changed_method_count_or_are_trained_anew(make: Made, tmp_pat
     assert not any("same code" in remark for remark in board.remarks)
 
 
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("other_code", ["keep", "anew"])
 def test_a_cell_that_another_mtbench_began_is_begun_again_if_asked(
     make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_code: Any
 ) -> None:
     grid = make(methods=["ew"])
-    [path] = work(grid, tmp_path, [0])
-    (path / "result.json").unlink()  # its checkpoint is there
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "_result", interrupted)  # its last checkpoint is written
+        with pytest.raises(KeyboardInterrupt):
+            work(grid, tmp_path, [0])
+    [path] = (run.path for run in find_runs([tmp_path]))
     begun = (path / "checkpoint.pt").read_bytes()
     survey = Survey(grid, tmp_path)
     assert survey.look()[grid.cells[0]].status == "open"
@@ -478,6 +486,48 @@ def test_divergence_is_a_result(make: Made, tmp_path: Path) -> None:
     states = Survey(grid, tmp_path).look()
     assert {state.status for state in states.values()} == {"diverged"}
     assert all("non-finite loss" in state.note for state in states.values())
+
+
+@pytest.mark.parametrize("ends", ["finished", "diverged"])
+def test_a_cell_that_has_ended_keeps_no_checkpoint(make: Made, tmp_path: Path, ends: str) -> None:
+    """Not even if it was killed between result and removal, or an earlier mtbench trained it."""
+    task = {"name": "tiny", "set": {"explode": ends == "diverged"}, "recipe": {"epochs": 2}}
+    grid = make(methods=["ew"], tasks=[task], budget={"trials": 0, "seeds": 1})
+    [path] = work(grid, tmp_path)
+    assert (RunDirectory(path).result() or {})["status"] == ends
+    assert not list(tmp_path.rglob("checkpoint.pt"))
+    (path / "checkpoint.pt").write_bytes(b"left over")
+    sweep(grid, tmp_path, Nobody(), lambda _: None)
+    assert not list(tmp_path.rglob("checkpoint.pt"))
+
+
+def test_a_checkpoint_stays_until_the_result_is_there(make: Made, tmp_path: Path) -> None:
+    grid = make(methods=["ew"], budget={"trials": 0, "seeds": 1})
+    [path] = work(grid, tmp_path)
+    result = path / "result.json"
+    result.rename(hidden := path / "hidden.json")
+    (path / "checkpoint.pt").write_bytes(b"needed")
+    RunDirectory(path).drop_checkpoint()
+    assert (path / "checkpoint.pt").exists()
+    hidden.rename(result)
+    RunDirectory(path).drop_checkpoint()
+    assert not (path / "checkpoint.pt").exists()
+
+
+class Nobody:
+    """An executor that starts no worker."""
+
+    log = ""
+
+    def shares(self, ready: Sequence[int], left: int, under_way: int) -> Sequence[None]:
+        return ()
+
+    def submit(self, assignments: Sequence[Assignment]) -> None: ...
+
+    def ended(self, seconds: float) -> list[tuple[str, Outcome]]:
+        return []
+
+    def stop(self) -> None: ...
 
 
 def test_a_method_that_raises_is_tried_twice(make: Made, tmp_path: Path) -> None:

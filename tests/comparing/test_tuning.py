@@ -325,6 +325,14 @@ def test_diverged_trials_are_the_worst_and_count(make) -> None:
             assert {o.score for o in outcomes} == {-math.inf}
 
 
+@pytest.mark.parametrize("explode", ["false", "true"])
+def test_a_trial_that_has_ended_keeps_no_checkpoint(make, tmp_path: Path, explode: str) -> None:
+    with make(given={"explode": explode}) as study:
+        study.run(2, Silent())
+    assert len(list(tmp_path.rglob("result.json"))) == 2
+    assert not list(tmp_path.rglob("checkpoint.pt"))
+
+
 def test_samplers_do_not_repeat_themselves_when_resumed(make) -> None:
     mode = Mode("random")
     for count in (1, 2, 3):

@@ -19,6 +19,7 @@ class Thing:
     [
         ("3", int, 3),
         ("1e3", int, 1000),
+        ("9007199254740993", int, 2**53 + 1),  # which no float is
         ("0.5", float, 0.5),
         ("yes", bool, True),
         ("off", bool, False),

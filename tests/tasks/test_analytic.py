@@ -263,6 +263,13 @@ def test_distance_of_the_front_is_none(task):
         assert task.distance(f + 0.01) == pytest.approx(0.01, rel=1)
 
 
+@every_task
+def test_a_point_that_has_run_off_has_no_distance(task):
+    K = len(task.objectives)
+    assert math.isnan(task.distance(torch.full((K,), torch.nan)))
+    assert not math.isfinite(task.distance(torch.full((K,), torch.inf)))
+
+
 def test_box_is_kept():
     """x comes back from outside, and no gradient leads out again, but those that lead in stay."""
     task = Zdt2(dimensions=3)

@@ -114,6 +114,19 @@ def test_decoding_is_done_once(whole: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert np.array_equal(loaded(whole).pixels, first.pixels)
 
 
+def test_two_processes_may_decode_the_same_images(tmp_path: Path) -> None:
+    folder = published(tmp_path)
+    fingerprints = []
+
+    def meanwhile(what: str, done: int, total: int) -> None:
+        if not fingerprints:
+            fingerprints.append(loaded(folder).fingerprint)
+
+    faces = _faces.load(folder, 8, False, meanwhile)
+    assert [faces.fingerprint] == fingerprints
+    assert faces.pixels.any()
+
+
 def test_images_are_mapped_not_held(whole: Path) -> None:
     splits = CelebA(data=whole, image_size=8).setup(0, silent)
     assert isinstance(splits.train.pixels, np.memmap)
@@ -270,6 +283,8 @@ def test_preview_and_refusals(whole: Path, tmp_path: Path, mtbench: Any) -> None
     CelebA.preview("celeba", whole, picture)
     with Image.open(picture) as drawn:
         assert drawn.width > 1000
+    inspect = ("data", "inspect", "faces", "--task", "celeba", "--data", whole)
+    refused(mtbench(*inspect), "task celeba has no source 'faces'")
     start = ("run", "--task", "celeba", "--method", "ew", "--out", tmp_path)
     refused(mtbench(*start), "--data")
     refused(mtbench(*start, "--image-size", 4), "image_size", "found 4")

@@ -564,7 +564,7 @@ def test_inspect_and_preview(mtbench: Mtbench, nyuv2: Path, tmp_path: Path) -> N
     ("words", "why"),
     [
         (("run", "--task", "nyuv2", "-m", "ew"), "needs --data PATH"),
-        (("data", "inspect", "nyu", "--task", "nyuv2"), "one source, 'nyuv2'"),
+        (("data", "inspect", "nyu", "--task", "nyuv2"), "no source 'nyu'"),
         (
             ("run", "--task", "cityscapes", "-m", "ew", "--data", "/nowhere"),
             "no folder train/image",

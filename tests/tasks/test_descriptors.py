@@ -18,7 +18,7 @@ from mtbench_tasks._lesion import descriptors
 from mtbench_tasks._lesion.descriptors import Descriptor
 from mtbench_tasks._lesion.network import Described
 from mtbench_tasks.breast import Breast
-from mtbench_tasks.thyroid import Thyroid, acr, ddti, phantom
+from mtbench_tasks.thyroid import Thyroid, acr, ddti, ultrasound
 from tests.conftest import Mtbench
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -60,7 +60,7 @@ def test_points_are_the_phantoms() -> None:
     names = [descriptor.name for descriptor in acr.LEXICON]
     for words in itertools.product(*(descriptor.terms for descriptor in acr.LEXICON)):
         terms = dict(zip(names, words, strict=True))
-        total = phantom.points(phantom.Descriptors(*words))
+        total = ultrasound.points(ultrasound.Descriptors(*words))
         assert acr.points(terms, None) == (total, total)
         # Without the shape, what was measured counts; without either, both are possible.
         upright = terms.pop("shape") == "taller-than-wide"

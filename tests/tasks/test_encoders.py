@@ -154,6 +154,13 @@ def test_statistics_stay_those_of_the_photographs(lite: tuple[Thyroid, CaseSplit
     assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
 
 
+def test_weights_of_any_kind_have_a_digest() -> None:
+    weights = {"a": torch.ones(2, 3).T, "b": torch.tensor(1)}
+    brief = {name: tensor.bfloat16() for name, tensor in weights.items()}
+    assert encoders.digest(weights) == "f8376b16986c4454"
+    assert encoders.digest(brief) != encoders.digest(weights)
+
+
 def test_a_file_of_weights_counts_by_its_content(tmp_path: Path) -> None:
     pytest.importorskip("efficientnet_lite_pytorch")
     published = encoders.kind(LITE)

@@ -35,7 +35,7 @@ from mtbench_tasks._lesion.doubts import perceptual
 from mtbench_tasks._lesion.familiar import KEY, Familiar, sight
 from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks._lesion.network import Described, Risk
-from mtbench_tasks.thyroid import Thyroid, acr, phantom
+from mtbench_tasks.thyroid import Thyroid, acr, phantom, ultrasound
 from tests.conftest import Mtbench
 from tests.refusals import refused
 
@@ -221,7 +221,7 @@ def clinic(tmp_path_factory: pytest.TempPathFactory) -> Path:
         about = {"patient": f"P{i // 2}", "scanner": "AB"[i % 2], "sex": "fm"[i // 15], "age": i}
         known = {"image": image, "mask": mask, **about, "spacing": 0.5 if i % 3 else ""}
         said = {"x": max(grade - 1, 0), "y": min(grade + i % 2, 4), "pathology": grade}
-        rows += [known | {"reader": n, "category": phantom.GRADES[g]} for n, g in said.items()]
+        rows += [known | {"reader": n, "category": ultrasound.GRADES[g]} for n, g in said.items()]
     write(folder / "cases.csv", rows)
     return folder / "cases.csv"
 
@@ -285,6 +285,16 @@ def test_a_model_is_judged_on_another_centres_data(clinic: Path, tmp_path: Path)
         assert point["here"]["specificity"]["value"] == pytest.approx(1 - flagged[y == 0].mean())
     tidy = pd.read_csv(tmp_path / "metrics.csv").set_index(["group", "metric"])["value"]
     assert tidy["all", "auroc_high"] == pytest.approx(metrics["auroc_high"], abs=1e-5)
+
+
+def test_what_a_model_was_trained_with_changes_no_truth(clinic: Path, tmp_path: Path) -> None:
+    """Grids are kept, and those of cases with a consensus are others."""
+    found = []
+    for labels in ("reader", "consensus"):
+        task = Thyroid(image_size=64, width=2, labels=labels)
+        task.evaluate(Trained(dark, "dark", FITTED), clinic, tmp_path, truth="pathology")
+        found.append(json.loads((tmp_path / "evaluation.json").read_text())["metrics"])
+    assert found[0] == found[1]
 
 
 def test_subgroups_sizes_and_readers(clinic: Path, tmp_path: Path) -> None:
@@ -389,7 +399,7 @@ def test_numbers_are_those_of_the_models_own_scale(clinic: Path, tmp_path: Path)
         row["category"] = row["category"].removeprefix("TR")
     write(clinic.with_name("plain.csv"), rows)
     _, record = evaluated(clinic.with_name("plain.csv"), tmp_path)
-    assert record["grades"] == list(phantom.GRADES)
+    assert record["grades"] == list(ultrasound.GRADES)
     assert record["high"] == "TR4"
 
 
@@ -533,6 +543,7 @@ def test_mistakes_are_one_line(mtbench: Mtbench, run: Path, clinic: Path, tmp_pa
         ((run, *data, *out, "--source", "phantom"), "--data: source phantom makes its own data"),
         ((run, *data, *out, "--source", "mine"), "there is no source 'mine'"),
         ((run, *data, *out, "--colour", "red"), "evaluate has no option --colour"),
+        ((run, *data, *out, "--plugins", "x"), "no option --plugins: did you mean '--plugin'?"),
         ((tmp_path, *data, *out), "no run directory"),
     ):
         refused(mtbench("evaluate", *line), said)

@@ -782,7 +782,7 @@ def test_other_grades_are_tested_as_low_and_high() -> None:
     with pytest.raises(UsageError, match="give --target low-high"):
         thyroid.Thyroid(**given)
     ours = Collection((graded("a", 5), graded("b", 1)), thyroid.ddti.GRADES, "x")
-    other = Collection((graded("c", 2), graded("d", 4)), thyroid.phantom.GRADES, "y")
+    other = Collection((graded("c", 2), graded("d", 4)), thyroid.ultrasound.GRADES, "y")
     origin = thyroid.Thyroid(**given, target="low-high").elsewhere
     assert origin is not None
     both = with_test_of(ours, thyroid.HIGH, "phantom", other, origin[1])

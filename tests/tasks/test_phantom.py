@@ -10,8 +10,8 @@ from scipy import ndimage
 
 from mtbench.errors import UsageError
 from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask
-from mtbench_tasks.thyroid import phantom
-from mtbench_tasks.thyroid.phantom import Descriptors
+from mtbench_tasks.thyroid import phantom, ultrasound
+from mtbench_tasks.thyroid.ultrasound import Descriptors
 
 SIZE = 100
 NOISE = "phantom: reader_noise must be finite and not negative, got "
@@ -78,14 +78,14 @@ def contrast(case: Case) -> float:
 def test_points_and_grade_follow_the_acr_table(
     words: tuple[str, ...], total: int, grade: str
 ) -> None:
-    found = phantom.points(Descriptors(*words))
+    found = ultrasound.points(Descriptors(*words))
     assert found == total
-    assert phantom.GRADES[phantom.grade(found)] == grade
+    assert ultrasound.GRADES[ultrasound.grade(found)] == grade
 
 
 def test_a_sum_of_one_is_graded_tr2_and_no_true_nodule_has_it() -> None:
-    assert phantom.GRADES[phantom.grade(1)] == "TR2"
-    assert 1 not in {phantom.points(words) for words in phantom.NODULES}
+    assert ultrasound.GRADES[ultrasound.grade(1)] == "TR2"
+    assert 1 not in {ultrasound.points(words) for words in ultrasound.NODULES}
 
 
 # --- the collection ---
@@ -94,14 +94,14 @@ def test_a_sum_of_one_is_graded_tr2_and_no_true_nodule_has_it() -> None:
 def test_each_case_is_one_patient_read_by_everybody(collection: Collection) -> None:
     assert len(collection.cases) == len({case.patient for case in collection.cases}) == SIZE
     for case in collection.cases:
-        assert case.image.shape == (phantom.HEIGHT, phantom.WIDTH)
+        assert case.image.shape == (ultrasound.HEIGHT, ultrasound.WIDTH)
         assert case.image.dtype == np.uint8
         assert [r.reader for r in case.readings] == ["reader-1", "reader-2", "reader-3"]
         assert case.truth is not None
         assert case.truth.reader == "truth"
         words = Descriptors(**{k: v for k, v in case.descriptors.items() if k != "points"})
-        assert case.descriptors["points"] == str(phantom.points(words))
-        assert case.truth.category == phantom.grade(phantom.points(words))
+        assert case.descriptors["points"] == str(ultrasound.points(words))
+        assert case.truth.category == ultrasound.grade(ultrasound.points(words))
 
 
 def test_every_grade_has_its_share(collection: Collection) -> None:
@@ -117,7 +117,7 @@ def test_nodules_are_whole_and_neither_tiny_nor_huge(collection: Collection) -> 
         assert ndimage.label(mask)[1] == 1
         assert not mask[0].any()
         assert not mask[-1].any()
-        assert 0.07 <= mask.any(axis=0).sum() / phantom.WIDTH <= 0.65
+        assert 0.07 <= mask.any(axis=0).sum() / ultrasound.WIDTH <= 0.65
 
 
 def test_taller_than_wide_nodules_are(collection: Collection) -> None:
@@ -142,8 +142,8 @@ def test_a_case_depends_on_version_seed_and_index_alone(
         for mine, theirs in zip(a.readings, b.readings, strict=False):
             assert mine.category == theirs.category
             assert np.array_equal(mine.mask, theirs.mask)
-    monkeypatch.setattr(phantom, "VERSION", phantom.VERSION + 1)
-    for other in (phantom.simulate(1, 0)[0], phantom.simulate(0, 0)[0]):
+    monkeypatch.setattr(ultrasound, "VERSION", ultrasound.VERSION + 1)
+    for other in (ultrasound.simulate(1, 0)[0], ultrasound.simulate(0, 0)[0]):
         assert not np.array_equal(other, collection.cases[0].image)
 
 
@@ -195,31 +195,33 @@ def test_echogenicity_shows(collection: Collection) -> None:
     plain = [c for c in collection.cases if c.descriptors["composition"] in {"cystic", "solid"}]
     level = {
         word: np.median([contrast(c) for c in plain if c.descriptors["echogenicity"] == word])
-        for word in phantom.POINTS["echogenicity"]
+        for word in ultrasound.POINTS["echogenicity"]
     }
     assert level["anechoic"] < level["very hypoechoic"] < level["hypoechoic"] < -8
     assert level["hypoechoic"] < level["isoechoic"] < level["hyperechoic"]
     assert abs(level["isoechoic"]) < 15
 
 
-def uniform_body() -> phantom.Body:
-    rows, columns = phantom.HEIGHT * phantom.FINE, phantom.WIDTH + 2 * phantom.PAD
+def uniform_body() -> ultrasound.Body:
+    rows, columns = ultrasound.HEIGHT * ultrasound.FINE, ultrasound.WIDTH + 2 * ultrasound.PAD
     flat = np.zeros((rows, columns))
     x = (np.arange(columns)[None] - (columns - 1) / 2) * 0.22
-    z = (np.arange(rows)[:, None] + 0.5) * 0.22 / phantom.FINE
-    return phantom.Body(x, z, flat.copy(), flat.copy(), flat + phantom.TISSUE, flat.copy())
+    z = (np.arange(rows)[:, None] + 0.5) * 0.22 / ultrasound.FINE
+    return ultrasound.Body(x, z, flat.copy(), flat.copy(), flat + ultrasound.TISSUE, flat.copy())
 
 
-def image_of(seed: int, body: phantom.Body | None = None) -> Image:
-    return phantom._image(np.random.default_rng(seed), body or uniform_body(), spacing=0.22)
+def image_of(seed: int, body: ultrasound.Body | None = None) -> Image:
+    return ultrasound._image(np.random.default_rng(seed), body or uniform_body(), spacing=0.22)
 
 
-def shown(body: phantom.Body) -> NDArray[np.float64]:
+def shown(body: ultrasound.Body) -> NDArray[np.float64]:
     """The mean of several images of it."""
     return np.mean([image_of(s, body) for s in range(8)], axis=0)
 
 
-@pytest.mark.parametrize(("loss", "darker"), [(phantom.CALCIUM, True), (phantom.FLUID, False)])
+@pytest.mark.parametrize(
+    ("loss", "darker"), [(ultrasound.CALCIUM, True), (ultrasound.FLUID, False)]
+)
 def test_calcium_shadows_and_fluid_enhances_what_is_below(loss: float, darker: bool) -> None:
     body, plain = uniform_body(), shown(uniform_body())
     thick = 10 if darker else 60

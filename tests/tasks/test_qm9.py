@@ -556,6 +556,8 @@ def test_runs_to_a_finished_record(network: str, small: Path, tmp_path: Path, mt
 
 
 def test_refusals(small: Path, tmp_path: Path, mtbench: Any) -> None:
+    inspect = ("data", "inspect", "qm8", "--task", "qm9", "--data", small)
+    refused(mtbench(*inspect), "task qm9 has no source 'qm8'")
     start = ("run", "--task", "qm9", "--method", "ew", "--out", tmp_path)
     refused(mtbench(*start, "--data", small), "too few")
     refused(mtbench(*start, "--held-out", 0), "held_out", "found 0")

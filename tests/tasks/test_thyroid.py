@@ -24,13 +24,14 @@ import mtbench_tasks.thyroid as thyroid
 from mtbench import Splits
 from mtbench.errors import DataError, UsageError
 from mtbench.training.cell.request import Request
+from mtbench_tasks._lesion import grid
 from mtbench_tasks._lesion.augment import augment
 from mtbench_tasks._lesion.cases import Case, Collection, Part, Reading
 from mtbench_tasks._lesion.grid import Placement, Prepared, prepare, to_input
 from mtbench_tasks._lesion.network import Risk
 from mtbench_tasks._lesion.scores import LesionMeter, overlap
 from mtbench_tasks._lesion.splits import VALIDATION, CaseSplit, split_patients
-from mtbench_tasks.thyroid import ddti, phantom
+from mtbench_tasks.thyroid import ddti, phantom, ultrasound
 
 Mtbench = Callable[..., tuple[int, str, str]]
 GRADES = ("1", "2", "3", "4")
@@ -217,6 +218,21 @@ def test_a_mask_finds_its_way_back(shape: tuple[int, int], size: int) -> None:
     placement = Placement(shape, size)
     back = placement.from_grid(placement.to_grid(mask.astype(np.float32))).numpy() > 0.5
     assert 2 * (back & mask).sum() / (back.sum() + mask.sum()) > 0.95
+
+
+def test_two_processes_may_prepare_the_same_cases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = Collection((blank("a", 1),), GRADES, "made up")
+    removed = grid.shutil.rmtree
+
+    def meanwhile(*what: Any, **how: Any) -> None:
+        removed(*what, **how)
+        monkeypatch.setattr(grid.shutil, "rmtree", removed)
+        prepare(some, 8, tmp_path)
+
+    monkeypatch.setattr(grid.shutil, "rmtree", meanwhile)
+    assert prepare(some, 8, tmp_path).images == prepare(some, 8, tmp_path).images
 
 
 def test_image_and_mask_lie_on_each_other() -> None:
@@ -544,7 +560,7 @@ def test_low_and_high(population: Collection) -> None:
     assert isinstance(splits.train, CaseSplit)
     for reading, category in zip(splits.train.readings, splits.train.category, strict=True):
         assert reading.category is not None
-        assert category == (reading.category >= phantom.GRADES.index("TR4"))
+        assert category == (reading.category >= ultrasound.GRADES.index("TR4"))
     out = task.model()(splits.train.batch(torch.arange(2))["inputs"])
     assert out[1].logits.shape == (2, 2)
     ours = thyroid.Thyroid(source="ddti", target="low-high")
@@ -866,7 +882,7 @@ def test_a_new_image_is_read(
             likeliest = max(view["probabilities"], key=view["probabilities"].get)
             drawn = view["category"] is not None
             assert view["category"] == (likeliest if drawn else None)
-            assert tuple(view["probabilities"]) == phantom.GRADES
+            assert tuple(view["probabilities"]) == ultrasound.GRADES
             assert sum(view["probabilities"].values()) == pytest.approx(1, abs=1e-3)
     _, again, _ = mtbench(*line, "--out", tmp_path / "out", "--spacing=0.2")
     assert again == out

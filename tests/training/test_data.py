@@ -79,6 +79,18 @@ def test_a_dataset_of_dictionaries():
     assert (len(split), split.groups()) == (3, [7, 7, 8])
 
 
+def test_a_dataset_that_has_run_out_gives_no_sample():
+    """In a batch of all objectives' own samples, as ``once`` makes them."""
+    longer, shorter = ([(torch.ones(2, 3), 1.0)] * count for count in (5, 2))
+    parts = {
+        "a": DatasetSplit(longer, ("inputs", "a")),
+        "b": DatasetSplit(shorter, ("inputs", "b")),
+    }
+    batch = PerObjectiveSplit(parts, "once").batch(torch.tensor([3, 4]))
+    assert [tuple(inputs.shape) for inputs in batch["inputs"]] == [(2, 2, 3), (0, 2, 3)]
+    assert (batch["a"].tolist(), batch["b"].tolist()) == ([1, 1], [])
+
+
 def test_a_fingerprint_is_of_type_shape_and_values():
     tensors = [torch.zeros(4), torch.zeros(2, 2), torch.ones(4), torch.zeros(4, dtype=torch.int32),
                torch.zeros(4, dtype=torch.bfloat16), torch.zeros(16, dtype=torch.bool)]  # fmt: skip

@@ -229,7 +229,7 @@ def state_of(run: RunDirectory) -> State:
         score = float(result["score"])
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(
-            f"{run.path / 'result.json'}: is no result of version 1 ({error}); delete it to finish "
+            f"{run.path / 'result.json'}: is no result of version 1 ({error}); delete it to train "
             "the cell again"
         ) from error
     return State("finished", f"score {score:.4g}", score, seconds, run.path, other)

@@ -14,6 +14,7 @@ from mtbench.comparing.planning.survey import State, Survey
 from mtbench.comparing.running.executors import Executor
 from mtbench.comparing.running.worker import Assignment, Report
 from mtbench.errors import RunError
+from mtbench.training.cell.rundir import RunDirectory
 from mtbench.training.task import Progress
 
 LOOK = 1.0
@@ -86,7 +87,9 @@ class _Drive:
         self.closed: set[int] = set()  # by what workers say, who know the data
         self.under_way: dict[str, Assignment] = {}
         self.deaths = 0
-        self.look()
+        for state in self.look().values():  # of workers that were killed, and of earlier mtbenchs
+            if state.run is not None:
+                RunDirectory(state.run).drop_checkpoint()
 
     def look(self) -> dict[Cell, State]:
         """Look at the folder."""

@@ -219,6 +219,7 @@ class Worker:
                     raise
                 run.clear(keep=claim.FILE)
                 trainer.run()
+            run.drop_checkpoint()
             if spec.stage == "final" and spec.seed == self.grid.suite.budget.first_seed:
                 conclude(run, task, splits, method, sealed=True)
         except (WriteError, OutdatedError):  # no fault of the cell

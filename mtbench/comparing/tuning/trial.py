@@ -37,6 +37,7 @@ def train(
             result = trainer(observer if multi else _Reporter(observer, trial, run)).run()
         except optuna.TrialPruned:
             return None
+    run.drop_checkpoint()
     return result
 
 

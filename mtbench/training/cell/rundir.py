@@ -1,9 +1,10 @@
 """The run directory: the record of one cell.
 
 ``spec.json`` (what), ``epochs.jsonl`` and ``steps.csv`` (how it went), ``checkpoint.pt`` (where to
-go on), ``best.pt`` (the selected weights), ``test.json`` (sealed: opened by those who compare),
-``result.json`` (written last: with it a cell is finished), ``fitted.json`` (what reading new files
-needs beside the weights), ``init.json`` (what it started from). Every file is replaced atomically.
+go on, while it is unfinished), ``best.pt`` (the selected weights), ``test.json`` (sealed: opened by
+those who compare), ``result.json`` (written last: with it a cell is finished), ``fitted.json``
+(what reading new files needs beside the weights), ``init.json`` (what it started from). Every file
+is replaced atomically.
 ``.lock`` is held by the process that works on the cell.
 """
 
@@ -144,6 +145,12 @@ class RunDirectory:
             elif path.name not in (".lock", keep) and "spec.json" not in path.name:
                 path.unlink()
 
+    def drop_checkpoint(self) -> None:
+        """Remove the checkpoint of a cell that has ended: nobody goes on from it."""
+        with suppress(OSError):  # somebody else's read-only folder
+            if (self.path / "result.json").exists():
+                (self.path / "checkpoint.pt").unlink(missing_ok=True)
+
     def spec(self) -> Spec:
         """Return the spec.
 
@@ -168,7 +175,7 @@ class RunDirectory:
         Raises:
             RunError: it does not parse.
         """
-        return self._read("result.json", "delete it to finish the cell again")
+        return self._read("result.json", "delete it to train the cell again")
 
     def fitted(self) -> dict[str, Any] | None:
         """Return what `Task.fit` returned, None where it has not been asked.

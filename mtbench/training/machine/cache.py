@@ -1,7 +1,10 @@
 """Where computed things are kept between runs."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from platformdirs import user_cache_dir
 
@@ -23,3 +26,17 @@ def cache_dir() -> Path:
             "folder that can be written"
         ) from error
     return path
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[Path]:
+    """Yield a path to write to, which then takes the file's place: readers see all of it or none.
+
+    Each writer has its own, for other processes may make the same file meanwhile.
+    """
+    temporary = file.with_name(f".{uuid4().hex}{file.suffix}")
+    try:
+        yield temporary
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -85,13 +85,10 @@ class Lock:
         return False
 
     def holder(self) -> str | None:
-        """Return who holds the lock, None if nobody does."""
-        try:
-            with self.file.open("rb") as stream:
-                try:
-                    fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return stream.read().decode(errors="replace") or "another process"
-        except FileNotFoundError:
-            pass
+        """Return who holds the lock; None if nobody does, or can, for there may be no locks."""
+        with suppress(OSError), self.file.open("rb") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return stream.read().decode(errors="replace") or "another process"
         return None

@@ -88,7 +88,11 @@ class Trainer:
             raise UsageError("nonfinite=fp32 lowers bf16 to fp32, and the run is at fp32 already")
 
     def run(self) -> dict[str, Any]:
-        """Train to the end and return the result, which is also written to the run directory."""
+        """Train to the end and return the result, which is also written to the run directory.
+
+        The checkpoint of the end stays, for who wants to look at it; with
+        `RunDirectory.drop_checkpoint` it goes.
+        """
         with seeding.preserved(), numerics.deterministic():
             numerics.reset_peak_memory(torch.device(self.spec.device))
             loop = self.prepare()

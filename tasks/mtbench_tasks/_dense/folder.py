@@ -10,7 +10,6 @@ that, files are read when a batch needs them.
 
 import hashlib
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtbench.errors import DataError
-from mtbench.training.machine.cache import cache_dir
+from mtbench.training.machine.cache import cache_dir, writing
 from mtbench.training.task import Progress
 
 VERSION = 1
@@ -195,16 +194,15 @@ def _examined(
         )
     cache = cache_dir() / f"dense-{key.hexdigest()[:32]}.json"
     try:
-        rows = json.loads(cache.read_text())
+        rows = json.loads(cache.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         rows = []
         for done, (quantity, file) in enumerate(listed):
             found = _examine(file, quantity, layout.classes)
             rows.append([found.sha256, found.shape, found.problem])
             progress("checking files", done + 1, len(listed))
-        partial = cache.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(rows))
-        partial.replace(cache)
+        with writing(cache) as temporary:
+            temporary.write_text(json.dumps(rows), encoding="utf-8")
     return {
         file: Finding(sha256, tuple(shape), problem)
         for (_, file), (sha256, shape, problem) in zip(listed, rows, strict=True)

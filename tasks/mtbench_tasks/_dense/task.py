@@ -13,15 +13,29 @@ from mtbench.plugins import extras
 from mtbench.training.task import Batch, Meter, Metric, Predictor, Progress, Recipe, Splits, Task
 from mtbench_tasks._dense import folder, losses
 from mtbench_tasks._dense.splits import DenseSplit, carve
+from mtbench_tasks._sources import only
 
 
 class Dense(Task):
     """Segmentation, depth and, where the layout has them, normals, by one network.
 
-    Attributes:
-        name: the task's.
-        layout: what its folder holds.
-        batch_sizes: by network, the papers'.
+    Networks: ``segnet_mtan``, on which CAGrad, Nash-MTL and FAMO compare; what balances is the
+    SegNet, and the attention modules belong to the heads (some published code counts them as
+    shared). ``stl`` trains the same network with one head, where the papers' single-task rows are
+    plain SegNets. ``deeplab_resnet50``, LibMTL's, here from random weights. Both have batch norm,
+    so that samples mix: a method that looks at single samples (RLAR) sees what a sample does to the
+    whole batch's loss, and a data-parallel run normalises by each rank's own samples.
+
+    A subclass names itself, the `layout` of its folder, and the papers' `batch_sizes`, by network.
+
+    Args:
+        data: the pre-processed folder, with train/ and val/ in it.
+        network: ``segnet_mtan`` or ``deeplab_resnet50``.
+        width: channels of the network's first level.
+        augmentation: random crops enlarged by 1, 1.2 or 1.5, and mirroring, as CAGrad, Nash-MTL
+            and FAMO do; MTAN and LibMTL report without.
+        validation: the share of the training images that is held out for validation.
+        strict: whether a broken file ends the run; otherwise its sample is dropped and noted.
     """
 
     name: ClassVar[str]
@@ -154,6 +168,5 @@ class Dense(Task):
 
     @classmethod
     def _read(cls, source: str, data: Path | None) -> folder.Folder:
-        if source != cls.name:
-            raise UsageError(f"task {cls.name} has one source, {cls.name!r}, found {source!r}")
+        only(source, cls.name)
         return folder.read(data, cls.layout, lambda what, done, total: None)

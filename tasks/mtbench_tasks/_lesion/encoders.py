@@ -325,5 +325,6 @@ def digest(weights: Weights) -> str:
     """Return a hash of tensors by name."""
     content = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
-        content.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        plain = tensor.contiguous().flatten().view(torch.uint8)  # NumPy lacks bfloat16
+        content.update(name.encode() + plain.numpy().tobytes())
     return content.hexdigest()[:16]

@@ -260,9 +260,10 @@ def _load(path: Path, frame: int | None) -> Stored:
         count = dicom.frames(path)
         if frame is None and count > 1:
             raise DataError(f"has {count} frames; say which one is meant (1 to {count})")
-        if not 1 <= (frame or 1) <= count:
-            raise DataError(f"has no frame {frame}: it has {count}")
-        return dicom.load(path, frame or 1)
+        number = 1 if frame is None else frame
+        if not 1 <= number <= count:
+            raise DataError(f"has no frame {number}: it has {count}")
+        return dicom.load(path, number)
     if frame is not None and frame != 1:
         raise DataError(f"has no frame {frame}: it has one")
     return nifti.load(path) if kind == "nifti" else _photo(path)

@@ -116,12 +116,16 @@ def prepare(
     folder = cache / "grids" / key
     if (found := _fetch(folder)) is None:
         try:
+            shutil.rmtree(folder, ignore_errors=True)
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-                _make(collection, size, Path(temporary), progress)
-                shutil.rmtree(folder, ignore_errors=True)
-                shutil.copytree(temporary, folder, copy_function=shutil.move)
+                made = Path(temporary, key)
+                made.mkdir()
+                _make(collection, size, made, progress)
+                made.rename(folder)
         except OSError as error:
+            if (found := _fetch(folder)) is not None:  # another process was faster
+                return found
             raise DataError(
                 f"the cache {folder} cannot be written ({error}); make room or access for it, or "
                 "set MTBENCH_CACHE to another folder"

@@ -30,7 +30,6 @@ from mtbench_tasks._lesion.cases import Case, Collection
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.descriptors import Threshold
 from mtbench_tasks._lesion.doubts import alike, survey
-from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.grid import prepare
 from mtbench_tasks._lesion.source import Source, load, must_read
 from mtbench_tasks._lesion.splits import (
@@ -208,7 +207,7 @@ class LesionTask(Task):
         """Return a source; a subclass's parameters may change it."""
         return self.sources[source]
 
-    def _anywhere(self, source: str) -> Source:
+    def anywhere(self, source: str) -> Source:
         """Return a source of this task, or the manifest, which may be any task's.
 
         Raises:
@@ -229,7 +228,7 @@ class LesionTask(Task):
             if data is not None:
                 raise UsageError("--test-data is where the data of --test-source lies: give both")
             return None
-        origin = self._anywhere(source)
+        origin = self.anywhere(source)
         if data is not None:
             must_read(source, origin, "--test-data")
         if origin.graded is not None:
@@ -260,14 +259,8 @@ class LesionTask(Task):
     def setup(self, seed: int, progress: Progress) -> Splits:
         """Load the source, split it by patient, and fit the radiomics target on training."""
         collection = self.collection(progress)
-        cases = self._with_consensus(collection.cases)
-        added = " consensus" * any(case.consensus is not None for case in cases)
-        prepared = prepare(
-            replace(collection, cases=tuple(cases), fingerprint=collection.fingerprint + added),
-            self.image_size,
-            cache_dir(),
-            progress,
-        )
+        known = self.with_consensus(collection)
+        prepared, cases = prepare(known, self.image_size, cache_dir(), progress), list(known.cases)
         problems = [*collection.problems, *prepared.broken.values()]
         doubts = [*collection.doubts, *itertools.chain(*prepared.doubts.values())]
         doubts += alike(cases, prepared.hashes)
@@ -344,10 +337,15 @@ class LesionTask(Task):
         self._start = self.pretrained.weights(self.weights)
         return f" {encoders.digest(self._start)}"
 
-    def _with_consensus(self, cases: Sequence[Case]) -> list[Case]:
-        """Return the cases, with a consensus where one is learnt from or tested against."""
+    def with_consensus(self, collection: Collection) -> Collection:
+        """Return a collection with a consensus where one is learnt from or tested against."""
         wanted = self.labels == "consensus"
-        return [with_consensus(case) if wanted or not case.truth else case for case in cases]
+        cases = tuple(
+            with_consensus(case) if wanted or not case.truth else case for case in collection.cases
+        )
+        count = sum(case.consensus is not None for case in cases)
+        fingerprint = f"{collection.fingerprint} {count} with consensus"
+        return replace(collection, cases=cases, fingerprint=fingerprint)
 
     def _labelled(self, case: Case, drawn: int) -> Sequence[int]:
         """Return which of `Case.said` a case trains or validates with."""
@@ -518,99 +516,9 @@ class LesionTask(Task):
                 sex, age and size, where they are there.
             mirror: whether the model is asked of each mirror image too, and the mean taken.
         """
-        from mtbench_tasks._lesion import evaluating, evaluation, operating
-        from mtbench_tasks._lesion.asking import Ask, Panel
+        from mtbench_tasks._lesion.external import evaluate
 
-        origin = self._external(source, data, grades)
-        limit, same = self._limit(origin, high)
-        collection = load(source, origin, data, lambda *_: None)
-        cases = list(collection.cases)
-        if truth is not None:
-            cases = evaluating.with_truth(cases, truth)
-        cases = self._with_consensus(cases)
-        prepared = prepare(
-            replace(
-                collection,
-                cases=tuple(cases),
-                fingerprint=f"{collection.fingerprint} consensus, truth {truth}",
-            ),
-            self.image_size,
-            cache_dir(),
-        )
-        cases, merged = evaluating.joined(cases, prepared.images, prepared.hashes)
-        problems = [*collection.problems, *prepared.broken.values()]
-        fitted = [model.fitted for model in trained.members]
-        seen = [known.get("seen") for known in fitted]
-        chosen = evaluating.unseen(cases, prepared.hashes, [h for own in seen for h in own or ()])
-        if not chosen:
-            why = f"; the first problem: {problems[0]}" if problems else ""
-            raise DataError(
-                f"{data or source}: none of the {len(cases)} cases can be read and is of a patient "
-                f"whom the model has not seen{why}"
-            )
-        split = CaseSplit(
-            cases, prepared, [(i, len(cases[i].said) - 1) for i in chosen],
-            np.zeros((len(chosen), 0)), None if same else limit, 0.0,
-        )  # fmt: skip
-        ask: Ask = Panel(trained, mirror)
-        names, from_ = self.grades, self.high
-        if not same and len(names) > 2:
-            ask, names, from_ = evaluating.reduced(ask, self.high), ("low", "high"), 1
-        lexicon = evaluating.worded(self.lexicon, origin.lexicon)
-        kind = Familiar.of(trained.fitted)
-        judged = evaluating.ask_all(ask, split, names, from_, lexicon, kind)
-        points = operating.shared(fitted)
-        record = {
-            "models": [model.name for model in trained.members],
-            "data": str(data or source),
-            "source": source,
-            "mirror": mirror,
-            "high": origin.grades[limit],
-            "high_risk": f"{origin.system} {evaluation.at_least(origin.grades, limit)}".strip(),
-            "reference": authority(split.cases) if truth is None else truth,
-            "grades": list(names),
-            **evaluating.judge(judged, points, by),
-        }
-        record["notes"] = list(
-            evaluation.notes(
-                record,
-                left_out=len(prepared.hashes) - len(chosen),
-                merged=merged,
-                problems=problems,
-                doubts=[*collection.doubts, *itertools.chain(*prepared.doubts.values())],
-                known=all(own is not None for own in seen),
-                started=any(model.init for model in trained.members),
-                unworded=evaluating.unworded(split.cases, lexicon),
-                unlike=None if kind is None else int(judged.frame["unlike"].sum()),
-                reduced=None if same else (origin.grades, limit, self.grades, self.high),
-            )
-        )
-        return evaluation.write(record, judged, to)
-
-    def _external(self, source: str, data: Path | None, grades: tuple[str, ...] | None) -> Source:
-        """Return a source of data to evaluate on."""
-        if source == self.source and self.origin.graded is None and grades is None:
-            return self.origin
-        origin = self._anywhere(source)
-        if origin.graded is None:
-            if grades is not None:
-                raise UsageError(f"the grades of source {source} are fixed: leave out --grades")
-            return origin
-        if grades is None and data is not None:
-            grades = manifest.scale(data, self.origin.grades, self.grades)
-        return origin.graded(data, grades)
-
-    def _limit(self, origin: Source, high: str | None) -> tuple[int, bool]:
-        """Return the first grade of a source that is high risk, and whether all grades are ours."""
-        ours = origin.grades == self.origin.grades
-        if high is None:
-            limit = self.origin.high if ours else origin.high
-        elif ours or high not in origin.grades[1:]:
-            may = "is the model's where the grades are" if ours else "is a grade above the first"
-            raise UsageError(f"--high {high}: {may}; they are {', '.join(origin.grades)}")
-        else:
-            limit = origin.grades.index(high)
-        return limit, ours and self.target == "grades"
+        return evaluate(self, trained, data, to, source, grades, high, truth, by, mirror)
 
     def joins(self, other: Task) -> bool:
         """Return whether both see the same grid and tell the same grades."""

@@ -13,7 +13,7 @@ from mtbench_tasks._lesion.cases import Collection
 from mtbench_tasks._lesion.screen import split_views
 from mtbench_tasks._lesion.source import Source
 from mtbench_tasks._lesion.task import LesionTask
-from mtbench_tasks.thyroid import acr, aimi, ddti, phantom, thyroidxl, tn3k
+from mtbench_tasks.thyroid import acr, aimi, ddti, phantom, thyroidxl, tn3k, ultrasound
 
 EXTRA = "thyroid"
 
@@ -46,7 +46,7 @@ class Thyroid(LesionTask):
     sources = {  # noqa: RUF012 - a ClassVar of the base
         "phantom": Source(
             load=lambda _data, progress: _phantom(progress, size=60),
-            grades=phantom.GRADES,
+            grades=ultrasound.GRADES,
             high=HIGH,
             lexicon=acr.LEXICON,
             system="ACR TI-RADS",

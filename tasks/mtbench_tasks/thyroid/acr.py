@@ -9,7 +9,7 @@ from typing import Any
 
 from mtbench_tasks._lesion.descriptors import Descriptor, Lexicon, Threshold
 from mtbench_tasks._lesion.reading import CLEAR, clear
-from mtbench_tasks.thyroid.phantom import GRADES, POINTS, grade
+from mtbench_tasks.thyroid.ultrasound import GRADES, POINTS, grade
 
 SHAPE = "shape"  # what a transverse view measures
 FLUID = ("cystic", "spongiform")  # compositions to which nothing is added

@@ -281,7 +281,7 @@ def test_nothing_is_asked_for_and_nothing_complains(
     )
     assert titles == [
         "Δm against single-task", "Quality against cost", "Against ls",
-        "How stable the ranks are", "Two metrics, one picture", "What tuning buys", "Training",
+        "How stable the order is", "Two metrics, one picture", "What tuning buys", "Training",
         "Diagnostics",
     ]  # fmt: skip
     assert "NaN" not in browser.js("return document.querySelector('.charts').innerHTML")

@@ -5,13 +5,14 @@ import io
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from mtbench.cli.tables import print_board
+from mtbench.cli.tables import print_boards
 from mtbench.comparing.judging.leaderboard import Board, boards
 from mtbench.training.cell.rundir import find_runs
 from tests.comparing.report.made_up import write
@@ -98,10 +99,33 @@ def test_no_word_is_cut_where_there_is_room_for_each(runs: Path) -> None:
     board.rows["told"] = "equivalent"
     for width in range(66, 132):
         console = Console(width=width, file=io.StringIO(), record=True)
-        print_board(console, board)
+        print_boards(console, [board])
         text = console.export_text()
         assert "…" not in text, width
         assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize(
+    ("titles", "shown"),
+    [
+        (["toy scaling=equal start=none epochs=9"], ["toy epochs=9"]),
+        (["toy scaling=unequal start=none epochs=9"], ["toy scaling=unequal epochs=9"]),
+        (
+            [f"toy scaling={how} start=none epochs=9" for how in ("equal", "unequal")],
+            ["toy scaling=equal epochs=9", "toy scaling=unequal epochs=9"],
+        ),
+        (["elsewhere scaling=equal epochs=9"], ["elsewhere scaling=equal epochs=9"]),
+    ],
+    ids=["all by default", "one is not", "what sets them apart", "an unknown task"],
+)
+def test_a_title_leaves_out_what_a_task_has_by_default(
+    titles: list[str], shown: list[str], runs: Path
+) -> None:
+    [board] = boards(list(find_runs([runs])), "ls", "ew")
+    console = Console(width=120, file=io.StringIO(), record=True)
+    print_boards(console, [replace(board, title=title, suite=None) for title in titles])
+    lines = [line.strip() for line in console.export_text().splitlines()]
+    assert [line for line in lines if "epochs=9" in line] == shown
 
 
 @pytest.mark.parametrize("count", [11, 40])
@@ -120,7 +144,7 @@ def test_many_metrics_on_a_terminal_are_the_worst_three(count: int) -> None:
     ]  # fmt: skip
     board = Board("t", metrics, pd.DataFrame(rows), [], reference="stl")
     console = Console(width=80, record=True, file=io.StringIO())
-    print_board(console, board)
+    print_boards(console, [board])
     text = console.export_text()
     heads = " ".join(text.split("\n")[2:5])
     assert all(word in heads for word in ("method", "Δm", "rank", "cost", "worst"))

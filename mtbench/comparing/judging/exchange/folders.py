@@ -141,7 +141,7 @@ def merge(out: Path, roots: Sequence[Path], weights: bool = False) -> Outcome:
     Args:
         out: the folder that receives.
         roots: the folders that are copied.
-        weights: copy ``best.pt`` and ``checkpoint.pt`` too.
+        weights: copy ``best.pt`` too.
 
     Raises:
         RunError: a record is broken, or two folders hold other results of one cell.
@@ -149,7 +149,7 @@ def merge(out: Path, roots: Sequence[Path], weights: bool = False) -> Outcome:
     cells, unfinished = _gather(roots, lambda _: True)
     moves, known, _ = _sift(cells, out)
     new = [cell for cell, _ in moves]
-    left = [".*", "spec.json", *([] if weights else ["best.pt", "checkpoint.pt"])]
+    left = [".*", "spec.json", "checkpoint.pt", *([] if weights else ["best.pt"])]
     by_name = shutil.ignore_patterns(*left)
 
     def ignored(folder: str, names: list[str]) -> set[str]:

@@ -373,7 +373,7 @@ class _Scores:
             self.remarks.insert(0, note)
         columns["delta_m"], columns["delta_m_low"], columns["delta_m_high"] = self.delta
         columns["iqm"] = self._iqm()
-        columns["mean_rank"], columns["first"], places = self.ranks
+        columns["mean_rank"], columns["first"], places = self.ranks, *self._places()
         verdict = self._verdict()
         columns |= self._against_the_baseline()
         columns["hypervolume"] = self._hypervolume()
@@ -406,12 +406,16 @@ class _Scores:
 
     def _order(self) -> list[int]:
         """Return the rows, best first: by delta-m, or by rank where there is none."""
-        delta, ranks = self.delta[0], self.ranks[0]
-        key = delta if np.isfinite(delta[self.ranked]).all() else ranks
+        key = self.delta[0] if self.by_delta else self.ranks
         return sorted(
             range(len(self.names)),
             key=lambda i: (not self.ranked[i], math.isnan(key[i]), key[i], self.names[i]),
         )
+
+    @property
+    def by_delta(self) -> bool:
+        """Whether the rows' order is that of delta-m."""
+        return bool(np.isfinite(self.delta[0][self.ranked]).all())
 
     @cached_property
     def delta(self) -> Floats:
@@ -443,23 +447,31 @@ class _Scores:
         return found
 
     @cached_property
-    def ranks(self) -> tuple[Floats, Floats, Floats]:
-        """Return mean ranks, the probability of the first place, and of every place."""
-        ranks, first = np.full((2, len(self.names)), np.nan)
-        places = np.zeros((0, 0))
-        x = self.x[self.ranked][:, self.common]
-        if len(x):
+    def ranks(self) -> Floats:
+        """Return mean ranks over the metrics."""
+        ranks = np.full(len(self.names), np.nan)
+        if self.ranked.any():
+            x = self.x[self.ranked][:, self.common]
             ranks[self.ranked] = statistics.mean_rank(x, self.higher)
-        if len(x) and x.shape[1] > 1:
-            n = x.shape[1]
-            draws = statistics.resample(
-                lambda x: statistics.mean_rank(x, self.higher), x, seed=_SEED, resamples=2_000,
-                # As in the verdict's test: a mean over folds varies as one over fewer units.
-                drawn=max(1, round(n / (1 + n * self.resplit))),
-            )  # fmt: skip
-            places = statistics.rank_probabilities(draws)
-            first[self.ranked] = places[:, 0]
-        return ranks, first, places
+        return ranks
+
+    def _places(self) -> tuple[Floats, Floats]:
+        """Return the probability of the first place, and of every place, by the rows' order."""
+        first, n = np.full(len(self.names), np.nan), int(self.common.sum())
+        if n < 2:
+            return first, np.zeros((0, 0))
+        if self.by_delta and self.costs is not None:
+            scores, place = self.costs[..., None], lambda costs: costs.mean((-2, -1))
+        else:
+            scores, place = self.x, lambda x: statistics.mean_rank(x, self.higher)
+        draws = statistics.resample(
+            place, scores[self.ranked][:, self.common], seed=_SEED, resamples=2_000,
+            # As in the verdict's test: a mean over folds varies as one over fewer units.
+            drawn=max(1, round(n / (1 + n * self.resplit))),
+        )  # fmt: skip
+        places = statistics.rank_probabilities(draws)
+        first[self.ranked] = places[:, 0]
+        return first, places
 
     def _against_the_baseline(self) -> dict[str, Any]:
         """Return the columns that say how rows differ from the baseline."""

@@ -58,7 +58,7 @@ class Cell:
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise RunError(
                     f"{run.path / 'result.json'}: is no result of version 1 ({error}); delete it "
-                    "to finish the cell again"
+                    "to train the cell again"
                 ) from error
             if cell.spec.stage == "final":
                 cell.test.update(_numbers(run))

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from mtbench.comparing.claim import Claim
+from mtbench.comparing.judging.leaderboard.cells import Cell
 from mtbench.comparing.judging.leaderboard.entrants import Group, Row
 from mtbench.training.trainer.selection import LEAST
 
@@ -44,8 +45,8 @@ def of_rows(group: Group, unit: str, primary: Collection[str]) -> list[str]:
     """
     rows = dict(sorted(group.rows.items()))
     return [
-        *_repeated(rows, unit), *_budgets(rows), *_origins(rows, group.suite), *_edges(rows),
-        *_idle(rows), *_zeros(rows, primary), *_makers(rows),
+        *_repeated(rows, unit), *_budgets(rows), *_origins(rows, group.suite),
+        *_edges(rows, group.suite), *_idle(rows), *_zeros(rows, primary), *_makers(rows),
         *naming(
             "not counted, for a better trial or a later cell has taken their place: ", group.stale
         ),
@@ -92,27 +93,30 @@ def _origins(rows: Rows, suite: Claim | None) -> list[str]:
         return []
     found = []
     for name, row in rows.items():
-        claims = [claim for cell in row.finals for claim in cell.claims]
-        counts = Counter(
-            claim.weights_from
-            for claim in claims
-            if claim.weights_from and (claim.board, claim.label) == (suite.board, name)
-        )
+        claims = [claim for cell in row.finals for claim in _claims(cell, suite, name)]
+        counts = Counter(claim.weights_from for claim in claims if claim.weights_from)
         parts = [f"{origin} ({count})" for origin, count in counts.most_common()]
         found += naming(f"{name} has, as constants, the weights that were found by: ", parts)
     return found
 
 
-def _edges(rows: Rows) -> list[str]:
+def _edges(rows: Rows, suite: Claim | None) -> list[str]:
     """Name rows whose best trials mostly lie at one end of a range: the space is too small."""
+    if suite is None:
+        return []
     found: dict[tuple[str, str], list[str]] = {}
     for name, row in rows.items():
-        taken = {(claim.repetition, claim.draw) for cell in row.finals for claim in cell.claims}
-        best = [trial for number, trial in row.trials.items() if number in taken and trial.claims]
+        taken = {
+            (claim.repetition, claim.draw)
+            for cell in row.finals
+            for claim in _claims(cell, suite, name)
+        }
         ends = Counter(
             (parameter, "lower" if place < EDGE else "upper")
-            for trial in best
-            for parameter, place in trial.claims[0].places.items()
+            for trial in row.trials.values()
+            for claim in _claims(trial, suite, name)
+            if (claim.repetition, claim.draw) in taken
+            for parameter, place in claim.places.items()
             if not EDGE <= place <= 1 - EDGE
         )
         studies = {repetition for repetition, _ in row.trials}
@@ -124,6 +128,11 @@ def _edges(rows: Rows) -> list[str]:
         f"wider range may do better: {some(names, 20)}"
         for (parameter, end), names in found.items()
     ]
+
+
+def _claims(cell: Cell, suite: Claim, row: str) -> list[Claim]:
+    """Return what a suite says of a cell of one of its rows; others may have it too."""
+    return [claim for claim in cell.claims if (claim.board, claim.label) == (suite.board, row)]
 
 
 def _idle(rows: Rows) -> list[str]:

@@ -234,10 +234,10 @@ function places(board, state, parent) {
   const k = board.places.length;
   if (!paired(board)) return;
   const names = board.names.filter((_, i) => board.rows[i].complete);
-  const plot = card(parent, "How stable the ranks are", `How often each row takes each place, by its mean rank over the metrics, when the ${board.unit}s are resampled. It speaks of those that were run.`);
+  const plot = card(parent, "How stable the order is", `How often each row takes each place of the table when the ${board.unit}s are resampled. It speaks of those that were run.`);
   plot.classList.add("tall");
   const line = Math.max(15, Math.min(26, 420 / k)), height = k * line + 26;
-  const { svg, width } = canvas(plot, height, "Probabilities of ranks by method");
+  const { svg, width } = canvas(plot, height, "Probabilities of places by method");
   const left = Math.min(width * 0.36, 14 + 7 * Math.max(...names.map(n => Math.min(26, n.length)))), step = (width - left - 4) / k;
   board.places.forEach((row, i) => {
     const y = i * line;

@@ -1,0 +1,125 @@
+"""A trained model on cases that it has not seen: which they are, what is asked, what is written."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mtbench.errors import DataError, UsageError
+from mtbench.training.machine.cache import cache_dir
+from mtbench.training.task import Evaluation, Trained
+from mtbench_tasks._lesion import evaluating, evaluation, manifest, operating
+from mtbench_tasks._lesion.asking import Ask, Panel
+from mtbench_tasks._lesion.familiar import Familiar
+from mtbench_tasks._lesion.grid import prepare
+from mtbench_tasks._lesion.source import Source, load
+from mtbench_tasks._lesion.splits import CaseSplit, authority
+
+if TYPE_CHECKING:
+    from mtbench_tasks._lesion.task import LesionTask
+
+
+def evaluate(
+    task: "LesionTask",
+    trained: Trained,
+    data: Path | None,
+    to: Path,
+    source: str,
+    grades: tuple[str, ...] | None,
+    high: str | None,
+    truth: str | None,
+    by: tuple[str, ...] | None,
+    mirror: bool,
+) -> Evaluation:
+    """Do what `LesionTask.evaluate` says."""
+    origin = _origin(task, source, data, grades)
+    limit, same = _limit(task, origin, high)
+    collection = load(source, origin, data, lambda *_: None)
+    if truth is not None:
+        collection = replace(
+            collection,
+            cases=tuple(evaluating.with_truth(collection.cases, truth)),
+            fingerprint=f"{collection.fingerprint} truth {truth}",
+        )
+    collection = task.with_consensus(collection)
+    prepared = prepare(collection, task.image_size, cache_dir())
+    cases, merged = evaluating.joined(collection.cases, prepared.images, prepared.hashes)
+    problems = [*collection.problems, *prepared.broken.values()]
+    fitted = [model.fitted for model in trained.members]
+    seen = [known.get("seen") for known in fitted]
+    chosen = evaluating.unseen(cases, prepared.hashes, [h for own in seen for h in own or ()])
+    if not chosen:
+        why = f"; the first problem: {problems[0]}" if problems else ""
+        raise DataError(
+            f"{data or source}: none of the {len(cases)} cases can be read and is of a patient "
+            f"whom the model has not seen{why}"
+        )
+    split = CaseSplit(
+        cases, prepared, [(i, len(cases[i].said) - 1) for i in chosen],
+        np.zeros((len(chosen), 0)), None if same else limit, 0.0,
+    )  # fmt: skip
+    ask: Ask = Panel(trained, mirror)
+    names, from_ = task.grades, task.high
+    if not same and len(names) > 2:
+        ask, names, from_ = evaluating.reduced(ask, task.high), ("low", "high"), 1
+    lexicon = evaluating.worded(task.lexicon, origin.lexicon)
+    kind = Familiar.of(trained.fitted)
+    judged = evaluating.ask_all(ask, split, names, from_, lexicon, kind)
+    points = operating.shared(fitted)
+    record = {
+        "models": [model.name for model in trained.members],
+        "data": str(data or source),
+        "source": source,
+        "mirror": mirror,
+        "high": origin.grades[limit],
+        "high_risk": f"{origin.system} {evaluation.at_least(origin.grades, limit)}".strip(),
+        "reference": authority(split.cases) if truth is None else truth,
+        "grades": list(names),
+        **evaluating.judge(judged, points, by),
+    }
+    record["notes"] = list(
+        evaluation.notes(
+            record,
+            left_out=len(prepared.hashes) - len(chosen),
+            merged=merged,
+            problems=problems,
+            doubts=[*collection.doubts, *itertools.chain(*prepared.doubts.values())],
+            known=all(own is not None for own in seen),
+            started=any(model.init for model in trained.members),
+            unworded=evaluating.unworded(split.cases, lexicon),
+            unlike=None if kind is None else int(judged.frame["unlike"].sum()),
+            reduced=None if same else (origin.grades, limit, task.grades, task.high),
+        )
+    )
+    return evaluation.write(record, judged, to)
+
+
+def _origin(
+    task: "LesionTask", source: str, data: Path | None, grades: tuple[str, ...] | None
+) -> Source:
+    """Return a source of data to evaluate on."""
+    if source == task.source and task.origin.graded is None and grades is None:
+        return task.origin
+    origin = task.anywhere(source)
+    if origin.graded is None:
+        if grades is not None:
+            raise UsageError(f"the grades of source {source} are fixed: leave out --grades")
+        return origin
+    if grades is None and data is not None:
+        grades = manifest.scale(data, task.origin.grades, task.grades)
+    return origin.graded(data, grades)
+
+
+def _limit(task: "LesionTask", origin: Source, high: str | None) -> tuple[int, bool]:
+    """Return the first grade of a source that is high risk, and whether all grades are ours."""
+    ours = origin.grades == task.origin.grades
+    if high is None:
+        limit = task.origin.high if ours else origin.high
+    elif ours or high not in origin.grades[1:]:
+        may = "is the model's where the grades are" if ours else "is a grade above the first"
+        raise UsageError(f"--high {high}: {may}; they are {', '.join(origin.grades)}")
+    else:
+        limit = origin.grades.index(high)
+    return limit, ours and task.target == "grades"
