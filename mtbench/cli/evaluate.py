@@ -36,7 +36,7 @@ def evaluate(
     named, extra = sort(models)
     if not named:
         raise UsageError("no model to evaluate: give a run directory or a packaged model")
-    task, trained = package.load_all(named, plugin or [])
+    task, trained = package.load_all(named, plugin or [], "evaluate")
     options = own(task.evaluate, context, extra)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,7 @@ def predict(
         raise UsageError("no file to predict on: give files or folders after the model")
     if late := next(filter(package.is_model, named), None):  # its pictures are no input
         raise UsageError(f"{late}: is a model; models come before the files")
-    task, trained = package.load_all(models, plugin or [])
+    task, trained = package.load_all(models, plugin or [], "predict")
     found, passed_over = _gather(named, out, task.reads)
     options = own(task.predict, context, extra)
     for key, value in options.items():  # such as another view: it would be of each image

@@ -852,12 +852,22 @@ def test_a_task_that_cannot_predict_says_so(
     out = tmp_path / "out"
     line = ["predict", run, image, "--out", out, "--plugin", tiny]
     refused(mtbench(*line), "tiny does not predict on files")
-    refused(mtbench(*line, "--spacing", "0.1"), "--spacing")
-    wrong = ("predict", run, image, "--to", out, "--plugin", tiny)
-    refused(mtbench(*wrong), "predict has no option --to: known: --out, --plugin")
+    refused(mtbench(*line, "--spacing", "0.1"), "tiny does not predict on files")
     refused(mtbench("predict", run, "--out", out, "--plugin", tiny), "Missing argument")
     refused(mtbench("predict", run, "--spacing", "1", "--plugin", tiny), "no file to predict on")
     refused(mtbench("predict", run, image), "unknown task 'tiny'")  # the plugin is needed
+
+
+def test_a_task_that_cannot_predict_does_not_ask_for_its_data(
+    mtbench: Mtbench, tmp_path: Path
+) -> None:
+    (tmp_path / "f.csv").write_text("a,b\n" + "".join(f"{i},{i}\n" for i in range(40)))
+    data = ["--data", tmp_path / "f.csv"]
+    line = ["run", "-m", "ew", "--task", "multitarget", "--targets", "b", "--epochs", "1"]
+    assert mtbench(*line, *data, "--out", tmp_path)[0] == 0
+    [run] = tmp_path.glob("multitarget/ew/seed0-*")
+    refused(mtbench("predict", run, *data[1:]), "task multitarget does not predict on files")
+    refused(mtbench("evaluate", run, *data), "task multitarget does not evaluate on other data")
 
 
 def test_predict_needs_a_finished_run(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:

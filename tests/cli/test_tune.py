@@ -80,6 +80,16 @@ def test_the_storage_is_plain_optuna(tuned: Path) -> None:
         assert list(trial.intermediate_values) == [0, 1]
 
 
+def test_where_data_lies_is_read_again_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = {"data": Path("here.csv")}
+    Config(task="any", method="ew", task_params=params).write(tmp_path / "best.toml")
+    read = Config.read(tmp_path / "best.toml").task_params
+    assert read == {"data": str(tmp_path / "here.csv")}
+
+
 @pytest.mark.parametrize("task", sorted(set(entries("task")) - {"multitarget"}))  # needs data
 def test_what_tune_writes_of_any_task_is_read_again(task: str, tmp_path: Path) -> None:
     made = Request.of(task, ["cagrad"], {"recipe.lr": "0.003", "cagrad.c": "0.3"})

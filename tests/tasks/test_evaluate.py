@@ -543,6 +543,7 @@ def test_mistakes_are_one_line(mtbench: Mtbench, run: Path, clinic: Path, tmp_pa
         ((run, *data, *out, "--source", "phantom"), "--data: source phantom makes its own data"),
         ((run, *data, *out, "--source", "mine"), "there is no source 'mine'"),
         ((run, *data, *out, "--colour", "red"), "evaluate has no option --colour"),
+        ((run, *data, *out, "--plugins", "x"), "no option --plugins: did you mean '--plugin'?"),
         ((tmp_path, *data, *out), "no run directory"),
     ):
         refused(mtbench("evaluate", *line), said)

@@ -161,4 +161,6 @@ def _toml(value: Any) -> str:
         return repr(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, Path):  # the file may be used from another folder
+        value = value.absolute()
     return json.dumps("none" if value is None else str(value), ensure_ascii=False)

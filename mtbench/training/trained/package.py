@@ -67,14 +67,16 @@ def is_model(path: Path) -> bool:
     return any((path / name).exists() for name in (DESCRIPTION, "spec.json"))
 
 
-def load_all(paths: Sequence[Path], plugins: Sequence[Path] = ()) -> tuple[Task, Trained]:
+def load_all(
+    paths: Sequence[Path], plugins: Sequence[Path] = (), hook: str = ""
+) -> tuple[Task, Trained]:
     """Return the task and the trained models of `paths` as one: the first, with the others.
 
     Raises:
         RunError: as `load` does.
         UsageError: as `load` does, or the models cannot be asked together.
     """
-    (task, first), *others = (load(path, plugins) for path in paths)
+    (task, first), *others = (load(path, plugins, hook) for path in paths)
     for path, (other, _) in zip(paths[1:], others, strict=True):
         if type(other) is not type(task) or not task.joins(other):
             raise UsageError(
@@ -84,12 +86,23 @@ def load_all(paths: Sequence[Path], plugins: Sequence[Path] = ()) -> tuple[Task,
     return task, replace(first, others=tuple(trained for _, trained in others))
 
 
-def load(path: Path, plugins: Sequence[Path] = ()) -> tuple[Task, Trained]:
+def _refuse_without(task: Task, hook: str) -> None:
+    if hook and getattr(type(task), hook) is getattr(Task, hook):
+        getattr(task, hook)(None, None, None)  # what is not overridden refuses
+
+
+def load(path: Path, plugins: Sequence[Path] = (), hook: str = "") -> tuple[Task, Trained]:
     """Return the task and the trained model of a finished run or of a packaged model.
+
+    Args:
+        path: of it.
+        plugins: files that it was made with.
+        hook: what the task is loaded for, ``predict`` or ``evaluate``.
 
     Raises:
         RunError: it is neither, not finished, or broken.
-        UsageError: plugin files that it was made with are not given, or have changed.
+        UsageError: plugin files that it was made with are not given, or have changed; or the task
+            has no such hook, which is told before its data is asked for.
     """
     if not is_model(path):
         raise RunError(
@@ -100,6 +113,7 @@ def load(path: Path, plugins: Sequence[Path] = ()) -> tuple[Task, Trained]:
         run = RunDirectory(path)
         spec = run.spec()
         task, method = reload(spec, path, plugins)
+        _refuse_without(task, hook)
         if run.result() is None:
             raise RunError(
                 f"{path}: is not finished (no result.json); `mtbench run` goes on with it"
@@ -119,6 +133,7 @@ def load(path: Path, plugins: Sequence[Path] = ()) -> tuple[Task, Trained]:
     if hashlib.sha256(content).hexdigest() != known.weights:
         raise RunError(f"{path / PACKED}: is not the file that {file} is about; package it again")
     task, method = reload(known.spec, path, plugins)
+    _refuse_without(task, hook)
     spec = known.spec.model_copy(update={"precision": known.precision})
     try:
         trained = restore(spec, task, method, *unpack(path / PACKED))
