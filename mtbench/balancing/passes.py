@@ -1,5 +1,6 @@
 """The backward passes of one step: what is differentiated, in which pieces, into which memory."""
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
@@ -56,9 +57,6 @@ class Passes:
         ranks: the processes that share the batch.
     """
 
-    read: cached_property[list[float]]
-    """The losses as numbers, for which the host waits once in a step."""
-
     def __init__(
         self,
         losses: tuple[Tensor, ...],
@@ -91,6 +89,11 @@ class Passes:
         """
         self._frees_heads = self.transient and heads
         self._frees = self._frees_heads or (self.transient and bool(self.roles.cut))
+
+    @property
+    @abstractmethod
+    def read(self) -> list[float]:
+        """The losses as numbers, for which the host waits once in a step."""
 
     @property
     def trained(self) -> Iterator[Tensor]:
