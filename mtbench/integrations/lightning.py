@@ -18,11 +18,11 @@ else:
 
 Features = Tensor | Sequence[Tensor]
 Pass = (
-    tuple[Sequence[Tensor], Features]
-    | tuple[Sequence[Tensor], Features, Sequence[Tensor | None] | None]
+    tuple[Sequence[Tensor | None], Features]
+    | tuple[Sequence[Tensor | None], Features, Sequence[Tensor | None] | None]
 )
 Forward = Callable[[], Pass]
-"""Makes one forward pass; returns the K losses and the features, ``()`` where there are none.
+"""Makes one forward pass; returns the K losses (None without labels) and the features, or ``()``.
 
 And, for methods that look there, what the losses square, the residuals of `Step`.
 """
@@ -152,5 +152,6 @@ def _mean(forwards: Sequence[Forward], count: int) -> Pass:
     if any(len(found) > 2 for found in passes):
         raise UsageError("Balanced: residuals are looked at in one batch at a time: accumulate=1")
     columns = zip(*(found[0] for found in passes), strict=True)
-    losses = [sum(column[1:], start=column[0]) / count for column in columns]
+    there = [[loss for loss in column if loss is not None] for column in columns]
+    losses = [sum(some[1:], start=some[0]) / count if some else None for some in there]
     return losses, passes[0][1] if len(passes) == 1 else ()

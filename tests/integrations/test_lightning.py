@@ -154,6 +154,26 @@ def test_accumulated_batches_are_balanced_as_one(name, tmp_path):
             torch.testing.assert_close(value, wanted)
 
 
+@pytest.mark.parametrize("labelled", [{0, 1, 2}, {1}, set()])
+def test_accumulated_batches_may_lack_labels(labelled, tmp_path):
+    """None is the loss 0 of a head that gets no gradient."""
+    found = []
+    for lacking in (lambda loss: None, lambda loss: 0 * loss):
+        module, number = Net("famo", accumulate=3), iter(range(100))
+        alone = module.losses
+
+        def losses(x, alone=alone, number=number, lacking=lacking):
+            (a, b), z = alone(x)
+            return [a, b if next(number) % 3 in labelled else lacking(b)], z
+
+        module.losses = losses
+        trainer(tmp_path, max_epochs=1).fit(module, batches(3))
+        found.append(module.seen)
+    for ours, theirs in zip(*found, strict=True):
+        for value, wanted in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(value, wanted)
+
+
 def test_what_does_not_accumulate(tmp_path):
     with pytest.raises(StepError, match=r"rlar looks at the features, .*: hand over whole batches"):
         trainer(tmp_path, max_epochs=1).fit(Net("rlar", accumulate=2), batches())
