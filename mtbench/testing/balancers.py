@@ -92,10 +92,9 @@ class BalancerContract(Promises):
         begun = make(2).state_dict()
         for name, value in tried.balancer.state_dict().items():
             lost = ~torch.as_tensor(value).isfinite()
-            if (
-                name in begun and begun[name].shape == lost.shape
-            ):  # NaN may stand for "not seen yet"
-                lost &= begun[name].isfinite()
+            known = torch.as_tensor(begun.get(name, 0)).isfinite()
+            if known.shape == lost.shape:  # NaN may stand for "not seen yet"
+                lost &= known
             assert not lost.any(), (
                 f"where losses are so scaled, self.{name} is not finite, and so is all that "
                 "follows: update state from finite values only"
@@ -150,14 +149,13 @@ class BalancerContract(Promises):
             tried = Problem(make(3), torch.float64, order=order)
             if not tried.balancer.is_symmetric:
                 pytest.skip("declared by is_symmetric = False")
-            generators = [m.generator for m in tried.balancer.modules() if isinstance(m, Balancer)]
-            before = [generator.get_state() for generator in generators]
             tried.train(3)
-            if not alike([generator.get_state() for generator in generators], before):
-                pytest.skip("it draws")
             tried.backward(3)
+            if any(map(_has_drawn, tried.balancer.modules())):
+                pytest.skip("it draws")
             grads.append(tried.encoder_grad())
-        assert (grads[1] - grads[0]).norm() <= 1e-6 * grads[0].norm(), (
+        # A solver that stops near the solution may stop elsewhere.
+        assert (grads[1] - grads[0]).norm() <= 1e-3 * grads[0].norm(), (
             "objectives in another order train otherwise, so that its rank hangs on how a task "
             "happens to list them: treat them alike, or say is_symmetric = False"
         )
@@ -303,3 +301,11 @@ class BalancerContract(Promises):
             balancer.backward(Step(losses, features=features, residuals=residuals))
         assert encoder.weight.grad is not None, "on a GPU there is no .grad"
         _assert_finite([encoder.weight.grad], "on a GPU")
+
+
+def _has_drawn(part: nn.Module) -> bool:
+    """Return whether a method has drawn anything, be it when it was constructed."""
+    if not isinstance(part, Balancer):
+        return False
+    fresh = torch.Generator().manual_seed(part.generator.initial_seed())
+    return not part.generator.get_state().equal(fresh.get_state())

@@ -1,6 +1,7 @@
 """`balancer.backward(losses)`: what it takes, refuses in one line, leaves behind."""
 
 import copy
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import mtbench
@@ -562,6 +564,25 @@ def test_heads_that_are_compiled_with_the_encoder(name: str) -> None:
         losses, z = compiled(net.x)
         with pytest.raises(StepError, match="no loss"):
             mtbench.balancer("rlar", num_objectives=3).backward(losses, latent=z)
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often the host waits for the device, were the tensors on one."""
+
+    count = 0
+
+    def __torch_dispatch__(self, called, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += called is torch.ops.aten._local_scalar_dense.default
+        return called(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["ew", "graddrop"])
+@pytest.mark.parametrize("missing", [None, torch.tensor(math.nan), torch.tensor(0.0)])
+def test_the_host_does_not_wait_for_what_is_missing(name: str, missing: Tensor | None) -> None:
+    net, balancer = Net(3), mtbench.balancer(name, num_objectives=3)
+    with Waits() as waits:
+        balancer.backward([*net.losses()[:2], missing])
+    assert waits.count == 0
 
 
 @pytest.mark.filterwarnings("ignore")  # dynamo's own

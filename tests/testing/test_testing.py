@@ -470,6 +470,48 @@ class GrowsAndSaysSo(Grows):
     sized_later = ("momentum",)
 
 
+class AsksNothing(Directs):
+    """It is asked about all objectives, whatever their gradients are."""
+
+    asks_nothing = True
+
+    def __init__(self, num_objectives, seed=0):
+        super().__init__(num_objectives, seed)
+        self.register_buffer("average", torch.ones(num_objectives))
+
+    def direction(self, jacobian, losses):
+        self.average.lerp_(losses.float(), 0.1)
+        return self.average.to(jacobian) @ jacobian
+
+
+class DrawsAtFirst(Weighs):
+    """Which weights it takes is chance."""
+
+    sees_zero_rows = True
+
+    def __init__(self, num_objectives, seed=0):
+        super().__init__(num_objectives, seed)
+        drawn = torch.rand(num_objectives, generator=self.generator, dtype=torch.float64)
+        self.register_buffer("drawn", drawn + 0.5)
+
+    def weights(self, gramian, losses):
+        return self.drawn.clone()
+
+
+class Solves(Weighs):
+    """It stops near the solution, at another point in another order."""
+
+    def weights(self, gramian, losses):
+        return 1 + 1e-5 * torch.arange(len(losses)).to(losses)
+
+
+class SaysNothing(Weighs):
+    def weights(self, gramian, losses):
+        if len(losses) < self.num_objectives:
+            raise AssertionError
+        return super().weights(gramian, losses)
+
+
 class InTurn(Weighs):
     """Each objective gives way to those before it."""
 
@@ -522,6 +564,7 @@ RULES = {
     ],
     contract.test_fewer_may_be_asked_about: [
         (Remembers, r"`weights` raises RuntimeError .* 2 of 3 .*: if .* say sees_zero_rows = True"),
+        (SaysNothing, r"`weights` raises AssertionError \(\) where 2 of 3"),
         (Widens, r"`weights` returns shape \(3,\) where 2 of 3 objectives have a gradient"),
     ],
     contract.test_no_step_is_held: [
@@ -602,6 +645,9 @@ def test_each_rule_says_what_is_broken(check, method, sentence):
         GrowsAndSaysSo,
         InTurnByIntent,
         NotYetSeen,
+        AsksNothing,
+        DrawsAtFirst,
+        Solves,
     ],
 )
 def test_no_rule_is_broken_without_a_reason(method):
