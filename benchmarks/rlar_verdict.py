@@ -81,7 +81,8 @@ def say(study: Study) -> str:
         if max(q.limit for q in study.questions) > INTEREST:
             able += f"; one of {INTEREST} could not be, by any number of repetitions on this data"
         said.append(f"{able}.")
-    return f"**{study.name}.** " + " ".join([*said, *_doubts(study), *_level(study)])
+    name = study.name[:1].upper() + study.name[1:]
+    return f"**{name}.** " + " ".join([*said, *_doubts(study), *_level(study)])
 
 
 def _doubts(study: Study) -> list[str]:

@@ -752,7 +752,7 @@ def test_bad_words_to_predict(mtbench: Mtbench, packed: Path, tmp_path: Path, ne
     refused(mtbench(*start, image, tmp_path / "a.jpg", *out), "same files")
     refused(mtbench(*start, image, "--out", tmp_path), "holds", "choose another folder")
     refused(mtbench(*start, image, *out, "--report", "doc"), "--report", "'html'", "'doc'")
-    refused(mtbench(*start, image, *out, "--reprot", "pdf"), "did you mean 'report'?")
+    refused(mtbench(*start, image, *out, "--reprot", "pdf"), "did you mean '--report'?")
     refused(mtbench("predict", tmp_path, image, *out), "no run directory", "model.json")
     assert not list((tmp_path / "out").glob("*"))
 

@@ -922,7 +922,7 @@ def test_verify_is_of_the_grades_that_are_given(mtbench: Mtbench, folder: Path) 
     assert mtbench(*line, "--grades", "a,b")[:2] == (0, "24 cases, all can be read\n")
     code, _, err = mtbench(*line, "--grade", "a,b")
     assert (code, err.count("\n")) == (2, 1)
-    assert "did you mean 'grades'?" in err
+    assert "did you mean '--grades'?" in err
 
 
 ROWS = [["image", "mask", "category"], *([f"{i}.png", f"m{i}.png", "4,0"] for i in range(3))]

@@ -907,7 +907,7 @@ def test_bad_words_to_predict(
         ([good, "--spacing", "-1"], ["spacing must be positive", "-1"]),
         ([good, "--spacing", "nan"], ["spacing must be positive", "nan"]),
         ([good, "--spacing"], ["--spacing"]),
-        ([good, "--spaceing", "1"], ["--spaceing", "did you mean 'spacing'?"]),
+        ([good, "--spaceing", "1"], ["--spaceing", "did you mean '--spacing'?"]),
         ([], ["Missing argument"]),
     ):
         code, printed, err = mtbench("predict", run, *line, "--out", out)

@@ -76,7 +76,8 @@ def load_all(
         RunError: as `load` does.
         UsageError: as `load` does, or the models cannot be asked together.
     """
-    (task, first), *others = (load(path, plugins, hook) for path in paths)
+    task, first = load(paths[0], plugins, hook)
+    others = [load(path, plugins) for path in paths[1:]]
     for path, (other, _) in zip(paths[1:], others, strict=True):
         if type(other) is not type(task) or not task.joins(other):
             raise UsageError(
@@ -113,11 +114,11 @@ def load(path: Path, plugins: Sequence[Path] = (), hook: str = "") -> tuple[Task
         run = RunDirectory(path)
         spec = run.spec()
         task, method = reload(spec, path, plugins)
-        _refuse_without(task, hook)
         if run.result() is None:
             raise RunError(
                 f"{path}: is not finished (no result.json); `mtbench run` goes on with it"
             )
+        _refuse_without(task, hook)
         trained = load_trained(run, task, method)
         return task, Trained(trained.predict, name(spec), run.fitted() or {}, init=spec.init)
     file = path / DESCRIPTION
