@@ -209,7 +209,7 @@ def fields(line: str, quote: str = '"') -> list[str]:
 
 
 def _cell(text: str, name: str, values: Mapping[str, int] | None) -> float:
-    if text in NO_NUMBER if values is None else text in MISSING and text not in values:
+    if text in (NO_NUMBER if values is None else MISSING) and text not in (values or ()):
         return math.nan
     if values is not None:
         if text not in values:
@@ -342,10 +342,10 @@ def regression_splits(
         )
         for part in parts
     )
-    notes: dict[str, Any] = {
-        "rows": [len(part) for part in parts], "left_out": len(table.broken),
-        **({"because": "line {}: {}".format(*table.broken[0])} if table.broken else {}),
-    }  # fmt: skip
+    notes: dict[str, Any] = {"rows": [len(part) for part in parts], "left_out": len(table.broken)}
+    if table.broken:
+        line, why = table.broken[0]
+        notes["because"] = f"line {line}: {why}"
     if group is not None:
         notes["groups"] = [len(np.unique(groups[part])) for part in parts]
     return Splits(train, val, test, fingerprint=table.fingerprint, notes=notes)

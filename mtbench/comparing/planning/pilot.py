@@ -161,6 +161,6 @@ def _costs(
     return {
         (claim.repetition, cell.spec.seed): cost
         for cell, cost in zip(board.cells[name], costs.tolist(), strict=True)
-        for claim in cell.claims
-        if claim.board == suite.board and math.isfinite(cost)
+        for claim in cell.claimed(suite, name)
+        if math.isfinite(cost)
     }

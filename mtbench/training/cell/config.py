@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mtbench.errors import RunError, UsageError
 from mtbench.plugins import params
 from mtbench.training.cell import toml
+from mtbench.training.machine.cache import writing
 
 
 class _Strict(BaseModel):
@@ -133,9 +134,8 @@ class Config(_Strict):
         lines = ["# mtbench run --config THIS; options on the command line win over it", ""]
         lines += _table("", self.model_dump(exclude_none=True))
         try:
-            temporary = file.with_name(f".{file.name}.tmp")
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            temporary.replace(file)
+            with writing(file) as temporary:
+                temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         except OSError as error:
             raise RunError(f"{file}: cannot be written ({error.strerror})") from error
 

@@ -1,4 +1,4 @@
-"""Where computed things are kept between runs."""
+"""Where computed things are kept between runs, and how a file of any kind is written whole."""
 
 import os
 from collections.abc import Iterator

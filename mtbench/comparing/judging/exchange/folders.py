@@ -23,6 +23,7 @@ from mtbench.comparing.judging.exchange.records import (
 from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key
 from mtbench.errors import RunError, did_you_mean
 from mtbench.training.cell.rundir import SEALED, RunDirectory, Spec, find_runs
+from mtbench.training.machine.cache import writing
 
 _SHOWN = 3
 
@@ -86,12 +87,10 @@ def export(roots: Sequence[Path], method: str, task: str | None, to: Path) -> Ou
         unpack(raw)
     except RunError as error:
         raise RunError(f"{to}: importing would refuse it ({error}); choose a --task") from error
-    temporary = to.with_name(f".{to.name}.tmp")
     try:
-        temporary.write_bytes(raw)
-        temporary.replace(to)
+        with writing(to) as temporary:
+            temporary.write_bytes(raw)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunError(f"--to {to}: cannot be written ({error.strerror})") from error
     notes = []
     if len(found) > len(cells):

@@ -92,9 +92,8 @@ def _fixed(board: Board, name: str, cells: list[Cell]) -> Mapping[str, Any]:
     if board.suite is None:
         spec = cells[0].spec
         return spec.method_params | {f"recipe.{k}": v for k, v in spec.recipe.items()}
-    own = (*board.suite.board, name)
     # Claims of before there was such a field say nothing.
-    return next((c.fixed for c in cells[0].claims if c.fixed and (*c.board, c.label) == own), {})
+    return next((claim.fixed for claim in cells[0].claimed(board.suite, name) if claim.fixed), {})
 
 
 def _panels(board: Board, names: list[str]) -> list[Panel]:

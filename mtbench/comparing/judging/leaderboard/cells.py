@@ -64,6 +64,11 @@ class Cell:
                 cell.test.update(_numbers(run))
         return cell
 
+    def claimed(self, suite: Claim | None, row: str) -> list[Claim]:
+        """Return what a suite says of the cell as one of a row; others may have it too."""
+        board = None if suite is None else suite.board
+        return [claim for claim in self.claims if (claim.board, claim.label) == (board, row)]
+
     @property
     def measured(self) -> Any:
         """What two runs of the cell have alike; undefined numbers are."""

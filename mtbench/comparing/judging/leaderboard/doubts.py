@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from mtbench.comparing.claim import Claim
-from mtbench.comparing.judging.leaderboard.cells import Cell
 from mtbench.comparing.judging.leaderboard.entrants import Group, Row
 from mtbench.training.trainer.selection import LEAST
 
@@ -89,11 +88,9 @@ def _budgets(rows: Rows) -> list[str]:
 
 def _origins(rows: Rows, suite: Claim | None) -> list[str]:
     """Say of rows with another one's weights whose they are."""
-    if suite is None:
-        return []
     found = []
     for name, row in rows.items():
-        claims = [claim for cell in row.finals for claim in _claims(cell, suite, name)]
+        claims = [claim for cell in row.finals for claim in cell.claimed(suite, name)]
         counts = Counter(claim.weights_from for claim in claims if claim.weights_from)
         parts = [f"{origin} ({count})" for origin, count in counts.most_common()]
         found += naming(f"{name} has, as constants, the weights that were found by: ", parts)
@@ -102,19 +99,17 @@ def _origins(rows: Rows, suite: Claim | None) -> list[str]:
 
 def _edges(rows: Rows, suite: Claim | None) -> list[str]:
     """Name rows whose best trials mostly lie at one end of a range: the space is too small."""
-    if suite is None:
-        return []
     found: dict[tuple[str, str], list[str]] = {}
     for name, row in rows.items():
         taken = {
             (claim.repetition, claim.draw)
             for cell in row.finals
-            for claim in _claims(cell, suite, name)
+            for claim in cell.claimed(suite, name)
         }
         ends = Counter(
             (parameter, "lower" if place < EDGE else "upper")
             for trial in row.trials.values()
-            for claim in _claims(trial, suite, name)
+            for claim in trial.claimed(suite, name)
             if (claim.repetition, claim.draw) in taken
             for parameter, place in claim.places.items()
             if not EDGE <= place <= 1 - EDGE
@@ -128,11 +123,6 @@ def _edges(rows: Rows, suite: Claim | None) -> list[str]:
         f"wider range may do better: {some(names, 20)}"
         for (parameter, end), names in found.items()
     ]
-
-
-def _claims(cell: Cell, suite: Claim, row: str) -> list[Claim]:
-    """Return what a suite says of a cell of one of its rows; others may have it too."""
-    return [claim for claim in cell.claims if (claim.board, claim.label) == (suite.board, row)]
 
 
 def _idle(rows: Rows) -> list[str]:

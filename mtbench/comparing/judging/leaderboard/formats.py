@@ -10,7 +10,6 @@ import pandas as pd
 from mtbench.comparing import inert
 from mtbench.comparing.judging.leaderboard.across import Overall
 from mtbench.comparing.judging.leaderboard.board import COST, Board
-from mtbench.comparing.judging.leaderboard.cells import Cell
 from mtbench.errors import UsageError
 
 
@@ -267,25 +266,18 @@ def to_raw(found: Sequence[Board]) -> str:
         {
             "board": board.title, "task": cell.spec.task, "row": row, "method": cell.spec.method,
             "parameters": json.dumps(cell.spec.method_params, sort_keys=True), "lr":
-            cell.spec.recipe.get("lr"), "repetition": _repetition(board, row, cell), "seed":
+            cell.spec.recipe.get("lr"), "repetition": claim and claim.repetition, "seed":
             cell.spec.seed, "status": cell.done["status"], "split": split, "metric": metric,
             "value": value,
         }
         for board in found
         for row, cells in board.cells.items()
         for cell in cells
+        for claim in [next(iter(cell.claimed(board.suite, row)), None)]
         for split, values in (("validation", cell.val), ("test", cell.test))
         for metric, value in (dict.fromkeys(board.primary) if cell.diverged else values).items()
     ]  # fmt: skip
     return _csv(pd.DataFrame(lines).astype({"repetition": "Int64"})) if lines else ""
-
-
-def _repetition(board: Board, row: str, cell: Cell) -> int | None:
-    """Return which repetition of the board's suite a cell belongs to, None without a suite."""
-    for claim in cell.claims:
-        if board.suite is not None and (claim.board, claim.label) == (board.suite.board, row):
-            return claim.repetition
-    return None
 
 
 def to_json(found: Sequence[Board]) -> str:
