@@ -9,12 +9,12 @@ from torch import Tensor
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
+from mtbench_baselines._adam import descend
 
 if TYPE_CHECKING:
     from optuna import Trial
 
 _LEAST = 1e-3
-_BETAS = (0.9, 0.999)
 
 
 class GradNorm(Balancer):
@@ -136,14 +136,7 @@ class GradNorm(Balancer):
         target = mean(weighted) * rate**self.alpha
         grad = (weighted - target).sign() * norms / mean(norms).clamp(min=1e-300)
 
-        fast, slow = _BETAS
-        count_after = self.count + active
-        first = fast * self.first_moment + (1 - fast) * grad
-        second = slow * self.second_moment + (1 - slow) * grad.square()
-        self.count.copy_(count_after)
-        self.first_moment.copy_(torch.where(active, first, self.first_moment))
-        self.second_moment.copy_(torch.where(active, second, self.second_moment))
-        correction = (1 - slow**count_after).sqrt() / (1 - fast**count_after)
-        moved = self.loss_weights - self.lr * correction * first / (second.sqrt() + 1e-12)
-        weights = torch.where(active, moved, self.loss_weights).clamp(min=_LEAST)
-        self.loss_weights.copy_(weights * self.num_objectives / weights.sum())
+        kept = (self.loss_weights, self.first_moment, self.second_moment, self.count)
+        descend(*kept, grad, self.lr, active)
+        self.loss_weights.clamp_(min=_LEAST)
+        self.loss_weights *= self.num_objectives / self.loss_weights.sum()

@@ -11,14 +11,13 @@ from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.distributed import Ranks
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
+from mtbench_baselines._adam import descend
 
 if TYPE_CHECKING:
     from optuna import Trial
 
     from mtbench.balancing.model import MultitaskModel
 
-_BETAS = (0.9, 0.999)
-_EPS = 1e-8
 _SIZED = ("skew", "rotation", "first_moment", "second_moment")
 
 
@@ -187,18 +186,8 @@ class RotoGrad(Balancer):
             skew = self.skew.detach().requires_grad_()
             (grad,) = torch.autograd.grad(_rotations(skew), skew, slope)
 
-        fast, slow = _BETAS
-        mask = active[:, None, None]
-        self.turns += active
-        for moment, beta, value in (
-            (self.first_moment, fast, grad),
-            (self.second_moment, slow, grad.square()),
-        ):
-            moment.copy_(torch.where(mask, beta * moment + (1 - beta) * value, moment))
-        turns = self.turns.clamp(min=1)[:, None, None]
-        first = self.first_moment / (1 - fast**turns)
-        second = self.second_moment / (1 - slow**turns)
-        self.skew -= torch.where(mask, self.rate * first / (second.sqrt() + _EPS), 0)
+        count, of = self.turns[:, None, None], active[:, None, None]
+        descend(self.skew, self.first_moment, self.second_moment, count, grad, self.rate, of)
         self.rotation.copy_(_rotations(self.skew))
 
     def after_epoch(self) -> None:
