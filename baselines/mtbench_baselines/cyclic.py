@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Balancer, Weighting, Wrapper, weighting
+from mtbench.balancing.balancer import Balancer, Weighting
 from mtbench.balancing.engine import gramian
 from mtbench.balancing.step import Step
+from mtbench.balancing.wrapper import Wrapper, weighting
 from mtbench.errors import UsageError
 from mtbench_baselines._tracked import Remembering
 

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Balancer, WeightingWrapper
+from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.wrapper import WeightingWrapper
 from mtbench.errors import UsageError
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Balancer, Wrapper
+from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.distributed import Summed
 from mtbench.balancing.step import Step
+from mtbench.balancing.wrapper import Wrapper
 from mtbench.errors import UsageError
 from mtbench_baselines._moving import moved
 from mtbench_baselines._norms import norm
