@@ -186,8 +186,8 @@ class RotoGrad(Balancer):
             skew = self.skew.detach().requires_grad_()
             (grad,) = torch.autograd.grad(_rotations(skew), skew, slope)
 
-        count, of = self.turns[:, None, None], active[:, None, None]
-        descend(self.skew, self.first_moment, self.second_moment, count, grad, self.rate, of)
+        turns, of = self.turns[:, None, None], active[:, None, None]
+        descend(self.skew, self.first_moment, self.second_moment, turns, grad, self.rate, of)
         self.rotation.copy_(_rotations(self.skew))
 
     def after_epoch(self) -> None:
