@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from mtbench.balancing.balancer import Weighting
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import positive
 from mtbench_baselines._preference import drawn, ray
 
 if TYPE_CHECKING:
@@ -74,8 +74,7 @@ class EPO(Weighting):
         if preference is None:
             preference = (1.0,) * num_objectives
         self.ray = ray("epo", preference, num_objectives)
-        if not 0 < tolerance < inf:
-            raise UsageError(f"epo: tolerance must be finite and above 0, found {tolerance}")
+        positive(self, tolerance=tolerance)
         self.tolerance = tolerance
 
     @classmethod

@@ -1,6 +1,5 @@
 """GradNorm: loss weights that make objectives train at one rate."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -8,8 +7,8 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
 from mtbench_baselines._adam import descend
+from mtbench_baselines._checks import at_least, nonnegative, one_of, positive
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -82,16 +81,10 @@ class GradNorm(Balancer):
         update_weights_every: int = 1,
     ) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 <= alpha < inf:
-            raise UsageError(f"gradnorm: alpha must be finite and at least 0, found {alpha}")
-        if not 0 < lr < inf:
-            raise UsageError(f"gradnorm: lr must be finite and above 0, found {lr}")
-        if space not in ("shared", "features"):
-            raise UsageError(f"gradnorm: space must be 'shared' or 'features', found {space!r}")
-        if update_weights_every < 1:
-            raise UsageError(
-                f"gradnorm: update_weights_every must be at least 1, found {update_weights_every}"
-            )
+        nonnegative(self, alpha=alpha)
+        positive(self, lr=lr)
+        one_of(self, ("shared", "features"), space=space)
+        at_least(self, 1, update_weights_every=update_weights_every)
         self.alpha, self.lr, self.update_weights_every = alpha, lr, update_weights_every
         self.space: Literal["shared", "features"] = space
         zeros = torch.zeros(num_objectives, dtype=torch.float64)
