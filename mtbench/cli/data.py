@@ -1,11 +1,16 @@
 """``mtbench data``."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mtbench.cli.options import EXTRA, Plugins, own, tasks
+
+if TYPE_CHECKING:
+    from mtbench.training.task import Task
 
 app = typer.Typer(help="Look at a task's data before training on it.", no_args_is_help=True)
 
@@ -14,6 +19,21 @@ TaskName = Annotated[
     str, typer.Option("--task", "-t", help="The benchmark task.", autocompletion=tasks)
 ]
 Data = Annotated[Path | None, typer.Option(help="Where the data lies.")]
+
+
+@contextmanager
+def _of(task: str, source: str, plugins: Sequence[Path]) -> "Iterator[type[Task]]":
+    """Yield the task; where it has no such source, and a task is called so, that is told."""
+    from mtbench.errors import UsageError
+    from mtbench.plugins.registry import entries, find
+    from mtbench.training.task import Task
+
+    try:
+        yield find("task", task, plugins).load(Task)
+    except UsageError as error:
+        if source == task or source not in entries("task", plugins):
+            raise
+        raise UsageError(f"{error}; {source} is a task: say --task {source}") from error
 
 
 @app.command(context_settings=EXTRA)
@@ -33,11 +53,9 @@ def inspect(
     from rich.text import Text
 
     from mtbench.cli.terminal import terminal
-    from mtbench.plugins.registry import find
-    from mtbench.training.task import Task
 
-    look = find("task", task, plugin or []).load(Task).inspect
-    rows = look(source, data, **own(look, context, context.args))
+    with _of(task, source, plugin or []) as kind:
+        rows = kind.inspect(source, data, **own(kind.inspect, context, context.args))
     table = Table("count", "what", "why", title=f"{source}: what is used, repaired and dropped")
     table.columns[0].justify = "right"
     for row in rows:
@@ -58,11 +76,8 @@ def verify(
     A task has options of its own, given like [bold]--grades low,high[/]: `mtbench info TASK`
     lists them.
     """
-    from mtbench.plugins.registry import find
-    from mtbench.training.task import Task
-
-    check = find("task", task, plugin or []).load(Task).verify
-    found = check(source, data, **own(check, context, context.args))
+    with _of(task, source, plugin or []) as kind:
+        found = kind.verify(source, data, **own(kind.verify, context, context.args))
     for line in (*found.problems, *(f"looks odd: {doubt}" for doubt in found.doubts)):
         typer.echo(line)
     odd = f"look odd: {len(found.doubts)}" if found.doubts else ""
@@ -87,15 +102,13 @@ def export(
     [bold]--grades low,high[/]: `mtbench info TASK` lists them.
     """
     from mtbench.errors import RunError
-    from mtbench.plugins.registry import find
-    from mtbench.training.task import Task
 
-    write = find("task", task, plugin or []).load(Task).export
-    options = own(write, context, context.args)
     try:
-        if to.exists() and (not to.is_dir() or any(to.iterdir())):
-            raise RunError(f"--to {to}: exists already; choose an empty or a new folder")
-        found = write(source, data, to, **options)
+        with _of(task, source, plugin or []) as kind:
+            options = own(kind.export, context, context.args)
+            if to.exists() and (not to.is_dir() or any(to.iterdir())):
+                raise RunError(f"--to {to}: exists already; choose an empty or a new folder")
+            found = kind.export(source, data, to, **options)
     except OSError as error:
         raise RunError(f"--to {to}: cannot be written ({error.strerror})") from error
     for line in found.problems:
@@ -136,10 +149,9 @@ def preview(
 ) -> None:
     """Draw a few cases of a source with their labels."""
     from mtbench.errors import RunError
-    from mtbench.plugins.registry import find
-    from mtbench.training.task import Task
 
     if to.suffix.lower() != ".png" or not to.resolve().parent.is_dir():
         raise RunError(f"--to {to}: must be a .png file in a folder that exists")
-    find("task", task, plugin or []).load(Task).preview(source, data, to)
+    with _of(task, source, plugin or []) as kind:
+        kind.preview(source, data, to)
     typer.echo(f"written: {to}")

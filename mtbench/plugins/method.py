@@ -165,7 +165,7 @@ def balancer(
     num_objectives: int,
     *,
     seed: int = 0,
-    plugins: Sequence[Path] = (),
+    plugins: Sequence[Path | str] = (),
     **parameters: Any,
 ) -> Balancer:
     """Return a balancer by its method's name.
@@ -191,7 +191,7 @@ def balancer(
     """
     if not isinstance(name, str):
         raise UsageError(f"balancer: name must be a method's, as in 'cagrad', found {name!r}")
-    return Method.find(name, plugins)(num_objectives, seed, **parameters)
+    return Method.find(name, [Path(file) for file in plugins])(num_objectives, seed, **parameters)
 
 
 def combine(

@@ -17,7 +17,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoints, entry_points
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Literal, TypeVar
 
@@ -160,7 +160,7 @@ def find(kind: Kind, name: str, plugins: Iterable[Path] = ()) -> Entry:
     """
     known = entries(kind, plugins)
     if name not in known:
-        hint = did_you_mean(name, known, listed=f"mtbench list {kind}s")
+        hint = _unknown(name, known, f"mtbench list {kind}s")
         raise UsageError(f"unknown {kind} {name!r}: {hint}")
     return known[name]
 
@@ -190,13 +190,24 @@ def kind_of(name: str, plugins: Iterable[Path] = ()) -> Kind:
     methods, tasks = entries("method", plugins), entries("task", plugins)
     if name not in methods and name not in tasks:
         lists = "mtbench list methods` or `mtbench list tasks"
-        hint = did_you_mean(name, {*methods, *tasks}, listed=lists)
+        hint = _unknown(name, {*methods, *tasks}, lists)
         raise UsageError(f"no method or task {name!r}: {hint}")
     if name not in methods or name not in tasks:
         return "method" if name in methods else "task"
     from mtbench.balancing.balancer import Balancer  # torch: only a plugin file is listed as both
 
     return "method" if methods[name].defines(Balancer) else "task"
+
+
+def _unknown(name: str, known: Iterable[str], listed: str) -> str:
+    """Return a hint for a name that no plugin has: it may be a file's, which nobody has named."""
+    file = name if name.endswith(".py") else f"{name}.py"
+    is_path = name == file or not {"/", "\\"}.isdisjoint(name)
+    if is_path or file in {each.name for each in Path().glob("*.py")}:
+        called = f", and call it {PurePath(file).stem!r}" * is_path
+        return f"to use a file, add --plugin {file} (in Python plugins=[{file!r}]){called}"
+    hint = did_you_mean(name, known, listed=listed)
+    return hint if hint.startswith("did") else f"{hint}; a file of yours joins by --plugin FILE.py"
 
 
 def _installed(kind: Kind) -> list[Entry]:

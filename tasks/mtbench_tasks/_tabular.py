@@ -74,6 +74,19 @@ class Table:
             indicator += [values is not None] * parts[-1].shape[1]
         return np.concatenate(parts, axis=1), np.array(indicator)
 
+    def doubts(self, names: Iterable[str]) -> list[tuple[int, str]]:
+        """Return what is odd about the numbers of columns, each with how many rows have it."""
+        return [
+            (
+                count,
+                f"{name}: {value:g} stands far outside of all others, {low:g} to {high:g}: if it "
+                "says that a value is missing, leave these cells empty",
+            )
+            for name in names
+            if self.columns[name] is None
+            for value, count, low, high in stand_ins(self[name])
+        ]
+
     @property
     def fingerprint(self) -> str:
         """The sha256 of the columns and values."""
@@ -95,7 +108,61 @@ class Table:
         rows.append(
             (str(int(unknown.sum())), "values missing", f"in {shown(some)}" if some else "")
         )
+        rows += [(str(count), "values look odd", why) for count, why in self.doubts(names)]
+        constant = [
+            name
+            for name, values in self.columns.items()
+            if values is None and len(np.unique(_given(self[name]))) < 2
+        ]
+        if constant:
+            rows.append((str(len(constant)), "columns of one number, or none", shown(constant)))
         return rows
+
+
+def stand_ins(values: Floats) -> list[tuple[float, int, float, float]]:
+    """Return numbers that may stand for a missing value, as in (number, count, least, most of all).
+
+    Such a number is written in nines alone (-9, -99.9, -999, 999, 9999) or -1, three rows or more
+    have it, and all values that are not so written lie on one side of it, further than chance and
+    usage bring one: below 0, further than those values are apart from one another, or the only one
+    below 0; above 0, where prices and limits end in nines, three times as far. -1 is one step below
+    0 in many a scale: it is meant only beside ten different values or more, and, as the only one
+    below 0, beside values that are no whole numbers.
+
+    >>> stand_ins(np.array([-999.0, 3.2, 1.5, -999.0, 8.0, -999.0]))
+    [(-999.0, 3, 1.5, 8.0)]
+    >>> stand_ins(np.array([-1.0, 0.0, 1.0, -1.0, 0.0, -1.0]))
+    []
+    """
+    distinct, counts = np.unique(_given(values), return_counts=True)
+    written = np.array([_stands_in(value) for value in distinct], dtype=bool)
+    rest = distinct[~written]
+    if not len(rest):
+        return []
+    low, high = float(rest[0]), float(rest[-1])
+    found = []
+    for value, count in zip(distinct[written].tolist(), counts[written].tolist(), strict=True):
+        if value < 0:
+            alone = low >= 0 and (value != -1 or bool((rest % 1).any()))
+            far = (low - value > high - low or alone) and (value != -1 or len(rest) >= 10)
+            far = far and value < low
+        else:
+            far = value - high > 3 * (high - low)
+        if count >= 3 and far:
+            found.append((value, count, low, high))
+    return found
+
+
+def _given(values: Floats) -> Floats:
+    """Return the values that are not missing."""
+    return values[~np.isnan(values)]
+
+
+def _stands_in(value: float) -> bool:
+    """Return whether a number is written as those are that stand for a missing one."""
+    text = f"{abs(value):.12g}"
+    nines = set(text) <= {"9", "."}
+    return value == -1 or (nines and (value < 0 or ("." not in text and len(text) >= 3)))
 
 
 def read_lines(path: Path) -> list[str]:
@@ -328,9 +395,13 @@ def regression_splits(
     centre, scale = unit_scale(x[parts[0]])
     x = np.nan_to_num(np.where(indicator, x, (x - centre) / scale))
     y = np.stack([table[column] for column in targets.values()], axis=1)
+    odd = [f"{why} ({count} rows)" for count, why in table.doubts(table.columns)]
     for column, values in zip(targets.values(), y[parts[0]].T, strict=True):
-        if np.isnan(values).all():
+        distinct = np.unique(_given(values))
+        if not len(distinct):
             raise DataError(f"{path}: target {column!r} has no value in the training rows")
+        if len(distinct) == 1:
+            odd.append(f"{column}: is {distinct[0]:g} in all training rows: nothing to learn")
     centre, scale = unit_scale(y[parts[0]])
     y = (y - centre) / scale
     train, val, test = (
@@ -348,6 +419,8 @@ def regression_splits(
         notes["because"] = f"line {line}: {why}"
     if group is not None:
         notes["groups"] = [len(np.unique(groups[part])) for part in parts]
+    if odd:
+        notes["looks odd"] = "; ".join(odd)
     return Splits(train, val, test, fingerprint=table.fingerprint, notes=notes)
 
 

@@ -987,6 +987,8 @@ def test_other_bad_words_to_the_thyroid_task(mtbench: Mtbench, tmp_path: Path) -
     refused(mtbench(*line, "--guide", -1), "guide")
     refused(mtbench("data", "inspect", "dtti"), "'dtti'", "did you mean 'ddti'?")
     refused(mtbench("data", "inspect", "ddti"), "--data")
+    for command in ("inspect", "verify"):
+        refused(mtbench("data", command, "digits"), "'digits'", "a task: say --task digits")
     refused(mtbench("data", "inspect", "ddti", "--task", "throid"), "did you mean 'thyroid'?")
     refused(mtbench("data", "preview", "ddti", "--to", tmp_path / "x.txt"), "--to", ".png")
     refused(mtbench("data", "preview", "ddti", "--to", tmp_path / "no" / "x.png"), "--to")

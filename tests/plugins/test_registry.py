@@ -8,7 +8,7 @@ import pytest
 
 from mtbench.balancing.balancer import Balancer
 from mtbench.errors import PluginError, UsageError
-from mtbench.plugins.registry import Entry, _from_file, entries, find
+from mtbench.plugins.registry import Entry, _from_file, entries, find, kind_of
 from mtbench.training.task import Task
 
 METHOD = """
@@ -49,6 +49,27 @@ def test_a_file_becomes_a_method(tmp_path: Path) -> None:
 def test_an_unknown_name_is_explained() -> None:
     with pytest.raises(UsageError, match=r"unknown method 'cagard': did you mean 'cagrad'\?"):
         find("method", "cagard")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("mine", r"add --plugin mine\.py \(in Python plugins=\['mine\.py'\]\)$"),
+        ("mine.py", r"add --plugin mine\.py .*, and call it 'mine'$"),
+        ("sub/other.py", r"add --plugin sub/other\.py .*, and call it 'other'$"),
+        ("sub/other", r"add --plugin sub/other\.py .*, and call it 'other'$"),
+        ("qqqqqq", r"nearest of .*; a file of yours joins by --plugin FILE\.py$"),
+    ],
+)
+def test_a_file_that_nobody_named_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(METHOD)
+    with pytest.raises(UsageError, match=rf"^unknown method '{name}': .*{hint}"):
+        find("method", name)
+    with pytest.raises(UsageError, match=rf"^no method or task '{name}': .*{hint}"):
+        kind_of(name)
 
 
 def test_a_duplicate_name_names_both_files(tmp_path: Path) -> None:

@@ -1128,6 +1128,15 @@ def test_one_readers_masks_of_one_image_unite(folder: Path) -> None:
     np.testing.assert_array_equal(reading.mask, lesion() | far)
 
 
+def test_readings_of_no_reader_among_named_ones_are_told(folder: Path) -> None:
+    head = "image,category,patient,reader\n"
+    (folder / "c.csv").write_text(f"{head}0.png,TR4,P,anna\n1.png,TR3,Q,\n2.png,,R,\n")
+    [doubt] = load(folder / "c.csv").doubts[:1]
+    assert "1 of 2 readings name no reader: they count as those of one, called" in doubt
+    (folder / "c.csv").write_text(f"{head}0.png,TR4,P,\n1.png,TR3,Q,\n")
+    assert not any("name no reader" in doubt for doubt in load(folder / "c.csv").doubts)
+
+
 def test_the_files_spacing_wins_over_the_tables(folder: Path) -> None:
     dicom(folder / "a.dcm", scan(), PixelSpacing=[0.1, 0.1])
     (folder / "c.csv").write_text("image,category,spacing\na.dcm,TR4,0.08\n0.png,TR3,0.08\n")

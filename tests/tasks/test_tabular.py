@@ -263,6 +263,84 @@ def test_a_run_says_why_rows_are_left_out(tmp_path: Path) -> None:
     assert notes["because"] == "line 42: b: 'one' is no number"
 
 
+def column(*parts: tuple[float, int], seed: int = 0) -> np.ndarray:
+    """Two hundred draws from 20 to 90, and so many of each number."""
+    drawn = np.random.default_rng(seed).integers(20, 91, 200).astype(float)
+    return np.concatenate([drawn, *(np.full(count, value) for value, count in parts)])
+
+
+@pytest.mark.parametrize("value", [-999.0, -9999.0, -99.9, -9.0, 999.0, 9999.0])
+def test_a_number_that_stands_for_a_missing_one_is_found(value: float) -> None:
+    assert tabular.stand_ins(column((value, 3))) == [(value, 3, 20.0, 90.0)]
+    assert not tabular.stand_ins(column((value, 2)))  # twice may be chance
+    gaps = np.append(column((value, 3)), [np.nan] * 5)
+    assert len(tabular.stand_ins(gaps)) == 1
+
+
+def test_numbers_that_stand_for_missing_ones_do_not_hide_one_another() -> None:
+    found = tabular.stand_ins(column((-999.0, 4), (-9999.0, 5), (999.0, 6)))
+    assert [(value, count) for value, count, *_ in found] == [(-9999, 5), (-999, 4), (999, 6)]
+    assert tabular.stand_ins(np.array([0.0, 1.0] * 9 + [-999.0] * 3))  # the others may be labels
+    lab = np.append(np.random.default_rng(0).gamma(2.0, 1.0, 100), [-1.0] * 3)
+    assert tabular.stand_ins(lab)  # the only one below 0, beside fractions
+    pulse = column() + 100
+    assert tabular.stand_ins(np.append(pulse, [-1.0] * 3)) == [(-1.0, 3, 120.0, 190.0)]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.repeat([-1.0, 0.0, 1.0], 50),  # a sentiment
+        np.repeat([-1.0, 1.0], 50),
+        np.repeat([-1.0, 0.0, 0.5, 1.0], 50),
+        np.repeat(np.arange(-1.0, 15.0), 9),  # a score
+        np.repeat(np.arange(-9.0, 10.0), 9),  # a change
+        np.repeat(np.arange(1.0, 100.0), 3),  # an age, a percentage
+        np.repeat([19.0, 49.0, 99.0, 199.0, 499.0, 999.0], 9),  # prices
+        np.repeat([4.99, 9.99, 99.99], 9),
+        np.minimum(np.random.default_rng(0).normal(900, 80, 500).round(), 999),  # a gauge's end
+        np.clip(np.random.default_rng(0).normal(0, 1, 500), -1, 1),
+        np.random.default_rng(0).normal(-90, 60, 5000).round(),
+        np.floor(np.random.default_rng(0).pareto(1, 20000) * 9),
+        np.repeat([999.0, 9999.0], 9),  # nothing else to compare with
+        np.full(9, math.nan),
+    ],
+)
+def test_ordinary_numbers_are_no_doubt(values: np.ndarray) -> None:
+    assert tabular.stand_ins(values) == []
+
+
+@given(st.data())
+def test_what_lies_among_the_others_is_no_doubt(data: st.DataObject) -> None:
+    value = data.draw(st.sampled_from([-999.0, -99.0, -1.0, 999.0, 9999.0]))
+    rest = data.draw(st.lists(st.integers(-(10**6), 10**6), min_size=2).map(np.array))
+    spread = np.append(rest, [value - 1, value + 1.5])  # one on either side
+    assert not [v for v, *_ in tabular.stand_ins(np.append(spread, [value] * 5)) if v == value]
+
+
+def test_doubtful_numbers_are_told_and_used(tmp_path: Path, mtbench: Mtbench) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "lab.csv"
+    lines = [
+        f"{rng.integers(20, 90)},{-999 if i % 9 == 0 else rng.gamma(2):.2f},7" for i in range(90)
+    ]
+    path.write_text("age,tsh,same\n" + "\n".join(lines))
+    data = ("--task", "multitarget", "--data", path)
+    code, text, err = mtbench("data", "inspect", "multitarget", *data)
+    assert (code, err) == (0, "")
+    told = " ".join(text.replace("│", " ").split())
+    assert "10 values look odd" in told
+    assert "tsh: -999 stands far outside" in told
+    assert "1 columns of one number, or none same" in told
+    splits = setup(Multitarget(data=path, targets=("tsh", "same")))
+    assert "tsh: -999 stands far outside of all others" in splits.notes["looks odd"]
+    assert "leave these cells empty (10 rows)" in splits.notes["looks odd"]
+    assert "same: is 7 in all training rows: nothing to learn" in splits.notes["looks odd"]
+    assert float(whole(splits)["tsh"].min()) < -1  # used all the same
+    path.write_text(path.read_text().replace("-999.00", "").replace(",7", ",7.5", 5))
+    assert "looks odd" not in setup(Multitarget(data=path, targets=("tsh",))).notes
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

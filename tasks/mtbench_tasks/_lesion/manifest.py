@@ -430,6 +430,13 @@ def _readers(path: Path, table: _Table) -> Iterator[str]:
     for name, other in first.items():
         if name != other:
             yield f"{path}: readers {other!r} and {name!r} are spelt alike, and count as two"
+    read = [row for row in table.rows.values() if row.mask or row.category]
+    unnamed = sum("reader" not in row.model_fields_set for row in read)
+    if 0 < unnamed < len(read):
+        yield (
+            f"{path}: {unnamed} of {len(read)} readings name no reader: they count as those of "
+            "one, called 'reader'"
+        )
 
 
 def _shared(
