@@ -15,12 +15,11 @@ if TYPE_CHECKING:
         Judged,
         Scalarizer,
         Weighting,
-        WeightingWrapper,
-        Wrapper,
     )
     from mtbench.balancing.engine import Engine
     from mtbench.balancing.model import MultitaskModel, PerObjective
     from mtbench.balancing.step import Step
+    from mtbench.balancing.wrapper import WeightingWrapper, Wrapper
     from mtbench.errors import MtbenchError, UsageError
     from mtbench.plugins.method import Method, balancer, combine
     from mtbench.plugins.registry import find
@@ -44,8 +43,8 @@ _HOMES = {
     "Task": "training.task",
     "UsageError": "errors",
     "Weighting": "balancing.balancer",
-    "WeightingWrapper": "balancing.balancer",
-    "Wrapper": "balancing.balancer",
+    "WeightingWrapper": "balancing.wrapper",
+    "Wrapper": "balancing.wrapper",
     "balancer": "plugins.method",
     "combine": "plugins.method",
     "find": "plugins.registry",

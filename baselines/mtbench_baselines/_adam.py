@@ -1,4 +1,8 @@
-"""Adam for what a method keeps per objective, some of which may stand still."""
+"""Adam for what a method keeps per objective, some of which may stand still.
+
+`torch.optim.Adam` cannot: it counts the steps of a tensor, not of its entries, and its state lies
+outside the method's `state_dict`.
+"""
 
 import torch
 from torch import Tensor
@@ -8,18 +12,24 @@ _EPS = 1e-8
 
 
 def descend(
-    value: Tensor, first: Tensor, second: Tensor, count: Tensor, grad: Tensor, lr: float, of: Tensor
+    value: Tensor,
+    first: Tensor,
+    second: Tensor,
+    count: Tensor,
+    grad: Tensor,
+    lr: float | Tensor,
+    of: Tensor,
 ) -> None:
     """Make a step of Adam in place.
 
     Args:
-        value: what is moved, (K,).
-        first: its first moment, uncorrected, 0 at the start.
+        value: what is moved, (K, ...).
+        first: its first moment, (K, ...), uncorrected, 0 at the start.
         second: likewise.
-        count: of the steps that each entry has made.
-        grad: (K,).
+        count: of the steps that each objective's entries have made, (K, 1, ...).
+        grad: (K, ...).
         lr: the learning rate.
-        of: which entries take part, (K,); the others stay as they are.
+        of: which objectives take part, (K, 1, ...); the others' entries stay as they are.
     """
     fast, slow = _BETAS
     steps = count + of

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import chain
-from math import inf
 
 import torch
 from torch import Tensor
@@ -12,8 +11,8 @@ from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.engine import products
 from mtbench.balancing.jacobian import flat, views, width
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
 from mtbench_baselines._adam import descend
+from mtbench_baselines._checks import below_one, positive
 from mtbench_baselines._moving import moved
 
 
@@ -48,13 +47,8 @@ class Bilevel(Balancer):
         self, num_objectives: int, seed: int, start: float, rate: float, lr: float, share: float
     ) -> None:
         super().__init__(num_objectives, seed)
-        for name, value in (("rate", rate), ("lr", lr)):
-            if not 0 < value < inf:
-                raise UsageError(
-                    f"{self._called}: {name} must be finite and above 0, found {value}"
-                )
-        if not 0 <= share < 1:
-            raise UsageError(f"{self._called}: share must be at least 0 and below 1, found {share}")
+        positive(self, rate=rate, lr=lr)
+        below_one(self, share=share)
         self.rate, self.lr, self.holds_out = rate, lr, share
         self.register_buffer("state", torch.full((num_objectives,), start, dtype=torch.float64))
         for name in ("first_moment", "second_moment", "count"):

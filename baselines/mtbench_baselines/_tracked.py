@@ -1,12 +1,10 @@
 """What methods that remember gradients share: K x d state, and weights that move on the simplex."""
 
-from math import inf
-
 import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Aggregator, Balancer
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import nonnegative, positive
 
 
 class Remembering(Balancer):
@@ -62,10 +60,8 @@ class Following(Tracking):
 
     def __init__(self, num_objectives: int, seed: int, gamma: float, rho: float) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 < gamma < inf:
-            raise UsageError(f"{self._called}: gamma must be finite and above 0, found {gamma}")
-        if not 0 <= rho < inf:
-            raise UsageError(f"{self._called}: rho must be finite and at least 0, found {rho}")
+        positive(self, gamma=gamma)
+        nonnegative(self, rho=rho)
         self.gamma, self.rho = gamma, rho
         uniform = torch.full((num_objectives,), 1 / num_objectives, dtype=torch.float64)
         self.register_buffer("simplex", uniform)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import one_of
 from mtbench_baselines._preference import Preferring
 
 if TYPE_CHECKING:
@@ -63,9 +63,7 @@ class AlignedMTL(Preferring):
         preference: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__(num_objectives, seed, preference=preference)
-        if scale not in get_args(Scale):
-            choices = ", ".join(get_args(Scale))
-            raise UsageError(f"aligned_mtl: scale must be one of {choices}, found {scale!r}")
+        one_of(self, get_args(Scale), scale=scale)
         self.scale = scale
 
     @classmethod

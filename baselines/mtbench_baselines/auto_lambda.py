@@ -1,6 +1,5 @@
 """Auto-Lambda: weights that descend the validation losses which the next step would lead to."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -8,6 +7,7 @@ from torch import Tensor
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench_baselines._bilevel import Ahead, Bilevel
+from mtbench_baselines._checks import positive
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -70,8 +70,7 @@ class AutoLambda(Bilevel):
         primary: tuple[int, ...] | None = None,
         share: float = 0.0,
     ) -> None:
-        if not 0 < start < inf:
-            raise UsageError(f"auto_lambda: start must be finite and above 0, found {start}")
+        positive(self, start=start)
         super().__init__(num_objectives, seed, start, rate, lr, share)
         self.primary = tuple(range(num_objectives)) if primary is None else tuple(primary)
         if not self.primary or not set(self.primary) <= set(range(num_objectives)):

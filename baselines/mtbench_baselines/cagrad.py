@@ -1,6 +1,5 @@
 """CAGrad: the best worst-case improvement near the average gradient."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing import solvers
 from mtbench.balancing.balancer import Weighting
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import nonnegative
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -44,8 +43,7 @@ class CAGrad(Weighting):
 
     def __init__(self, num_objectives: int, seed: int = 0, *, c: float = 0.5) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 <= c < inf:
-            raise UsageError(f"cagrad: c must be finite and at least 0, found {c}")
+        nonnegative(self, c=c)
         self.c = c
 
     @classmethod

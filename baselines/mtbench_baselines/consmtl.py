@@ -1,7 +1,6 @@
 """ConsMTL: fair weights on the trunk, and heads that learn to pull z where all want it."""
 
 from collections.abc import Sequence
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +10,7 @@ from mtbench.balancing.balancer import Weighting
 from mtbench.balancing.engine import grad
 from mtbench.balancing.solvers import fair_shares
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import nonnegative, positive
 from mtbench_baselines._norms import norm
 
 if TYPE_CHECKING:
@@ -69,10 +68,8 @@ class ConsMTL(Weighting):
         self, num_objectives: int, seed: int = 0, *, weight: float = 1.0, alpha: float = 2.0
     ) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 <= weight < inf:
-            raise UsageError(f"consmtl: weight must be finite and at least 0, found {weight}")
-        if not 0 < alpha < inf:
-            raise UsageError(f"consmtl: alpha must be finite and above 0, found {alpha}")
+        nonnegative(self, weight=weight)
+        positive(self, alpha=alpha)
         self.weight, self.alpha = weight, alpha
 
     @classmethod

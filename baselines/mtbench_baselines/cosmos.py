@@ -1,6 +1,5 @@
 """COSMOS: a weighted sum that also turns the losses towards the preference."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import nonnegative
 from mtbench_baselines._preference import drawn, ray
 
 if TYPE_CHECKING:
@@ -65,8 +64,7 @@ class COSMOS(Scalarizer):
         preference: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 <= penalty < inf:
-            raise UsageError(f"cosmos: penalty must be finite and at least 0, found {penalty}")
+        nonnegative(self, penalty=penalty)
         if preference is None:
             preference = (1 / num_objectives,) * num_objectives
         self.penalty = penalty

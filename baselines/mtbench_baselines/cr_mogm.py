@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Balancer, WeightingWrapper
-from mtbench.errors import UsageError
+from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.wrapper import WeightingWrapper
+from mtbench_baselines._checks import below_one
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -50,8 +51,7 @@ class CRMOGM(WeightingWrapper):
 
     def __init__(self, base: Balancer, seed: int = 0, *, alpha: float = 0.9) -> None:
         super().__init__(base, seed)
-        if not 0 <= alpha < 1:
-            raise UsageError(f"cr_mogm: alpha must be at least 0 and below 1, found {alpha}")
+        below_one(self, alpha=alpha)
         self.alpha = alpha
         self.register_buffer("average", torch.zeros(self.num_objectives, dtype=torch.float64))
         self.register_buffer("started", torch.zeros(self.num_objectives, dtype=torch.bool))

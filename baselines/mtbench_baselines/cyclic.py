@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Balancer, Weighting, Wrapper, weighting
+from mtbench.balancing.balancer import Balancer, Weighting
 from mtbench.balancing.engine import gramian
 from mtbench.balancing.step import Step
+from mtbench.balancing.wrapper import Wrapper, weighting
 from mtbench.errors import UsageError
+from mtbench_baselines._checks import below_one
 from mtbench_baselines._tracked import Remembering
 
 if TYPE_CHECKING:
@@ -70,8 +72,7 @@ class Cyclic(Wrapper, Remembering):
                 "cyclic wraps methods on the gradients of shared parameters, found "
                 f"{base._called} with space={self.base.space}"
             )
-        if not 0 <= beta < 1:
-            raise UsageError(f"cyclic: beta must be at least 0 and below 1, found {beta}")
+        below_one(self, beta=beta)
         self.beta = beta
         self.register_buffer("count", torch.zeros(self.num_objectives, dtype=torch.float64))
         self.register_buffer("turn", torch.zeros((), dtype=torch.long))

@@ -1,13 +1,13 @@
 """damped: a ridge on the Gramian, before the base is asked."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Balancer, WeightingWrapper
-from mtbench.errors import UsageError
+from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.wrapper import WeightingWrapper
+from mtbench_baselines._checks import nonnegative
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -44,8 +44,7 @@ class Damped(WeightingWrapper):
 
     def __init__(self, base: Balancer, seed: int = 0, *, damping: float = 0.01) -> None:
         super().__init__(base, seed)
-        if not 0 <= damping < inf:
-            raise UsageError(f"damped: damping must be finite and at least 0, found {damping}")
+        nonnegative(self, damping=damping)
         self.damping = damping
 
     @classmethod

@@ -1,6 +1,5 @@
 """DB-MTL: log losses, and their averaged gradients brought to the largest one's length."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.engine import largest, lengths
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import below_one, nonnegative
 from mtbench_baselines._norms import divisors
 from mtbench_baselines._tracked import Tracking
 
@@ -58,10 +57,8 @@ class DBMTL(Tracking):
         self, num_objectives: int, seed: int = 0, *, beta: float = 0.9, decay: float = 0.0
     ) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 <= beta < 1:
-            raise UsageError(f"db_mtl: beta must be at least 0 and below 1, found {beta}")
-        if not 0 <= decay < inf:
-            raise UsageError(f"db_mtl: decay must be finite and at least 0, found {decay}")
+        below_one(self, beta=beta)
+        nonnegative(self, decay=decay)
         self.beta, self.decay = beta, decay
         self.register_buffer("count", torch.zeros((), dtype=torch.long))
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Weighting
 from mtbench.errors import UsageError
+from mtbench_baselines._checks import one_of
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -69,9 +70,7 @@ class DCGD(Weighting):
         most = max(num_objectives - 1, 1)
         if not 1 <= first <= most:
             raise UsageError(f"dcgd: first must be from 1 to {most}, found {first}")
-        if variant not in get_args(Variant):
-            choices = ", ".join(get_args(Variant))
-            raise UsageError(f"dcgd: variant must be one of {choices}, found {variant!r}")
+        one_of(self, get_args(Variant), variant=variant)
         self.first, self.variant = first, variant
 
     @classmethod

@@ -1,6 +1,5 @@
 """DWA: weights from how fast each loss fell in the last epoch."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import positive
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -54,8 +53,7 @@ class DynamicWeightAverage(Scalarizer):
 
     def __init__(self, num_objectives: int, seed: int = 0, *, temperature: float = 2.0) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 < temperature < inf:
-            raise UsageError(f"dwa: temperature must be finite and above 0, found {temperature}")
+        positive(self, temperature=temperature)
         self.temperature = temperature
         for name in ("sums", "counts", "last", "before"):  # a mean of 0: not known yet
             self.register_buffer(name, torch.zeros(num_objectives, dtype=torch.float64))

@@ -1,6 +1,5 @@
 """EnCodec's balancer: every objective's share of the gradient at the features is what was asked."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import positive, unit
 from mtbench_baselines._preference import drawn, ray
 
 if TYPE_CHECKING:
@@ -72,10 +71,8 @@ class EnCodec(Balancer):
         decay: float = 0.999,
     ) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 < total_norm < inf:
-            raise UsageError(f"encodec: total_norm must be finite and above 0, found {total_norm}")
-        if not 0 <= decay <= 1:
-            raise UsageError(f"encodec: decay must be in [0, 1], found {decay}")
+        positive(self, total_norm=total_norm)
+        unit(self, decay=decay)
         self.total_norm, self.decay = total_norm, decay
         if preference is None:
             preference = (1.0,) * num_objectives

@@ -10,8 +10,8 @@ from scipy.optimize import linprog
 from torch import Tensor
 
 from mtbench.balancing.balancer import Weighting
-from mtbench.errors import UsageError
-from mtbench_baselines._preference import drawn
+from mtbench_baselines._checks import positive
+from mtbench_baselines._preference import drawn, ray
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 class EPO(Weighting):
     r"""Follow the convex combination of gradients that leads to :math:`r_1 L_1 = \dots = r_K L_K`.
 
-    r, (K,), are the preferences: the exact Pareto optimum for r is where the front meets the ray of
+    r, (K,), is the preference: the exact Pareto optimum for r is where the front meets the ray of
     equal :math:`r_k L_k`. With
 
     .. math:: \hat L_k = \frac{r_k L_k}{\sum_j r_j L_j}, \qquad
@@ -47,7 +47,7 @@ class EPO(Weighting):
     Args:
         num_objectives: K.
         seed: unused.
-        preferences: r, K numbers above 0, taken as they are: their ratios set the ray, their size
+        preference: r, K numbers above 0, taken as they are: their ratios set the ray, their size
             how much a low loss may rise; by default all 1.
         tolerance: epsilon; above 0.
 
@@ -67,27 +67,21 @@ class EPO(Weighting):
         num_objectives: int,
         seed: int = 0,
         *,
-        preferences: tuple[float, ...] | None = None,
+        preference: tuple[float, ...] | None = None,
         tolerance: float = 1e-4,
     ) -> None:
         super().__init__(num_objectives, seed)
-        values = (1.0,) * num_objectives if preferences is None else tuple(preferences)
-        if len(values) != num_objectives:
-            raise UsageError(
-                f"epo: preferences must hold one number per objective ({num_objectives}), "
-                f"found {values}"
-            )
-        if not all(0 < r < inf for r in values):
-            raise UsageError(f"epo: preferences must be finite and above 0, found {values}")
-        if not 0 < tolerance < inf:
-            raise UsageError(f"epo: tolerance must be finite and above 0, found {tolerance}")
-        self.preferences, self.tolerance = values, tolerance
+        if preference is None:
+            preference = (1.0,) * num_objectives
+        self.ray = ray("epo", preference, num_objectives)
+        positive(self, tolerance=tolerance)
+        self.tolerance = tolerance
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
         """Draw each preference log-uniformly from [0.1, 10]; scaled to the sum K."""
         values = drawn(trial, num_objectives)
-        return {"preferences": tuple(r * num_objectives / sum(values) for r in values)}
+        return {"preference": tuple(r * num_objectives / sum(values) for r in values)}
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the solution for the objectives that have a gradient and a positive loss."""
@@ -96,7 +90,7 @@ class EPO(Weighting):
         if active.any():
             chosen = active.numpy()
             G = gramian.double().numpy()[chosen][:, chosen]
-            r = np.array(self.preferences)[chosen]
+            r = self.ray.numpy()[chosen]
             found = _solve(G, losses.double().numpy()[chosen], r, self.tolerance)
             weights[active] = torch.from_numpy(found)
         return weights

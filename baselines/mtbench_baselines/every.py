@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Balancer, Weighting, Wrapper, weighting
+from mtbench.balancing.balancer import Balancer, Weighting
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench.balancing.wrapper import Wrapper, weighting
+from mtbench_baselines._checks import at_least
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -54,8 +55,7 @@ class Every(Wrapper):
     def __init__(self, base: Balancer, seed: int = 0, *, steps: int = 10) -> None:
         super().__init__(base, seed)
         self.base = weighting("every", base)
-        if steps < 1:
-            raise UsageError(f"every: steps must be at least 1, found {steps}")
+        at_least(self, 1, steps=steps)
         self.steps = steps
         self.register_buffer("kept", torch.zeros(self.num_objectives, dtype=torch.float64))
         self.register_buffer("left", torch.zeros((), dtype=torch.long))  # steps till the next ask

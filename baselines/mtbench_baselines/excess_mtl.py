@@ -1,6 +1,5 @@
 """ExcessMTL: weights from how far each objective still is from its own optimum."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.engine import largest
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import positive
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -66,8 +65,7 @@ class ExcessMTL(Balancer):
 
     def __init__(self, num_objectives: int, seed: int = 0, *, step_size: float = 0.01) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 < step_size < inf:
-            raise UsageError(f"excess_mtl: step_size must be finite and above 0, found {step_size}")
+        positive(self, step_size=step_size)
         self.step_size = step_size
         self.register_buffer("log_weights", torch.zeros(num_objectives, dtype=torch.float64))
         self.register_buffer("initial", torch.zeros(num_objectives, dtype=torch.float64))

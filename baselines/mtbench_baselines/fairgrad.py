@@ -1,13 +1,12 @@
 """FairGrad: alpha-fair shares of the improvement."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from mtbench.balancing.balancer import Weighting
 from mtbench.balancing.solvers import fair_shares, shorten
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import nonnegative, positive
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -52,10 +51,8 @@ class FairGrad(Weighting):
         self, num_objectives: int, seed: int = 0, *, alpha: float = 2.0, max_norm: float = 1.0
     ) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 < alpha < inf:
-            raise UsageError(f"fairgrad: alpha must be finite and above 0, found {alpha}")
-        if not 0 <= max_norm < inf:
-            raise UsageError(f"fairgrad: max_norm must be finite and at least 0, found {max_norm}")
+        positive(self, alpha=alpha)
+        nonnegative(self, max_norm=max_norm)
         self.alpha, self.max_norm = alpha, max_norm
 
     @classmethod

@@ -1,6 +1,6 @@
 """FAMO: all losses fall at one rate, found without any objective's own gradient."""
 
-from math import inf, isfinite
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +10,7 @@ from mtbench.balancing.balancer import LossesFn, Scalarizer
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench_baselines._adam import descend
+from mtbench_baselines._checks import nonnegative, positive
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -86,10 +87,8 @@ class FAMO(Scalarizer):
     ) -> None:
         super().__init__(num_objectives, seed)
         bounds = (0.0,) * num_objectives if minima is None else tuple(minima)
-        if not 0 < lr < inf:
-            raise UsageError(f"famo: lr must be finite and above 0, found {lr}")
-        if not 0 <= decay < inf:
-            raise UsageError(f"famo: decay must be finite and at least 0, found {decay}")
+        positive(self, lr=lr)
+        nonnegative(self, decay=decay)
         if len(bounds) != num_objectives or not all(map(isfinite, bounds)):
             raise UsageError(
                 f"famo: minima must hold one finite number per objective ({num_objectives}), "

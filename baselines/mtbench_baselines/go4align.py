@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import at_least, nonnegative
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -58,12 +58,8 @@ class GO4Align(Scalarizer):
         self, num_objectives: int, seed: int = 0, *, groups: int = 2, step_size: float = 1e-4
     ) -> None:
         super().__init__(num_objectives, seed)
-        if groups < 1:
-            raise UsageError(f"go4align: groups must be at least 1, found {groups}")
-        if not 0 <= step_size < inf:
-            raise UsageError(
-                f"go4align: step_size must be finite and at least 0, found {step_size}"
-            )
+        at_least(self, 1, groups=groups)
+        nonnegative(self, step_size=step_size)
         self.groups, self.step_size = groups, step_size
         self.register_buffer("log_shares", torch.zeros(num_objectives, dtype=torch.float64))
 

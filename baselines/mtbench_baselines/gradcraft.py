@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtbench.balancing.balancer import Weighting
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import below_one, unit
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -73,12 +73,8 @@ class GradCraft(Weighting):
         beta: float = 0.9,
     ) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 <= relax <= 1:
-            raise UsageError(f"gradcraft: relax must be in [0, 1], found {relax}")
-        if not 0 <= margin < 1:
-            raise UsageError(f"gradcraft: margin must be at least 0 and below 1, found {margin}")
-        if not 0 <= beta < 1:
-            raise UsageError(f"gradcraft: beta must be at least 0 and below 1, found {beta}")
+        unit(self, relax=relax)
+        below_one(self, margin=margin, beta=beta)
         self.relax, self.margin, self.beta = relax, margin, beta
         for name in ("norms", "count"):
             self.register_buffer(name, torch.zeros(num_objectives, dtype=torch.float64))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Aggregator
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import unit
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -51,8 +51,7 @@ class GradDrop(Aggregator):
 
     def __init__(self, num_objectives: int, seed: int = 0, *, leak: float = 0.0) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 <= leak <= 1:
-            raise UsageError(f"graddrop: leak must be in [0, 1], found {leak}")
+        unit(self, leak=leak)
         self.leak = leak
 
     @classmethod

@@ -1,6 +1,5 @@
 """GradNorm: loss weights that make objectives train at one rate."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -8,13 +7,13 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._adam import descend
+from mtbench_baselines._checks import at_least, nonnegative, one_of, positive
 
 if TYPE_CHECKING:
     from optuna import Trial
 
 _LEAST = 1e-3
-_BETAS = (0.9, 0.999)
 
 
 class GradNorm(Balancer):
@@ -82,16 +81,10 @@ class GradNorm(Balancer):
         update_weights_every: int = 1,
     ) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 <= alpha < inf:
-            raise UsageError(f"gradnorm: alpha must be finite and at least 0, found {alpha}")
-        if not 0 < lr < inf:
-            raise UsageError(f"gradnorm: lr must be finite and above 0, found {lr}")
-        if space not in ("shared", "features"):
-            raise UsageError(f"gradnorm: space must be 'shared' or 'features', found {space!r}")
-        if update_weights_every < 1:
-            raise UsageError(
-                f"gradnorm: update_weights_every must be at least 1, found {update_weights_every}"
-            )
+        nonnegative(self, alpha=alpha)
+        positive(self, lr=lr)
+        one_of(self, ("shared", "features"), space=space)
+        at_least(self, 1, update_weights_every=update_weights_every)
         self.alpha, self.lr, self.update_weights_every = alpha, lr, update_weights_every
         self.space: Literal["shared", "features"] = space
         zeros = torch.zeros(num_objectives, dtype=torch.float64)
@@ -136,14 +129,7 @@ class GradNorm(Balancer):
         target = mean(weighted) * rate**self.alpha
         grad = (weighted - target).sign() * norms / mean(norms).clamp(min=1e-300)
 
-        fast, slow = _BETAS
-        count_after = self.count + active
-        first = fast * self.first_moment + (1 - fast) * grad
-        second = slow * self.second_moment + (1 - slow) * grad.square()
-        self.count.copy_(count_after)
-        self.first_moment.copy_(torch.where(active, first, self.first_moment))
-        self.second_moment.copy_(torch.where(active, second, self.second_moment))
-        correction = (1 - slow**count_after).sqrt() / (1 - fast**count_after)
-        moved = self.loss_weights - self.lr * correction * first / (second.sqrt() + 1e-12)
-        weights = torch.where(active, moved, self.loss_weights).clamp(min=_LEAST)
-        self.loss_weights.copy_(weights * self.num_objectives / weights.sum())
+        kept = (self.loss_weights, self.first_moment, self.second_moment, self.count)
+        descend(*kept, grad, self.lr, active)
+        self.loss_weights.clamp_(min=_LEAST)
+        self.loss_weights *= self.num_objectives / self.loss_weights.sum()

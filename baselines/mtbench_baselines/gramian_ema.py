@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Balancer, WeightingWrapper
-from mtbench.errors import UsageError
+from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.wrapper import WeightingWrapper
+from mtbench_baselines._checks import below_one
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -48,8 +49,7 @@ class GramianEMA(WeightingWrapper):
 
     def __init__(self, base: Balancer, seed: int = 0, *, beta: float = 0.9) -> None:
         super().__init__(base, seed)
-        if not 0 <= beta < 1:
-            raise UsageError(f"gramian_ema: beta must be at least 0 and below 1, found {beta}")
+        below_one(self, beta=beta)
         self.beta = beta
         K = self.num_objectives
         self.register_buffer("average", torch.zeros(K, K, dtype=torch.float64))

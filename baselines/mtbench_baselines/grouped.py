@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mtbench import seeding
-from mtbench.balancing.balancer import Aggregator, Balancer, Weighting, Wrapper, weighting
+from mtbench.balancing.balancer import Aggregator, Balancer, Weighting
 from mtbench.balancing.engine import gramians, largest
 from mtbench.balancing.step import Step
+from mtbench.balancing.wrapper import Wrapper, weighting
 from mtbench.errors import StepError, UsageError
 from mtbench_baselines._groups import By, checked, grouped
 

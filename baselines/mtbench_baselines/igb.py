@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import at_least
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -59,8 +59,7 @@ class ImprovableGapBalancing(Scalarizer):
 
     def __init__(self, num_objectives: int, seed: int = 0, *, base_epoch: int = 1) -> None:
         super().__init__(num_objectives, seed)
-        if base_epoch < 0:
-            raise UsageError(f"igb: base_epoch must be at least 0, found {base_epoch}")
+        at_least(self, 0, base_epoch=base_epoch)
         self.base_epoch = base_epoch
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
         for name in ("sums", "counts", "base"):  # a base of 0: not known yet

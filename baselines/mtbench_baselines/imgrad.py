@@ -1,13 +1,13 @@
 """IMGrad: CAGrad, weighed by how far the mean gradient is from a common descent direction."""
 
-from math import inf, sqrt
+from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from mtbench.balancing.balancer import Weighting
 from mtbench.balancing.solvers import cagrad, min_norm
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import nonnegative
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -55,8 +55,7 @@ class IMGrad(Weighting):
 
     def __init__(self, num_objectives: int, seed: int = 0, *, c: float = 0.5) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 <= c < inf:
-            raise UsageError(f"imgrad: c must be finite and at least 0, found {c}")
+        nonnegative(self, c=c)
         self.c = c
 
     @classmethod

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mtbench.balancing.balancer import Weighting
 from mtbench.balancing.solvers import equal_projections
 from mtbench.balancing.step import Space, Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import one_of
 
 
 class IMTL(Weighting):
@@ -61,8 +61,7 @@ class IMTL(Weighting):
         space: Literal["shared", "features"] = "shared",
     ) -> None:
         super().__init__(num_objectives, seed)
-        if space not in get_args(Space):
-            raise UsageError(f"imtl: space must be 'shared' or 'features', found {space!r}")
+        one_of(self, get_args(Space), space=space)
         self.space = space
         self.log_scale = nn.Parameter(torch.zeros(num_objectives))
 

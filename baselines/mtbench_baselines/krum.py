@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Weighting
 from mtbench.errors import UsageError
+from mtbench_baselines._checks import at_least
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -56,8 +57,7 @@ class Krum(Weighting):
                 f"krum: byzantine must be 0, or at most (K - 3) / 2 for K = {num_objectives}, "
                 f"found {byzantine}"
             )
-        if selected < 1:
-            raise UsageError(f"krum: selected must be at least 1, found {selected}")
+        at_least(self, 1, selected=selected)
         self.byzantine, self.selected = byzantine, selected
 
     @classmethod

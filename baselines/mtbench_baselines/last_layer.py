@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from mtbench.balancing.balancer import Balancer, Scalarizer, Wrapper
+from mtbench.balancing.balancer import Balancer, Scalarizer
 from mtbench.balancing.step import Step
+from mtbench.balancing.wrapper import Wrapper
 from mtbench.errors import StepError, UsageError
 from mtbench_baselines._groups import checked, grouped
 

@@ -1,6 +1,5 @@
 """LDC-MTL: learnt weights, and a penalty on the differences between weighted losses."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import nonnegative
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -64,8 +63,7 @@ class LossDiscrepancyControl(Scalarizer):
 
     def __init__(self, num_objectives: int, seed: int = 0, *, penalty: float = 0.1) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 <= penalty < inf:
-            raise UsageError(f"ldc_mtl: penalty must be finite and at least 0, found {penalty}")
+        nonnegative(self, penalty=penalty)
         self.penalty = penalty
         self.logits = nn.Parameter(torch.zeros(num_objectives))
         self.register_buffer("initial", torch.zeros(num_objectives))  # 0: no label seen yet

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mtbench.balancing.balancer import WeightingWrapper
+from mtbench.balancing.wrapper import WeightingWrapper
 from mtbench_baselines._norms import divisors
 
 

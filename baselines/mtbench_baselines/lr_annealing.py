@@ -8,6 +8,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
+from mtbench_baselines._checks import below_one
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -59,8 +60,7 @@ class LearningRateAnnealing(Balancer):
             raise UsageError(
                 f"lr_annealing: main must be at least 0 and below {num_objectives}, found {main}"
             )
-        if not 0 <= beta < 1:
-            raise UsageError(f"lr_annealing: beta must be at least 0 and below 1, found {beta}")
+        below_one(self, beta=beta)
         self.main, self.beta = main, beta
         self.register_buffer("factors", torch.ones(num_objectives, dtype=torch.float64))
         self.register_buffer("others", torch.arange(num_objectives) != main, persistent=False)

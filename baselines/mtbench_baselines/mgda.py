@@ -8,7 +8,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Weighting
 from mtbench.balancing.solvers import min_norm
 from mtbench.balancing.step import Space
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import one_of
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -57,11 +57,8 @@ class MGDA(Weighting):
         space: Literal["shared", "features"] = "shared",
     ) -> None:
         super().__init__(num_objectives, seed)
-        if normalise not in get_args(Normalise):
-            choices = ", ".join(get_args(Normalise))
-            raise UsageError(f"mgda: normalise must be one of {choices}, found {normalise!r}")
-        if space not in get_args(Space):
-            raise UsageError(f"mgda: space must be 'shared' or 'features', found {space!r}")
+        one_of(self, get_args(Normalise), normalise=normalise)
+        one_of(self, get_args(Space), space=space)
         self.normalise, self.space = normalise, space
 
     @classmethod

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mtbench.balancing.solvers import min_norm
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
 from mtbench_baselines._bilevel import Ahead, Bilevel
+from mtbench_baselines._checks import one_of
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -73,8 +73,7 @@ class MOML(Bilevel):
         share: float = 0.0,
     ) -> None:
         super().__init__(num_objectives, seed, 0.0, rate, lr, share)
-        if normalise not in ("l2", "none"):
-            raise UsageError(f"moml: normalise must be 'l2' or 'none', found {normalise!r}")
+        one_of(self, ("l2", "none"), normalise=normalise)
         self.normalise = normalise
 
     @classmethod

@@ -1,14 +1,12 @@
 """Nash-MTL: the objectives bargain for the direction."""
 
-from math import inf
-
 import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Weighting
 from mtbench.balancing.solvers import fair_shares, shorten
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import at_least, nonnegative
 
 
 class NashMTL(Weighting):
@@ -61,12 +59,8 @@ class NashMTL(Weighting):
         update_weights_every: int = 1,
     ) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 <= max_norm < inf:
-            raise UsageError(f"nash_mtl: max_norm must be finite and at least 0, found {max_norm}")
-        if update_weights_every < 1:
-            raise UsageError(
-                f"nash_mtl: update_weights_every must be at least 1, found {update_weights_every}"
-            )
+        nonnegative(self, max_norm=max_norm)
+        at_least(self, 1, update_weights_every=update_weights_every)
         self.max_norm, self.update_weights_every = max_norm, update_weights_every
         self.register_buffer("last", torch.ones(num_objectives, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.long))

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Aggregator, Weighting, Wrapper
+from mtbench.balancing.balancer import Aggregator, Weighting
 from mtbench.balancing.step import Step
+from mtbench.balancing.wrapper import Wrapper
 from mtbench_baselines._norms import norm
 
 

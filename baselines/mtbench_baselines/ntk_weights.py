@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import at_least
 
 
 class NTKWeights(Scalarizer):
@@ -65,9 +65,7 @@ class NTKWeights(Scalarizer):
         self, num_objectives: int, seed: int = 0, *, steps: int = 100, probes: int = 10
     ) -> None:
         super().__init__(num_objectives, seed)
-        for name, value in (("steps", steps), ("probes", probes)):
-            if value < 1:
-                raise UsageError(f"ntk_weights: {name} must be at least 1, found {value}")
+        at_least(self, 1, steps=steps, probes=probes)
         self.steps, self.probes = steps, probes
         self.register_buffer("kept", torch.ones(num_objectives, dtype=torch.float64))
         # Steps till the traces are looked at again; -1: none were found yet.

@@ -1,6 +1,5 @@
 """NTKMTL: weights that level the largest eigenvalues of the objectives' tangent kernels."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Weighting
 from mtbench.balancing.step import Space, Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import at_least, nonnegative, one_of
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -67,12 +66,9 @@ class NTKMTL(Weighting):
         power: float = 0.5,
     ) -> None:
         super().__init__(num_objectives, seed)
-        if space not in get_args(Space):
-            raise UsageError(f"ntkmtl: space must be 'shared' or 'features', found {space!r}")
-        if splits < 1:
-            raise UsageError(f"ntkmtl: splits must be at least 1, found {splits}")
-        if not 0 <= power < inf:
-            raise UsageError(f"ntkmtl: power must be finite and at least 0, found {power}")
+        one_of(self, get_args(Space), space=space)
+        at_least(self, 1, splits=splits)
+        nonnegative(self, power=power)
         self.space, self.splits, self.power = space, splits, power
         self.needs_features = space == "features"
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Balancer, WeightingWrapper
+from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.wrapper import WeightingWrapper
 from mtbench.errors import UsageError
 
 

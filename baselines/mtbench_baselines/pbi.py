@@ -1,6 +1,6 @@
 """PBI: progress along a preferred direction, with a penalty on leaving it."""
 
-from math import inf, isfinite
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
+from mtbench_baselines._checks import nonnegative
 from mtbench_baselines._preference import drawn, ray
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ class PenaltyBoundaryIntersection(Scalarizer):
     ) -> None:
         super().__init__(num_objectives, seed)
         origin = (0.0,) * num_objectives if reference is None else tuple(reference)
-        if not 0 <= theta < inf:
-            raise UsageError(f"pbi: theta must be finite and at least 0, found {theta}")
+        nonnegative(self, theta=theta)
         if preference is None:
             preference = (1.0,) * num_objectives
         wanted = ray("pbi", preference, num_objectives)

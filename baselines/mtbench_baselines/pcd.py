@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Weighting
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import below_one, unit
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -67,10 +67,8 @@ class PCD(Weighting):
         self, num_objectives: int, seed: int = 0, *, tau: float = 0.02, beta: float = 0.999
     ) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 <= tau <= 1:
-            raise UsageError(f"pcd: tau must be in [0, 1], found {tau}")
-        if not 0 <= beta < 1:
-            raise UsageError(f"pcd: beta must be at least 0 and below 1, found {beta}")
+        unit(self, tau=tau)
+        below_one(self, beta=beta)
         self.tau, self.beta = tau, beta
         zeros = torch.zeros(num_objectives, dtype=torch.float64)
         self.register_buffer("square", zeros)

@@ -11,6 +11,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Judged, Weighting
 from mtbench.balancing.solvers import fair_shares, shorten
 from mtbench.errors import UsageError
+from mtbench_baselines._checks import nonnegative, positive
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -84,12 +85,8 @@ class PIVRG(Weighting):
             raise UsageError(f"pivrg: single_task must be finite and not 0, found {single_task}")
         if not 1 < bound < inf:
             raise UsageError(f"pivrg: bound must be finite and above 1, found {bound}")
-        if not 0 < min_temperature < inf:
-            raise UsageError(
-                f"pivrg: min_temperature must be finite and above 0, found {min_temperature}"
-            )
-        if not 0 <= max_norm < inf:
-            raise UsageError(f"pivrg: max_norm must be finite and at least 0, found {max_norm}")
+        positive(self, min_temperature=min_temperature)
+        nonnegative(self, max_norm=max_norm)
         self.single_task, self.bound = single_task, bound
         self.min_temperature, self.max_norm = min_temperature, max_norm
         self.register_buffer("omega", torch.ones(num_objectives, dtype=torch.float64))

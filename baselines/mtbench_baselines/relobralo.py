@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import positive, unit
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -67,14 +67,8 @@ class ReLoBRaLo(Scalarizer):
         lookback: float = 0.999,
     ) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 < temperature < inf:
-            raise UsageError(
-                f"relobralo: temperature must be finite and above 0, found {temperature}"
-            )
-        if not 0 <= alpha <= 1:
-            raise UsageError(f"relobralo: alpha must be in [0, 1], found {alpha}")
-        if not 0 <= lookback <= 1:
-            raise UsageError(f"relobralo: lookback must be in [0, 1], found {lookback}")
+        positive(self, temperature=temperature)
+        unit(self, alpha=alpha, lookback=lookback)
         self.temperature, self.alpha, self.lookback = temperature, alpha, lookback
         self.register_buffer("factors", torch.ones(num_objectives, dtype=torch.float64))
         for name in ("first", "last"):  # 0: no label seen yet

@@ -1,7 +1,6 @@
 """RLAR: penalise the alignment of the objectives' adversarial directions in latent space."""
 
 from collections.abc import Sequence
-from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -11,7 +10,7 @@ from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.engine import without_autocast
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import at_least, below_one, nonnegative, one_of
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -100,17 +99,11 @@ class RLAR(Scalarizer):
         where: Literal["bottleneck", "pooled", "both"] = "bottleneck",
     ) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 <= weight < inf:
-            raise UsageError(f"rlar: weight must be finite and at least 0, found {weight}")
-        if not 0 <= margin < 1:
-            raise UsageError(f"rlar: margin must be at least 0 and below 1, found {margin}")
-        if warmup < 0:
-            raise UsageError(f"rlar: warmup must be at least 0 epochs, found {warmup}")
-        if mode not in ("positive", "absolute"):
-            raise UsageError(f"rlar: mode must be 'positive' or 'absolute', found {mode!r}")
-        if where not in _LOOKS:
-            known = ", ".join(map(repr, _LOOKS))
-            raise UsageError(f"rlar: where must be one of {known}, found {where!r}")
+        nonnegative(self, weight=weight)
+        below_one(self, margin=margin)
+        at_least(self, 0, warmup=warmup)
+        one_of(self, ("positive", "absolute"), mode=mode)
+        one_of(self, _LOOKS, where=where)
         self.weight, self.margin, self.warmup, self.mode = weight, margin, warmup, mode
         self.where = where
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import one_of
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -49,10 +49,7 @@ class RandomLossWeighting(Scalarizer):
         distribution: Literal["normal", "dirichlet"] = "normal",
     ) -> None:
         super().__init__(num_objectives, seed)
-        if distribution not in get_args(Distribution):
-            raise UsageError(
-                f"rlw: distribution must be 'normal' or 'dirichlet', found {distribution!r}"
-            )
+        one_of(self, get_args(Distribution), distribution=distribution)
         self.distribution = distribution
 
     @classmethod

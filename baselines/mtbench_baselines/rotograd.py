@@ -1,7 +1,7 @@
 """RotoGrad: rotate every head's sight of z until the objectives' gradients there align."""
 
 from collections.abc import Sequence
-from math import inf, isfinite
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,14 +11,14 @@ from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.distributed import Ranks
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
+from mtbench_baselines._adam import descend
+from mtbench_baselines._checks import at_least, positive
 
 if TYPE_CHECKING:
     from optuna import Trial
 
     from mtbench.balancing.model import MultitaskModel
 
-_BETAS = (0.9, 0.999)
-_EPS = 1e-8
 _SIZED = ("skew", "rotation", "first_moment", "second_moment")
 
 
@@ -101,14 +101,12 @@ class RotoGrad(Balancer):
         size: int | None = None,
     ) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 < lr < inf:
-            raise UsageError(f"rotograd: lr must be finite and above 0, found {lr}")
+        positive(self, lr=lr)
         if not 0 < decay <= 1:
             raise UsageError(f"rotograd: decay must be above 0 and at most 1, found {decay}")
-        if burn_in < 0:
-            raise UsageError(f"rotograd: burn_in must be at least 0 steps, found {burn_in}")
-        if size is not None and size < 1:
-            raise UsageError(f"rotograd: size must be at least 1 channel, found {size}")
+        at_least(self, 0, burn_in=burn_in)
+        if size is not None:
+            at_least(self, 1, size=size)
         self.decay, self.burn_in, self.size = decay, burn_in, size
         self.latent = -1
         zeros = torch.zeros(num_objectives, dtype=torch.float64)
@@ -187,18 +185,8 @@ class RotoGrad(Balancer):
             skew = self.skew.detach().requires_grad_()
             (grad,) = torch.autograd.grad(_rotations(skew), skew, slope)
 
-        fast, slow = _BETAS
-        mask = active[:, None, None]
-        self.turns += active
-        for moment, beta, value in (
-            (self.first_moment, fast, grad),
-            (self.second_moment, slow, grad.square()),
-        ):
-            moment.copy_(torch.where(mask, beta * moment + (1 - beta) * value, moment))
-        turns = self.turns.clamp(min=1)[:, None, None]
-        first = self.first_moment / (1 - fast**turns)
-        second = self.second_moment / (1 - slow**turns)
-        self.skew -= torch.where(mask, self.rate * first / (second.sqrt() + _EPS), 0)
+        turns, of = self.turns[:, None, None], active[:, None, None]
+        descend(self.skew, self.first_moment, self.second_moment, turns, grad, self.rate, of)
         self.rotation.copy_(_rotations(self.skew))
 
     def after_epoch(self) -> None:

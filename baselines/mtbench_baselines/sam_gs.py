@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.engine import lengths
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import below_one, unit
 from mtbench_baselines._tracked import Tracking
 
 if TYPE_CHECKING:
@@ -80,11 +80,8 @@ class SAMGS(Tracking):
         gamma: float = 0.1,
     ) -> None:
         super().__init__(num_objectives, seed)
-        for name, beta in (("beta1", beta1), ("beta2", beta2)):
-            if not 0 <= beta < 1:
-                raise UsageError(f"sam_gs: {name} must be at least 0 and below 1, found {beta}")
-        if not 0 <= gamma <= 1:
-            raise UsageError(f"sam_gs: gamma must be at least 0 and at most 1, found {gamma}")
+        below_one(self, beta1=beta1, beta2=beta2)
+        unit(self, gamma=gamma)
         self.beta1, self.beta2, self.gamma = beta1, beta2, gamma
         zero = torch.zeros((), dtype=torch.float64)
         self.register_buffer("steps", torch.zeros(num_objectives, dtype=torch.float64))  # of m_k

@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 from itertools import chain, islice
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Balancer, Wrapper
+from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.distributed import Summed
 from mtbench.balancing.step import Step
+from mtbench.balancing.wrapper import Wrapper
 from mtbench.errors import UsageError
+from mtbench_baselines._checks import positive, unit
 from mtbench_baselines._moving import moved
 from mtbench_baselines._norms import norm
 
@@ -94,12 +95,9 @@ class SAMO(Wrapper):
                 "samo gives its base gradients of K moved points, which have no features in "
                 f"common, found {base._called}, which looks at them: wrap another method"
             )
-        if not 0 < rho < inf:
-            raise UsageError(f"samo: rho must be finite and above 0, found {rho}")
-        if not 0 <= alpha <= 1:
-            raise UsageError(f"samo: alpha must be at least 0 and at most 1, found {alpha}")
-        if not 0 < mu < inf:
-            raise UsageError(f"samo: mu must be finite and above 0, found {mu}")
+        positive(self, rho=rho)
+        unit(self, alpha=alpha)
+        positive(self, mu=mu)
         self.rho, self.alpha, self.mu = rho, alpha, mu
 
     @classmethod

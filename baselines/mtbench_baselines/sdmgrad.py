@@ -1,6 +1,5 @@
 """SDMGrad: the min-norm direction, pulled towards the mean gradient."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Weighting
 from mtbench.balancing.solvers import min_norm
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import nonnegative
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -49,8 +48,7 @@ class SDMGrad(Weighting):
 
     def __init__(self, num_objectives: int, seed: int = 0, *, strength: float = 0.3) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 <= strength < inf:
-            raise UsageError(f"sdmgrad: strength must be finite and at least 0, found {strength}")
+        nonnegative(self, strength=strength)
         self.strength = strength
 
     @classmethod

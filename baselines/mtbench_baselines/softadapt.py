@@ -9,6 +9,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
+from mtbench_baselines._checks import one_of
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -67,9 +68,7 @@ class SoftAdapt(Scalarizer):
         super().__init__(num_objectives, seed)
         if not -inf < beta < inf:
             raise UsageError(f"softadapt: beta must be finite, found {beta}")
-        if variant not in get_args(Variant):
-            choices = ", ".join(get_args(Variant))
-            raise UsageError(f"softadapt: variant must be one of {choices}, found {variant!r}")
+        one_of(self, get_args(Variant), variant=variant)
         self.beta, self.variant = beta, variant
         zeros = torch.zeros(num_objectives, dtype=torch.float64)  # 0: no label seen yet
         self.register_buffer("last", zeros)

@@ -1,6 +1,5 @@
 """STCH: a smooth maximum of the losses relative to where they stood after a warm-up."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import at_least, positive
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -66,10 +65,8 @@ class SmoothTchebycheff(Scalarizer):
         self, num_objectives: int, seed: int = 0, *, mu: float = 1.0, warmup: int = 4
     ) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 < mu < inf:
-            raise UsageError(f"stch: mu must be finite and above 0, found {mu}")
-        if warmup < 0:
-            raise UsageError(f"stch: warmup must be at least 0 epochs, found {warmup}")
+        positive(self, mu=mu)
+        at_least(self, 0, warmup=warmup)
         self.mu, self.warmup = mu, warmup
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
         self.register_buffer("sums", torch.zeros(num_objectives, dtype=torch.float64))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import WeightingWrapper
+from mtbench.balancing.wrapper import WeightingWrapper
 
 
 class Unit(WeightingWrapper):

@@ -1,6 +1,5 @@
 """UW-SO: softly optimal uncertainty weights, in closed form."""
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import positive
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -46,8 +45,7 @@ class SoftOptimalUncertainty(Scalarizer):
 
     def __init__(self, num_objectives: int, seed: int = 0, *, temperature: float = 1.0) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 < temperature < inf:
-            raise UsageError(f"uw_so: temperature must be finite and above 0, found {temperature}")
+        positive(self, temperature=temperature)
         self.temperature = temperature
 
     @classmethod

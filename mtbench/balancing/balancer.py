@@ -6,7 +6,7 @@ A method picks the narrowest signature that it needs: losses (`Scalarizer`), the
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
 from numbers import Integral
 from typing import (
@@ -631,87 +631,3 @@ class Aggregator(Balancer):
         step.release()
         jacobian = step.jacobian()
         step.assign(self.direct(jacobian, step.values.to(jacobian)))
-
-
-class Wrapper(Balancer):
-    """A method around another one, ``--method wrapper+base``; what it leaves alone is the base's.
-
-    Args:
-        base: the method inside.
-        seed: seeds `generator`.
-    """
-
-    passes = "the base's"
-
-    def __init__(self, base: Balancer, seed: int = 0) -> None:
-        super().__init__(base.num_objectives, seed)
-        self.base = base
-        self.needs_features = self.needs_features or base.needs_features
-        self.needs_again = self.needs_again or base.needs_again
-        self.needs_validation = self.needs_validation or base.needs_validation
-        self.needs_residuals = self.needs_residuals or base.needs_residuals
-        self.holds_out = max(self.holds_out, base.holds_out)
-        self.finds_front = self.finds_front and base.finds_front
-        self.is_symmetric = self.is_symmetric and base.is_symmetric
-        self.is_weighted_sum = self.is_weighted_sum and base.is_weighted_sum
-
-    def _inside(self) -> Iterable[Balancer]:
-        """Return what is told of steps, epochs and metrics."""
-        return (self.base,)
-
-    def _hooks(self) -> set[str]:
-        own = {name for name in HOOKS if getattr(type(self), name) is not getattr(Wrapper, name)}
-        return own | self.base._hooks()
-
-    def after_step(self, losses_fn: LossesFn) -> None:
-        """Ask the base."""
-        for base in self._inside():
-            base.after_step(losses_fn)
-
-    def after_epoch(self) -> None:
-        """Ask the base."""
-        for base in self._inside():
-            base.after_epoch()
-
-    def after_evaluation(self, metrics: Sequence[Judged]) -> None:
-        """Ask the base."""
-        for base in self._inside():
-            base.after_evaluation(metrics)
-
-    def view(self, features: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
-        """Ask the base."""
-        return self.base.view(features, k)
-
-    def wrap(self, model: "MultitaskModel") -> "MultitaskModel":
-        """Ask the base."""
-        return self.base.wrap(model)
-
-
-class WeightingWrapper(Wrapper, Weighting):
-    """A wrapper that changes what a `Weighting` is asked, or what it answers.
-
-    Raises:
-        UsageError: the base is of another family, or does more in a step.
-    """
-
-    base: Weighting
-    sees_zero_rows = True
-
-    def __init__(self, base: Balancer, seed: int = 0) -> None:
-        super().__init__(base, seed)
-        self.base = weighting(self._called, base)
-        self.space = self.base.space
-
-
-def weighting(owner: str, base: Balancer) -> Weighting:
-    """Return a base that a wrapper may ask for weights in the place of its whole step.
-
-    Raises:
-        UsageError: it is none.
-    """
-    if not isinstance(base, Weighting) or not base.weighs_only:
-        raise UsageError(
-            f"{owner} wraps methods that find weights from the Gramian and do no more, found "
-            f"{_name(type(base))}"
-        )
-    return base

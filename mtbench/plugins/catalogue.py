@@ -4,14 +4,8 @@ import inspect
 import re
 from collections.abc import Mapping
 
-from mtbench.balancing.balancer import (
-    Aggregator,
-    Balancer,
-    Scalarizer,
-    Weighting,
-    WeightingWrapper,
-    Wrapper,
-)
+from mtbench.balancing.balancer import Aggregator, Balancer, Scalarizer, Weighting
+from mtbench.balancing.wrapper import WeightingWrapper, Wrapper
 from mtbench.plugins import params
 from mtbench.plugins.registry import Entry
 from mtbench.plugins.search import search_space

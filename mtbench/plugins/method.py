@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mtbench import seeding
-from mtbench.balancing.balancer import Balancer, Wrapper
+from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.step import Step
+from mtbench.balancing.wrapper import Wrapper
 from mtbench.errors import UsageError
 from mtbench.plugins import params
 from mtbench.plugins.registry import Entry, parts

@@ -8,7 +8,6 @@ A plugin that needs an extra of its distribution says so by a line of its module
 ``EXTRA = "thyroid"``, which is read without importing it.
 """
 
-import hashlib
 import inspect
 import re
 import sys
@@ -24,7 +23,7 @@ from typing import Literal, TypeVar
 
 from mtbench.errors import PluginError, UsageError, did_you_mean
 from mtbench.plugins import extras
-from mtbench.plugins.code import PACKAGE, module_digest
+from mtbench.plugins.code import PACKAGE, digest_of, module_digest
 
 Kind = Literal["method", "task"]
 Plugin = TypeVar("Plugin")
@@ -100,9 +99,9 @@ class Entry:
         ]
 
     def digest(self) -> str:
-        """Return the sha256 of a plugin file, or of all that a plugin in a package is made of."""
+        """Return the digest of all that a plugin is made of: alike for a file and its package."""
         if self.module is None:
-            return hashlib.sha256(self.path.read_bytes()).hexdigest()
+            return digest_of([(self.path.name, self.path)])
         return module_digest(self.path, self.module)
 
     def _import(self) -> ModuleType:

@@ -21,8 +21,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtbench.balancing.balancer import Aggregator, Balancer, Scalarizer, Weighting, Wrapper
+from mtbench.balancing.balancer import Aggregator, Balancer, Scalarizer, Weighting
 from mtbench.balancing.step import Step
+from mtbench.balancing.wrapper import Wrapper
 from mtbench.plugins import params
 from mtbench.testing.equality import alike
 from mtbench.testing.problem import Make, Problem

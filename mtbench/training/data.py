@@ -126,6 +126,9 @@ class PerObjectiveSplit(Split):
         rule: ``cycle`` for training: an epoch is a pass over the longest split, and the others
             begin again. ``once`` for validation and test: who has run out has no sample left.
 
+    Attributes:
+        splits: each objective's samples, which know their groups.
+
     Raises:
         DataError: a split has no sample.
     """
@@ -133,10 +136,10 @@ class PerObjectiveSplit(Split):
     def __init__(self, splits: Mapping[str, Split], rule: Literal["cycle", "once"]) -> None:
         if empty := [name for name, split in splits.items() if not len(split)]:
             raise DataError(f"every objective needs a sample of its own, {empty[0]!r} has none")
-        self._splits, self._rule = splits, rule
+        self.splits, self._rule = splits, rule
 
     def __len__(self) -> int:
-        return max(map(len, self._splits.values()))
+        return max(map(len, self.splits.values()))
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """Return the samples at `indices` of each split."""
@@ -145,7 +148,7 @@ class PerObjectiveSplit(Split):
                 indices % len(split) if self._rule == "cycle" else indices[indices < len(split)],
                 generator,
             )
-            for name, split in self._splits.items()
+            for name, split in self.splits.items()
         }
         inputs = PerObjective(batch["inputs"] for batch in own.values())
         return {"inputs": inputs} | {name: batch[name] for name, batch in own.items()}

@@ -90,9 +90,7 @@ class Multitarget(tabular.Regression):
     def setup(self, seed: int, progress: Progress) -> Splits:
         """Read the file and split it."""
         path, table = tabular.required("multitarget", self.data), self.table
-        for name in self.objectives:
-            if table.columns[name] is not None:
-                raise DataError(f"{path}: target {name!r} is nominal; targets must be numbers")
+        _refuse_nominal(path, table, self.objectives)
         columns = {name: name for name in self.objectives}
         return tabular.regression_splits(
             path, table, self.inputs, columns, self.group, self.fold, seed
@@ -104,20 +102,47 @@ class Multitarget(tabular.Regression):
         return tabular.network(inputs, len(self.objectives), width=self.width, dropout=self.dropout)
 
     @classmethod
-    def inspect(cls, source: str, data: Path | None) -> list[tuple[str, str, str]]:
-        """Return the rows used and left out, and the columns."""
+    def inspect(
+        cls,
+        source: str,
+        data: Path | None,
+        *,
+        targets: tuple[str, ...] | None = None,
+        group: str | None = None,
+    ) -> list[tuple[str, str, str]]:
+        """Return the rows used and left out, and the columns.
+
+        Args:
+            source: of this task.
+            data: where its data lies.
+            targets: the columns to be predicted, as in training.
+            group: the column whose equal values are kept in one split, as in training.
+        """
         path = tabular.only_source(source, "multitarget", data)
-        table = load(path, group=None, strict=False)
-        numeric = [name for name, values in table.columns.items() if values is None]
-        nominal = [name for name, values in table.columns.items() if values is not None]
-        targets = numeric[len(numeric) - KNOWN.get(path.stem, 0) :]
-        said = "of the Mulan repository's file" if targets else "say --targets a,b"
+        table = load(path, group=group, strict=False)
+        said = "of the Mulan repository's file" if targets is None else ""
+        if targets is None and path.stem not in KNOWN:
+            targets, said = (), "say --targets a,b"
+        else:
+            targets = _targets(path, list(table.columns), targets, group)
+            _refuse_nominal(path, table, targets)
+        columns = {name: values for name, values in table.columns.items() if name != group}
+        numeric = [name for name, values in columns.items() if values is None]
+        nominal = [name for name, values in columns.items() if values is not None]
+        groups = [] if group is None else [(str(len(table.columns[group] or ())), "groups", group)]
         return [
             *table.report(),
             (str(len(numeric)), "numeric columns", tabular.shown(numeric)),
             (str(len(nominal)), "nominal columns", tabular.shown(nominal)),
-            (str(len(targets)), "known targets", f"{tabular.shown(targets)} {said}".strip()),
+            *groups,
+            (str(len(targets)), "targets", f"{tabular.shown(targets)} {said}".strip()),
         ]
+
+
+def _refuse_nominal(path: Path, table: tabular.Table, targets: Sequence[str]) -> None:
+    for name in targets:
+        if table.columns[name] is not None:
+            raise DataError(f"{path}: target {name!r} is nominal; targets must be numbers")
 
 
 def _targets(

@@ -6,7 +6,8 @@ from contextlib import suppress
 import optuna
 import pytest
 
-from mtbench.balancing.balancer import Balancer, Wrapper
+from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.wrapper import Wrapper
 from mtbench.errors import UsageError
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import entries, find

@@ -46,7 +46,7 @@ def test_solves_the_authors_program(K, near):
         G = J @ J.T
         r = rng.uniform(0.5, 2.0, K)
         losses = 1 / r if near else rng.uniform(0.2, 3.0, K)
-        w = EPO(K, preferences=tuple(r)).weights(torch.tensor(G), torch.tensor(losses)).numpy()
+        w = EPO(K, preference=tuple(r)).weights(torch.tensor(G), torch.tensor(losses)).numpy()
         best, value, slack = program(G, losses, r)
         assert w.min() >= 0
         assert w.sum() == pytest.approx(1)
@@ -58,7 +58,7 @@ def test_solves_the_authors_program(K, near):
 def test_ends_on_the_ray_and_on_the_front(r):
     """VLMOP2 in two dimensions, whose front no weighted sum reaches inside."""
     x = torch.tensor([0.2, -0.4], requires_grad=True)
-    method = EPO(2, preferences=r)
+    method = EPO(2, preference=r)
     for _ in range(250):
         x.grad = None
         losses = [1 - torch.exp(-(x - s / 2**0.5).square().sum()) for s in (1, -1)]
@@ -73,7 +73,7 @@ def test_ends_on_the_ray_and_on_the_front(r):
 def test_scale_of_all_does_not_matter(scale):
     J = torch.randn(3, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     losses = torch.tensor([1.0, 2.0, 0.5]).double()
-    method = EPO(3, preferences=(1.0, 2.0, 1.0))
+    method = EPO(3, preference=(1.0, 2.0, 1.0))
     torch.testing.assert_close(
         method.weights(J @ J.T * scale**2, losses * scale), method.weights(J @ J.T, losses)
     )
@@ -105,8 +105,8 @@ def test_degenerate_gradients(case):
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ({"preferences": (1.0,)}, r"preferences must hold one number per objective \(2\)"),
-        ({"preferences": (1.0, 0.0)}, "preferences must be finite and above 0"),
+        ({"preference": (1.0,)}, "preference must hold one finite number above 0 per objective"),
+        ({"preference": (1.0, 0.0)}, "preference must hold one finite number above 0"),
         ({"tolerance": 0.0}, "tolerance must be finite and above 0, found 0.0"),
     ],
 )

@@ -132,7 +132,7 @@ def test_initial_loss_is_that_of_the_first_label():
     [
         ({"alpha": -1.0}, "alpha must be finite and at least 0, found -1.0"),
         ({"lr": 0.0}, "lr must be finite and above 0, found 0.0"),
-        ({"space": "latent"}, "space must be 'shared' or 'features', found 'latent'"),
+        ({"space": "latent"}, "space must be one of shared, features, found 'latent'"),
     ],
 )
 def test_refuses(parameters, words):

@@ -81,7 +81,7 @@ def test_an_objective_without_gradient_keeps_its_averages():
     ("parameters", "words"),
     [
         ({"main": 2}, "main must be at least 0 and below 2, found 2"),
-        ({"relax": 1.5}, "relax must be at least 0 and at most 1, found 1.5"),
+        ({"relax": 1.5}, r"relax must be in \[0, 1\], found 1.5"),
         ({"beta": 1.0}, "beta must be at least 0 and below 1, found 1.0"),
     ],
 )

@@ -120,7 +120,7 @@ def test_zero_gradient_is_left_out():
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ({"space": "z"}, "space must be 'shared' or 'features', found 'z'"),
+        ({"space": "z"}, "space must be one of shared, features, found 'z'"),
         ({"splits": 0}, "splits must be at least 1, found 0"),
         ({"power": -0.5}, "power must be finite and at least 0, found -0.5"),
     ],

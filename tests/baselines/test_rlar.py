@@ -267,9 +267,9 @@ def test_weight_zero_is_equal_weights_and_costs_nothing():
         ({"weight": -1.0}, "weight must be finite and at least 0, found -1.0"),
         ({"weight": math.nan}, "weight must be finite"),
         ({"margin": 1.0}, "margin must be at least 0 and below 1, found 1.0"),
-        ({"warmup": -1}, "warmup must be at least 0 epochs, found -1"),
-        ({"where": "skin"}, "where must be one of 'bottleneck', 'pooled', 'both', found 'skin'"),
-        ({"mode": "negative"}, "mode must be 'positive' or 'absolute', found 'negative'"),
+        ({"warmup": -1}, "warmup must be at least 0, found -1"),
+        ({"where": "skin"}, "where must be one of bottleneck, pooled, both, found 'skin'"),
+        ({"mode": "negative"}, "mode must be one of positive, absolute, found 'negative'"),
     ],
 )
 def test_refuses(parameters, words):

@@ -206,8 +206,8 @@ def test_decay_and_state():
     [
         ({"lr": 0.0}, "lr must be finite and above 0, found 0.0"),
         ({"decay": 1.5}, "decay must be above 0 and at most 1, found 1.5"),
-        ({"burn_in": -1}, "burn_in must be at least 0 steps, found -1"),
-        ({"size": 0}, "size must be at least 1 channel, found 0"),
+        ({"burn_in": -1}, "burn_in must be at least 0, found -1"),
+        ({"size": 0}, "size must be at least 1, found 0"),
     ],
 )
 def test_refuses(parameters, words):

@@ -83,7 +83,7 @@ def test_state_of_a_fresh_object():
     [
         ({"beta1": 1.0}, "beta1 must be at least 0 and below 1, found 1.0"),
         ({"beta2": -0.1}, "beta2 must be at least 0 and below 1, found -0.1"),
-        ({"gamma": 2.0}, "gamma must be at least 0 and at most 1, found 2.0"),
+        ({"gamma": 2.0}, r"gamma must be in \[0, 1\], found 2.0"),
     ],
 )
 def test_refuses(parameters, words):

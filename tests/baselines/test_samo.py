@@ -177,7 +177,7 @@ def test_needs_to_be_told_how_to_repeat():
     ("parameters", "words"),
     [
         ({"rho": 0.0}, "rho must be finite and above 0, found 0.0"),
-        ({"alpha": 1.1}, "alpha must be at least 0 and at most 1, found 1.1"),
+        ({"alpha": 1.1}, r"alpha must be in \[0, 1\], found 1.1"),
         ({"mu": -1.0}, "mu must be finite and above 0, found -1.0"),
     ],
 )

@@ -466,11 +466,11 @@ def test_a_missing_label_changes_nothing_for_the_others(name):
 @pytest.mark.parametrize(
     ("name", "parameters", "words"),
     [
-        ("rlw", {"distribution": "uniform"}, "distribution must be 'normal' or 'dirichlet'"),
+        ("rlw", {"distribution": "uniform"}, "distribution must be one of normal, dirichlet"),
         ("uw_so", {"temperature": 0.0}, "temperature must be finite and above 0, found 0.0"),
         ("dwa", {"temperature": -1.0}, "temperature must be finite and above 0, found -1.0"),
         ("stch", {"mu": 0.0}, "mu must be finite and above 0, found 0.0"),
-        ("stch", {"warmup": -1}, "warmup must be at least 0 epochs, found -1"),
+        ("stch", {"warmup": -1}, "warmup must be at least 0, found -1"),
         ("pbi", {"theta": -1.0}, "theta must be finite and at least 0, found -1.0"),
         ("pbi", {"preference": (1.0,)}, r"preference must hold one .* \(2\), found \(1.0,\)"),
         ("pbi", {"preference": (1.0, 0.0)}, "preference must hold one finite number above 0"),
@@ -484,7 +484,7 @@ def test_a_missing_label_changes_nothing_for_the_others(name):
         ("excess_mtl", {"step_size": 0.0}, "step_size must be finite and above 0, found 0.0"),
         ("go4align", {"groups": 0}, "groups must be at least 1, found 0"),
         ("go4align", {"step_size": -1.0}, "step_size must be finite and at least 0, found -1.0"),
-        ("imtl", {"space": "z"}, "space must be 'shared' or 'features', found 'z'"),
+        ("imtl", {"space": "z"}, "space must be one of shared, features, found 'z'"),
     ],
 )
 def test_refuses(name, parameters, words):

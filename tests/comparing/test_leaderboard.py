@@ -206,7 +206,7 @@ def test_divergence_counts_as_the_worst(tmp_path: Path) -> None:
     assert (by_name["ew"]["seeds"], by_name["ew"]["diverged"]) == (1, 1)
     assert by_name["ew"]["delta_m"] == pytest.approx(-35 / 2)
     assert by_name["ls"]["delta_m"] == 0
-    assert found.rows["method"].tolist() == ["ew", "ls", "stl"]
+    assert found.rows["method"].tolist() == ["ew", "stl", "ls"]  # who diverged is below a tie
     assert found.rows["complete"].all()
     shown = leaderboard.readable(found).set_index("method")
     assert shown["seeds"].to_dict() == {
@@ -215,6 +215,12 @@ def test_divergence_counts_as_the_worst(tmp_path: Path) -> None:
         "ls": "0 (+2 diverged)",
     }
     assert shown.loc["ls", "dice ↑"] == "-"
+
+
+def test_who_diverged_stands_below_the_only_row_that_is_finished(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, status="diverged")
+    cell(tmp_path, "uw", 0)
+    assert board(tmp_path).rows["method"].tolist() == ["uw", "ew"]
 
 
 def test_the_mean_of_what_did_not_diverge_is_not_best(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mtbench.balancing.balancer import Wrapper
+from mtbench.balancing.wrapper import Wrapper
 from mtbench.comparing.planning.grid import Grid, Order, needs_data
 from mtbench.comparing.planning.suite import Suite, load, shipped
 from mtbench.errors import UsageError

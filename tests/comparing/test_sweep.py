@@ -567,10 +567,14 @@ def test_a_survey_needs_no_data_and_sees_what_is_there(make: Made, tmp_path: Pat
     with pytest.raises(RunError, match="is no result of version 1"):
         Survey(grid, tmp_path).look()
     (path / "result.json").unlink()
-    (path / "crash.json").write_text("{")
-    (path / "failed.json").write_text("{")
-    with pytest.raises(RunError, match="does not parse"):
-        Survey(grid, tmp_path).look()
+    for text, said in (
+        ("{", "does not parse"), ("[]", "does not parse"), ("[" * 100_000, "does not parse"),
+        ("{}", "is no record of crashes"), ('{"crashes": "2", "reason": "a"}', "is no record"),
+        ('{"crashes": 2, "reason": 5}', "is no record"),
+    ):  # fmt: skip
+        (path / "failed.json").write_text(text)
+        with pytest.raises(RunError, match=rf"failed\.json: {said}"):
+            Survey(grid, tmp_path).look()
 
 
 def hold(run: RunDirectory, held: Event) -> None:

@@ -57,6 +57,15 @@ def test_a_digest_follows_what_a_plugin_imports_of_its_package(tmp_path: Path, n
     assert digest(tmp_path / "there", name) == before
 
 
+def test_a_plugin_file_is_the_same_code_in_a_package(tiny: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "pack" / tiny.name
+    packed.parent.mkdir()
+    packed.write_bytes(tiny.read_bytes())
+    assert find("task", "tiny", [tiny]).digest() == digest(tmp_path, "tiny")
+    packed.write_text(f"{packed.read_text()}# changed\n")
+    assert find("task", "tiny", [tiny]).digest() != digest(tmp_path, "tiny")
+
+
 def test_every_plugin_in_the_tree_has_a_digest_of_its_own() -> None:
     found = [find("method", name).digest() for name in ("ew", "uw", "samo")]
     found += [find("task", name).digest() for name in ("digits", "thyroid", "zdt1", "zdt2")]

@@ -82,7 +82,7 @@ def test_photos_have_their_domain_and_class_and_lie_in_one_split(made: partial[O
 
 def test_training_photos_are_mirrored_by_half(made: partial[Office]) -> None:
     split = setup(made()).train
-    split._splits["amazon" if "amazon" in split._splits else "art"].pixels = (
+    split.splits["amazon" if "amazon" in split.splits else "art"].pixels = (
         torch.arange(32, dtype=torch.uint8)
         .expand(999, 32, 32)
         .unsqueeze(3)

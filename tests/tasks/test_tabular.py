@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -705,6 +706,23 @@ def test_inspect(folder: Path, tmp_path: Path, mtbench: Mtbench) -> None:
         assert code == 0, err
         for words in said:
             assert words in text
+
+
+def test_inspect_takes_the_targets_and_the_group_of_a_run(tmp_path: Path, mtbench: Mtbench) -> None:
+    rows = [f"name {i},{i % 7},{i},red" for i in range(101)]
+    (data := tmp_path / "t.csv").write_text("\n".join(["who,a,b,colour", *rows]))
+
+    def inspected(*options: str) -> tuple[int, str, str]:
+        words = "data", "inspect", "multitarget", "--task", "multitarget", "--data", data
+        return mtbench(*words, *options)
+
+    refused(inspected("--targets", "b"), "say --group")
+    code, text, err = inspected("--group", "who", "--targets", "b,a")
+    assert code == 0, err
+    for words in (r"101 .*groups .*who", r"1 .*nominal columns .*colour", r"2 .*targets .*b, a"):
+        assert re.search(words, text)
+    refused(inspected("--group", "who", "--targets", "c"), "has no target 'c'")
+    refused(inspected("--group", "who", "--targets", "colour"), "'colour' is nominal")
 
 
 # --- the real data -------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from mtbench.errors import RunError
 from mtbench.plugins.code import core_digest
 from mtbench.training.cell.rundir import SEALED, RunDirectory, Spec, WriteError, find_runs
+from mtbench.training.machine.cache import writing
 from mtbench.training.machine.locks import HeldError
 from mtbench.training.trainer.record import is_outdated
 from tests.processes import PROCESSES
@@ -274,6 +275,18 @@ def test_processes_that_make_the_same_cell_do_not_meet(tmp_path: Path) -> None:
     assert [process.exitcode for process in others] == [0, 0, 0]
     assert len(list(find_runs([tmp_path]))) == 30
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_living_ones_stays(tmp_path: Path) -> None:
+    file = tmp_path / "whole.npy"
+    with writing(file) as killed, writing(file) as living:
+        for path, hours in ((killed, 25), (living, 1)):
+            path.touch()
+            os.utime(path, (time.time() - 3600 * hours,) * 2)
+        with writing(file) as own:
+            own.touch()
+        assert set(tmp_path.iterdir()) == {file, living}
+        killed.touch()  # it is none
 
 
 def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path) -> None:

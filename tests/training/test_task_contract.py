@@ -2,6 +2,7 @@
 
 import inspect
 import random
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,7 +17,13 @@ from mtbench import Metric, MultitaskModel, Recipe, Splits, Task, seeding
 from mtbench.errors import PluginError
 from mtbench.testing import TaskContract
 from mtbench.testing.tasks import _unlabelled, prepared
-from mtbench.training.data import TensorSplit, TorchmetricsMeter, fingerprint, labelled_loss
+from mtbench.training.data import (
+    PerObjectiveSplit,
+    TensorSplit,
+    TorchmetricsMeter,
+    fingerprint,
+    labelled_loss,
+)
 
 
 class Noisy(TensorSplit):
@@ -141,6 +148,16 @@ class GlobalSplit(Good):
 class SamplesSplit(Good):
     def rows(self, seed):
         return torch.randperm(300, generator=seeding.generator(seed)).split([200, 50, 50])
+
+
+class OwnSamplesSplit(SamplesSplit):
+    def setup(self, seed, progress):
+        splits = super().setup(seed, progress)
+        parts = {
+            name: PerObjectiveSplit(dict.fromkeys(self.objectives, getattr(splits, name)), "once")
+            for name in ("train", "val", "test")
+        }
+        return replace(splits, **parts)
 
 
 class Shuffled(TensorSplit):
@@ -400,6 +417,7 @@ CASES = [
     (OwnFingerprint, contract.test_fingerprint, "another fingerprint at seed 1"),
     (GlobalSplit, contract.test_setup_is_deterministic, "split train differs"),
     (SamplesSplit, contract.test_no_group_in_two_splits, "groups lie in train and in val"),
+    (OwnSamplesSplit, contract.test_no_group_in_two_splits, "groups lie in train and in val"),
     (DrawsTorch, unaugmented, "global generator"),
     (DrawsNumpy, unaugmented, "global generator"),
     (DrawsPython, unaugmented, "global generator"),

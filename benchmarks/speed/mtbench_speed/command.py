@@ -175,7 +175,8 @@ def command(
 
 def _methods(names: list[str] | None) -> "list[Method]":
     """Return the methods of these names; by default all, wrappers around a common base."""
-    from mtbench.balancing.balancer import Balancer, Wrapper
+    from mtbench.balancing.balancer import Balancer
+    from mtbench.balancing.wrapper import Wrapper
     from mtbench.plugins.method import Method
     from mtbench.plugins.registry import entries
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mtbench.balancing.balancer import Balancer, Wrapper
+from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.wrapper import Wrapper
 from mtbench.comparing.claim import Claim
 from mtbench.comparing.planning.suite import BEST, EVERY, MethodSetting, Ranges, Suite, TaskSetting
 from mtbench.comparing.tuning.draws import SAMPLER, Draw, Search, draw

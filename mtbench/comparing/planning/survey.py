@@ -42,15 +42,14 @@ def crash(run: RunDirectory) -> dict[str, Any] | None:
     """Return the record of a cell's crashes, None if there was none.
 
     Raises:
-        RunError: it does not parse.
+        RunError: it does not parse, or is none.
     """
     for name in ("failed.json", "crash.json"):
-        file = run.path / name
-        if file.exists():
-            try:
-                record: dict[str, Any] = json.loads(file.read_text())
-            except ValueError as error:
-                raise RunError(f"{file}: does not parse ({error}); delete it") from error
+        record = run.read(name, "delete it")
+        if record is not None:
+            count, reason = record.get("crashes"), record.get("reason")
+            if not (isinstance(count, int) and isinstance(reason, str)):
+                raise RunError(f"{run.path / name}: is no record of crashes; delete it")
             return record
     return None
 

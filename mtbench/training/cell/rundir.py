@@ -175,7 +175,7 @@ class RunDirectory:
         Raises:
             RunError: it does not parse.
         """
-        return self._read("result.json", "delete it to train the cell again")
+        return self.read("result.json", "delete it to train the cell again")
 
     def fitted(self) -> dict[str, Any] | None:
         """Return what `Task.fit` returned, None where it has not been asked.
@@ -183,7 +183,7 @@ class RunDirectory:
         Raises:
             RunError: it does not parse.
         """
-        return self._read("fitted.json", "delete it and repeat the `mtbench run` that made it")
+        return self.read("fitted.json", "delete it and repeat the `mtbench run` that made it")
 
     def open_test(self) -> dict[str, float]:
         """Return the test metrics, none where there are none; that it was opened stays on record.
@@ -251,8 +251,16 @@ class RunDirectory:
                 "writes both again"
             ) from error
 
-    def _read(self, name: str, remedy: str) -> dict[str, Any] | None:
-        """Return a JSON file's object, None where there is no such file."""
+    def read(self, name: str, remedy: str) -> dict[str, Any] | None:
+        """Return a JSON file's object, None where there is no such file.
+
+        Args:
+            name: of the file.
+            remedy: what to do where it is broken.
+
+        Raises:
+            RunError: it is no regular file, or does not parse.
+        """
         file = self._file(name)
         if file is None:
             return None

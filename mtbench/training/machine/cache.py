@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import time
 from uuid import uuid4
 
 from platformdirs import user_cache_dir
 
 from mtbench.errors import UsageError
+
+_ABANDONED = 24 * 3600.0
+"""Seconds since its last change after which nobody writes a temporary file any more."""
 
 
 def cache_dir() -> Path:
@@ -32,9 +36,14 @@ def cache_dir() -> Path:
 def writing(file: Path) -> Iterator[Path]:
     """Yield a path to write to, which then takes the file's place: readers see all of it or none.
 
-    Each writer has its own, for other processes may make the same file meanwhile.
+    Each writer has its own, for other processes may make the same file meanwhile. What killed ones
+    have left in the folder for a day is removed.
     """
-    temporary = file.with_name(f".{uuid4().hex}{file.suffix}")
+    for left in file.parent.glob(".mtbench-*"):
+        with suppress(OSError):  # another process has removed it, or may alone
+            if time() - left.stat().st_mtime > _ABANDONED:
+                left.unlink()
+    temporary = file.with_name(f".mtbench-{uuid4().hex}{file.suffix}")
     try:
         yield temporary
         temporary.replace(file)

@@ -88,8 +88,9 @@ def load_all(
 
 
 def _refuse_without(task: Task, hook: str) -> None:
+    """Refuse a task without a hook, in the words of `Task`'s, which refuses whatever it gets."""
     if hook and getattr(type(task), hook) is getattr(Task, hook):
-        getattr(task, hook)(None, None, None)  # what is not overridden refuses
+        getattr(task, hook)(None, None, None)
 
 
 def load(path: Path, plugins: Sequence[Path] = (), hook: str = "") -> tuple[Task, Trained]:

@@ -185,7 +185,10 @@ def _listing(root: Path, part: str, layout: Layout) -> list[dict[str, Path]]:
 def _examined(
     root: Path, listed: Sequence[tuple[str, Path]], layout: Layout, progress: Progress
 ) -> dict[Path, Finding]:
-    """Return the findings on every file, from the cache if no size or time has changed since."""
+    """Return the findings on every file, from the cache if no size or time has changed since.
+
+    Contents are no part of the cache's key: to hash them is what takes the time that it saves.
+    """
     key = hashlib.sha256(f"dense {VERSION} {layout.classes} {root.resolve()}".encode())
     for _, file in listed:
         stat = file.stat() if file.is_file() else None

@@ -405,12 +405,18 @@ class _Scores:
         )
 
     def _order(self) -> list[int]:
-        """Return the rows, best first: by delta-m, or by rank where there is none."""
+        """Return the rows, best first: by delta-m, or by rank where there is none.
+
+        Of equal ones, the one that diverged stands below.
+        """
         key = self.delta[0] if self.by_delta else self.ranks
+        diverged = [sum(cell.diverged for cell in row.finals) for row in self.rows]
         return sorted(
             range(len(self.names)),
-            key=lambda i: (not self.ranked[i], math.isnan(key[i]), key[i], self.names[i]),
-        )
+            key=lambda i: (
+                not self.ranked[i], math.isnan(key[i]), key[i], diverged[i], self.names[i]
+            ),
+        )  # fmt: skip
 
     @property
     def by_delta(self) -> bool:

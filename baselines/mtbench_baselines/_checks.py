@@ -1,0 +1,46 @@
+"""What a method's parameters may be; each check takes them by name, and says the rule."""
+
+from collections.abc import Callable, Collection, Mapping
+from math import inf
+from typing import Any
+
+from mtbench.balancing.balancer import Balancer
+from mtbench.errors import UsageError
+
+
+def positive(method: Balancer, **values: float) -> None:
+    """Refuse what is not finite and above 0."""
+    _check(method, values, lambda value: 0 < value < inf, "finite and above 0")
+
+
+def nonnegative(method: Balancer, **values: float) -> None:
+    """Refuse what is not finite and at least 0."""
+    _check(method, values, lambda value: 0 <= value < inf, "finite and at least 0")
+
+
+def below_one(method: Balancer, **values: float) -> None:
+    """Refuse what is not in [0, 1)."""
+    _check(method, values, lambda value: 0 <= value < 1, "at least 0 and below 1")
+
+
+def unit(method: Balancer, **values: float) -> None:
+    """Refuse what is not in [0, 1]."""
+    _check(method, values, lambda value: 0 <= value <= 1, "in [0, 1]")
+
+
+def at_least(method: Balancer, least: int, **values: int) -> None:
+    """Refuse whole numbers below another."""
+    _check(method, values, lambda value: value >= least, f"at least {least}")
+
+
+def one_of(method: Balancer, choices: Collection[str], **values: str) -> None:
+    """Refuse what is none of the choices."""
+    _check(method, values, lambda value: value in choices, f"one of {', '.join(choices)}")
+
+
+def _check(
+    method: Balancer, values: Mapping[str, Any], holds: Callable[[Any], bool], rule: str
+) -> None:
+    for name, value in values.items():
+        if not holds(value):
+            raise UsageError(f"{method._called}: {name} must be {rule}, found {value!r}")
