@@ -304,7 +304,34 @@ class Balancer(nn.Module, ABC):
             step.refuse_constants()
             step.refuse_chosen()
         self._check(step)
+        if step.ranks.size > 1:
+            self._refuse_apart(step)
         return step, names
+
+    def _refuse_apart(self, step: Step) -> None:
+        """Refuse losses that ranks do not share; at the first step parameters and state, too."""
+        kept = [0.0, 0.0]
+        if not self.watch.calls and self._held is None:
+            own = [x.double() for x in self.state_dict().values() if isinstance(x, Tensor)]
+            kept = [
+                sum(i * length for i, length in enumerate(lengths_of(tensors), 1))
+                for tensors in (step.trained, own)
+            ]
+        found = torch.tensor([*step.read, *kept], dtype=torch.float64).nan_to_num()
+        most, least = step.ranks.maximum(torch.stack([found, -found]))
+        allowed = torch.tensor([1e-3] * step.num_objectives + [1e-6] * 2)  # by rounding
+        apart = most + least > allowed * torch.maximum(most.abs(), least.abs())
+        *losses, parameters, state = apart.tolist()
+        if any(losses):
+            what = f"losses[{losses.index(True)}] differs"
+            how = "hand over the whole batch's, made with ranks.total, and None on all or none"
+        elif parameters:
+            what, how = "parameters differ", "begin with equal ones, by one seed or one checkpoint"
+        elif state:
+            what, how = "the balancer's state differs", "give all one seed, and load it on all"
+        else:
+            return
+        raise StepError(f"{self._called}: {what} between the processes that share the batch: {how}")
 
     def _repeated(self, losses_fn: Callable[[], Any], whose: str) -> Step | tuple[Tensor, ...]:
         """Return what another forward pass gives, as K scalars in order if it is no step."""

@@ -149,7 +149,7 @@ class Group(Ranks):
         A loop of your own under ``torchrun``; `count` is this rank's number of labelled samples::
 
             ranks = Group()
-            total = ranks.total(count)
+            total = ranks.total(count).clamp(min=1)  # no label anywhere: the loss is 0
             losses = [ranks.total(loss.sum()) / total for loss in per_sample_losses]
             balancer.backward(Step(losses, features=z, ranks=ranks))
             optimizer.step()
@@ -276,8 +276,8 @@ class Group(Ranks):
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise LostError(
-                f"process {self.rank} of {self.size} has lost another one ({reason}); the same "
-                "command goes on from the last checkpoint"
+                f"process {self.rank} of {self.size} has lost another one, which died or asked for "
+                f"something else ({reason}); the same command goes on from the last checkpoint"
             ) from error
 
 

@@ -349,6 +349,35 @@ def _wrapped(method: str, group: Any) -> str:
     return ""
 
 
+def _not_shared(ranks: Ranks) -> dict[str, str]:
+    """Return what is said where ranks hand over other losses, or begin otherwise."""
+    found = {}
+    for case in ("nothing", "a loss", "a label", "later", "parameters", "a seed"):
+        mine = float(ranks.rank)
+        body = nn.Linear(3, 4)
+        nn.init.constant_(body.weight, 1 + mine if case == "parameters" else 1)
+        nn.init.zeros_(body.bias)
+        balancer = Method.find("cagrad")(2, ranks.rank if case == "a seed" else 0)
+        losses: list[Tensor | None] = [
+            ranks.total(body(torch.ones(2, 3) + mine).square().mean()) for _ in range(2)
+        ]
+        if case == "parameters":  # they differ, and losses need not
+            losses = [losses[0] * 0 + 1, losses[1] * 0 + 1]
+        if case == "later":
+            again = [ranks.total(body(torch.ones(2, 3) + mine).square().mean()) for _ in range(2)]
+            balancer.backward(again, ranks=ranks)
+        if case == "a loss":
+            losses[1] = body(torch.ones(2, 3) + mine).square().mean()
+        if case in ("a label", "later") and ranks.rank:
+            losses[0] = None
+        try:
+            balancer.backward(losses, ranks=ranks)
+            found[case] = ""
+        except ValueError as error:
+            found[case] = str(error)
+    return found
+
+
 def _own_residuals(ranks: Ranks) -> str:
     """Return what is said of residuals of this rank's samples alone."""
     x = torch.ones(2, requires_grad=True)
@@ -466,6 +495,7 @@ def _work(out: Path) -> None:
     found["drift"] = _drift(two, out / "drift" / str(pair))
     found["refusals"] = _refusals(two)
     found["own residuals"] = _own_residuals(two)
+    found["not shared"] = _not_shared(two)
     for name in MICRO:
         found[f"{name}, micro-batches"] = _micro_batches(two, groups[pair], name)
     for name in UNSPOKEN:
@@ -515,6 +545,17 @@ def test_a_loop_of_your_own_accumulates_global_gradients(found: dict[str, Any], 
 @pytest.mark.parametrize("name", MICRO)
 def test_micro_batches_of_a_model_that_is_wrapped(found: dict[str, Any], name: str):
     assert found[f"{name}, micro-batches"] < TOLERANCE
+
+
+def test_ranks_that_do_not_share_a_step_are_refused_together(found: dict[str, Any]):
+    said = found["not shared"]
+    assert said["nothing"] == ""
+    assert "cagrad: losses[1] differs between the processes" in said["a loss"]
+    for case in ("a label", "later"):
+        assert "losses[0] differs between the processes" in said[case]
+        assert "None on all or none" in said[case]
+    assert "cagrad: parameters differ between" in said["parameters"]
+    assert "cagrad: the balancer's state differs between" in said["a seed"]
 
 
 @pytest.mark.parametrize("name", UNSPOKEN)
