@@ -12,7 +12,7 @@ from mtbench.balancing.engine import products
 from mtbench.balancing.jacobian import flat, views, width
 from mtbench.balancing.step import Step
 from mtbench_baselines._adam import descend
-from mtbench_baselines._checks import below_one, positive
+from mtbench_baselines._checks import fraction, positive
 from mtbench_baselines._moving import moved
 
 
@@ -48,7 +48,7 @@ class Bilevel(Balancer):
     ) -> None:
         super().__init__(num_objectives, seed)
         positive(self, rate=rate, lr=lr)
-        below_one(self, share=share)
+        fraction(self, share=share)
         self.rate, self.lr, self.holds_out = rate, lr, share
         self.register_buffer("state", torch.full((num_objectives,), start, dtype=torch.float64))
         for name in ("first_moment", "second_moment", "count"):

@@ -1,4 +1,7 @@
-"""What a method's parameters may be; each check takes them by name, and says the rule."""
+"""What a method's parameters may be; each check takes them by name, and says the rule.
+
+A change here counts as one of each method that asks, whose cells are then another code's.
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from math import inf
@@ -18,12 +21,12 @@ def nonnegative(method: Balancer, **values: float) -> None:
     _check(method, values, lambda value: 0 <= value < inf, "finite and at least 0")
 
 
-def below_one(method: Balancer, **values: float) -> None:
+def fraction(method: Balancer, **values: float) -> None:
     """Refuse what is not in [0, 1)."""
     _check(method, values, lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 
-def unit(method: Balancer, **values: float) -> None:
+def unit_interval(method: Balancer, **values: float) -> None:
     """Refuse what is not in [0, 1]."""
     _check(method, values, lambda value: 0 <= value <= 1, "in [0, 1]")
 
@@ -35,7 +38,9 @@ def at_least(method: Balancer, least: int, **values: int) -> None:
 
 def one_of(method: Balancer, choices: Collection[str], **values: str) -> None:
     """Refuse what is none of the choices."""
-    _check(method, values, lambda value: value in choices, f"one of {', '.join(choices)}")
+    _check(
+        method, values, lambda value: value in choices, f"one of {', '.join(map(repr, choices))}"
+    )
 
 
 def _check(
@@ -43,4 +48,5 @@ def _check(
 ) -> None:
     for name, value in values.items():
         if not holds(value):
-            raise UsageError(f"{method._called}: {name} must be {rule}, found {value!r}")
+            shown = repr(value) if isinstance(value, str) else value
+            raise UsageError(f"{method._called}: {name} must be {rule}, found {shown}")

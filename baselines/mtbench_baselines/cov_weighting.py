@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
-from mtbench_baselines._checks import below_one
+from mtbench_baselines._checks import fraction
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -60,7 +60,7 @@ class CoVWeighting(Scalarizer):
 
     def __init__(self, num_objectives: int, seed: int = 0, *, decay: float = 0.0) -> None:
         super().__init__(num_objectives, seed)
-        below_one(self, decay=decay)
+        fraction(self, decay=decay)
         self.decay = decay
         zeros = torch.zeros(num_objectives, dtype=torch.float64)
         self.register_buffer("count", zeros)

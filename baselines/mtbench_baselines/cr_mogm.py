@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.wrapper import WeightingWrapper
-from mtbench_baselines._checks import below_one
+from mtbench_baselines._checks import fraction
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -51,7 +51,7 @@ class CRMOGM(WeightingWrapper):
 
     def __init__(self, base: Balancer, seed: int = 0, *, alpha: float = 0.9) -> None:
         super().__init__(base, seed)
-        below_one(self, alpha=alpha)
+        fraction(self, alpha=alpha)
         self.alpha = alpha
         self.register_buffer("average", torch.zeros(self.num_objectives, dtype=torch.float64))
         self.register_buffer("started", torch.zeros(self.num_objectives, dtype=torch.bool))

@@ -10,7 +10,7 @@ from mtbench.balancing.engine import gramian
 from mtbench.balancing.step import Step
 from mtbench.balancing.wrapper import Wrapper, weighting
 from mtbench.errors import UsageError
-from mtbench_baselines._checks import below_one
+from mtbench_baselines._checks import fraction
 from mtbench_baselines._tracked import Remembering
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Cyclic(Wrapper, Remembering):
                 "cyclic wraps methods on the gradients of shared parameters, found "
                 f"{base._called} with space={self.base.space}"
             )
-        below_one(self, beta=beta)
+        fraction(self, beta=beta)
         self.beta = beta
         self.register_buffer("count", torch.zeros(self.num_objectives, dtype=torch.float64))
         self.register_buffer("turn", torch.zeros((), dtype=torch.long))

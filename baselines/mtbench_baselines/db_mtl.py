@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.engine import largest, lengths
 from mtbench.balancing.step import Step
-from mtbench_baselines._checks import below_one, nonnegative
+from mtbench_baselines._checks import fraction, nonnegative
 from mtbench_baselines._norms import divisors
 from mtbench_baselines._tracked import Tracking
 
@@ -57,7 +57,7 @@ class DBMTL(Tracking):
         self, num_objectives: int, seed: int = 0, *, beta: float = 0.9, decay: float = 0.0
     ) -> None:
         super().__init__(num_objectives, seed)
-        below_one(self, beta=beta)
+        fraction(self, beta=beta)
         nonnegative(self, decay=decay)
         self.beta, self.decay = beta, decay
         self.register_buffer("count", torch.zeros((), dtype=torch.long))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.step import Step
-from mtbench_baselines._checks import positive, unit
+from mtbench_baselines._checks import positive, unit_interval
 from mtbench_baselines._preference import drawn, ray
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class EnCodec(Balancer):
     ) -> None:
         super().__init__(num_objectives, seed)
         positive(self, total_norm=total_norm)
-        unit(self, decay=decay)
+        unit_interval(self, decay=decay)
         self.total_norm, self.decay = total_norm, decay
         if preference is None:
             preference = (1.0,) * num_objectives

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtbench.balancing.balancer import Weighting
-from mtbench_baselines._checks import below_one, unit
+from mtbench_baselines._checks import fraction, unit_interval
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -73,8 +73,8 @@ class GradCraft(Weighting):
         beta: float = 0.9,
     ) -> None:
         super().__init__(num_objectives, seed)
-        unit(self, relax=relax)
-        below_one(self, margin=margin, beta=beta)
+        unit_interval(self, relax=relax)
+        fraction(self, margin=margin, beta=beta)
         self.relax, self.margin, self.beta = relax, margin, beta
         for name in ("norms", "count"):
             self.register_buffer(name, torch.zeros(num_objectives, dtype=torch.float64))

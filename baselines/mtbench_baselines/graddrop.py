@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Aggregator
-from mtbench_baselines._checks import unit
+from mtbench_baselines._checks import unit_interval
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -51,7 +51,7 @@ class GradDrop(Aggregator):
 
     def __init__(self, num_objectives: int, seed: int = 0, *, leak: float = 0.0) -> None:
         super().__init__(num_objectives, seed)
-        unit(self, leak=leak)
+        unit_interval(self, leak=leak)
         self.leak = leak
 
     @classmethod

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mtbench.balancing.balancer import Weighting
-from mtbench_baselines._checks import unit
+from mtbench_baselines._checks import unit_interval
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -70,7 +70,7 @@ class GradVac(Weighting):
 
     def __init__(self, num_objectives: int, seed: int = 0, *, beta: float = 0.01) -> None:
         super().__init__(num_objectives, seed)
-        unit(self, beta=beta)
+        unit_interval(self, beta=beta)
         self.beta = beta
         zeros = torch.zeros(num_objectives, num_objectives, dtype=torch.float64)
         self.register_buffer("targets", zeros)

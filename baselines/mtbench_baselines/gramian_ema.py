@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.wrapper import WeightingWrapper
-from mtbench_baselines._checks import below_one
+from mtbench_baselines._checks import fraction
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -49,7 +49,7 @@ class GramianEMA(WeightingWrapper):
 
     def __init__(self, base: Balancer, seed: int = 0, *, beta: float = 0.9) -> None:
         super().__init__(base, seed)
-        below_one(self, beta=beta)
+        fraction(self, beta=beta)
         self.beta = beta
         K = self.num_objectives
         self.register_buffer("average", torch.zeros(K, K, dtype=torch.float64))

@@ -8,7 +8,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench_baselines._checks import below_one
+from mtbench_baselines._checks import fraction
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -60,7 +60,7 @@ class LearningRateAnnealing(Balancer):
             raise UsageError(
                 f"lr_annealing: main must be at least 0 and below {num_objectives}, found {main}"
             )
-        below_one(self, beta=beta)
+        fraction(self, beta=beta)
         self.main, self.beta = main, beta
         self.register_buffer("factors", torch.ones(num_objectives, dtype=torch.float64))
         self.register_buffer("others", torch.arange(num_objectives) != main, persistent=False)

@@ -10,7 +10,7 @@ from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.engine import lengths
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench_baselines._checks import below_one, unit
+from mtbench_baselines._checks import fraction, unit_interval
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -71,8 +71,8 @@ class MetaBalance(Balancer):
             raise UsageError(
                 f"metabalance: main must be at least 0 and below {num_objectives}, found {main}"
             )
-        unit(self, relax=relax)
-        below_one(self, beta=beta)
+        unit_interval(self, relax=relax)
+        fraction(self, beta=beta)
         self.main, self.relax, self.beta = main, relax, beta
         # n, (K, tensors); how many there are is known at the first step.
         self.register_buffer("norms", torch.zeros(num_objectives, 0, dtype=torch.float64))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Weighting
-from mtbench_baselines._checks import below_one, unit
+from mtbench_baselines._checks import fraction, unit_interval
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -67,8 +67,8 @@ class PCD(Weighting):
         self, num_objectives: int, seed: int = 0, *, tau: float = 0.02, beta: float = 0.999
     ) -> None:
         super().__init__(num_objectives, seed)
-        unit(self, tau=tau)
-        below_one(self, beta=beta)
+        unit_interval(self, tau=tau)
+        fraction(self, beta=beta)
         self.tau, self.beta = tau, beta
         zeros = torch.zeros(num_objectives, dtype=torch.float64)
         self.register_buffer("square", zeros)

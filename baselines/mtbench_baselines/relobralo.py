@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
-from mtbench_baselines._checks import positive, unit
+from mtbench_baselines._checks import positive, unit_interval
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -68,7 +68,7 @@ class ReLoBRaLo(Scalarizer):
     ) -> None:
         super().__init__(num_objectives, seed)
         positive(self, temperature=temperature)
-        unit(self, alpha=alpha, lookback=lookback)
+        unit_interval(self, alpha=alpha, lookback=lookback)
         self.temperature, self.alpha, self.lookback = temperature, alpha, lookback
         self.register_buffer("factors", torch.ones(num_objectives, dtype=torch.float64))
         for name in ("first", "last"):  # 0: no label seen yet

@@ -10,7 +10,7 @@ from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.engine import without_autocast
 from mtbench.balancing.step import Step
-from mtbench_baselines._checks import at_least, below_one, nonnegative, one_of
+from mtbench_baselines._checks import at_least, fraction, nonnegative, one_of
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -100,7 +100,7 @@ class RLAR(Scalarizer):
     ) -> None:
         super().__init__(num_objectives, seed)
         nonnegative(self, weight=weight)
-        below_one(self, margin=margin)
+        fraction(self, margin=margin)
         at_least(self, 0, warmup=warmup)
         one_of(self, ("positive", "absolute"), mode=mode)
         one_of(self, _LOOKS, where=where)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.engine import lengths
-from mtbench_baselines._checks import below_one, unit
+from mtbench_baselines._checks import fraction, unit_interval
 from mtbench_baselines._tracked import Tracking
 
 if TYPE_CHECKING:
@@ -80,8 +80,8 @@ class SAMGS(Tracking):
         gamma: float = 0.1,
     ) -> None:
         super().__init__(num_objectives, seed)
-        below_one(self, beta1=beta1, beta2=beta2)
-        unit(self, gamma=gamma)
+        fraction(self, beta1=beta1, beta2=beta2)
+        unit_interval(self, gamma=gamma)
         self.beta1, self.beta2, self.gamma = beta1, beta2, gamma
         zero = torch.zeros((), dtype=torch.float64)
         self.register_buffer("steps", torch.zeros(num_objectives, dtype=torch.float64))  # of m_k

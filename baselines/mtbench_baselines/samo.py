@@ -12,7 +12,7 @@ from mtbench.balancing.distributed import Summed
 from mtbench.balancing.step import Step
 from mtbench.balancing.wrapper import Wrapper
 from mtbench.errors import UsageError
-from mtbench_baselines._checks import positive, unit
+from mtbench_baselines._checks import positive, unit_interval
 from mtbench_baselines._moving import moved
 from mtbench_baselines._norms import norm
 
@@ -96,7 +96,7 @@ class SAMO(Wrapper):
                 f"common, found {base._called}, which looks at them: wrap another method"
             )
         positive(self, rho=rho)
-        unit(self, alpha=alpha)
+        unit_interval(self, alpha=alpha)
         positive(self, mu=mu)
         self.rho, self.alpha, self.mu = rho, alpha, mu
 

@@ -40,7 +40,7 @@ class Method:
     classes: tuple[type[Balancer], ...]
 
     @classmethod
-    def find(cls, name: str, plugins: Sequence[Path] = ()) -> "Method":
+    def find(cls, name: str, plugins: Sequence[Path | str] = ()) -> "Method":
         """Return the method of a name.
 
         Raises:
@@ -191,7 +191,7 @@ def balancer(
     """
     if not isinstance(name, str):
         raise UsageError(f"balancer: name must be a method's, as in 'cagrad', found {name!r}")
-    return Method.find(name, [Path(file) for file in plugins])(num_objectives, seed, **parameters)
+    return Method.find(name, plugins)(num_objectives, seed, **parameters)
 
 
 def combine(

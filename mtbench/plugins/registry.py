@@ -17,7 +17,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoints, entry_points
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
-from pathlib import Path, PurePath
+from pathlib import Path
 from types import ModuleType
 from typing import Literal, TypeVar
 
@@ -135,7 +135,7 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def entries(kind: Kind, plugins: Iterable[Path] = ()) -> dict[str, Entry]:
+def entries(kind: Kind, plugins: Iterable[Path | str] = ()) -> dict[str, Entry]:
     """Return all plugins of a kind by name, sorted; plugin files count as both kinds.
 
     Raises:
@@ -152,7 +152,7 @@ def entries(kind: Kind, plugins: Iterable[Path] = ()) -> dict[str, Entry]:
     return dict(sorted(found.items()))
 
 
-def find(kind: Kind, name: str, plugins: Iterable[Path] = ()) -> Entry:
+def find(kind: Kind, name: str, plugins: Iterable[Path | str] = ()) -> Entry:
     """Return one plugin.
 
     Raises:
@@ -165,7 +165,7 @@ def find(kind: Kind, name: str, plugins: Iterable[Path] = ()) -> Entry:
     return known[name]
 
 
-def parts(method: str, plugins: Iterable[Path] = ()) -> list[Entry]:
+def parts(method: str, plugins: Iterable[Path | str] = ()) -> list[Entry]:
     """Return the plugins that a method's name names, wrappers before their base.
 
     Raises:
@@ -180,7 +180,7 @@ def parts(method: str, plugins: Iterable[Path] = ()) -> list[Entry]:
     return [find("method", name, plugins) for name in names]
 
 
-def kind_of(name: str, plugins: Iterable[Path] = ()) -> Kind:
+def kind_of(name: str, plugins: Iterable[Path | str] = ()) -> Kind:
     """Return whether a name is a method's or a task's.
 
     Raises:
@@ -201,13 +201,13 @@ def kind_of(name: str, plugins: Iterable[Path] = ()) -> Kind:
 
 def _unknown(name: str, known: Iterable[str], listed: str) -> str:
     """Return a hint for a name that no plugin has: it may be a file's, which nobody has named."""
-    file = name if name.endswith(".py") else f"{name}.py"
-    is_path = name == file or not {"/", "\\"}.isdisjoint(name)
-    if is_path or file in {each.name for each in Path().glob("*.py")}:
-        called = f", and call it {PurePath(file).stem!r}" * is_path
-        return f"to use a file, add --plugin {file} (in Python plugins=[{file!r}]){called}"
-    hint = did_you_mean(name, known, listed=listed)
-    return hint if hint.startswith("did") else f"{hint}; a file of yours joins by --plugin FILE.py"
+    file = Path(name if name.endswith(".py") else f"{name}.py")
+    if not file.is_file():
+        return did_you_mean(name, known, listed=listed)
+    if file.stem in known:
+        return f"call it {file.stem!r}"
+    called = f", and call it {file.stem!r}" * (file.stem != name)
+    return f"to use this file, add --plugin {file} (in Python plugins=[{str(file)!r}]){called}"
 
 
 def _installed(kind: Kind) -> list[Entry]:
@@ -230,9 +230,9 @@ def _points(group: str, _path: tuple[str, ...]) -> EntryPoints:
     return entry_points(group=group)
 
 
-def _from_file(path: Path) -> Entry:
+def _from_file(path: Path | str) -> Entry:
     try:
-        path = path.resolve()
+        path = Path(path).resolve()
     except (OSError, RuntimeError) as error:  # a loop of links
         raise PluginError(f"--plugin {path}: cannot be found ({error})") from error
     if path.suffix != ".py" or not path.is_file():

@@ -165,10 +165,10 @@ class TaskContract:
     def test_no_group_in_two_splits(self, splits: Splits) -> None:
         """No group (patient, subject, source image) lies in two splits of one objective."""
         own = [
-            part.splits.values() if isinstance(part, PerObjectiveSplit) else [part]
+            dict(part.splits) if isinstance(part, PerObjectiveSplit) else {"all": part}
             for part in (splits.train, splits.val, splits.test)
         ]
-        declared = [_disjoint(parts) for parts in zip(*own, strict=True)]
+        declared = [_disjoint([parts[name] for parts in own]) for name in own[0]]
         if not any(declared):
             pytest.skip(
                 "samples are declared independent; if several are of one patient, say so by "

@@ -79,8 +79,8 @@ class Table:
         return [
             (
                 count,
-                f"{name}: {value:g} stands far outside of all others, {low:g} to {high:g}: if it "
-                "says that a value is missing, leave these cells empty",
+                f"{name}: {value:g} lies outside of all others, {low:g} to {high:g}: if it says "
+                "that a value is missing, leave these cells empty",
             )
             for name in names
             if self.columns[name] is None
@@ -122,12 +122,13 @@ class Table:
 def stand_ins(values: Floats) -> list[tuple[float, int, float, float]]:
     """Return numbers that may stand for a missing value, as in (number, count, least, most of all).
 
-    Such a number is written in nines alone (-9, -99.9, -999, 999, 9999) or -1, three rows or more
-    have it, and all values that are not so written lie on one side of it, further than chance and
-    usage bring one: below 0, further than those values are apart from one another, or the only one
-    below 0; above 0, where prices and limits end in nines, three times as far. -1 is one step below
-    0 in many a scale: it is meant only beside ten different values or more, and, as the only one
-    below 0, beside values that are no whole numbers.
+    Such a number is written in nines alone (-9, -99.9, -999, 999, 9999) or is -1, and three rows or
+    more have it. The others, those that are not so written, all lie on one side of it:
+
+    - Below 0, it is further from them than they are apart, or it is the only one below 0.
+    - Above 0, where prices and limits end in nines, it is three times as far.
+    - -1 is one step below 0 in many a scale. So it counts only beside ten different others or more;
+      and as the only one below 0, only if not all others are whole numbers.
 
     >>> stand_ins(np.array([-999.0, 3.2, 1.5, -999.0, 8.0, -999.0]))
     [(-999.0, 3, 1.5, 8.0)]
@@ -395,7 +396,8 @@ def regression_splits(
     centre, scale = unit_scale(x[parts[0]])
     x = np.nan_to_num(np.where(indicator, x, (x - centre) / scale))
     y = np.stack([table[column] for column in targets.values()], axis=1)
-    odd = [f"{why} ({count} rows)" for count, why in table.doubts(table.columns)]
+    columns = [name for name in table.columns if name != group]
+    odd = [f"{why} ({count} rows)" for count, why in table.doubts(columns)]
     for column, values in zip(targets.values(), y[parts[0]].T, strict=True):
         distinct = np.unique(_given(values))
         if not len(distinct):

@@ -6,6 +6,8 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.training.task import Progress, Recipe, Splits
@@ -120,6 +122,8 @@ class Multitarget(tabular.Regression):
         """
         path = tabular.only_source(source, "multitarget", data)
         table = load(path, group=group, strict=False)
+        if group is not None:
+            _refuse_absent(path, list(table.columns), "group", [group])
         said = "of the Mulan repository's file" if targets is None else ""
         if targets is None and path.stem not in KNOWN:
             targets, said = (), "say --targets a,b"
@@ -129,7 +133,7 @@ class Multitarget(tabular.Regression):
         columns = {name: values for name, values in table.columns.items() if name != group}
         numeric = [name for name, values in columns.items() if values is None]
         nominal = [name for name, values in columns.items() if values is not None]
-        groups = [] if group is None else [(str(len(table.columns[group] or ())), "groups", group)]
+        groups = [] if group is None else [(str(len(np.unique(table[group]))), "groups", group)]
         return [
             *table.report(),
             (str(len(numeric)), "numeric columns", tabular.shown(numeric)),
@@ -137,6 +141,12 @@ class Multitarget(tabular.Regression):
             *groups,
             (str(len(targets)), "targets", f"{tabular.shown(targets)} {said}".strip()),
         ]
+
+
+def _refuse_absent(path: Path, columns: Sequence[str], kind: str, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in columns:
+            raise UsageError(f"{path}: has no {kind} {name!r}: {did_you_mean(name, columns)}")
 
 
 def _refuse_nominal(path: Path, table: tabular.Table, targets: Sequence[str]) -> None:
@@ -160,10 +170,9 @@ def _targets(
                 f"columns: {tabular.shown(columns)}"
             )
         given = tuple(columns[-KNOWN[path.stem] :])
-    for kind, names in (("target", given), ("group", () if group is None else (group,))):
-        for name in names:
-            if name not in columns:
-                raise UsageError(f"{path}: has no {kind} {name!r}: {did_you_mean(name, columns)}")
+    _refuse_absent(path, columns, "target", given)
+    if group is not None:
+        _refuse_absent(path, columns, "group", [group])
     for name in set(tabular.RESERVED) & set(given):
         raise UsageError(f"{path}: no target can be called {name!r}; rename the column")
     if not given or len(set(given)) < len(given):

@@ -56,20 +56,31 @@ def test_an_unknown_name_is_explained() -> None:
     [
         ("mine", r"add --plugin mine\.py \(in Python plugins=\['mine\.py'\]\)$"),
         ("mine.py", r"add --plugin mine\.py .*, and call it 'mine'$"),
-        ("sub/other.py", r"add --plugin sub/other\.py .*, and call it 'other'$"),
         ("sub/other", r"add --plugin sub/other\.py .*, and call it 'other'$"),
-        ("qqqqqq", r"nearest of .*; a file of yours joins by --plugin FILE\.py$"),
+        ("cagrad.py", r"did you mean 'cagrad'\?$"),
     ],
 )
 def test_a_file_that_nobody_named_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, hint: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(METHOD)
+    (tmp_path / "sub").mkdir()
+    for file in ("mine.py", "sub/other.py"):
+        (tmp_path / file).write_text(METHOD)
     with pytest.raises(UsageError, match=rf"^unknown method '{name}': .*{hint}"):
         find("method", name)
     with pytest.raises(UsageError, match=rf"^no method or task '{name}': .*{hint}"):
         kind_of(name)
+
+
+def test_a_file_that_is_a_plugin_already_goes_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(METHOD)
+    assert find("method", "mine", ["mine.py"]).name == "mine"
+    with pytest.raises(UsageError, match=r"^unknown method 'mine\.py': call it 'mine'$"):
+        find("method", "mine.py", ["mine.py"])
 
 
 def test_a_duplicate_name_names_both_files(tmp_path: Path) -> None:

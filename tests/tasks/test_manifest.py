@@ -646,7 +646,7 @@ def test_broken_files_are_counted_and_the_rest_goes_on(
     rows += [
         "broken.png,,TR4,x,ann",
         f"{data}/images/01.dcm,small.png,TR4,0,cat",
-        "none.png,,TR4,z,",
+        "none.png,,TR4,z,ann",
     ]
     source = tmp_path / "cases.csv"
     source.write_text("\n".join([header, *rows, ""]))

@@ -722,6 +722,7 @@ def test_inspect_takes_the_targets_and_the_group_of_a_run(tmp_path: Path, mtbenc
     for words in (r"101 .*groups .*who", r"1 .*nominal columns .*colour", r"2 .*targets .*b, a"):
         assert re.search(words, text)
     refused(inspected("--group", "who", "--targets", "c"), "has no target 'c'")
+    refused(inspected("--group", "wo"), "has no group 'wo'")
     refused(inspected("--group", "who", "--targets", "colour"), "'colour' is nominal")
 
 

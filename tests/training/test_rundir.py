@@ -279,14 +279,16 @@ def test_processes_that_make_the_same_cell_do_not_meet(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_is_removed_and_a_living_ones_stays(tmp_path: Path) -> None:
     file = tmp_path / "whole.npy"
+    (theirs := tmp_path / ".mtbench-notes.txt").touch()
+    os.utime(theirs, (0, 0))
     with writing(file) as killed, writing(file) as living:
         for path, hours in ((killed, 25), (living, 1)):
             path.touch()
             os.utime(path, (time.time() - 3600 * hours,) * 2)
         with writing(file) as own:
             own.touch()
-        assert set(tmp_path.iterdir()) == {file, living}
-        killed.touch()  # it is none
+        assert set(tmp_path.iterdir()) == {file, living, theirs}
+        killed.touch()  # its own block is still to end, and moves it
 
 
 def test_a_place_that_cannot_be_written_is_explained(tmp_path: Path) -> None:

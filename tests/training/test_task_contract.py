@@ -154,9 +154,11 @@ class OwnSamplesSplit(SamplesSplit):
     def setup(self, seed, progress):
         splits = super().setup(seed, progress)
         parts = {
-            name: PerObjectiveSplit(dict.fromkeys(self.objectives, getattr(splits, name)), "once")
-            for name in ("train", "val", "test")
-        }
+            name: PerObjectiveSplit(dict.fromkeys(names, getattr(splits, name)), "once")
+            for name, names in (
+                ("train", self.objectives), ("val", self.objectives[::-1]), ("test", self.objectives),
+            )
+        }  # fmt: skip
         return replace(splits, **parts)
 
 

@@ -30,12 +30,17 @@ def record_crash(run: RunDirectory, reason: str, details: str = "") -> None:
     before = crash(run)
     count = 1 + (before["crashes"] if before else 0)
     record = {
-        "crashes": count, "reason": " ".join(reason.split()), "details": details,
-        "code": core_digest(),
+        "crashes": count, "reason": _written(" ".join(reason.split())),
+        "details": _written(details), "code": core_digest(),
     }  # fmt: skip
     run.write_text("crash.json", json.dumps(record, indent=2))
     if count >= CRASHES:
         (run.path / "crash.json").replace(run.path / "failed.json")
+
+
+def _written(text: str) -> str:
+    """Return a text as records take it: odd file names bring halves of characters."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def crash(run: RunDirectory) -> dict[str, Any] | None:

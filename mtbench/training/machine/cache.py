@@ -39,7 +39,7 @@ def writing(file: Path) -> Iterator[Path]:
     Each writer has its own, for other processes may make the same file meanwhile. What killed ones
     have left in the folder for a day is removed.
     """
-    for left in file.parent.glob(".mtbench-*"):
+    for left in file.parent.glob(f".mtbench-{'[0-9a-f]' * 32}*"):
         with suppress(OSError):  # another process has removed it, or may alone
             if time() - left.stat().st_mtime > _ABANDONED:
                 left.unlink()
