@@ -121,9 +121,9 @@ class Multitarget(tabular.Regression):
             group: the column whose equal values are kept in one split, as in training.
         """
         path = tabular.only_source(source, "multitarget", data)
-        table = load(path, group=group, strict=False)
         if group is not None:
-            _refuse_absent(path, list(table.columns), "group", [group])
+            _refuse_absent(path, list(read_columns(path)[0]), "group", [group])
+        table = load(path, group=group, strict=False)
         said = "of the Mulan repository's file" if targets is None else ""
         if targets is None and path.stem not in KNOWN:
             targets, said = (), "say --targets a,b"

@@ -621,7 +621,7 @@ def test_crashes_are_counted(make: Made, tmp_path: Path) -> None:
     assert noted == {"crashes": 1, "reason": "a b", "details": "", "code": core_digest()}
     record_crash(run, "c: scan_\udcff.png")
     assert failed(run)
-    assert crash(run) == noted | {"crashes": 2, "reason": "c"}
+    assert crash(run) == noted | {"crashes": 2, "reason": "c: scan_\\udcff.png"}
     assert not (run.path / "crash.json").exists()
 
 

@@ -330,10 +330,10 @@ def test_doubtful_numbers_are_told_and_used(tmp_path: Path, mtbench: Mtbench) ->
     assert (code, err) == (0, "")
     told = " ".join(text.replace("│", " ").split())
     assert "10 values look odd" in told
-    assert "tsh: -999 stands far outside" in told
+    assert "tsh: -999 lies outside" in told
     assert "1 columns of one number, or none same" in told
     splits = setup(Multitarget(data=path, targets=("tsh", "same")))
-    assert "tsh: -999 stands far outside of all others" in splits.notes["looks odd"]
+    assert "tsh: -999 lies outside of all others" in splits.notes["looks odd"]
     assert "leave these cells empty (10 rows)" in splits.notes["looks odd"]
     assert "same: is 7 in all training rows: nothing to learn" in splits.notes["looks odd"]
     assert float(whole(splits)["tsh"].min()) < -1  # used all the same

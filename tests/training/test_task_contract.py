@@ -154,11 +154,14 @@ class OwnSamplesSplit(SamplesSplit):
     def setup(self, seed, progress):
         splits = super().setup(seed, progress)
         parts = {
-            name: PerObjectiveSplit(dict.fromkeys(names, getattr(splits, name)), "once")
-            for name, names in (
-                ("train", self.objectives), ("val", self.objectives[::-1]), ("test", self.objectives),
+            name: PerObjectiveSplit(
+                dict.fromkeys(
+                    self.objectives[:: -1 if name == "val" else 1], getattr(splits, name)
+                ),
+                "once",
             )
-        }  # fmt: skip
+            for name in ("train", "val", "test")
+        }
         return replace(splits, **parts)
 
 
