@@ -38,9 +38,7 @@ def at_least(method: Balancer, least: int, **values: int) -> None:
 
 def one_of(method: Balancer, choices: Collection[str], **values: str) -> None:
     """Refuse what is none of the choices."""
-    _check(
-        method, values, lambda value: value in choices, f"one of {', '.join(choices)}"
-    )
+    _check(method, values, lambda value: value in choices, f"one of {', '.join(choices)}")
 
 
 def _check(
