@@ -1,6 +1,7 @@
 """What a method's parameters may be; each check takes them by name, and says the rule.
 
-A change here counts as one of each method that asks, whose cells are then another code's.
+Any change here changes the digest of every method that asks: cells that it had trained then count
+as another code's.
 """
 
 from collections.abc import Callable, Collection, Mapping

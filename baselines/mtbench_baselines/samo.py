@@ -95,9 +95,8 @@ class SAMO(Wrapper):
                 "samo gives its base gradients of K moved points, which have no features in "
                 f"common, found {base._called}, which looks at them: wrap another method"
             )
-        positive(self, rho=rho)
+        positive(self, rho=rho, mu=mu)
         unit_interval(self, alpha=alpha)
-        positive(self, mu=mu)
         self.rho, self.alpha, self.mu = rho, alpha, mu
 
     @classmethod

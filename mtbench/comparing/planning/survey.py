@@ -39,7 +39,7 @@ def record_crash(run: RunDirectory, reason: str, details: str = "") -> None:
 
 
 def _written(text: str) -> str:
-    """Return a text as records take it: odd file names bring halves of characters."""
+    """Return a text without lone surrogates, which names of files bring and no record may hold."""
     return text.encode(errors="backslashreplace").decode()
 
 
