@@ -59,7 +59,7 @@ def inspect(
     table = Table("count", "what", "why", title=f"{source}: what is used, repaired and dropped")
     table.columns[0].justify = "right"
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     terminal().print(table)
 
 

@@ -116,7 +116,15 @@ def predict(
 
 def _append(file: Path, record: Mapping[str, Any], *, first: bool) -> None:
     """Add a record to a JSON array in a file: after each it is whole, whatever happens next."""
-    text = textwrap.indent(json.dumps(record, indent=2), "  ")
+    from mtbench.errors import PluginError
+
+    try:
+        text = textwrap.indent(json.dumps(record, indent=2), "  ")
+    except TypeError as error:
+        raise PluginError(
+            f"the task's predict returns what JSON cannot hold ({error}): it must return numbers, "
+            "texts, lists and dictionaries"
+        ) from error
     if first:
         file.write_text(f"[\n{text}{END}", encoding="utf-8", newline="\n")
         return

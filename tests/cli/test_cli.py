@@ -994,6 +994,22 @@ def test_other_bad_words_to_the_thyroid_task(mtbench: Mtbench, tmp_path: Path) -
     refused(mtbench("data", "preview", "ddti", "--to", tmp_path / "no" / "x.png"), "--to")
 
 
+def test_a_parameter_that_changes_nothing_is_refused(mtbench: Mtbench, tmp_path: Path) -> None:
+    line = (
+        "run",
+        "-m",
+        "ew",
+        "--out",
+        tmp_path,
+        "--source",
+        "manifest",
+        "--data",
+        tmp_path / "a.csv",
+    )
+    (tmp_path / "a.csv").write_text("image,category\na.png,TR4\n")
+    refused(mtbench(*line, "--cases", "20"), "thyroid.cases changes nothing", "leave it out")
+
+
 def test_data_is_inspected(mtbench: Mtbench, tmp_path: Path) -> None:
     folder = ddti(tmp_path / "data")
     code, out, err = mtbench("data", "inspect", "ddti", "--data", folder)
@@ -1006,6 +1022,16 @@ def test_data_is_inspected(mtbench: Mtbench, tmp_path: Path) -> None:
     assert counts["cases found"] == "1"
     assert counts["views with a mask"] == "1"
     assert counts["images without a case"] == "0"
+
+
+def test_counts_of_an_inspected_source_may_be_numbers(mtbench: Mtbench, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from mtbench import Task\n\n\nclass Mine(Task):\n    @classmethod\n"
+        "    def inspect(cls, source, data):\n        return [(7, 'points', source)]\n"
+    )
+    line = ("data", "inspect", "made", "--task", "mine", "--plugin", tmp_path / "mine.py")
+    code, out, _ = mtbench(*line)
+    assert (code, "7 │ points │ made" in out) == (0, True)
 
 
 def test_init_starts_from_another_run(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:

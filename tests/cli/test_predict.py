@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from scipy.ndimage import gaussian_filter1d
 
 from mtbench import cli
+from mtbench.cli.predict import _append
+from mtbench.errors import PluginError
 from mtbench.plugins import extras
 from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks.thyroid import Thyroid
@@ -73,6 +75,12 @@ def neck() -> Any:
 
 def files(folder: Path) -> set[str]:
     return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_record_that_json_cannot_hold_is_one_line(tmp_path: Path) -> None:
+    said = r"the task's predict returns .*Tensor.*: it must return"
+    with pytest.raises(PluginError, match=said):
+        _append(tmp_path / "a.json", {"side": torch.zeros(1)}, first=True)
 
 
 # Packaging

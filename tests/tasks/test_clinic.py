@@ -1253,7 +1253,7 @@ def test_the_survey_reads_everything_once() -> None:
         return scan()
 
     collection = Collection((Case("a", "p", read, (Reading("r", lesion(), None),)),), ("x",), "")
-    assert survey(collection) == ([], [])
+    assert survey(collection) == ([], [], 0)
     assert count == 1
 
 

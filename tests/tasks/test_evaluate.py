@@ -193,10 +193,11 @@ def test_one_reader_may_be_the_truth() -> None:
         case("a", "a", np.zeros((4, 4)), ("x", 1), ("pathology", 0)),
         case("b", "b", np.zeros((4, 4)), ("x", 1)),
     ]
+    cases.append(case("c", "c", np.zeros((4, 4)), ("pathology", 1)))
     both, alone = evaluating.with_truth(cases, "pathology")
     assert both.truth is not None
     assert (both.truth.category, [r.reader for r in both.readings]) == (0, ["x"])
-    assert alone == cases[1]
+    assert alone == cases[2]
     with pytest.raises(UsageError, match="--truth y: is no reader of the data: pathology, x"):
         evaluating.with_truth(cases, "y")
 
@@ -307,6 +308,7 @@ def test_subgroups_sizes_and_readers(clinic: Path, tmp_path: Path) -> None:
     assert found == pytest.approx(roc_auc_score(own["positive"], own["score"]), abs=1e-5)
     assert [name for name, _ in groups] == [*["scanner"] * 2, *["sex"] * 2, *["age"] * 3,
                                             *["size"] * 2]  # fmt: skip
+    assert [value for name, value in groups if name == "age"] == ["0 to 9", "10 to 19", "20 to 29"]
     assert sum(g["images"] for (name, _), g in groups.items() if name == "age") == 30
     sizes = {(s["axis"], s["unit"]): s for s in record["sizes"]}
     known = frame["long axis mm"].notna()
@@ -367,6 +369,16 @@ def test_descriptors_are_compared_with_the_datas(clinic: Path, tmp_path: Path) -
     assert "are left out: composition 'what?'" in " ".join(record["notes"])
     assert any(table.title.startswith("Descriptors") for table in found.tables)
     assert "composition accuracy" in (tmp_path / "metrics.csv").read_text()
+
+
+def test_where_the_truth_is_silent_nothing_is_judged(clinic: Path, tmp_path: Path) -> None:
+    """The others' consensus is no pathology."""
+    rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
+    some = [row for row in rows if row["reader"] != "pathology" or int(row["age"]) < 12]
+    write(clinic.with_name("some.csv"), some)
+    _, record = evaluated(clinic.with_name("some.csv"), tmp_path, truth="pathology")
+    assert (record["images"], record["reference"]) == (12, "pathology")
+    assert "18 images are left out: pathology says nothing of them" in record["notes"]
 
 
 def test_without_a_truth_it_is_the_consensus(clinic: Path, tmp_path: Path) -> None:
@@ -539,7 +551,7 @@ def test_mistakes_are_one_line(mtbench: Mtbench, run: Path, clinic: Path, tmp_pa
     for line, said in (
         ((run, *out), "source manifest needs --data PATH"),
         ((run, *data, *out, "--by", "hospital"), "--by hospital: the data has no such column"),
-        ((run, *data, *out, "--high", "TR2"), "--high TR2: is the model's where the grades are"),
+        ((run, *data, *out, "--high", "TR2"), "--high TR2: leave it out: the data's grades are"),
         ((run, *data, *out, "--source", "phantom"), "--data: source phantom makes its own data"),
         ((run, *data, *out, "--source", "mine"), "there is no source 'mine'"),
         ((run, *data, *out, "--colour", "red"), "evaluate has no option --colour"),

@@ -164,18 +164,32 @@ def test_what_is_not_one_image_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.nii").write_text("no image")
     for name, said in {
         "v.nii.gz": "has 50 x 40 x 5 pixels; one 2-D image",
-        "v.dcm": "has 5 frames; say which one",
-        "v.tif": "has 2 frames",
+        "v.dcm": "has 5 frames; say which one is meant .* the manifest's column frame",
+        "v.tif": "has 2 frames, and one image is needed: save the one that is meant",
         "nan.tif": "not finite",
         "cut.nii": "cut off",
         "cut.nii.gz": "cut off",
-        "cut.dcm": "does not decode as DICOM",
+        "cut.dcm": r"does not decode as DICOM \(.* \.\.\.\)",
         "cut.png": "does not decode",
         "text.nii": "does not decode as NIfTI",
     }.items():
         with pytest.raises(DataError, match=f"{name}: .*{said}") as error:
             read_image(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def test_inspect_tells_how_many_images_are_broken(tmp_path: Path) -> None:
+    image, mask = picture()
+    for name in "abc":
+        save(tmp_path / f"{name}.png", image)
+        save(tmp_path / f"{name}_m.png", mask)
+    (tmp_path / "b.png").write_bytes(b"no image")
+    save(tmp_path / "c_m.png", np.zeros_like(mask))
+    rows = [f"{name}.png,{name}_m.png,TR{i},{name}" for i, name in enumerate("abc", 2)]
+    file = tmp_path / "cases.csv"
+    file.write_text("\n".join(["image,mask,category,patient", *rows]))
+    counts = {what: count for count, what, _ in thyroid.Thyroid.inspect("manifest", file)}
+    assert (counts["images used"], counts["images that `run` leaves out"]) == ("3", "2")
 
 
 @settings(max_examples=80, derandomize=True)

@@ -164,6 +164,17 @@ def test_a_cut_checkpoint_is_explained(tmp_path: Path, kept: float) -> None:
         run.load("best.pt")
 
 
+def test_a_damaged_checkpoint_is_explained(tmp_path: Path) -> None:
+    """torch itself reads weights of which some bytes are others."""
+    run = RunDirectory(tmp_path)
+    run.save("best.pt", {"x": torch.arange(1000)})
+    content = bytearray((tmp_path / "best.pt").read_bytes())
+    content[content.index(torch.arange(400, 404).numpy().tobytes())] ^= 1
+    (tmp_path / "best.pt").write_bytes(content)
+    with pytest.raises(RunError, match=r"best\.pt: corrupt, does not load \(BadZipFile\)"):
+        run.load("best.pt")
+
+
 @pytest.mark.parametrize("content", [b"", b'{"status": ', b"\xff\xfe\x00"])
 def test_a_broken_result_is_explained(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "result.json").write_bytes(content)

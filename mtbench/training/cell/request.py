@@ -92,6 +92,10 @@ class Request:
         )
         task_params = params.resolve(task_class, share[task], task)
         instance = task_class(**task_params)
+        if idle := sorted(instance.idle & share[task].keys()):
+            raise UsageError(
+                f"{task}.{idle[0]} changes nothing, given the other parameters: leave it out"
+            )
         if taken := [name for name in instance.metrics if shadows(name, instance.metrics)]:
             raise UsageError(
                 f"{task}: its metric {taken[0]!r} is called like a column of leaderboards: rename "

@@ -15,6 +15,7 @@ import shutil
 import stat
 import time
 import uuid
+import zipfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -332,7 +333,8 @@ class RunDirectory:
         Args:
             name: of the file.
             device: where tensors go.
-            lazily: read a tensor's numbers only when somebody looks at them; on the CPU.
+            lazily: read a tensor's numbers only when somebody looks at them; on the CPU. Then
+                damage within them is not seen.
 
         Raises:
             RunError: it is corrupt.
@@ -341,6 +343,10 @@ class RunDirectory:
         if file is None:
             return None
         try:
+            if not lazily:  # torch does not look at the archive's checksums
+                with zipfile.ZipFile(file) as archive:
+                    if damaged := archive.testzip():
+                        raise zipfile.BadZipFile(damaged)
             state = _object(torch.load(file, map_location=device, weights_only=True, mmap=lazily))
         except Exception as error:  # torch raises many kinds for a broken file
             raise RunError(

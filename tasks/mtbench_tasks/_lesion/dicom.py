@@ -1,6 +1,7 @@
 """DICOM files, by pydicom, with GDCM as decoder of what it does not decode itself."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -303,4 +304,5 @@ def _by(spacing: tuple[float, float]) -> str:
 def _line(error: Exception) -> str:
     """Return the first line of what is wrong, and what it announces, short."""
     first, *more = (str(error).strip() or type(error).__name__).splitlines()
-    return " ".join((first, *(more[:1] if first.endswith(":") else ())))[:160]
+    said = " ".join((first, *(more[:1] if first.endswith(":") else ())))
+    return textwrap.shorten(said, 160, placeholder=" ...")

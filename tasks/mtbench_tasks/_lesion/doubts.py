@@ -94,8 +94,12 @@ def examine(case: Case) -> Examined:
     return Examined(image, tuple(masks), tuple(faults), tuple(doubts), hashes)
 
 
-def survey(collection: Collection) -> tuple[list[str], list[str]]:
-    """Read all of a collection; return what is broken, and what looks odd, a line each."""
+def survey(collection: Collection) -> tuple[list[str], list[str], int]:
+    """Read all of a collection.
+
+    Returns:
+        What is broken, and what looks odd, a line each; how many cases cannot be used for it.
+    """
 
     def read(case: Case) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
         found = examine(case)
@@ -105,11 +109,13 @@ def survey(collection: Collection) -> tuple[list[str], list[str]]:
     run = Parallel(cpu_count(), backend="threading", return_as="generator", batch_size=BATCH)
     problems, doubts = list(collection.problems), list(collection.doubts)
     hashes: dict[int, Sequence[str]] = {}
+    broken = 0
     for i, (faults, odd, known) in enumerate(run(delayed(read)(c) for c in collection.cases)):
         problems += faults
         doubts += odd
         hashes[i] = known
-    return problems, [*doubts, *alike(collection.cases, hashes)]
+        broken += bool(faults)
+    return problems, [*doubts, *alike(collection.cases, hashes)], broken
 
 
 def of_image(image: Image) -> Iterator[str]:

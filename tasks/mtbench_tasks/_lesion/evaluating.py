@@ -68,9 +68,9 @@ class Judged:
 
 
 def with_truth(cases: Sequence[Case], reader: str) -> list[Case]:
-    """Return the cases with one reader's word as the truth, and the others as readers.
+    """Return the cases of which one reader said something: that is the truth, the others readers.
 
-    Those of which that reader said nothing, or nobody else, are left as they are.
+    Those of which nobody else said anything are left as they are.
 
     Raises:
         UsageError: there is no such reader.
@@ -78,13 +78,13 @@ def with_truth(cases: Sequence[Case], reader: str) -> list[Case]:
     names = {reading.reader for case in cases for reading in case.readings}
     if reader not in names:
         raise UsageError(f"--truth {reader}: is no reader of the data: {', '.join(sorted(names))}")
-    return [_with_truth(case, reader) for case in cases]
-
-
-def _with_truth(case: Case, reader: str) -> Case:
-    own = [reading for reading in case.readings if reading.reader == reader]
-    others = tuple(reading for reading in case.readings if reading.reader != reader)
-    return replace(case, readings=others, truth=own[0]) if own and others else case
+    found = []
+    for case in cases:
+        own = [reading for reading in case.readings if reading.reader == reader]
+        others = tuple(reading for reading in case.readings if reading.reader != reader)
+        if own:
+            found.append(replace(case, readings=others, truth=own[0]) if others else case)
+    return found
 
 
 def joined(
@@ -472,7 +472,9 @@ def _grouped(column: pd.Series) -> pd.Series:
     numbers = pd.to_numeric(column, errors="coerce")
     if numbers.notna().sum() == column.notna().sum() and numbers.nunique() > MANY:
         thirds = pd.qcut(numbers, 3, duplicates="drop")
-        return thirds.cat.rename_categories(lambda i: f"{i.left:g} to {i.right:g}")
+        ends = numbers.groupby(thirds, observed=True).agg(["min", "max"])
+        names = {third: f"{low:g} to {high:g}" for third, low, high in ends.itertuples()}
+        return thirds.cat.rename_categories(names)
     return column.astype("category")
 
 

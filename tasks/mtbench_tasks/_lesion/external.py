@@ -37,12 +37,14 @@ def evaluate(
     origin = _origin(task, source, data, grades)
     limit, same = _limit(task, origin, high)
     collection = load(source, origin, data, lambda *_: None)
+    count = len(collection.cases)
     if truth is not None:
         collection = replace(
             collection,
             cases=tuple(evaluating.with_truth(collection.cases, truth)),
             fingerprint=f"{collection.fingerprint} truth {truth}",
         )
+    silent = count - len(collection.cases)
     collection = task.with_consensus(collection)
     prepared = prepare(collection, task.image_size, cache_dir())
     cases, merged = evaluating.joined(collection.cases, prepared.images, prepared.hashes)
@@ -51,10 +53,11 @@ def evaluate(
     seen = [known.get("seen") for known in fitted]
     chosen = evaluating.unseen(cases, prepared.hashes, [h for own in seen for h in own or ()])
     if not chosen:
+        broken = len(cases) - len(prepared.hashes)
         why = f"; the first problem: {problems[0]}" if problems else ""
         raise DataError(
-            f"{data or source}: none of the {len(cases)} cases can be read and is of a patient "
-            f"whom the model has not seen{why}"
+            f"{data or source}: there is nothing to judge by: of {len(cases)} cases {broken} "
+            f"cannot be read, and the model has seen the patients of the other {len(cases) - broken}{why}"
         )
     split = CaseSplit(
         cases, prepared, [(i, len(cases[i].said) - 1) for i in chosen],
@@ -82,6 +85,7 @@ def evaluate(
     record["notes"] = list(
         evaluation.notes(
             record,
+            silent=silent,
             left_out=len(prepared.hashes) - len(chosen),
             merged=merged,
             problems=problems,
@@ -118,8 +122,13 @@ def _limit(task: "LesionTask", origin: Source, high: str | None) -> tuple[int, b
     if high is None:
         limit = task.origin.high if ours else origin.high
     elif ours or high not in origin.grades[1:]:
-        may = "is the model's where the grades are" if ours else "is a grade above the first"
-        raise UsageError(f"--high {high}: {may}; they are {', '.join(origin.grades)}")
+        named = ", ".join(origin.grades)
+        if ours:
+            raise UsageError(
+                f"--high {high}: leave it out: the data's grades are the model's ({named}), "
+                "and its first of high risk holds"
+            )
+        raise UsageError(f"--high {high}: must be a grade above the first of {named}")
     else:
         limit = origin.grades.index(high)
     return limit, ours and task.target == "grades"

@@ -212,13 +212,17 @@ def decoded(source: Path | IO[bytes]) -> Iterator[Pil.Image]:
     """Open and decode one image by Pillow, upright as its EXIF says.
 
     Raises:
-        BROKEN: it is none, too large, or one of several frames.
+        DataError: it has several frames.
+        BROKEN: it is none, or too large.
     """
     with heard() as said, Pil.open(source, formats=_FORMATS) as found:
         if found.width * found.height > LARGEST:
             raise ValueError(f"{found.width} x {found.height} pixels are too many")
         if (count := getattr(found, "n_frames", 1)) > 1:
-            raise ValueError(f"has {count} frames; one image is needed")
+            raise DataError(
+                f"has {count} frames, and one image is needed: save the one that is meant, and "
+                "colours as one frame"
+            )
         found.load()
         # Pillow skips tags that are broken; without them a TIFF's pixels are other pixels.
         skipped = [text for text in said if re.match("Tag data larger|Corrupt EXIF", text)]
@@ -259,7 +263,10 @@ def _load(path: Path, frame: int | None) -> Stored:
     if kind == "dicom":
         count = dicom.frames(path)
         if frame is None and count > 1:
-            raise DataError(f"has {count} frames; say which one is meant (1 to {count})")
+            raise DataError(
+                f"has {count} frames; say which one is meant (1 to {count}) in the manifest's "
+                "column frame"
+            )
         number = 1 if frame is None else frame
         if not 1 <= number <= count:
             raise DataError(f"has no frame {number}: it has {count}")
@@ -293,8 +300,6 @@ def _photo(path: Path) -> Stored:
             same = found if found.mode == mode else found.convert(mode)
             return Stored(np.asarray(same), lies, lossy=lossy)
     except BROKEN as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(
             f"does not decode as an image ({_line(error)}); give PNG, JPEG, TIFF, BMP, DICOM or "
             "NIfTI files"

@@ -575,8 +575,11 @@ class LesionTask(Task):
                 f"{data or source}: none of its cases can be used; the first of "
                 f"{len(collection.problems)} problems: {collection.problems[0]}"
             )
-        problems, doubts = survey(collection)
+        problems, doubts, broken = survey(collection)
         rows = [(str(count), what, why) for count, what, why in collection.report]
+        if broken:
+            why = "a file of theirs is broken or does not fit; the numbers above count them"
+            rows.append((str(broken), "images that `run` leaves out", why))
         for lines, what, why in (
             (problems, "problems", "left out"), (doubts, "things that look odd", "used")
         ):  # fmt: skip
@@ -636,7 +639,7 @@ class LesionTask(Task):
             strict: what looks odd is a problem too, as it is to a strict run.
         """
         collection = cls._collection(source, data, grades)
-        problems, doubts = survey(collection)
+        problems, doubts, _ = survey(collection)
         parts = split_patients(collection.cases, np.random.default_rng(0))
         if collection.cases and min(map(len, parts)) == 0:
             count = len({case.patient for case in collection.cases})

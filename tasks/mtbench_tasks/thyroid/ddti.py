@@ -330,7 +330,7 @@ def _decode(path: Path, name: str, data: bytes) -> Image:
     try:
         with decoded(io.BytesIO(data)) as picture:
             return np.asarray(picture.convert("L"))
-    except BROKEN as error:
+    except (*BROKEN, DataError) as error:
         raise DataError(
             f"{path}: {name} is no readable image; restore it from the published archive"
         ) from error
