@@ -92,7 +92,9 @@ class Request:
         )
         task_params = params.resolve(task_class, share[task], task)
         instance = task_class(**task_params)
-        if idle := sorted(instance.idle & share[task].keys()):
+        meant = {k for k, p in params.declared(task_class).items() if task_params[k] != p.default}
+        # A written configuration names all, and what the task has filled in is no wish.
+        if idle := sorted((instance.idle & meant & share[task].keys()) - instance.dependent.keys()):
             raise UsageError(
                 f"{task}.{idle[0]} changes nothing, given the other parameters: leave it out"
             )

@@ -57,7 +57,8 @@ def evaluate(
         why = f"; the first problem: {problems[0]}" if problems else ""
         raise DataError(
             f"{data or source}: there is nothing to judge by: of {len(cases)} cases {broken} "
-            f"cannot be read, and the model has seen the patients of the other {len(cases) - broken}{why}"
+            f"cannot be read, and the model has seen the patients of the other "
+            f"{len(cases) - broken}{why}"
         )
     split = CaseSplit(
         cases, prepared, [(i, len(cases[i].said) - 1) for i in chosen],
