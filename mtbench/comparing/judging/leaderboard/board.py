@@ -134,7 +134,7 @@ def _board(group: Group, baseline: str | None, plain: str | None) -> Board:
     place = {scores.names[i]: r for r, i in enumerate(np.flatnonzero(ranking.ranked))}
     shown = [place[name] for name in rows["method"] if name in place]
     n, why_not = int(ranking.common.sum()), pairs.no_comparison()
-    note = statistics.interval_note(n, unit=group.unit) if n > 1 else ""
+    note = statistics.interval_note(n, group.unit) if n > 1 else ""
     return Board(
         title=group.title,
         primary=scores.primary,
