@@ -318,9 +318,9 @@ class Balancer(nn.Module, ABC):
                 for tensors in (step.trained, own)
             ]
         found = torch.tensor([*step.read, *kept], dtype=torch.float64).nan_to_num()
-        most, least = step.ranks.maximum(torch.stack([found, -found]))
+        least, most = step.ranks.extremes(found)
         allowed = torch.tensor([1e-3] * step.num_objectives + [1e-6] * 2)  # by rounding
-        apart = most + least > allowed * torch.maximum(most.abs(), least.abs())
+        apart = most - least > allowed * torch.maximum(most.abs(), least.abs())
         *losses, parameters, state = apart.tolist()
         if any(losses):
             what = f"losses[{losses.index(True)}] differs"

@@ -93,6 +93,11 @@ class Ranks:
         """Return the elementwise maximum over ranks, detached."""
         return value.detach()
 
+    def extremes(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the elementwise minimum and maximum over ranks, sent as one, detached."""
+        most, least = self.maximum(torch.stack([value, -value]))
+        return -least, most
+
     def sums(self, values: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """Return the sums over ranks of many tensors, sent as one; None stays None."""
         return values
@@ -253,7 +258,7 @@ class Group(Ranks):
     def agreed(self, tensors: Iterable[Tensor]) -> bool:
         """Return whether all ranks hold the same tensors, judged by their sums in float64."""
         own = torch.stack([tensor.detach().double().sum().cpu() for tensor in tensors])
-        return torch.equal(self.maximum(own), -self.maximum(-own))
+        return torch.equal(*self.extremes(own))
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:

@@ -282,7 +282,8 @@ class Step(Passes):
                 continue
             value = residual.detach().float()
             squares = value.square().sum()
-            if self.ranks.maximum(squares) > -self.ranks.maximum(-squares):  # NaN is told below
+            least, most = self.ranks.extremes(squares)
+            if most > least:  # NaN is told below
                 raise StepError(
                     f"Step: residuals[{k}] must be the whole batch's, found others in each process:"
                     f" hand over ranks.gather(residuals[{k}])"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mtbench.cli.options import EXTRA, Plugins, own, tasks
+from mtbench.cli.options import EXTRA, REFERENCE, Plugins, own, tasks
 
 if TYPE_CHECKING:
     from mtbench.training.task import Task
@@ -41,7 +41,7 @@ def inspect(
     context: typer.Context,
     source: Source,
     data: Data = None,
-    task: TaskName = "thyroid",
+    task: TaskName = REFERENCE,
     plugin: Plugins = None,
 ) -> None:
     """Report what of a source is used, repaired and dropped, and why, and what looks odd.
@@ -68,7 +68,7 @@ def verify(
     context: typer.Context,
     source: Source,
     data: Data = None,
-    task: TaskName = "thyroid",
+    task: TaskName = REFERENCE,
     plugin: Plugins = None,
 ) -> None:
     """Read every file of a source: a line for all that is broken (exit code 2) or looks odd.
@@ -93,7 +93,7 @@ def export(
     source: Source,
     to: Annotated[Path, typer.Option(help="The folder to write: an empty one, or a new one.")],
     data: Data = None,
-    task: TaskName = "thyroid",
+    task: TaskName = REFERENCE,
     plugin: Plugins = None,
 ) -> None:
     """Write a source's cases as other programs read them; the lesion tasks in nnU-Net's layout.
@@ -120,7 +120,7 @@ def export(
 @app.command()
 def template(
     to: Annotated[Path, typer.Option(help="The file to write.")] = Path("cases.csv"),
-    task: TaskName = "thyroid",
+    task: TaskName = REFERENCE,
     plugin: Plugins = None,
 ) -> None:
     """Write a file that describes your own data, with examples, to be filled in."""
@@ -144,7 +144,7 @@ def preview(
     source: Source,
     data: Data = None,
     to: Annotated[Path, typer.Option(help="The picture to write.")] = Path("preview.png"),
-    task: TaskName = "thyroid",
+    task: TaskName = REFERENCE,
     plugin: Plugins = None,
 ) -> None:
     """Draw a few cases of a source with their labels."""

@@ -632,27 +632,34 @@ def test_a_new_task_runs_and_passes_its_test(mtbench: Mtbench, tmp_path: Path) -
     refused(mtbench("new", "task", "my task", "--folder", tmp_path), "is no task name")
 
 
-@pytest.mark.parametrize("kind", ["method", "task"])
-def test_a_new_package_installs_and_is_found(mtbench: Mtbench, tmp_path: Path, kind: str) -> None:
-    code, out, err = mtbench("new", kind, "my_plugin", "--package", "--folder", tmp_path)
-    assert code == 0, err
-    package, site = tmp_path / "mtbench-my-plugin", tmp_path / "site"
+def test_new_packages_install_and_are_found(mtbench: Mtbench, tmp_path: Path) -> None:
+    packages, told = [], []
+    for kind in ("method", "task"):
+        line = ("new", kind, f"my_{kind}", "--package", "--folder", tmp_path)
+        code, out, err = mtbench(*line)
+        assert code == 0, err
+        packages.append(tmp_path / f"mtbench-my-{kind}")
+        told.append((packages[-1] / "tests" / f"test_my_{kind}.py", out))
+        refused(mtbench(*line), "exists already")
     words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*words, "--target", site, package], check=True, timeout=120)
+    site = tmp_path / "site"
+    subprocess.run([*words, "--target", site, *packages], check=True, timeout=240)
     where = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), *filter(None, sys.path)])}
-    lines = [["list", f"{kind}s"], ["run", f"--{kind}", "my_plugin", "--epochs", "1"]]
-    lines[1] += ["--task", "toy"] if kind == "method" else ["--method", "ew"]
-    for line in lines:
+    own = ["--method", "my_method", "--task", "my_task"]
+    for line, found in (
+        (["list", "methods"], "my_method"),
+        (["list", "tasks"], "my_task"),
+        (["run", *own, "--epochs", "1", "--threads", "1"], "my_method"),
+    ):
         done = subprocess.run(
             [sys.executable, "-m", "mtbench", *line], capture_output=True, text=True, timeout=120,
             cwd=tmp_path, env=where, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert "my_plugin" in done.stdout
-    test = package / "tests" / "test_my_plugin.py"
-    assert f"pytest {test}" in out
-    compile(test.read_text(), test, "exec")
-    refused(mtbench("new", kind, "my_plugin", "--package", "--folder", tmp_path), "exists already")
+        assert found in done.stdout
+    for test, out in told:
+        assert f"pytest {test}" in out
+        compile(test.read_text(), test, "exec")
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def suite(folder: Path, *methods: str, trials: int = 2, sleep: float = 0.0) -> P
 
 
 def start(*line: object) -> subprocess.Popen[str]:
-    """Start the command line in a session of its own, so that all of it can be killed."""
+    """Start a Python of its own, as a shell does; `Command` is there at once."""
     return subprocess.Popen(
         [sys.executable, "-c", START, *map(str, line)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -108,7 +108,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def workers(process: subprocess.Popen[str]) -> list[int]:
+def workers(process: Command) -> list[int]:
     """Return the ids of a sweep's workers, which are children of its fork server."""
     return [worker for child in children(process.pid) for worker in children(child)]
 
@@ -274,8 +274,7 @@ def test_two_sweeps_on_one_folder_run_each_cell_once(tiny: Path, tmp_path: Path)
         return step.total(), None"""))  # fmt: skip
     file, out = suite(tmp_path, "counted", trials=4), tmp_path / "out"
     line = ("sweep", file, "--plugin", tiny, "--plugin", plugin, "--jobs", 2, "--out", out)
-    both = [start(*line), start(*line)]
-    for process in both:
+    for process in [Command(*line), Command(*line)]:
         code, said, err = ended(process)
         assert (code, err) == (0, ""), said
         assert "6 cells: 6 finished, 0 diverged, 0 failed" in said
@@ -289,20 +288,20 @@ def test_cells_of_other_code_are_told_before_anything_is_started(
     plugin.write_text(BROKEN.format(what="return step.total(), None"))
     file, out = suite(tmp_path, "mine", "ew", trials=0), tmp_path / "out"
     line = ("sweep", file, "--plugin", tiny, "--plugin", plugin, "--jobs", 1, "--out", out)
-    assert ended(start(*line))[0] == 0
+    assert mtbench(*line)[0] == 0
     plugin.write_text(plugin.read_text() + "# changed")
     told = "2 of 4 cells were made with another mine than is here"
     refused(mtbench(*line), f"--out {out}: {told}: say --other-code keep to")
     plugins = ("--plugin", tiny, "--plugin", plugin)
     assert told in mtbench("status", out, file, *plugins)[1]
-    code, said, err = ended(start(*line, "--other-code", "keep"))
+    code, said, err = mtbench(*line, "--other-code", "keep")
     assert (code, err) == (0, "")
     assert f"{told}: kept\n4 of 4 cells are closed already" in said
-    code, said, err = ended(start(*line, "--other-code", "anew"))
+    code, said, err = mtbench(*line, "--other-code", "anew")
     assert (code, err) == (0, "")
     assert f"{told}: trained anew\n2 of 4 cells are closed already" in said
     assert len(list(find_runs([out]))) == 6
-    assert ended(start(*line))[0] == 0
+    assert mtbench(*line)[0] == 0
     for result in out.glob("tiny/mine/*/result.json"):  # begun, and then the code changes
         result.rename(result.with_name("checkpoint.pt"))
     plugin.write_text(plugin.read_text() + " again")
@@ -314,13 +313,14 @@ def test_cells_of_other_code_are_told_before_anything_is_started(
 @pytest.mark.parametrize(
     "what", ["raise ZeroDivisionError('x')", "import os; os.kill(os.getpid(), 9)"]
 )
-def test_a_method_that_crashes_fails_alone(tiny: Path, tmp_path: Path, what: str) -> None:
+def test_a_method_that_crashes_fails_alone(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path, what: str
+) -> None:
     plugin = tmp_path / "broken.py"
     plugin.write_text(BROKEN.format(what=what))
     file, out = suite(tmp_path, "broken", "ew", trials=0), tmp_path / "out"
-    code, said, err = ended(
-        start("sweep", file, "--plugin", tiny, "--plugin", plugin, "--jobs", 2, "--out", out)
-    )
+    line = ("sweep", file, "--plugin", tiny, "--plugin", plugin, "--jobs", 2, "--out", out)
+    code, said, err = mtbench(*line)
     assert (code, err) == (1, "")
     assert "4 cells: 2 finished, 0 diverged, 2 failed" in said
     reason = "ZeroDivisionError: x (broken.py, line 7)"
@@ -335,7 +335,7 @@ def test_a_method_that_crashes_fails_alone(tiny: Path, tmp_path: Path, what: str
 
 def test_a_killed_worker_is_replaced(tiny: Path, tmp_path: Path) -> None:
     file, out = suite(tmp_path, "ew", trials=0, sleep=0.3), tmp_path / "out"
-    process = start("sweep", file, "--plugin", tiny, "--jobs", 1, "--out", out)
+    process = Command("sweep", file, "--plugin", tiny, "--jobs", 1, "--out", out)
     wait_for(lambda: list(out.rglob("checkpoint.pt")))
     os.kill(workers(process)[0], signal.SIGKILL)
     code, said, err = ended(process)
@@ -370,13 +370,13 @@ def test_two_runs_of_one_cell(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_it_stops_when_told_to(tiny: Path, tmp_path: Path, sign: signal.Signals) -> None:
     file, out = suite(tmp_path, "ew", trials=0, sleep=0.3), tmp_path / "out"
-    process = start("sweep", file, "--plugin", tiny, "--jobs", 2, "--out", out)
+    process = Command("sweep", file, "--plugin", tiny, "--jobs", 2, "--out", out)
     wait_for(lambda: list(out.rglob("spec.json")))
     crew = workers(process)
     if sign is signal.SIGINT:  # what a terminal does
         os.killpg(process.pid, sign)
     else:
-        process.send_signal(sign)
+        os.kill(process.pid, sign)
     code, _, err = ended(process)
     assert not list(out.rglob("result.json"))  # no cell was waited for
     assert code == 130
@@ -401,7 +401,7 @@ def test_ctrl_c_is_heard_while_workers_start(tiny: Path, tmp_path: Path) -> None
 
 def test_workers_end_with_a_sweep_that_is_killed(tiny: Path, tmp_path: Path) -> None:
     file, out = suite(tmp_path, "ew", trials=0, sleep=0.3), tmp_path / "out"
-    process = start("sweep", file, "--plugin", tiny, "--jobs", 1, "--out", out)
+    process = Command("sweep", file, "--plugin", tiny, "--jobs", 1, "--out", out)
     wait_for(lambda: list(out.rglob("spec.json")))
     crew = workers(process)
     process.kill()
@@ -409,21 +409,23 @@ def test_workers_end_with_a_sweep_that_is_killed(tiny: Path, tmp_path: Path) -> 
     wait_for(lambda: all(map(gone, crew)))
 
 
-def test_killed_at_random_moments_it_ends_the_same(tiny: Path, tmp_path: Path) -> None:
+def test_killed_at_random_moments_it_ends_the_same(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
     """Three times here; MTBENCH_KILLS says how often."""
     file = suite(tmp_path, "ew", "famo", sleep=0.05)
     line = ("sweep", file, "--plugin", tiny, "--jobs", 2, "--out")
-    code, _, err = ended(start(*line, tmp_path / "calm"))
+    code, _, err = mtbench(*line, tmp_path / "calm")
     assert (code, err) == (0, "")
     out = tmp_path / "disturbed"
     moments = random.Random(0)
     for _ in range(int(os.environ.get("MTBENCH_KILLS", "3"))):
-        process = start(*line, out)
+        process = Command(*line, out)
         wait_for(lambda process=process: len(workers(process)) == 2)
         time.sleep(moments.uniform(1, 4))
         os.killpg(process.pid, signal.SIGKILL)
         ended(process)
-    code, said, err = ended(start(*line, out))
+    code, said, err = mtbench(*line, out)
     assert (code, err) == (0, ""), said
     assert not list(out.rglob("failed.json"))
     assert outcome(out) == outcome(tmp_path / "calm")

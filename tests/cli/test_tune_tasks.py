@@ -45,8 +45,11 @@ DATA: dict[str, Callable[[Path], Path]] = {
 }
 """Small files in the published formats, for tasks that take some."""
 
+LIKE_ZDT1 = {"dtlz2", "vlmop2", "zdt2", "zdt3"}
+"""Analytic tasks that have another formula and are otherwise the same to the command line."""
 
-@pytest.mark.parametrize("task", sorted(entries("task")))
+
+@pytest.mark.parametrize("task", sorted(entries("task").keys() - LIKE_ZDT1))
 def test_what_was_chosen_can_be_run(mtbench: Mtbench, tmp_path: Path, task: str) -> None:
     given = [f"--set={key}={value}" for key, value in SMALL.get(task, {}).items()]
     data = ("--data", DATA[task](tmp_path / "data")) if task in DATA else ()

@@ -17,7 +17,8 @@ from mtbench.comparing.running.executors import Dask, Executor, Local, Slurm
 from mtbench.comparing.running.worker import Assignment, Worker
 from mtbench.errors import RunError, UsageError
 from mtbench.plugins import extras
-from tests.cli.test_sweep import BROKEN, ended, outcome, start, suite, wait_for
+from tests.cli.test_sweep import BROKEN, ended, outcome, suite, wait_for
+from tests.processes import Command
 from tests.refusals import refused
 
 debug = pytest.mark.filterwarnings("ignore:unclosed file .*DEBUG:ResourceWarning")
@@ -147,11 +148,11 @@ def test_jobs_outlive_a_killed_sweep_and_the_next_goes_on(
     file = suite(tmp_path, "counted", trials=0, sleep=0.3)
     line = ("sweep", file, "--plugin", tiny, "--plugin", plugin, "--out", out)
     line = (*line, "--executor", "slurm", "--slurm", "cluster=local")
-    process = start(*line)
+    process = Command(*line)
     wait_for(lambda: at_work(out))
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    code, said, err = ended(start(*line))
+    code, said, err = ended(Command(*line))
     assert (code, err) == (0, ""), said
     assert "2 cells: 2 finished, 0 diverged, 0 failed" in said
     assert begun() == 2

@@ -13,6 +13,7 @@ from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.deciding import prospect
 from mtbench.comparing.judging.leaderboard import Board, Cell
 from mtbench.comparing.judging.leaderboard import board as boards
+from mtbench.comparing.judging.leaderboard.ranking import Ranking
 from mtbench.comparing.planning.cost import probe
 from mtbench.comparing.planning.grid import Cell as GridCell
 from mtbench.comparing.planning.grid import Grid, Order
@@ -59,7 +60,7 @@ def study(rng: np.random.Generator, effect: float, resplit: float | None) -> lis
 def test_the_board_tells_as_often_as_was_promised(
     monkeypatch: pytest.MonkeyPatch, effect: float, resplit: float | None
 ) -> None:
-    monkeypatch.setattr(boards._Scores, "delta", np.zeros((3, 3)))  # intervals are not asked for
+    monkeypatch.setattr(Ranking, "delta", np.zeros((3, 3)))  # intervals are not asked for
     rng = np.random.default_rng(0)
     told = []
     for _ in range(STUDIES):
@@ -162,7 +163,7 @@ def test_the_luck_of_tuning_is_what_final_seeds_do_not_explain(
             made = cell.claims[0].model_copy(update=own | more | changed)
             cells.append(Cell(cell.run, spec, result, [made], {"error": value}))
     monkeypatch.setattr(boards, "read_cells", lambda _: (cells, []))
-    monkeypatch.setattr(boards._Scores, "delta", np.zeros((3, 4)))  # intervals are not asked for
+    monkeypatch.setattr(Ranking, "delta", np.zeros((3, 4)))  # intervals are not asked for
     found = {row: _luck(leaderboard.boards([], row)[0]) for row in ("ls", "ew")}
     if not told:
         assert set(found.values()) == {None}

@@ -19,6 +19,9 @@ from mtbench.errors import UsageError
 
 Floats = NDArray[np.float64]
 
+COVERAGE = 0.95
+"""Of an interval, as it aims at it."""
+
 _CHUNK = 500_000  # numbers of a block of resamples: what stays in a cache is fastest
 
 
@@ -189,13 +192,12 @@ def paired_bootstrap(
     *samples: ArrayLike,
     seed: int,
     resamples: int = 10_000,
-    level: float = 0.95,
 ) -> Interval:
     r"""Return a statistic with its expanded percentile interval over resampled seeds.
 
     .. math::
         \text{quantiles } \alpha',\; 1 - \alpha' \text{ of the draws}, \qquad
-        \alpha' = \Phi\Big(-\sqrt{\tfrac{n}{n-1}} \; t_{n-1,\,(1 + \text{level})/2}\Big)
+        \alpha' = \Phi\Big(-\sqrt{\tfrac{n}{n-1}} \; t_{n-1,\,(1 + c)/2}\Big), \qquad c = 0.95
 
     (Hesterberg 2014, arXiv 1411.5279). The plain percentile interval is too narrow, for it uses the
     normal quantile and the variance with divisor n: at 95 % it covers a normal mean in 90 % of
@@ -207,7 +209,6 @@ def paired_bootstrap(
         samples: each (..., n, M), as for `resample`.
         seed: of the draws.
         resamples: how many.
-        level: coverage aimed at.
 
     Returns:
         What `statistic` returns, and its limits: NaN for one seed, or where the value is NaN.
@@ -226,12 +227,12 @@ def paired_bootstrap(
     n = np.shape(samples[0])[-2]
     if n < 2:
         return Interval(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
-    tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, n - 1))
+    tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + COVERAGE) / 2, n - 1))
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     return Interval(value, np.asarray(low), np.asarray(high))
 
 
-def interval_note(n: int, level: float = 0.95, unit: str = "seed") -> str:
+def interval_note(n: int, unit: str = "seed") -> str:
     r"""Return why n units are too few for a bootstrap interval, empty if they are not.
 
     It lies between the least and the greatest unit's value. All n lie on one side of the truth with
@@ -243,11 +244,11 @@ def interval_note(n: int, level: float = 0.95, unit: str = "seed") -> str:
         >>> interval_note(3)
         '3 seeds: a 95 % interval cannot cover more than 75 %; it takes at least 6 seeds'
     """
-    needed = max(2, math.ceil(1 - math.log2(1 - level)))
+    needed = max(2, math.ceil(1 - math.log2(1 - COVERAGE)))
     if n >= needed:
         return ""
     return (
-        f"{n} {unit}{'s' * (n != 1)}: a {100 * level:g} % interval cannot cover more than "
+        f"{n} {unit}{'s' * (n != 1)}: a {100 * COVERAGE:g} % interval cannot cover more than "
         f"{100 * (1 - 2.0 ** (1 - n)):.3g} %; it takes at least {needed} {unit}s"
     )
 

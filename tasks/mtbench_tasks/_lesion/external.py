@@ -14,7 +14,7 @@ from mtbench_tasks._lesion import evaluating, evaluation, manifest, operating
 from mtbench_tasks._lesion.asking import Ask, Panel
 from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.grid import prepare
-from mtbench_tasks._lesion.source import Source, load
+from mtbench_tasks._lesion.source import Source, graded, load
 from mtbench_tasks._lesion.splits import CaseSplit, authority
 
 if TYPE_CHECKING:
@@ -108,13 +108,9 @@ def _origin(
     if source == task.source and task.origin.graded is None and grades is None:
         return task.origin
     origin = task.anywhere(source)
-    if origin.graded is None:
-        if grades is not None:
-            raise UsageError(f"the grades of source {source} are fixed: leave out --grades")
-        return origin
-    if grades is None and data is not None:
+    if origin.graded is not None and grades is None and data is not None:
         grades = manifest.scale(data, task.origin.grades, task.grades)
-    return origin.graded(data, grades)
+    return graded(source, origin, data, grades)
 
 
 def _limit(task: "LesionTask", origin: Source, high: str | None) -> tuple[int, bool]:

@@ -1,90 +1,31 @@
 """Anybody's images: a CSV of image, mask, category, patient, reader and spacing."""
 
-import codecs
-import csv
-import io
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mtbench.errors import DataError, UsageError, did_you_mean
-from mtbench.training.data import regular
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion import nnunet
-from mtbench_tasks._lesion.cases import Case, Collection, Part, Reading, United
-from mtbench_tasks._lesion.categories import NONE, ODD, SCALES, place, said, scale_of, unsaid
+from mtbench_tasks._lesion.cases import Case, Collection, Reading, United
+from mtbench_tasks._lesion.categories import ODD, SCALES, place, scale_of, unsaid
 from mtbench_tasks._lesion.doubts import spelt_alike
 from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, read_geometry
 from mtbench_tasks._lesion.pixels import implausible
 from mtbench_tasks._lesion.radiomics import STEP
 from mtbench_tasks._lesion.source import Source
+from mtbench_tasks._lesion.table import COLUMNS, Row, Table, locate_in, read
 
 VERSION = 2  # part of the fingerprint: raise it when the same files give other cases
 
-COLUMNS = {
-    "image": "the image file: PNG, JPEG, TIFF, BMP, DICOM or NIfTI, one 2-D image, grey or colour",
-    "mask": "the lesion's mask: zero and one other value, of the image's size; empty: not outlined",
-    "category": "the reader's category, such as TR4, 4a or malignant; empty: not graded",
-    "patient": "whose image it is: a patient's images stay together; empty: the image is a patient",
-    "reader": "who drew and graded; an image may have rows of several readers; masks of one unite",
-    "spacing": "millimetres per pixel, where the image's own header (DICOM, NIfTI) does not say",
-    "mask_value": "which value of a mask of several is the lesion; may be left out",
-    "frame": "which frame of a DICOM of several is meant, from 1; may be left out",
-    "split": "train, val or test, where you hold patients out yourself; may be left out",
-}
-RARE = ("mask_value", "frame", "split")
-"""Columns that few files have: another one's name may look like theirs."""
+Images = Mapping[tuple[Path, int | None], Mapping[int, Row]]
+"""By image and frame, its rows by their line."""
 
-
-WORKBOOKS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
-"""How Excel's and LibreOffice's files begin."""
-
-SEPARATOR = re.compile(r"sep=([,;\t|])[\s,;]*", re.IGNORECASE)
-"""Excel's first line of a CSV that says what parts its cells."""
-FORMULA = re.compile(r'^="(.*)"$')
-"""How a spreadsheet keeps the zeros of a number: it is the text."""
-
-PART: Mapping[str, Part] = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "holdout", "hold-out"), "test"),
-}
-"""How a part may be spelt."""
-
-
-class Row(BaseModel):
-    """What one reader says of one image."""
-
-    model_config = ConfigDict(frozen=True)
-
-    image: str
-    mask: str | None = None
-    category: str | None = None
-    patient: str | None = None
-    reader: str = "reader"
-    spacing: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    mask_value: int | None = None
-    frame: int | None = Field(default=None, ge=1)
-    split: Part | None = None
-
-
-@dataclass
-class _Table:
-    """The rows that are valid by themselves, by their line in the file, and what is not."""
-
-    rows: dict[int, Row] = field(default_factory=dict)
-    groups: dict[int, dict[str, str]] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    doubts: list[str] = field(default_factory=list)
-    columns: list[str] = field(default_factory=list)
+Locate = Callable[[str], Path]
+"""Finds a file that a row names."""
 
 
 def template() -> str:
@@ -113,7 +54,7 @@ def scale(path: Path, *wanted: tuple[str, ...]) -> tuple[str, ...]:
         DataError: the file is absent or broken, or its categories fit no known scale.
     """
     path = nnunet.find(path)
-    cells = _cells(_read(path))
+    cells = _cells(read(path))
     graded = [cell for cell in cells if not unsaid(cell)]
     for grades in wanted:
         known = sum(place(cell, grades) is not None for cell in graded)
@@ -146,7 +87,7 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
             are none of these.
     """
     path = nnunet.find(path)
-    table = _read(path)
+    table = read(path)
     cells, problems = _cells(table), list(table.problems)
     meant = scale_of(cells)
     order = grades or meant.grades
@@ -161,32 +102,11 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     doubts = []
     if grades is None and meant.grades is not None and meant.why:
         doubts.append(f"{path}: the categories {meant.why}")
-    images: dict[tuple[Path, int | None], dict[int, Row]] = {}
-    bare = below = 0
-    locate, listed = cache(partial(_locate, path.parent)), cache(_names)
-    for line, row in table.rows.items():
-        if fault := _fault(locate, listed, row):
-            problems.append(f"{path} line {line}: {fault}")
-            continue
-        if row.category and place(row.category, order) is None:
-            if unsaid(row.category) and order[0] != "0":
-                below += 1
-            else:
-                likely = did_you_mean(row.category, order)
-                problems.append(
-                    f"{path} line {line}: category {row.category!r} is not on the scale "
-                    f"({likely}): the cell is left out"
-                )
-            row = row.model_copy(update={"category": None})
-        if row.mask or row.category:
-            images.setdefault((locate(row.image), row.frame), {})[line] = row
-        else:
-            bare += 1
+    locate = cache(partial(locate_in, path.parent))
+    images, bare, below = _by_image(path, table, order, locate, problems)
     owners = spelt_alike(row.patient for row in table.rows.values() if row.patient)
     doubts += [*table.doubts, *_patients(path, table, owners), *_readers(path, table)]
-    cases: list[Case] = []
-    known: list[list[object]] = []
-    files: list[Path] = []
+    read_from: list[tuple[Case, Mapping[int, Row]]] = []
     for rows in images.values():
         try:
             case, odd = _case(path, rows, order, owners, table.groups, locate)
@@ -194,15 +114,8 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
             problems.append(str(error))
             continue
         doubts += odd
-        readings = [(r.reader, r.category, r.contour is not None) for r in case.readings]
-        known.append([case.name, case.patient, case.spacing, readings])
-        if case.part is not None:
-            known.append([case.part])
-        first = next(iter(rows.values()))
-        known.append([(row.reader, row.mask_value) for row in rows.values()])
-        names = [first.image, *(row.mask for row in rows.values() if row.mask)]
-        files += map(locate, names)
-        cases.append(case)
+        read_from.append((case, rows))
+    cases = [case for case, _ in read_from]
     if not cases and not problems:
         raise DataError(f"{path}: has no row with a mask or a category: nothing to learn from")
     doubts += _shared(path, images)
@@ -224,12 +137,72 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     return Collection(
         cases=tuple(cases),
         grades=order,
-        fingerprint=fingerprint(["manifest", VERSION, order, known], files, progress),
+        fingerprint=_fingerprint(read_from, order, locate, progress),
         report=tuple(_report(cases, order, len(table.rows) + len(table.problems), bare)),
         problems=tuple(problems),
         remarks=tuple(remarks),
         doubts=tuple(doubts),
     )
+
+
+def _by_image(
+    path: Path, table: Table, order: Sequence[str], locate: Locate, problems: list[str]
+) -> tuple[Images, int, int]:
+    """Return the rows that say something, by image, and tell what is wrong with others.
+
+    Args:
+        path: the CSV file.
+        table: its rows.
+        order: the grades.
+        locate: finds files.
+        problems: is told of each.
+
+    Returns:
+        the rows; how many have neither mask nor category; and how many are graded below 0.
+    """
+    images: dict[tuple[Path, int | None], dict[int, Row]] = {}
+    bare = below = 0
+    listed = cache(_names)
+    for line, row in table.rows.items():
+        if fault := _fault(locate, listed, row):
+            problems.append(f"{path} line {line}: {fault}")
+            continue
+        if row.category and place(row.category, order) is None:
+            if unsaid(row.category) and order[0] != "0":
+                below += 1
+            else:
+                likely = did_you_mean(row.category, order)
+                problems.append(
+                    f"{path} line {line}: category {row.category!r} is not on the scale "
+                    f"({likely}): the cell is left out"
+                )
+            row = row.model_copy(update={"category": None})
+        if row.mask or row.category:
+            images.setdefault((locate(row.image), row.frame), {})[line] = row
+        else:
+            bare += 1
+    return images, bare, below
+
+
+def _fingerprint(
+    read_from: Sequence[tuple[Case, Mapping[int, Row]]],
+    order: Sequence[str],
+    locate: Locate,
+    progress: Progress,
+) -> str:
+    """Return the digest of cases, with the rows that each is made of, and of their files."""
+    known: list[list[object]] = []
+    files: list[Path] = []
+    for case, rows in read_from:
+        readings = [(r.reader, r.category, r.contour is not None) for r in case.readings]
+        known.append([case.name, case.patient, case.spacing, readings])
+        if case.part is not None:
+            known.append([case.part])
+        known.append([(row.reader, row.mask_value) for row in rows.values()])
+        first = next(iter(rows.values()))
+        names = [first.image, *(row.mask for row in rows.values() if row.mask)]
+        files += map(locate, names)
+    return fingerprint(["manifest", VERSION, order, known], files, progress)
 
 
 def _graded(data: Path | None, grades: tuple[str, ...] | None) -> Source:
@@ -238,7 +211,7 @@ def _graded(data: Path | None, grades: tuple[str, ...] | None) -> Source:
     if grades is not None and len({g.casefold() for g in grades}) < max(2, len(grades)):
         raise UsageError(f"grades must be two or more, all different, found {','.join(grades)}")
     order = grades or scale(data or Path())
-    rows = [] if data is None else _read(nnunet.find(data)).rows.values()
+    rows = [] if data is None else read(nnunet.find(data)).rows.values()
     tested = any(row.split == "test" for row in rows)
     return replace(
         SOURCE,
@@ -263,115 +236,7 @@ SOURCE = Source(
 )
 
 
-def _read(path: Path) -> _Table:
-    """Read the rows of a table, each as far as it can be judged without its files."""
-    if path.name == nnunet.INDEX:
-        rows = dict(enumerate(map(Row.model_validate, nnunet.rows(path)), 1))
-        return _Table(rows, {line: {} for line in rows})
-    text = _text(path)
-    lines = list[tuple[int, list[str]]]()
-    try:
-        lines += _lines(text)
-    except csv.Error as error:
-        after = f" after line {lines[-1][0]}" if lines else ""
-        raise DataError(f"{path}: is no CSV{after} ({error}): is a quote not closed?") from error
-    if not lines:
-        raise DataError(f"{path}: is empty; its first line names columns: {', '.join(COLUMNS)}")
-    table = _Table(columns=[cell.lower() for cell in lines[0][1]])
-    _check_columns(path, table.columns)
-    for line, cells in lines[1:]:
-        if cells[0].startswith("#"):
-            named = dict(zip(table.columns, cells, strict=False)).get("image")
-            if named and _locate(path.parent, named).is_file():
-                fault = f"begins with # and is left out, but there is an image {named}"
-                table.doubts.append(f"{path} line {line}: {fault}; begin with ./# to have it read")
-            continue
-        while len(cells) > len(table.columns) and not cells[-1]:
-            cells.pop()
-        if len(cells) > len(table.columns):
-            fault = f"has {len(cells)} cells, the header {len(table.columns)}; quote commas"
-            table.problems.append(f"{path} line {line}: {fault}")
-            continue
-        filled = {
-            column: cell
-            for column, cell in zip(table.columns, cells, strict=False)
-            if _says(column, cell)
-        }
-        given = {column: cell for column, cell in filled.items() if column in COLUMNS}
-        table.groups[line] = {c: cell for c, cell in filled.items() if c and c not in COLUMNS}
-        if "split" in given:
-            given["split"] = PART.get(given["split"].casefold(), given["split"])
-        if "category" in given:
-            given["category"] = said(given["category"]) or ""
-        if "spacing" in given:
-            given["spacing"] = re.sub(r" *mm$", "", given["spacing"].replace(",", "."))
-        try:
-            table.rows[line] = Row.model_validate(given)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = str(first["loc"][0])
-            fault = f"{where}: {first['msg']}, found {given.get(where, '')!r}"
-            table.problems.append(f"{path} line {line}: {fault}")
-    return table
-
-
-def _text(path: Path) -> str:
-    """Return a file's text: UTF-8, or what else its first bytes say."""
-    try:
-        content = regular(path).read_bytes()
-    except OSError as error:
-        what = "give a CSV file, or say --source NAME if it is another source's"
-        raise DataError(f"{path}: cannot be read ({error.strerror}); {what}") from error
-    if content.startswith(WORKBOOKS):
-        raise DataError(f"{path}: is a workbook; save the sheet that is meant as 'CSV UTF-8'")
-    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = content.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is no UTF-8 text; save it as 'CSV UTF-8'") from error
-    if "\0" in text:
-        raise DataError(f"{path}: holds characters of code 0; save it as 'CSV UTF-8'")
-    return io.StringIO(text, newline=None).read()
-
-
-def _says(column: str, cell: str) -> bool:
-    """Return whether a cell says something: of calcifications, and the like, ``none`` does."""
-    words = {"."} if column == "image" else set[str]() if column in COLUMNS else {"none"}
-    return cell.casefold() not in NONE - words
-
-
-def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield number and cells of the lines that are not empty, from the header on."""
-    lines = text.splitlines(keepends=True)
-    parted = SEPARATOR.fullmatch(lines[0]) if lines else None
-    header = next((line for line in lines if line.strip() and line.lstrip('"')[:1] != "#"), "")
-    delimiter = parted[1] if parted else max(",;\t|", key=header.count)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    begun = False
-    for row in reader:
-        if parted and reader.line_num == 1:
-            continue
-        cells = [FORMULA.sub(r"\1", cell.strip()) for cell in row]
-        begun = begun or (any(cells) and not cells[0].startswith("#"))
-        if begun and any(cells):
-            yield reader.line_num, cells
-
-
-def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    if twice := [name for name in COLUMNS if columns.count(name) > 1]:
-        raise DataError(f"{path}: has column {twice[0]!r} twice")
-    absent = COLUMNS.keys() - set(columns) - set(RARE)
-    for name in (name for name in columns if name not in COLUMNS):
-        if get_close_matches(name, absent, n=1):
-            raise DataError(
-                f"{path}: has no column {name!r}: {did_you_mean(name, absent)} If it is another "
-                "thing, name it otherwise"
-            )
-    if "image" in absent:
-        raise DataError(f"{path}: has no column 'image', found: {', '.join(columns)}")
-
-
-def _cells(table: _Table) -> list[str]:
+def _cells(table: Table) -> list[str]:
     """Return the categories, row by row."""
     return [row.category for row in table.rows.values() if row.category]
 
@@ -387,7 +252,7 @@ def _unknown(path: Path, cells: Sequence[str], why: str) -> str:
     )
 
 
-def _patients(path: Path, table: _Table, owners: Mapping[str, str]) -> Iterator[str]:
+def _patients(path: Path, table: Table, owners: Mapping[str, str]) -> Iterator[str]:
     """Yield what is odd about the patients' names."""
     spellings = defaultdict[str, list[str]](list)
     for name, first in owners.items():
@@ -424,7 +289,7 @@ def _patients(path: Path, table: _Table, owners: Mapping[str, str]) -> Iterator[
         )
 
 
-def _readers(path: Path, table: _Table) -> Iterator[str]:
+def _readers(path: Path, table: Table) -> Iterator[str]:
     """Yield what is odd about the readers' names."""
     first = spelt_alike(row.reader for row in table.rows.values())
     for name, other in first.items():
@@ -439,9 +304,7 @@ def _readers(path: Path, table: _Table) -> Iterator[str]:
         )
 
 
-def _shared(
-    path: Path, images: Mapping[tuple[Path, int | None], Mapping[int, Row]]
-) -> Iterator[str]:
+def _shared(path: Path, images: Images) -> Iterator[str]:
     """Yield the masks that are given of several images: seldom do two have one outline."""
     uses = Counter(
         mask for rows in images.values() for mask in {row.mask for row in rows.values() if row.mask}
@@ -463,26 +326,12 @@ def _unsaid(path: Path, cases: Sequence[Case], grades: Sequence[str]) -> Iterato
         yield f"{path}: no row has a mask: is it in a column of that name?"
 
 
-def _locate(folder: Path, name: str) -> Path:
-    """Return a file of the CSV; Windows' separators and another Unicode form are understood."""
-    file = folder / name.replace("\\", "/")
-    if not name.isascii() and not file.exists():
-        forms: tuple[Literal["NFC", "NFD"], ...] = "NFC", "NFD"
-        for form in forms:
-            other = folder / unicodedata.normalize(form, name.replace("\\", "/"))
-            if other.exists():
-                return other
-    return file
-
-
 def _names(folder: Path) -> dict[str, str]:
     """Return what a folder holds, by its names in small letters without suffix."""
     return {f.stem.casefold(): f.name for f in folder.iterdir()} if folder.is_dir() else {}
 
 
-def _fault(
-    locate: Callable[[str], Path], names: Callable[[Path], Mapping[str, str]], row: Row
-) -> str | None:
+def _fault(locate: Locate, names: Callable[[Path], Mapping[str, str]], row: Row) -> str | None:
     """Return what is wrong with a row, as far as its files need not be opened."""
     for name in filter(None, (row.image, row.mask)):
         file = locate(name)
@@ -501,11 +350,11 @@ def _fault(
 
 def _case(
     path: Path,
-    rows: dict[int, Row],
+    rows: Mapping[int, Row],
     grades: Sequence[str],
     owners: Mapping[str, str],
     groups: Mapping[int, Mapping[str, str]],
-    locate: Callable[[str], Path],
+    locate: Locate,
 ) -> tuple[Case, list[str]]:
     """Return the case of one image from its rows, by line, and what is odd about it."""
     image, frame = next((row.image, row.frame) for row in rows.values())

@@ -21,9 +21,9 @@ NAME = 20  # letters of a case's name that fit above its picture
 READER, TRUTH, PREDICTION = "#4cc9f0", "#ffffff", "#ffc400"
 
 
-def _contour(axes: Axes, mask: Any, colour: str, style: str = "-") -> None:
+def _contour(axes: Axes, mask: Any, colour: str) -> None:
     if mask is not None and mask.any() and not mask.all():
-        axes.contour(mask, [0.5], colors=colour, linewidths=1.2, linestyles=style)
+        axes.contour(mask, [0.5], colors=colour, linewidths=1.2)
 
 
 def _short(name: str) -> str:

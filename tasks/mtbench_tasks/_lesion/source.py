@@ -82,3 +82,16 @@ def must_read(name: str, source: Source, option: str = "--data") -> None:
             f"{option}: source {name} makes its own data and reads none: leave it out, or say "
             f"what the data is of, such as {to} manifest"
         )
+
+
+def graded(name: str, source: Source, data: Path | None, grades: tuple[str, ...] | None) -> Source:
+    """Return a source with the grades that are given; without any, with those of its data.
+
+    Raises:
+        UsageError: they are fixed.
+    """
+    if source.graded is not None:
+        return source.graded(data, grades)
+    if grades is not None:
+        raise UsageError(f"the grades of source {name} are fixed: leave out --grades")
+    return source

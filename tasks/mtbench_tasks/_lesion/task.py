@@ -31,7 +31,7 @@ from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.descriptors import Threshold
 from mtbench_tasks._lesion.doubts import alike, survey
 from mtbench_tasks._lesion.grid import prepare
-from mtbench_tasks._lesion.source import Source, load, must_read
+from mtbench_tasks._lesion.source import Source, graded, load, must_read
 from mtbench_tasks._lesion.splits import (
     FOLDS,
     CaseSplit,
@@ -127,11 +127,7 @@ class LesionTask(Task):
         test_data: Path | None = None,
     ) -> None:
         self.source = next(iter(self.sources)) if source is None else self._known(source)
-        self.origin = self._origin(self.source)
-        if self.origin.graded is not None:
-            self.origin = self.origin.graded(data, grades)
-        elif grades is not None:
-            raise UsageError(f"the grades of source {self.source} are fixed: leave out --grades")
+        self.origin = graded(self.source, self._origin(self.source), data, grades)
         given: dict[str, Any] = {
             "image_size": image_size, "augmentation": augmentation, "dropout": dropout,
             "guide": guide,
@@ -299,6 +295,18 @@ class LesionTask(Task):
             )
             for samples, part in zip((train, val, test), rows, strict=True)
         ]
+        notes = self._notes(made, collection, problems, doubts)
+        fingerprint = collection.fingerprint + self._load_encoder()
+        return Splits(made[0], made[1], made[2], fingerprint=fingerprint, notes=notes)
+
+    def _notes(
+        self,
+        made: Sequence[CaseSplit],
+        collection: Collection,
+        problems: Sequence[str],
+        doubts: Sequence[str],
+    ) -> dict[str, Any]:
+        """Return what the splits are made of, for the record."""
         notes: dict[str, Any] = {
             "source": self.source,
             **({"test source": self.elsewhere[0]} if self.elsewhere else {}),
@@ -307,8 +315,8 @@ class LesionTask(Task):
             "with_mask": [int(split.has_mask.sum()) for split in made],
             "with_category": [int((split.category >= 0).sum()) for split in made],
         }
-        if any(len(case.readings) > 1 for case in cases):
-            notes["readers"] = len({r.reader for case in cases for r in case.readings})
+        if any(len(case.readings) > 1 for case in collection.cases):
+            notes["readers"] = len({r.reader for case in collection.cases for r in case.readings})
             notes["labels"] = self.labels
             notes["test labels"] = authority(made[2].cases)
         if collection.remarks:
@@ -319,8 +327,7 @@ class LesionTask(Task):
         if doubts:
             notes["looks odd"] = len(doubts)
             notes["doubts"] = doubts[:SHOWN]
-        fingerprint = collection.fingerprint + self._load_encoder()
-        return Splits(made[0], made[1], made[2], fingerprint=fingerprint, notes=notes)
+        return notes
 
     def recall(self, fingerprint: str) -> None:
         """Take the digest of a pretrained encoder's weights from where `setup` has put it."""
@@ -655,9 +662,7 @@ class LesionTask(Task):
     ) -> Collection:
         origin = cls.sources[cls._known(source)]
         if grades is not None:
-            if origin.graded is None:
-                raise UsageError(f"the grades of source {source} are fixed: leave out --grades")
-            origin = origin.graded(data, grades)
+            origin = graded(source, origin, data, grades)
         return load(source, origin, data, lambda *_: None)
 
     @classmethod

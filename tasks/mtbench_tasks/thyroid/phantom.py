@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed, parallel_config
+from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -29,7 +30,6 @@ from mtbench_tasks.thyroid.ultrasound import (
     VERSION,
     WIDTH,
     Descriptors,
-    Seed,
     field,
     grade,
     points,
@@ -75,7 +75,7 @@ def style(seed: int, reader: int) -> Style:
 
 
 def read(truth: Mask, words: Descriptors, spacing: float, style: Style, noise: float,
-         rng: Seed) -> tuple[Mask, int]:  # fmt: skip
+         rng: Generator) -> tuple[Mask, int]:  # fmt: skip
     """Contour and grade a nodule as a reader of that style would; `noise` 0 gives the truth."""
     outside, inside = (ndimage.distance_transform_edt(m) * spacing for m in (~truth, truth))
     hand = noise * min(1.0, inside.max() / 3)  # which is finer where the nodule is small

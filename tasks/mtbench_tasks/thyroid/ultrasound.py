@@ -24,6 +24,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
@@ -39,7 +40,6 @@ LOOKS = 2  # independent speckle patterns averaged in power: frequency compoundi
 PAD = 12  # columns simulated beyond each side: the lateral filter is circular
 
 Map = NDArray[np.floating[Any]]
-Seed = np.random.Generator
 
 POINTS: dict[str, dict[str, int]] = {
     "composition": {"cystic": 0, "spongiform": 0, "mixed": 1, "solid": 2},
@@ -136,7 +136,7 @@ def _table() -> tuple[list[Descriptors], Map]:
 NODULES, NODULE_FREQUENCY = _table()
 
 
-def draw(rng: Seed) -> Descriptors:
+def draw(rng: Generator) -> Descriptors:
     """Draw a grade, then a nodule of it: grades stay balanced whatever the descriptors' odds."""
     of = rng.choice(len(GRADES), p=GRADE_FREQUENCY)
     return NODULES[rng.choice(len(NODULES), p=NODULE_FREQUENCY[of])]
@@ -149,13 +149,13 @@ def _weights(length: int, scale: float) -> Map:
     return np.asarray(kernel / np.sqrt((kernel**2).sum(axis=1, keepdims=True)))
 
 
-def _curve(rng: Seed, length: int, scale: float) -> Map:
+def _curve(rng: Generator, length: int, scale: float) -> Map:
     """Draw a smooth unit-variance curve whose correlation length is about `scale` samples."""
     kernel = _weights(length, scale)
     return np.asarray(kernel @ rng.standard_normal(kernel.shape[1], dtype=np.float32))
 
 
-def field(rng: Seed, shape: tuple[int, int], scale: tuple[float, float]) -> Map:
+def field(rng: Generator, shape: tuple[int, int], scale: tuple[float, float]) -> Map:
     """Draw a smooth unit-variance random field, correlation lengths in samples (down, across)."""
     down, across = _weights(shape[0], scale[0]), _weights(shape[1], scale[1])
     knots = rng.standard_normal((down.shape[1], across.shape[1]), dtype=np.float32)
@@ -222,7 +222,7 @@ class Body:
         return (rows, columns), Body(self.x[:, columns], self.z[rows], *maps)
 
 
-def _neck(rng: Seed, spacing: float, a: float, b: float) -> tuple[Body, Ellipse]:
+def _neck(rng: Generator, spacing: float, a: float, b: float) -> tuple[Body, Ellipse]:
     """Build the neck around a lobe with room for an a x b nodule (semi-axes, mm)."""
     rows, columns = HEIGHT * FINE, WIDTH + 2 * PAD
     dz = spacing / FINE
@@ -325,7 +325,7 @@ def _soft(inside: Map, width: float) -> Map:
     return np.asarray(1 / (1 + np.exp(np.clip(-inside / width, -30, 30))))
 
 
-def _vessel(rng: Seed, body: Body, x: float, z: float, a: float, b: float) -> None:
+def _vessel(rng: Generator, body: Body, x: float, z: float, a: float, b: float) -> None:
     """Blood: almost echo-free, a bright wall where the beam meets it squarely, grazing edges."""
     _, body = body.near(Ellipse(x, z, a, b), 1.5 + 0.3 * a)
     right, down = body.x - x - rng.normal(0, 0.25) * (body.z - z), body.z - z
@@ -348,7 +348,7 @@ def _grazing(inside: Map, grazing: Map) -> Map:
     return np.asarray(4.0 * _bump(inside, 0.3) * np.clip(np.abs(grazing) - 0.9, 0, 1) / 0.1)
 
 
-def _trachea(rng: Seed, body: Body, x: float, z: float, radius: float) -> None:
+def _trachea(rng: Generator, body: Body, x: float, z: float, radius: float) -> None:
     """Cartilage and air: a bright arc, reverberations of it, and little but shadow behind."""
     inside, grazing = _ellipse(body.x - x, body.z - z, radius, radius * 0.9)
     up = np.clip((z - body.z) / radius, 0, 1) * np.sqrt(1 - grazing**2)
@@ -362,7 +362,9 @@ def _trachea(rng: Seed, body: Body, x: float, z: float, radius: float) -> None:
     body.loss += air * _soft(inside - rng.uniform(1, 4), haze)
 
 
-def _place(rng: Seed, lobe: Ellipse, a: float, b: float, spacing: float, margin: str) -> Ellipse:
+def _place(
+    rng: Generator, lobe: Ellipse, a: float, b: float, spacing: float, margin: str
+) -> Ellipse:
     """Put the nodule anywhere in the lobe, or through its front for an extension."""
     angle, out = rng.uniform(0, 2 * np.pi), np.sqrt(rng.random())
     x = lobe.x + (lobe.a - a) * out * np.cos(angle)
@@ -375,7 +377,7 @@ def _place(rng: Seed, lobe: Ellipse, a: float, b: float, spacing: float, margin:
     return Ellipse(x, z, a, b)
 
 
-def _outline(rng: Seed, body: Body, margin: str, at: Ellipse) -> tuple[Map, Map]:
+def _outline(rng: Generator, body: Body, margin: str, at: Ellipse) -> tuple[Map, Map]:
     """Shape the contour: an ellipse, slightly turned, its radius swollen by harmonics."""
     turn = rng.uniform(-0.2, 0.2)
     right = (body.x - at.x) * np.cos(turn) + (body.z - at.z) * np.sin(turn)
@@ -389,7 +391,7 @@ def _outline(rng: Seed, body: Body, margin: str, at: Ellipse) -> tuple[Map, Map]
     return _ellipse(right, down, at.a, at.b, np.clip(swell, 0.75, 1.3))
 
 
-def _nodule(rng: Seed, body: Body, words: Descriptors, spacing: float, at: Ellipse) -> Map:
+def _nodule(rng: Generator, body: Body, words: Descriptors, spacing: float, at: Ellipse) -> Map:
     """Paint composition, echogenicity, margin and foci; return the depth inside (mm)."""
     whole = np.full(body.level.shape, -1.0)
     window, body = body.near(at, 0.35 * max(at.a, at.b) + 3)
@@ -429,7 +431,7 @@ def _nodule(rng: Seed, body: Body, words: Descriptors, spacing: float, at: Ellip
     return whole
 
 
-def _foci(rng: Seed, body: Body, foci: str, dz: float, at: Ellipse, inside: Map,
+def _foci(rng: Generator, body: Body, foci: str, dz: float, at: Ellipse, inside: Map,
           grazing: Map) -> None:  # fmt: skip
     """Add what shines: calcium shadows when it is larger than the beam, specks do not."""
     size = np.sqrt(at.a * at.b)
@@ -466,13 +468,13 @@ def _foci(rng: Seed, body: Body, foci: str, dz: float, at: Ellipse, inside: Map,
             body.loss += CALCIUM * calcium
 
 
-def _speckle(rng: Seed, shape: tuple[int, ...]) -> NDArray[np.complex64]:
+def _speckle(rng: Generator, shape: tuple[int, ...]) -> NDArray[np.complex64]:
     """Circular complex Gaussian of unit power: unresolved scatterers, or electronic noise."""
     parts = rng.standard_normal((*shape, 2), dtype=np.float32) * np.float32(np.sqrt(0.5))
     return parts.view(np.complex64)[..., 0]
 
 
-def _image(rng: Seed, body: Body, spacing: float) -> Image:
+def _image(rng: Generator, body: Body, spacing: float) -> Image:
     """Insonify: transmission, scattering, point-spread function, noise, envelope, compression."""
     dz = spacing / FINE
     rows, columns = body.level.shape
@@ -516,7 +518,7 @@ def _image(rng: Seed, body: Body, spacing: float) -> Image:
     return image
 
 
-def _size(rng: Seed, words: Descriptors, width: float, spacing: float) -> tuple[float, float]:
+def _size(rng: Generator, words: Descriptors, width: float, spacing: float) -> tuple[float, float]:
     """Draw the semi-axes of a nodule of about that width (mm), across and down."""
     tall = words.shape == "taller-than-wide"
     ratio = rng.uniform(1.2, 1.55) if tall else rng.uniform(0.5, 0.88)

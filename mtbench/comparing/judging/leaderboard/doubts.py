@@ -34,17 +34,16 @@ def of_cells(group: Group) -> list[str]:
     return remarks
 
 
-def of_rows(group: Group, unit: str, primary: Collection[str]) -> list[str]:
+def of_rows(group: Group, primary: Collection[str]) -> list[str]:
     """Tell of rows that are not like the others, and of cells that do not count.
 
     Args:
         group: whose rows.
-        unit: what is compared.
         primary: the metrics that are compared.
     """
     rows = dict(sorted(group.rows.items()))
     return [
-        *_repeated(rows, unit), *_budgets(rows), *_origins(rows, group.suite),
+        *_repeated(rows, group.unit), *_budgets(rows), *_origins(rows, group.suite),
         *_edges(rows, group.suite), *_idle(rows), *_zeros(rows, primary), *_makers(rows),
         *naming(
             "not counted, for a better trial or a later cell has taken their place: ", group.stale

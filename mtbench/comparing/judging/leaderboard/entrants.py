@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mtbench.comparing.claim import Claim
+from mtbench.comparing.judging.deciding import MARGIN
 from mtbench.comparing.judging.leaderboard.cells import (
     Cell,
     group_key,
@@ -72,9 +73,24 @@ class Group:
     contradicted: bool = False
 
     @property
+    def unit(self) -> str:
+        """What is compared: a ``repetition`` of the whole study, or a ``seed``."""
+        return "repetition" if self.suite is not None and self.suite.study_is_unit else "seed"
+
+    @property
     def per_unit(self) -> int:
         """How many final cells a unit has."""
         return self.suite.seeds if self.suite is not None and self.suite.study_is_unit else 1
+
+    @property
+    def margin(self) -> float:
+        """Of equivalence, percent of delta-m."""
+        return MARGIN if self.suite is None else self.suite.margin
+
+    @property
+    def resplit(self) -> float:
+        """The ratio of test to training samples where units split one collection again, else 0."""
+        return 0.0 if self.suite is None else self.suite.resplit or 0.0
 
     @property
     def chosen_once(self) -> bool:
