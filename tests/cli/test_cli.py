@@ -1002,19 +1002,15 @@ def test_other_bad_words_to_the_thyroid_task(mtbench: Mtbench, tmp_path: Path) -
 
 
 def test_a_parameter_that_changes_nothing_is_refused(mtbench: Mtbench, tmp_path: Path) -> None:
-    line = (
-        "run",
-        "-m",
-        "ew",
-        "--out",
-        tmp_path,
-        "--source",
-        "manifest",
-        "--data",
-        tmp_path / "a.csv",
+    (file := tmp_path / "a.csv").write_text("image,category\na.png,TR4\n")
+    own = ("--source", "manifest", "--data", file, "--out", tmp_path)
+    said = "thyroid.cases changes nothing, given the other parameters", "its default, 1000"
+    refused(mtbench("run", "-m", "ew", *own, "--cases", 20), *said)
+    (config := tmp_path / "best.toml").write_text(
+        'version = 1\ntask = "thyroid"\nmethod = "ew"\n[task_params]\ncases = 20\n'
     )
-    (tmp_path / "a.csv").write_text("image,category\na.png,TR4\n")
-    refused(mtbench(*line, "--cases", "20"), "thyroid.cases changes nothing", "leave it out")
+    refused(mtbench("run", "--config", config, *own), *said)
+    refused(mtbench("run", "--config", config, *own, "--cases", 1000), "a.png: there is no such")
 
 
 def test_data_is_inspected(mtbench: Mtbench, tmp_path: Path) -> None:

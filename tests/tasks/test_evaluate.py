@@ -6,7 +6,8 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ from torch import Tensor
 
 from mtbench import cli
 from mtbench.errors import DataError, UsageError
+from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Evaluation, Trained
 from mtbench_tasks._lesion import evaluating, judging, operating
 from mtbench_tasks._lesion.asking import Panel, together
 from mtbench_tasks._lesion.cases import Case, Reading, digest
 from mtbench_tasks._lesion.doubts import perceptual
 from mtbench_tasks._lesion.familiar import KEY, Familiar, sight
-from mtbench_tasks._lesion.grid import to_input
+from mtbench_tasks._lesion.grid import prepare, to_input
 from mtbench_tasks._lesion.network import Described, Risk
 from mtbench_tasks.thyroid import Thyroid, acr, phantom, ultrasound
 from tests.conftest import Mtbench
@@ -342,6 +344,19 @@ def test_spacing_of_some_images_only_is_told(clinic: Path, tmp_path: Path) -> No
     assert not any("spacing is known" in note for note in record["notes"])
 
 
+@pytest.mark.parametrize(
+    ("cells", "names"),
+    [
+        (range(20240101, 20240110), ["20240101 to 20240103", "20240104 to 20240106",
+                                     "20240107 to 20240109"]),
+        ([*"1234567", "inf"], [*"1234567", "inf"]),
+    ],
+)  # fmt: skip
+def test_subgroups_of_numbers_are_told_apart(cells: Iterable[object], names: list[str]) -> None:
+    """Dates have more digits than `g` shows; what is infinite has no third."""
+    assert evaluating._grouped(pd.Series(list(cells))).cat.categories.tolist() == names
+
+
 def test_descriptors_are_compared_with_the_datas(clinic: Path, tmp_path: Path) -> None:
     """A column of a manifest that is called as a descriptor is; terms are those of scikit-learn."""
     rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
@@ -372,11 +387,16 @@ def test_descriptors_are_compared_with_the_datas(clinic: Path, tmp_path: Path) -
 
 
 def test_where_the_truth_is_silent_nothing_is_judged(clinic: Path, tmp_path: Path) -> None:
-    """The others' consensus is no pathology."""
+    """Another reader's word is no pathology; nor is a cache read from when it was."""
     rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
-    some = [row for row in rows if row["reader"] != "pathology" or int(row["age"]) < 12]
-    write(clinic.with_name("some.csv"), some)
-    _, record = evaluated(clinic.with_name("some.csv"), tmp_path, truth="pathology")
+    some = [row for row in rows if int(row["age"]) < 12 or row["reader"] == rows[0]["reader"]]
+    write(file := clinic.with_name("some.csv"), some)
+    task = Thyroid(source="manifest", data=file)
+    every = task.origin.load(file, lambda *_: None)
+    both = (*evaluating.with_truth(every.cases, "pathology"), *every.cases[12:])
+    kept = replace(every, cases=both, fingerprint=f"{every.fingerprint} truth pathology")
+    prepare(task.with_consensus(kept), 64, cache_dir())
+    _, record = evaluated(file, tmp_path, truth="pathology")
     assert (record["images"], record["reference"]) == (12, "pathology")
     assert "18 images are left out: pathology says nothing of them" in record["notes"]
 

@@ -92,12 +92,14 @@ class Request:
         )
         task_params = params.resolve(task_class, share[task], task)
         instance = task_class(**task_params)
-        meant = {k for k, p in params.declared(task_class).items() if task_params[k] != p.default}
+        usual = {key: p.default for key, p in params.declared(task_class).items()}
         # A written configuration names all, and what the task has filled in is no wish.
-        if idle := sorted((instance.idle & meant & share[task].keys()) - instance.dependent.keys()):
-            raise UsageError(
-                f"{task}.{idle[0]} changes nothing, given the other parameters: leave it out"
-            )
+        for key in sorted((instance.idle & share[task].keys()) - instance.dependent.keys()):
+            if task_params[key] != usual[key]:
+                raise UsageError(
+                    f"{task}.{key} changes nothing, given the other parameters: leave it out, or "
+                    f"give its default, {params.text(usual[key])}"
+                )
         if taken := [name for name in instance.metrics if shadows(name, instance.metrics)]:
             raise UsageError(
                 f"{task}: its metric {taken[0]!r} is called like a column of leaderboards: rename "

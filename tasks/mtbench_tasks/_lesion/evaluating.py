@@ -470,10 +470,10 @@ def _subgroups(
 def _grouped(column: pd.Series) -> pd.Series:
     """Return a column as categories: numbers of many values as thirds."""
     numbers = pd.to_numeric(column, errors="coerce")
-    if numbers.notna().sum() == column.notna().sum() and numbers.nunique() > MANY:
+    if np.isfinite(numbers).sum() == column.notna().sum() and numbers.nunique() > MANY:
         thirds = pd.qcut(numbers, 3, duplicates="drop")
         ends = numbers.groupby(thirds, observed=True).agg(["min", "max"])
-        names = {third: f"{low:g} to {high:g}" for third, low, high in ends.itertuples()}
+        names = {third: f"{low:.15g} to {high:.15g}" for third, low, high in ends.itertuples()}
         return thirds.cat.rename_categories(names)
     return column.astype("category")
 

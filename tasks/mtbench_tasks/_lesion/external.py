@@ -42,7 +42,7 @@ def evaluate(
         collection = replace(
             collection,
             cases=tuple(evaluating.with_truth(collection.cases, truth)),
-            fingerprint=f"{collection.fingerprint} truth {truth}",
+            fingerprint=f"{collection.fingerprint} of {truth}",  # "truth" had all cases
         )
     silent = count - len(collection.cases)
     collection = task.with_consensus(collection)
