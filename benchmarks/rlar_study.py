@@ -25,7 +25,7 @@ LOSS = 0.01
 """The largest loss of Dice that does not."""
 POWER = 0.8
 STUDIES = {
-    "rlar_phantom": "the phantom", "rlar_readers": "the phantom by reader noise",
+    "rlar_phantom": "the phantom", "rlar_readers": "other readers of the phantom",
     "rlar_ddti": "DDTI", "rlar_breast": "BrEaST-Lesions",
 }  # fmt: skip
 """Suites that have to be there for the whole answer, and what they are of."""
@@ -172,7 +172,7 @@ def studies(found: Sequence[Board], against: Sequence[str]) -> list[Study]:
         suite = board.suite.suite
         alike = [set(b.title.split()) for b in found if b.suite and b.suite.suite == suite]
         own = [word for word in board.title.split() if word not in set.intersection(*alike)]
-        name = " ".join([STUDIES.get(suite, suite), *own]).replace("=", " ").replace("_", " ")
+        name = ", ".join([STUDIES.get(suite, suite), *own]).replace("=", " ").replace("_", " ")
         known = {row: tested(board, row) for row in board.cells}
         ours = [row for row, cells in board.cells.items() if cells[0].spec.method == METHOD]
         pairs = [(row, other) for row in ours for other in against if other in known]

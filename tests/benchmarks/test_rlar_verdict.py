@@ -3,6 +3,7 @@
 import importlib
 import runpy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,11 +117,21 @@ def test_what_is_not_there_is_said() -> None:
     found = told(board([0.7, 0.8], [0.6, 0.6]))
     assert "2 of 10 repetitions are there, and nothing is told before 6" in found["answer"]
     assert "0.8" not in found["questions"]
-    assert "**Not run:** BrEaST-Lesions, the phantom, the phantom by r" in found["answer"]
+    assert (
+        "**Not run:** BrEaST-Lesions, the phantom, other readers of the phantom." in found["answer"]
+    )
     found = told(board([*NOISE[:9], np.nan], NOISE))
     assert "left out, which flatters their rows: 1 of `rlar`." in found["answer"]
     assert "| 9 of 10 |" in found["questions"]
     assert "Not run" not in told(board(NOISE, NOISE, suite="rlar_dose"))["answer"]
+
+
+def test_boards_of_one_suite_are_told_apart() -> None:
+    found = board(NOISE, NOISE, suite="rlar_readers")
+    two = [replace(found, title=f"thyroid reader_noise={noise}") for noise in (2.0, 0.0)]
+    lines = told(*two)["questions"].splitlines()
+    assert lines[2].startswith("| other readers of the phantom, reader noise 2.0 | rlar |")
+    assert lines[3].startswith("| other readers of the phantom, reader noise 0.0 | rlar |")
 
 
 def test_pages_have_the_parts_that_they_name(tmp_path: Path) -> None:
