@@ -68,7 +68,7 @@ def suite(folder: Path, *methods: str, trials: int = 2, sleep: float = 0.0) -> P
 
 
 def start(*line: object) -> subprocess.Popen[str]:
-    """Start a Python of its own, as a shell does; `Command` is there at once."""
+    """Start a fresh Python, where its start is what is tested; `Command` is faster."""
     return subprocess.Popen(
         [sys.executable, "-c", START, *map(str, line)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
