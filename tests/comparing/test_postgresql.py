@@ -100,7 +100,7 @@ def counted(tmp_path: Path) -> Path:
     return plugin
 
 
-@pytest.mark.parametrize(("mode", "workers", "count"), [("official", 8, 9), ("exploratory", 3, 8)])
+@pytest.mark.parametrize(("mode", "workers", "count"), [("official", 8, 12), ("exploratory", 3, 8)])
 def test_many_processes_one_killed(
     mode: str, workers: int, count: int, database: str, tiny: Path, counted: Path, tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ class Pairs:
     Attributes:
         base: the baseline's row, None if there is not exactly one.
         plain: likewise.
-        losses: (rows, units), whose mean over units is delta-m: lower is better; None without what
+        deltas: (rows, units), whose mean over units is delta-m: lower is better; None without what
             it can be measured in.
         table: a pair for each official row and each that it is compared with.
         doubted: tuned rows that validate below the plain one: nothing is called better than they.
@@ -36,7 +36,7 @@ class Pairs:
         suite = scores.group.suite
         asked = map(scores.find, [] if suite is None else suite.against)
         self._asked = [i for i in asked if i is not None]
-        self.losses = self._losses()
+        self.deltas = self._deltas()
         self._decidable = not scores.group.chosen_once
         anchors = dict.fromkeys(a for a in (self.base, *self._asked) if a is not None)
         self.table = pd.DataFrame(
@@ -48,7 +48,7 @@ class Pairs:
         for name in self.table["against"].unique():
             self._doubt(scores.names.index(name))
 
-    def _losses(self) -> Floats | None:
+    def _deltas(self) -> Floats | None:
         """Return one number a row and unit.
 
         Without a single-task row, in percent of the means of the first row that the suite asks
@@ -66,7 +66,7 @@ class Pairs:
         """Return a pair for each other row, also where nothing can be told: that is open."""
         names, known, group = self.scores.names, self.scores.known, self.scores.group
         others = [i for i in np.flatnonzero(self.scores.official).tolist() if i != anchor]
-        losses = np.full(known.shape, np.nan) if self.losses is None else self.losses
+        deltas = np.full(known.shape, np.nan) if self.deltas is None else self.deltas
         suite = group.suite
         common = known[others] & known[anchor]
         found: dict[int, list[Any]] = {}
@@ -74,7 +74,7 @@ class Pairs:
             rows = np.array(others)[(common == units).all(axis=1)]
             n = int(units.sum())
             told = decide(
-                losses[rows][:, units] - losses[anchor, units], margin=group.margin,
+                deltas[rows][:, units] - deltas[anchor, units], margin=group.margin,
                 most=None if suite is None else max(suite.planned, n),
                 # As many as were asked, whoever is there yet.
                 comparisons=len(others) if suite is None else max(suite.rows - 1, 1),
@@ -128,12 +128,12 @@ class Pairs:
         names = ("difference", "difference_low", "difference_high", "p", "p_equivalence")
         found: dict[str, Any] = {name: np.full(count, np.nan) for name in (*names, "wins")}
         found["told"] = np.full(count, "", dtype=object)
-        if self.base is None or self.losses is None:
+        if self.base is None or self.deltas is None:
             return found
         for pair in self.with_base.to_dict("records"):
             i = scores.names.index(pair["method"])
             common = scores.known[i] & scores.known[self.base]
-            gains = (self.losses[self.base] - self.losses[i])[common]
+            gains = (self.deltas[self.base] - self.deltas[i])[common]
             if len(gains):
                 found["wins"][i] = (gains > 0).sum() + (gains == 0).sum() / 2
             found["told"][i] = pair["told"]
@@ -150,7 +150,7 @@ class Pairs:
             return f"no comparison with {self._wanted}: it takes exactly one finished row of it"
         if not self.scores.known[self.base].any():
             return f"no comparison: {self.scores.is_undefined(self.base)}"
-        if self.losses is None:
+        if self.deltas is None:
             return f"no comparison with {self._wanted}: a metric's mean is 0, no unit"
         return ""
 

@@ -127,8 +127,8 @@ class Ranking:
         first, n = np.full(len(self.ranked), np.nan), int(self.common.sum())
         if n < 2:
             return first, np.zeros((0, 0))
-        if self._by_delta and self.pairs.losses is not None:
-            values, place = self.pairs.losses[..., None], lambda losses: losses.mean((-2, -1))
+        if self._by_delta and self.pairs.deltas is not None:
+            values, place = self.pairs.deltas[..., None], lambda deltas: deltas.mean((-2, -1))
         else:
             values, place = self.scores.x, lambda x: statistics.mean_rank(x, self.scores.higher)
         draws = statistics.resample(
