@@ -10,8 +10,9 @@ export OMP_NUM_THREADS ?= 1
 run: $(VENV)/installed
 	env -u OMP_NUM_THREADS $(BIN)/mtbench run --method rlar --out runs
 
+# Tests take from a millisecond to a minute: a process that has none left takes the other's.
 test: $(VENV)/tested lint
-	$(BIN)/pytest -n 2 --timeout 600 --durations=10 -rs
+	$(BIN)/pytest -n 2 --dist worksteal --timeout 600 --durations=10 -rs
 
 # The same tests, and which lines they reach: it takes half as long again.
 coverage: $(VENV)/tested
