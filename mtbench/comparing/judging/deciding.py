@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
-Floats = NDArray[np.float64]
+from mtbench.comparing.judging.statistics import Floats
 
 ALPHA = 0.05
 """The probability of a false verdict among all comparisons with one baseline."""

@@ -8,16 +8,14 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mtbench.comparing.claim import Claim
 from mtbench.comparing.judging import leaderboard, statistics
 from mtbench.comparing.judging.deciding import FIRST
 from mtbench.comparing.judging.leaderboard import Board
+from mtbench.comparing.judging.statistics import Floats
 from mtbench.comparing.planning.grid import Cell, Grid
 from mtbench.training.cell.rundir import Spec, find_runs
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,8 @@ class Request:
         task_params = params.resolve(task_class, share[task], task)
         instance = task_class(**task_params)
         usual = {key: p.default for key, p in params.declared(task_class).items()}
-        # A written configuration names all, and what the task has filled in is no wish.
+        # A written configuration names every parameter: nobody asked for those at their default,
+        # nor for those that the task has filled in.
         for key in sorted((instance.idle & share[task].keys()) - instance.dependent.keys()):
             if task_params[key] != usual[key]:
                 raise UsageError(

@@ -42,7 +42,8 @@ def evaluate(
         collection = replace(
             collection,
             cases=tuple(evaluating.with_truth(collection.cases, truth)),
-            fingerprint=f"{collection.fingerprint} of {truth}",  # "truth" had all cases
+            # Not " truth ": under that name a cache may hold all cases, silent ones too.
+            fingerprint=f"{collection.fingerprint} of {truth}",
         )
     silent = count - len(collection.cases)
     collection = task.with_consensus(collection)

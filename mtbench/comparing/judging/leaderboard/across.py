@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import stats
 
 from mtbench.comparing.judging import statistics
 from mtbench.comparing.judging.deciding import ALPHA
 from mtbench.comparing.judging.leaderboard.board import Board, is_replanned
-
-Floats = NDArray[np.float64]
+from mtbench.comparing.judging.statistics import Floats
 
 
 @dataclass(frozen=True)

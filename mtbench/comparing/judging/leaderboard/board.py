@@ -17,7 +17,8 @@ from mtbench.comparing.judging.leaderboard.doubts import more, some
 from mtbench.comparing.judging.leaderboard.entrants import Group, Row, groups
 from mtbench.comparing.judging.leaderboard.pairs import Pairs
 from mtbench.comparing.judging.leaderboard.ranking import Ranking
-from mtbench.comparing.judging.leaderboard.scores import Floats, Scores, mean_over_units
+from mtbench.comparing.judging.leaderboard.scores import Scores, mean_over_units
+from mtbench.comparing.judging.statistics import Floats
 from mtbench.errors import RunError
 from mtbench.training.cell.rundir import RunDirectory
 

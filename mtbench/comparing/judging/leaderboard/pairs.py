@@ -9,7 +9,8 @@ import pandas as pd
 from mtbench.comparing.judging import statistics
 from mtbench.comparing.judging.deciding import ALPHA, FIRST, VERDICTS, Verdicts, decide
 from mtbench.comparing.judging.leaderboard.doubts import naming
-from mtbench.comparing.judging.leaderboard.scores import Floats, Scores
+from mtbench.comparing.judging.leaderboard.scores import Scores
+from mtbench.comparing.judging.statistics import Floats
 
 
 class Pairs:

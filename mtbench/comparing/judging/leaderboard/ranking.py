@@ -9,7 +9,8 @@ from mtbench.comparing.judging import statistics
 from mtbench.comparing.judging.deciding import VERDICTS
 from mtbench.comparing.judging.leaderboard.entrants import largest_block
 from mtbench.comparing.judging.leaderboard.pairs import Pairs
-from mtbench.comparing.judging.leaderboard.scores import Floats, Mask, Scores
+from mtbench.comparing.judging.leaderboard.scores import Mask, Scores
+from mtbench.comparing.judging.statistics import Floats
 
 _SEED = 0  # of the resampling: the same results give the same table
 

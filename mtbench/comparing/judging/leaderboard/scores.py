@@ -11,8 +11,8 @@ from mtbench.comparing.judging.deciding import ALPHA
 from mtbench.comparing.judging.leaderboard.cells import Cell
 from mtbench.comparing.judging.leaderboard.doubts import naming, some
 from mtbench.comparing.judging.leaderboard.entrants import Group
+from mtbench.comparing.judging.statistics import Floats
 
-Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 _VANISHING = 1e-6  # of the largest mean
