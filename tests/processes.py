@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -19,10 +20,8 @@ class Command:
     """The command line in a session of its own; asked as a `subprocess.Popen` is."""
 
     def __init__(self, *line: object) -> None:
-        self._folder = tempfile.TemporaryDirectory()
-        self._process = PROCESSES.Process(
-            target=_command, args=(Path(self._folder.name), [*map(str, line)])
-        )
+        self._folder = Path(tempfile.mkdtemp())  # stays where a test fails before the end is asked
+        self._process = PROCESSES.Process(target=_command, args=(self._folder, [*map(str, line)]))
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -41,8 +40,8 @@ class Command:
         """Wait for its end; return its output and errors."""
         self._process.join(timeout)
         assert self._process.exitcode is not None, "it does not end"
-        found = [Path(self._folder.name, name).read_text() for name in ("out", "err")]
-        self._folder.cleanup()
+        found = [(self._folder / name).read_text() for name in ("out", "err")]
+        shutil.rmtree(self._folder)
         return found[0], found[1]
 
 
