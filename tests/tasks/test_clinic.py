@@ -45,6 +45,7 @@ from mtbench_tasks._lesion.files import (
     read_mask,
     read_picture,
 )
+from mtbench_tasks.thyroid import Thyroid
 
 Mtbench = Callable[..., tuple[int, str, str]]
 SHARED = Path(__file__).parents[3] / "shared" / "cases" / "clinical"
@@ -899,6 +900,14 @@ def test_run_records_and_strict_stops(mtbench: Mtbench, folder: Path, tmp_path: 
     code, _, err = mtbench(*line, "--strict", "--out", tmp_path / "strict")
     assert (code, err.count("\n")) == (2, 1)
     assert "are spelt alike" in err
+
+
+def test_a_run_tells_what_is_odd_about_the_scale_that_it_found(folder: Path) -> None:
+    data = table(folder, category=lambda i: str(1 + i % 5) if i % 2 else f"TR{1 + i % 5}")
+    [doubt] = Thyroid(source="manifest", data=data).collection(lambda *_: None).doubts
+    assert doubt.endswith("4 is taken as TR4")
+    said = Thyroid(source="manifest", data=data, grades=categories.SCALES[0])
+    assert said.collection(lambda *_: None).doubts == ()
 
 
 @pytest.mark.parametrize("strict", [("--strict",), ("--strict", "true"), ("--strict=yes",)])
