@@ -846,6 +846,7 @@ SMALL = ("--image-size", 32, "--width", 4, "--epochs", 1, "--threads", 1)
         ({"category": lambda i: ""}, None, "no row has a category"),
         ({"mask": lambda i: ""}, None, "no row has a mask"),
         ({"reader": lambda i: "Rr"[i % 2]}, None, "readers 'R' and 'r' are spelt alike"),
+        ({"reader": lambda i: "\x1b[2J"}, None, None),
         ({"spacing": lambda i: "8"}, None, "8 mm per pixel is not what ultrasound has"),
         ({"spacing": lambda i: "0.08"}, None, None),
     ],
@@ -863,6 +864,7 @@ def test_verify_tells_what_run_does(
     _, shown, _ = mtbench("data", "inspect", "manifest", "--data", data)
     assert ("problems" in shown) == bool(problem)
     assert ("look odd" in shown.replace("\n", "")) == bool(doubt)
+    assert "\x1b" not in printed + shown  # names come from a stranger's table
 
 
 def test_a_line_that_begins_with_a_hash_but_names_an_image_is_told(folder: Path) -> None:

@@ -566,6 +566,17 @@ def test_what_is_evaluated_is_what_predict_says(
             assert row[f"p[{grade}]"] == pytest.approx(chance, abs=1e-4)
 
 
+def test_names_of_another_centre_cannot_act_on_the_terminal(
+    mtbench: Mtbench, run: Path, clinic: Path, tmp_path: Path
+) -> None:
+    data = clinic.with_name("evil.csv")
+    data.write_text(clinic.read_text().replace(",A,", ",\x1b[2J a long name,"))
+    code, printed, _ = mtbench("evaluate", run, "--data", data, "--out", tmp_path)
+    assert code == 0
+    assert "\x1b" not in printed
+    assert "…" not in printed  # nor are they cut
+
+
 def test_its_own_test_part_is_what_is_left_of_its_own_data(
     mtbench: Mtbench, run: Path, tmp_path: Path
 ) -> None:
