@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-HOOKS = ("after_step", "after_epoch")
-"""What a balancer is told of."""
+HOOKS = ("after_step", "after_epoch", "view")
+"""What a loop calls beside `backward`."""
 
 _PATIENCE = 10
 """Steps after which what was not done is taken for forgotten."""
@@ -68,6 +68,11 @@ class Watch:
                     "after optimizer.step() say balancer.after_step(losses_fn), which repeats the "
                     "forward pass on the same batch",
                 )
+            if "view" in forgotten:
+                self._warn(
+                    f"{name}: view was not called in {_PATIENCE} steps",
+                    "hand head k balancer.view((z,), k)[0] in the place of z",
+                )
         elif self.calls == _EPOCH and epochs_matter and "after_epoch" in forgotten:
             self._warn(
                 f"{name}: after_epoch was not called in {_EPOCH} steps",
@@ -92,12 +97,12 @@ class Watch:
         warnings.warn(f"{found}, and the method needs it: {remedy}", stacklevel=4)
 
 
-def noted(hook: Callable[..., None]) -> Callable[..., None]:
+def noted(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Return a balancer's hook that notes that it was called."""
 
     @wraps(hook)
-    def with_note(self: Any, *args: Any) -> None:
+    def with_note(self: Any, *args: Any) -> Any:
         self.watch.heard.add(hook.__name__)
-        hook(self, *args)
+        return hook(self, *args)
 
     return with_note

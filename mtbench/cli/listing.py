@@ -71,7 +71,7 @@ def info(
     from mtbench.balancing.balancer import Balancer
     from mtbench.cli.terminal import terminal
     from mtbench.plugins import params
-    from mtbench.plugins.catalogue import family
+    from mtbench.plugins.catalogue import family, needs
     from mtbench.plugins.search import search_space
     from mtbench.training.task import Task
 
@@ -84,6 +84,7 @@ def info(
         cls = method = entry.load(Balancer)
         facts = {
             "works on": family(method),
+            "needs in a loop": "; ".join(needs(method)).replace("``", ""),
             "cost of a step": method.passes,
             "paper": method.paper,
             "checked against": method.checked_against,
