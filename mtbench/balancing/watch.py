@@ -18,6 +18,9 @@ _PATIENCE = 10
 _EPOCH = 1000
 """Steps after which an epoch should have ended."""
 
+_PARTS = 256
+"""Micro-batches after which a step should have been made."""
+
 
 class Watch:
     """Counts a balancer's steps, and warns once of each thing that it needs and does not get.
@@ -32,12 +35,14 @@ class Watch:
         self.calls = 0
         self.idle = False
         self.heard: set[str] = set()
+        self._parts = 0
         self._unshared = 0.0
         self._at_first: list[Tensor] = []
 
     def begins(self) -> bool:
         """Count a step that begins, and return whether to look at it."""
         self.calls += 1
+        self._parts = 0
         return self.calls in (1, _PATIENCE, _EPOCH)
 
     def look(self, name: str, own: Iterable[Tensor], hooks: set[str], epochs_matter: bool) -> None:
@@ -77,6 +82,15 @@ class Watch:
             self._warn(
                 f"{name}: after_epoch was not called in {_EPOCH} steps",
                 "say balancer.after_epoch() at each epoch's end (all is well if yours are longer)",
+            )
+
+    def accumulates(self, name: str) -> None:
+        """Count a micro-batch that `backward` has not made a step of."""
+        self._parts += 1
+        if self._parts == _PARTS:
+            self._warn(
+                f"{name}: accumulate was called {_PARTS} times without backward",
+                "hand the last micro-batch of each step to balancer.backward, which writes .grad",
             )
 
     def parted(self, name: str, shared: bool) -> None:

@@ -1,5 +1,6 @@
 """``mtbench list`` and ``mtbench info``."""
 
+import re
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated
@@ -98,7 +99,7 @@ def info(
             "data verify": task.verify, "data export": task.export,
         }  # fmt: skip
     console.print(Text.assemble((name, "bold"), f"  {entry.path}"))
-    console.print(Text(params.documented(cls)))
+    console.print(Text(_readable(params.documented(cls))))
     for fact, value in facts.items():
         if not value:
             continue
@@ -123,3 +124,13 @@ def info(
             )
         if options.row_count:
             console.print(options)
+
+
+def _readable(text: str) -> str:
+    r"""Return a docstring without the site's markup.
+
+    >>> _readable(":math:`g_i` of ``ew``:\n\n.. math:: \\sum_i g_i")
+    'g_i of ew:\n\n    \\sum_i g_i'
+    """
+    plain = re.sub(r"(?::\w+:`|``)([^`]*)``?", r"\1", text)
+    return re.sub(r"^( *)\.\. math:: ", r"\1    ", plain.replace(".. math::\n", ""), flags=re.M)
