@@ -345,6 +345,20 @@ def test_subgroups_are_found_in_what_people_type(clinic: Path, tmp_path: Path) -
     assert told.endswith("are in no subgroup: age 'n. k.', age '45 y'")
 
 
+@pytest.mark.parametrize("told", ["1 and 2 only", "numbers up to 3"])
+def test_another_scale_in_the_same_numbers_is_told(clinic: Path, tmp_path: Path, told: str) -> None:
+    """The model's own scale is tried first, and another centre's numbers may mean other things."""
+    least = {"1 and 2 only": 3, "numbers up to 3": 2}[told]
+    frame = pd.read_csv(clinic)
+    frame["category"] = [max(1, int(grade[2]) - least) for grade in frame["category"]]
+    data = clinic.with_name("numbers.csv")
+    frame.to_csv(data, index=False)
+    _, record = evaluated(data, tmp_path, truth="pathology")
+    assert sum(told in note for note in record["notes"]) == 1
+    _, record = evaluated(data, tmp_path, truth="pathology", grades=ultrasound.GRADES)
+    assert not any(told in note for note in record["notes"])
+
+
 def test_spacing_of_some_images_only_is_told(clinic: Path, tmp_path: Path) -> None:
     _, record = evaluated(clinic, tmp_path, truth="pathology")
     images = {m["name"]: m["images"] for m in record["metrics"]}

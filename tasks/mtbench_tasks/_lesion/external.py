@@ -10,7 +10,7 @@ import numpy as np
 from mtbench.errors import DataError, UsageError
 from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Evaluation, Trained
-from mtbench_tasks._lesion import evaluating, evaluation, manifest, operating
+from mtbench_tasks._lesion import evaluating, evaluation, operating
 from mtbench_tasks._lesion.asking import Ask, Panel
 from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.grid import prepare
@@ -111,7 +111,7 @@ def _origin(
         return task.origin
     origin = task.anywhere(source)
     if origin.graded is not None and grades is None and data is not None:
-        grades = manifest.scale(data, task.origin.grades, task.grades)
+        return origin.graded(data, None, task.origin.grades, task.grades)
     return graded(source, origin, data, grades)
 
 

@@ -55,18 +55,30 @@ def scale(path: Path, *wanted: tuple[str, ...]) -> tuple[str, ...]:
     """
     path = nnunet.find(path)
     cells = _cells(read(path))
-    graded = [cell for cell in cells if not unsaid(cell)]
-    for grades in wanted:
-        known = sum(place(cell, grades) is not None for cell in graded)
-        if graded and known >= (1 - ODD) * len(graded):
-            return grades
+    if found := _fitting(cells, wanted):
+        return found
     meant = scale_of(cells)
     if meant.grades is None:
         raise DataError(_unknown(path, cells, meant.why))
     return meant.grades
 
 
-def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) -> Collection:
+def _fitting(cells: Sequence[str], wanted: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
+    """Return the first scale on which categories have a place, but for a few slips."""
+    graded = [cell for cell in cells if not unsaid(cell)]
+    for grades in wanted:
+        known = sum(place(cell, grades) is not None for cell in graded)
+        if graded and known >= (1 - ODD) * len(graded):
+            return grades
+    return None
+
+
+def load(
+    path: Path,
+    progress: Progress,
+    grades: tuple[str, ...] | None = None,
+    wanted: Sequence[tuple[str, ...]] = (),
+) -> Collection:
     """Read a CSV with a row per image and reader; the files are read when they are needed.
 
     Columns are `COLUMNS`, in any order; others are left out, unless they look like one misspelt.
@@ -81,6 +93,7 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
         progress: is told how many files have been read for the fingerprint.
         grades: the categories from benign to malignant; None: the known scale that they fit, or,
             for a look at the data, in alphabetical order.
+        wanted: scales that come before the known ones, as in `scale`.
 
     Raises:
         DataError: the file is no such CSV, there is nothing in it to learn from, or its categories
@@ -90,7 +103,8 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
     table = read(path)
     cells, problems = _cells(table), list(table.problems)
     meant = scale_of(cells)
-    order = grades or meant.grades
+    order = grades or _fitting(cells, wanted) or meant.grades
+    doubts = []
     if order is None:
         problems.append(_unknown(path, cells, meant.why))
         order = tuple(sorted({cell.casefold(): cell for cell in cells}.values()))
@@ -99,8 +113,7 @@ def load(path: Path, progress: Progress, grades: tuple[str, ...] | None = None) 
             f"{path}: none of its {len(cells)} categories, such as {cells[0]!r}, is one of "
             f"{', '.join(order)}"
         )
-    doubts = []
-    if grades is None and meant.grades is not None and meant.why:
+    elif grades is None and meant.why and order in SCALES:
         doubts.append(f"{path}: the categories {meant.why}")
     locate = cache(partial(locate_in, path.parent))
     images, bare, below = _by_image(path, table, order, locate, problems)
@@ -205,19 +218,17 @@ def _fingerprint(
     return fingerprint(["manifest", VERSION, order, known], files, progress)
 
 
-def _graded(data: Path | None, grades: tuple[str, ...] | None) -> Source:
+def _graded(data: Path | None, grades: tuple[str, ...] | None, *wanted: tuple[str, ...]) -> Source:
     if grades is None and data is None:
         raise DataError(f"source manifest needs --data PATH: {SOURCE.what}")
     if grades is not None and len({g.casefold() for g in grades}) < max(2, len(grades)):
         raise UsageError(f"grades must be two or more, all different, found {','.join(grades)}")
-    order = grades or scale(data or Path())
+    order = grades or scale(data or Path(), *wanted)
     rows = [] if data is None else read(nnunet.find(data)).rows.values()
     tested = any(row.split == "test" for row in rows)
     return replace(
         SOURCE,
-        load=partial(
-            load, grades=grades
-        ),  # found ones are found again: it tells what is odd about them
+        load=partial(load, grades=grades, wanted=wanted),
         grades=order,
         high=(len(order) + 1) // 2,
         tested=tested,

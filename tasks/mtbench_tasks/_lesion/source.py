@@ -35,7 +35,8 @@ class Source:
         views: finds an image's views, when a new one is read.
         tested: whether it says who is tested; otherwise the task's folds do.
         graded: makes it with these grades, or, if there are none, with those of the data at that
-            path; None where the grades are fixed.
+            path: the first of the scales given after them that fits, else a known one. None where
+            the grades are fixed.
     """
 
     load: Callable[[Path, Progress], Collection]
@@ -51,7 +52,7 @@ class Source:
     lexicon: Lexicon = ()
     views: Callable[[Image], list[View]] = whole
     tested: bool = False
-    graded: "Callable[[Path | None, tuple[str, ...] | None], Source] | None" = None
+    graded: "Callable[..., Source] | None" = None
 
 
 def load(

@@ -229,7 +229,7 @@ class LesionTask(Task):
             must_read(source, origin, "--test-data")
         if origin.graded is not None:
             own = self.origin.grades
-            origin = origin.graded(data, own if data is None else manifest.scale(data, own))
+            origin = origin.graded(data, own if data is None else None, own)
         if origin.grades != self.origin.grades and target != "low-high":
             also = " and --test-data PATH" if data is None and origin.what is not None else ""
             raise UsageError(
