@@ -15,6 +15,7 @@ from rich.console import Console
 from mtbench.cli import tables
 from mtbench.cli.tables import print_boards
 from mtbench.comparing.judging.leaderboard import Board, boards
+from mtbench.comparing.judging.report import figures
 from mtbench.training.cell.rundir import find_runs
 from tests.comparing.report.made_up import write
 
@@ -256,3 +257,12 @@ def test_many_metrics_on_a_terminal(
     _, text, _ = mtbench("leaderboard", tmp_path)
     assert "mae0 +10.0, mae1 +9.9, mae2 +9.8" in text
     assert "all metrics but those that are worst" in text
+
+
+def test_a_single_epoch_is_a_point() -> None:
+    told = {"ew": {"loss (validation)": {"x": [1], "mean": [0.5]}}}
+    figure = figures._curves(told, ["ew"], diagnostics=False)
+    assert figure is not None
+    [axes] = figure.axes
+    assert axes.lines[0].get_marker() == "o"
+    assert [tick for tick in axes.get_xticks() if 0.9 < tick < 1.1] == [1]

@@ -261,9 +261,10 @@ def _curves(histories: Chart, drawn: Sequence[str], *, diagnostics: bool) -> Fig
         for i, dotted, curve in series:
             mean = np.array(curve["mean"], float)
             axes.plot(curve["x"], mean, color=f"C{i}", linewidth=0.8 if dotted else 1.2,
-                      linestyle=":" if dotted else "-")  # fmt: skip
+                      linestyle=":" if dotted else "-",
+                      marker="o" if len(mean) == 1 else "", markersize=2.5)  # fmt: skip
         axes.set_title(_label(key), fontsize=TEXT)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if key == "update: length":
             axes.set_yscale("log")
         axes.set_xlabel("epoch" if diagnostics else "epoch (dotted: training)", fontsize=SMALL)
