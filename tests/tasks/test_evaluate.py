@@ -482,7 +482,7 @@ def test_what_is_odd_or_absent_is_told(clinic: Path, tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
     write(clinic.with_name("odd.csv"), [rows[0] | {"patient": "p0"}, *rows[1:]])
     _, record = evaluated(clinic.with_name("odd.csv"), tmp_path)
-    assert any("look odd and are used" in note for note in record["notes"])
+    assert any("looks odd is used" in note for note in record["notes"])
     write(clinic.with_name("gone.csv"), [row | {"image": f"no{row['image']}"} for row in rows])
     with pytest.raises(DataError, match=r"the first problem: .*no0.png: there is no such file"):
         evaluated(clinic.with_name("gone.csv"), tmp_path)

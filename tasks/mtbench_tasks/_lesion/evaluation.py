@@ -143,7 +143,7 @@ def notes(
     if problems:
         yield f"{len(problems)} cases or rows could not be used; the first: {problems[0]}"
     if doubts:
-        yield f"{len(doubts)} things look odd and are used; the first: {doubts[0]}"
+        yield f"what looks odd is used (found {len(doubts)}); the first: {doubts[0]}"
     if record["patients"] < FEW:
         yield f"{record['patients']} patients are few: the intervals are too narrow"
     if not record["graded"]:
