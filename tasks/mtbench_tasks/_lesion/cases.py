@@ -101,7 +101,7 @@ class Case:
     Attributes:
         name: unique within its source.
         patient: the unit that splits must not divide.
-        pixels: the (H, W) grey values, or what reads them: a large source is not held in memory.
+        pixels: the (H, W) grey values of a simulation, or what reads a file's.
         readings: at least one; training and validation labels come from these.
         truth: the ground truth, where one exists (simulation).
         consensus: what several readings come to together, where that is wanted.

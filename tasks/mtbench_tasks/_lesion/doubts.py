@@ -61,7 +61,9 @@ def examine(case: Case) -> Examined:
     image = None
     try:
         image, told = look(case.pixels)
-        doubts += [*told, *(f"{case.name}: {text}" for text in of_image(image))]
+        doubts += told
+        if callable(case.pixels):  # of a simulation's there is no doubt that it is a scan
+            doubts += [f"{case.name}: {text}" for text in of_image(image)]
     except DataError as error:
         faults.append(str(error))
     masks: list[Mask | None] = []
