@@ -202,11 +202,12 @@ def test_the_card_can_be_followed(
     assert filled
 
 
-def test_the_card_names_the_epoch_and_no_other_sources_parameters(run: Path, packed: Path) -> None:
+def test_card_and_record_know_other_sources_parameters(run: Path, packed: Path) -> None:
     card = (packed / "README.md").read_text()
     assert "- epoch: `1 of 1`" in card
     assert '"reader_noise": 1.0' in card
     assert '"frames"' not in card  # AIMI's
+    assert json.loads((run / "result.json").read_text())["idle"] == ["frames", "split"]
     other = Thyroid(source="aimi")
     assert {"cases", "reader_noise", "phantom_seed", "split"} <= other.idle
     assert "frames" not in other.idle
