@@ -32,7 +32,7 @@ from pydicom.uid import (
 from scipy import ndimage
 
 from mtbench.errors import DataError
-from mtbench_tasks._lesion import categories, doubts, manifest
+from mtbench_tasks._lesion import categories, doubts, manifest, pictures
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.categories import place, said, scale_of
 from mtbench_tasks._lesion.doubts import alike, examine, parts, perceptual, spelt_alike, survey
@@ -356,6 +356,25 @@ def test_a_mask_of_another_size_is_refused(more: int) -> None:
     [fault] = examine(case(other)).faults
     assert f"({HEIGHT}, {WIDTH})" in fault
     assert f"({HEIGHT + more}, {WIDTH})" in fault
+
+
+def test_a_broken_mask_is_told_with_its_reader_and_the_others_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = saved(tmp_path / "a.png", scan())
+    (tmp_path / "m.png").write_bytes(b"broken")
+    odd = replace(
+        case(lesion(), MaskFile(tmp_path / "m.png", file), ring()), pixels=ImageFile(file)
+    )
+    [fault] = examine(odd).faults
+    assert fault.startswith(f"a.png: reader 1's mask: {tmp_path / 'm.png'}: does not decode")
+    drawn = list[Any]()
+    monkeypatch.setattr(pictures, "_contour", lambda axes, mask, _: drawn.append((axes, mask)))
+    pictures.preview(Collection((odd,), ("x",), ""), tmp_path / "p.png")
+    [axes] = {axes for axes, _ in drawn}
+    assert axes.get_title() == "a.png: ?, ?, ?\nreader 1's mask cannot be used"
+    for (_, mask), wanted in zip(drawn, (lesion(), ring()), strict=True):
+        np.testing.assert_array_equal(mask, wanted)
 
 
 @pytest.mark.parametrize("angle", [0, 30, 90])

@@ -71,9 +71,7 @@ def examine(case: Case) -> Examined:
         mask = None
         if reading.contour is not None:
             try:
-                mask, told = look(reading.contour)
-                if image is not None:
-                    mask = case.fitting(reading, mask, image.shape)
+                mask, told = case.mask(reading, image)
                 doubts += told
                 if reading in case.readings:
                     doubts += [f"{case.name}: {reading.reader}'s mask {t}" for t in of_mask(mask)]
