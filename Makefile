@@ -10,9 +10,10 @@ export OMP_NUM_THREADS ?= 1
 run: $(VENV)/installed
 	env -u OMP_NUM_THREADS $(BIN)/mtbench run --method rlar --out runs
 
-# Tests take from a millisecond to a minute: a process that has none left takes the other's.
+# For two cores: a third process works while tests that kill or start others wait. Tests take from a
+# millisecond to a minute: a process that has none left takes another's.
 test: $(VENV)/tested lint
-	$(BIN)/pytest -n 2 --dist worksteal --timeout 600 --durations=10 -rs
+	$(BIN)/pytest -n 3 --dist worksteal --timeout 600 --durations=10 -rs
 
 # The same tests, and which lines they reach: it takes half as long again.
 coverage: $(VENV)/tested

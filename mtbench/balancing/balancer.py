@@ -225,6 +225,8 @@ class Balancer(nn.Module, ABC):
             weights = torch.full_like(step.host_values, float(overflows))
         else:
             weights = self.balance(step)
+            if step.transient and step.is_apart:
+                self.watch.parted(self._called, bool(step.shared))
             # Of whom each is said to train by itself, those who took gradients apart.
             alone = self.watch.calls == 1 and not unspoken and step.ranks.size == 1
             if alone and step.is_apart and processes() > 1:

@@ -1,5 +1,6 @@
 """What a loop has to do for a method beside the one call, and whether it does."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -31,6 +32,7 @@ class Watch:
         self.calls = 0
         self.idle = False
         self.heard: set[str] = set()
+        self._unshared = 0.0
         self._at_first: list[Tensor] = []
 
     def begins(self) -> bool:
@@ -70,6 +72,20 @@ class Watch:
             self._warn(
                 f"{name}: after_epoch was not called in {_EPOCH} steps",
                 "say balancer.after_epoch() at each epoch's end (all is well if yours are longer)",
+            )
+
+    def parted(self, name: str, shared: bool) -> None:
+        """Look at a step that took gradients objective by objective.
+
+        Args:
+            name: the method's.
+            shared: whether any two of its losses have a trained parameter in common.
+        """
+        self._unshared = -math.inf if shared else self._unshared + 1
+        if self._unshared == _PATIENCE:
+            self._warn(
+                f"{name}: no two losses had a trained parameter in common in {_PATIENCE} steps",
+                "see that the encoder is not frozen, and what it hands to the heads not detached",
             )
 
     def _warn(self, found: str, remedy: str) -> None:

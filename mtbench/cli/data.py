@@ -53,13 +53,14 @@ def inspect(
     from rich.text import Text
 
     from mtbench.cli.terminal import terminal
+    from mtbench.comparing import inert
 
     with _of(task, source, plugin or []) as kind:
         rows = kind.inspect(source, data, **own(kind.inspect, context, context.args))
     table = Table("count", "what", "why", title=f"{source}: what is used, repaired and dropped")
     table.columns[0].justify = "right"
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(inert.plain(str(cell))) for cell in row))
     terminal().print(table)
 
 
@@ -76,10 +77,12 @@ def verify(
     A task has options of its own, given like [bold]--grades low,high[/]: `mtbench info TASK`
     lists them.
     """
+    from mtbench.comparing import inert
+
     with _of(task, source, plugin or []) as kind:
         found = kind.verify(source, data, **own(kind.verify, context, context.args))
     for line in (*found.problems, *(f"looks odd: {doubt}" for doubt in found.doubts)):
-        typer.echo(line)
+        typer.echo(inert.plain(line))
     odd = f"look odd: {len(found.doubts)}" if found.doubts else ""
     if found.problems:
         typer.echo("; ".join(filter(None, (f"problems: {len(found.problems)}", odd))))
@@ -101,6 +104,7 @@ def export(
     What is left out gets a line each. A task has options of its own, given like
     [bold]--grades low,high[/]: `mtbench info TASK` lists them.
     """
+    from mtbench.comparing import inert
     from mtbench.errors import RunError
 
     try:
@@ -112,7 +116,7 @@ def export(
     except OSError as error:
         raise RunError(f"--to {to}: cannot be written ({error.strerror})") from error
     for line in found.problems:
-        typer.echo(line)
+        typer.echo(inert.plain(line))
     left = f"; left out: {len(found.problems)}" if found.problems else ""
     typer.echo(f"written: {found.cases} cases to {to}{left}")
 

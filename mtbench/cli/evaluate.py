@@ -30,6 +30,7 @@ def evaluate(
     from rich.text import Text
 
     from mtbench.cli.terminal import terminal
+    from mtbench.comparing import inert
     from mtbench.errors import RunError, UsageError
     from mtbench.training.trained import package
 
@@ -46,12 +47,13 @@ def evaluate(
     console = terminal()
     for title, head, rows in found.tables:
         table = Table(*head, title=title, title_justify="left")
-        for column in table.columns[1:]:
-            column.justify = "right"
+        for place, column in enumerate(table.columns):
+            column.justify = "right" if place else "left"
+            column.overflow = "fold"  # a name that is cut may be another's
         for row in rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(inert.plain(cell)) for cell in row))
         console.print(table)
     for note in found.notes:
-        typer.echo(f"note: {note}")
+        typer.echo(f"note: {inert.plain(note)}")
     for file in found.files:
         typer.echo(f"written: {file}")

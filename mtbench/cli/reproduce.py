@@ -1,5 +1,6 @@
 """``mtbench reproduce``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,12 @@ from mtbench.cli.options import (
     TaskData,
     Threads,
 )
+
+_FEWEST = 4
+"""Columns that a table keeps, however narrow the terminal."""
+
+_LAST = -3
+"""The last metric before mean rank and delta-m: what is left out first."""
 
 
 def reproduce(
@@ -98,17 +105,31 @@ def reproduce(
     [board] = leaderboard.boards(runs)
     console = terminal()
     text = []
+    file = out / task / "reproduce.md"
     for name in method:
         for found in papers.compare(reported, board, reference, name):
+            columns = list(zip(found.heads, *found.rows, strict=True))
+            left_out = []
+            while found.wide and len(columns) > _FEWEST and _width(columns) > console.width:
+                left_out.append(columns.pop(_LAST)[0])
             shown = Table(title=Text(inert.plain(found.title)), title_justify="left")
-            for place, head in enumerate(found.heads):
+            for place, (head, *_) in enumerate(columns):
                 shown.add_column(Text(inert.plain(head)), justify="right" if place else "left")
-            for row in found.rows:
+            for row in list(zip(*columns, strict=True))[1:]:
                 shown.add_row(*(Text(inert.plain(text)) for text in row))
             console.print(shown)
+            if left_out:
+                names = inert.plain(", ".join(reversed(left_out)))
+                console.print(f"- too wide for this terminal: {names}; {file} has all")
             for note in found.notes:
                 console.print(f"- {inert.plain(note)}")
             text.append(found.markdown())
-    file = out / task / "reproduce.md"
     file.write_text("\n".join(text), encoding="utf-8")
     console.print(f"beside the paper: {file}", soft_wrap=True)
+
+
+def _width(columns: Sequence[Sequence[str]]) -> int:
+    """Return how many characters a table takes, its frame included."""
+    from rich.cells import cell_len
+
+    return 1 + sum(3 + max(map(cell_len, column)) for column in columns)

@@ -110,7 +110,7 @@ def _table(title: str, shown: pd.DataFrame, room: int) -> Table:
         more = (most[i] - least[i]) * min(1, spare / wanted) if wanted else 0
         widths.append(least[i] + int(more) - _BORDER)
         table.add_column(
-            Text(inert.plain(column)),
+            Text(inert.plain(column), overflow="fold"),  # cut, accuracy_left is accuracy_right
             justify="left" if i == 0 else "right",
             no_wrap=i == 0,
             width=widths[i] if spare >= 0 else None,

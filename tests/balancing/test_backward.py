@@ -1046,6 +1046,22 @@ def test_after_epoch_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     list(loop(mtbench.balancer("mgda", num_objectives=2), 30, net))
 
 
+@pytest.mark.parametrize("name", ["cagrad", "graddrop"])
+def test_nothing_in_common(name: str) -> None:
+    net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
+    net.encoder.requires_grad_(False)
+    with pytest.warns(UserWarning, match="no two losses had a trained parameter in common") as told:
+        list(loop(balancer, 30, net))
+    assert len(told) == 1
+    list(loop(mtbench.balancer(name, num_objectives=2), 9, net))
+    balancer = mtbench.balancer(name, num_objectives=2)
+    net.encoder.requires_grad_(True)
+    list(loop(balancer, 2, net))
+    net.encoder.requires_grad_(False)
+    list(loop(balancer, 30, net))  # frozen later, as is often meant
+    list(loop(mtbench.balancer("ew", num_objectives=2), 30, net))
+
+
 # --- what goes wrong
 
 

@@ -83,6 +83,22 @@ def test_without_a_suite_all_parameters_are_fixed(tmp_path: Path) -> None:
     assert all(math.isnan(panel.baseline) for panel in one.panels)
 
 
+def test_one_at_a_time_and_a_grid_make_a_curve_for_each_parameter(tmp_path: Path) -> None:
+    for seed in range(2):
+        for a, b in ((1, 2), (2, 2), (3, 2), (2, 1), (2, 3)):
+            cell(tmp_path, "uw", seed, method_params={"a": a, "b": b, "mode": "x"})
+        for a in (1, 2):
+            for b in (1, 2, 3):
+                cell(tmp_path, "cagrad", seed, method_params={"a": a, "b": b})
+    found = along(board(tmp_path))
+    curves = sorted((one.method, one.parameter, one.values) for one in found)
+    assert curves == [("cagrad", "b", [1, 2, 3])] * 2 + [
+        ("uw", "a", [1, 2, 3]), ("uw", "b", [1, 2, 3])
+    ]  # fmt: skip
+    on_both = set.intersection(*(set(one.rows) for one in found if one.method == "uw"))
+    assert len(on_both) == 1
+
+
 def test_curves_are_on_the_page_and_among_the_figures(found: Board, tmp_path: Path) -> None:
     text = report.render([found])
     [data] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)

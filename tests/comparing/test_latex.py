@@ -88,6 +88,12 @@ def test_best_second_stars_and_caption(found: list[Board]) -> None:
     assert body[2] == r"\midrule"
 
 
+def test_one_of_a_thing_is_no_plural(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, recipe={"epochs": 1, "batch_size": 4, "lr": 0.1})
+    text = leaderboard.to_latex(leaderboard.boards(list(find_runs([tmp_path]))))
+    assert "1 seed; no trials each, 1 epoch of batches of 4." in text
+
+
 def test_tasks_stand_side_by_side(found: list[Board]) -> None:
     first = tables(leaderboard.to_latex(found))[0]
     assert r"method & made\_up & other\_task \\" in first

@@ -185,13 +185,17 @@ def test_reproduce_puts_a_run_beside_the_paper(
 
 
 def test_reproduce_says_when_the_settings_are_not_the_papers(
-    tiny: Path, paper: Path, tmp_path: Path, mtbench: Any
+    tiny: Path, paper: Path, tmp_path: Path, mtbench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "66")
     words = ("reproduce", "tiny", "--plugin", tiny, "--published", paper, "--threads", 1)
     words = (*words, "--out", tmp_path / "runs", "--epochs", 1, "--seeds", 1, "--method", "rlw")
     code, said, err = mtbench(*words)
     assert code == 0, err
     assert "no paper reports rlw with these settings" in said
+    beside = said[said.index("rlw beside the rows of: first") :]
+    assert "too wide for this terminal: within ↑; " in beside  # and no number is cut
+    assert "…" not in beside
     first, second = (tmp_path / "runs" / "tiny" / "reproduce.md").read_text().split("###")[1:]
     rows = [line.strip("| ").split(" | ") for line in first.splitlines() if line.startswith("| ")]
     assert [row[:2] for row in rows] == [

@@ -46,6 +46,7 @@ from mtbench_tasks._lesion.files import (
     read_mask,
     read_picture,
 )
+from mtbench_tasks.thyroid import Thyroid
 
 Mtbench = Callable[..., tuple[int, str, str]]
 SHARED = Path(__file__).parents[3] / "shared" / "cases" / "clinical"
@@ -866,6 +867,7 @@ SMALL = ("--image-size", 32, "--width", 4, "--epochs", 1, "--threads", 1)
         ({"category": lambda i: ""}, None, "no row has a category"),
         ({"mask": lambda i: ""}, None, "no row has a mask"),
         ({"reader": lambda i: "Rr"[i % 2]}, None, "readers 'R' and 'r' are spelt alike"),
+        ({"reader": lambda i: "\x1b[2J"}, None, None),
         ({"spacing": lambda i: "8"}, None, "8 mm per pixel is not what ultrasound has"),
         ({"spacing": lambda i: "0.08"}, None, None),
     ],
@@ -883,6 +885,7 @@ def test_verify_tells_what_run_does(
     _, shown, _ = mtbench("data", "inspect", "manifest", "--data", data)
     assert ("problems" in shown) == bool(problem)
     assert ("look odd" in shown.replace("\n", "")) == bool(doubt)
+    assert "\x1b" not in printed + shown  # names come from a stranger's table
 
 
 def test_a_line_that_begins_with_a_hash_but_names_an_image_is_told(folder: Path) -> None:
@@ -920,6 +923,14 @@ def test_run_records_and_strict_stops(mtbench: Mtbench, folder: Path, tmp_path: 
     code, _, err = mtbench(*line, "--strict", "--out", tmp_path / "strict")
     assert (code, err.count("\n")) == (2, 1)
     assert "are spelt alike" in err
+
+
+def test_a_run_tells_what_is_odd_about_the_scale_that_it_found(folder: Path) -> None:
+    data = table(folder, category=lambda i: str(1 + i % 5) if i % 2 else f"TR{1 + i % 5}")
+    [doubt] = Thyroid(source="manifest", data=data).collection(lambda *_: None).doubts
+    assert doubt.endswith("4 is taken as TR4")
+    said = Thyroid(source="manifest", data=data, grades=categories.SCALES[0])
+    assert said.collection(lambda *_: None).doubts == ()
 
 
 @pytest.mark.parametrize("strict", [("--strict",), ("--strict", "true"), ("--strict=yes",)])

@@ -328,6 +328,23 @@ def test_subgroups_sizes_and_readers(clinic: Path, tmp_path: Path) -> None:
     assert x["model"]["graded"] == 30
 
 
+def test_subgroups_are_found_in_what_people_type(clinic: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(clinic)
+    i = frame.index // 3
+    frame["age"] = np.where(i == 0, "n. k.", np.where(i == 1, "45 y", i.astype(str) + ",5"))
+    frame["sex"] = np.where(i % 3 == 0, "F", frame["sex"])
+    data = clinic.with_name("typed.csv")
+    frame.to_csv(data, index=False)
+    _, record = evaluated(data, tmp_path, truth="pathology")
+    groups = {(g["column"], g["value"]): g["images"] for g in record["subgroups"]}
+    assert [value for name, value in groups if name == "age"] == [
+        "2.5 to 11.5", "12.5 to 20.5", "21.5 to 29.5"
+    ]  # fmt: skip
+    assert groups["sex", "F"] + groups["sex", "m"] == 30
+    [told] = [note for note in record["notes"] if "columns of numbers" in note]
+    assert told.endswith("are in no subgroup: age 'n. k.', age '45 y'")
+
+
 def test_spacing_of_some_images_only_is_told(clinic: Path, tmp_path: Path) -> None:
     _, record = evaluated(clinic, tmp_path, truth="pathology")
     images = {m["name"]: m["images"] for m in record["metrics"]}
@@ -349,12 +366,13 @@ def test_spacing_of_some_images_only_is_told(clinic: Path, tmp_path: Path) -> No
     [
         (range(20240101, 20240110), ["20240101 to 20240103", "20240104 to 20240106",
                                      "20240107 to 20240109"]),
-        ([*"1234567", "inf"], [*"1234567", "inf"]),
+        ([*"1234567", "inf"], ["1 to 3", "4 to 5", "6 to 7"]),
+        ([*"123456", "inf"], [*"123456", "inf"]),
     ],
 )  # fmt: skip
 def test_subgroups_of_numbers_are_told_apart(cells: Iterable[object], names: list[str]) -> None:
     """Dates have more digits than `g` shows; what is infinite has no third."""
-    assert evaluating._grouped(pd.Series(list(cells))).cat.categories.tolist() == names
+    assert evaluating._grouped(pd.Series([*map(str, cells)])).cat.categories.tolist() == names
 
 
 def test_descriptors_are_compared_with_the_datas(clinic: Path, tmp_path: Path) -> None:
@@ -546,6 +564,17 @@ def test_what_is_evaluated_is_what_predict_says(
         row = frame.loc[Path(record["image"]).name]
         for grade, chance in view["probabilities"].items():
             assert row[f"p[{grade}]"] == pytest.approx(chance, abs=1e-4)
+
+
+def test_names_of_another_centre_cannot_act_on_the_terminal(
+    mtbench: Mtbench, run: Path, clinic: Path, tmp_path: Path
+) -> None:
+    data = clinic.with_name("evil.csv")
+    data.write_text(clinic.read_text().replace(",A,", ",\x1b[2J a long name,"))
+    code, printed, _ = mtbench("evaluate", run, "--data", data, "--out", tmp_path)
+    assert code == 0
+    assert "\x1b" not in printed
+    assert "…" not in printed  # nor are they cut
 
 
 def test_its_own_test_part_is_what_is_left_of_its_own_data(

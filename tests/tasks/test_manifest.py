@@ -20,7 +20,7 @@ from PIL import Image as Pil
 
 import mtbench_tasks.thyroid as thyroid
 from mtbench.errors import DataError, UsageError
-from mtbench_tasks._lesion import manifest
+from mtbench_tasks._lesion import manifest, pictures
 from mtbench_tasks._lesion.agreement import MODEL, agreement
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.consensus import majority, staple, with_consensus
@@ -560,6 +560,17 @@ def test_agreement_by_hand() -> None:
     assert rows["b", TRUTH].graded == rows["a", TRUTH].graded == rows["a", TRUTH].drawn == 0
     assert math.isnan(rows["a", TRUTH].dice)
     assert math.isnan(rows["a", TRUTH].kappa)
+
+
+def test_pictures_take_any_name(folder: Path) -> None:
+    """Neither a formula that is none, nor a letter that the font lacks, ends or clutters a run."""
+    name = "$a_$b \u5f20"
+    save(folder / f"{name}.png", picture()[0])
+    pictures.preview(load(folder, f"image,category\n{name}.png,TR4\n"), folder / "preview.png")
+    table = agreement([{name: Opinion(0, flat(0)), MODEL: Opinion(2, flat(1))}], 3)
+    pictures.agreement(table, folder / "agreement.png")
+    assert (folder / "preview.png").is_file()
+    assert (folder / "agreement.png").is_file()
 
 
 def test_opinions_are_those_of_the_readers_and_the_truth(phantom_splits: dict[str, Any]) -> None:

@@ -200,14 +200,16 @@ class Comparison:
     Attributes:
         title: of the paper's board and row.
         heads: of the columns.
-        rows: one a metric.
+        rows: one a metric, or of `wide` ones a method.
         notes: the source, and what was done otherwise.
+        wide: whether metrics are columns.
     """
 
     title: str
     heads: list[str]
     rows: list[list[str]]
     notes: list[str]
+    wide: bool
 
     def markdown(self) -> str:
         """Return it as Markdown."""
@@ -254,7 +256,7 @@ def compare(
             ]
         else:
             continue
-        found.append(Comparison(title, heads, body, notes))
+        found.append(Comparison(title, heads, body, notes, wide=label is None))
     return found
 
 

@@ -18,6 +18,7 @@ from mtbench_tasks._lesion.agreement import MODEL, agreement
 from mtbench_tasks._lesion.asking import Answer, Ask, together
 from mtbench_tasks._lesion.calipers import calipers
 from mtbench_tasks._lesion.cases import Case
+from mtbench_tasks._lesion.categories import visible
 from mtbench_tasks._lesion.descriptors import Lexicon
 from mtbench_tasks._lesion.doubts import NEAR, copies, parts
 from mtbench_tasks._lesion.familiar import Familiar, sight
@@ -467,15 +468,40 @@ def _subgroups(
                 )
 
 
+def ungrouped(groups: pd.DataFrame, by: Sequence[str] | None) -> list[str]:
+    """Return the words that columns have among their numbers, and that are in no subgroup.
+
+    Args:
+        groups: what the data says of each image, a column each.
+        by: the columns that subgroups are made of; None for `SUBGROUPS`.
+    """
+    found: dict[str, None] = {}
+    for name in by or SUBGROUPS:
+        if name in groups and (numbers := _numbers(groups[name])) is not None:
+            words = groups[name][numbers.isna()].dropna()
+            found |= {f"{name} {word!r}": None for word in words}
+    return list(found)
+
+
+def _numbers(column: pd.Series) -> pd.Series | None:
+    """Return a column's numbers, NaN for its words; None if it is of words, or of few numbers."""
+    numbers = pd.to_numeric(column.str.replace(",", ".", regex=False), errors="coerce")
+    numbers = numbers.where(np.isfinite(numbers))
+    mostly = 2 * numbers.count() > column.count()
+    return numbers if mostly and numbers.nunique() > MANY else None
+
+
 def _grouped(column: pd.Series) -> pd.Series:
-    """Return a column as categories: numbers of many values as thirds."""
-    numbers = pd.to_numeric(column, errors="coerce")
-    if np.isfinite(numbers).sum() == column.notna().sum() and numbers.nunique() > MANY:
-        thirds = pd.qcut(numbers, 3, duplicates="drop")
-        ends = numbers.groupby(thirds, observed=True).agg(["min", "max"])
-        names = {third: f"{low:.15g} to {high:.15g}" for third, low, high in ends.itertuples()}
-        return thirds.cat.rename_categories(names)
-    return column.astype("category")
+    """Return a column as categories: many numbers as thirds, words whatever their case."""
+    numbers = _numbers(column)
+    if numbers is None:
+        first: dict[str, str] = {}
+        alike = {word: " ".join(visible(word).casefold().split()) for word in column.dropna()}
+        return column.map({w: first.setdefault(k, w) for w, k in alike.items()}).astype("category")
+    thirds = pd.qcut(numbers, 3, duplicates="drop")
+    ends = numbers.groupby(thirds, observed=True).agg(["min", "max"])
+    names = {third: f"{low:.15g} to {high:.15g}" for third, low, high in ends.itertuples()}
+    return thirds.cat.rename_categories(names)
 
 
 def _subgroup(

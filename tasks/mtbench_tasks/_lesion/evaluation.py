@@ -68,6 +68,7 @@ def notes(
     known: bool,
     started: bool,
     unworded: Sequence[str],
+    ungrouped: Sequence[str],
     unlike: int | None,
     reduced: tuple[Sequence[str], int, Sequence[str], int] | None,
 ) -> Iterator[str]:
@@ -83,6 +84,7 @@ def notes(
         known: whether the model knows its training's images.
         started: whether it started from another model's weights.
         unworded: the data's words for descriptors that are no terms.
+        ungrouped: its words where subgroups are of numbers.
         unlike: how many images do not look like the training's; None where that is not known.
         reduced: the data's grades and which of them is the first of high risk, and the model's,
             where both are reduced to low and high.
@@ -124,12 +126,13 @@ def notes(
             "the model started from another's weights (--init), and does not know what that one "
             "was trained on: see that none of it is here"
         )
-    if unworded:
-        more = f" and {len(unworded) - 3} more" * (len(unworded) > 3)
-        yield (
-            f"words for descriptors that are none of the model's terms are left out: "
-            f"{', '.join(unworded[:3])}{more}"
-        )
+    for words, what in (
+        (unworded, "words for descriptors that are none of the model's terms are left out"),
+        (ungrouped, "words in columns of numbers are in no subgroup"),
+    ):
+        if words:
+            more = f" and {len(words) - 3} more" * (len(words) > 3)
+            yield f"{what}: {', '.join(words[:3])}{more}"
     if unlike is None:
         yield UNKNOWN
     elif unlike:

@@ -95,6 +95,7 @@ def evaluate(
             known=all(own is not None for own in seen),
             started=any(model.init for model in trained.members),
             unworded=evaluating.unworded(split.cases, lexicon),
+            ungrouped=evaluating.ungrouped(judged.groups, by),
             unlike=None if kind is None else int(judged.frame["unlike"].sum()),
             reduced=None if same else (origin.grades, limit, task.grades, task.high),
         )

@@ -215,7 +215,9 @@ def _graded(data: Path | None, grades: tuple[str, ...] | None) -> Source:
     tested = any(row.split == "test" for row in rows)
     return replace(
         SOURCE,
-        load=partial(load, grades=order),
+        load=partial(
+            load, grades=grades
+        ),  # found ones are found again: it tells what is odd about them
         grades=order,
         high=(len(order) + 1) // 2,
         tested=tested,

@@ -2,6 +2,9 @@
 
 import io
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -26,6 +29,14 @@ def fill(template: str, **content: Any) -> str:
     )
 
 
+@contextmanager
+def any_name() -> Iterator[None]:
+    """Draw names as they are: a ``$`` begins no formula, a letter that the font lacks is a box."""
+    with warnings.catch_warnings(), mpl.rc_context({"text.parse_math": False}):
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
+
 def svg(figure: Figure, name: str) -> Markup:
     """Return a figure as part of a page, in the page's colours.
 
@@ -34,7 +45,7 @@ def svg(figure: Figure, name: str) -> Markup:
         name: unique on the page.
     """
     stream = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+    with any_name(), mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

@@ -15,6 +15,7 @@ from mtbench.errors import DataError
 from mtbench.training.task import Predictor
 from mtbench_tasks._lesion.cases import Collection
 from mtbench_tasks._lesion.grid import Placement
+from mtbench_tasks._lesion.page import any_name
 from mtbench_tasks._lesion.splits import CaseSplit
 
 NAME = 20  # letters of a case's name that fit above its picture
@@ -38,6 +39,7 @@ def _grid(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
+@any_name()
 def panel(predictor: Predictor, split: CaseSplit, grades: Sequence[str], file: Path) -> Path:
     """Draw twelve cases of a split, spread evenly over it, with every contour and category."""
     chosen = np.unique(np.linspace(0, len(split) - 1, 12).astype(int))
@@ -75,6 +77,7 @@ def panel(predictor: Predictor, split: CaseSplit, grades: Sequence[str], file: P
     return file
 
 
+@any_name()
 def agreement(table: pd.DataFrame, file: Path) -> Path:
     """Draw how far each two raters agree, from `agreement.agreement`'s table."""
     raters = list(dict.fromkeys([*table["rater"], *table["other"]]))
@@ -100,6 +103,7 @@ def agreement(table: pd.DataFrame, file: Path) -> Path:
     return file
 
 
+@any_name()
 def preview(collection: Collection, file: Path) -> None:
     """Draw eighteen cases of a source, spread evenly, with contours and grades."""
     if not collection.cases:

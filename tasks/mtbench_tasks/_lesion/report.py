@@ -3,7 +3,6 @@
 import base64
 import io
 import textwrap
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,7 +20,7 @@ from mtbench.training.task import Trained
 from mtbench_tasks._lesion.calipers import draw
 from mtbench_tasks._lesion.card import calibrated, described, judged
 from mtbench_tasks._lesion.cases import Image
-from mtbench_tasks._lesion.page import BAR, INK, QUIET, WARNING, fill
+from mtbench_tasks._lesion.page import BAR, INK, QUIET, WARNING, any_name, fill
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES
 from mtbench_tasks._lesion.reading import (
     CLEAR,
@@ -184,8 +183,7 @@ def html(page: Page) -> str:
 def pdf(page: Page, file: Path) -> None:
     """Write an A4 page for each view, or two or three; equal readings give equal files."""
     about = {"Title": TITLE, "Subject": USE, "CreationDate": None}
-    with PdfPages(file, metadata=about) as pages, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # in a file's name
+    with PdfPages(file, metadata=about) as pages, any_name():
         for number, section in enumerate(page.sections, 1):
             of = f", view {number} of {len(page.sections)}" if len(page.sections) > 1 else ""
             for sheet in _sheets(page, section, of):

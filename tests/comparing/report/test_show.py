@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from mtbench.cli import tables
 from mtbench.cli.tables import print_boards
 from mtbench.comparing.judging.leaderboard import Board, boards
 from mtbench.training.cell.rundir import find_runs
@@ -92,6 +93,16 @@ def test_a_narrow_terminal_says_what_it_leaves_out(
     monkeypatch.setenv("COLUMNS", "250")
     _, text, _ = mtbench("leaderboard", runs)
     assert "too wide" not in text
+
+
+def test_heads_that_begin_alike_are_not_cut() -> None:
+    heads = ["method", "accuracy_left ↑", "accuracy_right ↑"]
+    shown = pd.DataFrame(
+        [["of a rather long name", "0.374 ± 0.104", "0.459 ± 0.093"]], columns=heads
+    )
+    console = Console(width=40, file=io.StringIO(), record=True)
+    console.print(tables._table("narrow", shown, 39))
+    assert "…" not in console.export_text().partition("┡")[0]
 
 
 def test_no_word_is_cut_where_there_is_room_for_each(runs: Path) -> None:

@@ -60,30 +60,25 @@ class Along:
 
 
 def along(board: Board) -> list[Along]:
-    """Return the methods of which a board has rows that differ in one number alone.
+    """Return the curves of a board: rows of one method that differ in one number alone.
 
-    Of a suite it is what the suite fixes (``set``): other parameters are tuned in each row.
+    Of a suite it is what the suite fixes (``set``): other parameters are tuned in each row. A row
+    may be on several curves, one for each parameter.
     """
-    families: dict[str, dict[str, Mapping[str, Any]]] = {}
+    families: dict[tuple[str, ...], dict[str, float]] = {}
     for name, cells in board.cells.items():
-        if fixed := _fixed(board, name, cells):
-            spec = cells[0].spec
-            family = json.dumps([spec.method, {k: spec.recipe[k] for k in BUDGET}, sorted(fixed)])
-            families.setdefault(family, {})[name] = fixed
+        spec, fixed = cells[0].spec, _fixed(board, name, cells)
+        for parameter, value in fixed.items():
+            rest = json.dumps([{**fixed, parameter: None}, {k: spec.recipe[k] for k in BUDGET}],
+                              sort_keys=True)  # fmt: skip
+            if is_number(value) and abs(value) < LARGEST:
+                families.setdefault((spec.method, parameter, rest), {})[name] = float(value)
     found = []
-    for rows in families.values():
-        keys = next(iter(rows.values()))
-        varying = [k for k in keys if len({json.dumps(fixed[k]) for fixed in rows.values()}) > 1]
-        values = [fixed[varying[0]] for fixed in rows.values()] if len(varying) == 1 else []
-        known = all(is_number(value) and abs(value) < LARGEST for value in values)
-        if len(rows) >= FEWEST and known and len(set(values)) == len(rows):
-            names = sorted(rows, key=lambda name: rows[name][varying[0]])
-            found.append(
-                Along(
-                    board.cells[names[0]][0].spec.method, varying[0], sorted(map(float, values)),
-                    names, _panels(board, names),
-                )
-            )  # fmt: skip
+    for (method, parameter, _), rows in families.items():
+        if len(rows) >= FEWEST and len({*rows.values()}) == len(rows):
+            names = sorted(rows, key=lambda name: rows[name])
+            values = [rows[name] for name in names]
+            found.append(Along(method, parameter, values, names, _panels(board, names)))
     return found
 
 

@@ -105,11 +105,12 @@ def _caption(board: Board, compared: bool) -> str:
     planned = 0 if board.suite is None else board.suite.planned
     count = f"{most}" if least == most else f"{least} to {most}"
     count += f" of {planned}" if planned > most else ""
+    epochs = first.recipe["epochs"]
     trials = board.suite.trials if board.suite is not None else int(board.rows["trials"].max())
     said = [
-        f"{first.task}: test split, mean ± standard deviation, {count} {board.unit}s; "
-        f"{trials or 'no'} trials each, {first.recipe['epochs']} epochs of batches of "
-        f"{first.recipe['batch_size']}"
+        f"{first.task}: test split, mean ± standard deviation, {count} {board.unit}"
+        f"{'s' * (count != '1')}; {trials or 'no'} trial{'s' * (trials != 1)} each, "
+        f"{epochs} epoch{'s' * (epochs != 1)} of batches of {first.recipe['batch_size']}"
     ]
     if board.reference is not None:
         said.append(f"Δm against {board.reference} with 95 % bootstrap intervals, lower is better")
