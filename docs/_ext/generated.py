@@ -18,7 +18,7 @@ from sphinx.application import Sphinx
 import mtbench
 from mtbench import Balancer, Recipe, Task
 from mtbench.plugins import params
-from mtbench.plugins.catalogue import family, summary
+from mtbench.plugins.catalogue import family, needs, summary
 from mtbench.plugins.registry import Entry, entries
 from mtbench.plugins.search import search_space
 
@@ -102,21 +102,12 @@ def _plugin(name: str, cls: type[Balancer] | type[Task]) -> dict[str, Any]:
 
 
 def _method(name: str, method: type[Balancer]) -> dict[str, Any]:
-    needs = {
-        "the latent representation: ``balancer.backward(losses, latent=z)``": method.needs_features,
-        "to repeat the forward pass: ``balancer.backward(losses, again=...)``": method.needs_again,
-        "what the losses square: ``balancer.backward(losses, residuals=...)``": (
-            method.needs_residuals
-        ),
-        "``balancer.after_step(...)`` after each step": _overrides(method, "after_step"),
-        "``balancer.after_epoch()`` after each epoch": _overrides(method, "after_epoch"),
-    }
     return _plugin(name, method) | {
         "run": toy_paths.runs_as(name),
         "drawn": toy_paths.is_drawn(method),
         "task": "pinn" if method.needs_residuals else "toy",
         "family": family(method),
-        "needs": [words for words, wanted in needs.items() if wanted],
+        "needs": needs(method),
         "parameters": {
             key: (
                 params.describe(parameter.annotation),
@@ -126,10 +117,6 @@ def _method(name: str, method: type[Balancer]) -> dict[str, Any]:
             for key, parameter in params.declared(method).items()
         },
     }
-
-
-def _overrides(method: type[Balancer], hook: str) -> bool:
-    return bool(getattr(method, hook).__module__ == method.__module__)
 
 
 def _task(name: str, entry: Entry) -> dict[str, Any]:

@@ -267,6 +267,7 @@ class Balancer(nn.Module, ABC):
                 f"{self._called} looks at the {'features' if at_features else 'residuals'}, and "
                 "those of several micro-batches are not one batch's: hand over whole batches"
             )
+        self.watch.accumulates(self._called)
         step, _ = self._step(losses, said)
         held, self._held = self._held or Held(self.num_objectives), None
         held.add(step)

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-HOOKS = ("after_step", "after_epoch")
-"""What a balancer is told of."""
+HOOKS = ("after_step", "after_epoch", "view")
+"""What a loop calls beside `backward`."""
 
 _PATIENCE = 10
 """Steps after which what was not done is taken for forgotten."""
 
 _EPOCH = 1000
 """Steps after which an epoch should have ended."""
+
+_PARTS = 256
+"""Micro-batches after which a step should have been made."""
 
 
 class Watch:
@@ -32,12 +35,14 @@ class Watch:
         self.calls = 0
         self.idle = False
         self.heard: set[str] = set()
+        self._parts = 0
         self._unshared = 0.0
         self._at_first: list[Tensor] = []
 
     def begins(self) -> bool:
         """Count a step that begins, and return whether to look at it."""
         self.calls += 1
+        self._parts = 0
         return self.calls in (1, _PATIENCE, _EPOCH)
 
     def look(self, name: str, own: Iterable[Tensor], hooks: set[str], epochs_matter: bool) -> None:
@@ -68,10 +73,24 @@ class Watch:
                     "after optimizer.step() say balancer.after_step(losses_fn), which repeats the "
                     "forward pass on the same batch",
                 )
+            if "view" in forgotten:
+                self._warn(
+                    f"{name}: view was not called in {_PATIENCE} steps",
+                    "hand head k balancer.view((z,), k)[0] in the place of z",
+                )
         elif self.calls == _EPOCH and epochs_matter and "after_epoch" in forgotten:
             self._warn(
                 f"{name}: after_epoch was not called in {_EPOCH} steps",
                 "say balancer.after_epoch() at each epoch's end (all is well if yours are longer)",
+            )
+
+    def accumulates(self, name: str) -> None:
+        """Count a micro-batch that `backward` has not made a step of."""
+        self._parts += 1
+        if self._parts == _PARTS:
+            self._warn(
+                f"{name}: accumulate was called {_PARTS} times without backward",
+                "hand the last micro-batch of each step to balancer.backward, which writes .grad",
             )
 
     def parted(self, name: str, shared: bool) -> None:
@@ -92,12 +111,12 @@ class Watch:
         warnings.warn(f"{found}, and the method needs it: {remedy}", stacklevel=4)
 
 
-def noted(hook: Callable[..., None]) -> Callable[..., None]:
+def noted(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Return a balancer's hook that notes that it was called."""
 
     @wraps(hook)
-    def with_note(self: Any, *args: Any) -> None:
+    def with_note(self: Any, *args: Any) -> Any:
         self.watch.heard.add(hook.__name__)
-        hook(self, *args)
+        return hook(self, *args)
 
     return with_note

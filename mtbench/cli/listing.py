@@ -1,5 +1,6 @@
 """``mtbench list`` and ``mtbench info``."""
 
+import re
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated
@@ -71,7 +72,7 @@ def info(
     from mtbench.balancing.balancer import Balancer
     from mtbench.cli.terminal import terminal
     from mtbench.plugins import params
-    from mtbench.plugins.catalogue import family
+    from mtbench.plugins.catalogue import family, needs
     from mtbench.plugins.search import search_space
     from mtbench.training.task import Task
 
@@ -84,6 +85,7 @@ def info(
         cls = method = entry.load(Balancer)
         facts = {
             "works on": family(method),
+            "needs in a loop": "; ".join(needs(method)).replace("``", ""),
             "cost of a step": method.passes,
             "paper": method.paper,
             "checked against": method.checked_against,
@@ -97,7 +99,7 @@ def info(
             "data verify": task.verify, "data export": task.export,
         }  # fmt: skip
     console.print(Text.assemble((name, "bold"), f"  {entry.path}"))
-    console.print(Text(params.documented(cls)))
+    console.print(Text(_readable(params.documented(cls))))
     for fact, value in facts.items():
         if not value:
             continue
@@ -122,3 +124,13 @@ def info(
             )
         if options.row_count:
             console.print(options)
+
+
+def _readable(text: str) -> str:
+    r"""Return a docstring without the site's markup.
+
+    >>> _readable(":math:`g_i` of ``ew``:\n\n.. math:: \\sum_i g_i")
+    'g_i of ew:\n\n    \\sum_i g_i'
+    """
+    plain = re.sub(r"(?::\w+:`|``)([^`]*)``?", r"\1", text)
+    return re.sub(r"^( *)\.\. math:: ", r"\1    ", plain.replace(".. math::\n", ""), flags=re.M)

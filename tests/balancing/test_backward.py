@@ -1046,6 +1046,42 @@ def test_after_epoch_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     list(loop(mtbench.balancer("mgda", num_objectives=2), 30, net))
 
 
+def test_backward_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtbench.balancing.watch._PARTS", 8)
+    net, balancer = Net(), mtbench.balancer("mgda", num_objectives=2)
+
+    def accumulate(parts: int) -> None:
+        for _ in range(parts):
+            balancer.accumulate(net.losses())
+
+    for _ in range(3):
+        accumulate(7)
+        balancer.backward(net.losses())
+    with pytest.warns(UserWarning, match="accumulate was called 8 times without back") as told:
+        accumulate(20)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("name", ["rotograd", "norm_matched+rotograd"])
+@pytest.mark.parametrize("seen", [False, True])
+def test_view_forgotten(name: str, seen: bool) -> None:
+    net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
+
+    def run() -> None:
+        for _ in range(30):
+            z = net.z()
+            views = [balancer.view((z,), k)[0] if seen else z for k in range(2)]
+            losses = [net.of(view)[k] for k, view in enumerate(views)]
+            balancer.backward(losses, latent=z)
+
+    if seen:
+        run()
+        return
+    with pytest.warns(UserWarning, match="view was not called in 10 steps") as told:
+        run()
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize("name", ["cagrad", "graddrop"])
 def test_nothing_in_common(name: str) -> None:
     net, balancer = Net(), mtbench.balancer(name, num_objectives=2)

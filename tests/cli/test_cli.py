@@ -316,6 +316,11 @@ def test_info_tells_parameters_search_space_and_paper(mtbench: Mtbench, tiny: Pa
     assert set(searched) <= set(rows)
     for name, space in searched.items():
         assert space in rows[name]
+    assert (
+        "needs in a loop: the latent representation: balancer.backward(losses, latent=z)" in out
+    )
+    assert "heads that see it by balancer.view((z,), k); " in mtbench("info", "rotograd")[1]
+    assert "needs in a loop" not in mtbench("info", "cagrad")[1]
     code, out, _ = mtbench("info", "tiny", "--plugin", tiny)
     assert "objectives: sum, difference" in out
     assert "'tanh' or 'relu'" in out
