@@ -60,7 +60,7 @@ def read(csv: Path) -> None:
     for case in load(csv).cases:
         image = case.image
         for reading in case.readings:
-            case.mask(reading, image.shape)
+            case.mask(reading, image)
 
 
 for size in ((224, 160), (320, 240), (560, 360)):

@@ -78,7 +78,8 @@ def run(
     weights_from: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN", help="Give ls, as constants, the weights that this run's method found."
+            metavar="RUN",
+            help="Give a method with constant `weights` those that this run's method found.",
         ),
     ] = None,
     weights_of: Annotated[
@@ -133,11 +134,6 @@ def run(
     precision = options.check_precision(precision)
     if weights_from is None and weights_of is not None:
         raise UsageError("--weights-of says which of a run's weights: add --weights-from RUN")
-    if weights_from is not None:
-        if not any("ls" in name.split("+") for name in method):
-            raise UsageError("--weights-from gives weights to ls: add --method ls")
-        if {"weights", "ls.weights"} & set(given):
-            raise UsageError("the weights of ls are given twice: as such, and by --weights-from")
 
     from mtbench.balancing.engine import Engine
     from mtbench.cli.running import run_cells
@@ -151,9 +147,23 @@ def run(
     if not named and not started():
         options.say_default()
     if weights_from is not None:
+        takers = {
+            f"{part}.weights"
+            for name in method
+            for part, own in Method.find(name, plugin or []).declared.items()
+            if "weights" in own
+        }
+        if not takers:
+            raise UsageError(
+                f"--weights-from: {', '.join(method)}: has no parameter 'weights': add a method "
+                f"that has, such as --method {options.BASELINE}"
+            )
+        if twice := {"weights", *takers} & set(given):
+            raise UsageError(f"{min(twice)} is given twice: as such, and by --weights-from")
         kind, giver = weights_of or WeightsOf.mean, RunDirectory(weights_from)
         found = Method.find(giver.spec().method, plugin or [])
-        given["ls.weights"] = ",".join(map(repr, frozen_weights(giver, kind.value, task, found)))
+        weights = ",".join(map(repr, frozen_weights(giver, kind.value, task, found)))
+        given |= dict.fromkeys(takers, weights)
     if nproc > 1 and not started():
         Request.of(task, method, given, plugin or [], known)  # what is wrong is told once
         launch(nproc, sys.argv[1:])

@@ -200,6 +200,7 @@ def combine(
     losses: Tensor | None = None,
     *,
     seed: int = 0,
+    plugins: Sequence[Path | str] = (),
     **parameters: Any,
 ) -> Tensor:
     """Return the (d,) direction that a method makes of K gradients, as at its first step.
@@ -209,6 +210,7 @@ def combine(
         jacobian: (K, d), the gradients as rows.
         losses: the K loss values; ones by default.
         seed: of the method's randomness.
+        plugins: files that define further methods.
         parameters: the method's own.
 
     Raises:
@@ -230,5 +232,5 @@ def combine(
         values = [value + z[0] @ row for value, row in zip(losses, jacobian, strict=True)]
         return Step(values, features=z, shared=[x], again=step, validation=step)
 
-    Method.find(name)(len(jacobian), seed, **parameters).backward(step())
+    Method.find(name, plugins)(len(jacobian), seed, **parameters).backward(step())
     return torch.zeros_like(x) if x.grad is None else x.grad

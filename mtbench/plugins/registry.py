@@ -11,7 +11,7 @@ A plugin that needs an extra of its distribution says so by a line of its module
 import inspect
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -135,12 +135,18 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-def entries(kind: Kind, plugins: Iterable[Path | str] = ()) -> dict[str, Entry]:
+def entries(kind: Kind, plugins: Sequence[Path | str] = ()) -> dict[str, Entry]:
     """Return all plugins of a kind by name, sorted; plugin files count as both kinds.
 
     Raises:
         PluginError: two plugins share a name, or a plugin file does not exist.
+        UsageError: `plugins` is no list or tuple: of a text, each letter would be a file.
     """
+    if not isinstance(plugins, list | tuple):
+        named = str(plugins) if isinstance(plugins, str | Path) else "mine.py"
+        raise UsageError(
+            f"plugins must be a list of files, as in plugins=[{named!r}], found {plugins!r}"
+        )
     found: dict[str, Entry] = {}
     for entry in [*_installed(kind), *map(_from_file, plugins)]:
         if entry.name in found and found[entry.name].path != entry.path:
@@ -152,7 +158,7 @@ def entries(kind: Kind, plugins: Iterable[Path | str] = ()) -> dict[str, Entry]:
     return dict(sorted(found.items()))
 
 
-def find(kind: Kind, name: str, plugins: Iterable[Path | str] = ()) -> Entry:
+def find(kind: Kind, name: str, plugins: Sequence[Path | str] = ()) -> Entry:
     """Return one plugin.
 
     Raises:
@@ -165,13 +171,13 @@ def find(kind: Kind, name: str, plugins: Iterable[Path | str] = ()) -> Entry:
     return known[name]
 
 
-def parts(method: str, plugins: Iterable[Path | str] = ()) -> list[Entry]:
+def parts(method: str, plugins: Sequence[Path | str] = ()) -> list[Entry]:
     """Return the plugins that a method's name names, wrappers before their base.
 
     Raises:
         UsageError: no such name, or none beside a ``+``; the message suggests one.
     """
-    plugins, names = list(plugins), method.split("+")
+    names = method.split("+")
     if "" in names and names[1:]:
         missing = "a method" if not names[-1] else "a wrapper"
         raise UsageError(
@@ -180,13 +186,12 @@ def parts(method: str, plugins: Iterable[Path | str] = ()) -> list[Entry]:
     return [find("method", name, plugins) for name in names]
 
 
-def kind_of(name: str, plugins: Iterable[Path | str] = ()) -> Kind:
+def kind_of(name: str, plugins: Sequence[Path | str] = ()) -> Kind:
     """Return whether a name is a method's or a task's.
 
     Raises:
         UsageError: it is neither's; the message suggests one.
     """
-    plugins = list(plugins)
     methods, tasks = entries("method", plugins), entries("task", plugins)
     if name not in methods and name not in tasks:
         lists = "mtbench list methods` or `mtbench list tasks"

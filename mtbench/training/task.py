@@ -316,7 +316,8 @@ class Task(ABC):
         recipe: the default recipe, possibly set by ``__init__``.
         dependent: the parameters whose default depends on other parameters, with the values in
             use; a spec records these.
-        idle: the parameters that change nothing, given the others.
+        idle: the parameters that change nothing, given the others: a board's title and a model's
+            card leave them out.
         own_inputs: whether every objective has samples of its own: a batch's inputs are
             `mtbench.PerObjective`.
     """

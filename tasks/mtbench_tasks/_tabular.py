@@ -136,7 +136,8 @@ def stand_ins(values: Floats) -> list[tuple[float, int, float, float]]:
     []
     """
     distinct, counts = np.unique(_given(values), return_counts=True)
-    written = np.array([_stands_in(value) for value in distinct], dtype=bool)
+    written = (distinct < 0) | (distinct >= 99)  # an image has many others
+    written[written] = [_stands_in(value) for value in distinct[written]]
     rest = distinct[~written]
     if not len(rest):
         return []

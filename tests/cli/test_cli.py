@@ -1014,6 +1014,11 @@ def test_a_parameter_that_changes_nothing_is_refused(mtbench: Mtbench, tmp_path:
     )
     refused(mtbench("run", "--config", config, *own), *said)
     refused(mtbench("run", "--config", config, *own, "--cases", 1000), "a.png: there is no such")
+    said = "thyroid.test_cases changes nothing, given the other parameters", "its default, 1000"
+    refused(mtbench("run", "-m", "ew", *own, "--test-cases", 20), *said)
+    away = ("--test-source", "manifest", "--test-data", file, "--target", "low-high")
+    refused(mtbench("run", "-m", "ew", *away, "--out", tmp_path, "--test-cases", 20), *said)
+    refused(mtbench("run", "-m", "ew", *own, "--test-cases", 1000), "a.png: there is no such")
 
 
 def test_data_is_inspected(mtbench: Mtbench, tmp_path: Path) -> None:

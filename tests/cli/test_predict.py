@@ -24,6 +24,7 @@ from mtbench import cli
 from mtbench.cli.predict import _append
 from mtbench.errors import PluginError
 from mtbench.plugins import extras
+from mtbench.training.cell.rundir import RunDirectory
 from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks.thyroid import Thyroid
 from tests.conftest import Mtbench
@@ -202,11 +203,12 @@ def test_the_card_can_be_followed(
     assert filled
 
 
-def test_the_card_names_the_epoch_and_no_other_sources_parameters(run: Path, packed: Path) -> None:
+def test_card_and_record_know_other_sources_parameters(run: Path, packed: Path) -> None:
     card = (packed / "README.md").read_text()
     assert "- epoch: `1 of 1`" in card
     assert '"reader_noise": 1.0' in card
     assert '"frames"' not in card  # AIMI's
+    assert json.loads((run / "result.json").read_text())["idle"] == ["frames", "split"]
     other = Thyroid(source="aimi")
     assert {"cases", "reader_noise", "phantom_seed", "split"} <= other.idle
     assert "frames" not in other.idle
@@ -776,6 +778,9 @@ def test_several_models_are_asked_together(
     state = torch.load(run / "best.pt", weights_only=True)
     [bias] = (key for key in state["model"] if key.endswith("grade.bias"))
     state["model"][bias] += torch.arange(5.0)
+    spec = RunDirectory(run).spec().model_copy(update={"seed": 1})
+    (tmp_path / "other" / "spec.json").write_text(spec.model_dump_json())
+    state["cell"] = spec.hash
     torch.save(state, tmp_path / "other" / "best.pt")
     file = tmp_path / "a.png"
     Image.fromarray(neck).save(file)
@@ -794,7 +799,16 @@ def test_several_models_are_asked_together(
     assert chances[0] != chances[1]
     assert len(both["models"]) == 2
     [page] = both["reports"]
-    assert Path(page).read_text().count(both["models"][0]) >= 2  # and the same name again
+    assert all(name in Path(page).read_text() for name in both["models"])
+
+
+def test_a_model_is_not_asked_together_with_itself(
+    mtbench: Mtbench, run: Path, packed: Path, neck: Any, tmp_path: Path
+) -> None:
+    Image.fromarray(neck).save(tmp_path / "a.png")
+    for again in (run, packed):
+        answer = mtbench("predict", run, again, tmp_path / "a.png")
+        refused(answer, f"{again}: is the model of {run} again, thyroid ew seed 0 ")
 
 
 def test_models_of_different_tasks_are_not_asked_together(

@@ -30,7 +30,7 @@ METRICS = {
 def cell(
     out: Path, method: str, seed: int, dice: float = 0.5, error: float = 1.0, *,
     status: str = "finished", seconds: float = 0.25, peak: float = 100.0, score: float = 0.5,
-    **spec: Any,
+    idle: Any = None, **spec: Any,
 ) -> RunDirectory:  # fmt: skip
     """Write one cell; `stl` is the reference."""
     fields: dict[str, Any] = {
@@ -47,6 +47,8 @@ def cell(
             "passes": "F + B",
         },
     }  # fmt: skip
+    if idle is not None:
+        result["idle"] = idle
     if status == "finished":
         metrics = {"dice": dice, "error": error, "extra": 7.0}
         result |= {"val": metrics, "score": score}
@@ -464,6 +466,12 @@ def test_a_result_that_is_none_is_explained(tmp_path: Path, text: str) -> None:
         board(tmp_path)
 
 
+def test_a_result_whose_parts_are_of_another_type_is_explained(tmp_path: Path) -> None:
+    cell(tmp_path, "ew", 0, idle=7)
+    with pytest.raises(RunError, match=r"result\.json: .*\(idle is no list\); delete it"):
+        board(tmp_path)
+
+
 def test_one_unit_more_changes_nothing(tmp_path: Path) -> None:
     """What is compared is cut to what is common."""
     for seed in (0, 1):
@@ -623,6 +631,15 @@ def test_titles_tell_boards_apart(tmp_path: Path) -> None:
     titles = [one.title for one in leaderboard.boards(list(find_runs([tmp_path])))]
     assert len(set(titles)) == 2
     assert all("data=" in title for title in titles)
+
+
+def test_a_title_leaves_out_what_changes_nothing(tmp_path: Path) -> None:
+    """As far as a cell says it: those of earlier versions do not."""
+    cell(tmp_path, "ew", 0, task_params={"source": "mine", "noise": 1})
+    assert board(tmp_path).title == "made_up source=mine noise=1 epochs=2 batch_size=4"
+    cell(tmp_path, "ew", 1, task_params={"source": "mine", "noise": 1}, idle=["noise"])
+    assert board(tmp_path).title == "made_up source=mine epochs=2 batch_size=4"
+    assert len(board(tmp_path).rows) == 1  # they are of one board all the same
 
 
 def test_what_only_some_cells_have_tells_rows_apart(tmp_path: Path) -> None:

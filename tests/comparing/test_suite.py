@@ -192,7 +192,7 @@ def test_a_mark_of_the_byte_order_is_no_fault(tmp_path: Path) -> None:
         ({"methods": ["uw", {"name": "ls", "weights_from": "u", "label": "a"}]},
          r"row 'a': weights_from: no row 'u' here that finds weights: did you mean 'uw'"),
         ({"methods": ["uw", {"name": "ew", "weights_from": "uw", "label": "a"}]},
-         r"row 'a': weights_from: ew has no parameter 'weights'; take ls"),
+         r"row 'a': weights_from: ew has no parameter 'weights': choose one that has"),
         ({"methods": ["rlar", {"name": "ls", "weights_from": "rlar", "label": "a"}]},
          r"row 'a': weights_from: rlar descends no weighted sum of the losses"),
         ({"methods": ["graddrop", {"name": "ls", "weights_from": "graddrop", "label": "a"}]},

@@ -3,9 +3,12 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import mtbench
 from mtbench.balancing.balancer import Balancer
 from mtbench.errors import PluginError, UsageError
 from mtbench.plugins.registry import Entry, _from_file, entries, find, kind_of
@@ -44,6 +47,32 @@ def test_a_file_becomes_a_method(tmp_path: Path) -> None:
     entry = find("method", "mine", [file])
     assert entry.load(Balancer).__name__ == "Mine"
     assert len(entry.digest()) == 64
+
+
+def test_every_function_takes_plugin_files(tmp_path: Path) -> None:
+    (file := tmp_path / "mine.py").write_text(METHOD)
+    rows = torch.tensor([[2.0, 0.0], [0.0, 4.0]])
+    for plugins in ([file], (str(file),)):
+        assert mtbench.balancer("mine", 2, plugins=plugins).paper == "none"
+        assert mtbench.combine("mine", rows, plugins=plugins).tolist() == [1.0, 1.0]
+        assert mtbench.find("method", "mine", plugins).path == file
+        assert mtbench.Method.find("mine", plugins).name == "mine"
+
+
+@pytest.mark.parametrize("wrong", ["mine.py", Path("mine.py"), None])
+def test_plugin_files_come_in_a_list(wrong: Any) -> None:
+    said = f"plugins must be a list of files, as in plugins=['mine.py'], found {wrong!r}"
+    rows = torch.eye(2)
+    for call in (
+        lambda: mtbench.balancer("ew", 2, plugins=wrong),
+        lambda: mtbench.combine("ew", rows, plugins=wrong),
+        lambda: mtbench.find("method", "ew", wrong),
+        lambda: mtbench.Method.find("ew", wrong),
+        lambda: kind_of("ew", wrong),
+    ):
+        with pytest.raises(UsageError) as refused:
+            call()
+        assert str(refused.value) == said
 
 
 def test_an_unknown_name_is_explained() -> None:

@@ -8,6 +8,7 @@ import io
 import struct
 import unicodedata
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +32,7 @@ from pydicom.uid import (
 from scipy import ndimage
 
 from mtbench.errors import DataError
-from mtbench_tasks._lesion import categories, doubts, manifest
+from mtbench_tasks._lesion import categories, doubts, manifest, pictures
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.categories import place, said, scale_of
 from mtbench_tasks._lesion.doubts import alike, examine, parts, perceptual, spelt_alike, survey
@@ -358,6 +359,25 @@ def test_a_mask_of_another_size_is_refused(more: int) -> None:
     assert f"({HEIGHT + more}, {WIDTH})" in fault
 
 
+def test_a_broken_mask_is_told_with_its_reader_and_the_others_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = saved(tmp_path / "a.png", scan())
+    (tmp_path / "m.png").write_bytes(b"broken")
+    odd = replace(
+        case(lesion(), MaskFile(tmp_path / "m.png", file), ring()), pixels=ImageFile(file)
+    )
+    [fault] = examine(odd).faults
+    assert fault.startswith(f"a.png: reader 1's mask: {tmp_path / 'm.png'}: does not decode")
+    drawn = list[Any]()
+    monkeypatch.setattr(pictures, "_contour", lambda axes, mask, _: drawn.append((axes, mask)))
+    pictures.preview(Collection((odd,), ("x",), ""), tmp_path / "p.png")
+    [axes] = {axes for axes, _ in drawn}
+    assert axes.get_title() == "a.png: ?, ?, ?\nreader 1's mask cannot be used"
+    for (_, mask), wanted in zip(drawn, (lesion(), ring()), strict=True):
+        np.testing.assert_array_equal(mask, wanted)
+
+
 @pytest.mark.parametrize("angle", [0, 30, 90])
 def test_a_long_thin_lesion_is_no_outline(tmp_path: Path, angle: int) -> None:
     picture = Pil.new("L", (HEIGHT, HEIGHT))
@@ -394,7 +414,7 @@ def test_an_inverted_mask_is_refused(tmp_path: Path) -> None:
 def case(*readings: Any, image: Any = None) -> Case:
     image = scan() if image is None else image
     made = tuple(Reading(f"reader {i}", mask, None) for i, mask in enumerate(readings))
-    return Case("a.png", "p", image, made)
+    return Case("a.png", "p", lambda: image, made)
 
 
 def test_what_is_odd_of_masks_is_told() -> None:
@@ -432,6 +452,7 @@ def test_a_picture_that_is_no_scan_is_told() -> None:
     window = np.pad(scan(), 10, constant_values=240)
     assert "is of one grey value (240) over 40%" in examine(case(image=window)).doubts[0]
     assert examine(case()).doubts == ()
+    assert examine(replace(case(), pixels=window)).doubts == ()  # simulated: held, and not read
 
 
 def test_a_blank_or_tiny_image_is_told() -> None:

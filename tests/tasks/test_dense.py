@@ -155,6 +155,37 @@ def test_a_broken_file_costs_its_sample_and_is_named(nyuv2: Path, case: str) -> 
         setup(nyuv2, strict=True)
 
 
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (-999, "it counts as unknown, as 0 does"),
+        (-1, "it counts as unknown, as 0 does"),
+        (9999, "if nothing is known there, write 0"),
+    ],
+)
+def test_a_depth_that_says_nothing_is_known_is_told(
+    published: dict[str, Path], tmp_path: Path, task: str, value: float, why: str
+) -> None:
+    data = shutil.copytree(published[task], tmp_path / task)
+    before = TASKS[task](data=data, width=2).setup(0, silent)
+    assert "looks odd" not in before.notes
+    depth = np.load(file := data / "val" / "depth" / "1.npy")
+    depth[:4, :3] = value
+    np.save(file, depth)
+    for _ in range(2):  # read, and from the cache
+        notes = TASKS[task](data=data, width=2).setup(0, silent).notes
+        said = (
+            f"1 depth maps; the first: val/depth/1.npy: {value} in 12 pixels lies outside of all "
+        )
+        assert notes["looks odd"].startswith(said)
+        assert notes["looks odd"].endswith(why)
+        assert notes["images"] == before.notes["images"]
+    count, what, reason = TASKS[task].inspect(task, data)[-1]
+    assert (count, what) == ("1", "depth maps look odd")
+    assert reason.endswith(why)
+
+
 def test_an_image_of_val_is_not_trained_on(nyuv2: Path) -> None:
     shutil.copy(nyuv2 / "val" / "image" / "1.npy", nyuv2 / "train" / "image" / "0.npy")
     found = setup(nyuv2)

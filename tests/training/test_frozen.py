@@ -49,19 +49,22 @@ def test_a_run_that_did_not_finish_gives_none(tiny: Path, tmp_path: Path) -> Non
         frozen_weights(diverged, "final", "tiny", UW)
 
 
-def test_ls_runs_with_the_weights_of_a_run(tiny: Path, tmp_path: Path, mtbench: Mtbench) -> None:
+@pytest.mark.parametrize("method", ["ls", "chebyshev"])
+def test_who_has_weights_runs_with_those_of_a_run(
+    tiny: Path, tmp_path: Path, mtbench: Mtbench, method: str
+) -> None:
     run = weighed(tiny, tmp_path, "0,9,0.1,3.0\n")
     words = ("run", "--plugin", tiny, "--task", "tiny", "--epochs", 1, "--out", tmp_path / "ls")
-    given = ("-m", "ls", "--weights-from", run.path, "--weights-of", "final")
+    given = ("-m", method, "--weights-from", run.path, "--weights-of", "final")
     assert mtbench(*words, *given)[0] == 0
     [spec] = (tmp_path / "ls").rglob("spec.json")
-    assert RunDirectory(spec.parent).spec().method_params == {"weights": [0.1, 3.0]}
-    code, _, error = mtbench(*words, *given, "--set", "ls.weights=1,1")
+    assert RunDirectory(spec.parent).spec().method_params["weights"] == [0.1, 3.0]
+    code, _, error = mtbench(*words, *given, "--set", f"{method}.weights=1,1")
     assert code != 0
     assert "given twice" in error
     code, _, error = mtbench(*words, "-m", "ew", "--weights-from", run.path)
     assert code != 0
-    assert "add --method ls" in error
+    assert "such as --method ls" in error
     code, _, error = mtbench(*words, "-m", "ls", "--weights-of", "final")
     assert code != 0
     assert "add --weights-from RUN" in error

@@ -458,7 +458,7 @@ def _check_source(
     if row.weights_from != BEST and not (giver := found[row.weights_from][1]).is_weighted_sum:
         raise UsageError(f"{where}: {does_more(giver)}")
     if "weights" not in method.resolve(row.set):
-        raise UsageError(f"{where}: {method.name} has no parameter 'weights'; take ls")
+        raise UsageError(f"{where}: {method.name} has no parameter 'weights': choose one that has")
 
 
 def _alone(plugins: Sequence[Path]) -> Iterator[str]:

@@ -22,7 +22,7 @@ NO_SUM = (
 )
 OWN_PARAMETERS = (
     "has parameters of its own to move, and optimizer=lbfgs moves the model: train with adam, and "
-    "go on by lbfgs with --method ls --weights-from RUN --init RUN"
+    "go on by lbfgs with a method that takes --weights-from RUN, and with --init RUN"
 )
 
 

@@ -93,13 +93,14 @@ class Request:
         task_params = params.resolve(task_class, share[task], task)
         instance = task_class(**task_params)
         usual = {key: p.default for key, p in params.declared(task_class).items()}
+        filled = {**usual, **instance.dependent}
         # A written configuration names every parameter: nobody asked for those at their default,
         # nor for those that the task has filled in.
-        for key in sorted((instance.idle & share[task].keys()) - instance.dependent.keys()):
-            if task_params[key] != usual[key]:
+        for key in sorted(instance.idle & share[task].keys()):
+            if task_params[key] not in (usual[key], filled[key]):
                 raise UsageError(
                     f"{task}.{key} changes nothing, given the other parameters: leave it out, or "
-                    f"give its default, {params.text(usual[key])}"
+                    f"give its default, {params.text(filled[key])}"
                 )
         if taken := [name for name in instance.metrics if shadows(name, instance.metrics)]:
             raise UsageError(

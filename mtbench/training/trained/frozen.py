@@ -16,8 +16,8 @@ def frozen_weights(run: RunDirectory, kind: Kind, task: str, method: Method) -> 
     r"""Return a run's K weights, from the T steps that ``steps.csv`` has a line for.
 
     ``mean`` is :math:`\frac{1}{T} \sum_t w_{tk}`, ``final`` is :math:`w_{Tk}`, as large as the
-    method made them. A method on the Gramian leaves its heads unweighted; who takes its weights for
-    ``ls``, weights these too.
+    method made them. A method on the Gramian leaves its heads unweighted; who takes its weights as
+    constants of the losses, weights these too.
 
     Args:
         run: trained on the task.

@@ -74,16 +74,22 @@ def load_all(
 
     Raises:
         RunError: as `load` does.
-        UsageError: as `load` does, or the models cannot be asked together.
+        UsageError: as `load` does, the models cannot be asked together, or one is there twice.
     """
     task, first = load(paths[0], plugins, hook)
     others = [load(path, plugins) for path in paths[1:]]
-    for path, (other, _) in zip(paths[1:], others, strict=True):
+    known = {first.name: paths[0]}
+    for path, (other, trained) in zip(paths[1:], others, strict=True):
         if type(other) is not type(task) or not task.joins(other):
             raise UsageError(
                 f"{path}: cannot be asked together with {paths[0]}: models are of one task that "
                 "allows it, with inputs and outputs of one kind"
             )
+        if trained.name in known:
+            raise UsageError(
+                f"{path}: is the model of {known[trained.name]} again, {trained.name}: give it once"
+            )
+        known[trained.name] = path
     return task, replace(first, others=tuple(trained for _, trained in others))
 
 

@@ -197,6 +197,7 @@ class Trainer:
             "nonfinite": record.at.nonfinite,
             "metrics": {name: vars(metric) for name, metric in self.task.metrics.items()},
             "notes": dict(self.splits.notes),
+            "idle": sorted(self.task.idle),
             "plugins": self._origins(),
         }
         if acts := [e["notes"]["acts"] for e in record.at.history if "acts" in e.get("notes", {})]:

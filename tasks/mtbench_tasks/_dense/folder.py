@@ -24,9 +24,13 @@ from numpy.typing import NDArray
 from mtbench.errors import DataError
 from mtbench.training.machine.cache import cache_dir, writing
 from mtbench.training.task import Progress
+from mtbench_tasks._tabular import stand_ins
 
 VERSION = 1
 """Part of the fingerprint and of the cache key: raise it when the same files give other samples."""
+
+FINDINGS = 2
+"""Part of the cache key: raise it when more is said of the same files."""
 
 PARTS = ("train", "val")
 
@@ -62,11 +66,13 @@ class Finding:
         sha256: of its bytes; empty where it cannot be read.
         shape: of its array; empty where there is none.
         problem: why it cannot be used, or empty.
+        doubt: what of it is used, but looks odd, or empty.
     """
 
     sha256: str
     shape: tuple[int, ...]
     problem: str
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,12 +97,14 @@ class Folder:
         size: (H, W) of all of them.
         dropped: (file, why) of every sample that is left out: its first problem, or that the image
             of train/ is in val/ as well.
+        doubts: (file, what) of every depth map that is used, but looks odd.
         fingerprint: identifies the content that is used.
     """
 
     samples: Mapping[str, tuple[Sample, ...]]
     size: tuple[int, int]
     dropped: tuple[tuple[str, str], ...]
+    doubts: tuple[tuple[str, str], ...]
     fingerprint: str
 
 
@@ -143,7 +151,14 @@ def read(root: Path | None, layout: Layout, progress: Progress) -> Folder:
         if s.group in tested
     ]
     used["train"] = tuple(s for s in used["train"] if s.group not in tested)
-    return Folder(used, (size[0], size[1]), tuple(dropped), digest.hexdigest())
+    doubts = tuple(
+        (file.relative_to(root).as_posix(), findings[file].doubt)
+        for part in PARTS
+        for sample in used[part]
+        for file in sample.files.values()
+        if findings[file].doubt
+    )
+    return Folder(used, (size[0], size[1]), tuple(dropped), doubts, digest.hexdigest())
 
 
 def load(file: Path) -> NDArray[np.float32]:
@@ -189,7 +204,7 @@ def _examined(
 
     Contents are no part of the cache's key: to hash them is what takes the time that it saves.
     """
-    key = hashlib.sha256(f"dense {VERSION} {layout.classes} {root.resolve()}".encode())
+    key = hashlib.sha256(f"dense {VERSION} {FINDINGS} {layout.classes} {root.resolve()}".encode())
     for _, file in listed:
         stat = file.stat() if file.is_file() else None
         key.update(
@@ -202,13 +217,13 @@ def _examined(
         rows = []
         for done, (quantity, file) in enumerate(listed):
             found = _examine(file, quantity, layout.classes)
-            rows.append([found.sha256, found.shape, found.problem])
+            rows.append([found.sha256, found.shape, found.problem, found.doubt])
             progress("checking files", done + 1, len(listed))
         with writing(cache) as temporary:
             temporary.write_text(json.dumps(rows), encoding="utf-8")
     return {
-        file: Finding(sha256, tuple(shape), problem)
-        for (_, file), (sha256, shape, problem) in zip(listed, rows, strict=True)
+        file: Finding(sha256, tuple(shape), *said)
+        for (_, file), (sha256, shape, *said) in zip(listed, rows, strict=True)
     }
 
 
@@ -222,16 +237,27 @@ def _examine(file: Path, quantity: str, classes: int) -> Finding:
         array = _mapped(file)
         if array.dtype.kind not in "fiu":
             return Finding(digest, array.shape, f"must hold numbers, holds {array.dtype}")
-        problem = ""
+        problem = doubt = ""
         if not np.isfinite(array).all():
             problem = "holds values that are not finite"
         elif quantity == "segmentation":
             labels = np.asarray(array)
             if not ((labels >= -1) & (labels < classes) & (labels == np.floor(labels))).all():
                 problem = f"labels must be whole numbers from -1 to {classes - 1}"
+        elif quantity == "depth":
+            doubt = _doubt(np.asarray(array, np.float64))
     except _BROKEN as error:
         return Finding("", (), f"is no readable NumPy file ({_brief(error)})")
-    return Finding(digest, array.shape, problem)
+    return Finding(digest, array.shape, problem, doubt)
+
+
+def _doubt(depth: NDArray[np.float64]) -> str:
+    """Return what is odd about a depth map: numbers that may stand for one that is not known."""
+    return "; ".join(
+        f"{value:g} in {count} pixels lies outside of all others, {low:g} to {high:g}: "
+        + ("it counts as unknown, as 0 does" if value < 0 else "if nothing is known there, write 0")
+        for value, count, low, high in stand_ins(depth)
+    )
 
 
 def _mapped(file: Path) -> NDArray[np.generic]:

@@ -90,11 +90,14 @@ class Dense(Task):
                 f"{self.data}: images of {found.size[0]} x {found.size[1]} pixels; the sides must "
                 f"divide by {multiple} for network={self.network}"
             )
-        notes = {
+        notes: dict[str, Any] = {
             "images": [len(train), len(val), len(test)],
             "size": list(found.size),
             "dropped": [f"{file} {why}" for file, why in found.dropped],
         }
+        if found.doubts:
+            said = ": ".join(found.doubts[0])
+            notes["looks odd"] = f"{len(found.doubts)} depth maps; the first: {said}"
         return Splits(
             DenseSplit(train, self.augmentation),
             DenseSplit(val, False),
@@ -152,7 +155,11 @@ class Dense(Task):
             (f"{height} x {width}", "pixels, height x width", ""),
             (str(len(found.dropped)), "samples dropped", "by the file named below"),
         ]
-        return rows + [("1", file, why) for file, why in found.dropped]
+        rows += [("1", file, why) for file, why in found.dropped]
+        if found.doubts:
+            said = f"used; the first: {': '.join(found.doubts[0])}"
+            rows.append((str(len(found.doubts)), "depth maps look odd", said))
+        return rows
 
     @classmethod
     def preview(cls, source: str, data: Path | None, picture: Path) -> None:

@@ -101,7 +101,7 @@ class Case:
     Attributes:
         name: unique within its source.
         patient: the unit that splits must not divide.
-        pixels: the (H, W) grey values, or what reads them: a large source is not held in memory.
+        pixels: the (H, W) grey values of a simulation, or what reads a file's.
         readings: at least one; training and validation labels come from these.
         truth: the ground truth, where one exists (simulation).
         consensus: what several readings come to together, where that is wanted.
@@ -133,27 +133,27 @@ class Case:
         both = (self.consensus, self.truth)
         return (*self.readings, *(reading for reading in both if reading is not None))
 
-    def fitting(self, reading: Reading, mask: Mask, shape: tuple[int, ...]) -> Mask:
-        """Return a mask of one of its readings, if it is of its image's shape.
+    def mask(self, reading: Reading, image: Image | None) -> tuple[Mask, list[str]]:
+        """Return the mask of one of its readings that has one, read now, and what is odd about it.
+
+        Args:
+            reading: whose.
+            image: its image, None where that cannot be read.
 
         Raises:
-            DataError: it is not.
+            DataError: it cannot be read, or is not of the image's shape; whose it is, is said.
         """
-        if mask.shape != shape:
+        assert reading.contour is not None
+        try:
+            mask, told = look(reading.contour)
+        except DataError as error:
+            raise DataError(f"{self.name}: {reading.reader}'s mask: {error}") from error
+        if image is not None and mask.shape != image.shape:
             raise DataError(
-                f"{self.name}: a mask has the image's rows and columns, {shape}; that of "
+                f"{self.name}: a mask has the image's rows and columns, {image.shape}; that of "
                 f"{reading.reader} has {mask.shape}"
             )
-        return mask
-
-    def mask(self, reading: Reading, shape: tuple[int, ...]) -> Mask | None:
-        """Return the mask of one of its readings, read now.
-
-        Raises:
-            DataError: it cannot be read, or is not of the image's shape.
-        """
-        mask = reading.mask
-        return None if mask is None else self.fitting(reading, mask, shape)
+        return mask, told
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,9 @@ def examine(case: Case) -> Examined:
     image = None
     try:
         image, told = look(case.pixels)
-        doubts += [*told, *(f"{case.name}: {text}" for text in of_image(image))]
+        doubts += told
+        if callable(case.pixels):  # of a simulation's there is no doubt that it is a scan
+            doubts += [f"{case.name}: {text}" for text in of_image(image)]
     except DataError as error:
         faults.append(str(error))
     masks: list[Mask | None] = []
@@ -69,9 +71,7 @@ def examine(case: Case) -> Examined:
         mask = None
         if reading.contour is not None:
             try:
-                mask, told = look(reading.contour)
-                if image is not None:
-                    mask = case.fitting(reading, mask, image.shape)
+                mask, told = case.mask(reading, image)
                 doubts += told
                 if reading in case.readings:
                     doubts += [f"{case.name}: {reading.reader}'s mask {t}" for t in of_mask(mask)]

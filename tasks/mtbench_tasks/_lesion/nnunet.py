@@ -57,7 +57,7 @@ def write(cases: Sequence[Case], grades: Sequence[str], to: Path) -> tuple[int, 
             continue
         try:
             image = look(case.pixels)[0]
-            mask = case.fitting(best, look(best.contour)[0], image.shape)
+            mask = case.mask(best, image)[0]
         except DataError as error:
             problems.append(str(error))
             continue

@@ -114,17 +114,20 @@ def preview(collection: Collection, file: Path) -> None:
         case = collection.cases[i]
         try:
             image = case.image
-            masks = [case.mask(reading, image.shape) for reading in case.readings]
-            truth = case.mask(case.truth, image.shape) if case.truth else None
         except DataError:
             axis.set_title(f"{_short(case.name)}: cannot be read", fontsize=8)
             continue
         axis.imshow(image, cmap="gray", vmin=0, vmax=255)
-        for mask in masks:
-            _contour(axis, mask, READER)
         said = [
             collection.grades[r.category] if r.category is not None else "?" for r in case.readings
         ]
-        _contour(axis, truth, TRUTH)
-        axis.set_title(f"{_short(case.name)}: {', '.join(said)}", fontsize=8)
+        title = f"{_short(case.name)}: {', '.join(said)}"
+        for reading in (*case.readings, *filter(None, [case.truth])):
+            try:
+                mask = None if reading.contour is None else case.mask(reading, image)[0]
+            except DataError:
+                title += f"\n{_short(reading.reader)}'s mask cannot be used"
+                continue
+            _contour(axis, mask, TRUTH if reading is case.truth else READER)
+        axis.set_title(title, fontsize=8)
     figure.savefig(file, dpi=110)

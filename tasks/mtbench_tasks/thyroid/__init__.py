@@ -131,17 +131,20 @@ class Thyroid(LesionTask):
         if split == "public" and source != "ddti":
             raise UsageError(f"split public is one of DDTI's: leave it out of source {source}")
         self.frames, self.split = frames, split
-        tested = min(cases, 1000) if test_cases is None else test_cases
+        usual = min(cases, 1000)
         self.phantom: dict[str, Any] = {
-            "size": cases, "test_size": tested, "readers": readers,
+            "size": cases, "test_size": test_cases or usual, "readers": readers,
             "reader_noise": reader_noise, "seed": phantom_seed,
         }  # fmt: skip
         super().__init__(source=source, **common)
-        self.dependent = {**self.dependent, "test_cases": tested}
         of = {"ddti": {"split"}, "aimi": {"frames"}}
         simulated = {"cases", "test_cases", "readers", "reader_noise", "phantom_seed"}
         own = {**of, "phantom": simulated}
         self.idle = frozenset().union(*(names for s, names in own.items() if s != self.source))
+        if self.elsewhere:
+            self.idle |= {"test_cases"}
+        tested = usual if "test_cases" in self.idle else self.phantom["test_size"]
+        self.dependent = {**self.dependent, "test_cases": tested}
 
     @classmethod
     def assess(cls, view: Mapping[str, Any]) -> Mapping[str, Any] | None:

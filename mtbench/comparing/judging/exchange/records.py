@@ -55,6 +55,7 @@ class Result(Record):
     epochs: int
     metrics: dict[str, _Metric]
     notes: dict[str, Any]
+    idle: list[str] = []
     best_epoch: int | None = None
     val: dict[str, float] | None = None
     score: float | None = None
@@ -134,7 +135,7 @@ class Cell(Finished):
     @property
     def substance(self) -> str:
         """What two runs of one cell must agree on: all but how and when they were made."""
-        made = {"cost", "environment", "plugins", "times"}
+        made = {"cost", "environment", "idle", "plugins", "times"}  # the first do not say "idle"
         result = self.result.model_dump(mode="json", exclude=made)
         test = json.loads(self.files.get("test.json", b"null"))
         return json.dumps([result, test], sort_keys=True)

@@ -70,6 +70,12 @@ class Cell:
         return [claim for claim in self.claims if (claim.board, claim.label) == (board, row)]
 
     @property
+    def setting(self) -> dict[str, Any]:
+        """The task's parameters without those that change nothing, as far as the record says so."""
+        idle = (self.result or {}).get("idle", ())
+        return {key: value for key, value in self.spec.task_params.items() if key not in idle}
+
+    @property
     def measured(self) -> Any:
         """What two runs of the cell have alike; undefined numbers are."""
         return self.done["status"], repr(sorted(self.val.items())), repr(sorted(self.test.items()))
@@ -141,8 +147,9 @@ def _check(result: dict[str, Any], spec: Spec) -> None:
     for value in [*numbers, result.get("score", 0.0), *result.get("val", {}).values()]:
         if not is_number(value):
             raise TypeError(f"{value!r} is no number")
-    if not isinstance(result.get("environment", {}), dict):
-        raise TypeError("environment is no object")
+    for key, kind, what in (("environment", dict, "object"), ("idle", list, "list")):
+        if not isinstance(result.get(key, kind()), kind):
+            raise TypeError(f"{key} is no {what}")
 
 
 def is_number(value: Any) -> bool:
@@ -193,17 +200,18 @@ def group_key(spec: Spec) -> str:
     return json.dumps(common, sort_keys=True)
 
 
-def titles(groups: Sequence[Spec]) -> list[str]:
-    """Return a title for each group, given one spec of it; they differ."""
+def titles(groups: Sequence[Cell]) -> list[str]:
+    """Return a title for each group, given one cell of it; they differ."""
+    specs = [cell.spec for cell in groups]
     short = [
-        f"{s.task} {params.own_keys({**s.task_params, **{k: s.recipe[k] for k in BUDGET}})}"
-        for s in groups
+        f"{s.task} {params.own_keys({**cell.setting, **{k: s.recipe[k] for k in BUDGET}})}"
+        for s, cell in zip(specs, groups, strict=True)
     ]
     return [
         title
         if short.count(title) == 1
         else f"{title} data={spec.data[:12]} precision={spec.precision}"
-        for title, spec in zip(short, groups, strict=True)
+        for title, spec in zip(short, specs, strict=True)
     ]
 
 

@@ -153,15 +153,17 @@ def groups(cells: Sequence[Cell]) -> list[Group]:
     for key, others in free.items():
         made = _unclaimed(others)
         if key not in homes:
-            alone.append((made, next((c.spec for c in others if c.spec.stage == "final"), None)))
+            finals = [cell for cell in others if cell.spec.stage == "final"]
+            # Some may say more than others of which parameters change nothing.
+            alone.append((made, min(finals, key=lambda cell: len(cell.setting), default=None)))
             continue
         for label, row in made.rows.items():
             shown = f"{label} (not of the suite)"
             beside = homes[key].rows.setdefault(shown, Row(official=False))
             if not beside.official:  # a suite may call a row so
                 beside.take(row)
-    kept = [(group, spec) for group, spec in alone if spec is not None]
-    for (group, _), title in zip(kept, titles([spec for _, spec in kept]), strict=True):
+    kept = [(group, cell) for group, cell in alone if cell is not None]
+    for (group, _), title in zip(kept, titles([cell for _, cell in kept]), strict=True):
         group.title = title
     return [*(g for g in found if g.rows or g.pending), *(group for group, _ in kept)]
 
