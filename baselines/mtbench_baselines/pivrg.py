@@ -110,12 +110,20 @@ class PIVRG(Weighting):
         """Set the shares by the metrics of the epoch.
 
         Raises:
-            UsageError: there are more or fewer metrics than references, or an objective has none.
+            UsageError: there are more or fewer metrics than references, an objective has none, or a
+                metric is of no objective that there is.
         """
         if self.single_task is None:
             return
         own = [metric for metric in metrics if metric.primary and metric.objective is not None]
-        if missing := sorted({*range(self.num_objectives)} - {metric.objective for metric in own}):
+        known = {*range(self.num_objectives)}
+        judged = {metric.objective for metric in own if metric.objective is not None}
+        if unknown := sorted(judged - known):
+            raise UsageError(
+                f"pivrg: objectives are numbered from 0 to {self.num_objectives - 1}, and metrics "
+                f"judge {', '.join(map(str, unknown))}: give each metric its objective's number"
+            )
+        if missing := sorted(known - judged):
             raise UsageError(
                 "pivrg: every objective must have a primary metric to set its share by, and of "
                 f"those numbered from 0 these have none: {', '.join(map(str, missing))}; leave "

@@ -166,7 +166,8 @@ class Step(Passes):
         if not self._chosen:
             raise StepError(
                 "Step: no trainable parameter is left in shared=: hand over the model's own, which "
-                "require grad, or leave shared= out"
+                "require grad (a generator gives them once: a list, where it is kept), or leave "
+                "shared= out"
             )
         chosen = {id(p) for p in self._chosen}
         apart = self.num_objectives > 1 and chosen.isdisjoint(map(id, self.parting.shared))

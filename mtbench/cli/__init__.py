@@ -5,6 +5,7 @@ import sys
 
 import typer
 
+from mtbench import inert
 from mtbench.cli import (
     bench,
     check,
@@ -115,7 +116,6 @@ def _refuse(text: str) -> None:
     from rich.text import Text
 
     from mtbench.cli.terminal import terminal
-    from mtbench.comparing import inert
 
     shown = text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair
     line = Text.assemble(("error:", "red"), " ", inert.plain(" ".join(shown.split())))

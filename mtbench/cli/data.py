@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mtbench import inert
 from mtbench.cli.options import EXTRA, REFERENCE, Plugins, own, tasks
 
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ def inspect(
     from rich.text import Text
 
     from mtbench.cli.terminal import terminal
-    from mtbench.comparing import inert
 
     with _of(task, source, plugin or []) as kind:
         rows = kind.inspect(source, data, **own(kind.inspect, context, context.args))
@@ -77,8 +77,6 @@ def verify(
     A task has options of its own, given like [bold]--grades low,high[/]: `mtbench info TASK`
     lists them.
     """
-    from mtbench.comparing import inert
-
     with _of(task, source, plugin or []) as kind:
         found = kind.verify(source, data, **own(kind.verify, context, context.args))
     for line in (*found.problems, *(f"looks odd: {doubt}" for doubt in found.doubts)):
@@ -104,7 +102,6 @@ def export(
     What is left out gets a line each. A task has options of its own, given like
     [bold]--grades low,high[/]: `mtbench info TASK` lists them.
     """
-    from mtbench.comparing import inert
     from mtbench.errors import RunError
 
     try:

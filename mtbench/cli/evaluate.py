@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mtbench import inert
 from mtbench.cli.options import Plugins, own, sort
 
 
@@ -30,7 +31,6 @@ def evaluate(
     from rich.text import Text
 
     from mtbench.cli.terminal import terminal
-    from mtbench.comparing import inert
     from mtbench.errors import RunError, UsageError
     from mtbench.training.trained import package
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mtbench import inert
 from mtbench.cli.options import methods, tasks
 
 if TYPE_CHECKING:
@@ -62,8 +63,6 @@ def merge(
 
 
 def _tell(what: str, outcome: "Outcome") -> None:
-    from mtbench.comparing import inert
-
     counts = {
         what: len(outcome.cells),
         "there already": outcome.identical,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mtbench import inert
 from mtbench.cli.options import BASELINE, Data, Jobs, Plugins, SuiteName, load_suite, number_of_jobs
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ def plan(
 
     from mtbench.cli.display import Display
     from mtbench.cli.terminal import terminal
-    from mtbench.comparing import inert
     from mtbench.comparing.planning.cost import probe
     from mtbench.comparing.planning.grid import Grid, Order, needs_data
     from mtbench.comparing.planning.pilot import scatter
@@ -78,7 +78,6 @@ def _print_costs(console: "Console", grid: "Grid", costs: "list[Cost]") -> None:
     from rich.text import Text
 
     from mtbench.cli.status import duration
-    from mtbench.comparing import inert
 
     for task, entries in grid.tasks.items():
         title = f"{task}: {', '.join(entries[0].request.task.objectives)}"

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mtbench import inert
 from mtbench.cli import options
 from mtbench.cli.options import (
     RUNS,
@@ -72,7 +73,6 @@ def reproduce(
 
     options.check_names(None, [reference, *(method or [])], plugin)
 
-    from mtbench.comparing import inert
     from mtbench.comparing.judging import published as papers
 
     if task is None or not method:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mtbench import inert
 from mtbench.cli.options import Plugins, load_suite
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ def status(
     asked = None if suite is None else load_suite(suite, plugin)
 
     from mtbench.cli.terminal import terminal
-    from mtbench.comparing import inert
     from mtbench.comparing.planning.grid import Grid, Order
     from mtbench.comparing.planning.survey import Survey
     from mtbench.errors import RunError
@@ -86,8 +86,6 @@ class Watch:
         """Show how far the cells are."""
         from rich.console import Group
 
-        from mtbench.comparing import inert
-
         if self.console.is_terminal:
             running = sum(state.status == "running" for state in states.values())
             summary = _summary(states, max(self.jobs, running))
@@ -117,8 +115,6 @@ def _grid(grid: "Grid", states: "Mapping[Cell, State]") -> "Table":
     """Return rows x tasks: trials and seeds that are closed, of how many."""
     from rich.table import Table
     from rich.text import Text
-
-    from mtbench.comparing import inert
 
     table = Table("method", title=Text(inert.plain(grid.suite.title)), title_justify="left")
     for task in grid.tasks:
@@ -231,7 +227,6 @@ def _content(out: Path) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    from mtbench.comparing import inert
     from mtbench.comparing.planning.survey import state_of
     from mtbench.training.cell.rundir import find_runs
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mtbench import inert
 from mtbench.cli.options import (
     PLAIN,
     Data,
@@ -94,7 +95,6 @@ def sweep(
     from mtbench.cli.display import Display
     from mtbench.cli.status import Watch, of_other_code
     from mtbench.cli.terminal import terminal
-    from mtbench.comparing import inert
     from mtbench.comparing.planning.grid import Cell, Grid, Order, needs_data
     from mtbench.comparing.planning.survey import State, Survey
     from mtbench.comparing.running.deciding import until_decided

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mtbench.comparing import inert
+from mtbench import inert
 from mtbench.comparing.judging import leaderboard
 from mtbench.errors import MtbenchError
 from mtbench.plugins import params

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mtbench import inert
 from mtbench.cli.display import Display
-from mtbench.comparing import inert
 from mtbench.comparing.tuning import figures as tuning_figures
 from mtbench.comparing.tuning.draws import Draw, Search
 from mtbench.comparing.tuning.outcome import Outcome

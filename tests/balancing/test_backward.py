@@ -290,6 +290,9 @@ def test_shared_parameters_at_which_nothing_compares_are_refused(name: str) -> N
     for none in ([], [p.data for p in net.encoder.parameters()]):
         with pytest.raises(StepError, match="no trainable parameter is left in shared="):
             balancer.backward(net.losses(), shared=none)
+    balancer.backward(net.losses(), shared=(kept := net.encoder.parameters()))
+    with pytest.raises(StepError, match="a generator gives them once"):
+        balancer.backward(net.losses(), shared=kept)
     for k, head in enumerate(net.heads):
         with pytest.raises(StepError, match=rf"only losses\[{k}\] reaches"):
             balancer.backward(net.losses(), shared=head.parameters())

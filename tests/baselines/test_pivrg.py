@@ -97,6 +97,13 @@ def test_wants_a_metric_of_each_objective():
         method.after_evaluation([judged(0, 2.0), judged(1, 3.0, primary=False), judged(2, 1.0)])
 
 
+@pytest.mark.parametrize("number", [2, -1])
+def test_wants_metrics_of_objectives_that_there_are(number):
+    method = PIVRG(2, single_task=(1.0, 1.0, 1.0))
+    with pytest.raises(UsageError, match=f"numbered from 0 to 1, and metrics judge {number}: give"):
+        method.after_evaluation([judged(0, 2.0), judged(1, 3.0), judged(number, 1.0)])
+
+
 def test_metrics_reach_it_in_training(tiny, tmp_path):
     run = train(tiny, tmp_path, "pivrg", single_task="1e-3,1.0")
     assert run.load("checkpoint.pt")["balancer"]["omega"].tolist() == pytest.approx([4 / 3, 2 / 3])

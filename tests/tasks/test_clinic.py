@@ -996,6 +996,13 @@ def test_a_name_that_is_nearly_right_is_told(folder: Path) -> None:
     assert first.endswith("; there is 0.png")
     assert second.endswith("; there is 1.png")
     assert third.endswith("other.png)")
+    (folder / "Bilder").mkdir()
+    (folder / "0.png").rename(folder / "Bilder" / "0.png")
+    text = "image,category\nbilder/0.PNG,TR4\nbilder\\1.png,TR4\n1.png,TR4\n2.png,TR3\n"
+    (folder / "c.csv").write_text(text)
+    first, second = load(folder / "c.csv").problems
+    assert first.endswith("; there is Bilder/0.png")
+    assert second.endswith("1.png)")
 
 
 @pytest.mark.parametrize(

@@ -580,15 +580,20 @@ def test_what_is_evaluated_is_what_predict_says(
             assert row[f"p[{grade}]"] == pytest.approx(chance, abs=1e-4)
 
 
-def test_names_of_another_centre_cannot_act_on_the_terminal(
+def test_names_of_another_centre_cannot_act_on_a_terminal_or_a_spreadsheet(
     mtbench: Mtbench, run: Path, clinic: Path, tmp_path: Path
 ) -> None:
     data = clinic.with_name("evil.csv")
-    data.write_text(clinic.read_text().replace(",A,", ",\x1b[2J a long name,"))
+    data.write_text(clinic.read_text().replace(",A,", ",=1 \x1b[2J a long name,"))
     code, printed, _ = mtbench("evaluate", run, "--data", data, "--out", tmp_path)
     assert code == 0
     assert "\x1b" not in printed
     assert "…" not in printed  # nor are they cut
+    for name in ("cases.csv", "metrics.csv"):
+        lines = (tmp_path / name).read_text().splitlines()
+        cells = [cell for row in csv.reader(lines) for cell in row]
+        assert any("=1 " in cell for cell in cells)
+        assert not any(cell.startswith("=") for cell in cells)
 
 
 def test_its_own_test_part_is_what_is_left_of_its_own_data(

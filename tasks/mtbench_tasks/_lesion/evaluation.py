@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mtbench.training.task import Evaluation, Table
+from mtbench_tasks._lesion import sheets
 from mtbench_tasks._lesion.evaluating import Judged
 from mtbench_tasks._lesion.familiar import UNKNOWN
 from mtbench_tasks._lesion.judging import RESAMPLES
@@ -51,9 +52,8 @@ def write(record: Record, judged: Judged, to: Path) -> Evaluation:
     files = [to / name for name in ("index.html", "evaluation.json", "metrics.csv", "cases.csv")]
     files[0].write_text(_page(record, tables), encoding="utf-8")
     files[1].write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    pd.DataFrame(_flat(record)).to_csv(files[2], index=False, float_format="%.6g")
-    cases = judged.frame.join(judged.groups.add_prefix("column "))
-    cases.to_csv(files[3], index=False)
+    sheets.write(pd.DataFrame(_flat(record)), files[2], "%.6g")
+    sheets.write(judged.frame.join(judged.groups.add_prefix("column ")), files[3])
     return Evaluation(tables, record["notes"], files)
 
 

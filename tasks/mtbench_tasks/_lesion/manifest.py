@@ -341,22 +341,36 @@ def _unsaid(path: Path, cases: Sequence[Case], grades: Sequence[str]) -> Iterato
 
 def _names(folder: Path) -> dict[str, str]:
     """Return what a folder holds, by its names in small letters without suffix."""
-    return {f.stem.casefold(): f.name for f in folder.iterdir()} if folder.is_dir() else {}
+    try:
+        return {f.stem.casefold(): f.name for f in folder.iterdir()}
+    except OSError:  # it is not there, or is too long a name
+        return {}
+
+
+def _near(file: Path, names: Callable[[Path], Mapping[str, str]]) -> Path | None:
+    """Return what is there under almost the same path: in other letters, or of another suffix."""
+    folder = file.parent
+    if folder != file and not names(folder):
+        folder = _near(folder, names) or folder
+    other = names(folder).get(file.stem.casefold())
+    return folder / other if other else None
 
 
 def _fault(locate: Locate, names: Callable[[Path], Mapping[str, str]], row: Row) -> str | None:
     """Return what is wrong with a row, as far as its files need not be opened."""
     for name in filter(None, (row.image, row.mask)):
         file = locate(name)
-        if ".." in Path(name.replace("\\", "/")).parts:
+        parts = Path(name.replace("\\", "/")).parts
+        if ".." in parts:
             return f"{name}: '..' may lead out of the CSV's folder; give an absolute path"
         try:
             there = file.is_file()
         except OSError:  # such as a name that is too long
             there = False
         if not there:
-            other = names(file.parent).get(file.stem.casefold())
-            hint = f"; there is {other}" if other and other != file.name else ""
+            near = _near(file, names)
+            found = near and near != file and Path(*near.parts[-len(parts) :])
+            hint = f"; there is {found}" if found else ""
             return f"{name}: there is no such file ({file}){hint}"
     return None
 

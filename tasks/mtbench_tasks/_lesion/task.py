@@ -406,7 +406,7 @@ class LesionTask(Task):
         Where cases have several readers, ``agreement.csv`` has `agreement`'s table. It is of the
         validation split: numbers on the test split are sealed.
         """
-        from mtbench_tasks._lesion import agreement, pictures
+        from mtbench_tasks._lesion import agreement, pictures, sheets
 
         test, val = splits.test, splits.val
         assert isinstance(test, CaseSplit)
@@ -415,7 +415,7 @@ class LesionTask(Task):
         if any(len(case.readings) > 1 for case in val.cases):
             opinions = agreement.opinions(predictor, val)
             table = agreement.agreement(opinions, len(self.grades))
-            table.to_csv(folder / "agreement.csv", index=False, float_format="%.4f")
+            sheets.write(table, folder / "agreement.csv", "%.4f")
             drawn.append(pictures.agreement(table, folder / "agreement.png"))
         return drawn
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from mtbench.comparing import inert
+from mtbench import inert
 from mtbench.comparing.judging.leaderboard.across import Overall
 from mtbench.comparing.judging.leaderboard.board import COST, Board
 from mtbench.errors import UsageError

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pandas as pd
 
-from mtbench.comparing import inert
+from mtbench import inert
 from mtbench.comparing.judging.deciding import ALPHA, VERDICTS
 from mtbench.comparing.judging.leaderboard.board import Board
 from mtbench.comparing.judging.leaderboard.formats import marks, notes, readable, short_titles

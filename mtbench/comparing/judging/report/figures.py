@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from mtbench.comparing import inert
+from mtbench import inert
 from mtbench.comparing.judging.leaderboard import Board, short_titles
 from mtbench.comparing.judging.report.content import DIAGNOSTICS, section
 from mtbench.errors import RunError

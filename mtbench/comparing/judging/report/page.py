@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from mtbench.comparing import inert
+from mtbench import inert
 from mtbench.comparing.judging.leaderboard import LEGEND, Board, overall, short_titles
 from mtbench.comparing.judging.report.content import finite, section
 from mtbench.errors import RunError

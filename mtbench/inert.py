@@ -7,7 +7,7 @@ import re
 import unicodedata
 
 _MARKDOWN = re.compile(r"([\\`*_<>|~#&]|(?<=\])\()")
-_FORMULA = re.compile(r"[=+\-@]")
+_FORMULA = re.compile(r"[=@]|[+-](?!\d*[.,]?\d+$)")  # a number is none
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -48,8 +48,8 @@ def markdown(text: str) -> str:
 def spreadsheet(text: str) -> str:
     """Return text that no spreadsheet takes for a formula.
 
-    >>> spreadsheet("=cmd()"), spreadsheet("cagrad c=0.4")
-    ("'=cmd()", 'cagrad c=0.4')
+    >>> spreadsheet("=cmd()"), spreadsheet("cagrad c=0.4"), spreadsheet("-1.5")
+    ("'=cmd()", 'cagrad c=0.4', '-1.5')
     """
     shown = plain(text)
     return f"'{shown}" if _FORMULA.match(shown.lstrip()) else shown

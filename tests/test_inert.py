@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 import unicodedata
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtbench.comparing import inert
+from mtbench import inert
 from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.tuning.storage import reason, without_password
 from mtbench.training.cell.rundir import find_runs
@@ -52,7 +53,8 @@ def test_no_format_obeys_a_label(mtbench: Callable[..., tuple[int, str, str]], r
 @given(st.text(max_size=30))
 def test_what_is_made_inert_stays_so(text: str) -> None:
     assert inert.plain(inert.plain(text)) == inert.plain(text)
-    assert not re.match(r"\s*[=+\-@]", inert.spreadsheet(text))
+    shown = inert.spreadsheet(text)
+    assert not re.match(r"\s*[=+\-@]", shown) or math.isfinite(float(shown.replace(",", ".")))
     assert "\n" not in inert.markdown(text)
 
 
