@@ -1,6 +1,5 @@
 """What a loop has to do for a method beside the one call, and whether it does."""
 
-import math
 import warnings
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -36,7 +35,8 @@ class Watch:
         self.idle = False
         self.heard: set[str] = set()
         self._parts = 0
-        self._unshared = 0.0
+        self._parted = 0
+        self._shared = False
         self._at_first: list[Tensor] = []
 
     def begins(self) -> bool:
@@ -100,8 +100,9 @@ class Watch:
             name: the method's.
             shared: whether any two of its losses have a trained parameter in common.
         """
-        self._unshared = -math.inf if shared else self._unshared + 1
-        if self._unshared == _PATIENCE:
+        self._parted += 1
+        self._shared |= shared
+        if self._parted == _PATIENCE and not self._shared:
             self._warn(
                 f"{name}: no two losses had a trained parameter in common in {_PATIENCE} steps",
                 "see that the encoder is not frozen, and what it hands to the heads not detached",
@@ -115,8 +116,8 @@ def noted(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Return a balancer's hook that notes that it was called."""
 
     @wraps(hook)
-    def with_note(self: Any, *args: Any) -> Any:
+    def with_note(self: Any, *args: Any, **named: Any) -> Any:
         self.watch.heard.add(hook.__name__)
-        return hook(self, *args)
+        return hook(self, *args, **named)
 
     return with_note

@@ -1073,7 +1073,7 @@ def test_view_forgotten(name: str, seen: bool) -> None:
     def run() -> None:
         for _ in range(30):
             z = net.z()
-            views = [balancer.view((z,), k)[0] if seen else z for k in range(2)]
+            views = [balancer.view((z,), k=k)[0] if seen else z for k in range(2)]
             losses = [net.of(view)[k] for k, view in enumerate(views)]
             balancer.backward(losses, latent=z)
 
