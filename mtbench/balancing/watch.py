@@ -90,7 +90,8 @@ class Watch:
         if self._parts == _PARTS:
             self._warn(
                 f"{name}: accumulate was called {_PARTS} times without backward",
-                "hand the last micro-batch of each step to balancer.backward, which writes .grad",
+                "hand the last micro-batch of each step to balancer.backward, which writes .grad "
+                "(all is well if yours are more)",
             )
 
     def parted(self, name: str, shared: bool) -> None:

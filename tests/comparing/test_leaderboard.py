@@ -640,6 +640,9 @@ def test_a_title_leaves_out_what_changes_nothing(tmp_path: Path) -> None:
     cell(tmp_path, "ew", 1, task_params={"source": "mine", "noise": 1}, idle=["noise"])
     assert board(tmp_path).title == "made_up source=mine epochs=2 batch_size=4"
     assert len(board(tmp_path).rows) == 1  # they are of one board all the same
+    cell(tmp_path, "ew", 0, task_params={"source": "mine", "noise": 2}, idle=["noise"])
+    titles = [one.title for one in leaderboard.boards(list(find_runs([tmp_path])))]
+    assert {*re.findall("noise=[12]", " ".join(titles))} == {"noise=1", "noise=2"}
 
 
 def test_what_only_some_cells_have_tells_rows_apart(tmp_path: Path) -> None:

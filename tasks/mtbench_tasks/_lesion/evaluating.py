@@ -498,10 +498,14 @@ def _grouped(column: pd.Series) -> pd.Series:
         first: dict[str, str] = {}
         alike = {word: " ".join(visible(word).casefold().split()) for word in column.dropna()}
         return column.map({w: first.setdefault(k, w) for w, k in alike.items()}).astype("category")
-    thirds = pd.qcut(numbers, 3, duplicates="drop")
-    ends = numbers.groupby(thirds, observed=True).agg(["min", "max"])
+    ordered = numbers.dropna().sort_values()  # quantiles in floats put ends here or there
+    cuts = [ordered.iloc[-(-k * len(ordered) // 3) - 1] for k in (1, 2)]
+    thirds: pd.Series = ((numbers > cuts[0]).astype(int) + (numbers > cuts[1])).where(
+        numbers.notna()
+    )
+    ends = numbers.groupby(thirds).agg(["min", "max"])
     names = {third: f"{low:.15g} to {high:.15g}" for third, low, high in ends.itertuples()}
-    return thirds.cat.rename_categories(names)
+    return thirds.astype("category").cat.rename_categories(names)
 
 
 def _subgroup(

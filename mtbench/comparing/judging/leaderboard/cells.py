@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -202,16 +202,18 @@ def group_key(spec: Spec) -> str:
 
 def titles(groups: Sequence[Cell]) -> list[str]:
     """Return a title for each group, given one cell of it; they differ."""
-    specs = [cell.spec for cell in groups]
-    short = [
-        f"{s.task} {params.own_keys({**cell.setting, **{k: s.recipe[k] for k in BUDGET}})}"
-        for s, cell in zip(specs, groups, strict=True)
-    ]
+
+    def title(cell: Cell, setting: Mapping[str, Any]) -> str:
+        budget = {key: cell.spec.recipe[key] for key in BUDGET}
+        return f"{cell.spec.task} {params.own_keys({**setting, **budget})}"
+
+    short = [title(cell, cell.setting) for cell in groups]
     return [
-        title
-        if short.count(title) == 1
-        else f"{title} data={spec.data[:12]} precision={spec.precision}"
-        for title, spec in zip(short, specs, strict=True)
+        told
+        if short.count(told) == 1
+        else f"{title(cell, cell.spec.task_params)} data={cell.spec.data[:12]} "
+        f"precision={cell.spec.precision}"
+        for told, cell in zip(short, groups, strict=True)
     ]
 
 
