@@ -105,18 +105,28 @@ def reproduce(
     [board] = leaderboard.boards(runs)
     console = terminal()
     text = []
+
+    def table(title: str, columns: Sequence[Sequence[str]]) -> Table:
+        made = Table(title=Text(inert.plain(title)), title_justify="left")
+        for place, (head, *_) in enumerate(columns):
+            made.add_column(Text(inert.plain(head)), justify="right" if place else "left")
+        for row in list(zip(*columns, strict=True))[1:]:
+            made.add_row(*(Text(inert.plain(text)) for text in row))
+        return made
+
+    def broad(shown: Table) -> bool:
+        unbounded = console.options.update(max_width=10_000)
+        return console.measure(shown, options=unbounded).maximum > console.width
+
     file = out / task / "reproduce.md"
     for name in method:
         for found in papers.compare(reported, board, reference, name):
             columns = list(zip(found.heads, *found.rows, strict=True))
             left_out = []
-            while found.wide and len(columns) > _FEWEST and _width(columns) > console.width:
+            shown = table(found.title, columns)
+            while found.wide and len(columns) > _FEWEST and broad(shown):
                 left_out.append(columns.pop(_LAST)[0])
-            shown = Table(title=Text(inert.plain(found.title)), title_justify="left")
-            for place, (head, *_) in enumerate(columns):
-                shown.add_column(Text(inert.plain(head)), justify="right" if place else "left")
-            for row in list(zip(*columns, strict=True))[1:]:
-                shown.add_row(*(Text(inert.plain(text)) for text in row))
+                shown = table(found.title, columns)
             console.print(shown)
             if left_out:
                 names = inert.plain(", ".join(reversed(left_out)))
@@ -126,10 +136,3 @@ def reproduce(
             text.append(found.markdown())
     file.write_text("\n".join(text), encoding="utf-8")
     console.print(f"beside the paper: {file}", soft_wrap=True)
-
-
-def _width(columns: Sequence[Sequence[str]]) -> int:
-    """Return how many characters a table takes, its frame included."""
-    from rich.cells import cell_len
-
-    return 1 + sum(3 + max(map(cell_len, column)) for column in columns)
