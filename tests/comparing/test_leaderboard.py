@@ -236,6 +236,17 @@ def test_the_mean_of_what_did_not_diverge_is_not_best(tmp_path: Path) -> None:
     assert best == {"stl": "", "ew": "best", "uw": ""}
 
 
+def test_what_is_printed_alike_is_best_alike(tmp_path: Path) -> None:
+    """0.7125, a share of 80, is printed as 0.713; numpy rounds it to 0.712."""
+    for method, dice in (("stl", 0.5), ("ew", 0.7125), ("uw", 0.713), ("mgda", 0.7)):
+        cell(tmp_path, method, 0, dice=dice)
+    found = board(tmp_path)
+    printed = dict(zip(found.rows["method"], leaderboard.readable(found)["dice ↑"], strict=True))
+    assert printed["ew"] == printed["uw"] == "0.713"
+    best = dict(zip(found.rows["method"], marks(found, "dice ↑"), strict=True))
+    assert best == {"stl": "", "ew": "best", "uw": "best", "mgda": "second"}
+
+
 def test_all_diverged_is_a_table_all_the_same(tmp_path: Path) -> None:
     cell(tmp_path, "ew", 0, status="diverged")
     found = board(tmp_path)

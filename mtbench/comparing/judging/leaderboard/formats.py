@@ -169,8 +169,9 @@ def marks(board: Board, column: str) -> list[str]:
     taking_part = board.rows["complete"] & (board.rows["method"] != board.reference)
     if key in board.primary:  # the mean of those that did not diverge is of other seeds
         taking_part &= board.rows["diverged"] == 0
-    values = board.rows[key].where(taking_part).round(digits)
-    order = sorted(set(values.dropna()), reverse=higher)
+    # Of 0.7125, which is printed as 0.713, `round` makes 0.712.
+    values = [float(f"{value:.{digits}f}") for value in board.rows[key].where(taking_part)]
+    order = sorted({value for value in values if not math.isnan(value)}, reverse=higher)
     for place, mark in enumerate(("best", "second")):
         if place < len(order):
             found = [mark if v == order[place] else m for v, m in zip(values, found, strict=True)]
