@@ -231,7 +231,7 @@ def state_of(run: RunDirectory) -> State:
         if result["status"] == "diverged":
             return State("diverged", result["reason"], seconds=seconds, run=run.path, other=other)
         score = float(result["score"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(
             f"{run.path / 'result.json'}: is no result of version 1 ({error}); delete it to train "
             "the cell again"

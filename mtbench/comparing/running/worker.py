@@ -5,6 +5,7 @@ the worker ends, however it ends; files are replaced atomically, and a cell goes
 checkpoint.
 """
 
+import os
 import threading
 import time
 import traceback
@@ -95,7 +96,7 @@ class Assignment:
             whether there was one.
         """
         try:
-            path = self.note.read_text()
+            path = os.fsdecode(self.note.read_bytes())
         except FileNotFoundError:
             return False
         self.note.unlink()
@@ -209,7 +210,7 @@ class Worker:
         on_cpu = spec.device == "cpu"
         engine = Engine(batched=False) if on_cpu else Engine(notebook=cache_dir())
         splits = self._splits(cell)
-        self.note.write_text(str(run.path))
+        self.note.write_bytes(os.fsencode(run.path))  # a path need not be UTF-8
         try:
             trainer = Trainer(spec, task, splits, method, run, _Silent(), 1, None, engine)
             try:
