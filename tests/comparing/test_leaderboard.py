@@ -636,9 +636,11 @@ def test_a_test_that_holds_no_numbers_is_explained(tmp_path: Path) -> None:
         board(tmp_path)
 
 
-def test_titles_tell_boards_apart(tmp_path: Path) -> None:
-    cell(tmp_path, "ew", 0)
-    cell(tmp_path, "ew", 0, data="e")
+@pytest.mark.parametrize("data", [("d", "e"), ("faces-1-64-3f", "faces-1-64-3a")])
+def test_titles_tell_boards_apart(tmp_path: Path, data: tuple[str, str]) -> None:
+    """However alike fingerprints begin."""
+    for own in data:
+        cell(tmp_path, "ew", 0, data=own)
     titles = [one.title for one in leaderboard.boards(list(find_runs([tmp_path])))]
     assert len(set(titles)) == 2
     assert all("data=" in title for title in titles)

@@ -233,8 +233,8 @@ def _splits(spec: Spec, task: Task, path: Path) -> Splits:
         raise DataError(f"the data that {path} was trained on is read: {error}") from error
     if splits.fingerprint != spec.data:
         raise DataError(
-            f"{path}: was trained on data {spec.data[:12]}, found {splits.fingerprint[:12]}; give "
-            "--data of the training"
+            f"{path}: was trained on data {spec.data}, found {splits.fingerprint}; give --data of "
+            "the training"
         )
     return splits
 
