@@ -22,7 +22,7 @@ from mtbench.comparing.judging.exchange.records import (
 )
 from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key
 from mtbench.errors import RunError, did_you_mean
-from mtbench.training.cell.rundir import SEALED, RunDirectory, Spec, find_runs
+from mtbench.training.cell.rundir import SEALED, Spec, find_runs
 from mtbench.training.machine.cache import writing
 
 _SHOWN = 3
@@ -208,28 +208,28 @@ def _sift(
         RunError: `out` holds other results of a cell, or a cell of its board other metrics.
     """
     tasks = {cell.spec.task for cell in cells}
-    present: dict[str, RunDirectory] = {}
-    known: list[Finished] = []
+    begun: dict[str, Path] = {}
+    finished: dict[str, Finished] = {}
     for run in find_runs([out]) if out.is_dir() else ():
         spec = run.spec()
         if spec.task in tasks:
-            present[spec.hash] = run
             file = run.path / "result.json"
             check_spec(spec, f"{run.path}/spec.json")
             if file.exists():
                 result = parsed(Result, file.read_bytes(), str(file))
-                known.append(Finished(str(run.path), spec, result))
-    finished = {cell.spec.hash for cell in known}
+                finished[spec.hash] = Finished(str(run.path), spec, result)
+            else:
+                begun[spec.hash] = run.path
+    known = list(finished.values())
     moves, unfinished, conflicts = [], [], []
     for cell in _unique(cells):
         target = out / cell.path
-        if cell.spec.hash in finished:
-            here = present[cell.spec.hash].path
-            if Cell.of(_records(here), str(here)).substance != cell.substance:
-                conflicts.append((cell.origin, str(here)))
+        if here := finished.get(cell.spec.hash):
+            if Cell.of(_records(Path(here.origin)), here.origin).substance != cell.substance:
+                conflicts.append((cell.origin, here.origin))
             continue
-        if cell.spec.hash in present:
-            target = present[cell.spec.hash].path
+        if cell.spec.hash in begun:
+            target = begun[cell.spec.hash]
             unfinished.append(target)
         elif target.exists() or target.is_symlink():
             raise RunError(f"{target}: is in the way, and is no run directory of this cell")
