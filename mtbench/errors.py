@@ -4,7 +4,8 @@ Each message is one line: what is wrong, where, the rule, what was found, what t
 line prints it and exits with code 2; a library user catches `MtbenchError`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from types import MappingProxyType
 
@@ -31,6 +32,24 @@ class PluginError(MtbenchError):
 
 class RunError(MtbenchError):
     """A run directory that cannot be written, read, or belongs to another spec."""
+
+
+@contextmanager
+def writable(what: str, remedy: str = "") -> Iterator[None]:
+    """Tell in a line what the statements of this context cannot write.
+
+    Args:
+        what: that is, and the option that asked for it.
+        remedy: what to do, where that is not plain.
+
+    Raises:
+        RunError: for their `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = f"; {remedy}" if remedy else ""
+        raise RunError(f"{what}: cannot be written ({error.strerror or error}){advice}") from error
 
 
 FEW = 12

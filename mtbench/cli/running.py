@@ -12,7 +12,7 @@ from mtbench.cli.display import Display
 from mtbench.cli.tables import print_boards
 from mtbench.cli.terminal import terminal
 from mtbench.comparing.judging import leaderboard
-from mtbench.errors import RunError
+from mtbench.errors import writable
 from mtbench.training.cell.request import Request, initial_weights
 from mtbench.training.cell.rundir import Reader, RunDirectory
 from mtbench.training.machine.device import resolve_device
@@ -98,15 +98,11 @@ def run_cells(
 
 
 def _must_be_writable(out: Path) -> None:
-    try:
+    with writable(f"--out {out}", "choose another folder"):
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise RunError(
-            f"--out {out}: cannot be written ({error.strerror}); choose another folder"
-        ) from error
 
 
 def _report(

@@ -19,7 +19,7 @@ from mtbench.comparing.tuning.mode import Mode
 from mtbench.comparing.tuning.outcome import Outcome
 from mtbench.comparing.tuning.queue import Queue
 from mtbench.comparing.tuning.storage import open_storage, quiet, reason, without_password
-from mtbench.errors import MtbenchError, RunError, UsageError
+from mtbench.errors import MtbenchError, RunError, UsageError, writable
 from mtbench.training.cell.config import Chosen, Config
 from mtbench.training.cell.request import Choice, Request
 from mtbench.training.cell.rundir import RunDirectory, Spec
@@ -102,12 +102,8 @@ class Tuning:
         return draw(self.choice.method, objectives, self.search, count, self.seed)
 
     def __enter__(self) -> "Tuning":
-        try:
+        with writable(f"--out {self.out}", "choose another folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"--out {self.out}: cannot be written ({error.strerror}); choose another folder"
-            ) from error
         with self.alone():
             file = self.folder / "owner"
             owner = file.read_text() if file.exists() else ""

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mtbench.balancing.model import MultitaskModel
-from mtbench.errors import DataError, RunError, UsageError
+from mtbench.errors import DataError, RunError, UsageError, writable
 from mtbench.plugins import extras
 from mtbench.training.cell.request import reload
 from mtbench.training.cell.rundir import Precision, RunDirectory, Spec
@@ -201,7 +201,7 @@ def write(
         splits = _splits(spec, task, path)
     if fitted is None:
         fitted = {} if splits is None else task.fit(trained.predict, splits)
-    try:
+    with writable(f"--to {to}"):
         to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".package-", dir=to.parent) as temporary:
             folder = Path(temporary) / "model"
@@ -221,8 +221,6 @@ def write(
             (folder / DESCRIPTION).write_text(known.model_dump_json(indent=2), encoding="utf-8")
             (folder / CARD).write_text(_card(known, task, run, result, said), encoding="utf-8")
             folder.rename(to)
-    except OSError as error:
-        raise RunError(f"--to {to}: cannot be written ({error.strerror})") from error
     return said
 
 

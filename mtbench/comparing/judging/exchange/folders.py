@@ -21,7 +21,7 @@ from mtbench.comparing.judging.exchange.records import (
     show,
 )
 from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key
-from mtbench.errors import RunError, did_you_mean
+from mtbench.errors import RunError, did_you_mean, writable
 from mtbench.training.cell.rundir import SEALED, Spec, find_runs
 from mtbench.training.machine.cache import writing
 
@@ -87,11 +87,8 @@ def export(roots: Sequence[Path], method: str, task: str | None, to: Path) -> Ou
         unpack(raw)
     except RunError as error:
         raise RunError(f"{to}: importing would refuse it ({error}); choose a --task") from error
-    try:
-        with writing(to) as temporary:
-            temporary.write_bytes(raw)
-    except OSError as error:
-        raise RunError(f"--to {to}: cannot be written ({error.strerror})") from error
+    with writable(f"--to {to}"), writing(to) as temporary:
+        temporary.write_bytes(raw)
     notes = []
     if len(found) > len(cells):
         notes.append(f"{len(found) - len(cells)} trials left out: no final cell compares with them")
@@ -341,7 +338,7 @@ def _place(
         source.rename(target)
         undo.append((source, target))
 
-    try:
+    with writable(str(out)):
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".incoming-", dir=out) as name:
             staged, replaced = Path(name) / "new", Path(name) / "old"
@@ -359,8 +356,6 @@ def _place(
                 for source, target in reversed(undo):
                     target.rename(source)
                 raise
-    except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
 def _json(value: object) -> str:
