@@ -162,9 +162,11 @@ def _given(values: Floats) -> Floats:
 
 def _stands_in(value: float) -> bool:
     """Return whether a number is written as those are that stand for a missing one."""
-    text = f"{abs(value):.12g}"
-    nines = set(text) <= {"9", "."}
-    return value == -1 or (nines and (value < 0 or ("." not in text and len(text) >= 3)))
+    if value < 0:  # -99.9 in float32 is so to seven digits
+        texts = f"{-value:.7g}", f"{-value:.12g}"
+        return value == -1 or any(set(text) <= {"9", "."} for text in texts)
+    text = f"{value:.12g}"
+    return set(text) == {"9"} and len(text) >= 3
 
 
 def read_lines(path: Path) -> list[str]:

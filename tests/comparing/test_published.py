@@ -129,7 +129,7 @@ def test_markdown_has_the_reference_first_and_then_the_best(paper: Path) -> None
     [
         ("version = 1", "version = 2", "version"),
         ("version = 1", "version 1", "is no TOML"),
-        ("ew = [1.5]", "ew = [1.5, 2.0]", "2 values for 1 columns"),
+        ("ew = [1.5]", "ew = [1.5, 2.0]", r"boards\.1: 'ew' has 2 values for 1 columns"),
         ("ew = [1.5]", "", "rows"),
         ('columns = ["delta_m"]', 'columns = ["dm"]', "'dm'"),
         ('title = "second"', 'name = "second"', "boards.1"),
