@@ -552,7 +552,9 @@ def test_a_method_that_raises_is_tried_twice(make: Made, tmp_path: Path) -> None
     assert work(grid, out) == []  # until somebody mends it
 
 
-def test_a_survey_needs_no_data_and_sees_what_is_there(make: Made, tmp_path: Path) -> None:
+def test_a_survey_needs_no_data_and_sees_what_is_there(
+    make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     grid = make()
     survey = Survey(grid, tmp_path)
     assert set(survey.look().values()) == {State("open")}
@@ -560,6 +562,10 @@ def test_a_survey_needs_no_data_and_sees_what_is_there(make: Made, tmp_path: Pat
     states = survey.look()
     assert {state.status for state in states.values()} == {"finished"}
     assert all(state.score > -math.inf and state.seconds > 0 for state in states.values())
+    with monkeypatch.context() as patch:  # what is finished is read once
+        patch.setattr(RunDirectory, "read", lambda *_: pytest.fail("read again"))
+        patch.setattr(RunDirectory, "spec", lambda *_: pytest.fail("read again"))
+        assert survey.look() == states
     path = states[grid.cells[-1]].run
     assert path is not None
     (path / "result.json").unlink()
