@@ -13,14 +13,8 @@ from mtbench.training.cell.request import Request
 from mtbench.training.cell.rundir import RunDirectory, Spec
 from mtbench.training.task import Batch, Splits, Task
 from mtbench.training.trainer.learner import build
+from mtbench.training.trainer.observer import Silent
 from mtbench.training.trainer.trainer import Trainer
-
-
-class Silent:
-    def started(self, *_: Any) -> None: ...
-    def stepped(self, *_: Any) -> None: ...
-    def evaluated(self, *_: Any) -> None: ...
-    def finished(self, *_: Any) -> None: ...
 
 
 @dataclass
