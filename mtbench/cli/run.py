@@ -131,7 +131,7 @@ def run(
         meant = next((f": {hint}" for hint in hints if "--method'" in hint), "")
         raise UsageError(f"say which method to run: --method NAME, or --config FILE{rest}{meant}")
     named, task = task is not None, task or options.REFERENCE
-    precision = options.check_precision(precision)
+    exact = options.check_precision(precision)
     if weights_from is None and weights_of is not None:
         raise UsageError("--weights-of says which of a run's weights: add --weights-from RUN")
 
@@ -171,7 +171,7 @@ def run(
     batched = {Jacobian.auto: None, Jacobian.loop: False, Jacobian.batched: True}[jacobian]
     engine = partial(Engine, batched=batched, parts=jacobian_parts, notebook=cache_dir())
     run_cells(
-        task, method, given, range(seed, seed + seeds), device, precision, out,
+        task, method, given, range(seed, seed + seeds), device, exact, out,
         fresh=not resume, threads=threads, engine=engine, init=init, diagnose=diagnose,
         plugins=plugin or [], options=known,
     )  # fmt: skip

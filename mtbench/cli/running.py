@@ -14,7 +14,7 @@ from mtbench.cli.terminal import terminal
 from mtbench.comparing.judging import leaderboard
 from mtbench.errors import writable
 from mtbench.training.cell.request import Request, initial_weights
-from mtbench.training.cell.rundir import Reader, RunDirectory
+from mtbench.training.cell.rundir import Precision, Reader, RunDirectory
 from mtbench.training.machine.device import resolve_device
 from mtbench.training.machine.processes import joined
 from mtbench.training.task import History
@@ -30,7 +30,7 @@ def run_cells(
     given: dict[str, str],
     seeds: Sequence[int],
     device: str,
-    precision: str,
+    precision: Precision,
     out: Path,
     *,
     fresh: bool,
@@ -79,10 +79,11 @@ def run_cells(
                         done = f"{choice.method.name} seed {seed}: already finished, not run"
                         console.print(done)
                     else:
+                        own = Reader(run.path) if ranks.rank else run
                         Trainer(
-                            spec, request.task, splits, choice.method,
-                            Reader(run.path) if ranks.rank else run, display, threads,
-                            weights, engine(), diagnose, ranks,
+                            spec, request.task, splits, choice.method, own, display,
+                            threads=threads, init=weights, engine=engine(), diagnose=diagnose,
+                            ranks=ranks,
                         ).run()  # fmt: skip
                     # A finished cell that was killed before this gets it now.
                     if not ranks.rank:

@@ -22,7 +22,7 @@ from mtbench.comparing.tuning.storage import open_storage, quiet, reason, withou
 from mtbench.errors import MtbenchError, RunError, UsageError, writable
 from mtbench.training.cell.config import Chosen, Config
 from mtbench.training.cell.request import Choice, Request
-from mtbench.training.cell.rundir import RunDirectory, Spec
+from mtbench.training.cell.rundir import Precision, RunDirectory, Spec
 from mtbench.training.machine.locks import Lock
 from mtbench.training.task import Recipe, Splits
 from mtbench.training.trainer.evaluation import primary_metrics
@@ -65,7 +65,7 @@ class Tuning:
         mode: Mode,
         *,
         seed: int,
-        precision: str,
+        precision: Precision,
         device: str,
         out: Path,
         storage: str | None = None,
@@ -229,7 +229,7 @@ class Tuning:
         return Config(
             task=self.request.entry.name,
             method=self.choice.method.name,
-            precision=self.precision,  # type: ignore[arg-type]  # pydantic checks it
+            precision=self.precision,
             task_params=self.request.task_params,
             method_params=best.method_params,
             recipe=recipe,

@@ -14,7 +14,7 @@ from mtbench.plugins.method import Method
 from mtbench.plugins.registry import Entry, find
 from mtbench.training.cell import weights
 from mtbench.training.cell.fit import refuse_unfit
-from mtbench.training.cell.rundir import Spec
+from mtbench.training.cell.rundir import Precision, Spec
 from mtbench.training.task import Recipe, Splits, Task, shadows
 
 
@@ -135,7 +135,7 @@ class Request:
         choice: Choice,
         splits: Splits,
         seed: int,
-        precision: str,
+        precision: Precision,
         device: str,
         init: str | None = None,
         stage: Literal["trial", "final"] = "final",
@@ -152,7 +152,7 @@ class Request:
             init=init,
             recipe=self.recipe.record(),
             seed=seed,
-            precision=precision,  # type: ignore[arg-type]  # pydantic checks it
+            precision=precision,
             device=device,
             stage=stage,
         )
