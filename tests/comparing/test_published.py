@@ -211,6 +211,17 @@ def test_reproduce_says_when_the_settings_are_not_the_papers(
     assert "beside the rows of: second" in second
 
 
+def test_reproduce_refuses_several_seeds_whose_data_differ(
+    tiny: Path, paper: Path, tmp_path: Path, mtbench: Any
+) -> None:
+    other = tmp_path / "tiny.py"
+    other.write_text(tiny.read_text().replace('"tiny-1"', 'f"tiny-{seed}"'))
+    words = ("reproduce", "tiny", "--plugin", other, "--published", paper, "--threads", 1)
+    words = (*words, "--out", tmp_path / "runs", "--epochs", 1, "--method", "ew")
+    refused(mtbench(*words, "--seeds", 2), "the data of tiny is another for each seed", "--seeds 1")
+    assert mtbench(*words, "--seeds", 1)[0] == 0
+
+
 def test_reproduce_without_a_method_prints_the_tables(mtbench: Any) -> None:
     code, said, _ = mtbench("reproduce")
     assert code == 0
