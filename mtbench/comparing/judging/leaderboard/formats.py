@@ -101,7 +101,7 @@ def compact(board: Board, shown: pd.DataFrame) -> pd.DataFrame:
             for name, higher in board.primary.items()
             if reference[name] != 0 and math.isfinite(row[name]) and math.isfinite(reference[name])
         }
-        largest = sorted(losses, key=lambda name: -losses[name])[:3] if row != reference else ()
+        largest = sorted(losses, key=lambda name: -losses[name])[:3] if row is not reference else ()
         worst.append(", ".join(f"{name} {losses[name]:+.1f}" for name in largest))
     shown_metrics = {f"{name} {'↑' if higher else '↓'}" for name, higher in board.primary.items()}
     kept = [name for name in shown.columns if name not in shown_metrics]
