@@ -49,7 +49,7 @@ class Cell:
         plugins = [TINY] if self.task == "tiny" else []
         request = Request.of(self.task, [self.method], TASKS[self.task], plugins)
         splits = request.task.setup(0, lambda *_: None)
-        spec = request.spec(request.choices[0], splits, 0, "fp32", "cpu")
+        spec = request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu")
         run = RunDirectory.at(self.out, spec)
         with run.claim():
             Trainer(

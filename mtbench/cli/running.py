@@ -64,7 +64,7 @@ def run_cells(
             notes = ", ".join(f"{k} {v}" for k, v in splits.notes.items())
             console.print(f"{task} seed {seed}{f': {notes}' if notes else ''}")
             for choice in request.choices:
-                spec = request.spec(choice, splits, seed, precision, where, digest)
+                spec = request.spec(choice, splits.fingerprint, seed, precision, where, digest)
                 with ranks.in_turn():
                     run = RunDirectory.at(out, spec)
                 runs.append(run)

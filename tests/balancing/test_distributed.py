@@ -392,7 +392,7 @@ def _undisturbed(ranks: Ranks, out: Path) -> None:
     request = Request.of("tiny", ["nash_mtl"], {"sleep": "0.05"}, [TINY])
     splits = request.task.setup(0, lambda *_: None)
     (choice,) = request.choices
-    spec = request.spec(choice, splits, 0, "fp32", "cpu")
+    spec = request.spec(choice, splits.fingerprint, 0, "fp32", "cpu")
     with ranks.in_turn():
         run = RunDirectory.at(out, spec)
     run = Reader(run.path) if ranks.rank else run

@@ -52,7 +52,7 @@ def reference(tiny: Path, tmp_path: Path) -> Callable[[str], Reference]:
         given = {"epochs": "3", "schedule": "constant", "select": "last", "weight_decay": "0.1"}
         request = Request.of("tiny", [method], given, [tiny])
         splits = request.task.setup(0, lambda *_: None)
-        spec = request.spec(request.choices[0], splits, 0, "fp32", "cpu")
+        spec = request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu")
         run = RunDirectory.at(tmp_path / "own", spec)
         found = request.choices[0].method
         Trainer(spec, request.task, splits, found, run, Silent(), 1).run()

@@ -56,7 +56,12 @@ def _cost(grid: Grid, entry: Entry, splits: Splits) -> Cost:
     some = dataclasses.replace(splits, train=_Some(splits.train, STEPS * recipe.batch_size))
     short = dataclasses.replace(request, recipe=dataclasses.replace(recipe, epochs=1))
     spec = short.spec(
-        choice, some, grid.first_seed, grid.suite.precision, grid.device, stage="trial"
+        choice,
+        splits.fingerprint,
+        grid.first_seed,
+        grid.suite.precision,
+        grid.device,
+        stage="trial",
     )
     clock = _Clock(time.process_time if grid.device == "cpu" else time.perf_counter)
     with tempfile.TemporaryDirectory(prefix="mtbench-plan-") as folder:

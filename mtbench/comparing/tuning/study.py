@@ -208,7 +208,7 @@ class Tuning:
     def _spec(self, choice: Choice, recipe: Recipe) -> Spec:
         request = dataclasses.replace(self.request, recipe=recipe)
         return request.spec(
-            choice, self.splits, self.seed, self.precision, self.device, stage="trial"
+            choice, self.splits.fingerprint, self.seed, self.precision, self.device, stage="trial"
         )
 
     def outcomes(self) -> list[Outcome]:
