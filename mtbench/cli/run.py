@@ -1,5 +1,6 @@
 """``mtbench run``."""
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -137,33 +138,16 @@ def run(
 
     from mtbench.balancing.engine import Engine
     from mtbench.cli.running import run_cells
-    from mtbench.plugins.method import Method
     from mtbench.training.cell.request import Request
-    from mtbench.training.cell.rundir import RunDirectory
     from mtbench.training.machine.cache import cache_dir
     from mtbench.training.machine.processes import launch, started
-    from mtbench.training.trained.frozen import frozen_weights
 
     if not named and not started():
         options.say_default()
     if weights_from is not None:
-        takers = {
-            f"{part}.weights"
-            for name in method
-            for part, own in Method.find(name, plugin or []).declared.items()
-            if "weights" in own
-        }
-        if not takers:
-            raise UsageError(
-                f"--weights-from: {', '.join(method)}: has no parameter 'weights': add a method "
-                f"that has, such as --method {options.BASELINE}"
-            )
-        if twice := {"weights", *takers} & set(given):
-            raise UsageError(f"{min(twice)} is given twice: as such, and by --weights-from")
-        kind, giver = weights_of or WeightsOf.mean, RunDirectory(weights_from)
-        found = Method.find(giver.spec().method, plugin or [])
-        weights = ",".join(map(repr, frozen_weights(giver, kind.value, task, found)))
-        given |= dict.fromkeys(takers, weights)
+        given |= _weights(
+            weights_from, weights_of or WeightsOf.mean, task, method, given, plugin or []
+        )
     if nproc > 1 and not started():
         Request.of(task, method, given, plugin or [], known)  # what is wrong is told once
         launch(nproc, sys.argv[1:])
@@ -175,3 +159,47 @@ def run(
         fresh=not resume, threads=threads, engine=engine, init=init, diagnose=diagnose,
         plugins=plugin or [], options=known,
     )  # fmt: skip
+
+
+def _weights(
+    run: Path,
+    kind: WeightsOf,
+    task: str,
+    methods: Sequence[str],
+    given: Mapping[str, str],
+    plugins: Sequence[Path],
+) -> dict[str, str]:
+    """Return the override of each method that takes constant weights: those of a run.
+
+    Args:
+        run: its directory.
+        kind: which of its weights.
+        task: that is trained.
+        methods: that are.
+        given: the other overrides.
+        plugins: plugin files.
+
+    Raises:
+        UsageError: no method takes any, or they are given already.
+    """
+    from mtbench.errors import UsageError
+    from mtbench.plugins.method import Method
+    from mtbench.training.cell.rundir import RunDirectory
+    from mtbench.training.trained.frozen import frozen_weights
+
+    takers = {
+        f"{part}.weights"
+        for name in methods
+        for part, own in Method.find(name, plugins).declared.items()
+        if "weights" in own
+    }
+    if not takers:
+        raise UsageError(
+            f"--weights-from: {', '.join(methods)}: has no parameter 'weights': add a method that "
+            f"has, such as --method {options.BASELINE}"
+        )
+    if twice := {"weights", *takers} & set(given):
+        raise UsageError(f"{min(twice)} is given twice: as such, and by --weights-from")
+    giver = RunDirectory(run)
+    found = frozen_weights(giver, kind.value, task, Method.find(giver.spec().method, plugins))
+    return dict.fromkeys(takers, ",".join(map(repr, found)))

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mtbench.comparing.judging import leaderboard
+from mtbench.comparing.judging.leaderboard.board import headed
 from mtbench.errors import UsageError, did_you_mean
 from mtbench.plugins import params
 from mtbench.training.cell import toml
@@ -143,7 +144,7 @@ class Published(_Strict):
 
     def head(self, column: str) -> str:
         """Return what a column is called in a table."""
-        return _HEADS.get(column) or f"{column} {'↑' if self.metrics[column] else '↓'}"
+        return _HEADS.get(column) or headed(column, self.metrics[column])
 
 
 def shipped() -> dict[str, Path]:

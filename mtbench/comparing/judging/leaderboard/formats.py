@@ -67,8 +67,7 @@ def _readable(board: Board) -> pd.DataFrame:
     shown = pd.DataFrame({"method": rows["method"], "seeds": seeds}, index=rows.index)
     if rows["trials"].any():
         shown["trials"] = rows["trials"].astype(str)
-    for name, higher in board.primary.items():
-        title = f"{name} {'↑' if higher else '↓'}"
+    for title, name in board.heads.items():
         shown[title] = [
             _spread(a, b, 3) for a, b in zip(rows[name], rows[f"{name}_sd"], strict=True)
         ]
@@ -103,8 +102,7 @@ def compact(board: Board, shown: pd.DataFrame) -> pd.DataFrame:
         }
         largest = sorted(losses, key=lambda name: -losses[name])[:3] if row is not reference else ()
         worst.append(", ".join(f"{name} {losses[name]:+.1f}" for name in largest))
-    shown_metrics = {f"{name} {'↑' if higher else '↓'}" for name, higher in board.primary.items()}
-    kept = [name for name in shown.columns if name not in shown_metrics]
+    kept = [name for name in shown.columns if name not in board.heads]
     return shown[kept].assign(**{"worst metrics, % worse": worst})
 
 
@@ -160,7 +158,7 @@ def marks(board: Board, column: str) -> list[str]:
     The single-task reference takes no part, nor does what is not ranked, nor the metrics of a row
     of which some diverged.
     """
-    sources = {f"{name} {'↑' if up else '↓'}": (name, up, 3) for name, up in board.primary.items()}
+    sources = {title: (name, board.primary[name], 3) for title, name in board.heads.items()}
     sources |= {"Δm % ↓": ("delta_m", False, 2), "rank ↓": ("mean_rank", False, 2)}
     found = [""] * len(board.rows)
     if column not in sources:

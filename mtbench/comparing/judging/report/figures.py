@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from mtbench import inert
 from mtbench.comparing.judging.leaderboard import Board, short_titles
+from mtbench.comparing.judging.leaderboard.board import headed
 from mtbench.comparing.judging.report.content import DIAGNOSTICS, section
 from mtbench.errors import writable
 
@@ -218,7 +219,7 @@ def _front(chart: Chart, drawn: Sequence[str]) -> Figure | None:
     axes.set_ylim(low[1] - reach[1], high[1] + reach[1])
     axes.set_xlabel(_label(f"{first} {'→ better' if higher else '← better'} (validation)"),
                     fontsize=TEXT)  # fmt: skip
-    axes.set_ylabel(_label(f"{second} {'↑' if also else '↓'}"), fontsize=TEXT)
+    axes.set_ylabel(_label(headed(second, also)), fontsize=TEXT)
     _name(axes, points)
     return figure
 
