@@ -8,6 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class MtbenchError(Exception):
@@ -50,6 +54,13 @@ def writable(what: str, remedy: str = "") -> Iterator[None]:
     except OSError as error:
         advice = f"; {remedy}" if remedy else ""
         raise RunError(f"{what}: cannot be written ({error.strerror or error}){advice}") from error
+
+
+def first_fault(error: "ValidationError") -> str:
+    """Return the first thing that pydantic finds wrong, behind its place."""
+    first = error.errors(include_input=False, include_context=False)[0]
+    place = ".".join(map(str, first["loc"])) or "file"
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}"
 
 
 FEW = 12

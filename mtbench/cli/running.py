@@ -44,7 +44,7 @@ def run_cells(
     """Run every method at every seed, print the table, write the report; return the cells."""
     request = Request.of(task, methods, given, plugins, options)
     where = resolve_device(device)
-    primary = primary_metrics(dict(request.task.metrics))
+    primary = primary_metrics(request.task.metrics)
     start, digest, weights = None, None, None
     runs: list[RunDirectory] = []
     pictures: list[Path] = []

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.leaderboard.board import headed
-from mtbench.errors import UsageError, did_you_mean
+from mtbench.errors import UsageError, did_you_mean, first_fault
 from mtbench.plugins import params
 from mtbench.training.cell import toml
 from mtbench.training.task import Recipe
@@ -185,10 +185,8 @@ def load(task: str, file: Path | None = None) -> Published:
     except OSError as error:
         raise UsageError(f"{file}: cannot be read ({error.strerror})") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "file"
         raise UsageError(
-            f"{file}: no published results of version 1: {where}: {first['msg']}"
+            f"{file}: no published results of version 1: {first_fault(error)}"
         ) from error
     except ValueError as error:  # broken TOML or UTF-8
         raise UsageError(f"{file}: is no TOML: {error}") from error

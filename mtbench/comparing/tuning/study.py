@@ -76,7 +76,7 @@ class Tuning:
         self.out, self.threads = out, threads
         [self.choice] = request.choices
         self.metrics = request.task.metrics
-        self.primary = primary_metrics(dict(self.metrics))
+        self.primary = primary_metrics(self.metrics)
         self.first = self.draws(2)[1]  # trial 0 is the defaults
         if not self.first.asked:
             raise UsageError(f"{self.choice.method.name}: there is nothing to search")

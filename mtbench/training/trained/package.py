@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mtbench.balancing.model import MultitaskModel
-from mtbench.errors import DataError, RunError, UsageError, writable
+from mtbench.errors import DataError, RunError, UsageError, first_fault, writable
 from mtbench.plugins import extras
 from mtbench.training.cell.request import reload
 from mtbench.training.cell.rundir import Precision, RunDirectory, Spec
@@ -134,7 +134,7 @@ def load(path: Path, plugins: Sequence[Path] = (), hook: str = "") -> tuple[Task
         content = (path / PACKED).read_bytes()
     except ValidationError as error:
         raise RunError(
-            f"{file}: not of version 1 of mtbench's packaged models: {error.errors()[0]['msg']}"
+            f"{file}: not of version 1 of mtbench's packaged models: {first_fault(error)}"
         ) from error
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}: {error.filename})") from error
