@@ -398,9 +398,14 @@ class Balancer(nn.Module, ABC):
             shown = f"shape {tuple(found.shape)}{', on the graph' * found.requires_grad}"
         raise StepError(f"{self._called}: `{what}` must return {wanted}, found {shown}")
 
+    @classmethod
+    def _does(cls, hook: str) -> bool:
+        """Return whether a hook does anything in this class itself."""
+        return getattr(cls, hook) is not getattr(Balancer, hook)
+
     def _hooks(self) -> set[str]:
         """Return the hooks that do anything in this method."""
-        return {name for name in HOOKS if getattr(type(self), name) is not getattr(Balancer, name)}
+        return {name for name in HOOKS if self._does(name)}
 
     @property
     def _called(self) -> str:

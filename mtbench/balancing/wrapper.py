@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer, Judged, LossesFn, Weighting
-from mtbench.balancing.watch import HOOKS
 from mtbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,9 +38,12 @@ class Wrapper(Balancer):
         """Return what is told of steps, epochs and metrics."""
         return (self.base,)
 
+    @classmethod
+    def _does(cls, hook: str) -> bool:
+        return getattr(cls, hook) is not getattr(Wrapper, hook)
+
     def _hooks(self) -> set[str]:
-        own = {name for name in HOOKS if getattr(type(self), name) is not getattr(Wrapper, name)}
-        return own | self.base._hooks()
+        return super()._hooks() | self.base._hooks()
 
     def after_step(self, losses_fn: LossesFn) -> None:
         """Ask the base."""

@@ -1,12 +1,14 @@
 """Running cells one after another and reporting on them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
+from mtbench import inert
 from mtbench.balancing.engine import Engine
 from mtbench.cli.display import Display
 from mtbench.cli.tables import print_boards
@@ -17,11 +19,14 @@ from mtbench.training.cell.request import Request, initial_weights
 from mtbench.training.cell.rundir import Precision, Reader, RunDirectory
 from mtbench.training.machine.device import resolve_device
 from mtbench.training.machine.processes import joined
-from mtbench.training.task import History
+from mtbench.training.task import History, is_texts
 from mtbench.training.trained import figures
 from mtbench.training.trained.model import conclude
 from mtbench.training.trainer.evaluation import primary_metrics
 from mtbench.training.trainer.trainer import Trainer
+
+_SHOWN = 10
+"""Texts of one note that are printed; the record has all."""
 
 
 def run_cells(
@@ -61,8 +66,8 @@ def run_cells(
         for seed in seeds:
             with ranks.in_turn():  # the others find caches filled
                 splits = request.task.setup(seed, display.prepare)
-            notes = ", ".join(f"{k} {v}" for k, v in splits.notes.items())
-            console.print(f"{task} seed {seed}{f': {notes}' if notes else ''}")
+            for line in _said(f"{task} seed {seed}", splits.notes):
+                console.print(inert.plain(line), soft_wrap=True)
             for choice in request.choices:
                 spec = request.spec(choice, splits.fingerprint, seed, precision, where, digest)
                 with ranks.in_turn():
@@ -96,6 +101,17 @@ def run_cells(
     pictures = [*overview, *pictures]
     _report(console, runs, pictures, primary, out / task, plugins)
     return runs
+
+
+def _said(head: str, notes: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line of what is short in a task's notes, and a line for each longer thought."""
+    short = ", ".join(f"{key} {value}" for key, value in notes.items() if not is_texts(value))
+    yield f"{head}: {short}" if short else head
+    for key, texts in notes.items():
+        if is_texts(texts):
+            yield from (f"{key}: {text}" for text in texts[:_SHOWN])
+            if left := texts[_SHOWN:]:
+                yield f"{key}: and {len(left)} more"
 
 
 def _must_be_writable(out: Path) -> None:

@@ -27,21 +27,19 @@ def family(method: type[Balancer]) -> str:
 
 def needs(method: type[Balancer]) -> list[str]:
     """Return what a loop does for a method beside ``balancer.backward(losses)``."""
-
-    def overrides(hook: str) -> bool:
-        return bool(getattr(method, hook).__module__ == method.__module__)
-
     found = {
         "the latent representation: ``balancer.backward(losses, latent=z)``": method.needs_features,
-        "heads that see it by ``balancer.view((z,), k)``": overrides("view"),
+        "heads that see it by ``balancer.view((z,), k)``": method._does("view"),
         "to repeat the forward pass: ``balancer.backward(losses, again=...)``": method.needs_again,
         "a second batch: ``balancer.backward(losses, validation=...)``": method.needs_validation,
         "what the losses square: ``balancer.backward(losses, residuals=...)``": (
             method.needs_residuals
         ),
-        "``balancer.after_step(...)`` after each step": overrides("after_step"),
-        "``balancer.after_epoch()`` after each epoch": overrides("after_epoch"),
-        "``balancer.after_evaluation(...)`` after each validation": overrides("after_evaluation"),
+        "``balancer.after_step(...)`` after each step": method._does("after_step"),
+        "``balancer.after_epoch()`` after each epoch": method._does("after_epoch"),
+        "``balancer.after_evaluation(...)`` after each validation": method._does(
+            "after_evaluation"
+        ),
     }
     return [words for words, wanted in found.items() if wanted]
 

@@ -194,7 +194,8 @@ class Splits:
         val: what epochs and hyper-parameters are selected on.
         test: what is reported.
         fingerprint: identifies the content; it is part of the cell's spec.
-        notes: what a person should know of the data, printed and recorded.
+        notes: what a person should know of the data, printed and recorded; a list of texts gets
+            a line each.
     """
 
     train: Split
@@ -202,6 +203,11 @@ class Splits:
     test: Split
     fingerprint: str
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def is_texts(note: Any) -> bool:
+    """Return whether a note is a list of texts, none of which is to be read beside another."""
+    return isinstance(note, list | tuple) and all(isinstance(text, str) for text in note)
 
 
 class Meter(ABC):

@@ -16,6 +16,7 @@ from mtbench.training.task import Batch, Metric, Progress, Recipe, Split, Splits
 from mtbench_tasks._classes import Classification
 from mtbench_tasks._folds import checked, divide
 from mtbench_tasks._photos import Photos, decode
+from mtbench_tasks._sources import only
 
 EXTRA = "dense"
 
@@ -25,6 +26,7 @@ DOMAINS = {
 }
 CLASSES = {"office31": 31, "office_home": 65}
 SUFFIXES = (".jpg", ".jpeg", ".png")
+Collection = Literal["office31", "office_home"]
 
 
 class Domain(Split):
@@ -93,7 +95,7 @@ class Office(Classification):
         self,
         *,
         data: Path | None = None,
-        collection: Literal["office31", "office_home"] = "office31",
+        collection: Collection = "office31",
         fold: int = 0,
         image_size: int = 224,
         width: int = 64,
@@ -109,13 +111,7 @@ class Office(Classification):
 
     def setup(self, seed: int, progress: Progress) -> Splits:
         """Decode the photos, once, and divide each domain's."""
-        if self.data is None:
-            raise DataError("task office needs --data PATH: a folder with one for each domain")
-        found = _files(self.data, self.objectives, self.classes)
-        photos = decode("office", self.data, list(found), self.image_size, self.strict, progress)
-        domains, labels = (
-            np.array([found[name][i] for name in photos.names], np.int64) for i in range(2)
-        )
+        photos, domains, labels = self._photos(progress)
         parts: list[dict[str, Split]] = [{}, {}, {}]
         for number, name in enumerate(self.objectives):
             own = np.flatnonzero(domains == number)
@@ -138,6 +134,37 @@ class Office(Classification):
                 "broken": len(photos.broken),
             },
         )
+
+    def _photos(self, progress: Progress) -> tuple[Photos, NDArray[np.int64], NDArray[np.int64]]:
+        """Return the photos that can be read, and the numbers of their domains and classes."""
+        if self.data is None:
+            raise DataError("task office needs --data PATH: a folder with one for each domain")
+        found = _files(self.data, self.objectives, self.classes)
+        photos = decode("office", self.data, list(found), self.image_size, self.strict, progress)
+        numbers = np.array([found[name] for name in photos.names], np.int64).reshape(-1, 2)
+        return photos, numbers[:, 0], numbers[:, 1]
+
+    @classmethod
+    def inspect(
+        cls, source: str, data: Path | None, *, collection: Collection = "office31"
+    ) -> list[tuple[str, str, str]]:
+        """Return how many photos of each domain are used, and what is dropped.
+
+        Args:
+            source: office.
+            data: the folder.
+            collection: office31 or office_home.
+        """
+        only(source, "office")
+        task = cls(data=data, collection=collection)
+        photos, domains, _ = task._photos(lambda *_: None)
+        return [
+            *(
+                (str((domains == i).sum()), f"photos of {n}", "")
+                for i, n in enumerate(task.objectives)
+            ),
+            (str(len(photos.broken)), "photos dropped", "; ".join(photos.broken[:5])),
+        ]
 
     def model(self) -> MultitaskModel:
         """Return ResNet-18, and a linear head for each domain."""

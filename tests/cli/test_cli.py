@@ -298,7 +298,9 @@ def test_a_task_that_cannot_be_checked(
     )  # fmt: skip
 
 
-def test_info_tells_parameters_search_space_and_paper(mtbench: Mtbench, tiny: Path) -> None:
+def test_info_tells_parameters_search_space_and_paper(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
     from mtbench import Balancer
     from mtbench.plugins import params
     from mtbench.plugins.registry import find
@@ -319,6 +321,13 @@ def test_info_tells_parameters_search_space_and_paper(mtbench: Mtbench, tiny: Pa
     assert "needs in a loop: the latent representation: balancer.backward(losses, latent=z)" in out
     assert "heads that see it by balancer.view((z,), k); " in mtbench("info", "rotograd")[1]
     assert "needs in a loop" not in mtbench("info", "cagrad")[1]
+    assert "needs in a loop" not in mtbench("info", "unit")[1]  # what it asks of its base
+    (plugin := tmp_path / "mine.py").write_text(
+        "from mtbench_baselines.dwa import DynamicWeightAverage\n\n\n"
+        "class Mine(DynamicWeightAverage):\n    'Another DWA.'\n"
+    )
+    out = mtbench("info", "mine", "--plugin", plugin)[1]  # what it inherits
+    assert "needs in a loop: balancer.after_epoch() after each epoch" in out
     code, out, _ = mtbench("info", "tiny", "--plugin", tiny)
     assert "objectives: sum, difference" in out
     assert "'tanh' or 'relu'" in out

@@ -222,6 +222,22 @@ def test_reproduce_refuses_several_seeds_whose_data_differ(
     assert mtbench(*words, "--seeds", 1)[0] == 0
 
 
+def test_what_is_here_has_no_parameter_that_changes_nothing_and_counts_remarks(
+    paper: Path, tmp_path: Path, mtbench: Any, tiny: Path
+) -> None:
+    plugin = tmp_path / "tiny.py"
+    text = tiny.read_text().replace(
+        "    objectives =", '    idle = frozenset({"sleep"})\n    objectives ='
+    )
+    notes = '{"rows": 48, "dropped": ["a.png is broken", "b.png too"]}'
+    plugin.write_text(text.replace('{"rows": 48}', notes))
+    words = ("reproduce", "tiny", "--plugin", plugin, "--published", paper, "--threads", 1)
+    words = (*words, "--out", tmp_path / "runs", "--epochs", 1, "--seeds", 1, "--method", "ew")
+    code, said, err = mtbench(*words)
+    assert code == 0, err
+    assert "- here: missing=false explode=false activation=tanh rows=48 dropped=2" in said
+
+
 def test_reproduce_without_a_method_prints_the_tables(mtbench: Any) -> None:
     code, said, _ = mtbench("reproduce")
     assert code == 0

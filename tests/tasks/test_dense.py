@@ -161,6 +161,7 @@ def test_a_broken_file_costs_its_sample_and_is_named(nyuv2: Path, case: str) -> 
     [
         (-999, "it counts as unknown, as 0 does"),
         (-1, "it counts as unknown, as 0 does"),
+        (-99.9, "it counts as unknown, as 0 does"),
         (9999, "if nothing is known there, write 0"),
     ],
 )

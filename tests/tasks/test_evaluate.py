@@ -345,6 +345,20 @@ def test_subgroups_are_found_in_what_people_type(clinic: Path, tmp_path: Path) -
     assert told.endswith("are in no subgroup: age 'n. k.', age '45 y'")
 
 
+def test_a_column_of_birth_dates_makes_no_subgroups(clinic: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(clinic)
+    frame["born"] = [f"19{40 + int(patient[1:])}-05-03" for patient in frame["patient"]]
+    frame["town"] = [f"town {int(patient[1:]) % 7}" for patient in frame["patient"]]
+    data = clinic.with_name("dates.csv")
+    frame.to_csv(data, index=False)
+    _, record = evaluated(data, tmp_path, truth="pathology", by=("born", "town"))
+    assert {group["column"] for group in record["subgroups"]} == {"town"}
+    [told] = [note for note in record["notes"] if "no subgroups" in note]
+    assert told.startswith(
+        "column born makes no subgroups, for it has 15 different values of 15 patients: put"
+    )
+
+
 @pytest.mark.parametrize("told", ["1 and 2 only", "numbers up to 3"])
 def test_another_scale_in_the_same_numbers_is_told(clinic: Path, tmp_path: Path, told: str) -> None:
     """The model's own scale is tried first, and another centre's numbers may mean other things."""

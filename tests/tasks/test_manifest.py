@@ -696,6 +696,9 @@ def test_broken_files_are_counted_and_the_rest_goes_on(
     notes = json.loads(file.read_text())["notes"]
     assert notes["left out"] == 3
     assert len(notes["problems"]) == 3
+    assert [f"problems: {text}" for text in notes["problems"]] == [
+        line for line in printed.splitlines() if line.startswith("problems: ")
+    ]
     assert sum(notes["images"]) == 38  # the image of the wrong mask goes with it
     code, printed, err = mtbench(*line, "--strict", "true", "--out", tmp_path / "strict")
     assert code == 2

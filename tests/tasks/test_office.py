@@ -12,6 +12,7 @@ from mtbench.errors import DataError, UsageError
 from mtbench.testing import TaskContract
 from mtbench.training.task import Splits
 from mtbench_tasks.office import CLASSES, DOMAINS, Office
+from tests.refusals import refused
 
 FOLDERS = {
     "office31": ["amazon/images", "dslr/images", "webcam/images"],
@@ -128,6 +129,20 @@ def test_a_broken_photo_is_dropped_or_refused(tmp_path: Path) -> None:
     assert setup(Office(data=folder, image_size=32)).notes["broken"] == 1
     with pytest.raises(DataError, match=r"1 images cannot be read \(strict\); .*class_03/0.png"):
         setup(Office(data=folder, image_size=32, strict=True))
+
+
+def test_a_folder_is_inspected(tmp_path: Path, mtbench: Any) -> None:
+    folder = write(tmp_path, "office_home")
+    (folder / "Clipart/class_03/0.png").write_text("no image")
+    line = ("data", "inspect", "office", "--task", "office", "--data", folder)
+    code, out, _ = mtbench(*line, "--collection", "office_home")
+    assert code == 0
+    for domain, count in zip(DOMAINS["office_home"], (325, 324, 130, 130), strict=True):
+        assert f"{count} │ photos of {domain} " in out
+    assert "1 │ photos dropped" in out
+    assert "class_03/0.png" in "".join(out.split("│"))
+    refused(mtbench(*line), "for each of amazon, dslr, webcam, found no amazon")
+    refused(mtbench(*line[:2], "ofice", *line[3:]), "task office has no source 'ofice'")
 
 
 @pytest.mark.parametrize("given", [{"image_size": 31}, {"width": 0}, {"fold": 5}])

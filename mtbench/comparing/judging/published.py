@@ -19,7 +19,7 @@ from mtbench.comparing.judging.leaderboard.board import headed
 from mtbench.errors import UsageError, did_you_mean, first_fault
 from mtbench.plugins import params
 from mtbench.training.cell import toml
-from mtbench.training.task import Recipe
+from mtbench.training.task import Recipe, is_texts
 
 DELTA_M, MEAN_RANK = "delta_m", "mean_rank"
 _HEADS = {DELTA_M: "Δm % ↓", MEAN_RANK: "mean rank ↓"}
@@ -327,8 +327,10 @@ def _differences(paper: PaperBoard, board: leaderboard.Board, method: str) -> li
     if paper.seeds != seeds:
         notes.append(f"seeds: paper {paper.seeds or 'unknown'}, here {seeds}")
     notes += [f"paper: {line}" for line in paper.protocol]
-    given = {k: v for k, v in cell.spec.task_params.items() if v is not None}
-    made = {k: v for k, v in cell.done["notes"].items() if k not in given}
+    given = {k: v for k, v in cell.setting.items() if v is not None}
+    made = {
+        k: len(v) if is_texts(v) else v for k, v in cell.done["notes"].items() if k not in given
+    }
     for what in (recipe, given | made, cell.spec.method_params):
         if what:
             notes.append(f"here: {params.own_keys(what)}")

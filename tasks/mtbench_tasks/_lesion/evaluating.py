@@ -459,13 +459,31 @@ def _subgroups(
         groups["size"] = pd.cut(frame[LONG], SIZES, right=False, labels=SIZE_NAMES)
     if absent := [name for name in by or () if name not in groups]:
         raise UsageError(f"--by {absent[0]}: the data has no such column: {', '.join(groups)}")
+    left_out = scattered(judged, by)
     for name in by or [name for name in SUBGROUPS if name in groups]:
+        if name in left_out:
+            continue
         for value in groups[name].cat.categories:
             chosen = (groups[name] == value).to_numpy()
             if chosen.any():
                 yield {"column": name, "value": str(value)} | _subgroup(
                     frame[chosen], w[:, chosen], points
                 )
+
+
+def scattered(judged: Judged, by: Sequence[str] | None) -> dict[str, int]:
+    """Return the columns that have more groups than half as many as patients, and how many.
+
+    A birth date or a number of the examination would make a group of nearly each patient.
+
+    Args:
+        judged: the answers.
+        by: the columns that subgroups are made of; None for `SUBGROUPS`.
+    """
+    columns = [name for name in by or SUBGROUPS if name in judged.groups]
+    counts = {name: len(_grouped(judged.groups[name]).cat.categories) for name in columns}
+    most = max(MANY, judged.frame["patient"].nunique() / 2)
+    return {name: count for name, count in counts.items() if count > most}
 
 
 def ungrouped(groups: pd.DataFrame, by: Sequence[str] | None) -> list[str]:

@@ -69,6 +69,7 @@ def notes(
     started: bool,
     unworded: Sequence[str],
     ungrouped: Sequence[str],
+    scattered: Mapping[str, int],
     unlike: int | None,
     reduced: tuple[Sequence[str], int, Sequence[str], int] | None,
 ) -> Iterator[str]:
@@ -85,6 +86,7 @@ def notes(
         started: whether it started from another model's weights.
         unworded: the data's words for descriptors that are no terms.
         ungrouped: its words where subgroups are of numbers.
+        scattered: its columns that would make a group of nearly each patient, and how many groups.
         unlike: how many images do not look like the training's; None where that is not known.
         reduced: the data's grades and which of them is the first of high risk, and the model's,
             where both are reduced to low and high.
@@ -133,6 +135,11 @@ def notes(
         if words:
             more = f" and {len(words) - 3} more" * (len(words) > 3)
             yield f"{what}: {', '.join(words[:3])}{more}"
+    for name, count in scattered.items():
+        yield (
+            f"column {name} makes no subgroups, for it has {count} different values of "
+            f"{record['patients']} patients: put those of one kind into one word, such as a decade"
+        )
     if unlike is None:
         yield UNKNOWN
     elif unlike:

@@ -96,6 +96,7 @@ def evaluate(
             started=any(model.init for model in trained.members),
             unworded=evaluating.unworded(split.cases, lexicon),
             ungrouped=evaluating.ungrouped(judged.groups, by),
+            scattered=evaluating.scattered(judged, by),
             unlike=None if kind is None else int(judged.frame["unlike"].sum()),
             reduced=None if same else (origin.grades, limit, task.grades, task.high),
         )

@@ -448,6 +448,29 @@ def test_hostile_values_do_nothing(browser: Browser, hostile: Path, width: int) 
 
 
 @needs_browser
+def test_every_point_of_a_crowd_is_named(browser: Browser, tmp_path: Path) -> None:
+    """In print there are no tips, and no name may hide another."""
+    write(tmp_path, ["ls", "stl", *(f"method_{i}" for i in range(58))], seeds=4, epochs=2)
+    browser.open(report.write(boards(tmp_path), tmp_path / "site"))
+    texts = (
+        "return [...document.querySelectorAll('.charts svg')].map(s => [...s.querySelectorAll("
+        "'text.name')].map(t => { const b = t.getBBox(); return [t.textContent, b.x, b.y, "
+        "b.x + b.width, b.y + b.height]; })).filter(names => names.length)"
+    )
+    found = browser.js(texts)
+    assert len(found) == 2  # quality against cost, and two metrics
+    for names in found:
+        assert len({name for name, *_ in names}) == 60
+        hidden = [
+            (a[0], b[0])
+            for i, a in enumerate(names)
+            for b in names[:i]
+            if min(a[3], b[3]) - max(a[1], b[1]) > 1 and min(a[4], b[4]) - max(a[2], b[2]) > 2
+        ]
+        assert hidden == []
+
+
+@needs_browser
 def test_hundreds_of_rows_stay_responsive(browser: Browser, tmp_path: Path) -> None:
     write(tmp_path, ["ls", "stl", *(f"m{i}" for i in range(298))], seeds=2, epochs=2)
     file = report.write(boards(tmp_path), tmp_path / "site")

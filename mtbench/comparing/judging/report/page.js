@@ -138,20 +138,32 @@ function frame(parent, height, label, xs, ys, { x = {}, y = {}, xName = "", yNam
   return { svg, X, Y, left, right, top, bottom };
 }
 const path = (points, X, Y) => points.map(([x, y], i) => `${i ? "L" : "M"}${X(x).toFixed(1)} ${Y(y).toFixed(1)}`).join("");
-// Names beside points, where they hide nothing.
+// Names beside points, where they hide nothing; where it is crowded, further off, with a line: print has no tips.
 function nameThem(f, points, state) {
   const taken = points.map(p => [f.X(p.x) - 5, f.Y(p.y) - 5, f.X(p.x) + 5, f.Y(p.y) + 5]);
-  const free = box => box[0] >= f.left && box[2] <= f.right + 8 && box[1] >= f.top - 8 && box[3] <= f.bottom
-    && !taken.some(t => box[0] < t[2] && t[0] < box[2] && box[1] < t[3] && t[1] < box[3]);
-  for (const p of [...points].sort((a, b) => state.slot(b.name) - state.slot(a.name))) {
-    if (!state.slot(p.name) && points.length > 24) continue;
-    const text = short(p.name, 22), w = text.length * 6.6, x = f.X(p.x), y = f.Y(p.y);
-    const spot = [[x + 9, y + 4], [x - w - 9, y + 4], [x - w / 2, y - 10], [x - w / 2, y + 19]]
-      .map(([a, b]) => [a, b - 11, a + w, b + 3]).find(free);
-    if (!spot) continue;
-    taken.push(spot);
-    el(f.svg, "text", { x: spot[0], y: spot[3] - 3, class: state.slot(p.name) ? "name ink" : "name" }, text);
-  }
+  const free = box => !taken.some(t => box[0] < t[2] && t[0] < box[2] && box[1] < t[3] && t[1] < box[3]);
+  const inside = box => box[0] >= f.left && box[2] <= f.right + 8 && box[1] >= f.top - 8 && box[3] <= f.bottom;
+  let left = points.filter(p => state.slot(p.name) || points.length <= 80).sort((a, b) => state.slot(b.name) - state.slot(a.name)).map(p => {
+    const text = el(f.svg, "text", { class: state.slot(p.name) ? "name ink" : "name" }, short(p.name, 22));
+    return { text, w: text.getComputedTextLength() + 4, x: f.X(p.x), y: f.Y(p.y) };
+  });
+  const around = Array.from({ length: 24 }, (_, i) => [Math.cos(i * Math.PI / 12), Math.sin(i * Math.PI / 12)]);
+  // Where no line is clear of all else, one may cross others rather than leave a name out.
+  for (const clear of [true, false]) for (let far = 0; left.length && far < 400; far += 14) left = left.filter(({ text, w, x, y }) => {
+    const spots = far ? around.map(([c, s]) => [x + far * c + w * (c - 1) / 2, y + far * s + 7 * (s - 1) + 11, c, s])
+      : [[x + 7, y + 4], [x - w - 7, y + 4], [x - w / 2, y - 10], [x - w / 2, y + 19]];
+    for (const [a, b, c, s] of spots) {
+      const box = [a, b - 11, a + w, b + 3], line = [];
+      for (let r = 7; r < far; r += 3) line.push([x + r * c - 1, y + r * s - 1, x + r * c + 1, y + r * s + 1]);
+      if (!inside(box) || !free(box) || (clear && !line.every(free))) continue;
+      if (far) text.before(el(f.svg, "line", { class: "leader", x1: x + 5 * c, y1: y + 5 * s, x2: x + far * c, y2: y + far * s }));
+      text.setAttribute("x", a + 2), text.setAttribute("y", b);
+      taken.push(box, ...line);
+      return false;
+    }
+    return true;
+  });
+  for (const { text } of left) text.remove();
 }
 const short = (text, length) => text.length > length ? `${text.slice(0, length - 1)}…` : text;
 const slotted = (state, name) => ({ "data-slot": state.slot(name) });
