@@ -27,7 +27,7 @@ def tasks(incomplete: str) -> list[str]:
 
 def suites(incomplete: str) -> list[str]:
     """Return the shipped suites that a shell may complete a word to."""
-    from mtbench.comparing.planning.suite import shipped
+    from mtbench.training.cell.toml import shipped
 
     return [name for name in shipped() if name.startswith(incomplete)]
 

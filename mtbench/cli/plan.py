@@ -1,6 +1,6 @@
 """``mtbench plan``."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,6 @@ from mtbench.cli.options import BASELINE, Data, Jobs, Plugins, SuiteName, load_s
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mtbench.comparing.judging.deciding import Prospect
     from mtbench.comparing.planning.cost import Cost
     from mtbench.comparing.planning.grid import Entry, Grid
     from mtbench.comparing.planning.pilot import Luck, Scatter
@@ -134,7 +133,8 @@ def _power(
     """Return what the test that is really made will tell, and what it would take to tell more."""
     from functools import partial
 
-    from mtbench.comparing.judging.deciding import FIRST, prospect, smallest_effect
+    from mtbench.cli.status import duration
+    from mtbench.comparing.judging.deciding import FIRST, looks_of, prospect, smallest_effect
     from mtbench.comparing.planning.grid import Cell
 
     budget, margin = grid.suite.budget, grid.suite.margin
@@ -179,37 +179,23 @@ def _power(
         if task in measured and (luck := measured[task].luck):
             lines.append(f"{_BELOW}{_tell_luck(luck)}")
         for effect in (0.0, *EFFECTS):
+            # A difference that is smaller than the margin may be told as either.
+            words = ["equivalent"] * (effect < margin) + ["worse"] * (effect > 0)
             ending = partial(
                 prospect, effect, deviation, margin=margin, comparisons=comparisons, resplit=resplit
             )
-            # A difference that is smaller than the margin may be told as either.
-            words = ["equivalent"] * (effect < margin) + ["worse"] * (effect > 0)
+            now = ending(units, looks=looks_of(units))
+            needed = next(
+                (n for n in REPETITIONS if ending(n, studies=1_000).told(words) >= POWER), None
+            )
+            time = own * (needed or 0) / workers
+            takes = f"{POWER:g} takes {needed}, {duration(time)}" if needed else "out of reach"
             lines.append(
                 f"{_BELOW}a difference of {effect:g} % is told {' or '.join(words)} with "
-                f"probability {_chances(ending, words, units, unit, own / workers)}"
+                f"probability {now.told(words):.2f}, after {now.units:.0f} of {units} {unit}s; "
+                f"{takes}"
             )
     return lines
-
-
-def _chances(
-    ending: "Callable[..., Prospect]", words: "Sequence[str]", units: int, unit: str, each: float
-) -> str:
-    """Return how likely one of some verdicts is, and how many units make it likely enough.
-
-    Args:
-        ending: how a comparison of so many units ends.
-        words: the verdicts.
-        units: that are planned.
-        unit: what they are called.
-        each: seconds that one takes.
-    """
-    from mtbench.cli.status import duration
-    from mtbench.comparing.judging.deciding import looks_of
-
-    now = ending(units, looks=looks_of(units))
-    needed = next((n for n in REPETITIONS if ending(n, studies=1_000).told(words) >= POWER), None)
-    takes = f"{POWER:g} takes {needed}, {duration(each * needed)}" if needed else "out of reach"
-    return f"{now.told(words):.2f}, after {now.units:.0f} of {units} {unit}s; {takes}"
 
 
 def _tell_luck(found: "Sequence[Luck]") -> str:

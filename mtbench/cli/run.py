@@ -169,19 +169,7 @@ def _weights(
     given: Mapping[str, str],
     plugins: Sequence[Path],
 ) -> dict[str, str]:
-    """Return the override of each method that takes constant weights: those of a run.
-
-    Args:
-        run: its directory.
-        kind: which of its weights.
-        task: that is trained.
-        methods: that are.
-        given: the other overrides.
-        plugins: plugin files.
-
-    Raises:
-        UsageError: no method takes any, or they are given already.
-    """
+    """Return the override of each method that takes constant weights: those of a run."""
     from mtbench.errors import UsageError
     from mtbench.plugins.method import Method
     from mtbench.training.cell.rundir import RunDirectory

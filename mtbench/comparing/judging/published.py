@@ -7,8 +7,6 @@ A package announced in the group ``mtbench.suites`` may have a folder ``publishe
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,12 +147,7 @@ class Published(_Strict):
 
 def shipped() -> dict[str, Path]:
     """Return the files of published results, by task."""
-    found: dict[str, Path] = {}
-    for point in entry_points(group="mtbench.suites"):
-        spec = find_spec(point.value)
-        for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
-            found |= {file.stem: file for file in sorted((folder / "published").glob("*.toml"))}
-    return dict(sorted(found.items()))
+    return dict(sorted(toml.shipped("published").items()))
 
 
 def page() -> str:

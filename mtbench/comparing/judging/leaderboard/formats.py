@@ -293,8 +293,8 @@ def to_json(found: Sequence[Board]) -> str:
                 "margin": board.margin,
                 "unit": board.unit,
                 "places": board.places.tolist(),
-                "pairs": _records(board.pairs),
-                "rows": _records(board.rows),
+                "pairs": records(board.pairs),
+                "rows": records(board.rows),
             }
             for board in found
         ],
@@ -302,7 +302,7 @@ def to_json(found: Sequence[Board]) -> str:
     )
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return rows as JSON has them, with all digits; pandas' own writer keeps ten decimals."""
     return [
         {
