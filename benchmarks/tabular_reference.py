@@ -89,7 +89,7 @@ for seed in range(given.seed, given.seed + given.seeds):
         meter.update(made, batch)
         scores.setdefault(name, []).append(meter.compute())
 
-shown = primary_metrics(dict(task.metrics))
+shown = primary_metrics(task.metrics)
 print(f"{given.task} {given.data or ''}: test, mean of {given.seeds} seeds from {given.seed}\n")
 print("| model |", " | ".join(shown), "| mean |")
 print("|---" * (len(shown) + 2) + "|")

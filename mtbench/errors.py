@@ -4,9 +4,14 @@ Each message is one line: what is wrong, where, the rule, what was found, what t
 line prints it and exits with code 2; a library user catches `MtbenchError`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class MtbenchError(Exception):
@@ -31,6 +36,31 @@ class PluginError(MtbenchError):
 
 class RunError(MtbenchError):
     """A run directory that cannot be written, read, or belongs to another spec."""
+
+
+@contextmanager
+def writable(what: str, remedy: str = "") -> Iterator[None]:
+    """Tell in a line what the statements of this context cannot write.
+
+    Args:
+        what: that is, and the option that asked for it.
+        remedy: what to do, where that is not plain.
+
+    Raises:
+        RunError: for their `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = f"; {remedy}" if remedy else ""
+        raise RunError(f"{what}: cannot be written ({error.strerror or error}){advice}") from error
+
+
+def first_fault(error: "ValidationError") -> str:
+    """Return the first thing that pydantic finds wrong, behind its place."""
+    first = error.errors(include_input=False, include_context=False)[0]
+    place = ".".join(map(str, first["loc"])) or "file"
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}"
 
 
 FEW = 12

@@ -20,7 +20,8 @@ import typer
 
 from mtbench.balancing.engine import Engine
 from mtbench.training.cell.request import Request
-from mtbench.training.cell.rundir import RunDirectory, Spec
+from mtbench.training.cell.rundir import RunDirectory
+from mtbench.training.trainer.observer import Silent
 from mtbench.training.trainer.trainer import Trainer
 from tests.conftest import TINY
 from tests.methods import METHODS
@@ -33,18 +34,6 @@ TASKS = {
     "dtlz2": {"epochs": "3"},
 }
 PER_CELL = 3
-
-
-class Nobody:
-    """An observer that is not there."""
-
-    def started(self, spec: Spec, epochs: int, steps: int, done: int) -> None: ...
-
-    def stepped(self, epoch: int, losses: dict[str, float]) -> None: ...
-
-    def evaluated(self, record: dict[str, Any]) -> None: ...
-
-    def finished(self, result: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -60,11 +49,11 @@ class Cell:
         plugins = [TINY] if self.task == "tiny" else []
         request = Request.of(self.task, [self.method], TASKS[self.task], plugins)
         splits = request.task.setup(0, lambda *_: None)
-        spec = request.spec(request.choices[0], splits, 0, "fp32", "cpu")
+        spec = request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu")
         run = RunDirectory.at(self.out, spec)
         with run.claim():
             Trainer(
-                spec, request.task, splits, request.choices[0].method, run, Nobody(), 1, None,
+                spec, request.task, splits, request.choices[0].method, run, Silent(), 1, None,
                 Engine(batched=False), checkpoint_seconds=0.0,
             ).run()  # fmt: skip
 

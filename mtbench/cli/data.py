@@ -104,14 +104,11 @@ def export(
     """
     from mtbench.errors import RunError
 
-    try:
-        with _of(task, source, plugin or []) as kind:
-            options = own(kind.export, context, context.args)
-            if to.exists() and (not to.is_dir() or any(to.iterdir())):
-                raise RunError(f"--to {to}: exists already; choose an empty or a new folder")
-            found = kind.export(source, data, to, **options)
-    except OSError as error:
-        raise RunError(f"--to {to}: cannot be written ({error.strerror})") from error
+    with _of(task, source, plugin or []) as kind:
+        options = own(kind.export, context, context.args)
+        if to.exists() and (not to.is_dir() or any(to.iterdir())):
+            raise RunError(f"--to {to}: exists already; choose an empty or a new folder")
+        found = kind.export(source, data, to, **options)
     for line in found.problems:
         typer.echo(inert.plain(line))
     left = f"; left out: {len(found.problems)}" if found.problems else ""
@@ -125,18 +122,15 @@ def template(
     plugin: Plugins = None,
 ) -> None:
     """Write a file that describes your own data, with examples, to be filled in."""
-    from mtbench.errors import RunError
+    from mtbench.errors import RunError, writable
     from mtbench.plugins.registry import find
     from mtbench.training.task import Task
 
     text = find("task", task, plugin or []).load(Task).template()
-    try:
-        with to.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise RunError(f"--to {to}: exists already; choose another name") from None
-    except OSError as error:
-        raise RunError(f"--to {to}: cannot be written ({error.strerror})") from error
+    if to.exists():
+        raise RunError(f"--to {to}: exists already; choose another name")
+    with writable(f"--to {to}"), to.open("x", encoding="utf-8") as file:
+        file.write(text)
     typer.echo(f"written: {to}")
 
 

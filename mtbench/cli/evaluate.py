@@ -31,7 +31,7 @@ def evaluate(
     from rich.text import Text
 
     from mtbench.cli.terminal import terminal
-    from mtbench.errors import RunError, UsageError
+    from mtbench.errors import UsageError, writable
     from mtbench.training.trained import package
 
     named, extra = sort(models)
@@ -39,11 +39,9 @@ def evaluate(
         raise UsageError("no model to evaluate: give a run directory or a packaged model")
     task, trained = package.load_all(named, plugin or [], "evaluate")
     options = own(task.evaluate, context, extra)
-    try:
+    with writable(f"--out {out}"):
         out.mkdir(parents=True, exist_ok=True)
-        found = task.evaluate(trained, data, out, **options)
-    except OSError as error:
-        raise RunError(f"--out {out}: cannot be written ({error.strerror})") from error
+    found = task.evaluate(trained, data, out, **options)
     console = terminal()
     for title, head, rows in found.tables:
         table = Table(*head, title=title, title_justify="left")

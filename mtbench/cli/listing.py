@@ -33,7 +33,8 @@ def list_(
     if markdown and kind is not Kinds.methods:
         raise UsageError("--markdown is for methods; `mtbench info NAME` tells of a task")
     if kind is Kinds.suites:
-        from mtbench.comparing.planning.suite import load, shipped
+        from mtbench.comparing.planning.suite import load
+        from mtbench.training.cell.toml import shipped
 
         for name in shipped():
             typer.echo(f"{name}  {load(name).title.removeprefix(f'{name}: ')}")

@@ -160,7 +160,7 @@ def task(name: Name, folder: Folder = Path(), package: Package = False) -> None:
 
 
 def _write(kind: "Kind", name: str, folder: Path, package: bool, plugin: str, test: str) -> None:
-    from mtbench.errors import PluginError, UsageError
+    from mtbench.errors import PluginError, UsageError, writable
     from mtbench.plugins.registry import entries
 
     if not (name.isascii() and name.isidentifier()) or name.startswith("_"):
@@ -200,15 +200,13 @@ def _write(kind: "Kind", name: str, folder: Path, package: bool, plugin: str, te
         "DASHED": name.replace("_", "-"),
         "KIND": kind,
     }
-    try:
+    with writable(str(place)):
         for file, text in files.items():
             for word, value in words.items():
                 text = text.replace(word, value)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
             typer.echo(f"written: {file}")
-    except OSError as error:
-        raise PluginError(f"{place}: cannot be written ({error.strerror})") from error
     if package:
         typer.echo(f"install: pip install --editable '{place}[test]'")
     typer.echo(f"test it: pytest {tests / f'test_{name}.py'}")

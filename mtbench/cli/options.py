@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,7 +27,7 @@ def tasks(incomplete: str) -> list[str]:
 
 def suites(incomplete: str) -> list[str]:
     """Return the shipped suites that a shell may complete a word to."""
-    from mtbench.comparing.planning.suite import shipped
+    from mtbench.training.cell.toml import shipped
 
     return [name for name in shipped() if name.startswith(incomplete)]
 
@@ -170,7 +170,7 @@ def load_suite(given: str, plugins: Sequence[Path] | None) -> "Suite":
     return suite
 
 
-def check_precision(given: str | None) -> str:
+def check_precision(given: str | None) -> Literal["fp32", "bf16"]:
     """Return the precision, fp32 by default.
 
     Raises:
@@ -178,9 +178,11 @@ def check_precision(given: str | None) -> str:
     """
     from mtbench.errors import UsageError
 
-    if given not in (None, "fp32", "bf16"):
-        raise UsageError(f"--precision must be fp32 or bf16, found {given!r}")
-    return given or "fp32"
+    if given in (None, "fp32"):
+        return "fp32"
+    if given == "bf16":
+        return "bf16"
+    raise UsageError(f"--precision must be fp32 or bf16, found {given!r}")
 
 
 def at_least(least: int, **numbers: int | None) -> None:

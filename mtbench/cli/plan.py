@@ -104,8 +104,8 @@ def _count(grid: "Grid", entry: "Entry") -> int:
     return budget.repetitions * (len(entry.draws[0]) + budget.seeds)
 
 
-def _hours(grid: "Grid", costs: "list[Cost]") -> float:
-    """Return what all cells of some rows take, in seconds."""
+def _seconds(grid: "Grid", costs: "list[Cost]") -> float:
+    """Return what all cells of some rows take."""
     import math
 
     return sum(c.cell * _count(grid, c.entry) for c in costs if not math.isnan(c.cell))
@@ -118,7 +118,7 @@ def _time(grid: "Grid", costs: "list[Cost]", workers: int) -> list[str]:
     rows = f"tasks {len(grid.tasks)} x methods {(len(grid.entries) + less) // len(grid.tasks)}"
     if less:
         rows = f"({rows} - {less} left out)"
-    total = _hours(grid, costs)
+    total = _seconds(grid, costs)
     return [
         f"cells: {rows} x repetitions {budget.repetitions} x (trials {budget.trials} + seeds "
         f"{budget.seeds}) = {len(grid.cells)}",
@@ -172,7 +172,7 @@ def _power(
                 "many repetitions it takes, is not known; finished runs on it tell: --pilot RUNS"
             )
             continue
-        own = _hours(grid, [cost for cost in costs if cost.entry.task == task]) / units
+        own = _seconds(grid, [cost for cost in costs if cost.entry.task == task]) / units
         lines.append(
             f"{_BELOW}paired standard deviation {deviation:.2f} points of delta-m, {origin}"
         )

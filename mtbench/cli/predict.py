@@ -39,7 +39,7 @@ def predict(
     has options of its own, given like [bold]--spacing 0.1[/] or [bold]--mirror[/]: `mtbench info
     TASK`, such as `mtbench info thyroid`, lists them.
     """
-    from mtbench.errors import DataError, RunError, UsageError
+    from mtbench.errors import DataError, UsageError, writable
     from mtbench.training.trained import package
 
     named, extra = sort(files)
@@ -64,8 +64,9 @@ def predict(
     begun = _begun(written, unfinished, call)
     errors = [record["error"] for record in begun if "error" in record]
     done, broken = len(begun), len(errors)
-    try:
+    with writable(f"--out {out}"):
         out.mkdir(parents=True, exist_ok=True)
+    try:
         if begun:
             typer.echo(f"goes on: the first {done} of {len(found)} files had been read", err=True)
             for error in errors:
@@ -94,8 +95,6 @@ def predict(
                 unfinished.write_text(call)
             done += 1
         unfinished.unlink()
-    except OSError as error:
-        raise RunError(f"--out {out}: cannot be written ({error.strerror})") from error
     except KeyboardInterrupt:
         if done:
             typer.echo(

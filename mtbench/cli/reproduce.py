@@ -102,7 +102,12 @@ def reproduce(
         fresh=False, threads=threads, engine=partial(Engine, notebook=cache_dir()), init=None,
         diagnose=False, plugins=plugin or [], options=options.names(context),
     )  # fmt: skip
-    [board] = leaderboard.boards(runs)
+    board, *others = leaderboard.boards(runs)
+    if others:
+        raise UsageError(
+            f"the data of {task} is another for each seed, so what was trained is no one table: "
+            "say --seeds 1"
+        )
     console = terminal()
     text = []
 

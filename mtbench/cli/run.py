@@ -1,5 +1,6 @@
 """``mtbench run``."""
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -131,39 +132,22 @@ def run(
         meant = next((f": {hint}" for hint in hints if "--method'" in hint), "")
         raise UsageError(f"say which method to run: --method NAME, or --config FILE{rest}{meant}")
     named, task = task is not None, task or options.REFERENCE
-    precision = options.check_precision(precision)
+    exact = options.check_precision(precision)
     if weights_from is None and weights_of is not None:
         raise UsageError("--weights-of says which of a run's weights: add --weights-from RUN")
 
     from mtbench.balancing.engine import Engine
     from mtbench.cli.running import run_cells
-    from mtbench.plugins.method import Method
     from mtbench.training.cell.request import Request
-    from mtbench.training.cell.rundir import RunDirectory
     from mtbench.training.machine.cache import cache_dir
     from mtbench.training.machine.processes import launch, started
-    from mtbench.training.trained.frozen import frozen_weights
 
     if not named and not started():
         options.say_default()
     if weights_from is not None:
-        takers = {
-            f"{part}.weights"
-            for name in method
-            for part, own in Method.find(name, plugin or []).declared.items()
-            if "weights" in own
-        }
-        if not takers:
-            raise UsageError(
-                f"--weights-from: {', '.join(method)}: has no parameter 'weights': add a method "
-                f"that has, such as --method {options.BASELINE}"
-            )
-        if twice := {"weights", *takers} & set(given):
-            raise UsageError(f"{min(twice)} is given twice: as such, and by --weights-from")
-        kind, giver = weights_of or WeightsOf.mean, RunDirectory(weights_from)
-        found = Method.find(giver.spec().method, plugin or [])
-        weights = ",".join(map(repr, frozen_weights(giver, kind.value, task, found)))
-        given |= dict.fromkeys(takers, weights)
+        given |= _weights(
+            weights_from, weights_of or WeightsOf.mean, task, method, given, plugin or []
+        )
     if nproc > 1 and not started():
         Request.of(task, method, given, plugin or [], known)  # what is wrong is told once
         launch(nproc, sys.argv[1:])
@@ -171,7 +155,39 @@ def run(
     batched = {Jacobian.auto: None, Jacobian.loop: False, Jacobian.batched: True}[jacobian]
     engine = partial(Engine, batched=batched, parts=jacobian_parts, notebook=cache_dir())
     run_cells(
-        task, method, given, range(seed, seed + seeds), device, precision, out,
+        task, method, given, range(seed, seed + seeds), device, exact, out,
         fresh=not resume, threads=threads, engine=engine, init=init, diagnose=diagnose,
         plugins=plugin or [], options=known,
     )  # fmt: skip
+
+
+def _weights(
+    run: Path,
+    kind: WeightsOf,
+    task: str,
+    methods: Sequence[str],
+    given: Mapping[str, str],
+    plugins: Sequence[Path],
+) -> dict[str, str]:
+    """Return the override of each method that takes constant weights: those of a run."""
+    from mtbench.errors import UsageError
+    from mtbench.plugins.method import Method
+    from mtbench.training.cell.rundir import RunDirectory
+    from mtbench.training.trained.frozen import frozen_weights
+
+    takers = {
+        f"{part}.weights"
+        for name in methods
+        for part, own in Method.find(name, plugins).declared.items()
+        if "weights" in own
+    }
+    if not takers:
+        raise UsageError(
+            f"--weights-from: {', '.join(methods)}: has no parameter 'weights': add a method that "
+            f"has, such as --method {options.BASELINE}"
+        )
+    if twice := {"weights", *takers} & set(given):
+        raise UsageError(f"{min(twice)} is given twice: as such, and by --weights-from")
+    giver = RunDirectory(run)
+    found = frozen_weights(giver, kind.value, task, Method.find(giver.spec().method, plugins))
+    return dict.fromkeys(takers, ",".join(map(repr, found)))

@@ -14,9 +14,9 @@ from mtbench.cli.display import Display
 from mtbench.cli.tables import print_boards
 from mtbench.cli.terminal import terminal
 from mtbench.comparing.judging import leaderboard
-from mtbench.errors import RunError
+from mtbench.errors import writable
 from mtbench.training.cell.request import Request, initial_weights
-from mtbench.training.cell.rundir import Reader, RunDirectory
+from mtbench.training.cell.rundir import Precision, Reader, RunDirectory
 from mtbench.training.machine.device import resolve_device
 from mtbench.training.machine.processes import joined
 from mtbench.training.task import History, is_texts
@@ -35,7 +35,7 @@ def run_cells(
     given: dict[str, str],
     seeds: Sequence[int],
     device: str,
-    precision: str,
+    precision: Precision,
     out: Path,
     *,
     fresh: bool,
@@ -49,7 +49,7 @@ def run_cells(
     """Run every method at every seed, print the table, write the report; return the cells."""
     request = Request.of(task, methods, given, plugins, options)
     where = resolve_device(device)
-    primary = primary_metrics(dict(request.task.metrics))
+    primary = primary_metrics(request.task.metrics)
     start, digest, weights = None, None, None
     runs: list[RunDirectory] = []
     pictures: list[Path] = []
@@ -69,7 +69,7 @@ def run_cells(
             for line in _said(f"{task} seed {seed}", splits.notes):
                 console.print(inert.plain(line), soft_wrap=True)
             for choice in request.choices:
-                spec = request.spec(choice, splits, seed, precision, where, digest)
+                spec = request.spec(choice, splits.fingerprint, seed, precision, where, digest)
                 with ranks.in_turn():
                     run = RunDirectory.at(out, spec)
                 runs.append(run)
@@ -84,10 +84,11 @@ def run_cells(
                         done = f"{choice.method.name} seed {seed}: already finished, not run"
                         console.print(done)
                     else:
+                        own = Reader(run.path) if ranks.rank else run
                         Trainer(
-                            spec, request.task, splits, choice.method,
-                            Reader(run.path) if ranks.rank else run, display, threads,
-                            weights, engine(), diagnose, ranks,
+                            spec, request.task, splits, choice.method, own, display,
+                            threads=threads, init=weights, engine=engine(), diagnose=diagnose,
+                            ranks=ranks,
                         ).run()  # fmt: skip
                     # A finished cell that was killed before this gets it now.
                     if not ranks.rank:
@@ -114,15 +115,11 @@ def _said(head: str, notes: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _must_be_writable(out: Path) -> None:
-    try:
+    with writable(f"--out {out}", "choose another folder"):
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".writable"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise RunError(
-            f"--out {out}: cannot be written ({error.strerror}); choose another folder"
-        ) from error
 
 
 def _report(

@@ -115,9 +115,7 @@ def leaderboard(
 
 
 def _write(file: Path, text: str, option: str) -> None:
-    from mtbench.errors import RunError
+    from mtbench.errors import writable
 
-    try:
+    with writable(f"{option} {file}"):
         file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{option} {file}: cannot be written ({error.strerror})") from error

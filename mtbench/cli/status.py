@@ -50,8 +50,7 @@ def status(
         if state.status == "failed":
             said = inert.plain(f"failed: {cell}: {state.note}")
             console.print(said, soft_wrap=True)
-    running = sum(state.status == "running" for state in states.values())
-    console.print(_summary(states, max(1, running)))
+    console.print(_summary(states, 1))
     if said := of_other_code(states, len(survey.begun())):
         console.print(inert.plain(said), soft_wrap=True)
 
@@ -87,8 +86,7 @@ class Watch:
         from rich.console import Group
 
         if self.console.is_terminal:
-            running = sum(state.status == "running" for state in states.values())
-            summary = _summary(states, max(self.jobs, running))
+            summary = _summary(states, self.jobs)
             self.live.update(Group(summary, _grid(self.grid, states)), refresh=True)
             return
         closed = {cell for cell, state in states.items() if state.closed}
@@ -154,7 +152,12 @@ def _square(cells: "list[tuple[Cell, State]]") -> "Text":
 
 
 def _summary(states: "Mapping[Cell, State]", jobs: int) -> "Text":
-    """Return a line: how much is closed, and how long the rest takes if it goes on like that."""
+    """Return a line: how much is closed, and how long the rest takes if it goes on like that.
+
+    Args:
+        states: of all cells.
+        jobs: workers of this sweep; others may work on the folder too.
+    """
     from rich.text import Text
 
     from mtbench.comparing.planning.survey import TRAINED
@@ -164,7 +167,7 @@ def _summary(states: "Mapping[Cell, State]", jobs: int) -> "Text":
     told: tuple[Status, ...] = ("running", "diverged", "failed")
     words = [f"{counts[word]} {word}" for word in told if counts[word]]
     line = ", ".join([f"{done} of {len(states)} cells are closed", *words])
-    left = _seconds_left(states) / jobs
+    left = _seconds_left(states) / max(jobs, counts["running"])
     if done < len(states) and not math.isnan(left):
         line += f"; about {duration(left)} left"
     if there := sum(state.note == TRAINED for state in states.values()):

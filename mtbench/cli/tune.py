@@ -107,7 +107,7 @@ def tune(
     where = resolve_device(device)
     console = terminal()
     at = SEED if seed is None else seed
-    with TrialDisplay(console, primary_metrics(dict(request.task.metrics))) as display:
+    with TrialDisplay(console, primary_metrics(request.task.metrics)) as display:
         splits = request.task.setup(at, display.prepare)
         study = Tuning(
             request, splits, search, mode, seed=at, precision=exact, device=where, out=out,

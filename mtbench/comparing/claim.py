@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from mtbench.errors import RunError
+from mtbench.errors import RunError, first_fault
 from mtbench.training.cell.rundir import RunDirectory
 
 FILE = "suites.json"
@@ -129,11 +129,8 @@ def parse(raw: bytes, origin: str) -> list[Claim]:
     try:
         return _CLAIMS.validate_json(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "file"
         raise RunError(
-            f"{origin}: {where}: {first['msg'].removeprefix('Value error, ')}; delete it and sweep "
-            "again, which writes it"
+            f"{origin}: {first_fault(error)}; delete it and sweep again, which writes it"
         ) from error
 
 

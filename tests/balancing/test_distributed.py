@@ -30,6 +30,7 @@ from mtbench.training.cell.request import Request
 from mtbench.training.cell.rundir import Reader, RunDirectory, Spec
 from mtbench.training.task import Batch, Meter, Progress, Recipe
 from mtbench.training.trainer.loop import Loop
+from mtbench.training.trainer.observer import Silent
 from mtbench.training.trainer.trainer import Trainer
 from tests.conftest import TINY
 from tests.methods import METHODS
@@ -186,13 +187,6 @@ class _Squared(_Uneven):
         return [r.square().mean() for r in self.residuals(outputs, batch)]
 
 
-class _Silent:
-    def started(self, spec: Any, epochs: int, steps: int, done: int) -> None: ...
-    def stepped(self, epoch: int, losses: dict[str, float]) -> None: ...
-    def evaluated(self, record: dict[str, Any]) -> None: ...
-    def finished(self, result: dict[str, Any]) -> None: ...
-
-
 def _trainer(case: dict[str, Any], out: Path, ranks: Ranks) -> OpenTrainer:
     name = case["method"]
     method = Method.find(name)
@@ -206,7 +200,7 @@ def _trainer(case: dict[str, Any], out: Path, ranks: Ranks) -> OpenTrainer:
     path.mkdir(parents=True, exist_ok=True)
     run = Reader(path) if ranks.rank else RunDirectory(path)
     engine = Engine(batched=case.get("batched", False), parts=case.get("parts", 1))
-    return OpenTrainer(spec, task, splits, method, run, _Silent(), 1, engine=engine, ranks=ranks)
+    return OpenTrainer(spec, task, splits, method, run, Silent(), 1, engine=engine, ranks=ranks)
 
 
 def _state(trainer: OpenTrainer) -> dict[str, list[Tensor]]:
@@ -398,13 +392,13 @@ def _undisturbed(ranks: Ranks, out: Path) -> None:
     request = Request.of("tiny", ["nash_mtl"], {"sleep": "0.05"}, [TINY])
     splits = request.task.setup(0, lambda *_: None)
     (choice,) = request.choices
-    spec = request.spec(choice, splits, 0, "fp32", "cpu")
+    spec = request.spec(choice, splits.fingerprint, 0, "fp32", "cpu")
     with ranks.in_turn():
         run = RunDirectory.at(out, spec)
     run = Reader(run.path) if ranks.rank else run
     engine = Engine(batched=False)
     Trainer(
-        spec, request.task, splits, choice.method, run, _Silent(), 1, engine=engine, ranks=ranks
+        spec, request.task, splits, choice.method, run, Silent(), 1, engine=engine, ranks=ranks
     ).run()
 
 

@@ -889,6 +889,48 @@ def test_a_task_that_cannot_predict_does_not_ask_for_its_data(
     refused(mtbench("evaluate", run, *data), "task multitarget does not evaluate on other data")
 
 
+READS = """
+from pathlib import Path
+from tests.tiny import Tiny
+
+
+class Reads(Tiny):
+    '''Reads a file of its own.'''
+
+    def predict(self, trained, path, to):
+        return {"text": Path("absent.txt").read_text()}
+
+    def evaluate(self, trained, data, to):
+        return Path("absent.txt").read_text()
+
+    @classmethod
+    def export(cls, source, data, to):
+        return Path("absent.txt").read_text()
+"""
+
+
+def test_a_file_that_a_task_cannot_read_is_not_what_cannot_be_written(
+    mtbench: Mtbench, tmp_path: Path
+) -> None:
+    plugin, out = tmp_path / "reads.py", tmp_path / "out"
+    plugin.write_text(READS)
+    line = ("--task", "reads", "--plugin", plugin, "--method", "ew", "--epochs", 1, "--threads", 1)
+    assert mtbench("run", *line, "--out", tmp_path / "runs")[0] == 0
+    [run] = (tmp_path / "runs" / "reads" / "ew").glob("seed0-*")
+    image = picture(tmp_path / "a.png")
+    for words in (
+        ("predict", run, image, "--out", out),
+        ("evaluate", run, "--out", out),
+        ("data", "export", "a", "--task", "reads", "--to", tmp_path / "new"),
+    ):
+        said = refused(mtbench(*words, "--plugin", plugin), "absent.txt: No such file")
+        assert "cannot be written" not in said
+    (tmp_path / "file").touch()
+    for command in (("predict", run, image), ("evaluate", run)):
+        answer = mtbench(*command, "--plugin", plugin, "--out", tmp_path / "file" / "below")
+        refused(answer, f"--out {tmp_path / 'file' / 'below'}: cannot be written")
+
+
 def test_predict_needs_a_finished_run(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
     image = picture(tmp_path / "a.png")
     refused(mtbench("predict", tmp_path, image), str(tmp_path), "no run directory")

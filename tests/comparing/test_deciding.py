@@ -15,6 +15,7 @@ from mtbench.comparing.judging.deciding import (
     level,
     looks_of,
     prospect,
+    smallest_effect,
 )
 from mtbench.comparing.planning.suite import TaskSetting
 
@@ -223,6 +224,14 @@ def test_power_and_what_looking_saves() -> None:
         assert often.shares[word] > 0.85
         assert often.units < 0.8 * MOST
         assert often.shares[word] > once.shares[word] - 0.03
+
+
+@pytest.mark.parametrize(("comparisons", "resplit"), [(7, 0.0), (70, 1.25)])
+def test_the_smallest_effect_is_told_as_often_as_stated(comparisons: int, resplit: float) -> None:
+    """Also where it is large: six units of two folds, and all methods."""
+    effect = smallest_effect(FIRST, comparisons, resplit=resplit)
+    found = prospect(-effect, 1.0, FIRST, margin=1e-9, comparisons=comparisons, resplit=resplit)
+    assert found.told(["better"]) == pytest.approx(0.8, abs=0.01)
 
 
 def test_folds_take_more_than_populations() -> None:

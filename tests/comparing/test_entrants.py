@@ -329,6 +329,22 @@ def test_a_baseline_that_validates_below_plain_proves_nothing(folder: Path) -> N
     assert any("tuned good validates below ew" in note for note in other.remarks)
 
 
+@pytest.mark.parametrize(("resplit", "told"), [(None, False), (0.3125, True)])
+def test_folds_tell_a_reference_from_a_guess_less_surely(
+    tmp_path: Path, resplit: float | None, told: bool
+) -> None:
+    """Their mean varies more than that of as many samples of their own."""
+    for seed, over in enumerate((0.01, 0.03, 0.02, 0.05, -0.01, 0.02)):
+        for method in ("stl", "ls"):
+            run = cell(tmp_path, method, seed, dice=0.5 + over)
+            result = json.loads((run.path / "result.json").read_text())
+            result["metrics"]["dice"]["chance"] = 0.5
+            run.write_text("result.json", json.dumps(result))
+            claimed(run, resplit=resplit)
+    notes = leaderboard.notes(board(tmp_path))
+    assert any("the single-task dice" in n and "from a guess, 0.5" in n for n in notes) is told
+
+
 def test_models_for_one_objective_may_validate_below_plain(folder: Path) -> None:
     study(folder, "ew", 0.05, score=0.6)
     found = board(folder, "stl", "ew")
@@ -342,13 +358,20 @@ def test_a_baseline_in_doubt_leaves_its_question_open(folder: Path) -> None:
     assert open_questions("d" * 12, folder, "ew") == [("made_up", "good", "ls")]
 
 
-def test_a_gap_that_may_be_luck_raises_no_doubt(folder: Path) -> None:
+@pytest.mark.parametrize(("gap", "resplit"), [(0.01, None), (0.09, 0.3125)])
+def test_a_gap_that_may_be_luck_raises_no_doubt(
+    folder: Path, gap: float, resplit: float | None
+) -> None:
+    """The larger one would raise it were folds as good as samples of their own."""
     study(folder, "ew", 0.0)
-    for run in folder.glob("made_up/ew/*"):  # on average by 0.01 better, as luck would have it
+    for run in folder.glob("made_up/ew/*"):  # on average by so much better, as luck would have it
         seed = RunDirectory(run).spec().seed
         record = json.loads((run / "result.json").read_text())
-        record["score"] += 0.01 + (0.1 if seed % 2 else -0.1)
+        record["score"] += gap + (0.1 if seed % 2 else -0.1)
         (run / "result.json").write_text(json.dumps(record))
+    for run in find_runs([folder]):
+        [own] = claim.read(run)
+        claim.add(run, own.model_copy(update={"resplit": resplit}))
     found = board(folder, "ls", "ew")
     assert rows(found)["good"]["told"] == "better"
     assert not any("validates below" in note for note in found.remarks)

@@ -799,6 +799,17 @@ def test_a_merge_finishes_what_is_unfinished_here(finished: Path, runs: Path) ->
     assert not (cell(runs) / "leftover").exists()
 
 
+def test_a_merge_passes_over_an_unfinished_copy_of_what_is_finished(
+    finished: Path, runs: Path
+) -> None:
+    copy = shutil.copytree(cell(runs), runs / "tiny" / "later")
+    (copy / "result.json").unlink()
+    before = tree(runs)
+    outcome = exchange.merge(runs, [finished])
+    assert (outcome.cells, outcome.identical) == ([], 4)
+    assert tree(runs) == before
+
+
 def test_a_merge_that_fails_puts_everything_back(
     finished: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

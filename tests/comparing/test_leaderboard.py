@@ -236,6 +236,17 @@ def test_the_mean_of_what_did_not_diverge_is_not_best(tmp_path: Path) -> None:
     assert best == {"stl": "", "ew": "best", "uw": ""}
 
 
+def test_what_is_printed_alike_is_best_alike(tmp_path: Path) -> None:
+    """0.7125, a share of 80, is printed as 0.713; numpy rounds it to 0.712."""
+    for method, dice in (("stl", 0.5), ("ew", 0.7125), ("uw", 0.713), ("mgda", 0.7)):
+        cell(tmp_path, method, 0, dice=dice)
+    found = board(tmp_path)
+    printed = dict(zip(found.rows["method"], leaderboard.readable(found)["dice ↑"], strict=True))
+    assert printed["ew"] == printed["uw"] == "0.713"
+    best = dict(zip(found.rows["method"], marks(found, "dice ↑"), strict=True))
+    assert best == {"stl": "", "ew": "best", "uw": "best", "mgda": "second"}
+
+
 def test_all_diverged_is_a_table_all_the_same(tmp_path: Path) -> None:
     cell(tmp_path, "ew", 0, status="diverged")
     found = board(tmp_path)
@@ -625,9 +636,11 @@ def test_a_test_that_holds_no_numbers_is_explained(tmp_path: Path) -> None:
         board(tmp_path)
 
 
-def test_titles_tell_boards_apart(tmp_path: Path) -> None:
-    cell(tmp_path, "ew", 0)
-    cell(tmp_path, "ew", 0, data="e")
+@pytest.mark.parametrize("data", [("d", "e"), ("faces-1-64-3f", "faces-1-64-3a")])
+def test_titles_tell_boards_apart(tmp_path: Path, data: tuple[str, str]) -> None:
+    """However alike fingerprints begin."""
+    for own in data:
+        cell(tmp_path, "ew", 0, data=own)
     titles = [one.title for one in leaderboard.boards(list(find_runs([tmp_path])))]
     assert len(set(titles)) == 2
     assert all("data=" in title for title in titles)

@@ -129,7 +129,7 @@ def test_markdown_has_the_reference_first_and_then_the_best(paper: Path) -> None
     [
         ("version = 1", "version = 2", "version"),
         ("version = 1", "version 1", "is no TOML"),
-        ("ew = [1.5]", "ew = [1.5, 2.0]", "2 values for 1 columns"),
+        ("ew = [1.5]", "ew = [1.5, 2.0]", r"boards\.1: 'ew' has 2 values for 1 columns"),
         ("ew = [1.5]", "", "rows"),
         ('columns = ["delta_m"]', 'columns = ["dm"]', "'dm'"),
         ('title = "second"', 'name = "second"', "boards.1"),
@@ -209,6 +209,17 @@ def test_reproduce_says_when_the_settings_are_not_the_papers(
     assert "- theirs: as the paper prints it, by its protocol; ours: trained here" in first
     assert "- epochs: paper 4, here 1" in first
     assert "beside the rows of: second" in second
+
+
+def test_reproduce_refuses_several_seeds_whose_data_differ(
+    tiny: Path, paper: Path, tmp_path: Path, mtbench: Any
+) -> None:
+    other = tmp_path / "tiny.py"
+    other.write_text(tiny.read_text().replace('"tiny-1"', 'f"tiny-{seed}"'))
+    words = ("reproduce", "tiny", "--plugin", other, "--published", paper, "--threads", 1)
+    words = (*words, "--out", tmp_path / "runs", "--epochs", 1, "--method", "ew")
+    refused(mtbench(*words, "--seeds", 2), "the data of tiny is another for each seed", "--seeds 1")
+    assert mtbench(*words, "--seeds", 1)[0] == 0
 
 
 def test_what_is_here_has_no_parameter_that_changes_nothing_and_counts_remarks(

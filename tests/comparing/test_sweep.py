@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -551,7 +552,9 @@ def test_a_method_that_raises_is_tried_twice(make: Made, tmp_path: Path) -> None
     assert work(grid, out) == []  # until somebody mends it
 
 
-def test_a_survey_needs_no_data_and_sees_what_is_there(make: Made, tmp_path: Path) -> None:
+def test_a_survey_needs_no_data_and_sees_what_is_there(
+    make: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     grid = make()
     survey = Survey(grid, tmp_path)
     assert set(survey.look().values()) == {State("open")}
@@ -559,13 +562,18 @@ def test_a_survey_needs_no_data_and_sees_what_is_there(make: Made, tmp_path: Pat
     states = survey.look()
     assert {state.status for state in states.values()} == {"finished"}
     assert all(state.score > -math.inf and state.seconds > 0 for state in states.values())
+    with monkeypatch.context() as patch:  # what is finished is read once
+        patch.setattr(RunDirectory, "read", lambda *_: pytest.fail("read again"))
+        patch.setattr(RunDirectory, "spec", lambda *_: pytest.fail("read again"))
+        assert survey.look() == states
     path = states[grid.cells[-1]].run
     assert path is not None
     (path / "result.json").unlink()
     assert Survey(grid, tmp_path).look()[grid.cells[-1]].status == "open"
-    (path / "result.json").write_text("{}")
-    with pytest.raises(RunError, match="is no result of version 1"):
-        Survey(grid, tmp_path).look()
+    for text in ("{}", '{"cost": {"train_seconds": 1}, "environment": "mine"}'):
+        (path / "result.json").write_text(text)
+        with pytest.raises(RunError, match="is no result of version 1"):
+            Survey(grid, tmp_path).look()
     (path / "result.json").unlink()
     for text, said in (
         ("{", "does not parse"), ("[]", "does not parse"), ("[" * 100_000, "does not parse"),
@@ -623,6 +631,19 @@ def test_crashes_are_counted(make: Made, tmp_path: Path) -> None:
     assert failed(run)
     assert crash(run) == noted | {"crashes": 2, "reason": "c: scan_\\udcff.png"}
     assert not (run.path / "crash.json").exists()
+
+
+def test_a_folder_whose_name_is_no_unicode(make: Made, tmp_path: Path) -> None:
+    """`run` trains there, and so does a worker, which writes down at which cell it is."""
+    grid = make(methods=["ew"], budget={"trials": 0, "seeds": 1})
+    out = tmp_path / os.fsdecode(b"r\xff")
+    [path] = work(grid, out)
+    assert RunDirectory(path).result() is not None
+    (path / "result.json").unlink()
+    assignment = Assignment(grid.order, out, "me", None)
+    assignment.note.write_bytes(os.fsencode(path))
+    assert assignment.blame("died")
+    assert crash(RunDirectory(path)) is not None
 
 
 def test_the_first_of_the_best_trials_is_taken() -> None:

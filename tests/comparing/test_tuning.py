@@ -364,7 +364,9 @@ def test_best_is_what_ran(make, method: str, tmp_path: Path, tiny: Path) -> None
     best.write(tmp_path / "best.toml")
     read = Config.read(tmp_path / "best.toml")
     request = Request.of("tiny", [method], read.overrides("tiny", [method]), [tiny])
-    spec = request.spec(request.choices[0], study.splits, 7, "fp32", "cpu", stage="trial")
+    spec = request.spec(
+        request.choices[0], study.splits.fingerprint, 7, "fp32", "cpu", stage="trial"
+    )
     assert (tmp_path / best.chosen.cell).name == f"seed7-{spec.hash}"
     assert read.overrides("other", ["ew"]).keys() == {
         f"recipe.{key}" for key in vars(request.recipe)

@@ -13,14 +13,8 @@ from mtbench.training.cell.request import Request
 from mtbench.training.cell.rundir import RunDirectory, Spec
 from mtbench.training.task import Batch, Splits, Task
 from mtbench.training.trainer.learner import build
+from mtbench.training.trainer.observer import Silent
 from mtbench.training.trainer.trainer import Trainer
-
-
-class Silent:
-    def started(self, *_: Any) -> None: ...
-    def stepped(self, *_: Any) -> None: ...
-    def evaluated(self, *_: Any) -> None: ...
-    def finished(self, *_: Any) -> None: ...
 
 
 @dataclass
@@ -58,7 +52,7 @@ def reference(tiny: Path, tmp_path: Path) -> Callable[[str], Reference]:
         given = {"epochs": "3", "schedule": "constant", "select": "last", "weight_decay": "0.1"}
         request = Request.of("tiny", [method], given, [tiny])
         splits = request.task.setup(0, lambda *_: None)
-        spec = request.spec(request.choices[0], splits, 0, "fp32", "cpu")
+        spec = request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu")
         run = RunDirectory.at(tmp_path / "own", spec)
         found = request.choices[0].method
         Trainer(spec, request.task, splits, found, run, Silent(), 1).run()

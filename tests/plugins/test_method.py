@@ -136,7 +136,7 @@ def test_the_command_line_names_parts(plugins, tiny):
             for i, choice in enumerate(request.choices)] == ["l2", "l2"]  # fmt: skip
     assert request.choices[0].params["double.factor"] == 4.0
     splits = request.task.setup(0, lambda *_: None)
-    spec = request.spec(request.choices[0], splits, 0, "fp32", "cpu")
+    spec = request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu")
     assert spec.method == "double+mgda"
     assert set(spec.plugins) == {"double", "mgda", "tiny"}
 

@@ -245,7 +245,7 @@ def lbfgs(out: Path, method: str, stop: int = -1, **given: str) -> RunDirectory:
     searched = {"optimizer": "lbfgs", "schedule": "constant", "lr": "1"}
     request = Request.of("pinn", [method], small | searched | given, [])
     splits = request.task.setup(0, lambda *_: None)
-    spec = request.spec(request.choices[0], splits, 0, "fp32", "cpu")
+    spec = request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu")
     run, observer, seen = RunDirectory.at(out, spec), Silent(), itertools.count(1)
 
     def stepped(*_: object) -> None:

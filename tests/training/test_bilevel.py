@@ -31,7 +31,7 @@ class _Stop(Exception):  # noqa: N818 - stands in for a kill
 def train(tiny: Path, out: Path, name: str = "bilevel", stop: int = -1, **given: str) -> Any:
     request = Request.of("tiny", [name], {"epochs": "3", **given}, [tiny, BILEVEL])
     splits, choice = request.task.setup(0, lambda *_: None), request.choices[0]
-    spec = request.spec(choice, splits, 0, "fp32", "cpu")
+    spec = request.spec(choice, splits.fingerprint, 0, "fp32", "cpu")
     run, observer = RunDirectory.at(out, spec), Silent()
 
     def stepped(epoch: int, losses: dict[str, float]) -> None:

@@ -20,10 +20,11 @@ from mtbench.training.cell.rundir import RunDirectory, Spec
 from mtbench.training.task import Batch, Meter, Progress, Recipe
 from mtbench.training.trained.model import load_trained
 from mtbench.training.trainer.loop import Loop
+from mtbench.training.trainer.observer import Silent
 from mtbench_baselines.ew import EqualWeights
 from tests.methods import METHODS
 from tests.opened import OpenTrainer
-from tests.soak import Nobody, same
+from tests.soak import same
 
 FEW = ["ew", "uw", "gradnorm", "moco", "rlar", "norm_matched+imtl", "stl"]
 Odd = Literal["", "mixed", "flat"]
@@ -119,7 +120,7 @@ def trainer(
         data="numbers", recipe=vars(asked), seed=0, precision=precision,
     )  # fmt: skip
     run, splits = RunDirectory.at(out, spec), task.setup(0, lambda *_: None)
-    return OpenTrainer(spec, task, splits, found, run, Nobody(), 1, None, Engine(batched=False))
+    return OpenTrainer(spec, task, splits, found, run, Silent(), 1, None, Engine(batched=False))
 
 
 def kept(trained: Any) -> list[dict[str, Any]]:

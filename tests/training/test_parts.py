@@ -26,7 +26,7 @@ def cell(task: str, method: str, plugin: Path, batch_size: int, parts: int) -> t
         given["missing"] = "true"
     request = Request.of(task, [method], given, [plugin])
     splits = request.task.setup(0, lambda *_: None)
-    return request, splits, request.spec(request.choices[0], splits, 0, "fp32", "cpu")
+    return request, splits, request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu")
 
 
 def learner(task: str, method: str, plugin: Path, batch_size: int, parts: int) -> Learner:

@@ -36,7 +36,7 @@ class TestContract(TaskContract):
 def cell(method: str, **given: str) -> tuple[Request, Any, Any]:
     request = Request.of("own_inputs", [method], given, [DOMAINS, BILEVEL])
     splits = request.task.setup(0, lambda *_: None)
-    return request, splits, request.spec(request.choices[0], splits, 0, "fp32", "cpu")
+    return request, splits, request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu")
 
 
 def learner(method: str = "ew") -> tuple[Learner, Any]:

@@ -56,7 +56,7 @@ def train(
     """Run a cell of the tiny task, or break off after some steps."""
     request = Request.of("tiny", [method], given, [tiny])
     splits = request.task.setup(seed, lambda *_: None)
-    spec = request.spec(request.choices[0], splits, seed, precision, device)
+    spec = request.spec(request.choices[0], splits.fingerprint, seed, precision, device)
     run = RunDirectory.at(out, spec)
     observer = Silent()
     trainer = Trainer(
@@ -161,7 +161,7 @@ def test_ranks_look_after_the_same_steps_whatever_their_clocks(
 ) -> None:
     request = Request.of("tiny", ["ew"], {"epochs": "1", "batch_size": "2"}, [tiny])
     splits, choice = request.task.setup(0, lambda *_: None), request.choices[0]
-    spec = request.spec(choice, splits, 0, "fp32", "cpu")
+    spec = request.spec(choice, splits.fingerprint, 0, "fp32", "cpu")
     for seconds in (0.0, math.inf):
         monkeypatch.setattr("mtbench.training.trainer.loop.LOOK_SECONDS", seconds)
         observer, run = Silent(), RunDirectory.at(tmp_path / str(seconds), spec)
@@ -276,7 +276,7 @@ def test_a_balancers_parameters_do_not_decay(tiny: Path, tmp_path: Path) -> None
     request = Request.of("tiny", ["uw"], {"weight_decay": "0.5"}, [tiny])
     splits = request.task.setup(0, lambda *_: None)
     choice = request.choices[0]
-    spec = request.spec(choice, splits, 0, "fp32", "cpu")
+    spec = request.spec(choice, splits.fingerprint, 0, "fp32", "cpu")
     trainer = Trainer(
         spec, request.task, splits, choice.method, RunDirectory(tmp_path), Silent(), 1
     )
@@ -403,7 +403,7 @@ def test_a_changed_method_is_a_new_cell(tiny: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("mtbench.plugins.registry.module_digest", lambda *_, d=digest: d)
         request = Request.of("tiny", ["ew"], {}, [tiny])
         splits = request.task.setup(0, lambda *_: None)
-        spec = request.spec(request.choices[0], splits, 0, "fp32", "cpu")
+        spec = request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu")
         assert spec.plugins["ew"] == digest
         hashes.append(spec.hash)
     assert hashes[0] != hashes[1]
@@ -456,7 +456,7 @@ def test_specs_are_canonical(tiny: Path) -> None:
     def spec(**given: str) -> Any:
         request = Request.of("tiny", ["cagrad"], given, [tiny])
         splits = request.task.setup(0, lambda *_: None)
-        return request.spec(request.choices[0], splits, 0, "fp32", "cpu")
+        return request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu")
 
     assert spec().hash == spec(c="0.5").hash == spec(data="/somewhere").hash
     assert spec().hash != spec(c="0.4").hash
@@ -470,8 +470,8 @@ def test_training_starts_from_another_runs_weights(tiny: Path, tmp_path: Path) -
     start = initial_weights(first.path, request.task)
     digest, given = start.digest, start.tensors
     splits = request.task.setup(0, lambda *_: None)
-    spec = request.spec(request.choices[0], splits, 0, "fp32", "cpu", digest)
-    assert spec.hash != request.spec(request.choices[0], splits, 0, "fp32", "cpu").hash
+    spec = request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu", digest)
+    assert spec.hash != request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu").hash
     observer = Silent()
     run = RunDirectory.at(tmp_path, spec)
     Trainer(spec, request.task, splits, request.choices[0].method, run, observer, 1, given).run()
@@ -519,7 +519,7 @@ def test_a_trial_never_sees_the_test_split(tiny: Path, tmp_path: Path) -> None:
     request = Request.of("tiny", ["ew"], {"epochs": "2"}, [tiny])
     splits = request.task.setup(0, lambda *_: None)
     choice = request.choices[0]
-    final = request.spec(choice, splits, 0, "fp32", "cpu")
+    final = request.spec(choice, splits.fingerprint, 0, "fp32", "cpu")
     spec = final.model_copy(update={"stage": "trial"})
     assert spec.hash != final.hash
 
@@ -558,7 +558,7 @@ def test_gradients_are_compared_on_request_or_where_that_is_free(
         request = Request.of("tiny", [method], {"epochs": "2"}, [tiny])
         splits = request.task.setup(0, lambda *_: None)
         choice = request.choices[0]
-        spec = request.spec(choice, splits, 0, "fp32", "cpu")
+        spec = request.spec(choice, splits.fingerprint, 0, "fp32", "cpu")
         run = RunDirectory.at(tmp_path / str(diagnose), spec)
         trainer = Trainer(
             spec, request.task, splits, choice.method, run, Silent(), 1, diagnose=diagnose

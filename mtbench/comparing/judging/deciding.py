@@ -266,7 +266,10 @@ def smallest_effect(
         found = prospect(-effect, 1.0, most, margin=1e-9, comparisons=comparisons, resplit=resplit)
         return found.shares["better"] - power
 
-    return float(optimize.bisect(lacking, 0.0, 10.0, xtol=0.01))
+    beyond = 10.0
+    while lacking(beyond) < 0:  # few units that split one collection, and many comparisons
+        beyond *= 2
+    return float(optimize.bisect(lacking, 0.0, beyond, xtol=0.01))
 
 
 def looks_of(most: int) -> list[int]:

@@ -7,15 +7,14 @@ A package announced in the group ``mtbench.suites`` may have a folder ``publishe
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mtbench.comparing.judging import leaderboard
-from mtbench.errors import UsageError, did_you_mean
+from mtbench.comparing.judging.leaderboard.board import headed
+from mtbench.errors import UsageError, did_you_mean, first_fault
 from mtbench.plugins import params
 from mtbench.training.cell import toml
 from mtbench.training.task import Recipe, is_texts
@@ -143,17 +142,12 @@ class Published(_Strict):
 
     def head(self, column: str) -> str:
         """Return what a column is called in a table."""
-        return _HEADS.get(column) or f"{column} {'↑' if self.metrics[column] else '↓'}"
+        return _HEADS.get(column) or headed(column, self.metrics[column])
 
 
 def shipped() -> dict[str, Path]:
     """Return the files of published results, by task."""
-    found: dict[str, Path] = {}
-    for point in entry_points(group="mtbench.suites"):
-        spec = find_spec(point.value)
-        for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
-            found |= {file.stem: file for file in sorted((folder / "published").glob("*.toml"))}
-    return dict(sorted(found.items()))
+    return dict(sorted(toml.shipped("published").items()))
 
 
 def page() -> str:
@@ -184,10 +178,8 @@ def load(task: str, file: Path | None = None) -> Published:
     except OSError as error:
         raise UsageError(f"{file}: cannot be read ({error.strerror})") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "file"
         raise UsageError(
-            f"{file}: no published results of version 1: {where}: {first['msg']}"
+            f"{file}: no published results of version 1: {first_fault(error)}"
         ) from error
     except ValueError as error:  # broken TOML or UTF-8
         raise UsageError(f"{file}: is no TOML: {error}") from error

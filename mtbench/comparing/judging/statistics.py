@@ -223,8 +223,8 @@ def paired_bootstrap(
         [25.0, 0.0, 50.0]
     """
     value = np.asarray(statistic(*(np.asarray(sample, float) for sample in samples)))
-    draws = resample(statistic, *samples, seed=seed, resamples=resamples)
     n = np.shape(samples[0])[-2]
+    draws = resample(statistic, *samples, seed=seed, resamples=resamples if n > 1 else 1)
     if n < 2:
         return Interval(value, np.full_like(value, np.nan), np.full_like(value, np.nan))
     tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + COVERAGE) / 2, n - 1))

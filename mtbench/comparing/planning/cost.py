@@ -16,6 +16,7 @@ from mtbench.balancing.engine import Engine
 from mtbench.comparing.planning.grid import Entry, Grid
 from mtbench.training.cell.rundir import RunDirectory, Spec
 from mtbench.training.task import Batch, Progress, Split, Splits
+from mtbench.training.trainer.observer import Silent
 from mtbench.training.trainer.trainer import Trainer
 
 STEPS = 8
@@ -55,7 +56,12 @@ def _cost(grid: Grid, entry: Entry, splits: Splits) -> Cost:
     some = dataclasses.replace(splits, train=_Some(splits.train, STEPS * recipe.batch_size))
     short = dataclasses.replace(request, recipe=dataclasses.replace(recipe, epochs=1))
     spec = short.spec(
-        choice, some, grid.first_seed, grid.suite.precision, grid.device, stage="trial"
+        choice,
+        splits.fingerprint,
+        grid.first_seed,
+        grid.suite.precision,
+        grid.device,
+        stage="trial",
     )
     clock = _Clock(time.process_time if grid.device == "cpu" else time.perf_counter)
     with tempfile.TemporaryDirectory(prefix="mtbench-plan-") as folder:
@@ -63,8 +69,8 @@ def _cost(grid: Grid, entry: Entry, splits: Splits) -> Cost:
         engine = Engine(batched=False) if grid.device == "cpu" else None
         try:
             Trainer(
-                spec, request.task, some, choice.method, run, clock, 1, None, engine
-            ).run()  # fmt: skip
+                spec, request.task, some, choice.method, run, clock, threads=1, engine=engine
+            ).run()
         except Exception:  # a broken method is the sweep's to record
             return Cost(entry, math.nan, math.nan)
     steps = math.ceil(len(splits.train) / recipe.batch_size)
@@ -84,7 +90,7 @@ class _Some(Split):
         return self.split.batch(indices, generator)
 
 
-class _Clock:
+class _Clock(Silent):
     """An observer that takes times: of a step, batch included, and of an epoch's end."""
 
     def __init__(self, now: Callable[[], float]) -> None:
@@ -109,6 +115,3 @@ class _Clock:
 
     def evaluated(self, record: dict[str, Any]) -> None:
         self.end = self.now()
-
-    def finished(self, result: dict[str, Any]) -> None:
-        """Nothing is timed here."""

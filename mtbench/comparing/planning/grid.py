@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.wrapper import Wrapper
 from mtbench.comparing.claim import Claim
@@ -23,7 +21,7 @@ from mtbench.training.cell.fit import UnfitError, refuse_unfit
 from mtbench.training.cell.request import Choice, Request
 from mtbench.training.cell.rundir import RunDirectory, Spec
 from mtbench.training.machine.device import resolve_device
-from mtbench.training.task import Batch, Recipe, Split, Splits
+from mtbench.training.task import Recipe
 from mtbench.training.trained.frozen import Kind, does_more, frozen_weights, moves
 
 MOST = 1_000_000
@@ -239,9 +237,10 @@ class Grid:
                 may have drawn others by that number, and its score is theirs; or of `frozen`.
         """
         request, choice = cell.entry.setting(cell.repetition, trial)
-        data = Splits(_NOTHING, _NOTHING, _NOTHING, fingerprint)
         stage: Literal["trial", "final"] = "final" if cell.trial is None else "trial"
-        spec = request.spec(choice, data, cell.seed, self.suite.precision, self.device, stage=stage)
+        spec = request.spec(
+            choice, fingerprint, cell.seed, self.suite.precision, self.device, stage=stage
+        )
         if tried is None:
             return spec
         params = {"recipe": tried.recipe, "method_params": tried.method_params}
@@ -494,16 +493,3 @@ def _within(where: str) -> Iterator[None]:
         yield
     except MtbenchError as error:
         raise type(error)(f"suite {where}: {error}") from error
-
-
-class _Nothing(Split):
-    """Stands in for data where only its fingerprint is asked for."""
-
-    def __len__(self) -> int:
-        return 0
-
-    def batch(self, indices: Tensor, generator: Any = None) -> Batch:
-        raise NotImplementedError
-
-
-_NOTHING = _Nothing()

@@ -6,8 +6,6 @@ Packages announce suites by an entry point in the group ``mtbench.suites`` that 
 
 import hashlib
 import json
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -299,16 +297,6 @@ _TABLES: dict[str, type[BaseModel]] = {
 }  # fmt: skip
 
 
-def shipped() -> dict[str, Path]:
-    """Return the files of the installed suites, by name."""
-    found: dict[str, Path] = {}
-    for point in entry_points(group="mtbench.suites"):
-        spec = find_spec(point.value)
-        for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
-            found |= {file.stem: file for file in sorted(folder.glob("*.toml"))}
-    return found
-
-
 def load(given: str) -> Suite:
     """Return a suite.
 
@@ -320,7 +308,7 @@ def load(given: str) -> Suite:
     """
     file = Path(given)
     if file.suffix != ".toml":
-        known = shipped()
+        known = toml.shipped()
         if given not in known:
             hint = did_you_mean(given, known, listed="mtbench list suites")
             raise UsageError(f"unknown suite {given!r}: {hint} (or give a .toml file)")

@@ -138,11 +138,12 @@ class Survey:
                 if study not in taken:
                     found[cell] = State("open")
                     continue
-                trial = taken[study]
-                tried = None if trial is None else found[trials[trial]].run
-                found[cell] = self._state(
-                    cell, trial, None if tried is None else RunDirectory(tried).spec()
-                )
+                trial, tried = taken[study], None
+                if trial is not None and (cell, trial) not in self._specs:
+                    run = found[trials[trial]].run
+                    assert run is not None  # that of a closed trial
+                    tried = RunDirectory(run).spec()
+                found[cell] = self._state(cell, trial, tried)
         return found
 
     def _frozen(self, cell: Cell, found: Mapping[Cell, State]) -> State:
@@ -231,7 +232,7 @@ def state_of(run: RunDirectory) -> State:
         if result["status"] == "diverged":
             return State("diverged", result["reason"], seconds=seconds, run=run.path, other=other)
         score = float(result["score"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(
             f"{run.path / 'result.json'}: is no result of version 1 ({error}); delete it to train "
             "the cell again"

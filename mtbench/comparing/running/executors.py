@@ -191,8 +191,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _batches(cells: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    return [tuple(cells[i : i + size]) for i in range(0, len(cells), size)]
+class _Batches:
+    """What executors share whose workers train a batch of cells and end."""
+
+    batch: int
+
+    def shares(
+        self, ready: Sequence[int], left: int, under_way: int
+    ) -> Sequence[tuple[int, ...] | None]:
+        """Return batches of what is ready."""
+        return [tuple(ready[i : i + self.batch]) for i in range(0, len(ready), self.batch)]
 
 
 @dataclass(frozen=True)
@@ -212,7 +220,7 @@ class _SlurmTask:
         return DelayedSubmission(self)
 
 
-class Slurm:
+class Slurm(_Batches):
     """Jobs of SLURM, submitted as arrays; each trains a batch of cells and ends.
 
     Args:
@@ -250,12 +258,6 @@ class Slurm:
         except (NameError, ValueError, TypeError, AssertionError) as error:
             raise UsageError(f"--slurm: {str(error).partition('. Valid')[0]}") from error
         self.jobs: dict[str, Job[Report]] = {}
-
-    def shares(
-        self, ready: Sequence[int], left: int, under_way: int
-    ) -> Sequence[tuple[int, ...] | None]:
-        """Return batches of what is ready."""
-        return _batches(ready, self.batch)
 
     def submit(self, assignments: Sequence[Assignment]) -> None:
         """Submit job arrays.
@@ -320,7 +322,7 @@ def _outcome(job: "Job[Report]") -> Outcome:
         return f"job {job.job_id} ended without a result (state {job.state})"
 
 
-class Dask:
+class Dask(_Batches):
     """Tasks of a Dask cluster; each trains a batch of cells.
 
     Args:
@@ -366,12 +368,6 @@ class Dask:
             ) from None
         except OSError:  # the scheduler is gone, which its status says
             pass
-
-    def shares(
-        self, ready: Sequence[int], left: int, under_way: int
-    ) -> Sequence[tuple[int, ...] | None]:
-        """Return batches of what is ready."""
-        return _batches(ready, self.batch)
 
     def submit(self, assignments: Sequence[Assignment]) -> None:
         """Submit tasks."""

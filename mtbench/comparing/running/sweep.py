@@ -13,7 +13,7 @@ from mtbench.comparing.planning.grid import Cell, Grid
 from mtbench.comparing.planning.survey import State, Survey
 from mtbench.comparing.running.executors import Executor
 from mtbench.comparing.running.worker import Assignment, Report
-from mtbench.errors import RunError
+from mtbench.errors import RunError, writable
 from mtbench.training.cell.rundir import RunDirectory
 from mtbench.training.task import Progress
 
@@ -33,13 +33,9 @@ def prepare(out: Path) -> None:
     Raises:
         RunError: it cannot be written.
     """
-    try:
+    with writable(f"--out {out}", "choose another folder"):
         (out / ".sweep").mkdir(parents=True, exist_ok=True)
         (out / ".sweep" / "workers.log").touch()
-    except OSError as error:
-        raise RunError(
-            f"--out {out}: cannot be written ({error.strerror}); choose another folder"
-        ) from error
 
 
 def check_data(grid: Grid, progress: Progress) -> None:

@@ -5,6 +5,7 @@ the worker ends, however it ends; files are replaced atomically, and a cell goes
 checkpoint.
 """
 
+import os
 import threading
 import time
 import traceback
@@ -12,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mtbench.balancing.engine import Engine
 from mtbench.comparing import claim
@@ -24,6 +24,7 @@ from mtbench.training.machine.cache import cache_dir
 from mtbench.training.machine.locks import HeldError
 from mtbench.training.task import Splits
 from mtbench.training.trained.model import conclude
+from mtbench.training.trainer.observer import Silent
 from mtbench.training.trainer.record import OutdatedError
 from mtbench.training.trainer.trainer import Trainer
 
@@ -95,7 +96,7 @@ class Assignment:
             whether there was one.
         """
         try:
-            path = self.note.read_text()
+            path = os.fsdecode(self.note.read_bytes())
         except FileNotFoundError:
             return False
         self.note.unlink()
@@ -209,9 +210,9 @@ class Worker:
         on_cpu = spec.device == "cpu"
         engine = Engine(batched=False) if on_cpu else Engine(notebook=cache_dir())
         splits = self._splits(cell)
-        self.note.write_text(str(run.path))
+        self.note.write_bytes(os.fsencode(run.path))  # a path need not be UTF-8
         try:
-            trainer = Trainer(spec, task, splits, method, run, _Silent(), 1, None, engine)
+            trainer = Trainer(spec, task, splits, method, run, Silent(), threads=1, engine=engine)
             try:
                 trainer.run()
             except OutdatedError:  # one cell is of one code
@@ -247,19 +248,3 @@ class Worker:
             if len(self.data) > KEPT:
                 self.data.popitem(last=False)
         return self.data[key]
-
-
-class _Silent:
-    """An observer that tells nobody: the folder says how a sweep goes."""
-
-    def started(self, spec: Spec, epochs: int, steps: int, done: int) -> None:
-        """Say nothing."""
-
-    def stepped(self, epoch: int, losses: dict[str, float]) -> None:
-        """Say nothing."""
-
-    def evaluated(self, record: dict[str, Any]) -> None:
-        """Say nothing."""
-
-    def finished(self, result: dict[str, Any]) -> None:
-        """Say nothing."""

@@ -27,7 +27,8 @@ def history(outcomes: Sequence[Outcome], title: str, file: Path) -> Path | None:
         return None
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(*_points(finished), "o", color=DOT, markersize=5, label="trial")
+    drawn = [o.number for o in finished], [o.score for o in finished]
+    axes.plot(*drawn, "o", color=DOT, markersize=5, label="trial")
     best: list[float] = []
     for outcome in ordered:
         best.append(max(outcome.score, best[-1] if best else -math.inf))
@@ -172,10 +173,6 @@ def _dominates(one: Outcome, other: Outcome, directions: Mapping[str, bool]) -> 
         for name, higher in directions.items()
     ]
     return min(gains) >= 0 and max(gains) > 0
-
-
-def _points(outcomes: Sequence[Outcome]) -> tuple[list[int], list[float]]:
-    return [outcome.number for outcome in outcomes], [outcome.score for outcome in outcomes]
 
 
 def _numeric(value: Any) -> bool:

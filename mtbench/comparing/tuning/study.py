@@ -19,10 +19,10 @@ from mtbench.comparing.tuning.mode import Mode
 from mtbench.comparing.tuning.outcome import Outcome
 from mtbench.comparing.tuning.queue import Queue
 from mtbench.comparing.tuning.storage import open_storage, quiet, reason, without_password
-from mtbench.errors import MtbenchError, RunError, UsageError
+from mtbench.errors import MtbenchError, RunError, UsageError, writable
 from mtbench.training.cell.config import Chosen, Config
 from mtbench.training.cell.request import Choice, Request
-from mtbench.training.cell.rundir import RunDirectory, Spec
+from mtbench.training.cell.rundir import Precision, RunDirectory, Spec
 from mtbench.training.machine.locks import Lock
 from mtbench.training.task import Recipe, Splits
 from mtbench.training.trainer.evaluation import primary_metrics
@@ -65,7 +65,7 @@ class Tuning:
         mode: Mode,
         *,
         seed: int,
-        precision: str,
+        precision: Precision,
         device: str,
         out: Path,
         storage: str | None = None,
@@ -76,7 +76,7 @@ class Tuning:
         self.out, self.threads = out, threads
         [self.choice] = request.choices
         self.metrics = request.task.metrics
-        self.primary = primary_metrics(dict(self.metrics))
+        self.primary = primary_metrics(self.metrics)
         self.first = self.draws(2)[1]  # trial 0 is the defaults
         if not self.first.asked:
             raise UsageError(f"{self.choice.method.name}: there is nothing to search")
@@ -102,12 +102,8 @@ class Tuning:
         return draw(self.choice.method, objectives, self.search, count, self.seed)
 
     def __enter__(self) -> "Tuning":
-        try:
+        with writable(f"--out {self.out}", "choose another folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"--out {self.out}: cannot be written ({error.strerror}); choose another folder"
-            ) from error
         with self.alone():
             file = self.folder / "owner"
             owner = file.read_text() if file.exists() else ""
@@ -212,7 +208,7 @@ class Tuning:
     def _spec(self, choice: Choice, recipe: Recipe) -> Spec:
         request = dataclasses.replace(self.request, recipe=recipe)
         return request.spec(
-            choice, self.splits, self.seed, self.precision, self.device, stage="trial"
+            choice, self.splits.fingerprint, self.seed, self.precision, self.device, stage="trial"
         )
 
     def outcomes(self) -> list[Outcome]:
@@ -233,7 +229,7 @@ class Tuning:
         return Config(
             task=self.request.entry.name,
             method=self.choice.method.name,
-            precision=self.precision,  # type: ignore[arg-type]  # pydantic checks it
+            precision=self.precision,
             task_params=self.request.task_params,
             method_params=best.method_params,
             recipe=recipe,

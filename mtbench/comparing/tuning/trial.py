@@ -54,7 +54,7 @@ def tell(
         study.tell(trial, state=TrialState.PRUNED)
         return
     trial.set_user_attr("status", result["status"])
-    primary = primary_metrics(dict(metrics))
+    primary = primary_metrics(metrics)
     val = {name: result.get("val", {}).get(name, math.nan) for name in primary}
     known = {name: value for name, value in val.items() if not math.isnan(value)}
     trial.set_user_attr("val", known)
@@ -76,8 +76,9 @@ class _Reporter:
         self.observer, self.trial = observer, trial
         self.last = run.spec().recipe["epochs"] - 1
         # What was cut off may repeat its last epoch: the record is written before the checkpoint.
-        self.reported = {record["epoch"] for record in run.history()}
+        self.reported = set()
         for record in run.history():
+            self.reported.add(record["epoch"])
             trial.report(record["score"], record["epoch"])
 
     def __getattr__(self, name: str) -> Any:

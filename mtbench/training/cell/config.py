@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mtbench.errors import RunError, UsageError
+from mtbench.errors import RunError, UsageError, writable
 from mtbench.plugins import params
 from mtbench.training.cell import toml
 from mtbench.training.machine.cache import writing
@@ -133,11 +133,8 @@ class Config(_Strict):
         """
         lines = ["# mtbench run --config THIS; options on the command line win over it", ""]
         lines += _table("", self.model_dump(exclude_none=True))
-        try:
-            with writing(file) as temporary:
-                temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise RunError(f"{file}: cannot be written ({error.strerror})") from error
+        with writable(str(file)), writing(file) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _table(name: str, content: Mapping[str, Any]) -> list[str]:

@@ -14,8 +14,8 @@ from mtbench.plugins.method import Method
 from mtbench.plugins.registry import Entry, find
 from mtbench.training.cell import weights
 from mtbench.training.cell.fit import refuse_unfit
-from mtbench.training.cell.rundir import Spec
-from mtbench.training.task import Recipe, Splits, Task, shadows
+from mtbench.training.cell.rundir import Precision, Spec
+from mtbench.training.task import Recipe, Task, shadows
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,14 @@ class Request:
     def spec(
         self,
         choice: Choice,
-        splits: Splits,
+        fingerprint: str,
         seed: int,
-        precision: str,
+        precision: Precision,
         device: str,
         init: str | None = None,
         stage: Literal["trial", "final"] = "final",
     ) -> Spec:
-        """Return the spec of one cell. Locations of data are no part of it, their content is."""
+        """Return the spec of one cell. Locations of data are no part of it, its fingerprint is."""
         return Spec(
             task=self.entry.name,
             task_params={k: v for k, v in self.task_params.items() if not isinstance(v, Path)}
@@ -148,11 +148,11 @@ class Request:
             method=choice.method.name,
             method_params=choice.params,
             plugins=choice.method.digests | {self.entry.name: self.entry.digest()},
-            data=splits.fingerprint,
+            data=fingerprint,
             init=init,
             recipe=self.recipe.record(),
             seed=seed,
-            precision=precision,  # type: ignore[arg-type]  # pydantic checks it
+            precision=precision,
             device=device,
             stage=stage,
         )

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mtbench.errors import RunError
+from mtbench.errors import RunError, first_fault
 from mtbench.training.machine.locks import Lock
 
 Precision = Literal["fp32", "bf16"]
@@ -164,9 +164,7 @@ class RunDirectory:
         try:
             return Spec.model_validate(parse(_text(file)))
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "file"
-            raise RunError(f"{file}: not a spec of version 1: {where}: {first['msg']}") from error
+            raise RunError(f"{file}: not a spec of version 1: {first_fault(error)}") from error
         except _BROKEN as error:
             raise RunError(f"{file}: not a spec of version 1: file: {error}") from error
 

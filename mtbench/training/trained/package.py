@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mtbench.balancing.model import MultitaskModel
-from mtbench.errors import DataError, RunError, UsageError
+from mtbench.errors import DataError, RunError, UsageError, first_fault, writable
 from mtbench.plugins import extras
 from mtbench.training.cell.request import reload
 from mtbench.training.cell.rundir import Precision, RunDirectory, Spec
@@ -134,7 +134,7 @@ def load(path: Path, plugins: Sequence[Path] = (), hook: str = "") -> tuple[Task
         content = (path / PACKED).read_bytes()
     except ValidationError as error:
         raise RunError(
-            f"{file}: not of version 1 of mtbench's packaged models: {error.errors()[0]['msg']}"
+            f"{file}: not of version 1 of mtbench's packaged models: {first_fault(error)}"
         ) from error
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}: {error.filename})") from error
@@ -201,7 +201,7 @@ def write(
         splits = _splits(spec, task, path)
     if fitted is None:
         fitted = {} if splits is None else task.fit(trained.predict, splits)
-    try:
+    with writable(f"--to {to}"):
         to.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".package-", dir=to.parent) as temporary:
             folder = Path(temporary) / "model"
@@ -221,8 +221,6 @@ def write(
             (folder / DESCRIPTION).write_text(known.model_dump_json(indent=2), encoding="utf-8")
             (folder / CARD).write_text(_card(known, task, run, result, said), encoding="utf-8")
             folder.rename(to)
-    except OSError as error:
-        raise RunError(f"--to {to}: cannot be written ({error.strerror})") from error
     return said
 
 
@@ -233,8 +231,8 @@ def _splits(spec: Spec, task: Task, path: Path) -> Splits:
         raise DataError(f"the data that {path} was trained on is read: {error}") from error
     if splits.fingerprint != spec.data:
         raise DataError(
-            f"{path}: was trained on data {spec.data[:12]}, found {splits.fingerprint[:12]}; give "
-            "--data of the training"
+            f"{path}: was trained on data {spec.data}, found {splits.fingerprint}; give --data of "
+            "the training"
         )
     return splits
 

@@ -22,3 +22,19 @@ class Observer(Protocol):
 
     def finished(self, result: dict[str, Any]) -> None:
         """The cell ended."""
+
+
+class Silent:
+    """An observer that tells nobody."""
+
+    def started(self, spec: Spec, epochs: int, steps: int, done: int) -> None:
+        """Say nothing."""
+
+    def stepped(self, epoch: int, losses: dict[str, float]) -> None:
+        """Say nothing."""
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """Say nothing."""
+
+    def finished(self, result: dict[str, Any]) -> None:
+        """Say nothing."""

@@ -21,8 +21,8 @@ from mtbench.comparing.judging.exchange.records import (
     show,
 )
 from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key
-from mtbench.errors import RunError, did_you_mean
-from mtbench.training.cell.rundir import SEALED, RunDirectory, Spec, find_runs
+from mtbench.errors import RunError, did_you_mean, writable
+from mtbench.training.cell.rundir import SEALED, Spec, find_runs
 from mtbench.training.machine.cache import writing
 
 _SHOWN = 3
@@ -87,11 +87,8 @@ def export(roots: Sequence[Path], method: str, task: str | None, to: Path) -> Ou
         unpack(raw)
     except RunError as error:
         raise RunError(f"{to}: importing would refuse it ({error}); choose a --task") from error
-    try:
-        with writing(to) as temporary:
-            temporary.write_bytes(raw)
-    except OSError as error:
-        raise RunError(f"--to {to}: cannot be written ({error.strerror})") from error
+    with writable(f"--to {to}"), writing(to) as temporary:
+        temporary.write_bytes(raw)
     notes = []
     if len(found) > len(cells):
         notes.append(f"{len(found) - len(cells)} trials left out: no final cell compares with them")
@@ -208,28 +205,28 @@ def _sift(
         RunError: `out` holds other results of a cell, or a cell of its board other metrics.
     """
     tasks = {cell.spec.task for cell in cells}
-    present: dict[str, RunDirectory] = {}
-    known: list[Finished] = []
+    begun: dict[str, Path] = {}
+    finished: dict[str, Finished] = {}
     for run in find_runs([out]) if out.is_dir() else ():
         spec = run.spec()
         if spec.task in tasks:
-            present[spec.hash] = run
             file = run.path / "result.json"
             check_spec(spec, f"{run.path}/spec.json")
             if file.exists():
                 result = parsed(Result, file.read_bytes(), str(file))
-                known.append(Finished(str(run.path), spec, result))
-    finished = {cell.spec.hash for cell in known}
+                finished[spec.hash] = Finished(str(run.path), spec, result)
+            else:
+                begun[spec.hash] = run.path
+    known = list(finished.values())
     moves, unfinished, conflicts = [], [], []
     for cell in _unique(cells):
         target = out / cell.path
-        if cell.spec.hash in finished:
-            here = present[cell.spec.hash].path
-            if Cell.of(_records(here), str(here)).substance != cell.substance:
-                conflicts.append((cell.origin, str(here)))
+        if here := finished.get(cell.spec.hash):
+            if Cell.of(_records(Path(here.origin)), here.origin).substance != cell.substance:
+                conflicts.append((cell.origin, here.origin))
             continue
-        if cell.spec.hash in present:
-            target = present[cell.spec.hash].path
+        if cell.spec.hash in begun:
+            target = begun[cell.spec.hash]
             unfinished.append(target)
         elif target.exists() or target.is_symlink():
             raise RunError(f"{target}: is in the way, and is no run directory of this cell")
@@ -341,7 +338,7 @@ def _place(
         source.rename(target)
         undo.append((source, target))
 
-    try:
+    with writable(str(out)):
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".incoming-", dir=out) as name:
             staged, replaced = Path(name) / "new", Path(name) / "old"
@@ -359,8 +356,6 @@ def _place(
                 for source, target in reversed(undo):
                     target.rename(source)
                 raise
-    except OSError as error:
-        raise RunError(f"{out}: cannot be written ({error.strerror or error})") from error
 
 
 def _json(value: object) -> str:

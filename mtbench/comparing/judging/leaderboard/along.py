@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from mtbench.comparing.judging.leaderboard.board import Board
+from mtbench.comparing.judging.leaderboard.board import Board, headed
 from mtbench.comparing.judging.leaderboard.cells import BUDGET, LARGEST, Cell, is_number
 
 FEWEST = 3
@@ -106,7 +106,5 @@ def _panels(board: Board, names: list[str]) -> list[Panel]:
         with np.errstate(divide="ignore", invalid="ignore"):
             reach = stats.t.isf(0.025, n - 1) * sd * np.sqrt(1 / n + resplit)
         points = np.stack([mean, mean - reach, mean + reach], axis=1)
-        panels.append(
-            Panel(f"{metric} {'↑' if higher else '↓'}", points, base.get(metric, math.nan))
-        )
+        panels.append(Panel(headed(metric, higher), points, base.get(metric, math.nan)))
     return panels

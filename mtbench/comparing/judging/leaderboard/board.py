@@ -67,6 +67,16 @@ class Board:
     unit: str = "seed"
     doubted: list[str] = field(default_factory=list)
 
+    @property
+    def heads(self) -> dict[str, str]:
+        """The compared metrics by what their columns are called."""
+        return {headed(name, higher): name for name, higher in self.primary.items()}
+
+
+def headed(metric: str, higher: bool) -> str:
+    """Return what the column of a metric is called for a reader."""
+    return f"{metric} {'↑' if higher else '↓'}"
+
 
 def boards(
     runs: Sequence[RunDirectory], baseline: str | None = None, plain: str | None = None

@@ -208,13 +208,22 @@ def titles(groups: Sequence[Cell]) -> list[str]:
         return f"{cell.spec.task} {params.own_keys({**setting, **budget})}"
 
     short = [title(cell, cell.setting) for cell in groups]
+    data = in_short(cell.spec.data for cell in groups)
     return [
         told
         if short.count(told) == 1
-        else f"{title(cell, cell.spec.task_params)} data={cell.spec.data[:12]} "
+        else f"{title(cell, cell.spec.task_params)} data={data[cell.spec.data]} "
         f"precision={cell.spec.precision}"
         for told, cell in zip(short, groups, strict=True)
     ]
+
+
+def in_short(fingerprints: Iterable[str]) -> dict[str, str]:
+    """Return how each fingerprint begins, or a hash of each where some begin alike."""
+    known = set(fingerprints)
+    if len({one[:12] for one in known}) == len(known):
+        return {one: one[:12] for one in known}
+    return {one: hashlib.sha256(one.encode()).hexdigest()[:12] for one in known}
 
 
 def labels(cells: Sequence[Cell]) -> list[str]:

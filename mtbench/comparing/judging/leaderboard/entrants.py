@@ -18,6 +18,7 @@ from mtbench.comparing.judging.deciding import MARGIN
 from mtbench.comparing.judging.leaderboard.cells import (
     Cell,
     group_key,
+    in_short,
     labels,
     titles,
 )
@@ -182,7 +183,8 @@ def _of_one_data(
         by_data.setdefault(cell.spec.data, []).append((claim, cell))
     if all(len(data) == 1 for data in by_seed.values()):
         return [("", list(claims))]
-    return [(f" data={data[:12]}", some) for data, some in by_data.items()]
+    shown = in_short(by_data)
+    return [(f" data={shown[data]}", some) for data, some in by_data.items()]
 
 
 def _claimed(claims: Sequence[tuple[Claim, Cell]], data: str) -> Group:

@@ -67,8 +67,7 @@ def _readable(board: Board) -> pd.DataFrame:
     shown = pd.DataFrame({"method": rows["method"], "seeds": seeds}, index=rows.index)
     if rows["trials"].any():
         shown["trials"] = rows["trials"].astype(str)
-    for name, higher in board.primary.items():
-        title = f"{name} {'↑' if higher else '↓'}"
+    for title, name in board.heads.items():
         shown[title] = [
             _spread(a, b, 3) for a, b in zip(rows[name], rows[f"{name}_sd"], strict=True)
         ]
@@ -101,10 +100,9 @@ def compact(board: Board, shown: pd.DataFrame) -> pd.DataFrame:
             for name, higher in board.primary.items()
             if reference[name] != 0 and math.isfinite(row[name]) and math.isfinite(reference[name])
         }
-        largest = sorted(losses, key=lambda name: -losses[name])[:3] if row != reference else ()
+        largest = sorted(losses, key=lambda name: -losses[name])[:3] if row is not reference else ()
         worst.append(", ".join(f"{name} {losses[name]:+.1f}" for name in largest))
-    shown_metrics = {f"{name} {'↑' if higher else '↓'}" for name, higher in board.primary.items()}
-    kept = [name for name in shown.columns if name not in shown_metrics]
+    kept = [name for name in shown.columns if name not in board.heads]
     return shown[kept].assign(**{"worst metrics, % worse": worst})
 
 
@@ -160,7 +158,7 @@ def marks(board: Board, column: str) -> list[str]:
     The single-task reference takes no part, nor does what is not ranked, nor the metrics of a row
     of which some diverged.
     """
-    sources = {f"{name} {'↑' if up else '↓'}": (name, up, 3) for name, up in board.primary.items()}
+    sources = {title: (name, board.primary[name], 3) for title, name in board.heads.items()}
     sources |= {"Δm % ↓": ("delta_m", False, 2), "rank ↓": ("mean_rank", False, 2)}
     found = [""] * len(board.rows)
     if column not in sources:
@@ -169,8 +167,9 @@ def marks(board: Board, column: str) -> list[str]:
     taking_part = board.rows["complete"] & (board.rows["method"] != board.reference)
     if key in board.primary:  # the mean of those that did not diverge is of other seeds
         taking_part &= board.rows["diverged"] == 0
-    values = board.rows[key].where(taking_part).round(digits)
-    order = sorted(set(values.dropna()), reverse=higher)
+    # Of 0.7125, which is printed as 0.713, `round` makes 0.712.
+    values = [float(f"{value:.{digits}f}") for value in board.rows[key].where(taking_part)]
+    order = sorted({value for value in values if not math.isnan(value)}, reverse=higher)
     for place, mark in enumerate(("best", "second")):
         if place < len(order):
             found = [mark if v == order[place] else m for v, m in zip(values, found, strict=True)]
@@ -294,8 +293,8 @@ def to_json(found: Sequence[Board]) -> str:
                 "margin": board.margin,
                 "unit": board.unit,
                 "places": board.places.tolist(),
-                "pairs": _records(board.pairs),
-                "rows": _records(board.rows),
+                "pairs": records(board.pairs),
+                "rows": records(board.rows),
             }
             for board in found
         ],
@@ -303,7 +302,7 @@ def to_json(found: Sequence[Board]) -> str:
     )
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return rows as JSON has them, with all digits; pandas' own writer keeps ten decimals."""
     return [
         {

@@ -76,8 +76,7 @@ def _cell_width(plain: str, typeset: str) -> float:
 def _board(board: Board, number: int, columns: Sequence[str] | None, width: Width) -> str:
     shown = readable(board, columns)
     if columns is None:
-        metrics = tuple(f"{name} {'↑' if up else '↓'}" for name, up in board.primary.items())
-        kept = ["method", *(c for c in shown.columns if c in metrics or c.startswith(SHOWN))]
+        kept = ["method", *(c for c in shown.columns if c in board.heads or c.startswith(SHOWN))]
         shown = shown[kept]
     best = {column: marks(board, column) for column in shown.columns}
     base = f"− {board.baseline} ↓"

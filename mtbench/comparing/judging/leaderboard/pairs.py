@@ -103,7 +103,7 @@ class Pairs:
             for i in (anchor, self.plain)
         )
         gaps = np.array([own[unit] - plain[unit] for unit in own.keys() & plain.keys()])
-        told = decide(gaps[np.isfinite(gaps)])
+        told = decide(gaps[np.isfinite(gaps)], resplit=self.scores.group.resplit)
         if not (told.difference < 0 and told.p <= 2 * ALPHA):
             return
         name, other = names[anchor], names[self.plain]

@@ -171,14 +171,16 @@ class Scores:
         """Name metrics in which the single-task row is no better than a guess, as far as is known.
 
         Args:
-            own: (units, metrics). A one-sided t-test at `ALPHA`; of one unit, the number itself.
+            own: (units, metrics). A one-sided t-test at `ALPHA`, corrected as the verdict's where
+                units split one collection again; of one unit, the number itself.
         """
         n = len(own)
+        scale = math.sqrt(1 / n + self.group.resplit)
         for m, (name, higher) in enumerate(self.primary.items()):
             if (chance := self._chance.get(name)) is None:
                 continue
             gain = (own[:, m] - chance) * (1 if higher else -1)
-            luck = stats.t.isf(ALPHA, n - 1) * gain.std(ddof=1) / math.sqrt(n) if n > 1 else 0.0
+            luck = stats.t.isf(ALPHA, n - 1) * gain.std(ddof=1) * scale if n > 1 else 0.0
             if gain.mean() <= luck:
                 self.remarks.append(
                     f"the single-task {name}, {own[:, m].mean():.3g}, is not told from a guess, "

@@ -17,6 +17,7 @@ from PIL import Image
 from mtbench.comparing.judging import statistics
 from mtbench.comparing.judging.leaderboard import Board, Cell, notes
 from mtbench.comparing.judging.leaderboard.along import along
+from mtbench.comparing.judging.leaderboard.formats import records
 from mtbench.training.cell.rundir import parse
 
 EPOCHS = 60  # of a curve at most
@@ -55,7 +56,7 @@ class Section:
 
 def section(board: Board) -> Section:
     """Return everything that the page shows of a board."""
-    rows = [_plain(row) for row in board.rows.to_dict("records")]
+    rows = records(board.rows)
     cells = sum(map(len, board.cells.values()))
     trials = {c.run.path for row in board.trials.values() for c in row.values()}
     seeds = max((row["seeds"] for row in rows), default=0)
@@ -81,10 +82,6 @@ def section(board: Board) -> Section:
         cards=[_card(board, name) for name in board.cells],
         left_out=left_out,
     )
-
-
-def _plain(row: dict[Any, Any]) -> dict[str, Any]:
-    return {str(key): finite(value) for key, value in row.items()}
 
 
 def finite(value: Any) -> Any:

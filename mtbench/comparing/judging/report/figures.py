@@ -14,8 +14,9 @@ from matplotlib.ticker import MaxNLocator
 
 from mtbench import inert
 from mtbench.comparing.judging.leaderboard import Board, short_titles
+from mtbench.comparing.judging.leaderboard.board import headed
 from mtbench.comparing.judging.report.content import DIAGNOSTICS, section
-from mtbench.errors import RunError
+from mtbench.errors import writable
 
 FORMATS = ("pdf", "svg")
 COLUMN = 3.4
@@ -36,7 +37,7 @@ def draw(found: Sequence[Board], folder: Path) -> list[Path]:
         RunError: the folder cannot be written.
     """
     written = []
-    try:
+    with writable(f"--figures {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         titles = short_titles([board.title for board in found])
         for number, (board, title) in enumerate(zip(found, titles, strict=True)):
@@ -51,8 +52,6 @@ def draw(found: Sequence[Board], folder: Path) -> list[Path]:
                     date = {"CreationDate" if form == "pdf" else "Date": None}
                     chart.savefig(file, metadata=date)
                     written.append(file)
-    except OSError as error:
-        raise RunError(f"--figures {folder}: cannot be written: {error}") from error
     return written
 
 
@@ -220,7 +219,7 @@ def _front(chart: Chart, drawn: Sequence[str]) -> Figure | None:
     axes.set_ylim(low[1] - reach[1], high[1] + reach[1])
     axes.set_xlabel(_label(f"{first} {'→ better' if higher else '← better'} (validation)"),
                     fontsize=TEXT)  # fmt: skip
-    axes.set_ylabel(_label(f"{second} {'↑' if also else '↓'}"), fontsize=TEXT)
+    axes.set_ylabel(_label(headed(second, also)), fontsize=TEXT)
     _name(axes, points)
     return figure
 

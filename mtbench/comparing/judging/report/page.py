@@ -12,7 +12,7 @@ from markupsafe import Markup
 from mtbench import inert
 from mtbench.comparing.judging.leaderboard import LEGEND, Board, overall, short_titles
 from mtbench.comparing.judging.report.content import finite, section
-from mtbench.errors import RunError
+from mtbench.errors import writable
 from mtbench.version import __version__
 
 
@@ -44,11 +44,9 @@ def write(boards: Sequence[Board], folder: Path) -> Path:
     """
     file = folder / "index.html"
     text = render(boards)
-    try:
+    with writable(f"--html {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"--html {folder}: cannot be written ({error.strerror})") from error
     return file
 
 
