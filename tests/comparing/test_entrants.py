@@ -381,8 +381,9 @@ def test_a_row_of_another_budget_is_marked(folder: Path) -> None:
     for r in range(8):
         recipe = {"epochs": 8, "batch_size": 4, "lr": 0.1}
         claimed(cell(folder, "ls", r, 0.52, recipe=recipe), label="ls x4", draw=1)
-    found = board(folder, "ls")
+    found = board(folder, "ls", plain="ls")
     assert "ls x4 has another budget: epochs=8, batch_size=4" in found.remarks
+    assert rows(found)["ls x4"]["cost_ratio"] == 4  # its steps cost the same
     assert rows(found)["ls x4"]["complete"]  # beside the others, equal cost
 
 

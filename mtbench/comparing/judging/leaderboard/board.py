@@ -210,7 +210,7 @@ def _hypervolume(rows: Sequence[Row], primary: Mapping[str, bool]) -> Floats:
 
 
 def _cost(rows: Sequence[Row], plain: int | None) -> dict[str, Any]:
-    """Return what a row's cells and trials cost, and the ratio to the plain row's."""
+    """Return what a row's cells and trials cost; the ratio is of its training to the plain row's."""
 
     def costs(row: Row, key: str) -> list[float]:
         return [c.done["cost"].get(key, math.nan) for c in row.finals if not c.diverged] or [
@@ -218,9 +218,11 @@ def _cost(rows: Sequence[Row], plain: int | None) -> dict[str, Any]:
         ]
 
     medians = np.array([np.median(costs(row, "seconds_per_step")) for row in rows])
+    recipes = [row.finals[0].spec.recipe for row in rows]
+    trained = medians * [recipe["epochs"] / recipe["batch_size"] for recipe in recipes]
     return {
         "seconds_per_step": medians,
-        "cost_ratio": np.nan if plain is None else medians / medians[plain],
+        "cost_ratio": np.nan if plain is None else trained / trained[plain],
         "peak_mib": [max(costs(row, "peak_mib")) for row in rows],
         "passes": [row.finals[0].done["cost"].get("passes", "") for row in rows],
         "train_hours": [np.median(costs(row, "train_seconds")) / 3600 for row in rows],

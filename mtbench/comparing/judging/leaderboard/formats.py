@@ -148,7 +148,8 @@ LEGEND = (
     "a model for each objective alone, the mean over metrics [95 % paired bootstrap interval, that "
     "reference resampled too]. − ROW: Δm minus that row's, over what both were run on, in points "
     "[interval at the level of its verdict]. Rank: the mean over metrics. P(first): how often the "
-    "row would stand first here, were seeds or repetitions drawn anew from those that were run."
+    "row would stand first here, were seeds or repetitions drawn anew from those that were run. "
+    "Cost ×: the time of all training steps, in that of the plain sum's."
 )
 
 

@@ -139,7 +139,7 @@ def _cost(rows: Sequence[Chart]) -> Figure | None:
                   linewidth=0.8, linestyle="--", zorder=0)  # fmt: skip
         axes.set_xlim(right=ends[0])
         axes.set_ylim(top=ends[1])
-    axes.set_xlabel("cost of a step, × the plain method's", fontsize=TEXT)
+    axes.set_xlabel("cost of training, × the plain sum's", fontsize=TEXT)
     axes.set_ylabel("Δm % (lower is better)", fontsize=TEXT)
     _name(axes, [(r["cost_ratio"], r["delta_m"], r["name"]) for r in known])
     ticks = [
