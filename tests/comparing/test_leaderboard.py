@@ -636,6 +636,15 @@ def test_a_test_that_holds_no_numbers_is_explained(tmp_path: Path) -> None:
         board(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["epochs", "batch_size"])
+@pytest.mark.parametrize("value", [None, "2", 0, 2.5, True, 10**200])
+def test_a_recipe_that_counts_nothing_is_explained(tmp_path: Path, key: str, value: Any) -> None:
+    """What training costs is worked out of it."""
+    cell(tmp_path, "ew", 0, recipe={"epochs": 2, "batch_size": 4, "lr": 0.1, key: value})
+    with pytest.raises(RunError, match=rf"spec\.json: its recipe's {key} must be a whole number"):
+        board(tmp_path, plain="ew")
+
+
 @pytest.mark.parametrize("data", [("d", "e"), ("faces-1-64-3f", "faces-1-64-3a")])
 def test_titles_tell_boards_apart(tmp_path: Path, data: tuple[str, str]) -> None:
     """However alike fingerprints begin."""

@@ -50,8 +50,12 @@ class Cell:
             RunError: a file does not parse, or lacks what it must have.
         """
         cell = cls(run, run.spec(), run.result(), claim.read(run))
-        if lacking := [key for key in BUDGET if key not in cell.spec.recipe]:
-            raise RunError(f"{run.path / 'spec.json'}: its recipe has no {lacking[0]}")
+        for key in BUDGET:
+            if not _counts(found := cell.spec.recipe.get(key)):
+                raise RunError(
+                    f"{run.path / 'spec.json'}: its recipe's {key} must be a whole number of at "
+                    f"least 1, found {found!r}"
+                )
         if cell.result is not None:
             try:
                 _check(cell.result, cell.spec)
@@ -150,6 +154,10 @@ def _check(result: dict[str, Any], spec: Spec) -> None:
     for key, kind, what in (("environment", dict, "object"), ("idle", list, "list")):
         if not isinstance(result.get(key, kind()), kind):
             raise TypeError(f"{key} is no {what}")
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < LARGEST
 
 
 def is_number(value: Any) -> bool:
