@@ -471,6 +471,19 @@ def test_every_point_of_a_crowd_is_named(browser: Browser, tmp_path: Path) -> No
 
 
 @needs_browser
+@pytest.mark.parametrize(("plain", "what"), [("ew", "its training"), ("ls", "a step")])
+def test_the_chart_of_costs_says_of_what(
+    browser: Browser, tmp_path: Path, plain: str, what: str
+) -> None:
+    """Without the plain sum there are seconds of a step only."""
+    write(tmp_path, [plain, "stl", "uw"], seeds=2, epochs=2)
+    browser.open(report.write(boards(tmp_path), tmp_path / "site"))
+    assert f"by what {what} costs" in browser.js(
+        "return document.querySelector('.charts').textContent"
+    )
+
+
+@needs_browser
 def test_hundreds_of_rows_stay_responsive(browser: Browser, tmp_path: Path) -> None:
     write(tmp_path, ["ls", "stl", *(f"m{i}" for i in range(298))], seeds=2, epochs=2)
     file = report.write(boards(tmp_path), tmp_path / "site")

@@ -224,7 +224,7 @@ function costs(board, state, parent) {
   const points = board.rows.map((row, i) => ({ name: board.names[i], complete: row.complete, x: relative ? row.cost_ratio : row.seconds_per_step, y: row[quality] }))
     .filter(p => p.x !== null && p.x > 0 && p.y !== null);
   if (points.length < 2) return;
-  const plot = card(parent, "Quality against cost", "Each method by what its training costs and what it reaches; lower and further left is better. The line is the Pareto front of the ranked rows.");
+  const plot = card(parent, "Quality against cost", `Each method by what ${relative ? "its training" : "a step"} costs and what it reaches; lower and further left is better. The line is the Pareto front of the ranked rows.`);
   const f = frame(plot, tall(board), "Quality against cost", points.map(p => p.x), points.map(p => p.y), {
     x: { log: true, pad: 0.12 }, y: { pad: 0.1 },
     xName: relative ? "cost of training, × the plain sum's" : "seconds a step", yName: quality === "delta_m" ? "Δm % ↓" : "rank ↓" });
