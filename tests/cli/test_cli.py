@@ -929,6 +929,9 @@ def test_a_file_that_a_task_cannot_read_is_not_what_cannot_be_written(
     for command in (("predict", run, image), ("evaluate", run)):
         answer = mtbench(*command, "--plugin", plugin, "--out", tmp_path / "file" / "below")
         refused(answer, f"--out {tmp_path / 'file' / 'below'}: cannot be written")
+    words = ("data", "export", "a", "--task", "reads", "--plugin", plugin)
+    answer = mtbench(*words, "--to", tmp_path / "file" / "below")
+    refused(answer, f"--to {tmp_path / 'file' / 'below'}: cannot be written")
 
 
 def test_predict_needs_a_finished_run(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:

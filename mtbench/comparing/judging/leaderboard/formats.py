@@ -149,7 +149,7 @@ LEGEND = (
     "reference resampled too]. − ROW: Δm minus that row's, over what both were run on, in points "
     "[interval at the level of its verdict]. Rank: the mean over metrics. P(first): how often the "
     "row would stand first here, were seeds or repetitions drawn anew from those that were run. "
-    "Cost ×: the time of all training steps, in that of the plain sum's."
+    "Cost ×: the time of all training steps, as a multiple of the plain sum's."
 )
 
 
