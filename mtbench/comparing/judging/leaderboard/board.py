@@ -210,7 +210,7 @@ def _hypervolume(rows: Sequence[Row], primary: Mapping[str, bool]) -> Floats:
 
 
 def _cost(rows: Sequence[Row], plain: int | None) -> dict[str, Any]:
-    """Return what rows' cells and trials cost; the ratio is of training, to the plain row's."""
+    """Return what a row's cells and trials cost; the ratio is of training to the plain row's."""
 
     def costs(row: Row, key: str) -> list[float]:
         return [c.done["cost"].get(key, math.nan) for c in row.finals if not c.diverged] or [
