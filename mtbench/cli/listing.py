@@ -34,7 +34,7 @@ def list_(
         raise UsageError("--markdown is for methods; `mtbench info NAME` tells of a task")
     if kind is Kinds.suites:
         from mtbench.comparing.planning.suite import load
-        from mtbench.training.cell.toml import shipped
+        from mtbench.comparing.shipped import shipped
 
         for name in shipped():
             typer.echo(f"{name}  {load(name).title.removeprefix(f'{name}: ')}")

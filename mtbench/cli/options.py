@@ -27,7 +27,7 @@ def tasks(incomplete: str) -> list[str]:
 
 def suites(incomplete: str) -> list[str]:
     """Return the shipped suites that a shell may complete a word to."""
-    from mtbench.training.cell.toml import shipped
+    from mtbench.comparing.shipped import shipped
 
     return [name for name in shipped() if name.startswith(incomplete)]
 

@@ -10,9 +10,9 @@ import pytest
 from mtbench.balancing.wrapper import Wrapper
 from mtbench.comparing.planning.grid import Grid, Order, needs_data
 from mtbench.comparing.planning.suite import Suite, load
+from mtbench.comparing.shipped import shipped
 from mtbench.errors import UsageError
 from mtbench.plugins.registry import entries
-from mtbench.training.cell.toml import shipped
 
 GOOD = """
 version = 1

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.leaderboard.board import headed
+from mtbench.comparing.shipped import shipped as packaged
 from mtbench.errors import UsageError, did_you_mean, first_fault
 from mtbench.plugins import params
 from mtbench.training.cell import toml
@@ -147,7 +148,7 @@ class Published(_Strict):
 
 def shipped() -> dict[str, Path]:
     """Return the files of published results, by task."""
-    return dict(sorted(toml.shipped("published").items()))
+    return dict(sorted(packaged("published").items()))
 
 
 def page() -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mtbench.comparing.judging.deciding import MARGIN
+from mtbench.comparing.shipped import shipped
 from mtbench.errors import UsageError, did_you_mean
 from mtbench.plugins import params
 from mtbench.training.cell import toml
@@ -308,7 +309,7 @@ def load(given: str) -> Suite:
     """
     file = Path(given)
     if file.suffix != ".toml":
-        known = toml.shipped()
+        known = shipped()
         if given not in known:
             hint = did_you_mean(given, known, listed="mtbench list suites")
             raise UsageError(f"unknown suite {given!r}: {hint} (or give a .toml file)")

@@ -2,26 +2,10 @@
 
 import errno
 import tomllib
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 LARGEST = 2**20  # bytes
-
-
-def shipped(below: str = "") -> dict[str, Path]:
-    """Return by name the files of packages that are announced in the group ``mtbench.suites``.
-
-    Args:
-        below: the folder of each package that is looked into, by default the package itself.
-    """
-    found: dict[str, Path] = {}
-    for point in entry_points(group="mtbench.suites"):
-        spec = find_spec(point.value)
-        for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
-            found |= {file.stem: file for file in sorted((folder / below).glob("*.toml"))}
-    return found
 
 
 def load(file: Path) -> dict[str, Any]:
