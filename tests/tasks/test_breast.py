@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image as Pil
 
 from mtbench.errors import DataError
@@ -30,11 +31,11 @@ def write(root: Path, size: int = 24) -> Path:
         grade = breast.GRADES["BIRADS"][number % 6]
         normal = number == size
         judged = "normal" if normal else breast.GRADES["Classification"][number % 2]
-        pixels = np.repeat(rng.integers(60, 90, (40, 50, 1), dtype=np.uint8), 4, axis=2)
+        pixels = np.repeat(rng.integers(60, 90, (41, 51, 1), dtype=np.uint8), 4, axis=2)
         pixels[..., 2] += 20  # bluish, as some are
         pixels[..., 3] = 0 if number == 2 else 255  # alpha says nothing
         top, left = rng.integers(4, 16, 2)
-        mask = np.zeros((40, 50, 4), np.uint8)
+        mask = np.zeros((41, 51, 4), np.uint8)
         mask[..., 3] = 255
         mask[top : top + 16, left : left + 18] = 255
         pixels[top : top + 16, left : left + 18, :3] += np.uint8(20 * (number % 6))
@@ -101,6 +102,21 @@ def test_the_fingerprint_is_of_the_content_not_the_place(tmp_path: Path) -> None
     mask = root / IMAGES / "case002_tumor.png"
     mask.write_bytes((root / IMAGES / "case003_tumor.png").read_bytes())
     assert load(root).fingerprint not in (first, second)
+
+
+def test_masks_are_read_from_their_files_once(tmp_path: Path) -> None:
+    """Validation asks for them, at their image's own resolution, after each epoch."""
+    root = write(tmp_path)
+    task = breast.Breast(data=root, image_size=32)
+    split = task.setup(0, silent).val
+    drawn = [reading.mask for reading in split.readings]
+    for _ in range(2):
+        masks = split.batch(torch.arange(len(split)))["masks"]
+        for mask, wanted in zip(masks, drawn, strict=True):
+            np.testing.assert_array_equal(mask.numpy(), wanted)
+            assert mask.shape == (41, 51)
+        for file in root.glob(f"{IMAGES}/*_tumor.png"):
+            file.unlink()
 
 
 def test_what_is_broken_is_left_out_and_named(tmp_path: Path) -> None:

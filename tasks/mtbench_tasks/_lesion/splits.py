@@ -17,7 +17,7 @@ from torch import Tensor
 from mtbench.errors import UsageError
 from mtbench.training.task import Batch, Progress, Split
 from mtbench_tasks._lesion.augment import augment
-from mtbench_tasks._lesion.cases import PARTS, Case, Collection, Reading
+from mtbench_tasks._lesion.cases import PARTS, Case, Collection, Reading, read
 from mtbench_tasks._lesion.descriptors import Lexicon, labels
 from mtbench_tasks._lesion.grid import Prepared
 from mtbench_tasks._lesion.radiomics import FEATURES, Standardiser, extract_all
@@ -211,6 +211,7 @@ class CaseSplit(Split):
         self.spacing = torch.tensor(known, dtype=torch.double)
         self.radiomics = torch.from_numpy(radiomics).float()
         self._terms = labels(self.cases, lexicon) if lexicon else None
+        self._outlines: dict[int, tuple[NDArray[np.uint8], tuple[int, ...]]] = {}
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -256,11 +257,26 @@ class CaseSplit(Split):
         if self._terms is not None:
             batch["descriptors"] = self._terms[indices]
         if generator is None:
-            drawn = [self.readings[i].mask for i in indices.tolist()]
-            nothing = torch.zeros(0, 0, dtype=torch.bool)
-            batch["masks"] = [nothing if mask is None else torch.from_numpy(mask) for mask in drawn]
+            batch["masks"] = [self._outline(i) for i in indices.tolist()]
             batch["spacing"] = self.spacing[indices]
         return batch
+
+    def _outline(self, position: int) -> Tensor:
+        """Return a sample's mask at its image's own resolution, (H, W), of none (0, 0).
+
+        Each epoch's validation asks for it: what a file holds is read once and kept, a bit a pixel.
+        """
+        contour = self.readings[position].contour
+        if contour is None:
+            return torch.zeros(0, 0, dtype=torch.bool)
+        if not callable(contour):
+            return torch.from_numpy(contour)
+        if position not in self._outlines:
+            mask = read(contour)
+            self._outlines[position] = np.packbits(mask), mask.shape
+        bits, shape = self._outlines[position]
+        mask = np.unpackbits(bits, count=math.prod(shape)).view(bool)
+        return torch.from_numpy(mask).view(shape)
 
 
 def _category(reading: Reading, high: int | None) -> int:
