@@ -160,10 +160,12 @@ def _questions(found: Sequence[Study]) -> str:
                 f"| {study.name} | {q.row} | {q.other} | {len(q.gains)} of {study.planned} | "
                 f"{' | '.join(['', '', 'too early'] if q.early else shown)} |"
             )
-    lines += ["", *(
-        f"{study.name}: 95 % intervals; those of AUROC hold for {study.comparisons} questions "
-        "together, and so do those of Dice." for study in found
-    )]  # fmt: skip
+    asked = " or ".join(map(str, sorted({study.comparisons for study in found})))
+    lines += [
+        "",
+        f"95 % intervals; those of AUROC hold for the {asked} questions of a data set together, "
+        "and so do those of Dice.",
+    ]
     if any(q.answer.category_told.startswith("no diff") for s in found for q in s.questions):
         lines.append(
             "That there is no difference is told by two one-sided tests; the interval, which is of "
