@@ -62,8 +62,12 @@ def _chosen(axes: Axes, study: Study) -> None:
     trials = [cell for row in rows(study) for cell in study.board.trials[row].values()]
     for marker, size, cells in ((".", 3, trials), ("o", 4, _finals(study))):
         for place, color in PLACES.items():
-            own = [c for c in cells if c.spec.method_params["where"] == place and "acts" in c.done]
-            x, y = [c.spec.method_params["weight"] for c in own], [c.done["acts"] for c in own]
+            own = [
+                c
+                for c in cells
+                if c.spec.method_params["where"] == place and c.done.acts is not None
+            ]
+            x, y = [c.spec.method_params["weight"] for c in own], [c.done.acts for c in own]
             axes.plot(x, y, marker, color=color, markersize=size)
     axes.set_xscale("log")
     axes.set_ylim(-0.05, 1.25)  # with room for the legend

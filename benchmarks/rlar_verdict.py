@@ -116,13 +116,13 @@ def _penalty(study: Study) -> str:
     """Say what the penalty of the chosen trials was, on how many samples, and where it was none."""
     said = []
     for row in rows(study):
-        chosen = [cell for cell in study.board.cells[row] if "acts" in cell.done]
-        trials = [t.done["acts"] for t in study.board.trials[row].values() if "acts" in t.done]
+        chosen = [cell for cell in study.board.cells[row] if cell.done.acts is not None]
+        trials = [t.done.acts for t in study.board.trials[row].values() if t.done.acts is not None]
         if not chosen or not trials:
             continue
         weights = np.array([cell.spec.method_params["weight"] for cell in chosen])
         where = Counter(cell.spec.method_params["where"] for cell in chosen).most_common()
-        acts = 100 * np.array([cell.done["acts"] for cell in chosen])
+        acts = 100 * np.array([cell.done.acts for cell in chosen])
         cosines = np.concatenate([course(cell) for cell in chosen])
         said.append(
             f"- {study.name}: the {len(chosen)} final cells of `{row}` have lambda "

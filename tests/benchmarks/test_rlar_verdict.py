@@ -77,7 +77,8 @@ def board(
     def cell(method: str, repetition: int, auroc: float) -> Any:
         notes = {"acts": 0.4, "alignment": 0.01}
         return SimpleNamespace(
-            diverged=not np.isfinite(auroc), test={"auroc": auroc, "dice": 0.7}, done=notes,
+            diverged=not np.isfinite(auroc), test={"auroc": auroc, "dice": 0.7},
+            done=SimpleNamespace(**notes),
             claims=[SimpleNamespace(board="this", repetition=repetition)],
             run=SimpleNamespace(history=lambda: [{"notes": notes}] * 3),
             spec=SimpleNamespace(

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 
 from mtbench.comparing.judging.leaderboard import Board, Cell, overall, overall_markdown
+from mtbench.comparing.judging.result import Result
 from mtbench.training.cell.rundir import RunDirectory, Spec
+from tests.comparing.test_leaderboard import DIVERGED, result
 
 
 def board(
@@ -28,9 +30,9 @@ def board(
             task="t", task_params={}, method=label.split()[0], method_params={}, data=data,
             recipe={}, seed=0,
         )  # fmt: skip
-        result = {"status": "finished", "val": {"error": ranks[label] if known else 0.5}}
+        ended = Result(**result(spec, val={"error": ranks[label] if known else 0.5}))
         run = RunDirectory.__new__(RunDirectory)
-        cells[label] = [Cell(run, spec, result, test={"error": ranks[label]})]
+        cells[label] = [Cell(run, spec, ended, test={"error": ranks[label]})]
     return Board(f"on {data}", {}, rows, [], cells=cells)
 
 
@@ -118,7 +120,9 @@ def test_methods_of_the_same_numbers_count_once() -> None:
     assert found.remarks == ["What has the same numbers everywhere counts once: imtl as ew"]
     for one in boards:  # where nothing was measured, nothing is the same
         for name in ("ew", "imtl"):
-            one.cells[name] = [Cell(c.run, c.spec, {"status": "diverged"}) for c in one.cells[name]]
+            one.cells[name] = [
+                Cell(c.run, c.spec, Result(**result(c.spec, **DIVERGED))) for c in one.cells[name]
+            ]
     apart = overall(boards)
     assert apart is not None
     assert {"ew", "imtl"} <= set(apart.methods)

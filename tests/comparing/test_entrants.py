@@ -19,7 +19,7 @@ from mtbench.comparing.judging.leaderboard.entrants import largest_block
 from mtbench.comparing.running.deciding import open_questions
 from mtbench.errors import RunError
 from mtbench.training.cell.rundir import RunDirectory, find_runs
-from tests.comparing.test_leaderboard import board, cell, rows
+from tests.comparing.test_leaderboard import board, cell, diverge, rows
 
 
 def claimed(run: RunDirectory, **changed: Any) -> RunDirectory:
@@ -432,8 +432,7 @@ def test_an_undefined_number_costs_what_divergence_costs(tmp_path: Path) -> None
     numbers = json.loads(test.read_text())
     test.write_text(json.dumps({"metrics": {**numbers["metrics"], "dice": None}}))
     undefined = rows(board(tmp_path, "ls"))["good"]
-    file = test.with_name("result.json")
-    file.write_text(json.dumps({**json.loads(file.read_text()), "status": "diverged"}))
+    diverge(test.with_name("result.json"))
     diverged = rows(board(tmp_path, "ls"))["good"]
     assert undefined["units"] == diverged["units"] == 8
     assert undefined["difference"] == pytest.approx(diverged["difference"])
@@ -449,9 +448,8 @@ def test_what_nobody_has_costs_nobody(folder: Path) -> None:
 
 def test_a_baseline_that_diverges_proves_little(folder: Path) -> None:
     for file in folder.glob("made_up/ls/seed*/result.json"):
-        result = json.loads(file.read_text())
         if RunDirectory(file.parent).spec().stage == "final":
-            file.write_text(json.dumps({**result, "status": "diverged"}))
+            diverge(file)
     [note] = [one for one in board(folder, "ls").remarks if "half or more of which diverges" in one]
     assert note.endswith("says little: ls (8 of 8 cells)")
 

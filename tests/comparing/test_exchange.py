@@ -24,6 +24,7 @@ from mtbench.comparing.judging.exchange import archive
 from mtbench.comparing.judging.leaderboard import boards
 from mtbench.errors import RunError
 from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
+from tests.comparing.test_leaderboard import DIVERGED
 from tests.conftest import TINY
 from tests.refusals import refused
 
@@ -179,7 +180,7 @@ def test_trials_go_with_the_final_cells_that_they_compare_with(runs: Path, tmp_p
 def test_a_diverged_cell_travels_without_test_metrics_and_epochs(
     finished: Path, tmp_path: Path
 ) -> None:
-    result = {"status": "diverged", "reason": "non-finite loss", "epochs": 0}
+    result = DIVERGED | {"reason": "non-finite loss", "epochs": 0}
     path, files = forged(cell(finished), result, seed=9)
     del files["test.json"], files["epochs.jsonl"]
     put(tmp_path / "runs", path, files)
@@ -494,7 +495,7 @@ CONTENT: dict[str, tuple[Callable[[Files], object], str]] = {
     "short budget": (_spec(recipe=RECIPE | {"epochs": 3}), "trained 2 epochs of its 3"),
     "long budget": (_spec(recipe=RECIPE | {"epochs": 1}), "trained 2 epochs of its 1"),
     "tested trial": (_spec(stage="trial"), "a trial cell that finished has none"),
-    "tested divergence": (_json("result.json", status="diverged"), "that diverged has none"),
+    "tested divergence": (_json("result.json", **DIVERGED), "that diverged has none"),
     "other seed": (_json("result.json", seed=5), "seed is 5, in spec.json 0"),
     "other hash": (_json("result.json", hash="0"), "hash is '0', in spec.json"),
     "result of text": (_json("result.json", cost={}), "result.json: not of version 1: 'cost"),
@@ -507,7 +508,7 @@ CONTENT: dict[str, tuple[Callable[[Files], object], str]] = {
             "result.json",
             metrics={"told": {"objective": "a", "higher_is_better": True, "primary": True}},
         ),
-        "metric 'told' is called like a leaderboard's column",
+        "metric 'told' is called like a column of leaderboards",
     ),
     "chance of text": (
         _json(

@@ -27,12 +27,29 @@ METRICS = {
 }
 
 
+DIVERGED: dict[str, Any] = {"status": "diverged", "best_epoch": None, "val": None, "score": None}
+
+
+def result(spec: Spec, **own: Any) -> dict[str, Any]:
+    """Return what a finished cell's ``result.json`` holds; `stl` is the reference."""
+    return {
+        "version": 1, "status": "finished", "task": spec.task, "method": spec.method,
+        "reference": spec.method == "stl", "seed": spec.seed, "hash": spec.hash,
+        "selection": "rule", "epochs": 2, "metrics": METRICS, "notes": {}, "environment": {},
+        "best_epoch": 1, "val": {}, "score": 0.5,
+        "cost": {
+            "seconds_per_step": 0.25, "peak_mib": 100.0, "train_seconds": 1800.0,
+            "passes": "F + B", "parameters": 9,
+        },
+    } | own  # fmt: skip
+
+
 def cell(
     out: Path, method: str, seed: int, dice: float = 0.5, error: float = 1.0, *,
     status: str = "finished", seconds: float = 0.25, peak: float = 100.0, score: float = 0.5,
-    idle: Any = None, **spec: Any,
+    idle: Any = (), **spec: Any,
 ) -> RunDirectory:  # fmt: skip
-    """Write one cell; `stl` is the reference."""
+    """Write one cell."""
     fields: dict[str, Any] = {
         "task": "made_up", "task_params": {"size": 8}, "method": method, "method_params": {},
         "data": "d", "recipe": {"epochs": 2, "batch_size": 4, "lr": 0.1}, "seed": seed,
@@ -40,22 +57,19 @@ def cell(
     run = RunDirectory.at(out, Spec(**fields | spec))
     if status == "unfinished":
         return run
-    result: dict[str, Any] = {
-        "status": status, "reference": method == "stl", "seed": seed, "metrics": METRICS,
-        "cost": {
-            "seconds_per_step": seconds, "peak_mib": peak, "train_seconds": 1800.0,
-            "passes": "F + B",
-        },
-    }  # fmt: skip
-    if idle is not None:
-        result["idle"] = idle
-    if status == "finished":
-        metrics = {"dice": dice, "error": error, "extra": 7.0}
-        result |= {"val": metrics, "score": score}
-        if run.spec().stage == "final":
-            run.write_text("test.json", json.dumps({"metrics": metrics}))
-    run.write_text("result.json", json.dumps(result))
+    metrics = {"dice": dice, "error": error, "extra": 7.0}
+    ended = {"val": metrics, "score": score} if status == "finished" else DIVERGED
+    found = result(run.spec(), idle=idle, **ended)
+    found["cost"] |= {"seconds_per_step": seconds, "peak_mib": peak}
+    if status == "finished" and run.spec().stage == "final":
+        run.write_text("test.json", json.dumps({"metrics": metrics}))
+    run.write_text("result.json", json.dumps(found))
     return run
+
+
+def diverge(file: Path) -> None:
+    """Let a finished cell's result be that of one which diverged."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | DIVERGED))
 
 
 def board(out: Path, baseline: str | None = None, plain: str | None = None) -> Board:
@@ -479,7 +493,7 @@ def test_a_result_that_is_none_is_explained(tmp_path: Path, text: str) -> None:
 
 def test_a_result_whose_parts_are_of_another_type_is_explained(tmp_path: Path) -> None:
     cell(tmp_path, "ew", 0, idle=7)
-    with pytest.raises(RunError, match=r"result\.json: .*\(idle is no list\); delete it"):
+    with pytest.raises(RunError, match=r"result\.json: .*\(idle: .* list\); delete it"):
         board(tmp_path)
 
 

@@ -14,15 +14,18 @@ from mtbench.comparing.judging.deciding import prospect
 from mtbench.comparing.judging.leaderboard import Board, Cell
 from mtbench.comparing.judging.leaderboard import board as boards
 from mtbench.comparing.judging.leaderboard.ranking import Ranking
+from mtbench.comparing.judging.result import Result
 from mtbench.comparing.planning.cost import probe
 from mtbench.comparing.planning.grid import Cell as GridCell
 from mtbench.comparing.planning.grid import Grid, Order
 from mtbench.comparing.planning.pilot import Scatter, _luck, scatter
 from mtbench.comparing.planning.suite import Suite
 from mtbench.training.cell.rundir import RunDirectory, Spec
+from tests.comparing.test_leaderboard import result
 from tests.conftest import TINY
 
 STUDIES, REPETITIONS, DEVIATION = 120, 20, 3.0
+ERROR = {"objective": "a", "higher_is_better": False, "primary": True}
 
 
 def study(rng: np.random.Generator, effect: float, resplit: float | None) -> list[Cell]:
@@ -39,18 +42,14 @@ def study(rng: np.random.Generator, effect: float, resplit: float | None) -> lis
                 task="t", task_params={}, method=method, method_params={}, data="d", seed=r,
                 recipe={"epochs": 1, "batch_size": 1},
             )  # fmt: skip
-            result: dict[str, Any] = {
-                "status": "finished", "reference": method == "stl", "score": 1.0, "seed": r,
-                "metrics": {"error": {"higher_is_better": False, "primary": True}},
-                "cost": {"seconds_per_step": 1.0, "peak_mib": 1.0},
-            }  # fmt: skip
+            ended = Result(**result(spec, metrics={"error": ERROR}, score=1.0))
             claim = Claim(
                 suite="s", digest="d", task="t", label=method, repetition=r, draw=None, places={},
                 sampler="sobol", trials=1, repetitions=n, seeds=1, rows=3, margin=2.0,
                 against=["ls"], resplit=resplit,
             )  # fmt: skip
             run = RunDirectory.__new__(RunDirectory)
-            cells.append(Cell(run, spec, result, [claim], {"error": value}))
+            cells.append(Cell(run, spec, ended, [claim], {"error": value}))
     return cells
 
 
@@ -157,11 +156,11 @@ def test_the_luck_of_tuning_is_what_final_seeds_do_not_explain(
         for seed, value in enumerate(values.tolist()):
             [cell, *_] = study(np.random.default_rng(0), 0.0, None)
             spec = cell.spec.model_copy(update={"method": method, "seed": seed})
-            result = {**cell.done, "seed": seed, "reference": method == "stl"}
+            ended = Result(**result(spec, metrics={"error": ERROR}, score=1.0))
             own = {"label": method, "repetition": seed // seeds, "repetitions": repetitions}
             more = {"seeds": seeds, "trials": 7, "against": ["ls", "ew"], "rows": 4}
             made = cell.claims[0].model_copy(update=own | more | changed)
-            cells.append(Cell(cell.run, spec, result, [made], {"error": value}))
+            cells.append(Cell(cell.run, spec, ended, [made], {"error": value}))
     monkeypatch.setattr(boards, "read_cells", lambda _: (cells, []))
     monkeypatch.setattr(Ranking, "delta", np.zeros((3, 4)))  # intervals are not asked for
     found = {row: _luck(leaderboard.boards([], row)[0]) for row in ("ls", "ew")}

@@ -322,9 +322,7 @@ def _differences(paper: PaperBoard, board: leaderboard.Board, method: str) -> li
         notes.append(f"seeds: paper {paper.seeds or 'unknown'}, here {seeds}")
     notes += [f"paper: {line}" for line in paper.protocol]
     given = {k: v for k, v in cell.setting.items() if v is not None}
-    made = {
-        k: len(v) if is_texts(v) else v for k, v in cell.done["notes"].items() if k not in given
-    }
+    made = {k: len(v) if is_texts(v) else v for k, v in cell.done.notes.items() if k not in given}
     for what in (recipe, given | made, cell.spec.method_params):
         if what:
             notes.append(f"here: {params.own_keys(what)}")

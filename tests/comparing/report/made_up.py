@@ -116,12 +116,13 @@ def _cell(
     if stage == "final":
         (path / "test.json").write_text(json.dumps({"metrics": metrics}))
     result = {
-        "version": 1, "status": "finished", "reference": method == "stl", "seed": seed,
-        "metrics": METRICS, "best_epoch": epochs - 1,
+        "version": 1, "status": "finished", "task": task, "method": method,
+        "reference": method == "stl", "seed": seed, "hash": spec.hash, "selection": "best",
+        "epochs": epochs, "metrics": METRICS, "notes": {}, "best_epoch": epochs - 1,
         "val": {k: v + 0.01 for k, v in metrics.items()}, "score": (dice + auroc) / 2,
         "cost": {
             "seconds_per_step": 0.1 * (1 + 0.35 * (m * 7 % 11)), "peak_mib": 200.0 + 20 * m,
-            "train_seconds": 60.0, "passes": "F + B",
+            "train_seconds": 60.0, "passes": "F + B", "parameters": 9,
         },
         "environment": {"mtbench": "0.1.0", "torch": "2.13.0", "platform": "Linux", "threads": 1},
     }  # fmt: skip

@@ -18,6 +18,7 @@ from mtbench.comparing.judging.leaderboard import Board, boards
 from mtbench.comparing.judging.report import figures
 from mtbench.training.cell.rundir import find_runs
 from tests.comparing.report.made_up import write
+from tests.comparing.test_leaderboard import DIVERGED
 
 Mtbench = Callable[..., tuple[int, str, str]]
 
@@ -205,7 +206,7 @@ def test_a_cell_that_diverged_is_in_the_csv_without_a_value(
     write(tmp_path / "runs", ["stl", "ew"], seeds=2)
     [lost] = (tmp_path / "runs").glob("*/ew/seed1-*")
     result = json.loads((lost / "result.json").read_text())
-    result |= {"status": "diverged", "diverged_at": {"epoch": 0, "step": 0}}
+    result |= DIVERGED | {"diverged_at": {"epoch": 0, "step": 0}}
     (lost / "result.json").write_text(json.dumps(result))
     mtbench("leaderboard", tmp_path / "runs", "--raw", tmp_path / "raw.csv")
     lines = list(csv.DictReader(io.StringIO((tmp_path / "raw.csv").read_text())))

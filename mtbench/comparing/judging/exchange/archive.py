@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mtbench.comparing.judging.exchange.records import NAME, RECORDS, Cell, Record, parsed, show
+from mtbench.comparing.judging.exchange.records import NAME, RECORDS, Cell, parsed, show
+from mtbench.comparing.judging.result import Record
 from mtbench.errors import RunError
 from mtbench.version import __version__
 

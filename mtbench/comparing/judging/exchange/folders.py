@@ -15,12 +15,12 @@ from mtbench.comparing.judging.exchange.records import (
     RECORDS,
     Cell,
     Finished,
-    Result,
     check_spec,
     parsed,
     show,
 )
 from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key
+from mtbench.comparing.judging.result import Result
 from mtbench.errors import RunError, did_you_mean, writable
 from mtbench.training.cell.rundir import SEALED, Spec, find_runs
 from mtbench.training.machine.cache import writing

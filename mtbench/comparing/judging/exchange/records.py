@@ -3,14 +3,15 @@
 import json
 import re
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeVar
+from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mtbench.comparing import claim
+from mtbench.comparing.judging.result import Record, Result
 from mtbench.errors import RunError, UsageError
 from mtbench.training.cell.rundir import Spec, parse
-from mtbench.training.task import Recipe, shadows
+from mtbench.training.task import Recipe
 
 RECORDS = ("epochs.jsonl", "result.json", "spec.json", claim.FILE, "test.json")
 
@@ -18,51 +19,6 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .+-]{0,99}")
 """What may be called so in a path."""
 
 _RECIPE = TypeAdapter(Recipe)
-
-
-class Record(BaseModel):
-    """What must be in a file; more may be."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
-
-
-class _Metric(Record):
-    objective: str | None
-    higher_is_better: bool
-    primary: bool
-    chance: float | None = None
-
-
-class _Cost(Record):
-    seconds_per_step: float
-    train_seconds: float
-    peak_mib: float
-    passes: str
-    parameters: int
-
-
-class Result(Record):
-    """``result.json``."""
-
-    version: Literal[1]
-    status: Literal["finished", "diverged"]
-    task: str
-    method: str
-    reference: bool
-    seed: int
-    hash: str
-    selection: str
-    epochs: int
-    metrics: dict[str, _Metric]
-    notes: dict[str, Any]
-    idle: list[str] = []
-    best_epoch: int | None = None
-    val: dict[str, float] | None = None
-    score: float | None = None
-    cost: _Cost
-    environment: dict[str, str | int]
-    plugins: dict[str, str] = {}
-    times: dict[str, float] = {}
 
 
 class _Epoch(Record):
@@ -190,9 +146,6 @@ def _check_result(result: Result, spec: Spec, where: str) -> None:
                 f"{where}: {key} is {show(getattr(result, key))}, in spec.json "
                 f"{show(getattr(spec, key))}"
             )
-    for name in result.metrics:
-        if shadows(name, result.metrics):
-            raise RunError(f"{where}: metric {show(name)} is called like a leaderboard's column")
 
 
 def _check_epochs(result: Result, spec: Spec, raw: bytes, origin: str) -> None:

@@ -213,9 +213,8 @@ def _cost(rows: Sequence[Row], plain: int | None) -> dict[str, Any]:
     """Return what a row's cells and trials cost; the ratio is of training to the plain row's."""
 
     def costs(row: Row, key: str) -> list[float]:
-        return [c.done["cost"].get(key, math.nan) for c in row.finals if not c.diverged] or [
-            math.nan
-        ]
+        found = [getattr(c.done.cost, key) for c in row.finals if not c.diverged]
+        return found or [math.nan]
 
     medians = np.array([np.median(costs(row, "seconds_per_step")) for row in rows])
     recipes = [row.finals[0].spec.recipe for row in rows]
@@ -224,10 +223,9 @@ def _cost(rows: Sequence[Row], plain: int | None) -> dict[str, Any]:
         "seconds_per_step": medians,
         "cost_ratio": np.nan if plain is None else trained / trained[plain],
         "peak_mib": [max(costs(row, "peak_mib")) for row in rows],
-        "passes": [row.finals[0].done["cost"].get("passes", "") for row in rows],
+        "passes": [row.finals[0].done.cost.passes for row in rows],
         "train_hours": [np.median(costs(row, "train_seconds")) / 3600 for row in rows],
         "tuning_hours": [
-            sum(t.done["cost"].get("train_seconds", math.nan) for t in row.trials.values()) / 3600
-            for row in rows
+            sum(t.done.cost.train_seconds for t in row.trials.values()) / 3600 for row in rows
         ],
     }

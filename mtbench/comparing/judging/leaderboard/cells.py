@@ -9,14 +9,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import ValidationError
+
 from mtbench.comparing import claim
 from mtbench.comparing.claim import Claim
-from mtbench.errors import RunError
+from mtbench.comparing.judging.result import Result
+from mtbench.errors import RunError, first_fault
 from mtbench.plugins import params
 from mtbench.training.cell.rundir import RunDirectory, Spec
-from mtbench.training.task import shadows
 
 BUDGET = ("epochs", "batch_size")
+
+_REMEDY = "delete it to train the cell again"
 
 LARGEST = 1e100
 """A number of this size is undefined: no sum or picture holds it."""
@@ -37,7 +41,7 @@ class Cell:
 
     run: RunDirectory
     spec: Spec
-    result: dict[str, Any] | None
+    result: Result | None
     claims: list[Claim] = field(default_factory=list)
     test: dict[str, float] = field(default_factory=dict)
     odd: list[str] = field(default_factory=list)
@@ -49,7 +53,7 @@ class Cell:
         Raises:
             RunError: a file does not parse, or lacks what it must have.
         """
-        cell = cls(run, run.spec(), run.result(), claim.read(run))
+        cell = cls(run, run.spec(), _result(run), claim.read(run))
         for key in BUDGET:
             if not _counts(found := cell.spec.recipe.get(key)):
                 raise RunError(
@@ -57,13 +61,11 @@ class Cell:
                     f"least 1, found {found!r}"
                 )
         if cell.result is not None:
-            try:
-                _check(cell.result, cell.spec)
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if cell.result.seed != cell.spec.seed:
                 raise RunError(
-                    f"{run.path / 'result.json'}: is no result of version 1 ({error}); delete it "
-                    "to train the cell again"
-                ) from error
+                    f"{run.path / 'result.json'}: is of seed {cell.result.seed} in the folder of "
+                    f"seed {cell.spec.seed}; {_REMEDY}"
+                )
             if cell.spec.stage == "final":
                 cell.test.update(_numbers(run))
         return cell
@@ -76,16 +78,16 @@ class Cell:
     @property
     def setting(self) -> dict[str, Any]:
         """The task's parameters without those that change nothing, as far as the record says so."""
-        idle = (self.result or {}).get("idle", ())
+        idle = () if self.result is None else self.result.idle
         return {key: value for key, value in self.spec.task_params.items() if key not in idle}
 
     @property
     def measured(self) -> Any:
         """What two runs of the cell have alike; undefined numbers are."""
-        return self.done["status"], repr(sorted(self.val.items())), repr(sorted(self.test.items()))
+        return self.done.status, repr(sorted(self.val.items())), repr(sorted(self.test.items()))
 
     @property
-    def done(self) -> dict[str, Any]:
+    def done(self) -> Result:
         """The result of a cell that has one."""
         assert self.result is not None
         return self.result
@@ -93,22 +95,33 @@ class Cell:
     @property
     def diverged(self) -> bool:
         """Whether training ended in a loss that is not finite."""
-        return bool(self.done["status"] == "diverged")
+        return self.done.status == "diverged"
 
     @property
     def score(self) -> float:
         """The selection score on validation, NaN of a diverged cell."""
-        return math.nan if self.diverged else float(self.done.get("score", math.nan))
+        return math.nan if self.done.score is None else self.done.score
 
     @property
     def val(self) -> dict[str, float]:
         """The validation metrics of the selected epoch, none of a diverged cell."""
-        return {} if self.diverged else _defined(self.done.get("val", {}))
+        return _defined(self.done.val or {})
 
     @property
     def ended(self) -> float:
         """When it ended, in seconds since 1970, as far as the record says so."""
-        return float(self.done.get("times", {}).get("ended", -math.inf))
+        return self.done.times.get("ended", -math.inf)
+
+
+def _result(run: RunDirectory) -> Result | None:
+    found = run.result()
+    try:
+        return None if found is None else Result.model_validate(found)
+    except ValidationError as error:
+        raise RunError(
+            f"{run.path / 'result.json'}: is no result of version 1 ({first_fault(error)}); "
+            f"{_REMEDY}"
+        ) from error
 
 
 def _numbers(run: RunDirectory) -> dict[str, float]:
@@ -124,36 +137,6 @@ def _numbers(run: RunDirectory) -> dict[str, float]:
 
 def _defined(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not abs(value) >= LARGEST}
-
-
-def _check(result: dict[str, Any], spec: Spec) -> None:
-    if result["status"] not in ("finished", "diverged"):
-        raise ValueError(f"status {result['status']!r}")
-    if result["seed"] != spec.seed:
-        raise ValueError(f"seed {result['seed']!r} in the folder of seed {spec.seed}")
-    if not isinstance(result["reference"], bool):
-        raise TypeError("reference is no boolean")
-    for metric in result["metrics"].values():
-        if not isinstance(metric["higher_is_better"], bool) or not isinstance(
-            metric["primary"], bool
-        ):
-            raise TypeError("metrics: higher_is_better and primary must be booleans")
-        if not isinstance(metric.get("chance"), int | float | None):
-            raise TypeError("metrics: chance must be a number or null")
-    cost = result["cost"]
-    numbers = [
-        cost["seconds_per_step"], cost["peak_mib"], cost.get("train_seconds", 0.0),
-        *result.get("times", {}).values(),
-    ]  # fmt: skip
-    for name in result["metrics"]:
-        if shadows(name, result["metrics"]):
-            raise ValueError(f"metric {name!r} is called like a column of leaderboards")
-    for value in [*numbers, result.get("score", 0.0), *result.get("val", {}).values()]:
-        if not is_number(value):
-            raise TypeError(f"{value!r} is no number")
-    for key, kind, what in (("environment", dict, "object"), ("idle", list, "list")):
-        if not isinstance(result.get(key, kind()), kind):
-            raise TypeError(f"{key} is no {what}")
 
 
 def _counts(value: Any) -> bool:
@@ -197,7 +180,7 @@ def _is_of_another(cell: Cell) -> bool:
     """Return whether a folder's name or a result is of another spec than lies there."""
     own = cell.spec.hash
     named = re.fullmatch(r"seed-?\d+-([0-9a-f]{12})", cell.run.path.name)
-    recorded = own if cell.result is None else cell.result.get("hash", own)
+    recorded = own if cell.result is None else cell.result.hash
     return recorded != own or (named is not None and named[1] != own)
 
 

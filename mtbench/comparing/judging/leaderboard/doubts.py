@@ -129,7 +129,7 @@ def _idle(rows: Rows) -> list[str]:
     found = []
     for name, row in rows.items():
         for kind, cells in (("trials", row.trials.values()), ("final cells", row.finals)):
-            acts = [cell.done.get("acts") for cell in cells]
+            acts = [cell.done.acts for cell in cells]
             if count := acts.count(0):
                 found.append(
                     f"{name} acted in no step of {count} of its {len(acts)} {kind}: these were "
@@ -159,7 +159,7 @@ def _makers(rows: Rows) -> list[str]:
     """Say in a line what code and machines have made the cells, where they differ."""
     official = [row for row in rows.values() if row.official]
     cells = [cell for row in official for cell in (*row.finals, *row.trials.values())]
-    environments = [cell.done.get("environment", {}) for cell in cells]
+    environments = [cell.done.environment for cell in cells]
     codes = {"mtbench": [made.get("code") for made in environments]}
     for cell in cells:
         for name, digest in cell.spec.plugins.items():

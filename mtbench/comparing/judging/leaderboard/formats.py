@@ -267,7 +267,7 @@ def to_raw(found: Sequence[Board]) -> str:
             "board": board.title, "task": cell.spec.task, "row": row, "method": cell.spec.method,
             "parameters": json.dumps(cell.spec.method_params, sort_keys=True), "lr":
             cell.spec.recipe.get("lr"), "repetition": claim and claim.repetition, "seed":
-            cell.spec.seed, "status": cell.done["status"], "split": split, "metric": metric,
+            cell.spec.seed, "status": cell.done.status, "split": split, "metric": metric,
             "value": value,
         }
         for board in found

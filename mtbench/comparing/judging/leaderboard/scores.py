@@ -48,11 +48,11 @@ class Scores:
         self._chance: dict[str, float] = {}
         self._said: dict[str, Counter[tuple[bool, bool]]] = {}
         for cell in (cell for row in group.rows.values() for cell in row.finals):
-            for name, metric in cell.done["metrics"].items():
-                one = metric["higher_is_better"], metric["primary"]
+            for name, metric in cell.done.metrics.items():
+                one = metric.higher_is_better, metric.primary
                 self._said.setdefault(name, Counter())[one] += 1
-                if metric.get("chance") is not None:
-                    self._chance[name] = metric["chance"]
+                if metric.chance is not None:
+                    self._chance[name] = metric.chance
         self.metrics = list(self._said)
         most = {name: counts.most_common(1)[0][0] for name, counts in self._said.items()}
         self.primary = {name: higher for name, (higher, primary) in most.items() if primary}
@@ -147,7 +147,7 @@ class Scores:
 
     def _reference(self) -> int | None:
         """Return the single-task row; several (two learning rates), or one at 0, leave none."""
-        found = [i for i, r in enumerate(self.rows) if r.official and r.finals[0].done["reference"]]
+        found = [i for i, r in enumerate(self.rows) if r.official and r.finals[0].done.reference]
         if len(found) != 1:
             self.remarks.append("no Δm: it needs exactly one locally run single-task row")
             return None

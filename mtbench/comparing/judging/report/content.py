@@ -322,14 +322,14 @@ def _card(board: Board, name: str) -> dict[str, Any]:
     del spec["seed"]
     environment: dict[str, list[str]] = {}
     for cell in cells:
-        for key, value in cell.done.get("environment", {}).items():
-            seen = environment.setdefault(str(key), [])
+        for key, value in cell.done.environment.items():
+            seen = environment.setdefault(key, [])
             if str(value) not in seen:
                 seen.append(str(value))
     trials = board.trials[name]
     facts = {
         "data": str(spec["data"]),
-        "selected by": str(cells[0].done.get("selection", "–")),
+        "selected by": cells[0].done.selection,
         "tuning trials": str(len(trials)),
         "device": spec["device"],
         **{key: ", ".join(values) for key, values in environment.items()},
@@ -337,6 +337,6 @@ def _card(board: Board, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "facts": facts,
-        "seeds": [(c.spec.seed, c.spec.hash, c.done["status"]) for c in cells],
+        "seeds": [(c.spec.seed, c.spec.hash, c.done.status) for c in cells],
         "spec": json.dumps(spec, indent=2, sort_keys=True),
     }

@@ -1,0 +1,72 @@
+"""``result.json``: what a cell that has ended says of itself."""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+
+from mtbench.training.task import shadows
+
+
+class Record(BaseModel):
+    """What must be in a file; more may be."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+
+
+class Metric(Record):
+    """What a metric is, as the task declares it."""
+
+    objective: str | None
+    higher_is_better: bool
+    primary: bool
+    chance: float | None = None
+
+
+class Cost(Record):
+    """What training took: seconds, MiB, passes as the method counts them."""
+
+    seconds_per_step: float
+    train_seconds: float
+    peak_mib: float
+    passes: str
+    parameters: int
+
+
+class Result(Record):
+    """The file; what a diverged cell lacks, and what the first ones did not say, has a default."""
+
+    version: Literal[1]
+    status: Literal["finished", "diverged"]
+    task: str
+    method: str
+    reference: bool
+    seed: int
+    hash: str
+    selection: str
+    epochs: int
+    metrics: dict[str, Metric]
+    notes: dict[str, Any]
+    idle: list[str] = []
+    acts: float | None = None
+    best_epoch: int | None = None
+    val: dict[str, float] | None = None
+    score: float | None = None
+    cost: Cost
+    environment: dict[str, str | int]
+    plugins: dict[str, str] = {}
+    times: dict[str, float] = {}
+
+    @field_validator("metrics")
+    @classmethod
+    def _are_no_columns(cls, metrics: dict[str, Metric]) -> dict[str, Metric]:
+        for name in metrics:
+            if shadows(name, metrics):
+                raise ValueError(f"metric {name!r:.80} is called like a column of leaderboards")
+        return metrics
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        missing = {part is None for part in (self.best_epoch, self.val, self.score)}
+        if missing != {self.status == "diverged"}:
+            raise ValueError("a finished cell has best_epoch, val and score, a diverged one none")
+        return self
