@@ -209,7 +209,7 @@ def test_a_full_disk_is_no_fault_of_a_sweeps_cell(
     assert report.error is None
     assert report.closed == (0,)
     assert not list(tmp_path.rglob("crash.json"))
-    assert (cell(tmp_path).result() or {})["status"] == "finished"
+    assert cell(tmp_path).result().status == "finished"
 
 
 def test_a_read_only_folder(mtbench: Mtbench, disk: Path) -> None:
@@ -232,8 +232,8 @@ def test_the_wall_clock_jumps_back(
     unharmed(run, whole)
     result = run.result()
     assert result is not None
-    assert result["cost"]["train_seconds"] >= 0
-    assert result["cost"]["seconds_per_step"] >= 0
+    assert result.cost.train_seconds >= 0
+    assert result.cost.seconds_per_step >= 0
 
 
 # Company

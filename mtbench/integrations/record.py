@@ -45,7 +45,7 @@ class Record:
         Raises:
             RunError: one of its files does not parse.
         """
-        spec, result = run.spec(), run.result() or {}
+        spec, result = run.spec(), run.result()
         params = {
             "task": spec.task,
             **{f"task.{key}": value for key, value in spec.task_params.items()},
@@ -54,7 +54,7 @@ class Record:
             **{f"recipe.{key}": value for key, value in spec.recipe.items()},
             **spec.model_dump(include={"seed", "data", "init", "precision", "device"}),
         }
-        status = str(result.get("status", "unfinished"))
+        status = "unfinished" if result is None else result.status
         tags = {
             "hash": spec.hash,
             "task": spec.task,
@@ -63,14 +63,16 @@ class Record:
             "stage": spec.stage,
             "status": status,
         }
-        if "reason" in result:
-            tags["reason"] = str(result["reason"])
-        once = _numbers({"selected": result.get("val", {}), "cost": result.get("cost", {})})
+        once: dict[str, float] = {}
+        times: dict[str, float] = {}
+        if result is not None:
+            if result.reason is not None:
+                tags["reason"] = result.reason
+            once = _numbers({"selected": result.val or {}, "cost": result.cost.model_dump()})
+            # The first results leave times to their files' own.
+            times = result.times or {"ended": (run.path / "result.json").stat().st_mtime}
         if (run.path / "test.opened").exists():
             once |= _numbers({"test": run.open_test()})
-        times = result.get("times", {})  # the first results leave them to their files' own
-        if result and not times:
-            times = {"ended": (run.path / "result.json").stat().st_mtime}
         return cls(
             place=Path(*run.path.resolve().parts[-3:]),
             task=spec.task,

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mtbench.comparing.judging.leaderboard import Board, Cell, overall, overall_markdown
-from mtbench.comparing.judging.result import Result
+from mtbench.training.cell.result import Result
 from mtbench.training.cell.rundir import RunDirectory, Spec
 from tests.comparing.test_leaderboard import DIVERGED, result
 

@@ -14,12 +14,12 @@ from mtbench.comparing.judging.deciding import prospect
 from mtbench.comparing.judging.leaderboard import Board, Cell
 from mtbench.comparing.judging.leaderboard import board as boards
 from mtbench.comparing.judging.leaderboard.ranking import Ranking
-from mtbench.comparing.judging.result import Result
 from mtbench.comparing.planning.cost import probe
 from mtbench.comparing.planning.grid import Cell as GridCell
 from mtbench.comparing.planning.grid import Grid, Order
 from mtbench.comparing.planning.pilot import Scatter, _luck, scatter
 from mtbench.comparing.planning.suite import Suite
+from mtbench.training.cell.result import Result
 from mtbench.training.cell.rundir import RunDirectory, Spec
 from tests.comparing.test_leaderboard import result
 from tests.conftest import TINY

@@ -347,7 +347,7 @@ def test_final_cells_have_the_best_trials_parameters(make: Made, tmp_path: Path)
     for entry in grid.entries:
         runs = list(find_runs([tmp_path / "tiny" / entry.choice.method.name]))
         trials = {run.spec().recipe["lr"]: run for run in runs if run.spec().stage == "trial"}
-        scores = {lr: (run.result() or {})["score"] for lr, run in trials.items()}
+        scores = {lr: run.result().score for lr, run in trials.items()}
         winner = max(scores, key=lambda lr: scores[lr])
         finals = [run for run in runs if run.spec().stage == "final"]
         assert {run.spec().seed for run in finals} == {0, 1}
@@ -475,7 +475,7 @@ def test_a_cell_that_another_mtbench_began_is_begun_again_if_asked(
     assert work(asked, tmp_path, [0]) == [path]
     result = RunDirectory(path).result()
     assert result is not None
-    assert result["environment"]["code"] == "changed"
+    assert result.environment["code"] == "changed"
     assert crash(RunDirectory(path)) is None
     assert claim.read(RunDirectory(path))
 
@@ -495,7 +495,7 @@ def test_a_cell_that_has_ended_keeps_no_checkpoint(make: Made, tmp_path: Path, e
     task = {"name": "tiny", "set": {"explode": ends == "diverged"}, "recipe": {"epochs": 2}}
     grid = make(methods=["ew"], tasks=[task], budget={"trials": 0, "seeds": 1})
     [path] = work(grid, tmp_path)
-    assert (RunDirectory(path).result() or {})["status"] == ends
+    assert RunDirectory(path).result().status == ends
     assert not list(tmp_path.rglob("checkpoint.pt"))
     (path / "checkpoint.pt").write_bytes(b"left over")
     sweep(grid, tmp_path, Nobody(), lambda _: None)

@@ -102,8 +102,8 @@ def test_mlflow_has_the_spec_every_epoch_and_the_result(mtbench, runs, client, t
         expected = [(record["epoch"], record[group][name]) for record in history]
         assert series(client, found, f"{group}/{name}") == expected
     result = run.result()
-    assert found.data.metrics["selected/within"] == result["val"]["within"]
-    assert found.data.metrics["cost/parameters"] == result["cost"]["parameters"]
+    assert found.data.metrics["selected/within"] == result.val["within"]
+    assert found.data.metrics["cost/parameters"] == result.cost.parameters
     assert found.data.metrics["test/within"] == run.open_test()["within"]
     assert found.info.status == "FINISHED"
     assert found.info.end_time >= found.info.start_time > 1.7e12

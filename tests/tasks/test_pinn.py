@@ -267,16 +267,16 @@ def test_resuming_lbfgs_ends_bit_identical(method: str, tmp_path: Path) -> None:
     again = lbfgs(tmp_path / "broken", method)
     assert not list(differences(whole.path, again.path))
     result = again.result()
-    assert result["status"] == "finished"
-    assert 4 < result["cost"]["search_passes"] <= 4 * 50
+    assert result.status == "finished"
+    assert 4 < result.cost.search_passes <= 4 * 50
 
 
 def test_lbfgs_is_far_ahead_of_adam_at_equal_passes(tmp_path: Path) -> None:
     searched = lbfgs(tmp_path / "lbfgs", "ew")
-    passes = searched.result()["cost"]["search_passes"]
+    passes = searched.result().cost.search_passes
     stepped = lbfgs(tmp_path / "adam", "ew", optimizer="adam", lr="1e-2", epochs=str(passes))
     lowest = [
-        sum(run.result()["val"][f"rms_{name}"] ** 2 for name in ("residual", "boundary"))
+        sum(run.result().val[f"rms_{name}"] ** 2 for name in ("residual", "boundary"))
         for run in (searched, stepped)
     ]
     assert lowest[0] < lowest[1] / 2
@@ -295,7 +295,7 @@ def test_a_line_search_that_meets_infinity(
 
     monkeypatch.setattr(Pinn, "losses", losses)
     result = lbfgs(tmp_path, "ew").result()
-    assert result["status"] == status
+    assert result.status == status
     if status == "diverged":
         reason = "sum of losses or its gradient in a line search (inf, nan) in epoch 0, step 0"
-        assert reason in result["reason"]
+        assert reason in result.reason

@@ -145,8 +145,8 @@ def test_the_budget_counts_the_passes(tiny: Path, tmp_path: Path) -> None:
     run = train(tiny, tmp_path, calls="2")
     steps = len((run.path / "steps.csv").read_text().splitlines()) - 1
     assert steps == 3 * 5  # of 48 samples 12 are held out, and 8 are a batch
-    assert run.result()["cost"]["validation_passes"] == 2 * steps
-    assert train(tiny, tmp_path, "ew").result()["cost"]["validation_passes"] == 0
+    assert run.result().cost.validation_passes == 2 * steps
+    assert train(tiny, tmp_path, "ew").result().cost.validation_passes == 0
 
 
 def test_metrics_reach_the_method_and_its_checkpoint(tiny: Path, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_metrics_reach_the_method_and_its_checkpoint(tiny: Path, tmp_path: Path)
 
 def test_a_wrapper_hands_both_on(tiny: Path, tmp_path: Path) -> None:
     run = train(tiny, tmp_path, "norm_matched+bilevel")
-    assert run.result()["cost"]["validation_passes"] == 3 * 5
+    assert run.result().cost.validation_passes == 3 * 5
     assert run.load("checkpoint.pt")["balancer"]["base.told"][0] != 1
 
 

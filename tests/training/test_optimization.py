@@ -305,7 +305,7 @@ def test_lbfgs_wants_the_same_losses_whenever_it_looks(
         monkeypatch.setattr(split, "batch", lambda self, indices, _=None: batch(self, indices))
     if not said:
         run, _ = train(tiny, tmp_path, **given)
-        assert run.result()["status"] == "finished"  # type: ignore[index]
+        assert run.result().status == "finished"
         return
     with pytest.raises(UsageError, match=f"wants the same losses whenever it looks, and {said}"):
         train(tiny, tmp_path, **given)

@@ -130,7 +130,7 @@ def test_methods_train_and_resume_bit_identical(tmp_path: Path, method: str) -> 
     whole = train(tmp_path / "whole", method)
     result = whole.result()
     assert result is not None
-    assert result["status"] == "finished"
+    assert result.status == "finished"
     train(tmp_path / "broken", method, stop=5)
     assert not list(differences(whole.path, train(tmp_path / "broken", method).path))
 

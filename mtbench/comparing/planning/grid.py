@@ -362,11 +362,11 @@ def frozen(cell: Cell, sources: Mapping[Cell, RunDirectory | None]) -> tuple[str
     finished = {}
     for source, run in sources.items():
         result = None if run is None else run.result()
-        if run is None or result is None or result["status"] != "finished":
+        if run is None or result is None or result.score is None:
             if not any_of_them:
                 said = f"{source} has not finished"
             continue
-        finished[source] = (float(result["score"]), run)
+        finished[source] = (result.score, run)
     for source, (_, run) in sorted(finished.items(), key=lambda item: -item[1][0]):
         try:
             giver = source.entry.choice.method

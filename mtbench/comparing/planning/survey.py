@@ -227,17 +227,11 @@ def state_of(run: RunDirectory) -> State:
         if failed(run) and (record := crash(run)):
             return State("failed", record["reason"], run=run.path, other=_core(record))
         return State("open", run=run.path)
-    try:
-        seconds, other = float(result["cost"]["train_seconds"]), _core(result["environment"])
-        if result["status"] == "diverged":
-            return State("diverged", result["reason"], seconds=seconds, run=run.path, other=other)
-        score = float(result["score"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(
-            f"{run.path / 'result.json'}: is no result of version 1 ({error}); delete it to train "
-            "the cell again"
-        ) from error
-    return State("finished", f"score {score:.4g}", score, seconds, run.path, other)
+    seconds, other = result.cost.train_seconds, _core(result.environment)
+    if result.score is None:
+        return State("diverged", result.reason or "", seconds=seconds, run=run.path, other=other)
+    said = f"score {result.score:.4g}"
+    return State("finished", said, result.score, seconds, run.path, other)
 
 
 def is_open(state: State, anew: bool) -> bool:

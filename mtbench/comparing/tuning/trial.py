@@ -7,6 +7,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from mtbench.training.cell.result import Result
 from mtbench.training.cell.rundir import RunDirectory
 from mtbench.training.task import Metric
 from mtbench.training.trainer.evaluation import primary_metrics
@@ -21,7 +22,7 @@ def train(
     observer: Observer,
     *,
     multi: bool,
-) -> dict[str, Any] | None:
+) -> Result | None:
     """Return the result of a trial's cell, which is trained if it has none; None if pruned.
 
     Args:
@@ -31,20 +32,19 @@ def train(
         observer: who watches.
         multi: whether the trial has several objectives.
     """
-    result = run.result()
-    if result is None:
+    if run.result() is None:
         try:
-            result = trainer(observer if multi else _Reporter(observer, trial, run)).run()
+            trainer(observer if multi else _Reporter(observer, trial, run)).run()
         except optuna.TrialPruned:
             return None
     run.drop_checkpoint()
-    return result
+    return run.result()
 
 
 def tell(
     study: optuna.Study,
     trial: optuna.Trial,
-    result: dict[str, Any] | None,
+    result: Result | None,
     metrics: Mapping[str, Metric],
     *,
     multi: bool,
@@ -53,20 +53,21 @@ def tell(
     if result is None:
         study.tell(trial, state=TrialState.PRUNED)
         return
-    trial.set_user_attr("status", result["status"])
+    trial.set_user_attr("status", result.status)
     primary = primary_metrics(metrics)
-    val = {name: result.get("val", {}).get(name, math.nan) for name in primary}
+    val = {name: (result.val or {}).get(name, math.nan) for name in primary}
     known = {name: value for name, value in val.items() if not math.isnan(value)}
     trial.set_user_attr("val", known)
-    trial.set_user_attr("acts", result.get("acts"))
-    if result["status"] == "finished":
-        trial.set_user_attr("score", result["score"])
+    trial.set_user_attr("acts", result.acts)
+    score = -math.inf
+    if result.score is not None:
+        trial.set_user_attr("score", score := result.score)
     # Of several objectives, what is undefined is the worst.
     values = [
         known.get(name, -math.inf if metrics[name].higher_is_better else math.inf)
         for name in primary
     ]
-    study.tell(trial, values if multi else result.get("score", -math.inf))
+    study.tell(trial, values if multi else score)
 
 
 class _Reporter:

@@ -25,6 +25,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtbench.errors import RunError, first_fault
+from mtbench.training.cell.result import Result
 from mtbench.training.machine.locks import Lock
 
 Precision = Literal["fp32", "bf16"]
@@ -168,13 +169,21 @@ class RunDirectory:
         except _BROKEN as error:
             raise RunError(f"{file}: not a spec of version 1: file: {error}") from error
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Result | None:
         """Return the result, None while the cell is unfinished.
 
         Raises:
-            RunError: it does not parse.
+            RunError: it does not parse, or is none.
         """
-        return self.read("result.json", "delete it to train the cell again")
+        remedy = "delete it to train the cell again"
+        found = self.read("result.json", remedy)
+        try:
+            return None if found is None else Result.model_validate(found)
+        except ValidationError as error:
+            raise RunError(
+                f"{self.path / 'result.json'}: is no result of version 1 ({first_fault(error)}); "
+                f"{remedy}"
+            ) from error
 
     def fitted(self) -> dict[str, Any] | None:
         """Return what `Task.fit` returned, None where it has not been asked.

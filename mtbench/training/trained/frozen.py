@@ -33,7 +33,8 @@ def frozen_weights(run: RunDirectory, kind: Kind, task: str, method: Method) -> 
         raise UsageError(f"--weights-from {run.path}: is of task {other}, wanted {task}")
     if not method.is_weighted_sum:
         raise UsageError(f"--weights-from {run.path}: {does_more(method)}")
-    status = (run.result() or {"status": "unfinished"}).get("status")
+    result = run.result()
+    status = "unfinished" if result is None else result.status
     if status != "finished":
         raise RunError(f"--weights-from {run.path}: is {status}; give a run that finished")
     found = _weights(run)

@@ -9,7 +9,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, RunError, UsageError, first_fault, writable
 from mtbench.plugins import extras
 from mtbench.training.cell.request import reload
+from mtbench.training.cell.result import Result
 from mtbench.training.cell.rundir import Precision, RunDirectory, Spec
 from mtbench.training.cell.weights import BALANCER, MODEL, PACKED, unpack
 from mtbench.training.task import Splits, Task, Trained
@@ -192,8 +193,8 @@ def write(
     result = run.result()
     if result is None:
         raise RunError(f"{path}: is not finished (no result.json); `mtbench run` goes on with it")
-    if result["status"] != "finished":
-        raise RunError(f"{path}: has no model to package, it {result['status']}")
+    if result.status != "finished":
+        raise RunError(f"{path}: has no model to package, it {result.status}")
     trained = load_trained(run, task, method)
     fitted = run.fitted()
     splits = None
@@ -362,26 +363,28 @@ def _difference(flat: _Flat, file: Path, inputs: Tensor, kind: str) -> float:
 
 
 def _card(
-    known: Description, task: Task, run: RunDirectory, result: Mapping[str, Any], onnx: str | None
+    known: Description, task: Task, run: RunDirectory, result: Result, onnx: str | None
 ) -> str:
     """Return the model card, in Markdown."""
     spec = known.spec
-    columns = {"validation": result["val"]}
+    assert result.val is not None
+    assert result.best_epoch is not None
+    columns = {"validation": result.val}
     if (run.path / "test.opened").exists():
         columns["test"] = run.open_test()
     rows = [
         f"| {key} | {' | '.join(_number(column.get(key)) for column in columns.values())} |"
-        for key in result["metrics"]
+        for key in result.metrics
     ]
     facts = {
         "task": spec.task, "method": spec.method, "seed": spec.seed, "spec": spec.hash,
         "data": spec.data, "started from": spec.init or "fresh weights",
-        "epoch": f"{result['best_epoch'] + 1} of {spec.recipe['epochs']}",
+        "epoch": f"{result.best_epoch + 1} of {spec.recipe['epochs']}",
         "precision": known.precision,
-        "mtbench": result["environment"]["mtbench"],
+        "mtbench": result.environment["mtbench"],
     }  # fmt: skip
     settings = {
-        "data": result["notes"],
+        "data": result.notes,
         "task": {k: v for k, v in spec.task_params.items() if k not in task.idle},
         "method": spec.method_params,
         "recipe": spec.recipe,

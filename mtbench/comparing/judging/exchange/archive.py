@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mtbench.comparing.judging.exchange.records import NAME, RECORDS, Cell, parsed, show
-from mtbench.comparing.judging.result import Record
 from mtbench.errors import RunError
+from mtbench.training.cell.result import Record
 from mtbench.version import __version__
 
 FORMAT, VERSION = "mtbench results", 1

@@ -20,8 +20,8 @@ from mtbench.comparing.judging.exchange.records import (
     show,
 )
 from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key
-from mtbench.comparing.judging.result import Result
 from mtbench.errors import RunError, did_you_mean, writable
+from mtbench.training.cell.result import Result
 from mtbench.training.cell.rundir import SEALED, Spec, find_runs
 from mtbench.training.machine.cache import writing
 

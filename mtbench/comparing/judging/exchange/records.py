@@ -8,8 +8,8 @@ from typing import TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mtbench.comparing import claim
-from mtbench.comparing.judging.result import Record, Result
 from mtbench.errors import RunError, UsageError
+from mtbench.training.cell.result import Record, Result
 from mtbench.training.cell.rundir import Spec, parse
 from mtbench.training.task import Recipe
 

@@ -9,18 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
-
 from mtbench.comparing import claim
 from mtbench.comparing.claim import Claim
-from mtbench.comparing.judging.result import Result
-from mtbench.errors import RunError, first_fault
+from mtbench.errors import RunError
 from mtbench.plugins import params
+from mtbench.training.cell.result import Result
 from mtbench.training.cell.rundir import RunDirectory, Spec
 
 BUDGET = ("epochs", "batch_size")
-
-_REMEDY = "delete it to train the cell again"
 
 LARGEST = 1e100
 """A number of this size is undefined: no sum or picture holds it."""
@@ -53,7 +49,7 @@ class Cell:
         Raises:
             RunError: a file does not parse, or lacks what it must have.
         """
-        cell = cls(run, run.spec(), _result(run), claim.read(run))
+        cell = cls(run, run.spec(), run.result(), claim.read(run))
         for key in BUDGET:
             if not _counts(found := cell.spec.recipe.get(key)):
                 raise RunError(
@@ -64,7 +60,7 @@ class Cell:
             if cell.result.seed != cell.spec.seed:
                 raise RunError(
                     f"{run.path / 'result.json'}: is of seed {cell.result.seed} in the folder of "
-                    f"seed {cell.spec.seed}; {_REMEDY}"
+                    f"seed {cell.spec.seed}; delete it to train the cell again"
                 )
             if cell.spec.stage == "final":
                 cell.test.update(_numbers(run))
@@ -111,17 +107,6 @@ class Cell:
     def ended(self) -> float:
         """When it ended, in seconds since 1970, as far as the record says so."""
         return self.done.times.get("ended", -math.inf)
-
-
-def _result(run: RunDirectory) -> Result | None:
-    found = run.result()
-    try:
-        return None if found is None else Result.model_validate(found)
-    except ValidationError as error:
-        raise RunError(
-            f"{run.path / 'result.json'}: is no result of version 1 ({first_fault(error)}); "
-            f"{_REMEDY}"
-        ) from error
 
 
 def _numbers(run: RunDirectory) -> dict[str, float]:

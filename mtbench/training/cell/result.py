@@ -30,6 +30,8 @@ class Cost(Record):
     peak_mib: float
     passes: str
     parameters: int
+    validation_passes: int = 0
+    search_passes: int = 0
 
 
 class Result(Record):
@@ -48,6 +50,8 @@ class Result(Record):
     notes: dict[str, Any]
     idle: list[str] = []
     acts: float | None = None
+    reason: str | None = None
+    nonfinite: list[dict[str, Any]] = []
     best_epoch: int | None = None
     val: dict[str, float] | None = None
     score: float | None = None
