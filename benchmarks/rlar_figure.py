@@ -54,6 +54,7 @@ def _pairs(axes: Axes, study: Study, column: int) -> None:
             axes.plot(interval.mean, y, "o", color="tab:blue", markersize=4)
     names = [f"{q.row} − {q.other}" for q in study.questions]
     axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.locator_params("x", nbins=4)
     axes.set_ylim(len(names) - 0.4, -0.6)
 
 
