@@ -57,9 +57,9 @@ def writable(what: str, remedy: str = "") -> Iterator[None]:
 
 
 def first_fault(error: "ValidationError") -> str:
-    """Return the first thing that pydantic finds wrong, behind its place."""
+    """Return the first thing that pydantic finds wrong, behind its place, which a file may name."""
     first = error.errors(include_input=False, include_context=False)[0]
-    place = ".".join(map(str, first["loc"])) or "file"
+    place = repr(".".join(map(str, first["loc"])) or "file")[1:-1][:80]
     return f"{place}: {first['msg'].removeprefix('Value error, ')}"
 
 

@@ -497,6 +497,15 @@ def test_a_result_whose_parts_are_of_another_type_is_explained(tmp_path: Path) -
         board(tmp_path)
 
 
+def test_a_name_from_a_result_is_one_harmless_line(tmp_path: Path) -> None:
+    run = cell(tmp_path, "ew", 0)
+    file = run.path / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"val": {"a\nb\x1b[31m": "x"}}))
+    with pytest.raises(RunError) as told:
+        board(tmp_path)
+    assert str(told.value).isprintable()
+
+
 def test_one_unit_more_changes_nothing(tmp_path: Path) -> None:
     """What is compared is cut to what is common."""
     for seed in (0, 1):

@@ -35,7 +35,7 @@ class Cost(Record):
 
 
 class Result(Record):
-    """The file; what a diverged cell lacks, and what the first ones did not say, has a default."""
+    """The file; what a diverged cell lacks, and what came later, has a default."""
 
     version: Literal[1]
     status: Literal["finished", "diverged"]

@@ -186,6 +186,7 @@ class CaseSplit(Split):
         standardise: what made the targets of the raw radiomics.
         lexicon: the descriptors whose terms a batch holds, as ``descriptors`` (B, D), -1 where
             unknown; by default none, and no such entry.
+        keep: what is read of masks for `batch`, since it is asked again.
     """
 
     def __init__(
@@ -198,8 +199,10 @@ class CaseSplit(Split):
         strength: float,
         standardise: Standardiser | None = None,
         lexicon: Lexicon = (),
+        *,
+        keep: bool = False,
     ) -> None:
-        self.standardise = standardise
+        self.standardise, self._keep = standardise, keep
         self.strength, self._prepared, self._high = strength, prepared, high
         self.cases = tuple(cases[i] for i, _ in samples)
         self.readings = tuple(cases[i].said[reading] for i, reading in samples)
@@ -264,13 +267,15 @@ class CaseSplit(Split):
     def _outline(self, position: int) -> Tensor:
         """Return a sample's mask at its image's own resolution, (H, W), of none (0, 0).
 
-        Each epoch's validation asks for it: what a file holds is read once and kept, a bit a pixel.
+        What is kept takes a bit a pixel.
         """
         contour = self.readings[position].contour
         if contour is None:
             return torch.zeros(0, 0, dtype=torch.bool)
         if not callable(contour):
             return torch.from_numpy(contour)
+        if not self._keep:
+            return torch.from_numpy(read(contour))
         if position not in self._outlines:
             mask = read(contour)
             self._outlines[position] = np.packbits(mask), mask.shape

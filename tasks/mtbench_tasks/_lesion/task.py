@@ -291,7 +291,15 @@ class LesionTask(Task):
         high = self.origin.high if self.target == "low-high" else None
         made = [
             CaseSplit(
-                cases, prepared, samples, part, high, self.augmentation, standardise, self.lexicon
+                cases,
+                prepared,
+                samples,
+                part,
+                high,
+                self.augmentation,
+                standardise,
+                self.lexicon,
+                keep=samples is val,  # each epoch's end asks for its masks
             )
             for samples, part in zip((train, val, test), rows, strict=True)
         ]

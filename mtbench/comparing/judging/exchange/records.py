@@ -8,7 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mtbench.comparing import claim
-from mtbench.errors import RunError, UsageError
+from mtbench.errors import RunError, UsageError, first_fault
 from mtbench.training.cell.result import Record, Result
 from mtbench.training.cell.rundir import Spec, parse
 from mtbench.training.task import Recipe
@@ -107,15 +107,9 @@ def parsed(model: type[_Model], raw: bytes, where: str) -> _Model:
         parse(raw.decode())
         return model.model_validate_json(raw)
     except ValidationError as error:
-        raise RunError(f"{where}: not of version 1: {_first(error)}") from error
+        raise RunError(f"{where}: not of version 1: {first_fault(error)}") from error
     except (ValueError, TypeError, RecursionError, OverflowError) as error:
         raise RunError(f"{where}: does not parse ({error})") from error
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_input=False, include_context=False)[0]
-    place = ".".join(map(str, first["loc"])) or "file"
-    return f"{show(place)}: {first['msg']}"
 
 
 def check_spec(spec: Spec, where: str) -> None:
@@ -132,7 +126,7 @@ def check_spec(spec: Spec, where: str) -> None:
     try:
         recipe = _RECIPE.validate_json(json.dumps(spec.recipe), strict=True)
     except ValidationError as error:
-        raise RunError(f"{where}: recipe: {_first(error)}") from error
+        raise RunError(f"{where}: recipe: {first_fault(error)}") from error
     except UsageError as error:
         raise RunError(f"{where}: recipe: {error}") from error
     if not {"epochs", "batch_size"} <= set(spec.recipe) <= set(asdict(recipe)):
