@@ -272,9 +272,7 @@ class CaseSplit(Split):
         contour = self.readings[position].contour
         if contour is None:
             return torch.zeros(0, 0, dtype=torch.bool)
-        if not callable(contour):
-            return torch.from_numpy(contour)
-        if not self._keep:
+        if not (self._keep and callable(contour)):
             return torch.from_numpy(read(contour))
         if position not in self._outlines:
             mask = read(contour)
