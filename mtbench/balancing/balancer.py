@@ -8,6 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
+from inspect import isfunction, signature
 from numbers import Integral
 from typing import (
     TYPE_CHECKING,
@@ -44,6 +45,9 @@ LossesFn = Callable[[], Any]
 A method's own `after_step` is given K scalars in order.
 """
 Losses = Sequence[Tensor | None] | Mapping[str, Tensor | None]
+
+_ASKED = "balance", "objective", "weights", "direction", "after_evaluation", "wrap", "suggest"
+"""What a method may define beside the hooks of a loop."""
 
 
 class Said(TypedDict, total=False):
@@ -164,6 +168,8 @@ class Balancer(nn.Module, ABC):
         if "backward" in vars(cls):  # what `balance` was called before there was the one call
             cls.balance = vars(cls)["backward"]  # type: ignore[method-assign]
             del cls.backward
+        for name in (*HOOKS, *_ASKED):
+            _must_take(cls, name)
         if "after_step" in vars(cls):
             setattr(cls, "after_step", _asked(vars(cls)["after_step"]))  # noqa: B010 - a method
         for hook in HOOKS:
@@ -225,6 +231,9 @@ class Balancer(nn.Module, ABC):
             weights = torch.full_like(step.host_values, float(overflows))
         else:
             weights = self.balance(step)
+            K = self.num_objectives
+            if weights is not None and not (isinstance(weights, Tensor) and weights.shape == (K,)):
+                self._refuse("balance", f"weights of shape ({K},), or None", weights)
             if step.transient and step.is_apart:
                 self.watch.parted(self._called, bool(step.shared))
             # Of whom each is said to train by itself, those who took gradients apart.
@@ -392,11 +401,11 @@ class Balancer(nn.Module, ABC):
             self._refuse(what, f"a tensor of shape {tuple(shape)}, off the graph", found)
         return found
 
-    def _refuse(self, what: str, wanted: str, found: Any) -> Never:
+    def _refuse(self, what: str, wanted: str, found: Any, verb: str = "return") -> Never:
         shown = type(found).__name__
         if isinstance(found, Tensor):
             shown = f"shape {tuple(found.shape)}{', on the graph' * found.requires_grad}"
-        raise StepError(f"{self._called}: `{what}` must return {wanted}, found {shown}")
+        raise StepError(f"{self._called}: `{what}` must {verb} {wanted}, found {shown}")
 
     @classmethod
     def _does(cls, hook: str) -> bool:
@@ -429,7 +438,11 @@ class Balancer(nn.Module, ABC):
     def all_notes(self) -> dict[str, Tensor]:
         """Return the `notes` of this method and of those that it is made of."""
         parts = [part for part in self.modules() if isinstance(part, Balancer)]
-        return {name: value for part in parts for name, value in part.notes.items()}
+        found = {name: value for part in parts for name, value in part.notes.items()}
+        for name, value in found.items():
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                self._refuse(f"notes[{name!r}]", "a tensor of one number", value, "be")
+        return found
 
     def after_step(self, losses_fn: LossesFn) -> None:
         """Act after the optimizer's step; `losses_fn()` repeats the forward on the same batch."""
@@ -488,6 +501,24 @@ def _name(method: type) -> str:
     return method.__module__.rpartition(".")[2]
 
 
+def _must_take(method: type, name: str) -> None:
+    """Refuse a method that defines something with other arguments than it is called with."""
+    own, base = (
+        getattr(found, "__func__", found)  # of a class method
+        for found in (vars(method).get(name), getattr(super(method, method), name, None))
+    )
+    if not isfunction(own) or not isfunction(base):
+        return
+    wanted, found = signature(base), signature(own)
+    try:
+        found.bind(*wanted.parameters)
+    except TypeError:
+        shown = [f"({', '.join(said.parameters)})" for said in (wanted, found)]
+        raise UsageError(
+            f"{method.__name__}.{name} must take {shown[0]}, found {shown[1]}"
+        ) from None
+
+
 def _asked(after_step: Callable[[Any, LossesFn], None]) -> Callable[[Any, LossesFn], None]:
     """Return the hook, given K scalars, and nothing after a step that it has not heard of."""
 
@@ -518,7 +549,8 @@ class Scalarizer(Balancer):
         if not isinstance(found, tuple) or len(found) != 2:
             self._refuse("objective", "a pair, the scalar and weights or None", found)
         objective, weights = found
-        if not isinstance(objective, Tensor) or objective.numel() != 1:
+        off = not isinstance(objective, Tensor) or objective.numel() != 1
+        if off or (not objective.requires_grad and any(x.requires_grad for x in step.losses)):
             self._refuse("objective", "a scalar on the graph as the first of the pair", objective)
         if weights is not None and not isinstance(weights, Tensor):
             self._refuse("objective", "weights (K,) or None as the second of the pair", weights)

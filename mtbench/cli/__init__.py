@@ -109,6 +109,14 @@ def main() -> None:
         where = f"{problem.filename}: " if problem.filename else ""
         text = f"{where}{problem.strerror or problem}; mend that and repeat the command"
         _refuse(text)
+    except Exception as problem:
+        from mtbench.plugins.code import place_of
+
+        if not (place := place_of(problem)):  # ours to mend, and not the user's
+            raise
+        said = str(problem).strip().partition("\n")[0]
+        text = f"{place}: {type(problem).__name__}{said and f': {said}'}"
+        _refuse(f"{text}; mend the plugin and repeat the command")
     sys.exit(2)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import Distribution, entry_points
 from pathlib import Path
+from traceback import walk_tb
 
 PACKAGE = "mtbench_plugin"
 """The package, of that name only, in which plugin files are modules."""
@@ -88,6 +89,16 @@ def origin(plugin: type) -> str:
     if distribution is None:
         return package
     return f"{distribution.name} {distribution.version}"
+
+
+def place_of(error: BaseException) -> str:
+    """Return the line of a plugin file in which an error was raised, or which led to it, if any."""
+    lines = [
+        f"{frame.f_code.co_filename}, line {number}, in {frame.f_code.co_name}"
+        for frame, number in walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).startswith(f"{PACKAGE}.")
+    ]
+    return lines[-1] if lines else ""
 
 
 @cache

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from inspect import Parameter
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from mtbench import seeding
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.step import Step
 from mtbench.balancing.wrapper import Wrapper
-from mtbench.errors import UsageError
+from mtbench.errors import PluginError, UsageError
 from mtbench.plugins import params
 from mtbench.plugins.registry import Entry, parts
 
@@ -108,12 +108,11 @@ class Method:
             UsageError: a parameter that does not exist or has no such value.
         """
         shares = self._shares(self.resolve(parameters))
-        balancer = self.classes[-1](num_objectives, seed=seed, **shares[-1])
-        for entry, part, share in reversed(
-            list(zip(self.entries, self.classes, shares, strict=True))[:-1]
-        ):
-            wrapper: Any = part
-            balancer = wrapper(balancer, seed=seeding.derive(seed, entry.name), **share)
+        *outer, base = zip(self.entries, self.classes, shares, strict=True)
+        balancer = _constructed(*base, num_objectives, seed)
+        for entry, part, share in reversed(outer):
+            own = seeding.derive(seed, entry.name)
+            balancer = _constructed(entry, part, share, balancer, own)
         return balancer
 
     def suggest(self, trial: "Trial", num_objectives: int) -> dict[str, Any]:
@@ -121,7 +120,12 @@ class Method:
         found: dict[str, Any] = {}
         for entry, part in zip(self.entries, self.classes, strict=True):
             asked: Any = trial if len(self.classes) == 1 else _Prefixed(trial, entry.name)
-            own = part.suggest(asked, num_objectives)
+            own: Any = part.suggest(asked, num_objectives)
+            if not isinstance(own, Mapping):
+                raise PluginError(
+                    f"{entry.path}: suggest must return its parameters by name, as in "
+                    f"{{'alpha': trial.suggest_float('alpha', 0, 1)}}, found {own!r}"
+                )
             found |= {self.key(entry.name, name): value for name, value in own.items()}
         return found
 
@@ -146,6 +150,28 @@ class Method:
     def digests(self) -> dict[str, str]:
         """What code each part is, by its name."""
         return {entry.name: entry.digest() for entry in self.entries}
+
+
+def _constructed(
+    entry: Entry, part: type[Balancer], share: Mapping[str, Any], first: Any, seed: int
+) -> Balancer:
+    """Return a part of a method, if it is constructed as all are.
+
+    Raises:
+        PluginError: it takes other arguments, or leaves its base out.
+    """
+    what = f"{entry.path}: {part.__name__}.__init__"
+    try:
+        signature(part.__init__).bind(None, first, seed=seed, **share)
+    except TypeError as error:
+        said = "base" if issubclass(part, Wrapper) else "num_objectives"
+        raise PluginError(
+            f"{what} must take (self, {said}, seed=0), and its own parameters by name: {error}"
+        ) from None
+    found = part(first, seed=seed, **share)
+    if "num_objectives" not in vars(found):
+        raise PluginError(f"{what} does not construct its base: begin it with super().__init__")
+    return found
 
 
 class _Prefixed:

@@ -29,11 +29,21 @@ def declared(callee: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     ...     def __init__(self, *, width: int = 64, **common: int) -> None: ...
     >>> [(name, p.default) for name, p in declared(Wide).items()]
     [('width', 64), ('depth', 4)]
+
+    Raises:
+        UsageError: an annotation names what is not there.
     """
     found: dict[str, inspect.Parameter] = {}
     chain = map(_constructor, _chain(callee)) if isinstance(callee, type) else [callee]
     for function in chain:
-        hints = get_type_hints(function)
+        try:
+            hints = get_type_hints(function)
+        except NameError as error:
+            raise UsageError(
+                f"{function.__module__.rpartition('.')[2]}: {function.__qualname__} has a type "
+                f"that is not there ({error}): parameters have one of int, float, bool, str, Path, "
+                "Literal, tuple[X, ...] and unions of these"
+            ) from None
         for parameter in _own(function):
             hint = hints.get(parameter.name, str)
             found.setdefault(parameter.name, parameter.replace(annotation=hint))
@@ -109,7 +119,7 @@ def resolve(cls: type, given: Mapping[str, Any], owner: str) -> dict[str, Any]:
             raise UsageError(f"{owner} has no parameter {name!r}: {hint}")
     values = {}
     for name, parameter in known.items():
-        if name in given:
+        if name in given and given[name] != parameter.default:  # which may be of another type
             values[name] = convert(given[name], parameter.annotation, f"{owner}.{name}")
         elif parameter.default is inspect.Parameter.empty:
             raise UsageError(f"{owner} needs {name}={describe(parameter.annotation)}")

@@ -138,3 +138,61 @@ def test_what_a_method_may_not_answer_is_told_in_a_line(family, name, answer, fo
     methods = {"__module__": "plugins.mine", name: lambda _, *asked: answer(*asked)}
     with pytest.raises(StepError, match=rf"^mine: `{name}` must return .*{found}"):
         type("Mine", (family,), methods)(3).backward(problem()[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "takes", "said"),
+    [
+        (
+            "weights",
+            lambda self, gramian: gramian,
+            r"\(self, gramian, losses\), found \(self, gram",
+        ),
+        ("weights", lambda gramian, losses: losses, r".*found \(gramian, losses\)"),
+        ("after_epoch", lambda self, epoch: None, r"\(self\), found \(self, epoch\)"),
+        ("after_step", lambda self: None, r"\(self, losses_fn\), found \(self\)"),
+        ("suggest", classmethod(lambda cls, trial: {}), r"\(cls, trial, num_obj.*\(cls, trial\)"),
+    ],
+    ids=["too few", "no self", "too many", "hook", "class method"],
+)
+def test_what_a_method_defines_takes_what_it_is_called_with(name, takes, said):
+    with pytest.raises(UsageError, match=rf"Mine\.{name} must take {said}"):
+        type("Mine", (Asked,), {name: takes})
+    more = {"weights": lambda self, gramian, losses, more=1: losses, "after_epoch": lambda *_: None}
+    type("Mine", (Asked,), more)
+
+
+@pytest.mark.parametrize("note", [1.0, torch.ones(2)], ids=["float", "vector"])
+def test_a_note_is_a_tensor_of_one_number(note):
+    method = Asked(2)
+    method.notes = {"mine": note}
+    with pytest.raises(StepError, match=r"`notes\['mine'\]` must be a tensor of one number, found"):
+        method.all_notes()
+
+
+class Detached(First):
+    def objective(self, step):
+        return sum(loss.detach() for loss in step.losses), None
+
+
+class Fewer(First):
+    def objective(self, step):
+        return step.losses[0], torch.ones(1)
+
+
+class Listed(First):
+    def balance(self, step):
+        return [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (Detached, r"`objective` must return a scalar on the graph .*, found shape \(\)$"),
+        (Fewer, r"`balance` must return weights of shape \(3,\), or None, found shape \(1,\)"),
+        (Listed, r"`balance` must return weights of shape \(3,\), or None, found list"),
+    ],
+)
+def test_what_trains_nothing_or_is_no_weights_is_refused(method, said):
+    with pytest.raises(StepError, match=said):
+        method(3).backward(problem()[2])

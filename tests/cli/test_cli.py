@@ -802,6 +802,44 @@ def test_bad_plugin_files_are_refused(
     assert tree(finished) == before
 
 
+FAULTY = """from mtbench import Weighting
+
+
+class Mine(Weighting):
+    paper = "none"
+
+    def weights(self, gramian, losses):
+        {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("return losses[9]", "IndexError: index 9 is out of bounds"),
+        ("return gramian @ losses[:1]", "RuntimeError: "),  # which torch raises
+        ("raise ValueError('one\\ntwo')", "ValueError: one; mend the plugin"),
+        ("assert 0", "AssertionError; mend the plugin"),
+    ],
+    ids=["index", "torch", "lines", "silent"],
+)
+def test_what_a_plugin_file_raises_is_told_with_its_line(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path, body: str, said: str
+) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(FAULTY.format(body=body))
+    line = words(tiny, tmp_path / "out", "--epochs", 1, "--plugin", plugin, method=("mine",))
+    refused(mtbench(*line), f"{plugin}, line 8, in weights: {said}")
+
+
+def test_what_we_raise_is_ours(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtbench.cli.running.resolve_device", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        mtbench(*words(tiny, tmp_path / "out"))
+
+
 def test_a_plugin_that_bears_a_known_name(
     mtbench: Mtbench, tiny: Path, finished: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mtbench import Method, UsageError, combine
+from mtbench.errors import PluginError
 from mtbench.training.cell.request import Request
 
 WRAPPERS = {
@@ -128,6 +129,13 @@ def test_every_part_draws_its_own():
     assert set(Method.find("mgda").suggest(trial, 2)) == {"normalise"}
 
 
+def test_a_search_space_is_a_mapping(plugins):
+    file = plugins[0]
+    file.write_text(file.read_text() + "    @classmethod\n    def suggest(cls, trial, K): ...\n")
+    with pytest.raises(PluginError, match=r"double\.py: suggest must return .*, found None"):
+        Method.find("double+mgda", plugins).suggest(None, 2)
+
+
 def test_the_command_line_names_parts(plugins, tiny):
     request = Request.of(
         "tiny", ["double+mgda", "mgda"], {"normalise": "l2", "factor": "4"}, [tiny, *plugins]
@@ -139,6 +147,45 @@ def test_the_command_line_names_parts(plugins, tiny):
     spec = request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu")
     assert spec.method == "double+mgda"
     assert set(spec.plugins) == {"double", "mgda", "tiny"}
+
+
+CONSTRUCTOR = """
+from mtbench import Wrapper, Weighting
+
+class Mine({base}):
+    paper = "none"
+    def __init__({takes}):
+        {does}
+    def {asked}: ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("takes", "does", "said"),
+    [
+        ("self, num_objectives", "super().__init__(num_objectives)", "unexpected .* 'seed'"),
+        ("self", "super().__init__(2)", "too many positional arguments"),
+        ("self, num_objectives, alpha, seed=0", "pass", "missing a required argument: 'alpha'"),
+        ("self, num_objectives, seed=0", "self.alpha = 1", "does not construct its base: begin"),
+    ],
+    ids=["seed", "nothing", "another", "base"],
+)
+def test_a_constructor_that_is_not_as_all_are(tmp_path, takes, does, said):
+    (file := tmp_path / "mine.py").write_text(
+        CONSTRUCTOR.format(
+            base="Weighting", takes=takes, does=does, asked="weights(self, gramian, losses)"
+        )
+    )
+    with pytest.raises(PluginError, match=rf"mine\.py: Mine\.__init__ .*{said}"):
+        Method.find("mine", [file])(2)
+
+
+def test_a_wrapper_takes_its_base(tmp_path):
+    (file := tmp_path / "mine.py").write_text(
+        CONSTRUCTOR.format(base="Wrapper", takes="self", does="pass", asked="balance(self, step)")
+    )
+    with pytest.raises(PluginError, match=r"must take \(self, base, seed=0\)"):
+        Method.find("mine+ew", [file])(2)
 
 
 def test_combine():

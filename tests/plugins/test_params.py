@@ -38,6 +38,22 @@ def test_text_becomes_a_value(text: Any, annotation: Any, value: Any) -> None:
     assert type(found) is type(value)
 
 
+def test_a_default_of_another_type_is_taken_back_from_a_record() -> None:
+    def function(*, rate: float = None, shares: list[float] = [1.0]) -> None: ...  # type: ignore[assignment] # noqa: B006, RUF013
+
+    kept = {"rate": None, "shares": [1.0]}
+    assert resolve(function, kept, "mine") == kept  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"mine\.rate must be float, found 'x'"):
+        resolve(function, {"rate": "x"}, "mine")  # type: ignore[arg-type]
+
+
+def test_a_type_that_is_not_there_is_told() -> None:
+    def function(*, rate: "Missing") -> None: ...  # type: ignore[name-defined] # noqa: F821
+
+    with pytest.raises(UsageError, match=r"function has a type that is not there \(name 'Missing'"):
+        declared(function)
+
+
 @pytest.mark.parametrize(
     ("text", "annotation"),
     [
