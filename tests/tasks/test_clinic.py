@@ -546,6 +546,11 @@ def test_nifti_as_nibabel_writes_it_is_taken_as_stored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(nifti(tmp_path / "a.nii", scan(), NIBABEL)), scan())
 
 
+def test_nifti_that_is_not_packed_as_it_is_called(tmp_path: Path) -> None:
+    file = nifti(tmp_path / "a.nii", scan(), NIBABEL).rename(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(read_image(file), scan())
+
+
 def test_nifti_with_swapped_axes_is_turned(tmp_path: Path) -> None:
     swapped = (0, 1, 0, 1, 0, 0, 0, 0, 1)
     file = nifti(tmp_path / "a.nii", np.ascontiguousarray(scan().T), swapped)
@@ -665,6 +670,50 @@ def test_a_header_that_contradicts_itself_is_told(
     assert (words or "") in " ".join(told)
 
 
+def rewritten(file: Path, old: bytes, new: bytes) -> Path:
+    """Change what a file says, to what no library writes."""
+    content = file.read_bytes()
+    assert content.count(old) == 1
+    file.write_bytes(content.replace(old, new.ljust(len(old))))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("text", "spacing", "told"),
+    [
+        (b"0,17\\0,17", 0.17, ""),
+        (b"unknown", None, "its pixel spacing is unknown, no two numbers above 0: not taken"),
+        (b"0.17", None, "its pixel spacing is 0.17, no two numbers"),
+    ],
+)
+def test_a_spacing_that_is_no_two_numbers(
+    tmp_path: Path, text: bytes, spacing: float | None, told: str
+) -> None:
+    file = dicom(tmp_path / "a.dcm", scan(), PixelSpacing=["0.17", "0.17"])
+    found = read_picture(rewritten(file, b"0.17\\0.17", text))
+    assert found.spacing == (spacing and pytest.approx(spacing))
+    assert len(found.told) == bool(told)
+    assert told in " ".join(found.told)
+
+
+def test_an_aspect_ratio_that_is_no_two_numbers_is_told(tmp_path: Path) -> None:
+    file = dicom(tmp_path / "a.dcm", scan(), PixelAspectRatio=["1", "2"])
+    found = read_picture(rewritten(file, b"1\\2", b"1:2"))
+    assert "its aspect ratio is 1:2, no two numbers: not taken" in " ".join(found.told)
+
+
+def test_a_window_by_halves_or_with_commas(tmp_path: Path) -> None:
+    plain, shown = read_image(dicom(tmp_path / "a.dcm", scan())), {"WindowWidth": "99.5"}
+    for name in ("WindowWidth", "WindowCenter"):
+        np.testing.assert_array_equal(
+            read_image(dicom(tmp_path / "a.dcm", scan(), **{name: "99.5"})), plain
+        )
+    file = dicom(tmp_path / "a.dcm", scan(), **shown, WindowCenter="120.5")
+    wanted = read_image(file)
+    assert (wanted != plain).any()
+    np.testing.assert_array_equal(read_image(rewritten(file, b"120.5", b"120,5")), wanted)
+
+
 def test_a_jpeg_that_says_rgb_and_holds_ycbcr(tmp_path: Path) -> None:
     colour = np.zeros((64, 64, 3), np.uint8)
     colour[:32], colour[32:] = (200, 40, 40), (40, 40, 200)
@@ -715,8 +764,8 @@ def test_frames_are_told_and_one_is_read(tmp_path: Path) -> None:
     clip = np.stack([scan() // k for k in (1, 2, 4)])
     file = dicom(tmp_path / "a.dcm", clip)
     assert frames(file) == 3
-    with pytest.raises(DataError, match="has 3 frames; say which one is meant"):
-        read_image(file)
+    with pytest.raises(DataError, match=r"has 3 frames; say which one .*; a mask is to have one"):
+        read_mask(file, file)
     np.testing.assert_array_equal(read_picture(file, 3).pixels, clip[2])
     for number in (0, 4):
         with pytest.raises(DataError, match=f"has no frame {number}: it has 3"):

@@ -153,7 +153,10 @@ def _geometry(data: "Dataset") -> Geometry:
         _text(data, "PhotometricInterpretation") == "MONOCHROME2"
     ):
         told.append("its header says that it is inverted and that it is not: it is taken as not")
-    if ratio := _numbers(data.get("PixelAspectRatio")):
+    ratio = _numbers(data.get("PixelAspectRatio"))
+    if ratio is None and data.get("PixelAspectRatio"):
+        told.append(f"its aspect ratio is {data.PixelAspectRatio}, no two numbers: not taken")
+    if ratio:
         if spacing is None:
             return geometry(shape, None, ratio[0] / ratio[1], _around(regions), told=tuple(told))
         if not np.isclose(ratio[0] / ratio[1], spacing[0] / spacing[1], rtol=AGREE):
@@ -203,9 +206,14 @@ def _pixel_spacing(data: "Dataset", told: list[str]) -> tuple[float, float] | No
     """Return millimetres down and across; 1 x 1 is what writers put who do not know."""
     shared = data.get("SharedFunctionalGroupsSequence")
     measures = shared[0].get("PixelMeasuresSequence") if shared else None
-    places = (data.get(name) for name in SPACINGS)
-    within = measures[0].get("PixelSpacing") if measures else None
-    found = [said for said in map(_numbers, (*places, within)) if said and said != (1, 1)]
+    places = [data.get(name) for name in SPACINGS]
+    places += [measures[0].get("PixelSpacing")] if measures else []
+    told += [
+        f"its pixel spacing is {place}, no two numbers above 0: not taken"
+        for place in places
+        if place and not _numbers(place)
+    ]
+    found = [said for said in map(_numbers, places) if said and said != (1, 1)]
     if not all(np.allclose(other, found[0], rtol=AGREE) for other in found):
         by = " and ".join(_by(said) for said in found)
         told.append(f"its header says {by} mm per pixel: the first is taken")
@@ -215,7 +223,7 @@ def _pixel_spacing(data: "Dataset", told: list[str]) -> tuple[float, float] | No
 def _numbers(said: Any) -> tuple[float, float] | None:
     """Return two positive numbers, None where there are no such."""
     try:
-        first, second = (abs(float(value)) for value in said)
+        first, second = (abs(_number(value)) for value in said)
     except (TypeError, ValueError):
         return None
     return (first, second) if 0 < first < math.inf and 0 < second < math.inf else None
@@ -227,6 +235,7 @@ def _grey(data: "Dataset", values: NDArray[Any], found: Geometry) -> Stored:
 
     hidden = _padding(data, values)
     inverse = _text(data, "PhotometricInterpretation") == "MONOCHROME1"
+    width, centre = _first(data, "WindowWidth"), _first(data, "WindowCenter")
     try:
         values = processing.apply_modality_lut(values, data)
         if lut := data.get("VOILUTSequence"):
@@ -235,7 +244,8 @@ def _grey(data: "Dataset", values: NDArray[Any], found: Geometry) -> Stored:
                 _widen(lut[0])
             values = np.rint(values).astype(np.int32) if values.dtype.kind == "f" else values
             values, shown = processing.apply_voi(values, data), (0.0, 2.0**bits - 1)
-        elif _numbers([_first(data, "WindowWidth"), 1]) and _first(data, "WindowWidth") > 1:
+        elif width > 1 and math.isfinite(width + centre):
+            data.WindowWidth, data.WindowCenter = width, centre
             ends = np.array([-1e12, 1e12])
             low, high = processing.apply_windowing(ends, data)
             values, shown = processing.apply_windowing(values, data), (float(low), float(high))
@@ -285,12 +295,17 @@ def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _first(data: "Dataset", name: str) -> float:
-    """Return an entry's first number, 0 where there is none."""
+    """Return an entry's first number, NaN where there is none."""
     said = data.get(name)
     try:
-        return float(said[0] if isinstance(said, Sequence) else said)
+        return _number(said if isinstance(said, str) or not isinstance(said, Sequence) else said[0])
     except (TypeError, ValueError, IndexError):
-        return 0.0
+        return math.nan
+
+
+def _number(said: Any) -> float:
+    """Return a number; some writers put a comma for the point."""
+    return float(str(said).replace(",", "."))
 
 
 def _text(data: "Dataset", name: str) -> str:

@@ -265,7 +265,7 @@ def _load(path: Path, frame: int | None) -> Stored:
         if frame is None and count > 1:
             raise DataError(
                 f"has {count} frames; say which one is meant (1 to {count}) in the manifest's "
-                "column frame"
+                "column frame; a mask is to have one"
             )
         number = 1 if frame is None else frame
         if not 1 <= number <= count:

@@ -106,7 +106,9 @@ def _must_be_whole(path: Path, header: "sitk.ImageFileReader") -> None:
     """Refuse a file that was cut off: the library fills up what is missing."""
     start, bits = (float(header.GetMetaData(key)) for key in ("vox_offset", "bitpix"))
     try:
-        with (gzip.open if path.name.lower().endswith(".gz") else open)(path, "rb") as file:
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"  # whatever it is called
+        with (gzip.open if packed else open)(path, "rb") as file:
             file.seek(int(start + math.prod(header.GetSize()) * bits / 8) - 1)
             whole = len(file.read(1)) == 1
     except (OSError, EOFError, ValueError, OverflowError, zlib.error):
