@@ -102,6 +102,8 @@ def export(
     What is left out gets a line each. A task has options of its own, given like
     [bold]--grades low,high[/]: `mtbench info TASK` lists them.
     """
+    import shutil
+
     from mtbench.errors import RunError, writable
 
     with _of(task, source, plugin or []) as kind:
@@ -110,7 +112,11 @@ def export(
             raise RunError(f"--to {to}: exists already; choose an empty or a new folder")
         with writable(f"--to {to}"):
             to.mkdir(parents=True, exist_ok=True)
-        found = kind.export(source, data, to, **options)
+        try:
+            found = kind.export(source, data, to, **options)
+        except BaseException:
+            shutil.rmtree(to)  # it was empty, and the same command would find half an export
+            raise
     for line in found.problems:
         typer.echo(inert.plain(line))
     left = f"; left out: {len(found.problems)}" if found.problems else ""

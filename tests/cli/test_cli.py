@@ -925,6 +925,7 @@ def test_a_file_that_a_task_cannot_read_is_not_what_cannot_be_written(
     ):
         said = refused(mtbench(*words, "--plugin", plugin), "absent.txt: No such file")
         assert "cannot be written" not in said
+    assert not (tmp_path / "new").exists()  # so that the same command may be repeated
     (tmp_path / "file").touch()
     for command in (("predict", run, image), ("evaluate", run)):
         answer = mtbench(*command, "--plugin", plugin, "--out", tmp_path / "file" / "below")
