@@ -115,7 +115,8 @@ def export(
         try:
             found = kind.export(source, data, to, **options)
         except BaseException:
-            shutil.rmtree(to)  # it was empty, and the same command would find half an export
+            # It was empty, and the same command would refuse half an export.
+            shutil.rmtree(to, ignore_errors=True)
             raise
     for line in found.problems:
         typer.echo(inert.plain(line))

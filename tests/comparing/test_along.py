@@ -109,7 +109,7 @@ def test_curves_are_on_the_page_and_among_the_figures(found: Board, tmp_path: Pa
     assert {"0-made_up-1-rlar-dose.pdf", "0-made_up-1-rlar-dose.svg"} <= set(names)
 
 
-@pytest.mark.parametrize("dose_name", ["dose", "dose" * 40])
+@pytest.mark.parametrize("dose_name", ["dose", "dose" * 40, "dose" + "\U00020000" * 120])
 def test_curves_along_one_parameter_have_a_file_each(dose_name: str, tmp_path: Path) -> None:
     for seed in range(2):
         for where in ("here", "there"):
@@ -123,7 +123,7 @@ def test_curves_along_one_parameter_have_a_file_each(dose_name: str, tmp_path: P
     assert sum(name.startswith("0-made_up-2-rlar-dose") for name in names) == 2  # PDF and SVG
 
 
-@pytest.mark.parametrize("name", ["../../evil", "a/b", "x" * 300, "\u7532" * 300, "..", "a\0b"])
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "x" * 300, "..", "a\0b"])
 def test_figures_stay_in_their_folder(tmp_path: Path, name: str) -> None:
     """Names of tasks come from records, which may be anybody's."""
     out = tmp_path / "runs"
