@@ -198,16 +198,16 @@ def test_resuming_after_sigkill_mid_epoch_ends_bit_identical(tiny: Path, tmp_pat
     ]  # fmt: skip
     process = Command(*words)
     deadline = time.monotonic() + 120
-    log: list[Path] = []
-    while not log and time.monotonic() < deadline:
+    saved: list[Path] = []  # the log is written before
+    while not saved and time.monotonic() < deadline:
         time.sleep(0.01)
-        log = list((tmp_path / "killed").rglob("epochs.jsonl"))
+        saved = list((tmp_path / "killed").rglob("checkpoint.pt"))
     time.sleep(0.12)  # into the middle of an epoch: one takes 0.6 s
     process.kill()
     process.communicate()
-    killed = log[0].parent
+    killed = saved[0].parent
     assert not (killed / "result.json").exists()
-    assert 0 < len(log[0].read_text().splitlines()) < 6
+    assert 0 < len((killed / "epochs.jsonl").read_text().splitlines()) < 6
     resumed, seen = train(tiny, tmp_path / "killed", "rlar", epochs="6", sleep="0.1")
     assert resumed.path == killed
     assert seen.done > 0
