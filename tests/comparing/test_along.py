@@ -109,6 +109,7 @@ def test_curves_are_on_the_page_and_among_the_figures(found: Board, tmp_path: Pa
     assert {"0-made_up-1-rlar-dose.pdf", "0-made_up-1-rlar-dose.svg"} <= set(names)
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # that the font lacks
 @pytest.mark.parametrize("dose_name", ["dose", "dose" * 40, "dose" + "\U00020000" * 120])
 def test_curves_along_one_parameter_have_a_file_each(dose_name: str, tmp_path: Path) -> None:
     for seed in range(2):
