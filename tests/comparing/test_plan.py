@@ -11,12 +11,11 @@ import pytest
 from mtbench.comparing.claim import Claim
 from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.deciding import prospect
-from mtbench.comparing.judging.leaderboard import Board, Cell
+from mtbench.comparing.judging.leaderboard import Board, Recorded
 from mtbench.comparing.judging.leaderboard import board as boards
 from mtbench.comparing.judging.leaderboard.ranking import Ranking
-from mtbench.comparing.planning.cost import probe
-from mtbench.comparing.planning.grid import Cell as GridCell
-from mtbench.comparing.planning.grid import Grid, Order
+from mtbench.comparing.planning import cost
+from mtbench.comparing.planning.grid import Cell, Grid, Order
 from mtbench.comparing.planning.pilot import Scatter, _luck, scatter
 from mtbench.comparing.planning.suite import Suite
 from mtbench.training.cell.result import Result
@@ -28,7 +27,7 @@ STUDIES, REPETITIONS, DEVIATION = 120, 20, 3.0
 ERROR = {"objective": "a", "higher_is_better": False, "primary": True}
 
 
-def study(rng: np.random.Generator, effect: float, resplit: float | None) -> list[Cell]:
+def study(rng: np.random.Generator, effect: float, resplit: float | None) -> list[Recorded]:
     """Cells of three rows: a metric of about 1, so that its hundredths are points of delta-m."""
     n = REPETITIONS
     shared = rng.normal() * math.sqrt(resplit or 0.0)  # what all folds of a collection have alike
@@ -49,7 +48,7 @@ def study(rng: np.random.Generator, effect: float, resplit: float | None) -> lis
                 against=["ls"], resplit=resplit,
             )  # fmt: skip
             run = RunDirectory.__new__(RunDirectory)
-            cells.append(Cell(run, spec, ended, [claim], {"error": value}))
+            cells.append(Recorded(run, spec, ended, [claim], {"error": value}))
     return cells
 
 
@@ -96,8 +95,23 @@ class Waits(mtbench.Scalarizer):
             "tasks": [{"name": "tiny"}], "budget": {"trials": 0, "seeds": 1},
         }
     )  # fmt: skip
-    [cost] = probe(Grid(Order(suite, plugins=(TINY, plugin))), lambda *_: None)
-    assert 0 < cost.step < 0.05
+    [found] = cost.probe(Grid(Order(suite, plugins=(TINY, plugin))), lambda *_: None)
+    assert 0 < found.step < 0.05
+
+
+def test_samples_that_are_held_out_make_no_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost._Clock, "step", 1.0)
+    monkeypatch.setattr(cost._Clock, "evaluation", 0.0)
+    suite = Suite.model_validate(
+        {
+            "version": 1, "name": "s", "title": "t",
+            "methods": ["ew", {"name": "bilevel", "label": "half", "set": {"share": 0.5}}],
+            "tasks": [{"name": "tiny"}], "budget": {"trials": 0, "seeds": 1},
+        }
+    )  # fmt: skip
+    plugins = (TINY, TINY.parent / "training" / "bilevel.py")
+    costs = cost.probe(Grid(Order(suite, plugins=plugins)), lambda *_: None)
+    assert [one.cell for one in costs] == [4 * 6, 4 * 3]  # four epochs of 48 samples, 8 a step
 
 
 def test_a_pilot_tells_of_each_setting_by_itself(
@@ -117,9 +131,9 @@ def test_a_pilot_tells_of_each_setting_by_itself(
     )  # fmt: skip
     found = []
     for entry, deviation in zip(grid.entries[::2], (2.0, 3.0, 9.0), strict=True):
-        made = grid.spec(GridCell(entry, 0), "data", None)
+        made = grid.spec(Cell(entry, 0), "data", None)
         spec = Spec.model_validate_json(made.model_dump_json())  # as a record has it
-        one = Cell(RunDirectory(tmp_path), spec, {})
+        one = Recorded(RunDirectory(tmp_path), spec, {})
         told = {"ew": [deviation, deviation, math.nan], "ls": [99.0] * 3}
         pairs = pd.concat([pd.DataFrame({"against": k, "deviation": v}) for k, v in told.items()])
         found.append(
@@ -160,7 +174,7 @@ def test_the_luck_of_tuning_is_what_final_seeds_do_not_explain(
             own = {"label": method, "repetition": seed // seeds, "repetitions": repetitions}
             more = {"seeds": seeds, "trials": 7, "against": ["ls", "ew"], "rows": 4}
             made = cell.claims[0].model_copy(update=own | more | changed)
-            cells.append(Cell(cell.run, spec, ended, [made], {"error": value}))
+            cells.append(Recorded(cell.run, spec, ended, [made], {"error": value}))
     monkeypatch.setattr(boards, "read_cells", lambda _: (cells, []))
     monkeypatch.setattr(Ranking, "delta", np.zeros((3, 4)))  # intervals are not asked for
     found = {row: _luck(leaderboard.boards([], row)[0]) for row in ("ls", "ew")}
