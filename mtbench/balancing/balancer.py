@@ -8,7 +8,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, wraps
-from inspect import isfunction, signature
 from numbers import Integral
 from typing import (
     TYPE_CHECKING,
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from mtbench.balancing.accumulation import Held
 from mtbench.balancing.distributed import Ranks, differ, lengths_of, processes, refuse_wrapped
 from mtbench.balancing.engine import Engine, largest
+from mtbench.balancing.signatures import must_take
 from mtbench.balancing.step import Again, Space, Step
 from mtbench.balancing.told import Residuals, Shared, scalars
 from mtbench.balancing.watch import HOOKS, Watch, noted
@@ -169,7 +169,7 @@ class Balancer(nn.Module, ABC):
             cls.balance = vars(cls)["backward"]  # type: ignore[method-assign]
             del cls.backward
         for name in (*HOOKS, *_ASKED):
-            _must_take(cls, name)
+            must_take(cls, name)
         if "after_step" in vars(cls):
             setattr(cls, "after_step", _asked(vars(cls)["after_step"]))  # noqa: B010 - a method
         for hook in HOOKS:
@@ -499,24 +499,6 @@ class Balancer(nn.Module, ABC):
 def _name(method: type) -> str:
     """Return what a method is called: its module's name."""
     return method.__module__.rpartition(".")[2]
-
-
-def _must_take(method: type, name: str) -> None:
-    """Refuse a method that defines something with other arguments than it is called with."""
-    own, base = (
-        getattr(found, "__func__", found)  # of a class method
-        for found in (vars(method).get(name), getattr(super(method, method), name, None))
-    )
-    if not isfunction(own) or not isfunction(base):
-        return
-    wanted, found = signature(base), signature(own)
-    try:
-        found.bind(*wanted.parameters)
-    except TypeError:
-        shown = [f"({', '.join(said.parameters)})" for said in (wanted, found)]
-        raise UsageError(
-            f"{method.__name__}.{name} must take {shown[0]}, found {shown[1]}"
-        ) from None
 
 
 def _asked(after_step: Callable[[Any, LossesFn], None]) -> Callable[[Any, LossesFn], None]:

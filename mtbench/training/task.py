@@ -1,8 +1,10 @@
 """What a benchmark task is: data, model, losses and metrics."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import wraps
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -11,7 +13,8 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.model import MultitaskModel
-from mtbench.errors import UsageError
+from mtbench.balancing.signatures import must_take
+from mtbench.errors import PluginError, UsageError
 
 Batch = dict[str, Any]
 """What a split yields. ``batch["inputs"]`` goes to the encoder; the rest is the task's own.
@@ -165,6 +168,10 @@ def shadows(name: str, metrics: Container[str]) -> bool:
 class Split(ABC):
     """One part of the data."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        must_take(cls, "batch")
+
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -212,6 +219,11 @@ def is_texts(note: Any) -> bool:
 
 class Meter(ABC):
     """Accumulates metrics over the batches of a split."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("update", "compute"):
+            must_take(cls, name)
 
     @abstractmethod
     def update(self, outputs: Sequence[Any], batch: Batch) -> None:
@@ -334,6 +346,13 @@ class Task(ABC):
     dependent: Mapping[str, Any] = MappingProxyType({})
     idle: frozenset[str] = frozenset()
     own_inputs: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("setup", "model", "losses", "residuals", "meter", "figures", "fit"):
+            must_take(cls, name)
+        if "setup" in vars(cls):
+            setattr(cls, "setup", _of_splits(vars(cls)["setup"]))  # noqa: B010 - a method
 
     @abstractmethod
     def setup(self, seed: int, progress: Progress) -> Splits:
@@ -479,3 +498,52 @@ class Task(ABC):
 
 def _name(task: type[Task]) -> str:
     return task.__module__.rpartition(".")[2]
+
+
+def _of_splits(setup: Callable[..., Any]) -> Callable[..., Splits]:
+    """Return a task's `setup` that refuses to return anything but splits that can be recorded."""
+
+    @wraps(setup)
+    def checked(self: Task, *args: Any, **named: Any) -> Splits:
+        found, name = setup(self, *args, **named), _name(type(self))
+        if not isinstance(found, Splits) or not isinstance(found.fingerprint, str):
+            what = "no text as its fingerprint" * isinstance(found, Splits)
+            raise PluginError(
+                f"{name}: setup must return mtbench.Splits(train, val, test, fingerprint='...'), "
+                f"found {what or type(found).__name__}"
+            )
+        try:
+            json.dumps(dict(found.notes))
+        except (TypeError, ValueError) as error:
+            raise PluginError(f"{name}: setup's notes are to be recorded: {error}") from None
+        return found
+
+    return checked
+
+
+def must_declare(task: Task) -> None:
+    """Refuse a task whose class does not say what it consists of.
+
+    Raises:
+        PluginError: objectives, metrics or the recipe are absent or of another kind.
+    """
+    name, names = _name(type(task)), getattr(task, "objectives", None)
+    if not isinstance(names, tuple | list) or not names:
+        raise PluginError(
+            f"{name}: objectives must be a tuple of names, as in ('mask', 'risk'), found {names!r}"
+        )
+    metrics = getattr(task, "metrics", None)
+    if not isinstance(metrics, Mapping):
+        raise PluginError(f"{name}: metrics must be mtbench.Metric by name, found {metrics!r}")
+    for key, metric in metrics.items():
+        if not isinstance(metric, Metric) or metric.objective not in (*names, None):
+            raise PluginError(
+                f"{name}: metrics[{key!r}] must be an mtbench.Metric of {', '.join(names)}, or of "
+                f"None, found {metric!r}"
+            )
+    if not any(metric.primary for metric in metrics.values()):
+        raise PluginError(
+            f"{name}: none of its metrics has primary=True, and those are what is compared"
+        )
+    if not isinstance(task.recipe, Recipe):
+        raise PluginError(f"{name}: recipe must be an mtbench.Recipe(...), found {task.recipe!r}")

@@ -832,6 +832,59 @@ def test_what_a_plugin_file_raises_is_told_with_its_line(
     refused(mtbench(*line), f"{plugin}, line 8, in weights: {said}")
 
 
+ODD_TASKS = {
+    "setup": (
+        'Splits(*parts, fingerprint="tiny-1", notes={"rows": 48})', "tuple(parts)",
+        "odd: setup must return mtbench.Splits(", "found tuple",
+    ),
+    "fingerprint": ('fingerprint="tiny-1"', "fingerprint=None", "no text as its fingerprint"),
+    "notes": ('{"rows": 48}', '{"rows": parts}', "odd: setup's notes are to be recorded: Object"),
+    "arguments": (
+        "outputs: Sequence[Any], batch: Batch) -> list", "outputs) -> list",
+        "Tiny.losses must take (self, outputs, batch), found (self, outputs)",
+    ),
+    "generator": (
+        "generator: torch.Generator | None = None", "generator: torch.Generator | None",
+        "batch must take (self, indices, generator=None), found (self, indices, generator)",
+    ),
+    "update": (
+        "outputs: Sequence[Any], batch: Batch) -> None", "outputs) -> None",
+        "TinyMeter.update must take (self, outputs, batch)",
+    ),
+    "inputs": ('{"inputs": x', '{"x": x', "must be a dict with 'inputs', found 'x', 'y'"),
+    "batch": (
+        'return {"inputs": x, "y": self.y[indices]}', "return x",
+        "must be a dict with 'inputs', found Tensor",
+    ),
+    "model": (
+        "MultitaskModel(encoder, [", "(encoder, [",
+        "odd: model must return a MultitaskModel(encoder, heads), found a tuple",
+    ),
+    "no metric": ('"mae_sum": first, ', "", "must return all metrics, found no 'mae_sum'"),
+    "no number": ('"mae_sum": first', '"mae_sum": None', "must return numbers by name: float()"),
+    "objective": (
+        'Metric("difference", primary', 'Metric("diference", primary',
+        "odd: metrics['within'] must be an mtbench.Metric of sum, difference, or of None",
+    ),
+    "primary": (", primary=True)", ")", "odd: none of its metrics has primary=True"),
+    "metrics": ("    metrics = {", "    others = {", "metrics must be mtbench.Metric by name"),
+    "objectives": ('("sum", "difference")', '"sum"', "objectives must be a tuple", "found 'sum'"),
+    "recipe": ("Recipe(epochs=4, batch_size=8, lr=1e-2)", "dict(epochs=4)", "an mtbench.Recipe("),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ODD_TASKS)
+def test_a_task_that_is_none_is_told_what_it_must_have(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path, what: str
+) -> None:
+    old, new, *said = ODD_TASKS[what]
+    plugin, text = tmp_path / "odd.py", tiny.read_text()
+    assert old in text
+    plugin.write_text(text.replace(old, new))
+    out = ("--threads", 1, "--epochs", 1, "--out", tmp_path / "out")
+    refused(mtbench("run", "--plugin", plugin, "--task", "odd", "--method", "ew", *out), *said)
+
+
 def test_what_we_raise_is_ours(
     mtbench: Mtbench, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

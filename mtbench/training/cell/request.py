@@ -15,7 +15,7 @@ from mtbench.plugins.registry import Entry, find
 from mtbench.training.cell import weights
 from mtbench.training.cell.fit import refuse_unfit
 from mtbench.training.cell.rundir import Precision, Spec
-from mtbench.training.task import Recipe, Task, shadows
+from mtbench.training.task import Recipe, Task, must_declare, shadows
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ class Request:
         )
         task_params = params.resolve(task_class, share[task], task)
         instance = task_class(**task_params)
+        must_declare(instance)
         usual = {key: p.default for key, p in params.declared(task_class).items()}
         filled = {**usual, **instance.dependent}
         # A written configuration names every parameter: nobody asked for those at their default,

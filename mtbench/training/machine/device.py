@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.model import PerObjective
-from mtbench.errors import UsageError
+from mtbench.errors import PluginError, UsageError
 from mtbench.training.task import Batch
 
 
@@ -40,7 +40,14 @@ def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """Return the batch with its tensors on the device, or on their way there."""
+    """Return the batch with its tensors on the device, or on their way there.
+
+    Raises:
+        PluginError: it is no batch.
+    """
+    if not isinstance(batch, dict) or "inputs" not in batch:
+        found = ", ".join(map(repr, batch)) if isinstance(batch, dict) else type(batch).__name__
+        raise PluginError(f"a split's batch must be a dict with 'inputs', found {found}")
     return {name: _moved(value, device) for name, value in batch.items()}
 
 

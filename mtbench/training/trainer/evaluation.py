@@ -8,6 +8,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Judged
 from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.model import PerObjective
+from mtbench.errors import PluginError
 from mtbench.training.machine.device import to_device
 from mtbench.training.task import Batch, Metric, Split, Task
 from mtbench.training.trainer.learner import Learner
@@ -32,7 +33,21 @@ def evaluate(
         counts += samples
         meter.update(done.outputs, batch)
     means = (sums / counts.clamp(min=1)).tolist()
-    return dict(zip(task.objectives, means, strict=True)), meter.compute()
+    return dict(zip(task.objectives, means, strict=True)), _numbers(meter.compute(), task)
+
+
+def _numbers(found: Mapping[str, float], task: Task) -> dict[str, float]:
+    """Return what a meter computed, if all metrics are there."""
+    try:
+        numbers = {name: float(value) for name, value in found.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise PluginError(f"a meter's compute must return numbers by name: {error}") from None
+    if absent := task.metrics.keys() - numbers.keys():
+        raise PluginError(
+            f"a meter's compute must return all metrics, found no {min(absent)!r}: NaN where it is "
+            "undefined"
+        )
+    return numbers
 
 
 def _samples(batch: Batch, count: int, like: Tensor) -> Tensor:

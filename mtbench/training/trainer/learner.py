@@ -13,7 +13,7 @@ from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.engine import Engine
 from mtbench.balancing.model import MultitaskModel, PerObjective
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench.errors import PluginError, UsageError
 from mtbench.plugins.method import Method
 from mtbench.training.cell.fit import NO_FEATURES, NO_RESIDUALS, UnfitError
 from mtbench.training.cell.rundir import Precision, Spec
@@ -175,6 +175,11 @@ def build(
     """
     seeding.seed_everything(seeding.derive(spec.seed, "model"))
     model = task.model()
+    if not isinstance(model, MultitaskModel):
+        raise PluginError(
+            f"{spec.task}: model must return a MultitaskModel(encoder, heads), found a "
+            f"{type(model).__name__}"
+        )
     if init is not None:
         model.load_state_dict(_fitting(model, init), strict=False)
     balancer = method(
