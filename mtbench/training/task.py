@@ -515,7 +515,7 @@ def _of_splits(setup: Callable[..., Any]) -> Callable[..., Splits]:
         try:
             json.dumps(dict(found.notes))
         except (TypeError, ValueError) as error:
-            raise PluginError(f"{name}: setup's notes are to be recorded: {error}") from None
+            raise PluginError(f"{name}: setup's notes go into result.json: {error}") from None
         return found
 
     return checked

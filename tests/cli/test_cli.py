@@ -838,7 +838,7 @@ ODD_TASKS = {
         "odd: setup must return mtbench.Splits(", "found tuple",
     ),
     "fingerprint": ('fingerprint="tiny-1"', "fingerprint=None", "no text as its fingerprint"),
-    "notes": ('{"rows": 48}', '{"rows": parts}', "odd: setup's notes are to be recorded: Object"),
+    "notes": ('{"rows": 48}', '{"rows": parts}', "odd: setup's notes go into result.json: Object"),
     "arguments": (
         "outputs: Sequence[Any], batch: Batch) -> list", "outputs) -> list",
         "Tiny.losses must take (self, outputs, batch), found (self, outputs)",

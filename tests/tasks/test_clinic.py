@@ -1064,6 +1064,9 @@ def test_a_name_that_is_nearly_right_is_told(folder: Path) -> None:
         (b"image,image,category\n", "has column 'image' twice"),
         (b"Bild,Maske,Kategorie\n0.png,m0.png,4\n", "did you mean 'mask'?"),
         (b"0.png,m0.png,TR4\n", "has no column 'image'"),
+        (b"0 0.5 0.5 " * 40, "found: 0 0.5 0.5"),
+        (b'{"images": [{"file_name": "0.png"}]}', "is JSON or XML, as COCO's and CVAT's"),
+        (b'\n<?xml version="1.0"?>\n<annotations/>', "is JSON or XML"),
         (b'image,category\n0.png,TR4\n"1.png,TR4\n', "is no CSV after line 2"),
     ],
 )
@@ -1074,6 +1077,7 @@ def test_what_is_no_table_of_cases_is_refused(
     code, _, err = mtbench("data", "verify", "manifest", "--data", folder / "c.csv")
     assert (code, err.count("\n")) == (2, 1)
     assert words in err
+    assert len(err) < 500
 
 
 def test_rows_that_were_copied_are_told(folder: Path) -> None:

@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import re
+import textwrap
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -155,6 +156,11 @@ def _text(path: Path) -> str:
         text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is no UTF-8 text; save it as 'CSV UTF-8'") from error
+    if text.lstrip()[:1] in ("{", "[", "<"):
+        raise DataError(
+            f"{path}: is JSON or XML, as COCO's and CVAT's annotations are, and a CSV is needed: "
+            "save the contours as masks, and name image and mask in a row (`mtbench data template`)"
+        )
     if "\0" in text:
         raise DataError(f"{path}: holds characters of code 0; save it as 'CSV UTF-8'")
     return io.StringIO(text, newline=None).read()
@@ -194,7 +200,8 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
                 "thing, name it otherwise"
             )
     if "image" in absent:
-        raise DataError(f"{path}: has no column 'image', found: {', '.join(columns)}")
+        found = textwrap.shorten(", ".join(columns), 160, placeholder=" ...")
+        raise DataError(f"{path}: has no column 'image', found: {found}")
 
 
 def locate_in(folder: Path, name: str) -> Path:
