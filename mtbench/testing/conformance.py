@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -121,7 +122,9 @@ def _why(report: Any) -> str:
         return str(report.longrepr[2]).removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash is not None else str(report.longrepr)
-    return str(text).strip().splitlines()[0].removeprefix("AssertionError: ")
+    return re.sub(
+        r"^(AssertionError|mtbench\.errors\.\w+): ", "", str(text).strip().splitlines()[0]
+    )
 
 
 def of_method(method: Method) -> Sequence[Verdict]:

@@ -713,6 +713,12 @@ def test_check_tells_a_cause_once(tmp_path: Path) -> None:
     assert reasons[0].endswith("list index out of range (mine.py:8)")
 
 
+def test_check_tells_what_we_refuse_in_our_words(tmp_path: Path) -> None:
+    file = plugin(tmp_path, "return losses\n\n    def __init__(self, num_objectives, seed=0): ...")
+    first, *_ = of_method(Method.find("mine", [file]))
+    assert first.reasons[0].startswith(f"{file}: Mine.__init__ does not construct its base: begin")
+
+
 def test_an_abstract_method_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
     file = plugin(tmp_path, "return losses")
     file.write_text(file.read_text().replace("def weights", "def weight"))
