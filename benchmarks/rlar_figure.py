@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from rlar_study import INTEREST, LOSS, Study, course, rows
 
-from mtbench.comparing.judging.leaderboard import Cell
+from mtbench.comparing.judging.leaderboard import Recorded
 
 PLACES = {"bottleneck": "tab:blue", "pooled": "tab:orange", "both": "tab:green"}
 """Where RLAR looks, in colours."""
@@ -100,5 +100,5 @@ def _alignment(axes: Axes, study: Study) -> None:
     axes.set_title("mean cosine", fontsize=8)
 
 
-def _finals(study: Study) -> list[Cell]:
+def _finals(study: Study) -> list[Recorded]:
     return [cell for row in rows(study) for cell in study.board.cells[row] if not cell.diverged]

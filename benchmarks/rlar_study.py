@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from mtbench.comparing.judging.deciding import ALPHA, FIRST, decide, smallest_effect
-from mtbench.comparing.judging.leaderboard import Board, Cell
+from mtbench.comparing.judging.leaderboard import Board, Recorded
 
 METHOD, PLAIN, AGAINST = "rlar", "ew", ("ew", "ls")
 CATEGORY, MASK = "auroc", "dice"
@@ -205,7 +205,7 @@ def rows(study: Study) -> list[str]:
     return list(dict.fromkeys(q.row for q in study.questions))
 
 
-def course(cell: Cell) -> NDArray[np.float64]:
+def course(cell: Recorded) -> NDArray[np.float64]:
     """Return the mean cosine of each epoch."""
     notes = [epoch.get("notes", {}) for epoch in cell.run.history()]
     return np.array([note["alignment"] for note in notes if "alignment" in note])

@@ -9,7 +9,7 @@ from mtbench import inert
 from mtbench.cli.options import methods, tasks
 
 if TYPE_CHECKING:
-    from mtbench.comparing.judging.exchange import Outcome
+    from mtbench.comparing.judging.exchange import Moved
 
 Runs = Annotated[list[Path], typer.Argument(help="Folders that hold run directories.")]
 
@@ -62,13 +62,13 @@ def merge(
     _tell("copied", exchange.merge(out, runs, weights))
 
 
-def _tell(what: str, outcome: "Outcome") -> None:
+def _tell(what: str, moved: "Moved") -> None:
     counts = {
-        what: len(outcome.cells),
-        "there already": outcome.identical,
-        "unfinished, left out": outcome.unfinished,
+        what: len(moved.cells),
+        "there already": moved.identical,
+        "unfinished, left out": moved.unfinished,
     }
     shown = [f"{n} {name}" for name, n in counts.items() if n or name == what]
     typer.echo(f"cells: {', '.join(shown)}")
-    for note in outcome.notes:
+    for note in moved.notes:
         typer.echo(f"- {inert.plain(note)}")

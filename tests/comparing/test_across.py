@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from mtbench.comparing.judging.leaderboard import Board, Cell, overall, overall_markdown
+from mtbench.comparing.judging.leaderboard import Board, Recorded, overall, overall_markdown
 from mtbench.training.cell.result import Result
 from mtbench.training.cell.rundir import RunDirectory, Spec
 from tests.comparing.test_leaderboard import DIVERGED, result
@@ -32,7 +32,7 @@ def board(
         )  # fmt: skip
         ended = Result(**result(spec, val={"error": ranks[label] if known else 0.5}))
         run = RunDirectory.__new__(RunDirectory)
-        cells[label] = [Cell(run, spec, ended, test={"error": ranks[label]})]
+        cells[label] = [Recorded(run, spec, ended, test={"error": ranks[label]})]
     return Board(f"on {data}", {}, rows, [], cells=cells)
 
 
@@ -121,7 +121,8 @@ def test_methods_of_the_same_numbers_count_once() -> None:
     for one in boards:  # where nothing was measured, nothing is the same
         for name in ("ew", "imtl"):
             one.cells[name] = [
-                Cell(c.run, c.spec, Result(**result(c.spec, **DIVERGED))) for c in one.cells[name]
+                Recorded(c.run, c.spec, Result(**result(c.spec, **DIVERGED)))
+                for c in one.cells[name]
             ]
     apart = overall(boards)
     assert apart is not None

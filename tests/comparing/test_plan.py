@@ -11,12 +11,11 @@ import pytest
 from mtbench.comparing.claim import Claim
 from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.deciding import prospect
-from mtbench.comparing.judging.leaderboard import Board, Cell
+from mtbench.comparing.judging.leaderboard import Board, Recorded
 from mtbench.comparing.judging.leaderboard import board as boards
 from mtbench.comparing.judging.leaderboard.ranking import Ranking
 from mtbench.comparing.planning.cost import probe
-from mtbench.comparing.planning.grid import Cell as GridCell
-from mtbench.comparing.planning.grid import Grid, Order
+from mtbench.comparing.planning.grid import Cell, Grid, Order
 from mtbench.comparing.planning.pilot import Scatter, _luck, scatter
 from mtbench.comparing.planning.suite import Suite
 from mtbench.training.cell.result import Result
@@ -28,7 +27,7 @@ STUDIES, REPETITIONS, DEVIATION = 120, 20, 3.0
 ERROR = {"objective": "a", "higher_is_better": False, "primary": True}
 
 
-def study(rng: np.random.Generator, effect: float, resplit: float | None) -> list[Cell]:
+def study(rng: np.random.Generator, effect: float, resplit: float | None) -> list[Recorded]:
     """Cells of three rows: a metric of about 1, so that its hundredths are points of delta-m."""
     n = REPETITIONS
     shared = rng.normal() * math.sqrt(resplit or 0.0)  # what all folds of a collection have alike
@@ -49,7 +48,7 @@ def study(rng: np.random.Generator, effect: float, resplit: float | None) -> lis
                 against=["ls"], resplit=resplit,
             )  # fmt: skip
             run = RunDirectory.__new__(RunDirectory)
-            cells.append(Cell(run, spec, ended, [claim], {"error": value}))
+            cells.append(Recorded(run, spec, ended, [claim], {"error": value}))
     return cells
 
 
@@ -117,9 +116,9 @@ def test_a_pilot_tells_of_each_setting_by_itself(
     )  # fmt: skip
     found = []
     for entry, deviation in zip(grid.entries[::2], (2.0, 3.0, 9.0), strict=True):
-        made = grid.spec(GridCell(entry, 0), "data", None)
+        made = grid.spec(Cell(entry, 0), "data", None)
         spec = Spec.model_validate_json(made.model_dump_json())  # as a record has it
-        one = Cell(RunDirectory(tmp_path), spec, {})
+        one = Recorded(RunDirectory(tmp_path), spec, {})
         told = {"ew": [deviation, deviation, math.nan], "ls": [99.0] * 3}
         pairs = pd.concat([pd.DataFrame({"against": k, "deviation": v}) for k, v in told.items()])
         found.append(
@@ -160,7 +159,7 @@ def test_the_luck_of_tuning_is_what_final_seeds_do_not_explain(
             own = {"label": method, "repetition": seed // seeds, "repetitions": repetitions}
             more = {"seeds": seeds, "trials": 7, "against": ["ls", "ew"], "rows": 4}
             made = cell.claims[0].model_copy(update=own | more | changed)
-            cells.append(Cell(cell.run, spec, ended, [made], {"error": value}))
+            cells.append(Recorded(cell.run, spec, ended, [made], {"error": value}))
     monkeypatch.setattr(boards, "read_cells", lambda _: (cells, []))
     monkeypatch.setattr(Ranking, "delta", np.zeros((3, 4)))  # intervals are not asked for
     found = {row: _luck(leaderboard.boards([], row)[0]) for row in ("ls", "ew")}

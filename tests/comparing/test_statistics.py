@@ -302,7 +302,7 @@ def test_friedman_where_there_is_none(N: int, k: int) -> None:
 
 @pytest.mark.parametrize("k", [3, 4, 10, 40])
 def test_the_blocks_that_friedman_and_nemenyi_take(k: int) -> None:
-    def agreed(N: int) -> s.Ranking:
+    def agreed(N: int) -> s.Friedman:
         return s.friedman_nemenyi(np.tile(np.arange(k), (N, 1)))
 
     needed = int(agreed(2).needed)

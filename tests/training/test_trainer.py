@@ -16,7 +16,7 @@ from mtbench.training.cell.request import Request, initial_weights, reload
 from mtbench.training.cell.rundir import RunDirectory
 from mtbench.training.trained.model import load_trained
 from mtbench.training.trainer.loop import Loop
-from mtbench.training.trainer.record import CHECKPOINT_VERSION, Progress, Record
+from mtbench.training.trainer.record import CHECKPOINT_VERSION, Progress, Recorder
 from mtbench.training.trainer.trainer import Trainer
 from mtbench.version import __version__
 from tests.methods import METHODS
@@ -198,16 +198,16 @@ def test_resuming_after_sigkill_mid_epoch_ends_bit_identical(tiny: Path, tmp_pat
     ]  # fmt: skip
     process = Command(*words)
     deadline = time.monotonic() + 120
-    log: list[Path] = []
-    while not log and time.monotonic() < deadline:
+    saved: list[Path] = []  # the log is written before
+    while not saved and time.monotonic() < deadline:
         time.sleep(0.01)
-        log = list((tmp_path / "killed").rglob("epochs.jsonl"))
+        saved = list((tmp_path / "killed").rglob("checkpoint.pt"))
     time.sleep(0.12)  # into the middle of an epoch: one takes 0.6 s
     process.kill()
     process.communicate()
-    killed = log[0].parent
+    killed = saved[0].parent
     assert not (killed / "result.json").exists()
-    assert 0 < len(log[0].read_text().splitlines()) < 6
+    assert 0 < len((killed / "epochs.jsonl").read_text().splitlines()) < 6
     resumed, seen = train(tiny, tmp_path / "killed", "rlar", epochs="6", sleep="0.1")
     assert resumed.path == killed
     assert seen.done > 0
@@ -380,14 +380,14 @@ def test_what_is_tested_is_computed_as_it_was_selected(
     """At the precision of the selected epoch, also where a later one was lowered to fp32."""
     tested = []
 
-    def lowered(record: Record, *args: Any, **kept: Any) -> dict[str, Any]:
+    def lowered(record: Recorder, *args: Any, **kept: Any) -> dict[str, Any]:
         record.at.best_score = math.inf if record.at.history else -math.inf
-        ended = Record.end_epoch(record, *args, **kept)
+        ended = Recorder.end_epoch(record, *args, **kept)
         record._learner.precision = "fp32"
         return ended
 
     monkeypatch.setattr(
-        "mtbench.training.trainer.trainer.Record", type("", (Record,), {"end_epoch": lowered})
+        "mtbench.training.trainer.trainer.Recorder", type("", (Recorder,), {"end_epoch": lowered})
     )
     monkeypatch.setattr(Trainer, "_test", lambda _, learner: tested.append(learner.precision))
     run, _ = train(tiny, tmp_path, precision="bf16", epochs="2")

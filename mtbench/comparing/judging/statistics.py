@@ -282,7 +282,7 @@ def rank_probabilities(draws: ArrayLike) -> Floats:
     return shares
 
 
-class Ranking(NamedTuple):
+class Friedman(NamedTuple):
     """Friedman's test and what Nemenyi's makes of its ranks.
 
     Attributes:
@@ -318,7 +318,7 @@ def variance_components(values: ArrayLike) -> tuple[float, float]:
     return float(x.mean(axis=1).var(ddof=1)) - within / x.shape[1], within
 
 
-def friedman_nemenyi(costs: ArrayLike, alpha: float = 0.05) -> Ranking:
+def friedman_nemenyi(costs: ArrayLike, alpha: float = 0.05) -> Friedman:
     r"""Return Friedman's test over independent blocks, and Nemenyi's critical difference.
 
     .. math:: CD = \frac{q_\alpha(k, \infty)}{\sqrt 2} \sqrt{\frac{k (k + 1)}{6 N}}
@@ -352,13 +352,13 @@ def friedman_nemenyi(costs: ArrayLike, alpha: float = 0.05) -> Ranking:
     ranks = stats.rankdata(array, axis=1)
     mean_ranks = ranks.mean(axis=0)
     if k < 3:
-        return Ranking(mean_ranks, math.nan, math.nan, math.inf)
+        return Friedman(mean_ranks, math.nan, math.nan, math.inf)
     unit = stats.studentized_range.ppf(1 - alpha, k, np.inf) * math.sqrt(k * (k + 1) / 12)
     needed = math.ceil(max((unit / (k - 1)) ** 2, stats.chi2.isf(alpha, k - 1) / (k - 1), 2))
     if N < 2:
-        return Ranking(mean_ranks, math.nan, math.nan, needed)
+        return Friedman(mean_ranks, math.nan, math.nan, needed)
     p = 1.0 if np.ptp(ranks) == 0 else float(stats.friedmanchisquare(*array.T).pvalue)
-    return Ranking(mean_ranks, p, float(unit / math.sqrt(N)), needed)
+    return Friedman(mean_ranks, p, float(unit / math.sqrt(N)), needed)
 
 
 def pareto_mask(costs: ArrayLike) -> NDArray[np.bool_]:

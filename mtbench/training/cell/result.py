@@ -7,13 +7,13 @@ from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from mtbench.training.task import shadows
 
 
-class Record(BaseModel):
-    """What must be in a file; more may be."""
+class Part(BaseModel):
+    """Part of a record: what must be there; more may be."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
 
-class Metric(Record):
+class Declared(Part):
     """What a metric is, as the task declares it."""
 
     objective: str | None
@@ -22,7 +22,7 @@ class Metric(Record):
     chance: float | None = None
 
 
-class Cost(Record):
+class Spent(Part):
     """What training took: seconds, MiB, passes as the method counts them."""
 
     seconds_per_step: float
@@ -34,7 +34,7 @@ class Cost(Record):
     search_passes: int = 0
 
 
-class Result(Record):
+class Result(Part):
     """The file; what a diverged cell lacks, and what came later, has a default."""
 
     version: Literal[1]
@@ -46,7 +46,7 @@ class Result(Record):
     hash: str
     selection: str
     epochs: int
-    metrics: dict[str, Metric]
+    metrics: dict[str, Declared]
     notes: dict[str, Any]
     idle: list[str] = []
     acts: float | None = None
@@ -55,14 +55,14 @@ class Result(Record):
     best_epoch: int | None = None
     val: dict[str, float] | None = None
     score: float | None = None
-    cost: Cost
+    cost: Spent
     environment: dict[str, str | int]
     plugins: dict[str, str] = {}
     times: dict[str, float] = {}
 
     @field_validator("metrics")
     @classmethod
-    def _are_no_columns(cls, metrics: dict[str, Metric]) -> dict[str, Metric]:
+    def _are_no_columns(cls, metrics: dict[str, Declared]) -> dict[str, Declared]:
         for name in metrics:
             if shadows(name, metrics):
                 raise ValueError(f"metric {name!r:.80} is called like a column of leaderboards")

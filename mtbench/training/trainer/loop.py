@@ -19,7 +19,7 @@ from mtbench.training.trainer.nonfinite import Guard, check
 from mtbench.training.trainer.numbers import Made, Numbers
 from mtbench.training.trainer.observer import Observer
 from mtbench.training.trainer.optimization import Descent
-from mtbench.training.trainer.record import Record
+from mtbench.training.trainer.record import Recorder
 
 LOOK_SECONDS = 0.5
 """How long the host leaves the numbers of the steps that it makes on the device."""
@@ -55,7 +55,7 @@ class Loop:
         learner: Learner,
         descent: Descent,
         batches: Batches,
-        record: Record,
+        record: Recorder,
         observer: Observer,
         ranks: Ranks,
         diagnose: bool,

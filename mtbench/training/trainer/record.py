@@ -66,7 +66,7 @@ class Progress:
     selection: str = SELECTION  # the rule of `best_score`
 
 
-class Record:
+class Recorder:
     """Writes a cell's files as it is trained, and finds where it was broken off.
 
     Args:

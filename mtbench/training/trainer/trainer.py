@@ -30,7 +30,7 @@ from mtbench.training.trainer.loop import Loop
 from mtbench.training.trainer.nonfinite import Diverged
 from mtbench.training.trainer.observer import Observer
 from mtbench.training.trainer.optimization import Descent, refuse_noise
-from mtbench.training.trainer.record import Record
+from mtbench.training.trainer.record import Recorder
 from mtbench.training.trainer.selection import SELECTION, selection_score
 from mtbench.version import __version__
 
@@ -127,7 +127,7 @@ class Trainer:
         )
         descent = Descent(self.recipe, learner, batches.steps * self.recipe.epochs)
         seeding.seed_everything(seeding.derive(self.spec.seed, "training"))
-        record = Record(
+        record = Recorder(
             self.run_directory, self.spec.hash, learner, descent, batches.steps, self.recipe.epochs
         )
         if not record.resume():
@@ -236,7 +236,7 @@ class Trainer:
         parts = zip(self.method.name.split("+"), self.method.classes, strict=True)
         return {self.spec.task: origin(type(self.task))} | {n: origin(c) for n, c in parts}
 
-    def _environment(self, record: Record) -> dict[str, Any]:
+    def _environment(self, record: Recorder) -> dict[str, Any]:
         return {
             "mtbench": __version__,
             "code": core_digest(),

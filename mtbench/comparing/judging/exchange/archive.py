@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mtbench.comparing.judging.exchange.records import NAME, RECORDS, Cell, parsed, show
+from mtbench.comparing.judging.exchange.records import NAME, RECORDS, Checked, parsed, show
 from mtbench.errors import RunError
-from mtbench.training.cell.result import Record
+from mtbench.training.cell.result import Part
 from mtbench.version import __version__
 
 FORMAT, VERSION = "mtbench results", 1
@@ -29,13 +29,13 @@ MAX_RATIO = 200
 _ENTRY = b"PK\x01\x02"
 
 
-class _Header(Record):
+class _Header(Part):
     format: str
     version: int
     mtbench: str
 
 
-class _Listed(Record, extra="forbid"):
+class _Listed(Part, extra="forbid"):
     path: str
     files: dict[str, str]
 
@@ -56,7 +56,7 @@ class Package:
 
     file: str
     sha256: str
-    cells: list[Cell]
+    cells: list[Checked]
 
 
 def read(file: Path) -> Package:
@@ -88,7 +88,7 @@ def read(file: Path) -> Package:
     )
 
 
-def pack(cells: Iterable[Cell]) -> bytes:
+def pack(cells: Iterable[Checked]) -> bytes:
     """Return an archive whose bytes depend on the cells' records (and zlib) alone."""
     cells = sorted(cells, key=lambda cell: cell.path)
     listed = [
@@ -148,7 +148,7 @@ def _must_be_plain(member: zipfile.ZipInfo) -> None:
         raise RunError(f"member {shown} unpacks to more than {MAX_RATIO} times its size")
 
 
-def _cells(members: dict[str, bytes]) -> list[Cell]:
+def _cells(members: dict[str, bytes]) -> list[Checked]:
     """Return the cells that the manifest lists, each file of them checked."""
     if "manifest.json" not in members:
         raise RunError("has no manifest.json: no file of `mtbench export`")
@@ -177,7 +177,7 @@ def _cells(members: dict[str, bytes]) -> list[Cell]:
         for name, content in files.items():
             if _sha256(content) != entry.files[name]:
                 raise RunError(f"member {show(f'{entry.path}/{name}')} is not what was exported")
-        cell = Cell.of(files, entry.path)
+        cell = Checked.of(files, entry.path)
         if cell.path != entry.path:
             raise RunError(f"{show(entry.path)}: its spec is that of {cell.path}")
         cells.append(cell)

@@ -13,7 +13,7 @@ from typing import Any
 from mtbench.comparing.judging.exchange.archive import pack, read, unpack
 from mtbench.comparing.judging.exchange.records import (
     RECORDS,
-    Cell,
+    Checked,
     Finished,
     check_spec,
     parsed,
@@ -29,7 +29,7 @@ _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Moved:
     """What an export, import or merge did.
 
     Attributes:
@@ -45,7 +45,7 @@ class Outcome:
     notes: list[str]
 
 
-def export(roots: Sequence[Path], method: str, task: str | None, to: Path) -> Outcome:
+def export(roots: Sequence[Path], method: str, task: str | None, to: Path) -> Moved:
     """Write a method's results as one file: the same results give the same bytes.
 
     Final cells go with the trials that are comparable with them; unfinished ones are left out.
@@ -92,10 +92,10 @@ def export(roots: Sequence[Path], method: str, task: str | None, to: Path) -> Ou
     notes = []
     if len(found) > len(cells):
         notes.append(f"{len(found) - len(cells)} trials left out: no final cell compares with them")
-    return Outcome([cell.path for cell in cells], 0, len(unfinished), notes)
+    return Moved([cell.path for cell in cells], 0, len(unfinished), notes)
 
 
-def import_(files: Sequence[Path], out: Path) -> Outcome:
+def import_(files: Sequence[Path], out: Path) -> Moved:
     """Add exported results to a folder of runs: all of them, or none.
 
     A cell that came so is marked by ``imported.json``.
@@ -117,7 +117,7 @@ def import_(files: Sequence[Path], out: Path) -> Outcome:
     notes = [*_own_boards(new, known), *_short(new, known), *_hardware(new, known)]
     date = datetime.now(UTC).isoformat(timespec="seconds")
 
-    def write(cell: Cell, folder: Path) -> None:
+    def write(cell: Checked, folder: Path) -> None:
         folder.mkdir()
         package = source[cell.spec.hash]
         mark = {"file": package.file, "sha256": package.sha256, "date": date}
@@ -126,10 +126,10 @@ def import_(files: Sequence[Path], out: Path) -> Outcome:
             (folder / name).write_bytes(cell.files[name])
 
     _place(moves, out, write)
-    return Outcome([cell.path for cell in new], len(cells) - len(new), 0, notes)
+    return Moved([cell.path for cell in new], len(cells) - len(new), 0, notes)
 
 
-def merge(out: Path, roots: Sequence[Path], weights: bool = False) -> Outcome:
+def merge(out: Path, roots: Sequence[Path], weights: bool = False) -> Moved:
     """Copy the finished cells of other folders of runs into one; repeating it changes nothing.
 
     A cell that is unfinished in `out` is replaced by the finished one.
@@ -154,22 +154,24 @@ def merge(out: Path, roots: Sequence[Path], weights: bool = False) -> Outcome:
         odd = {p.name for p in paths if p.is_symlink() or not (p.is_file() or p.is_dir())}
         return (by_name(folder, names) - {SEALED}) | odd
 
-    def write(cell: Cell, folder: Path) -> None:
+    def write(cell: Checked, folder: Path) -> None:
         shutil.copytree(cell.origin, folder, ignore=ignored)
         shutil.copy2(Path(cell.origin) / "spec.json", folder)
 
     _place(moves, out, write)
     notes = _hardware(new, known)
-    return Outcome([cell.path for cell in new], len(cells) - len(new), len(unfinished), notes)
+    return Moved([cell.path for cell in new], len(cells) - len(new), len(unfinished), notes)
 
 
 def _records(path: Path) -> dict[str, bytes]:
     return {name: (path / name).read_bytes() for name in RECORDS if (path / name).is_file()}
 
 
-def _gather(roots: Sequence[Path], wanted: Callable[[Spec], bool]) -> tuple[list[Cell], set[str]]:
+def _gather(
+    roots: Sequence[Path], wanted: Callable[[Spec], bool]
+) -> tuple[list[Checked], set[str]]:
     """Return the finished cells below the roots, and the hashes of those finished nowhere."""
-    found: list[Cell] = []
+    found: list[Checked] = []
     unfinished: set[str] = set()
     for run in find_runs(list(roots)):
         spec = run.spec()
@@ -178,15 +180,15 @@ def _gather(roots: Sequence[Path], wanted: Callable[[Spec], bool]) -> tuple[list
         if not run.path.name.endswith(f"-{spec.hash}"):
             raise RunError(f"{run.path}: its spec.json is of {spec.hash}; it was edited or moved")
         if (run.path / "result.json").exists():
-            found.append(Cell.of(_records(run.path), str(run.path)))
+            found.append(Checked.of(_records(run.path), str(run.path)))
         else:
             unfinished.add(spec.hash)
     return found, unfinished - {cell.spec.hash for cell in found}
 
 
-def _unique(cells: Iterable[Cell]) -> list[Cell]:
+def _unique(cells: Iterable[Checked]) -> list[Checked]:
     """Return each cell once; those that are there with other results are refused."""
-    found: dict[str, Cell] = {}
+    found: dict[str, Checked] = {}
     conflicts = []
     for cell in cells:
         known = found.setdefault(cell.spec.hash, cell)
@@ -197,8 +199,8 @@ def _unique(cells: Iterable[Cell]) -> list[Cell]:
 
 
 def _sift(
-    cells: Sequence[Cell], out: Path
-) -> tuple[list[tuple[Cell, Path]], list[Finished], list[Path]]:
+    cells: Sequence[Checked], out: Path
+) -> tuple[list[tuple[Checked, Path]], list[Finished], list[Path]]:
     """Return which cells `out` lacks and where they go, what is finished there, and what is not.
 
     Raises:
@@ -222,7 +224,7 @@ def _sift(
     for cell in _unique(cells):
         target = out / cell.path
         if here := finished.get(cell.spec.hash):
-            if Cell.of(_records(Path(here.origin)), here.origin).substance != cell.substance:
+            if Checked.of(_records(Path(here.origin)), here.origin).substance != cell.substance:
                 conflicts.append((cell.origin, here.origin))
             continue
         if cell.spec.hash in begun:
@@ -324,7 +326,7 @@ def _hardware(cells: Sequence[Finished], known: Sequence[Finished]) -> list[str]
 
 
 def _place(
-    moves: Sequence[tuple[Cell, Path]], out: Path, write: Callable[[Cell, Path], object]
+    moves: Sequence[tuple[Checked, Path]], out: Path, write: Callable[[Checked, Path], object]
 ) -> None:
     """Write each cell in a hidden folder of `out`, then rename them all into place, or none.
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mtbench.comparing import claim
 from mtbench.errors import RunError, UsageError, first_fault
-from mtbench.training.cell.result import Record, Result
+from mtbench.training.cell.result import Part, Result
 from mtbench.training.cell.rundir import Spec, parse
 from mtbench.training.task import Recipe
 
@@ -21,7 +21,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .+-]{0,99}")
 _RECIPE = TypeAdapter(Recipe)
 
 
-class _Epoch(Record):
+class _Epoch(Part):
     epoch: int
     train_loss: dict[str, float]
     val_loss: dict[str, float]
@@ -30,7 +30,7 @@ class _Epoch(Record):
     update: dict[str, float]
 
 
-class _Test(Record):
+class _Test(Part):
     loss: dict[str, float]
     metrics: dict[str, float]
 
@@ -54,7 +54,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Cell(Finished):
+class Checked(Finished):
     """A finished cell whose records were all checked.
 
     Attributes:
@@ -64,7 +64,7 @@ class Cell(Finished):
     files: dict[str, bytes]
 
     @classmethod
-    def of(cls, files: dict[str, bytes], origin: str) -> "Cell":
+    def of(cls, files: dict[str, bytes], origin: str) -> "Checked":
         """Return the cell of some records.
 
         Raises:

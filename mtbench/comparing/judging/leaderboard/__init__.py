@@ -2,7 +2,7 @@
 
 from mtbench.comparing.judging.leaderboard.across import Overall, overall
 from mtbench.comparing.judging.leaderboard.board import Board, boards
-from mtbench.comparing.judging.leaderboard.cells import Cell
+from mtbench.comparing.judging.leaderboard.cells import Recorded
 from mtbench.comparing.judging.leaderboard.formats import (
     LEGEND,
     check_columns,
@@ -21,8 +21,8 @@ from mtbench.comparing.judging.leaderboard.latex import Width, to_latex
 __all__ = [
     "LEGEND",
     "Board",
-    "Cell",
     "Overall",
+    "Recorded",
     "Width",
     "boards",
     "check_columns",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from mtbench.comparing.judging.leaderboard.board import Board, headed
-from mtbench.comparing.judging.leaderboard.cells import BUDGET, LARGEST, Cell, is_number
+from mtbench.comparing.judging.leaderboard.cells import BUDGET, LARGEST, Recorded, is_number
 
 FEWEST = 3
 """Values of a parameter that make a curve."""
@@ -82,7 +82,7 @@ def along(board: Board) -> list[Along]:
     return found
 
 
-def _fixed(board: Board, name: str, cells: list[Cell]) -> Mapping[str, Any]:
+def _fixed(board: Board, name: str, cells: list[Recorded]) -> Mapping[str, Any]:
     """Return the parameters that a row has in all its cells, by what is on record."""
     if board.suite is None:
         spec = cells[0].spec

@@ -12,7 +12,7 @@ from mtbench.comparing.claim import Claim
 from mtbench.comparing.judging import statistics
 from mtbench.comparing.judging.deciding import MARGIN
 from mtbench.comparing.judging.leaderboard import doubts
-from mtbench.comparing.judging.leaderboard.cells import Cell, read_cells
+from mtbench.comparing.judging.leaderboard.cells import Recorded, read_cells
 from mtbench.comparing.judging.leaderboard.doubts import more, some
 from mtbench.comparing.judging.leaderboard.entrants import Group, Row, groups
 from mtbench.comparing.judging.leaderboard.pairs import Pairs
@@ -58,8 +58,8 @@ class Board:
     verdict: str = ""
     baseline: str | None = None
     reference: str | None = None
-    cells: dict[str, list[Cell]] = field(default_factory=dict)
-    trials: dict[str, dict[tuple[int, int], Cell]] = field(default_factory=dict)
+    cells: dict[str, list[Recorded]] = field(default_factory=dict)
+    trials: dict[str, dict[tuple[int, int], Recorded]] = field(default_factory=dict)
     places: Floats = field(default_factory=lambda: np.zeros((0, 0)))
     margin: float = MARGIN
     pairs: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -192,7 +192,7 @@ def _hypervolume(rows: Sequence[Row], primary: Mapping[str, bool]) -> Floats:
     if len(primary) != 2:
         return found
 
-    def points(cells: Iterable[Cell]) -> Floats:  # lower is better
+    def points(cells: Iterable[Recorded]) -> Floats:  # lower is better
         values = [[cell.val.get(name, math.nan) for name in primary] for cell in cells]
         return np.array(values, float) * np.where(list(primary.values()), -1.0, 1.0)
 

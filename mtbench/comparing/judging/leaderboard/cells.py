@@ -23,7 +23,7 @@ LARGEST = 1e100
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class Recorded:
     """A cell's record; what is asked of its result is there and of the right type.
 
     Attributes:
@@ -43,7 +43,7 @@ class Cell:
     odd: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, run: RunDirectory) -> "Cell":
+    def read(cls, run: RunDirectory) -> "Recorded":
         """Read a cell, and open its test metrics.
 
         Raises:
@@ -133,17 +133,17 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def read_cells(runs: Iterable[RunDirectory]) -> tuple[list[Cell], list[str]]:
+def read_cells(runs: Iterable[RunDirectory]) -> tuple[list[Recorded], list[str]]:
     """Read cells; one counts once, however many folders hold it: a finished copy, all claims.
 
     Returns:
         the cells, and a line for each that is damaged.
     """
-    known: dict[str, Cell] = {}
+    known: dict[str, Recorded] = {}
     damaged = []
     for run in runs:
         try:
-            cell = Cell.read(run)
+            cell = Recorded.read(run)
         except RunError as error:
             damaged.append(str(error))
             continue
@@ -161,7 +161,7 @@ def read_cells(runs: Iterable[RunDirectory]) -> tuple[list[Cell], list[str]]:
     return list(known.values()), damaged
 
 
-def _is_of_another(cell: Cell) -> bool:
+def _is_of_another(cell: Recorded) -> bool:
     """Return whether a folder's name or a result is of another spec than lies there."""
     own = cell.spec.hash
     named = re.fullmatch(r"seed-?\d+-([0-9a-f]{12})", cell.run.path.name)
@@ -176,10 +176,10 @@ def group_key(spec: Spec) -> str:
     return json.dumps(common, sort_keys=True)
 
 
-def titles(groups: Sequence[Cell]) -> list[str]:
+def titles(groups: Sequence[Recorded]) -> list[str]:
     """Return a title for each group, given one cell of it; they differ."""
 
-    def title(cell: Cell, setting: Mapping[str, Any]) -> str:
+    def title(cell: Recorded, setting: Mapping[str, Any]) -> str:
         budget = {key: cell.spec.recipe[key] for key in BUDGET}
         return f"{cell.spec.task} {params.own_keys({**setting, **budget})}"
 
@@ -202,7 +202,7 @@ def in_short(fingerprints: Iterable[str]) -> dict[str, str]:
     return {one: hashlib.sha256(one.encode()).hexdigest()[:12] for one in known}
 
 
-def labels(cells: Sequence[Cell]) -> list[str]:
+def labels(cells: Sequence[Recorded]) -> list[str]:
     """Return each cell's row: its method, and the settings in which cells of the method differ."""
     settings = [_settings(cell.spec) for cell in cells]
     totals = Counter(cell.spec.method for cell in cells)

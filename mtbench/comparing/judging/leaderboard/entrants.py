@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mtbench.comparing.claim import Claim
 from mtbench.comparing.judging.deciding import MARGIN
 from mtbench.comparing.judging.leaderboard.cells import (
-    Cell,
+    Recorded,
     group_key,
     in_short,
     labels,
@@ -34,12 +34,12 @@ class Row:
         official: whether the suite knows it; without a suite, every row is.
     """
 
-    units: dict[int, list[Cell]] = field(default_factory=dict)
-    trials: dict[tuple[int, int], Cell] = field(default_factory=dict)
+    units: dict[int, list[Recorded]] = field(default_factory=dict)
+    trials: dict[tuple[int, int], Recorded] = field(default_factory=dict)
     official: bool = True
 
     @property
-    def finals(self) -> list[Cell]:
+    def finals(self) -> list[Recorded]:
         """The final cells, by unit."""
         return [cell for unit in sorted(self.units) for cell in self.units[unit]]
 
@@ -135,10 +135,10 @@ class Group:
         )
 
 
-def groups(cells: Sequence[Cell]) -> list[Group]:
+def groups(cells: Sequence[Recorded]) -> list[Group]:
     """Return the groups of a folder's cells that have final cells, those of suites first."""
-    of_suites: dict[tuple[str, str], list[tuple[Claim, Cell]]] = {}
-    free: dict[str, list[Cell]] = {}
+    of_suites: dict[tuple[str, str], list[tuple[Claim, Recorded]]] = {}
+    free: dict[str, list[Recorded]] = {}
     for cell in cells:
         for claim in cell.claims:
             of_suites.setdefault(claim.board, []).append((claim, cell))
@@ -170,14 +170,14 @@ def groups(cells: Sequence[Cell]) -> list[Group]:
 
 
 def _of_one_data(
-    claims: Sequence[tuple[Claim, Cell]],
-) -> list[tuple[str, list[tuple[Claim, Cell]]]]:
+    claims: Sequence[tuple[Claim, Recorded]],
+) -> list[tuple[str, list[tuple[Claim, Recorded]]]]:
     """Return a board's claims apart by data, where the data has changed: with a word for each.
 
     A seed may have data of its own; what shows a change is a seed that has two.
     """
     by_seed: dict[int, set[str]] = {}
-    by_data: dict[str, list[tuple[Claim, Cell]]] = {}
+    by_data: dict[str, list[tuple[Claim, Recorded]]] = {}
     for claim, cell in claims:
         by_seed.setdefault(cell.spec.seed, set()).add(cell.spec.data)
         by_data.setdefault(cell.spec.data, []).append((claim, cell))
@@ -187,15 +187,15 @@ def _of_one_data(
     return [(f" data={shown[data]}", some) for data, some in by_data.items()]
 
 
-def _claimed(claims: Sequence[tuple[Claim, Cell]], data: str) -> Group:
+def _claimed(claims: Sequence[tuple[Claim, Recorded]], data: str) -> Group:
     plans = Counter(claim.plan for claim, _ in claims)
     [(plan, _)] = plans.most_common(1)
     # Claims of one suite may differ in the number of rows, as `all` methods do: the most are meant.
     suite = max((c for c, _ in claims if c.plan == plan), key=lambda claim: claim.rows)
     group = Group(f"{suite.task} suite={suite.suite}@{suite.digest[:6]}{data}", suite)
     group.contradicted = len(plans) > 1
-    rivals: dict[tuple[str, int, int], dict[Cell, Claim]] = {}
-    pending: dict[tuple[str, int, int], Cell] = {}
+    rivals: dict[tuple[str, int, int], dict[Recorded, Claim]] = {}
+    pending: dict[tuple[str, int, int], Recorded] = {}
     for claim, cell in sorted(claims, key=lambda one: one[1].ended if one[1].result else 0.0):
         if cell.spec.stage == "trial":
             if cell.result is not None and claim.draw is not None:
@@ -254,7 +254,7 @@ def _best_draw(row: Row, repetition: int) -> int | None:
     return max(scores, key=scores.__getitem__, default=None)
 
 
-def _unclaimed(cells: Sequence[Cell]) -> Group:
+def _unclaimed(cells: Sequence[Recorded]) -> Group:
     group = Group()
     finals = [cell for cell in cells if cell.spec.stage == "final"]
     for cell, label in zip(finals, labels(finals), strict=True):
@@ -262,7 +262,7 @@ def _unclaimed(cells: Sequence[Cell]) -> Group:
             group.pending.append(f"{label} {cell.run.path.name}")
         else:
             group.rows.setdefault(label, Row()).units.setdefault(cell.spec.seed, []).append(cell)
-    origins: dict[str, list[Cell]] = {}
+    origins: dict[str, list[Recorded]] = {}
     for cell in cells:
         if cell.spec.stage == "trial" and cell.result is not None:
             origins.setdefault(_origin(cell), []).append(cell)
@@ -272,7 +272,7 @@ def _unclaimed(cells: Sequence[Cell]) -> Group:
     return group
 
 
-def _origin(cell: Cell) -> str:
+def _origin(cell: Recorded) -> str:
     """Return what a row has in common with the trials that chose its parameters."""
     return json.dumps([cell.spec.method, cell.spec.plugins, cell.spec.init], sort_keys=True)
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from mtbench.comparing.judging.deciding import ALPHA
-from mtbench.comparing.judging.leaderboard.cells import Cell
+from mtbench.comparing.judging.leaderboard.cells import Recorded
 from mtbench.comparing.judging.leaderboard.doubts import naming, some
 from mtbench.comparing.judging.leaderboard.entrants import Group
 from mtbench.comparing.judging.statistics import Floats
@@ -70,7 +70,7 @@ class Scores:
         self.remarks: list[str] = []
         self.reference = self._reference()
 
-    def _test(self, cell: Cell) -> Floats:
+    def _test(self, cell: Recorded) -> Floats:
         """Return a cell's test metrics, NaN of one that diverged."""
         values = [math.nan if cell.diverged else cell.test.get(m, math.nan) for m in self.metrics]
         return np.array(values, float)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from mtbench.comparing.judging import statistics
-from mtbench.comparing.judging.leaderboard import Board, Cell, notes
+from mtbench.comparing.judging.leaderboard import Board, Recorded, notes
 from mtbench.comparing.judging.leaderboard.along import along
 from mtbench.comparing.judging.leaderboard.formats import records
 from mtbench.training.cell.rundir import parse
@@ -219,13 +219,13 @@ def _front(board: Board) -> dict[str, Any] | None:
     return {"points": points, "trials": trials, "front": [_short(point) for point in front]}
 
 
-def _values(cells: Iterable[Cell], primary: dict[str, bool]) -> Any:
+def _values(cells: Iterable[Recorded], primary: dict[str, bool]) -> Any:
     table = [[cell.val.get(name, math.nan) for name in primary] for cell in cells]
     array = np.array(table, dtype=float).reshape(-1, len(primary))
     return array[np.isfinite(array).all(axis=1)]
 
 
-def _history(cells: Sequence[Cell], primary: Iterable[str]) -> dict[str, Any]:
+def _history(cells: Sequence[Recorded], primary: Iterable[str]) -> dict[str, Any]:
     """Return curves by quantity: epochs, mean over seeds, and the least and greatest seed's."""
     wanted = set(primary)
     kinds: dict[str, dict[int, list[float]]] = {}
@@ -251,7 +251,7 @@ def _history(cells: Sequence[Cell], primary: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def _records(cell: Cell) -> list[dict[str, Any]]:
+def _records(cell: Recorded) -> list[dict[str, Any]]:
     """Return a cell's epochs, thinned before they are parsed; a broken line ends them."""
     file = cell.run.path / "epochs.jsonl"
     try:
