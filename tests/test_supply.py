@@ -1,6 +1,8 @@
 """What is published beside the code is there and agrees with it."""
 
+import os
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -84,6 +86,31 @@ def test_ci_scripts_parse(name):
     script = SCRIPTS / name
     assert script.stat().st_mode & 0o100
     subprocess.run(["bash", "-n", script], check=True)
+
+
+@in_checkout
+def test_ci_tells_all_when_the_linters_fail(tmp_path):
+    """What it runs is replaced."""
+    stubs = {
+        "bin/make": '[ "$1" != lint ]',
+        **dict.fromkeys(["bin/apt-get", "bin/chromium", "bin/pdflatex"], ""),
+        ".ci/minimum": 'mkdir -p "$1"; touch "$1/installed"',
+        **dict.fromkeys([".ci/door", ".ci/wheel"], ""),
+    }
+    for name, does in stubs.items():
+        stub = tmp_path / name
+        stub.parent.mkdir(exist_ok=True)
+        stub.write_text(f'#!/bin/sh\necho said by {name} "$*"\n{does}\n')
+        stub.chmod(0o755)
+    shutil.copy(SCRIPTS / "run", tmp_path / ".ci")
+    path = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [tmp_path / ".ci" / "run"], env=path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr == ""
+    for name in (".ci/minimum", ".ci/door", "bin/make -o lint test", ".ci/wheel"):
+        assert f"said by {name}" in done.stdout
 
 
 @in_checkout

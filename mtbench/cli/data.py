@@ -102,15 +102,15 @@ def export(
     What is left out gets a line each. A task has options of its own, given like
     [bold]--grades low,high[/]: `mtbench info TASK` lists them.
     """
-    from mtbench.errors import RunError, writable
+    from mtbench.errors import RunError
+    from mtbench.training.machine.cache import filling
 
     with _of(task, source, plugin or []) as kind:
         options = own(kind.export, context, context.args)
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
             raise RunError(f"--to {to}: exists already; choose an empty or a new folder")
-        with writable(f"--to {to}"):
-            to.mkdir(parents=True, exist_ok=True)
-        found = kind.export(source, data, to, **options)
+        with filling(to, "--to"):
+            found = kind.export(source, data, to, **options)
     for line in found.problems:
         typer.echo(inert.plain(line))
     left = f"; left out: {len(found.problems)}" if found.problems else ""

@@ -31,7 +31,8 @@ def evaluate(
     from rich.text import Text
 
     from mtbench.cli.terminal import terminal
-    from mtbench.errors import UsageError, writable
+    from mtbench.errors import UsageError
+    from mtbench.training.machine.cache import filling
     from mtbench.training.trained import package
 
     named, extra = sort(models)
@@ -39,9 +40,8 @@ def evaluate(
         raise UsageError("no model to evaluate: give a run directory or a packaged model")
     task, trained = package.load_all(named, plugin or [], "evaluate")
     options = own(task.evaluate, context, extra)
-    with writable(f"--out {out}"):
-        out.mkdir(parents=True, exist_ok=True)
-    found = task.evaluate(trained, data, out, **options)
+    with filling(out, "--out"):
+        found = task.evaluate(trained, data, out, **options)
     console = terminal()
     for title, head, rows in found.tables:
         table = Table(*head, title=title, title_justify="left")

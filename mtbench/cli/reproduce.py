@@ -91,23 +91,24 @@ def reproduce(
     from mtbench.cli.running import run_cells
     from mtbench.cli.terminal import terminal
     from mtbench.comparing.judging import leaderboard
+    from mtbench.training.cell.request import Request
     from mtbench.training.machine.cache import cache_dir
 
     given = options.overrides(context, settings, data=data, epochs=epochs)
     options.at_least(0, seed=seed)
     options.at_least(1, seeds=seeds, threads=threads)
     exact = options.check_precision(precision)
+    asked = [reference, *method]
+    request = Request.of(task, asked, given, plugin or [], options.names(context))
+    for name in reported.metrics:
+        if name not in request.task.metrics:
+            raise UsageError(f"the published metric {name!r} is none of this task's")
     runs = run_cells(
-        task, [reference, *method], given, range(seed, seed + seeds), device, exact, out,
-        fresh=False, threads=threads, engine=partial(Engine, notebook=cache_dir()), init=None,
-        diagnose=False, plugins=plugin or [], options=options.names(context),
+        request, range(seed, seed + seeds), device, exact, out, fresh=False, threads=threads,
+        engine=partial(Engine, notebook=cache_dir()), init=None, diagnose=False,
+        plugins=plugin or [], one_table=True,
     )  # fmt: skip
-    board, *others = leaderboard.boards(runs)
-    if others:
-        raise UsageError(
-            f"the data of {task} is another for each seed, so what was trained is no one table: "
-            "say --seeds 1"
-        )
+    board = leaderboard.boards(runs)[0]
     console = terminal()
     text = []
 

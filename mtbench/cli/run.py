@@ -148,16 +148,15 @@ def run(
         given |= _weights(
             weights_from, weights_of or WeightsOf.mean, task, method, given, plugin or []
         )
-    if nproc > 1 and not started():
-        Request.of(task, method, given, plugin or [], known)  # what is wrong is told once
+    request = Request.of(task, method, given, plugin or [], known)
+    if nproc > 1 and not started():  # what is wrong is told once
         launch(nproc, sys.argv[1:])
         return
     batched = {Jacobian.auto: None, Jacobian.loop: False, Jacobian.batched: True}[jacobian]
     engine = partial(Engine, batched=batched, parts=jacobian_parts, notebook=cache_dir())
     run_cells(
-        task, method, given, range(seed, seed + seeds), device, exact, out,
-        fresh=not resume, threads=threads, engine=engine, init=init, diagnose=diagnose,
-        plugins=plugin or [], options=known,
+        request, range(seed, seed + seeds), device, exact, out, fresh=not resume, threads=threads,
+        engine=engine, init=init, diagnose=diagnose, plugins=plugin or [],
     )  # fmt: skip
 
 

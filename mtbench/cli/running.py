@@ -14,7 +14,7 @@ from mtbench.cli.display import Display
 from mtbench.cli.tables import print_boards
 from mtbench.cli.terminal import terminal
 from mtbench.comparing.judging import leaderboard
-from mtbench.errors import writable
+from mtbench.errors import UsageError, writable
 from mtbench.training.cell.request import Request, initial_weights
 from mtbench.training.cell.rundir import Precision, Reader, RunDirectory
 from mtbench.training.machine.device import resolve_device
@@ -30,9 +30,7 @@ _SHOWN = 10
 
 
 def run_cells(
-    task: str,
-    methods: Sequence[str],
-    given: dict[str, str],
+    request: Request,
     seeds: Sequence[int],
     device: str,
     precision: Precision,
@@ -44,11 +42,14 @@ def run_cells(
     init: Path | None,
     diagnose: bool,
     plugins: Sequence[Path],
-    options: Sequence[str],
+    one_table: bool = False,
 ) -> list[RunDirectory]:
-    """Run every method at every seed, print the table, write the report; return the cells."""
-    request = Request.of(task, methods, given, plugins, options)
-    where = resolve_device(device)
+    """Run every method at every seed, print the table, write the report; return the cells.
+
+    Raises:
+        UsageError: for `one_table`, where seeds have data of their own, before any is trained.
+    """
+    task, where = request.entry.name, resolve_device(device)
     primary = primary_metrics(request.task.metrics)
     start, digest, weights = None, None, None
     runs: list[RunDirectory] = []
@@ -63,9 +64,18 @@ def run_cells(
             start = initial_weights(init, request.task)
             digest, weights = start.digest, start.tensors
             console.print(f"start: {start.summary()}")
+        last = None
+        if one_table and len(seeds) > 1:
+            with ranks.in_turn():
+                last = request.task.setup(seeds[-1], display.prepare).fingerprint
         for seed in seeds:
             with ranks.in_turn():  # the others find caches filled
                 splits = request.task.setup(seed, display.prepare)
+            if last not in (None, splits.fingerprint):
+                raise UsageError(
+                    f"the data of {task} is another for each seed, so what is trained makes no one "
+                    "table: say --seeds 1"
+                )
             for line in _said(f"{task} seed {seed}", splits.notes):
                 console.print(inert.plain(line), soft_wrap=True)
             for choice in request.choices:

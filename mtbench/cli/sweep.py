@@ -129,16 +129,19 @@ def sweep(
     for line in grid.tell_left_out():
         console.print(inert.plain(line), soft_wrap=True)
 
+    def start() -> "Executor":
+        return _executor(executor, out, workers, slurm or [], scheduler or "", batch or 1)
+
     def all_of(part: Grid) -> dict[Cell, State]:
-        start = _executor(executor, out, workers, slurm or [], scheduler or "", batch or 1)
         with Watch(console, part, workers if executor is Where.local else 1) as watch:
-            return run(part, out, start, watch)
+            return run(part, out, start(), watch)
 
     def tell(look: int, questions: Sequence[str]) -> None:
         some = "; ".join(questions[:3]) + ("; ..." if len(questions) > 3 else "")
         said = f"{len(questions)} questions are open: {some}" if questions else "all is decided"
         console.print(inert.plain(f"after {look} repetitions: {said}"), soft_wrap=True)
 
+    start().stop()  # a cluster that is not there is told before data is set up
     with _stopped_by_sigterm():
         with Display(console, []) as display:
             check_data(grid, display.prepare)

@@ -80,7 +80,9 @@ def tune(
     """Search a method's hyper-parameters, and write best.toml for `mtbench run --config`.
 
     The method's own search space ([bold]mtbench info NAME[/]) and the common learning rate and
-    weight decay are searched; trials see validation only. Interrupted, the same command goes on.
+    weight decay are searched, these around [bold]--lr[/] and [bold]--weight-decay[/]; other
+    parameters are set as in `mtbench run`. Trials see validation only. Interrupted, the same
+    command goes on.
     """
     given = options.overrides(context, settings, data=data, epochs=epochs)
     options.at_least(0, seed=seed)
@@ -104,16 +106,16 @@ def tune(
     mode = Mode(exploratory, pruner, multi)
     request = Request.of(task, [method], given, plugin or [], options.names(context))
     search = search_of(request.recipe, lr_range, weight_decay_range)
+    at = SEED if seed is None else seed
+    refuse_searched(given, request, search, at)
     where = resolve_device(device)
     console = terminal()
-    at = SEED if seed is None else seed
     with TrialDisplay(console, primary_metrics(request.task.metrics)) as display:
         splits = request.task.setup(at, display.prepare)
         study = Tuning(
             request, splits, search, mode, seed=at, precision=exact, device=where, out=out,
             storage=storage, threads=threads,
         )  # fmt: skip
-        refuse_searched(given, request.choices[0].method, study.first)
         with study:
             console.print(f"study:  {study.name} in {study.shown}", soft_wrap=True)
             for key, (low, high) in search.ranges.items():

@@ -10,12 +10,12 @@ from rich.text import Text
 from mtbench import inert
 from mtbench.cli.display import Display
 from mtbench.comparing.tuning import figures as tuning_figures
-from mtbench.comparing.tuning.draws import Draw, Search
+from mtbench.comparing.tuning.draws import Search, draw
 from mtbench.comparing.tuning.outcome import Outcome
 from mtbench.comparing.tuning.study import Tuning
 from mtbench.errors import UsageError
 from mtbench.plugins import params
-from mtbench.plugins.method import Method
+from mtbench.training.cell.request import Request
 from mtbench.training.cell.rundir import Spec
 from mtbench.training.task import Recipe
 
@@ -57,18 +57,18 @@ def _range(text: str, option: str) -> tuple[float, float] | None:
     return bounds  # type: ignore[no-any-return]  # convert returns what the annotation says
 
 
-def refuse_searched(given: Mapping[str, str], method: Method, drawn: Draw) -> None:
-    """Refuse a value for what is searched.
+def refuse_searched(given: Mapping[str, str], request: Request, search: Search, seed: int) -> None:
+    """Refuse a value for what is searched of the method; the recipe's own is searched around.
 
     Raises:
         UsageError: there is one.
     """
-    searched = {f"recipe.{key}": key for key in drawn.recipe}
-    for key in drawn.params:
+    method, searched = request.choices[0].method, dict[str, str]()
+    for key in draw(method, len(request.task.objectives), search, 2, seed)[1].params:
         part, _, own = key.rpartition(".")
         searched[f"{part or method.name}.{own}"] = own
     for key in given:
-        if key in searched or (key != "lr" and key in searched.values()):
+        if key in searched or key in searched.values():
             raise UsageError(f"{key} is searched: leave it out, or use `mtbench run`")
 
 

@@ -905,6 +905,7 @@ class Reads(Tiny):
 
     @classmethod
     def export(cls, source, data, to):
+        (to / "half").touch()
         return Path("absent.txt").read_text()
 """
 
@@ -920,11 +921,13 @@ def test_a_file_that_a_task_cannot_read_is_not_what_cannot_be_written(
     image = picture(tmp_path / "a.png")
     for words in (
         ("predict", run, image, "--out", out),
-        ("evaluate", run, "--out", out),
+        ("evaluate", run, "--out", tmp_path / "judged"),
         ("data", "export", "a", "--task", "reads", "--to", tmp_path / "new"),
     ):
         said = refused(mtbench(*words, "--plugin", plugin), "absent.txt: No such file")
         assert "cannot be written" not in said
+    assert not (tmp_path / "judged").exists()
+    assert not (tmp_path / "new").exists()  # so that the same command may be repeated
     (tmp_path / "file").touch()
     for command in (("predict", run, image), ("evaluate", run)):
         answer = mtbench(*command, "--plugin", plugin, "--out", tmp_path / "file" / "below")

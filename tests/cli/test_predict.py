@@ -431,6 +431,11 @@ def test_a_clip_is_read_by_frame(mtbench: Mtbench, packed: Path, tmp_path: Path,
     refused(mtbench(*line), "has 3 frames: give --frame N, middle or all")
     refused(mtbench(*line, "--frame", "9"), "has no frame 9: it has 3")
     refused(mtbench(*line, "--frame", "last"), "--frame must be a number, middle or all")
+    (other := tmp_path / "other.dcm").write_bytes(file.read_bytes())
+    refused(
+        mtbench(*line, "--frame", "1", "--second", other),
+        f"{other}: has 3 frames, and --second is one image: save the frame",
+    )
     code, out, err = mtbench(*line, "--frame", "middle")
     assert (code, err) == (0, "")
     [middle] = json.loads(out)

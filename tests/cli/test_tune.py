@@ -243,7 +243,6 @@ def test_all_diverge(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
         (["--weight-decay-range", "0,1"], ["range of weight_decay"]),
         (["--temperature", 2], ["temperature is searched"]),
         (["--dwa.temperature", 2], ["dwa.temperature is searched"]),
-        (["--weight_decay", 0.5], ["weight_decay is searched"]),
         (["--storage", "tune"], ["--storage must be a database URL", "found 'tune'"]),
         (["--storage", "sqlite:////no/such/folder/x.db"], ["--storage sqlite", "cannot be opened"]),
         (["--storage", "nosuch://me:secret@host/x"], ["nosuch://...@host/x: cannot be opened"]),
@@ -259,6 +258,14 @@ def test_bad_input(
     assert "secret" not in answer[2]
 
 
+def test_what_is_searched_is_refused_before_data_is_loaded(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
+    text = tiny.read_text().replace('progress("making numbers", 1, 1)', 'raise OSError("no data")')
+    (other := tmp_path / "tiny.py").write_text(text)
+    refused(mtbench(*words(other, tmp_path, "--temperature", 2)), "temperature is searched")
+
+
 @pytest.mark.parametrize("kind", ["sqlite:///", "journal:"])
 def test_a_broken_storage(kind: str, mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
     file = tmp_path / "broken"
@@ -271,12 +278,18 @@ def test_nothing_to_search(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None
     refused(mtbench(*words(tiny, tmp_path, *none, method="ew")), "ew: there is nothing to search")
 
 
-def test_a_given_lr_moves_the_range(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
-    more = ["--trials", 1, "--epochs", 1, "--lr", 0.5, "--storage", tmp_path / "a.log"]
-    code, text, err = mtbench(*words(tiny, tmp_path, *more, "--weight-decay-range", "none"))
+@pytest.mark.parametrize("of", ["", "recipe."])
+def test_a_given_value_of_the_recipe_moves_its_range(
+    of: str, mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
+    more = ["--trials", 1, "--epochs", 1, f"--{of}lr", 0.5, f"--{of}weight_decay", 0.03]
+    code, text, err = mtbench(*words(tiny, tmp_path, *more, "--storage", tmp_path / "a.log"))
     assert code == 0, err
     assert "search: lr 0.166667 to 1.5, log-uniform" in text
-    assert "search: weight_decay" not in text
+    assert "search: weight_decay 0.01 to 0.09, log-uniform" in text
+    [run] = find_runs([tmp_path])  # the first trial has the defaults
+    recipe = run.spec().recipe
+    assert (recipe["lr"], recipe["weight_decay"]) == (0.5, 0.03)
 
 
 def in_the_second_trial(out: Path) -> bool:

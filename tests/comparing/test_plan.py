@@ -14,7 +14,7 @@ from mtbench.comparing.judging.deciding import prospect
 from mtbench.comparing.judging.leaderboard import Board, Recorded
 from mtbench.comparing.judging.leaderboard import board as boards
 from mtbench.comparing.judging.leaderboard.ranking import Ranking
-from mtbench.comparing.planning.cost import probe
+from mtbench.comparing.planning import cost
 from mtbench.comparing.planning.grid import Cell, Grid, Order
 from mtbench.comparing.planning.pilot import Scatter, _luck, scatter
 from mtbench.comparing.planning.suite import Suite
@@ -95,8 +95,23 @@ class Waits(mtbench.Scalarizer):
             "tasks": [{"name": "tiny"}], "budget": {"trials": 0, "seeds": 1},
         }
     )  # fmt: skip
-    [cost] = probe(Grid(Order(suite, plugins=(TINY, plugin))), lambda *_: None)
-    assert 0 < cost.step < 0.05
+    [found] = cost.probe(Grid(Order(suite, plugins=(TINY, plugin))), lambda *_: None)
+    assert 0 < found.step < 0.05
+
+
+def test_samples_that_are_held_out_make_no_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost._Clock, "step", 1.0)
+    monkeypatch.setattr(cost._Clock, "evaluation", 0.0)
+    suite = Suite.model_validate(
+        {
+            "version": 1, "name": "s", "title": "t",
+            "methods": ["ew", {"name": "bilevel", "label": "half", "set": {"share": 0.5}}],
+            "tasks": [{"name": "tiny"}], "budget": {"trials": 0, "seeds": 1},
+        }
+    )  # fmt: skip
+    plugins = (TINY, TINY.parent / "training" / "bilevel.py")
+    costs = cost.probe(Grid(Order(suite, plugins=plugins)), lambda *_: None)
+    assert [one.cell for one in costs] == [4 * 6, 4 * 3]  # four epochs of 48 samples, 8 a step
 
 
 def test_a_pilot_tells_of_each_setting_by_itself(

@@ -219,6 +219,7 @@ def test_reproduce_refuses_several_seeds_whose_data_differ(
     words = ("reproduce", "tiny", "--plugin", other, "--published", paper, "--threads", 1)
     words = (*words, "--out", tmp_path / "runs", "--epochs", 1, "--method", "ew")
     refused(mtbench(*words, "--seeds", 2), "the data of tiny is another for each seed", "--seeds 1")
+    assert not [*find_runs([tmp_path / "runs"])]  # before anything is trained
     assert mtbench(*words, "--seeds", 1)[0] == 0
 
 
@@ -259,3 +260,4 @@ def test_refusals(tiny: Path, paper: Path, tmp_path: Path, mtbench: Any) -> None
     words = ("reproduce", "tiny", "--plugin", tiny, "--published", paper, "--threads", 1)
     words = (*words, "--out", tmp_path / "runs", "--epochs", 1, "--seeds", 1, "--method", "ew")
     refused(mtbench(*words), "'mae_other' is none of this task's")
+    assert not (tmp_path / "runs").exists()  # before anything is trained

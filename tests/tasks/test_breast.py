@@ -119,6 +119,17 @@ def test_masks_are_read_from_their_files_once(tmp_path: Path) -> None:
             file.unlink()
 
 
+def test_what_is_told_of_a_model_reads_no_mask_of_training(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    task = breast.Breast(data=root, image_size=32, width=4)
+    splits = task.setup(0, silent)
+    splits.val.batch(torch.arange(len(splits.val)))  # which keeps its masks
+    for file in root.glob(f"{IMAGES}/*_tumor.png"):
+        file.unlink()
+    with torch.inference_mode():
+        assert task.fit(task.model().eval(), splits)["seen"]
+
+
 def test_what_is_broken_is_left_out_and_named(tmp_path: Path) -> None:
     root = write(tmp_path)
     change(root, 0, "BIRADS", "0")

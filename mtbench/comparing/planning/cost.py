@@ -16,6 +16,7 @@ from mtbench.balancing.engine import Engine
 from mtbench.comparing.planning.grid import Entry, Grid
 from mtbench.training.cell.rundir import RunDirectory, Spec
 from mtbench.training.task import Batch, Progress, Split, Splits
+from mtbench.training.trainer.batches import Batches
 from mtbench.training.trainer.observer import Silent
 from mtbench.training.trainer.trainer import Trainer
 
@@ -53,7 +54,9 @@ def probe(grid: Grid, progress: Progress) -> Iterator[Cost]:
 def _cost(grid: Grid, entry: Entry, splits: Splits) -> Cost:
     request, choice = entry.setting(0, None)
     recipe = request.recipe
-    some = dataclasses.replace(splits, train=_Some(splits.train, STEPS * recipe.batch_size))
+    held = choice.method(len(request.task.objectives), 0, **choice.params).holds_out
+    enough = math.ceil(STEPS * recipe.batch_size / (1 - held))
+    some = dataclasses.replace(splits, train=_Some(splits.train, enough))
     short = dataclasses.replace(request, recipe=dataclasses.replace(recipe, epochs=1))
     spec = short.spec(
         choice,
@@ -68,13 +71,14 @@ def _cost(grid: Grid, entry: Entry, splits: Splits) -> Cost:
         run = RunDirectory.at(Path(folder), spec)
         engine = Engine(batched=False) if grid.device == "cpu" else None
         try:
+            batches = Batches(splits.train, recipe.batch_size, grid.first_seed, grid.device, held)
             Trainer(
                 spec, request.task, some, choice.method, run, clock, threads=1, engine=engine
             ).run()
         except Exception:  # a broken method is the sweep's to record
             return Cost(entry, math.nan, math.nan)
-    steps = math.ceil(len(splits.train) / recipe.batch_size)
-    return Cost(entry, clock.step, recipe.epochs * (steps * clock.step + clock.evaluation))
+    epoch = batches.steps * clock.step + clock.evaluation
+    return Cost(entry, clock.step, recipe.epochs * epoch)
 
 
 class _Some(Split):

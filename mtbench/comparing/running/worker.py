@@ -92,6 +92,9 @@ class Assignment:
     def blame(self, reason: str) -> bool:
         """Record a crash of the cell that a worker was at when it died.
 
+        Without the cell's lock, which another worker may have by now and keep for hours: deaths
+        that nobody may record would let two sweeps lose workers to one cell for ever.
+
         Returns:
             whether there was one.
         """

@@ -1,6 +1,7 @@
-"""Where computed things are kept between runs, and how a file of any kind is written whole."""
+"""Where computed things are kept between runs, and how files and folders are written whole."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from uuid import uuid4
 
 from platformdirs import user_cache_dir
 
-from mtbench.errors import UsageError
+from mtbench.errors import UsageError, writable
 
 _ABANDONED = 24 * 3600.0
 """Seconds since its last change after which nobody writes a temporary file any more."""
@@ -49,3 +50,25 @@ def writing(file: Path) -> Iterator[Path]:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def filling(folder: Path, option: str) -> Iterator[None]:
+    """Make a folder for what this context writes; where that fails, a new or empty one is removed.
+
+    Args:
+        folder: to be made, if it is not there.
+        option: that asked for it.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    with writable(f"{option} {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = not any(folder.iterdir())
+    try:
+        yield
+    except BaseException:
+        if fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise

@@ -21,7 +21,7 @@ BATCH = 32
 def opinions(predictor: Predictor, split: CaseSplit) -> Iterator[dict[str, Opinion]]:
     """Yield what readers, model and truth say of each case of a split, by name."""
     for positions in torch.split(torch.arange(len(split)), BATCH):
-        logits, risk = predictor(split.batch(positions)["inputs"])
+        logits, risk = predictor(split.images(positions))
         found = zip((logits > 0).cpu(), risk.logits.argmax(1).tolist(), strict=True)
         for position, (mask, category) in zip(positions.tolist(), found, strict=True):
             yield split.opinions(position) | {MODEL: Opinion(category, mask)}

@@ -44,7 +44,7 @@ def fit(
     assert train.standardise is not None
     seen = list[NDArray[np.float64]]()
     for positions in torch.split(torch.arange(len(train)), BATCH):
-        inputs = train.batch(positions)["inputs"]
+        inputs = train.images(positions)
         seen += map(sight, inputs[:, 0], predictor(inputs)[1].texture)
     others, outputs = list[NDArray[np.float64]](), []
     pairs: list[tuple[dict[str, float], dict[str, float]]] = []

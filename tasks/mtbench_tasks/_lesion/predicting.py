@@ -98,6 +98,11 @@ class Reader:
     def _look(self, path: Path, number: int | None, to: Path) -> Look:
         header = dicom_out.source(path) if self.dicom else None
         with reading.instead(path, to):
+            if number is None and (count := files.frames(path)) > 1:
+                raise DataError(
+                    f"{path}: has {count} frames, and --second is one image: save the frame that "
+                    "is meant as a file"
+                )
             picture = files.read_picture(path, number)
         views_of = whole if self.views == "whole" else self.task.origin.views
         return Look(path, number, header, picture, reading.boxes(picture, views_of))

@@ -240,10 +240,13 @@ class CaseSplit(Split):
             if reading is not case.consensus
         }
 
+    def images(self, indices: Tensor) -> Tensor:
+        """Return a batch's ``inputs`` alone, not augmented: no mask is read."""
+        return torch.from_numpy(self._prepared.inputs[self._inputs[indices.numpy()]])
+
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """Return the samples at `indices`, augmented if a generator is given."""
-        at = indices.numpy()
-        images = torch.from_numpy(self._prepared.inputs[self._inputs[at]])
+        at, images = indices.numpy(), self.images(indices)
         masks = torch.zeros(images.shape)
         known = self.has_mask[indices]
         drawn = self._prepared.masks[self._masks[at][known.numpy()]]

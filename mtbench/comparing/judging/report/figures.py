@@ -26,6 +26,7 @@ CURVES = 6  # methods with curves of their own; more cannot be told apart
 STYLES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 POINT, BAND, QUIET = "tab:blue", "0.9", "0.4"
 SMALL, TEXT = 7, 8  # points
+LONGEST = 100  # bytes of a part of a file's name, which may have 255
 
 Chart = dict[str, Any]
 
@@ -45,14 +46,19 @@ def draw(found: Sequence[Board], folder: Path) -> list[Path]:
                 continue
             for name, chart in _all_of(section(board).charts):
                 # Names come from records, which may be anybody's.
-                stem = re.sub(r"[^\w.-]+", "_", f"{number}-{title[:60]}-{name}").replace("..", "_")
+                parts = f"{number}-{_short(title)}-{_short(name)}"
+                stem = re.sub(r"[^\w.-]+", "_", parts).replace("..", "_")
                 for form in FORMATS:
-                    file = folder / f"{stem[:120]}.{form}"
+                    file = folder / f"{stem}.{form}"
                     # Without the date, equal results give equal bytes.
                     date = {"CreationDate" if form == "pdf" else "Date": None}
                     chart.savefig(file, metadata=date)
                     written.append(file)
     return written
+
+
+def _short(text: str) -> str:
+    return text.encode()[:LONGEST].decode(errors="ignore")
 
 
 def _all_of(chart: Chart) -> Iterator[tuple[str, Figure]]:
@@ -71,7 +77,7 @@ def _all_of(chart: Chart) -> Iterator[tuple[str, Figure]]:
         ("training", lambda: _curves(chart["histories"], drawn, diagnostics=False)),
         ("diagnostics", lambda: _curves(chart["histories"], drawn, diagnostics=True)),
         *(
-            (f"{one['method']}-{one['parameter']}-{number}", lambda one=one: _along(one, base))
+            (f"{number}-{one['method']}-{one['parameter']}", lambda one=one: _along(one, base))
             for number, one in enumerate(chart["along"], 1)
         ),
     ]  # fmt: skip
