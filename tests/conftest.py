@@ -1,5 +1,6 @@
 """Fixtures that several test modules share."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,14 @@ def _every_epoch_written() -> Iterator[None]:
     """Let tests find on disk what an epoch's end leaves there, however short the epoch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mtbench.training.trainer.trainer.EPOCH_SECONDS", 0.0)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _without_waiting_for_the_disk() -> Iterator[None]:
+    """Do not wait until the disk has what is written: tests kill processes, and no machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
         yield
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
 from mtbench import cli
 from mtbench.cli.display import Display
@@ -27,12 +28,12 @@ from mtbench.comparing.running.sweep import prepare
 from mtbench.comparing.running.worker import Assignment
 from mtbench.training.cell.rundir import RunDirectory, WriteError
 from mtbench.training.trainer.record import CHECKPOINT_VERSION
+from tests import soak
 from tests.conftest import TINY
 from tests.refusals import refused
 from tests.soak import differences
 
 Mtbench = Callable[..., tuple[int, str, str]]
-ROOT = Path(__file__).parents[1]
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "cut": lambda whole: whole[: len(whole) // 2],
     "garbage": lambda _: b"\xff\xfe\x00garbage",
@@ -120,10 +121,9 @@ def counted_once(mtbench: Mtbench, out: Path) -> None:
 
 
 def test_killed_at_random_moments() -> None:
-    line = [sys.executable, "-m", "tests.soak", "--kills", "3", "--task", "tiny"]
-    methods = ["--method", "moco", "--method", "rlar", "--method", "rotograd"]
-    done = subprocess.run([*line, *methods], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with pytest.raises(typer.Exit) as leaving:
+        soak.main(kills=3, method=["moco", "rlar", "rotograd"], task=["tiny"])
+    assert leaving.value.exit_code == 0
 
 
 # The disk

@@ -1,7 +1,7 @@
 """Two and four ranks make the update that one process makes, for every method.
 
-The ranks are this file, started once by torchrun: `_work` trains every case data-parallel, and rank
-0 alone trains it again and writes how far the two are apart.
+The ranks are started once: `_work` trains every case data-parallel, and rank 0 alone trains it
+again and writes how far the two are apart.
 """
 
 import json
@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from mtbench import Engine, Metric, MultitaskModel, Split, Splits, Step, Task
@@ -35,6 +36,7 @@ from mtbench.training.trainer.trainer import Trainer
 from tests.conftest import TINY
 from tests.methods import METHODS
 from tests.opened import OpenTrainer
+from tests.processes import PROCESSES
 
 RECIPE = Recipe(epochs=2, batch_size=7, lr=1e-2, select="last")
 CASES: dict[str, dict[str, Any]] = {
@@ -466,11 +468,12 @@ def _sharded(ranks: Ranks, method: str) -> float | str:
     return _apart(*grads)
 
 
-def _work(out: Path) -> None:
+def _work(rank: int, out: Path) -> None:
     """Do all that the tests ask about, as one of four ranks, in pairs where two are enough."""
     from torch import distributed
 
-    distributed.init_process_group("gloo")
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"file://{out / 'store'}", rank=rank, world_size=4)
     four = Group()
     groups = [distributed.new_group(pair) for pair in ([0, 1], [2, 3])]
     pair = four.rank // 2
@@ -508,12 +511,7 @@ def _work(out: Path) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What four ranks wrote."""
     out = tmp_path_factory.mktemp("ranks")
-    words = ["torch.distributed.run", "--standalone", "--nproc-per-node", "4", __file__, out]
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, words)],
-        capture_output=True, text=True, env=ENVIRONMENT, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    start_processes(_work, (out,), nprocs=4, start_method=PROCESSES.get_start_method())
     return {"out": out} | {
         k: v for i in (1, 0) for k, v in json.loads((out / f"found{i}.json").read_text()).items()
     }
@@ -691,8 +689,3 @@ def test_what_is_wrong_is_told_once(
     assert code == 2
     assert errors.count("error:") == 1
     assert told in errors
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    _work(Path(sys.argv[1]))

@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -23,6 +26,9 @@ from tests.refusals import refused
 
 debug = pytest.mark.filterwarnings("ignore:unclosed file .*DEBUG:ResourceWarning")
 """Submitit's debug executor leaves its logs open."""
+
+dask = pytest.mark.filterwarnings("ignore:Creating scratch directories:UserWarning")
+"""On a busy machine that takes Dask more than a second."""
 
 Mtbench = Callable[..., tuple[int, str, str]]
 
@@ -47,9 +53,11 @@ def run(order: Order, out: Path, executor: Callable[[], Executor], **hooks: Any)
 
 
 def calm(order: Order, out: Path) -> dict[str, Any]:
-    """Return what an undisturbed sweep finds."""
+    """Return what an undisturbed sweep finds; nobody has to meet it, so its task does not sleep."""
     sweep.prepare(out)
-    Worker(Grid(order), out, out / "note").run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["mtbench_plugin.tiny"], "time", Mock())
+        Worker(Grid(order), out, out / "note").run()
     return outcome(out)
 
 
@@ -216,15 +224,21 @@ def test_what_sbatch_is_told(
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two worker processes of Dask that are restarted when they die."""
+    from dask import config
     from distributed import LocalCluster
 
-    with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
-        host="127.0.0.1", silence_logs=50,
-    ) as made:  # fmt: skip
+    forkserver.ensure_running()  # that of tests/processes.py: a new worker need not import torch
+    with (
+        config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0",
+            host="127.0.0.1", silence_logs=50,
+        ) as made,
+    ):  # fmt: skip
         yield made
 
 
+@dask
 def test_a_killed_dask_worker_loses_nothing(
     cluster: Any, tiny: Path, tmp_path: Path, counted: tuple[Path, Callable[[], int]]
 ) -> None:
@@ -241,18 +255,20 @@ def test_a_killed_dask_worker_loses_nothing(
     assert outcome(out) == calm(own, tmp_path / "calm")
 
 
+@dask
 def test_a_cell_that_kills_dask_workers_fails_alone(
     cluster: Any, tiny: Path, tmp_path: Path
 ) -> None:
     plugin = tmp_path / "deadly.py"
     # Dask's nanny gives up a worker that dies before it has heard that it started.
-    plugin.write_text(BROKEN.format(what="import os, time; time.sleep(1); os.kill(os.getpid(), 9)"))
+    plugin.write_text(BROKEN.format(what="import os, time; time.sleep(3); os.kill(os.getpid(), 9)"))
     own = order(tmp_path, "deadly", "ew", plugins=(tiny, plugin), trials=0)
     out = tmp_path / "out"
     ends = run(own, out, lambda: Dask(cluster.scheduler_address, 4))
     assert ends == ["failed", "failed", "finished", "finished"]
 
 
+@dask
 def test_dask_that_cannot_be_is_told(
     mtbench: Mtbench, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +284,7 @@ def test_dask_that_cannot_be_is_told(
         refused(mtbench(*line, address), f"dask worker {address} --nthreads 1")
 
 
+@dask
 def test_a_dask_cluster_without_workers_ends_the_sweep(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,11 +296,11 @@ def test_a_dask_cluster_without_workers_ends_the_sweep(
         n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0",
         host="127.0.0.1", silence_logs=50,
     ) as cluster:  # fmt: skip
-        dask = Dask(cluster.scheduler_address, 1)
+        executor = Dask(cluster.scheduler_address, 1)
         cluster.scale(0)
-        wait_for(lambda: not dask.client.nthreads())
+        wait_for(lambda: not executor.client.nthreads())
         with pytest.raises(RunError, match="has no workers; start some, and the same"):
-            run(own, tmp_path / "out", lambda: dask)
+            run(own, tmp_path / "out", lambda: executor)
 
 
 class Dying:

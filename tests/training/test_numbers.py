@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -134,11 +133,6 @@ def finite(state: Any) -> bool:
         for value in part.values()
         if isinstance(value, Tensor)
     )
-
-
-@pytest.fixture(autouse=True)
-def _without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 CASES = pytest.mark.parametrize(

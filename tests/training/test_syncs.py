@@ -5,7 +5,6 @@ is sent there. A method with a solver has waited already by the time of its uplo
 for the others alone.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,11 +53,6 @@ NEEDS = {
     "rotograd": 1 + 3,
 }
 """Reads in a step, at most, where it is neither a `Scalarizer` nor a `Weighting` without memory."""
-
-
-@pytest.fixture(autouse=True)
-def _without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def reads(out: Path, method: str, odd: Odd = "", **given: Any) -> tuple[Any, Device, list[str]]:

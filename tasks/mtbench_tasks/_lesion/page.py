@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -14,19 +15,24 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 INK, QUIET, BAR, WARNING, LINE = "#1c2430", "#5d6875", "#2f6f9f", "#9b2c2c", "#d5dae0"
+_HERE = files("mtbench_tasks._lesion")
 _VARIABLES = {INK: "ink", QUIET: "quiet", BAR: "bar", WARNING: "warn", LINE: "line"}
 
 
 def fill(template: str, **content: Any) -> str:
     """Return a template of this folder filled in: a page that needs no other file."""
-    here = files("mtbench_tasks._lesion")
+    return _compiled(template).render(
+        style=Markup((_HERE / "page.css").read_text("utf-8")),  # noqa: S704  # our own file
+        **content,
+    )
+
+
+@cache
+def _compiled(template: str) -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string((here / template).read_text("utf-8")).render(
-        style=Markup((here / "page.css").read_text("utf-8")),  # noqa: S704  # our own file
-        **content,
-    )
+    return environment.from_string((_HERE / template).read_text("utf-8"))
 
 
 @contextmanager

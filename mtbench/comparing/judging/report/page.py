@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,25 +16,32 @@ from mtbench.comparing.judging.report.content import finite, section
 from mtbench.errors import writable
 from mtbench.version import __version__
 
+_HERE = files("mtbench.comparing.judging.report")
+
 
 def render(boards: Sequence[Board]) -> str:
     """Return the page's HTML."""
-    here = files("mtbench.comparing.judging.report")
+    sections = [section(board) for board in boards]
+    return _template().render(
+        boards=sections,
+        overall=_together(boards),
+        data=_embedded([one.charts for one in sections]),
+        style=Markup((_HERE / "page.css").read_text("utf-8")),  # noqa: S704  # our own files
+        script=Markup((_HERE / "page.js").read_text("utf-8")),  # noqa: S704
+        version=__version__,
+        legend=LEGEND,
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    """Return the template; to compile it takes longer than to fill it in."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         finalize=_inert,
     )  # fmt: skip
     environment.filters |= {"number": _number, "hours": _hours}
-    sections = [section(board) for board in boards]
-    return environment.from_string((here / "page.html").read_text("utf-8")).render(
-        boards=sections,
-        overall=_together(boards),
-        data=_embedded([one.charts for one in sections]),
-        style=Markup((here / "page.css").read_text("utf-8")),  # noqa: S704  # our own files
-        script=Markup((here / "page.js").read_text("utf-8")),  # noqa: S704
-        version=__version__,
-        legend=LEGEND,
-    )
+    return environment.from_string((_HERE / "page.html").read_text("utf-8"))
 
 
 def write(boards: Sequence[Board], folder: Path) -> Path:
