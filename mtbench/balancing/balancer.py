@@ -532,7 +532,7 @@ class Scalarizer(Balancer):
             self._refuse("objective", "a pair, the scalar and weights or None", found)
         objective, weights = found
         off = not isinstance(objective, Tensor) or objective.numel() != 1
-        if off or (not objective.requires_grad and any(x.requires_grad for x in step.losses)):
+        if off or (not objective.requires_grad and all(x.requires_grad for x in step.losses)):
             self._refuse("objective", "a scalar on the graph as the first of the pair", objective)
         if weights is not None and not isinstance(weights, Tensor):
             self._refuse("objective", "weights (K,) or None as the second of the pair", weights)

@@ -1,28 +1,33 @@
 """Whether a plugin's class defines things as they are called."""
 
-from inspect import isfunction, signature
+from inspect import signature
+from types import FunctionType
+from typing import Any
 
 from mtbench.errors import UsageError
 
 
 def must_take(plugin: type, name: str) -> None:
-    """Refuse a class that defines something with other arguments than its base's.
+    """Refuse a class that defines something with other arguments than it is called with.
+
+    Those are the arguments of the first class that has it. What is of another kind there, such as
+    a static method for a method, is not looked at.
 
     Args:
         plugin: the class.
         name: what it may define.
 
     Raises:
-        UsageError: it cannot be called with all arguments of its base's, or with those that have
-            no default there.
+        UsageError: it cannot be called with all of these arguments, or with those that have no
+            default.
     """
-    own, base = (
-        getattr(found, "__func__", found)  # of a class method
-        for found in (vars(plugin).get(name), getattr(super(plugin, plugin), name, None))
-    )
-    if not isfunction(own) or not isfunction(base):
+    first = next((vars(c)[name] for c in reversed(plugin.__mro__) if name in vars(c)), None)
+    both: list[Any] = [first, vars(plugin).get(name)]
+    if len({*map(type, both)}) > 1 or not isinstance(first, FunctionType | classmethod):
         return
-    wanted, taken = signature(base), signature(own)
+    wanted, taken = (  # not what a decorator wraps
+        signature(getattr(found, "__func__", found), follow_wrapped=False) for found in both
+    )
     needed = [p.name for p in wanted.parameters.values() if p.default is p.empty]
     try:
         taken.bind(*wanted.parameters)

@@ -119,12 +119,13 @@ def resolve(cls: type, given: Mapping[str, Any], owner: str) -> dict[str, Any]:
             raise UsageError(f"{owner} has no parameter {name!r}: {hint}")
     values = {}
     for name, parameter in known.items():
-        if name in given and given[name] != parameter.default:  # which may be of another type
+        usual = parameter.default  # which may be of another type than is declared
+        if name in given and not (type(given[name]) is type(usual) and given[name] == usual):
             values[name] = convert(given[name], parameter.annotation, f"{owner}.{name}")
         elif parameter.default is inspect.Parameter.empty:
             raise UsageError(f"{owner} needs {name}={describe(parameter.annotation)}")
         else:
-            values[name] = parameter.default
+            values[name] = usual
     return values
 
 

@@ -500,12 +500,13 @@ def _name(task: type[Task]) -> str:
     return task.__module__.rpartition(".")[2]
 
 
-def _of_splits(setup: Callable[..., Any]) -> Callable[..., Splits]:
+def _of_splits(setup: Any) -> Callable[..., Splits]:
     """Return a task's `setup` that refuses to return anything but splits that can be recorded."""
 
     @wraps(setup)
     def checked(self: Task, *args: Any, **named: Any) -> Splits:
-        found, name = setup(self, *args, **named), _name(type(self))
+        found = setup.__get__(self, type(self))(*args, **named)  # it may be a class method
+        name = _name(type(self))
         if not isinstance(found, Splits) or not isinstance(found.fingerprint, str):
             what = "no text as its fingerprint" * isinstance(found, Splits)
             raise PluginError(

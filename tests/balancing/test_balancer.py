@@ -1,5 +1,7 @@
 """What the signatures decide once for all methods: zero rows, heads, batches without a label."""
 
+from functools import wraps
+
 import pytest
 import torch
 
@@ -162,6 +164,44 @@ def test_what_a_method_defines_takes_what_it_is_called_with(name, takes, said):
     type("Mine", (Asked,), more)
 
 
+def test_what_can_be_called_is_taken_however_it_is_written():
+    """What counts is what a method is called with, not what it inherits."""
+
+    def scaled(weigh):
+        return wraps(weigh)(lambda self, gramian, losses: weigh(self, gramian, losses, 2.0))
+
+    class Wide(Asked):
+        def weights(self, gramian, losses, power=1):
+            return losses**power
+
+        def after_epoch(self, *_):
+            pass
+
+    class Narrow(Wide):
+        def weights(self, gramian, losses):
+            return losses
+
+        def after_epoch(self):
+            pass
+
+    class Static(Asked):
+        @staticmethod
+        def weights(gramian, losses):
+            return losses
+
+        @staticmethod
+        def suggest(trial, num_objectives):
+            return {}
+
+    class Decorated(Asked):
+        @scaled
+        def weights(self, gramian, losses, factor):
+            return factor * losses
+
+    for method in (Wide, Narrow, Static, Decorated):
+        assert method(3).backward(problem()[2]).shape == (3,)
+
+
 @pytest.mark.parametrize("note", [1.0, torch.ones(2)], ids=["float", "vector"])
 def test_a_note_is_a_tensor_of_one_number(note):
     method = Asked(2)
@@ -196,3 +236,12 @@ class Listed(First):
 def test_what_trains_nothing_or_is_no_weights_is_refused(method, said):
     with pytest.raises(StepError, match=said):
         method(3).backward(problem()[2])
+
+
+class Picks(First):
+    def objective(self, step):
+        return step.losses[0], None
+
+
+def test_an_objective_without_a_label_may_be_the_one_that_is_taken():
+    assert Picks(3).backward([None, *problem()[2].losses[1:]]) is None

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -473,7 +474,9 @@ def _work(rank: int, out: Path) -> None:
     from torch import distributed
 
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"file://{out / 'store'}", rank=rank, world_size=4)
+    distributed.init_process_group(
+        "gloo", f"file://{out / 'store'}", timedelta(minutes=5), rank=rank, world_size=4
+    )
     four = Group()
     groups = [distributed.new_group(pair) for pair in ([0, 1], [2, 3])]
     pair = four.rank // 2

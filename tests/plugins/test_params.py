@@ -186,6 +186,8 @@ def test_a_constructor_hands_on_to_its_base() -> None:
         assert cls(**resolve(cls, {"depth": "7"}, "wide")).size == (64, 7)
     with pytest.raises(UsageError, match="wide has no parameter 'common'"):
         resolve(Wide, {"common": 1}, "wide")
+    with pytest.raises(UsageError, match="height must be int, found True"):
+        resolve(Wide, {"height": True}, "wide")  # which equals the default
 
 
 def test_a_parameter_is_explained_once() -> None:

@@ -203,6 +203,12 @@ class DrawsAnew(Good):
 # Model
 
 
+@pytest.mark.parametrize("kind", [staticmethod, classmethod])
+def test_setup_may_be_a_method_of_any_kind(kind):
+    made = type("Any", (Good,), {"setup": kind(lambda *asked: Good().setup(*asked[-2:]))})()
+    assert made.setup(0, print).fingerprint == Good().setup(0, print).fingerprint
+
+
 class Remodelled(Good):
     """A good task whose model is good but for something."""
 

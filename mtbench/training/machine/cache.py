@@ -70,5 +70,5 @@ def filling(folder: Path, option: str) -> Iterator[None]:
         yield
     except BaseException:
         if fresh:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder.resolve(), ignore_errors=True)  # a link stays
         raise

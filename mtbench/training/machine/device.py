@@ -1,5 +1,6 @@
 """Where a cell is computed, and at which precision."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -45,8 +46,8 @@ def to_device(batch: Batch, device: torch.device | str) -> Batch:
     Raises:
         PluginError: it is no batch.
     """
-    if not isinstance(batch, dict) or "inputs" not in batch:
-        found = ", ".join(map(repr, batch)) if isinstance(batch, dict) else type(batch).__name__
+    if not isinstance(batch, Mapping) or "inputs" not in batch:
+        found = ", ".join(map(repr, batch)) if isinstance(batch, Mapping) else type(batch).__name__
         raise PluginError(f"a split's batch must be a dict with 'inputs', found {found}")
     return {name: _moved(value, device) for name, value in batch.items()}
 
