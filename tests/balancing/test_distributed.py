@@ -623,7 +623,7 @@ def test_one_process_is_left_alone():
 
 def _run(out: Path, *words: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "mtbench", "run", "--plugin", TINY, "--task", "tiny", "-m",
-               "nash_mtl", "--set", "sleep=0.2", "--threads", "1", "--jacobian", "loop",
+               "nash_mtl", "--set", "sleep=0.4", "--threads", "1", "--jacobian", "loop",
                "--out", out, *words]  # fmt: skip
     return subprocess.Popen(
         list(map(str, command)), env=ENVIRONMENT, text=True, stdout=subprocess.PIPE,
@@ -663,7 +663,7 @@ def test_a_killed_rank_ends_the_job_and_it_goes_on_bit_for_bit(
         "error: process 1 of 2 was killed by SIGKILL; the same command goes on from the last "
         "checkpoint"
     ]
-    words = ("-m", "nash_mtl", "--set", "sleep=0.2", "--out", killed)
+    words = ("-m", "nash_mtl", "--set", "sleep=0.4", "--out", killed)
     code, _, told = mtbench("run", "--plugin", tiny, "--task", "tiny", *words)
     assert code == 2
     assert "was begun by 2 processes and goes on with as many, found 1" in told
