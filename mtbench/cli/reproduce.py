@@ -108,7 +108,12 @@ def reproduce(
         engine=partial(Engine, notebook=cache_dir()), init=None, diagnose=False,
         plugins=plugin or [], one_table=True,
     )  # fmt: skip
-    board = leaderboard.boards(runs)[0]
+    board, *others = leaderboard.boards(runs)
+    if others:
+        raise UsageError(
+            f"--out {out}: its cells make {1 + len(others)} tables, as those of suites do: choose "
+            "another folder"
+        )
     console = terminal()
     text = []
 
