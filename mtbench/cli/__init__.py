@@ -105,18 +105,19 @@ def main() -> None:
         text = text.replace(": Value error, ", ": ")  # which pydantic puts before typer's own words
         if text:  # without any argument the help was shown, and there is nothing to add
             _refuse(text)
-    except OSError as problem:  # a disk that is full, a folder that may not be read
-        where = f"{problem.filename}: " if problem.filename else ""
-        text = f"{where}{problem.strerror or problem}; mend that and repeat the command"
-        _refuse(text)
     except Exception as problem:
         from mtbench.plugins.code import place_of
 
-        if not (place := place_of(problem)):  # ours to mend, and not the user's
+        place = place_of(problem)
+        if isinstance(problem, OSError):  # a disk that is full, a folder that may not be read
+            where = f"{problem.filename}: " if problem.filename else ""
+            text = f"{where}{problem.strerror or problem}"
+        elif place:
+            said = str(problem).strip().partition("\n")[0]
+            text = f"{type(problem).__name__}{said and f': {said}'}"
+        else:  # ours to mend, and not the user's
             raise
-        said = str(problem).strip().partition("\n")[0]
-        text = f"{place}: {type(problem).__name__}{said and f': {said}'}"
-        _refuse(f"{text}; mend the plugin and repeat the command")
+        _refuse(f"{place and f'{place}: '}{text}; mend that and repeat the command")
     sys.exit(2)
 
 

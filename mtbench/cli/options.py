@@ -122,6 +122,11 @@ def overrides(
             if key in given:
                 raise UsageError(f"parameter {key!r} is given twice: {value} and {given[key]}")
             given[key] = str(value)
+    for key in given:
+        if (plain := key.rpartition(".")[2]) != key and plain in given:
+            raise UsageError(
+                f"parameter {plain!r} is given twice: {plain}={given[plain]} and {key}={given[key]}"
+            )
     return given
 
 

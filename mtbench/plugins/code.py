@@ -8,6 +8,8 @@ from importlib.metadata import Distribution, entry_points
 from pathlib import Path
 from traceback import walk_tb
 
+from mtbench.plugins.extras import TOOLKIT
+
 PACKAGE = "mtbench_plugin"
 """The package, of that name only, in which plugin files are modules."""
 
@@ -92,13 +94,20 @@ def origin(plugin: type) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """Return the line of a plugin file in which an error was raised, or which led to it, if any."""
+    """Return the line of somebody's plugin that raised an error, or that led to it, if any."""
     lines = [
         f"{frame.f_code.co_filename}, line {number}, in {frame.f_code.co_name}"
         for frame, number in walk_tb(error.__traceback__)
-        if str(frame.f_globals.get("__name__")).startswith(f"{PACKAGE}.")
+        if _is_foreign(str(frame.f_globals.get("__name__")))
     ]
     return lines[-1] if lines else ""
+
+
+def _is_foreign(module: str) -> bool:
+    """Return whether a module is of a plugin that we have not written."""
+    package = module.partition(".")[0]
+    distribution = _distributions().get(package)
+    return package == PACKAGE or (distribution is not None and distribution.name != TOOLKIT)
 
 
 @cache

@@ -724,6 +724,8 @@ def test_a_new_method_where_nothing_can_be_written(mtbench: Mtbench, tmp_path: P
         (["--methods", "ew"], ["'methods'", "did you mean '--method'?"]),
         (["--set", "lr"], ["--set lr", "key=value"]),
         (["--set", "lr=0.1", "--lr", "0.2"], ["'lr'", "given twice"]),
+        (["--lr", "0.1", "--recipe.lr", "0.2"], ["'lr'", "given twice: lr=0.1 and recipe.lr=0.2"]),
+        (["--epochs", "3", "--recipe.epochs", "4"], ["'epochs'", "given twice"]),
         (["--lr"], ["recipe.lr", "its value is missing"]),
         (["stray"], ["'stray'"]),
         (["--set", "lr=fast"], ["recipe.lr", "float", "'fast'"]),
@@ -818,10 +820,11 @@ class Mine(Weighting):
     [
         ("return losses[9]", "IndexError: index 9 is out of bounds"),
         ("return gramian @ losses[:1]", "RuntimeError: "),  # which torch raises
-        ("raise ValueError('one\\ntwo')", "ValueError: one; mend the plugin"),
-        ("assert 0", "AssertionError; mend the plugin"),
+        ("raise ValueError('one\\ntwo')", "ValueError: one; mend that"),
+        ("assert 0", "AssertionError; mend that"),
+        ("open('/no/such')", "/no/such: No such file or directory; mend that"),
     ],
-    ids=["index", "torch", "lines", "silent"],
+    ids=["index", "torch", "lines", "silent", "file"],
 )
 def test_what_a_plugin_file_raises_is_told_with_its_line(
     mtbench: Mtbench, tiny: Path, tmp_path: Path, body: str, said: str
@@ -860,8 +863,8 @@ ODD_TASKS = {
         "MultitaskModel(encoder, [", "(encoder, [",
         "odd: model must return a MultitaskModel(encoder, heads), found a tuple",
     ),
-    "no metric": ('"mae_sum": first, ', "", "must return all metrics, found no 'mae_sum'"),
-    "no number": ('"mae_sum": first', '"mae_sum": None', "must return numbers by name: float()"),
+    "no metric": ('"mae_sum": first, ', "", "odd: its meter's", "all metrics, found no 'mae_sum'"),
+    "no number": ('"mae_sum": first', '"mae_sum": None', "odd: its meter", "numbers by name:"),
     "objective": (
         'Metric("difference", primary', 'Metric("diference", primary',
         "odd: metrics['within'] must be an mtbench.Metric of sum, difference, or of None",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mtbench.comparing.claim import Claim
 from mtbench.comparing.judging import leaderboard, published
 from mtbench.comparing.judging.published import PaperBoard
 from mtbench.errors import UsageError
@@ -182,6 +183,13 @@ def test_reproduce_puts_a_run_beside_the_paper(
     code, said, _ = mtbench(*words)
     assert code == 0
     assert "already finished" in said
+    for number, run in enumerate(find_runs([out])):
+        suite = Claim(
+            suite="two", digest=f"{number:012}", task="tiny", label="ew", repetition=0, draw=None,
+            sampler="", places={}, trials=0, repetitions=2, seeds=1, rows=1, margin=2.0, against=[],
+        )  # fmt: skip
+        (run.path / "suites.json").write_text(f"[{suite.model_dump_json()}]")
+    refused(mtbench(*words), "its cells make 4 tables, as those of suites do")
 
 
 def test_reproduce_says_when_the_settings_are_not_the_papers(

@@ -8,7 +8,7 @@ import pytest
 
 from mtbench import Task
 from mtbench.balancing.balancer import Balancer
-from mtbench.plugins.code import core_digest, module_digest, origin
+from mtbench.plugins.code import _distributions, core_digest, module_digest, origin, place_of
 from mtbench.plugins.registry import find
 from mtbench.version import __version__
 
@@ -29,6 +29,23 @@ NEEDS = {
     "other": {"other.py"},
     "large": {"large/__init__.py", "other.py"},
 }
+
+
+def test_the_line_of_an_installed_plugin_is_found_and_no_line_of_ours(monkeypatch):
+    class Made:
+        name = "mtbench-mine"
+
+    def place(module):
+        scope = {"__name__": module}
+        exec(compile("def weigh():\n    return 1 / 0\n", "there.py", "exec"), scope)
+        with pytest.raises(ZeroDivisionError) as error:
+            scope["weigh"]()
+        return place_of(error.value)
+
+    assert place("mtbench_mine.mine") == ""
+    monkeypatch.setitem(_distributions(), "mtbench_mine", Made())
+    assert place("mtbench_mine.mine") == "there.py, line 2, in weigh"
+    assert place("mtbench_baselines.ew") == ""
 
 
 def digest(root: Path, name: str) -> str:

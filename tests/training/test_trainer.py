@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mtbench.balancing.distributed import Ranks
-from mtbench.errors import RunError, UsageError
+from mtbench.errors import RunError, StepError, UsageError
 from mtbench.training.cell.request import Request, initial_weights, reload
 from mtbench.training.cell.rundir import RunDirectory
 from mtbench.training.trained.model import load_trained
@@ -282,6 +282,14 @@ def test_a_balancers_parameters_do_not_decay(tiny: Path, tmp_path: Path) -> None
     )
     groups = trainer.prepare().descent.state_dict()["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+
+
+def test_a_method_that_writes_no_gradient_is_refused(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtbench_baselines.ew.EqualWeights.balance", lambda *_: None)
+    with pytest.raises(StepError, match=r"the method wrote no `\.grad`"):
+        train(tiny, tmp_path)
 
 
 def test_bf16_autocast_trains(tiny: Path, tmp_path: Path) -> None:

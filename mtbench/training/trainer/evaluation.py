@@ -38,14 +38,14 @@ def evaluate(
 
 def _numbers(found: Mapping[str, float], task: Task) -> dict[str, float]:
     """Return what a meter computed, if all metrics are there."""
+    whose = f"{type(task).__module__.rpartition('.')[2]}: its meter's compute must return"
     try:
         numbers = {name: float(value) for name, value in found.items()}
     except (AttributeError, TypeError, ValueError) as error:
-        raise PluginError(f"a meter's compute must return numbers by name: {error}") from None
+        raise PluginError(f"{whose} numbers by name: {error}") from None
     if absent := task.metrics.keys() - numbers.keys():
         raise PluginError(
-            f"a meter's compute must return all metrics, found no {min(absent)!r}: NaN where it is "
-            "undefined"
+            f"{whose} all metrics, found no {min(absent)!r}: NaN where it is undefined"
         )
     return numbers
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mtbench import seeding
 from mtbench.balancing.distributed import Ranks
 from mtbench.balancing.step import Step
+from mtbench.errors import StepError
 from mtbench.training.task import Batch, Recipe
 from mtbench.training.trainer.batches import Batches
 from mtbench.training.trainer.diagnostics import Look
@@ -106,6 +107,11 @@ class Loop:
         self.numbers.pending.append(made)
         look = Look(step, self.diagnose) if at.position == 0 else None
         weights = balancer.backward(step)
+        parameters = self.learner.model.parameters()
+        if index == 0 and not (balancer.watch.idle or any(p.grad is not None for p in parameters)):
+            raise StepError(
+                "the method wrote no `.grad`: its `balance` must, by step.backward(...)"
+            )
         if look is not None:
             at.diagnostics = look.after(weights, self.learner.task.objectives)
         del step, look  # frees the graph before the optimizer allocates
