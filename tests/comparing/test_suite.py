@@ -40,6 +40,8 @@ def test_those_shipped_are_found_by_name() -> None:
     [
         "quick",
         "core",
+        "core_digits",
+        "core_domains",
         "thyroid",
         "ddti",
         "toys",
