@@ -79,7 +79,7 @@ def say(study: Study) -> str:
             "four times in five"
         )
         if max(q.limit for q in study.questions) > INTEREST:
-            able += f"; one of {INTEREST} could not be, by any number of repetitions on this data"
+            able += f"; one of {INTEREST} never as often, by any number of repetitions on this data"
         said.append(f"{able}.")
     name = study.name[:1].upper() + study.name[1:]
     return f"**{name}.** " + " ".join([*said, *_doubts(study), *_level(study)])

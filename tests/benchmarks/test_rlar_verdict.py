@@ -106,7 +106,7 @@ NOISE = 0.06 * np.array([1, -1, 0.5, -0.5, 1.5, -1.5, 0.2, -0.2, 0.8, -0.8])
 def test_what_so_few_patients_could_never_tell_is_said() -> None:
     text = told(board(0.5 + NOISE, 0.5 - NOISE, resplit=0.3125))["answer"]
     assert "`rlar` may help or harm the category" in text
-    assert "could not be, by any number of repetitions on this data" in text
+    assert "never as often, by any number of repetitions on this data" in text
     assert "not told from a guess" in text
     text = told(board(0.7 + NOISE / 100, [0.7] * 10))["answer"]
     assert "changes the category by less than 0.02" in text

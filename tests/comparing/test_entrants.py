@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -447,11 +448,25 @@ def test_what_nobody_has_costs_nobody(folder: Path) -> None:
 
 
 def test_a_baseline_that_diverges_proves_little(folder: Path) -> None:
-    for file in folder.glob("made_up/ls/seed*/result.json"):
+    said = "to be better than a row says less where its cells diverge"
+    assert not any(said in one for one in board(folder, "ls").remarks)
+    for file in folder.glob("made_up/ls/seed3-*/result.json"):
         if RunDirectory(file.parent).spec().stage == "final":
             diverge(file)
-    [note] = [one for one in board(folder, "ls").remarks if "half or more of which diverges" in one]
-    assert note.endswith("says little: ls (8 of 8 cells)")
+    [note] = [one for one in board(folder, "ls").remarks if said in one]
+    assert note.endswith("the worst on the board: ls (1 of 8 cells)")
+
+
+def test_a_decided_row_that_shares_no_unit_with_others_unranks_nobody(tmp_path: Path) -> None:
+    kept = {"stl": range(20), "ls": range(20), "bad": range(8), "late": range(8, 20)}
+    for method, units in kept.items():
+        study(tmp_path, method, -0.2 if method == "bad" else 0.0, 20)
+        for seed in set(range(20)) - set(units):
+            [final] = tmp_path.glob(f"made_up/{method}/seed{seed}-*")
+            shutil.rmtree(final)
+    found = rows(board(tmp_path, "ls"))
+    assert found["bad"]["told"] == "worse"
+    assert [name for name, row in found.items() if not row["complete"]] == ["bad"]
 
 
 def test_places_of_folds_are_less_sure(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from mtbench.comparing.judging.leaderboard.ranking import Ranking
 from mtbench.comparing.planning import cost
 from mtbench.comparing.planning.grid import Cell, Grid, Order
 from mtbench.comparing.planning.pilot import Scatter, _luck, scatter
-from mtbench.comparing.planning.suite import Suite
+from mtbench.comparing.planning.suite import Budget, Suite
 from mtbench.training.cell.result import Result
 from mtbench.training.cell.rundir import RunDirectory, Spec
 from tests.comparing.test_leaderboard import result
@@ -146,6 +146,9 @@ def test_a_pilot_tells_of_each_setting_by_itself(
     assert scatter(grid, tmp_path, "ls") == {
         titles[0]: Scatter(2.0, "by the pilot"), titles[1]: Scatter(3.0, "by the pilot"),
     }  # fmt: skip
+    tuned = grid.suite.model_copy(update={"budget": Budget(trials=4, seeds=2, repetitions=8)})
+    others = scatter(Grid(Order(tuned)), tmp_path, "ls")[titles[0]]
+    assert others == Scatter(2.0, "by the pilot, whose units are others (trials 0, seeds 1)")
     asked["ew"] = found[:1]
     another = f"by the pilot on another setting: {titles[0]}"
     assert scatter(grid, tmp_path, "ls")[titles[2]] == Scatter(2.0, another)

@@ -55,6 +55,7 @@ class _Measured:
     """What one board of a pilot says of the pairs with one row."""
 
     title: str
+    unit: tuple[int, int]
     specs: list[Spec]
     deviations: list[float]
     luck: Luck | None
@@ -81,7 +82,11 @@ def scatter(grid: Grid, pilot: Path, baseline: str) -> dict[str, Scatter]:
     runs = list(find_runs([pilot]))
     measured = [
         _Measured(
-            board.title, [cells[0].spec for cells in board.cells.values()], found, _luck(board)
+            board.title,
+            _unit(board.suite),
+            [cells[0].spec for cells in board.cells.values()],
+            found,
+            _luck(board),
         )
         for row in grid.suite.against or [baseline]
         for board in leaderboard.boards(runs, row)
@@ -90,7 +95,8 @@ def scatter(grid: Grid, pilot: Path, baseline: str) -> dict[str, Scatter]:
     told: dict[str, Scatter] = {}
     for setting, (task, entries) in zip(grid.suite.tasks, grid.tasks.items(), strict=True):
         free = setting.resample or ()
-        wanted = setting_of(grid.spec(Cell(entries[0], grid.first_seed), "", None), free)
+        cell = Cell(entries[0], grid.first_seed)
+        wanted, unit = setting_of(grid.spec(cell, "", None), free), _unit(grid.claim(cell, None))
         own = [
             one for one in measured if any(setting_of(spec, free) == wanted for spec in one.specs)
         ]
@@ -98,12 +104,20 @@ def scatter(grid: Grid, pilot: Path, baseline: str) -> dict[str, Scatter]:
         origin = "by the pilot"
         if not own and len(titles := {one.title for one in others}) == 1:
             own, origin = others, f"by the pilot on another setting: {titles.pop()}"
+        if other := next((one.unit for one in own if one.unit != unit), None):
+            origin += ", whose units are others (trials {}, seeds {})".format(*other)
         if own:
             deviation = median(value for one in own for value in one.deviations)
             # Of a suite that was changed there are two boards: either has measured the same.
             luck = {one.luck.row: one.luck for one in own if one.luck is not None}
             told[task] = Scatter(deviation, origin, list(luck.values()))
     return told
+
+
+def _unit(suite: Claim | None) -> tuple[int, int]:
+    """Return the trials and the final seeds that a unit consists of."""
+    whole = suite is not None and suite.study_is_unit
+    return (suite.trials, suite.seeds) if suite is not None and whole else (0, 1)
 
 
 def _deviations(board: Board) -> list[float]:

@@ -189,15 +189,15 @@ class Pairs:
         )
 
     def doubts(self) -> list[str]:
-        """Name rows that others are compared with, and half or more of whose cells diverge."""
+        """Name rows that others are compared with, and some of whose cells diverge."""
         found = []
         for i in sorted({i for i in (self.base, *self._asked) if i is not None}):
             ended = [cell.diverged for cell in self.scores.rows[i].finals]
-            if 2 * sum(ended) >= len(ended):
+            if any(ended):
                 found.append(f"{self.scores.names[i]} ({sum(ended)} of {len(ended)} cells)")
         said = (
-            "to be better than a row half or more of which diverges, whose numbers are the worst "
-            "on the board, says little: "
+            "to be better than a row says less where its cells diverge, for their numbers are the "
+            "worst on the board: "
         )
         return naming(said, found)
 

@@ -37,12 +37,14 @@ class Ranking:
         if len(rows):
             inside, _ = largest_block(known[rows])
             self.ranked[rows[inside]] = True
-            if pairs.base is not None:  # a question that was decided takes no more units, of both
-                decided = pairs.with_base[pairs.with_base["told"].isin(VERDICTS[:3])]
-                self.ranked |= np.isin(scores.names, decided[["method", "against"]])
+            # A question that was decided takes no more units, of both.
+            decided = pairs.with_base[pairs.with_base["told"].isin(VERDICTS[:3])]
+            decided = decided.sort_values("units", ascending=False, kind="stable")
+            for pair in decided[["method", "against"]].to_numpy():
+                more = self.ranked | np.isin(scores.names, pair)
+                if known[more].all(axis=0).any():
+                    self.ranked = more
             self.common = np.asarray(known[self.ranked].all(axis=0))
-        if not self.common.any():
-            self.ranked[:] = False
         self.reasons = [self._reason(i) for i in range(len(scores.rows))]
 
     def _reason(self, i: int) -> str:
