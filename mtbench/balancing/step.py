@@ -13,7 +13,7 @@ from torch import Tensor
 from mtbench.balancing.distributed import ALONE, Ranks, processes
 from mtbench.balancing.engine import Engine, explain, grad, gramian, must_be_whole
 from mtbench.balancing.graph import part
-from mtbench.balancing.jacobian import accumulate, vector, views, width
+from mtbench.balancing.jacobian import accumulate, owned, vector, views, width
 from mtbench.balancing.passes import DOUBT, Passes
 from mtbench.balancing.told import (
     Residuals,
@@ -516,7 +516,8 @@ class Step(Passes):
                 raise
         else:
             everything = list(chain(*part([objective]).heads))
-            found = grad([objective], everything, [torch.full_like(objective, self.loss_scale)])
+            seed = torch.full_like(objective, self.loss_scale)
+            found = owned(grad([objective], everything, [seed]), everything)
             ours = [p if self.reaches(p) else None for p in everything]
             sums = self.ranks.sums(
                 [None if p is None else g for p, g in zip(ours, found, strict=True)]
