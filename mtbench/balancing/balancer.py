@@ -270,11 +270,11 @@ class Balancer(nn.Module, ABC):
             StepError: as in `backward`; and the method looks at features or residuals, which are
                 those of one micro-batch's samples.
         """
-        at_features = self.needs_features or getattr(self, "space", "shared") == "features"
-        if at_features or self.needs_residuals:
+        if self.at_features or self.needs_residuals:
+            what = "features" if self.at_features else "residuals"
             raise StepError(
-                f"{self._called} looks at the {'features' if at_features else 'residuals'}, and "
-                "those of several micro-batches are not one batch's: hand over whole batches"
+                f"{self._called} looks at the {what}, and those of several micro-batches are not "
+                "one batch's: hand over whole batches"
             )
         self.watch.accumulates(self._called)
         step, _ = self._step(losses, said)
@@ -415,6 +415,11 @@ class Balancer(nn.Module, ABC):
     def _hooks(self) -> set[str]:
         """Return the hooks that do anything in this method."""
         return {name for name in HOOKS if self._does(name)}
+
+    @property
+    def at_features(self) -> bool:
+        """Whether it looks at gradients at the features, or at the features themselves."""
+        return self.needs_features or getattr(self, "space", "shared") == "features"
 
     @property
     def _called(self) -> str:
@@ -652,4 +657,8 @@ class Aggregator(Balancer):
         """Find the direction and apply it."""
         step.release()
         jacobian = step.jacobian()
-        step.assign(self.direct(jacobian, step.values.to(jacobian)))
+        direction = self.direct(jacobian, step.values.to(jacobian))
+        kept = (jacobian, *self.parameters(), *self.buffers())
+        if direction.untyped_storage().data_ptr() in {x.untyped_storage().data_ptr() for x in kept}:
+            direction = direction.clone()  # its memory becomes that of the gradients
+        step.assign(direction)
