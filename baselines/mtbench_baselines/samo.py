@@ -90,7 +90,7 @@ class SAMO(Wrapper):
                 "samo gives its base gradients of K moved points, which have no residuals in "
                 f"common, found {base._called}, which looks at them: wrap another method"
             )
-        if base.needs_features or getattr(base, "space", "shared") == "features":
+        if base.at_features:
             raise UsageError(
                 "samo gives its base gradients of K moved points, which have no features in "
                 f"common, found {base._called}, which looks at them: wrap another method"

@@ -994,12 +994,20 @@ def test_micro_batches_without_labels_and_by_name() -> None:
     same(found, grads(net))
 
 
-@pytest.mark.parametrize("name", ["rlar", "mgda"])
-def test_micro_batches_have_no_common_latent_space(name: str) -> None:
-    net, options = Net(), {} if name == "rlar" else {"space": "features"}
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rlar", {}),
+        ("mgda", {"space": "features"}),
+        ("every+mgda", {"mgda.space": "features"}),
+        ("norm_matched+gradnorm", {"gradnorm.space": "features"}),
+    ],
+)
+def test_micro_batches_have_no_common_latent_space(name: str, options: dict[str, str]) -> None:
+    net = Net()
     z = net.z()
     balancer = mtbench.balancer(name, num_objectives=2, **options)
-    with pytest.raises(StepError, match="those of several micro-batches"):
+    with pytest.raises(StepError, match="at the features, and those of several micro-batches"):
         balancer.accumulate(net.of(z), latent=z)
 
 
