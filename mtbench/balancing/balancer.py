@@ -313,8 +313,8 @@ class Balancer(nn.Module, ABC):
                 said["validation"] = partial(self._repeated, validation, "validation")
             step = Step(losses, **said)
             step.transient = True
-            step.refuse_constants()
-            step.refuse_chosen()
+        step.refuse_constants()
+        step.refuse_chosen(walk=step.transient or not self.watch.calls)  # a trainer's are alike
         self._check(step)
         if step.ranks.size > 1:
             self._refuse_apart(step)

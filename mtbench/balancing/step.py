@@ -155,8 +155,11 @@ class Step(Passes):
         """Per objective, the trainable parameters that are its own."""
         return self.roles.heads
 
-    def refuse_chosen(self) -> None:
+    def refuse_chosen(self, walk: bool = True) -> None:
         """Refuse parameters at which there is nothing to compare.
+
+        Args:
+            walk: whether the graph is looked at, too.
 
         Raises:
             StepError: none is trained, or a single objective reaches them.
@@ -169,6 +172,8 @@ class Step(Passes):
                 "require grad (a generator gives them once: a list, where it is kept), or leave "
                 "shared= out"
             )
+        if not walk:
+            return
         chosen = {id(p) for p in self._chosen}
         apart = self.num_objectives > 1 and chosen.isdisjoint(map(id, self.parting.shared))
         if apart and all(loss.requires_grad for loss in self.losses):
@@ -195,13 +200,12 @@ class Step(Passes):
         return self._beside(self._again())
 
     def _beside(self, found: "Step | Sequence[Tensor | None]") -> "Step":
-        if isinstance(found, Step):
-            return found
-        shared = None if self._chosen is None else self.named_shared
-        beside = self.like(found, shared=shared, ranks=self.ranks.later)
+        if not isinstance(found, Step):
+            shared = None if self._chosen is None else self.named_shared
+            found = self.like(found, shared=shared, ranks=self.ranks.later)
         if torch.is_grad_enabled():
-            beside.refuse_constants()
-        return beside
+            found.refuse_constants()
+        return found
 
     def like(
         self,
