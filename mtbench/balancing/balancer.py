@@ -165,9 +165,11 @@ class Balancer(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "backward" in vars(cls):  # what `balance` was called before there was the one call
-            cls.balance = vars(cls)["backward"]  # type: ignore[method-assign]
-            del cls.backward
+        if "backward" in vars(cls):
+            raise UsageError(
+                f"{cls.__name__}.backward is what a loop calls, and every method's is the same: "
+                "call yours balance"
+            )
         for name in (*HOOKS, *_ASKED):
             must_take(cls, name)
         if "after_step" in vars(cls):

@@ -147,12 +147,9 @@ def test_a_parameter_without_its_name_is_no_seed():
         First(2, seed=0.4)
 
 
-def test_a_method_that_defines_backward_is_heard():
-    class Old(Asked):
-        def backward(self, step):
-            return self.weigh(step.gramian(), step.host_values) * 2
-
-    assert Old(3).backward(problem()[2]).tolist() == [2, 0, 4]
+def test_a_method_that_defines_backward_is_told_to_call_it_balance():
+    with pytest.raises(UsageError, match=r"^Mine\.backward is what a loop calls.*yours balance$"):
+        type("Mine", (Asked,), {"backward": lambda self, step: None})
 
 
 def on_graph(*_):
