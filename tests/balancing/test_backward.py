@@ -905,6 +905,26 @@ def test_the_head_of_an_objective_without_labels_does_not_move(name: str, how: s
     assert all(p.isfinite().all() for p in parameters)
 
 
+@pytest.mark.parametrize("name", ["ew", "dwa", "cagrad", "upgrad", "graddrop"])
+@pytest.mark.parametrize("pieces", [[slice(0, 12)], [slice(0, 5), slice(5, 12)]])
+def test_a_loss_of_value_0_with_a_gradient_trains_its_head(name: str, pieces: list[slice]) -> None:
+    net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
+
+    def losses(piece: slice) -> list[Tensor]:
+        z = net.z(piece)
+        score = net.heads[1](z).sum()
+        return [net.of(z)[0], score - score.detach()]
+
+    for piece in pieces[:-1]:
+        balancer.accumulate(losses(piece))
+    balancer.backward(losses(pieces[-1]))
+    found, encoder = net.heads[1].weight.grad, grads(net.encoder)
+    torch.testing.assert_close(found, net.z().sum(0, keepdim=True))
+    net.zero_grad()
+    mtbench.balancer(name, num_objectives=2).backward([*losses(slice(12))[:1], None])
+    assert not encoder[0].allclose(net.encoder[0].weight.grad)  # it takes part there, too
+
+
 def test_a_copy_of_a_balancer_starts_afresh() -> None:
     net, balancer = Net(), mtbench.balancer("mgda", num_objectives=2)
     balancer.backward(net.losses())
@@ -992,6 +1012,23 @@ def test_micro_batches_without_labels_and_by_name() -> None:
     whole = [net.losses()[0], net.losses(slice(6, 12))[1]]
     mtbench.balancer("mgda", num_objectives=2).backward(whole)
     same(found, grads(net))
+
+
+@pytest.mark.parametrize("name", ["ew", "dwa", "famo", "softadapt", "mgda", "graddrop"])
+@pytest.mark.parametrize("times", [math.inf, math.nan])
+def test_a_micro_batch_that_is_not_finite_is_so_for_the_whole(name: str, times: float) -> None:
+    found = []
+    for parts in (1, 2):
+        net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
+        (a, b), last = net.losses(slice(0, 6)), net.losses(slice(6, 12))
+        first = [times * a, b]
+        if parts == 2:
+            balancer.accumulate(first)
+        else:
+            last = [x + y for x, y in zip(first, last, strict=True)]
+        weights = balancer.backward(last)
+        found.append((weights, tensors(balancer), grads(net)))
+    torch.testing.assert_close(found[1], found[0], equal_nan=True)
 
 
 @pytest.mark.parametrize("name", ["rlar", "mgda"])
@@ -1121,16 +1158,19 @@ def test_an_infinite_loss_leaves_no_trace(name: str) -> None:
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("what", ["gradient", "scale"])
+@pytest.mark.parametrize("what", ["gradient", "scale", "loss"])
 @pytest.mark.parametrize("name", NAMELESS)
-def test_an_infinite_gradient_or_scale_leaves_no_trace(name: str, what: str) -> None:
+def test_what_is_infinite_or_nan_leaves_no_trace(name: str, what: str) -> None:
     net = Net(3)
     balancer = mtbench.balancer(name, num_objectives=3)
     for t in range(6):
         if t == 3 and what == "gradient":
             drive(net, balancer, lambda z: [net.of(z)[0] + (0 * z.sum()).sqrt(), *net.of(z)[1:]])
-        elif t == 3:
+        elif t == 3 and what == "scale":
             drive(net, balancer, net.of, loss_scale=float("inf"))
+        elif t == 3:
+            drive(net, balancer, lambda z: [math.nan * net.of(z)[0], *net.of(z)[1:]])
+            assert any(g is not None and g.isnan().any() for g in grads(net))
         weights = drive(net, balancer, net.of)
     if weights is not None:
         assert weights.isfinite().all()
