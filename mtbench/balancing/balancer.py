@@ -268,7 +268,8 @@ class Balancer(nn.Module, ABC):
 
         Raises:
             StepError: as in `backward`; and the method looks at features or residuals, which are
-                those of one micro-batch's samples.
+                those of one micro-batch's samples; and ``again``, which is for the last one, is
+                given here to a method that needs it.
         """
         at_features = self.needs_features or getattr(self, "space", "shared") == "features"
         if at_features or self.needs_residuals:
@@ -278,6 +279,11 @@ class Balancer(nn.Module, ABC):
             )
         self.watch.accumulates(self._called)
         step, _ = self._step(losses, said)
+        if self.needs_again and step.has_again:
+            raise StepError(
+                f"{self._called} repeats the forward pass of the whole batch: give again= to the "
+                "last micro-batch's backward alone, a function that adds up the losses of all"
+            )
         held, self._held = self._held or Held(self.num_objectives), None
         held.add(step)
         self._held = held

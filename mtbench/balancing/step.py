@@ -179,6 +179,11 @@ class Step(Passes):
                         "several losses reach, or leave shared= out"
                     )
 
+    @property
+    def has_again(self) -> bool:
+        """Whether it was said how to repeat the forward pass."""
+        return self._again is not None
+
     def again(self) -> "Step":
         """Return a new step of the same batch at the parameters as they are now.
 

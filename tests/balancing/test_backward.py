@@ -955,7 +955,7 @@ def test_micro_batches_are_the_whole_batch(name: str) -> None:
             optimizer.zero_grad()
             *first, last = pieces
             for piece in first:
-                balancer.accumulate(net.losses(piece), **said)
+                balancer.accumulate(net.losses(piece), validation=net.losses)
             balancer.backward(net.losses(last), **said)
             optimizer.step()
             balancer.after_step(net.losses)
@@ -1029,6 +1029,18 @@ def test_a_micro_batch_that_is_not_finite_is_so_for_the_whole(name: str, times: 
         weights = balancer.backward(last)
         found.append((weights, tensors(balancer), grads(net)))
     torch.testing.assert_close(found[1], found[0], equal_nan=True)
+
+
+def test_the_forward_pass_again_is_that_of_all_micro_batches() -> None:
+    net, piece = Net(), slice(0, 6)
+    for name in ("samo+ew", "norm_matched+samo+ew"):
+        balancer = mtbench.balancer(name, num_objectives=2)
+        message = "give again= to the last micro-batch's backward alone"
+        with pytest.raises(StepError, match=message):
+            balancer.accumulate(net.losses(piece), again=net.losses)
+        with pytest.raises(StepError, match=message):
+            balancer.accumulate(Step(net.losses(piece), again=net.losses))
+    mtbench.balancer("ew", num_objectives=2).accumulate(net.losses(piece), again=net.losses)
 
 
 @pytest.mark.parametrize("name", ["rlar", "mgda"])

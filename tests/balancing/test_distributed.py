@@ -308,7 +308,7 @@ def _micro_batches(ranks: Ranks, group: Any, method: str) -> float:
             optimizer.zero_grad()
             said: Any = {"ranks": here, "again": partial(losses, mine)}
             if here is ranks:
-                balancer.accumulate(losses(slice(mine.start, mine.start + 1)), **said)
+                balancer.accumulate(losses(slice(mine.start, mine.start + 1)), ranks=here)
                 balancer.backward(losses(slice(mine.start + 1, mine.stop)), **said)
             else:
                 balancer.backward(losses(mine), **said)
