@@ -5,6 +5,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -432,6 +433,7 @@ def test_wrong_words_are_refused(said: dict[str, Any], message: str) -> None:
             [None, torch.ones(()), torch.ones((), device="meta")],
             r"on one device, found losses\[2\] on meta and another on cpu: say loss\.to\('cpu'\)",
         ),
+        ({0: torch.ones(()), "b": torch.ones(())}, "losses' names must be strings, found 0"),
     ],
 )
 def test_wrong_losses_are_refused(losses: Any, message: str) -> None:
@@ -925,6 +927,25 @@ def test_a_loss_of_value_0_with_a_gradient_trains_its_head(name: str, pieces: li
     assert not encoder[0].allclose(net.encoder[0].weight.grad)  # it takes part there, too
 
 
+@pytest.mark.parametrize("name", ["uw", "norm_matched+uw"])
+def test_the_order_of_names_is_in_the_state(name: str, tmp_path: Path) -> None:
+    net, balancer = Net(), mtbench.balancer(name, num_objectives=2, seed=3)
+    with torch.no_grad():
+        next(balancer.parameters()).copy_(torch.tensor([0.0, 1.0]))
+    old = balancer.state_dict()
+    expected = balancer.backward(dict(zip("\u03bcq", net.losses(), strict=True)))
+    torch.save(balancer.state_dict(), tmp_path / "state.pt")
+    loaded = mtbench.balancer(name, num_objectives=2)
+    loaded.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    turned = dict(zip("q\u03bc", reversed(net.losses()), strict=True))
+    assert loaded.backward(turned) == expected
+    before = mtbench.balancer(name, num_objectives=2)
+    before.load_state_dict(old)  # of a balancer that has not heard of names
+    assert before.generator.get_state().equal(loaded.generator.get_state())
+    turned = dict(zip("q\u03bc", reversed(net.losses()), strict=True))
+    assert list(before.backward(turned)) == ["q", "\u03bc"]
+
+
 def test_a_copy_of_a_balancer_starts_afresh() -> None:
     net, balancer = Net(), mtbench.balancer("mgda", num_objectives=2)
     balancer.backward(net.losses())
@@ -1071,6 +1092,16 @@ def test_parameters_that_never_move() -> None:
     assert len(told) == 1
     balancer = mtbench.balancer("uw", num_objectives=2)
     list(loop(balancer, 30, net, *balancer.parameters()))
+
+
+def test_parameters_that_move_after_many_additions_to_grad() -> None:
+    net, balancer = Net(), mtbench.balancer("uw", num_objectives=2)
+    optimizer = torch.optim.SGD([*net.parameters(), *balancer.parameters()], lr=0.01)
+    for step in range(1, 33):
+        balancer.backward(net.losses())
+        if step % 16 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 @pytest.mark.parametrize("name", ["famo", "norm_matched+famo"])
