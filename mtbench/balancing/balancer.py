@@ -121,8 +121,8 @@ class Balancer(nn.Module, ABC):
             a solver reads there.
     """
 
-    paper: ClassVar[str]
-    passes: ClassVar[str]
+    paper: ClassVar[str] = ""
+    passes: ClassVar[str] = ""
     checked_against: ClassVar[str] = ""
     reference: ClassVar[bool] = False
     needs_features: bool = False
