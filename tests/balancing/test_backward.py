@@ -1005,6 +1005,35 @@ def test_micro_batches_run_a_parameters_hook_once(
     same(*found)
 
 
+@pytest.mark.parametrize("name", ["ew", "dwa", "famo", "softadapt", "mgda", "graddrop"])
+@pytest.mark.parametrize("times", [math.inf, math.nan])
+def test_a_micro_batch_that_is_not_finite_is_so_for_the_whole(name: str, times: float) -> None:
+    found = []
+    for parts in (1, 2):
+        net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
+        (a, b), last = net.losses(slice(0, 6)), net.losses(slice(6, 12))
+        first = [times * a, b]
+        if parts == 2:
+            balancer.accumulate(first)
+        else:
+            last = [x + y for x, y in zip(first, last, strict=True)]
+        weights = balancer.backward(last)
+        found.append((weights, tensors(balancer), grads(net)))
+    torch.testing.assert_close(found[1], found[0], equal_nan=True)
+
+
+def test_the_forward_pass_again_is_that_of_all_micro_batches() -> None:
+    net, piece = Net(), slice(0, 6)
+    for name in ("samo+ew", "norm_matched+samo+ew"):
+        balancer = mtbench.balancer(name, num_objectives=2)
+        message = "give again= to the last micro-batch's backward alone"
+        with pytest.raises(StepError, match=message):
+            balancer.accumulate(net.losses(piece), again=net.losses)
+        with pytest.raises(StepError, match=message):
+            balancer.accumulate(Step(net.losses(piece), again=net.losses))
+    mtbench.balancer("ew", num_objectives=2).accumulate(net.losses(piece), again=net.losses)
+
+
 def test_micro_batches_are_of_one_model() -> None:
     net = Net()
     balancer = mtbench.balancer("mgda", num_objectives=2)
@@ -1033,35 +1062,6 @@ def test_micro_batches_without_labels_and_by_name() -> None:
     whole = [net.losses()[0], net.losses(slice(6, 12))[1]]
     mtbench.balancer("mgda", num_objectives=2).backward(whole)
     same(found, grads(net))
-
-
-@pytest.mark.parametrize("name", ["ew", "dwa", "famo", "softadapt", "mgda", "graddrop"])
-@pytest.mark.parametrize("times", [math.inf, math.nan])
-def test_a_micro_batch_that_is_not_finite_is_so_for_the_whole(name: str, times: float) -> None:
-    found = []
-    for parts in (1, 2):
-        net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
-        (a, b), last = net.losses(slice(0, 6)), net.losses(slice(6, 12))
-        first = [times * a, b]
-        if parts == 2:
-            balancer.accumulate(first)
-        else:
-            last = [x + y for x, y in zip(first, last, strict=True)]
-        weights = balancer.backward(last)
-        found.append((weights, tensors(balancer), grads(net)))
-    torch.testing.assert_close(found[1], found[0], equal_nan=True)
-
-
-def test_the_forward_pass_again_is_that_of_all_micro_batches() -> None:
-    net, piece = Net(), slice(0, 6)
-    for name in ("samo+ew", "norm_matched+samo+ew"):
-        balancer = mtbench.balancer(name, num_objectives=2)
-        message = "give again= to the last micro-batch's backward alone"
-        with pytest.raises(StepError, match=message):
-            balancer.accumulate(net.losses(piece), again=net.losses)
-        with pytest.raises(StepError, match=message):
-            balancer.accumulate(Step(net.losses(piece), again=net.losses))
-    mtbench.balancer("ew", num_objectives=2).accumulate(net.losses(piece), again=net.losses)
 
 
 @pytest.mark.parametrize("name", ["rlar", "mgda"])
