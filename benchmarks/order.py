@@ -1,7 +1,8 @@
-"""Does the order of methods hold: from half the seeds to the other, between tasks, and in print?
+"""Does the order of methods hold: from half the units to the other, between tasks, and in print?
 
 Spearman's rank correlations of delta-m over the rows but the single-task one. Halves are drawn
-1,000 times. What papers report is set beside the board of the task that they report of.
+1,000 times; the seeds of one repetition, which share what was tuned, stay together. What papers
+report is set beside the board of the task that they report of.
 
 Usage: python benchmarks/order.py RUNS
 """
@@ -23,39 +24,52 @@ from mtbench.training.cell.rundir import find_runs
 HALVES = 1_000
 
 
-def scores(board: Board) -> dict[str, NDArray[np.float64]]:
-    """Return each row's primary test metrics, (units, metrics), of the seeds that all rows have."""
+def scores(board: Board) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int_]]:
+    """Return each row's primary test metrics, (seeds, metrics), and the seeds' units.
+
+    They are the seeds that all rows have.
+    """
     tested = {
         row: {cell.spec.seed: cell.run.open_test() for cell in cells}
         for row, cells in board.cells.items()
     }
     seeds = sorted(set.intersection(*(set(found) for found in tested.values())))
-    return {
+    unit = {
+        cell.spec.seed: one.repetition
+        for row, cells in board.cells.items()
+        for cell in cells
+        if board.suite is not None and board.suite.study_is_unit
+        for one in cell.claimed(board.suite, row)
+    }
+    found = {
         row: np.array([[found[seed][name] for name in board.primary] for seed in seeds])
         for row, found in tested.items()
     }
+    return found, np.array([unit.get(seed, seed) for seed in seeds])
 
 
-def correlation(first: dict[str, float], second: dict[str, float]) -> tuple[float, int]:
-    """Return Spearman's, and over how many rows."""
+def correlation(first: dict[str, float], second: dict[str, float]) -> tuple[float, str]:
+    """Return Spearman's, and it in words."""
     shared = sorted(first.keys() & second.keys())
     found = spearmanr([first[row] for row in shared], [second[row] for row in shared])
-    return float(found.statistic), len(shared)
+    rho = float(found.statistic)
+    return rho, f"{rho:.2f} over {len(shared)} methods, p = {found.pvalue:.2g}"
 
 
 class Study:
     """A board's rows against its single-task row, on any of its units."""
 
     def __init__(self, board: Board, reference: str) -> None:
-        self.found = scores(board)
+        self.found, self.unit = scores(board)
         self.reference = self.found.pop(reference)
         self.higher = list(board.primary.values())
-        self.units = np.arange(len(self.reference))
+        self.units = np.unique(self.unit)
 
     def changes(self, units: NDArray[np.int_]) -> dict[str, float]:
         """Return each row's delta-m."""
+        own = np.isin(self.unit, units)
         return {
-            row: float(delta_m(x[units], self.reference[units], self.higher))
+            row: float(delta_m(x[own], self.reference[own], self.higher))
             for row, x in self.found.items()
         }
 
@@ -86,12 +100,10 @@ def main(out: Path) -> None:
         for paper in published.load(name).boards if name in published.shipped() else []:
             deltas = {row: paper.value(row, published.DELTA_M) for row in paper.rows}
             printed = {row: delta for row, delta in deltas.items() if not math.isnan(delta)}
-            rho, n = correlation(whole, printed)
-            print(f"  {name} {paper.title!r}: {rho:.2f} over {n} methods")
+            print(f"  {name} {paper.title!r}: {correlation(whole, printed)[1]}")
     print("\nbetween tasks:")
     for (one, first), (other, second) in itertools.combinations(by_task.items(), 2):
-        rho, n = correlation(first, second)
-        print(f"  {one} and {other}: {rho:.2f} over {n} methods")
+        print(f"  {one} and {other}: {correlation(first, second)[1]}")
 
 
 if __name__ == "__main__":

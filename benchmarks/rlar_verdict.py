@@ -168,8 +168,8 @@ def _questions(found: Sequence[Study]) -> str:
     ]
     if any(q.answer.category_told.startswith("no diff") for s in found for q in s.questions):
         lines.append(
-            "That there is no difference is told by two one-sided tests; the interval, which is of "
-            "a two-sided one, may reach a little further."
+            "That there is no difference is told by two one-sided tests. Their interval is shorter "
+            "than the one shown, which may reach a little further."
         )
     return "\n".join(lines)
 

@@ -33,7 +33,7 @@ class IMTLG(Weighting):
     """
 
     paper = "Liu et al., ICLR 2021, openreview IMPnRXEWpvr"
-    passes = "F + H + K E; with space=features, F + H + E"
+    passes = "F + H + K E"
     checked_against = "the paper's closed form in gradient space; torchjd 0.18"
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:

@@ -48,16 +48,18 @@ class Held:
         with unhooked(chain(common, *step.heads)):
             rows = [list(zip(common, row, strict=True)) for row in step.rows(common)]
             at_heads = step.head_grads
-        for k, (row, head, own) in enumerate(zip(rows, step.heads, at_heads, strict=True)):
-            value = step.losses[k].detach().nan_to_num(nan=0.0)
-            self.values[k] = self.values[k].to(value) + value
-            if step.says_no_label(k, own):
-                continue
-            for parameter, grad in chain(row, zip(head, own, strict=True)):
-                if grad is not None:
-                    self.parameters[id(parameter)] = parameter
-                    held = self.grads[k].get(id(parameter))
-                    self.grads[k][id(parameter)] = grad if held is None else held + grad
+        grads = [
+            [(p, g) for p, g in (*row, *zip(head, own, strict=True)) if g is not None]
+            for row, head, own in zip(rows, step.heads, at_heads, strict=True)
+        ]
+        told = [not step.says_no_label(k, [g for _, g in own]) for k, own in enumerate(grads)]
+        labelled = step.ranks.maximum(torch.tensor(told, dtype=torch.float32)).tolist()
+        for k, loss in enumerate(step.losses):
+            self.values[k] = self.values[k].to(loss) + (loss.detach() if labelled[k] else 0)
+            for parameter, grad in grads[k] if labelled[k] else ():
+                self.parameters[id(parameter)] = parameter
+                held = self.grads[k].get(id(parameter))
+                self.grads[k][id(parameter)] = grad if held is None else held + grad
 
     def step(self, last: Step) -> Step:
         """Return the step of the whole batch, whose losses are linear at the present parameters."""

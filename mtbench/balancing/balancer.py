@@ -4,6 +4,7 @@ A method picks the narrowest signature that it needs: losses (`Scalarizer`), the
 (`Weighting`), the K x d Jacobian (`Aggregator`), or everything (`Balancer`).
 """
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -120,8 +121,8 @@ class Balancer(nn.Module, ABC):
             a solver reads there.
     """
 
-    paper: ClassVar[str]
-    passes: ClassVar[str]
+    paper: ClassVar[str] = ""
+    passes: ClassVar[str] = ""
     checked_against: ClassVar[str] = ""
     reference: ClassVar[bool] = False
     needs_features: bool = False
@@ -215,7 +216,8 @@ class Balancer(nn.Module, ABC):
         step, names = self._step(losses, said)
         unspoken = not self.watch.calls and not step.speaks_of_ranks and processes() > 1
         if self.watch.begins():
-            self.watch.look(self._called, self.parameters(), self._hooks(), step.transient)
+            own, hooks = self.parameters(), self._hooks()
+            self.watch.look(self._called, own, lambda: step.trained, hooks, step.transient)
         if self._held is not None:
             held, self._held = self._held, None
             held.add(step)
@@ -270,7 +272,8 @@ class Balancer(nn.Module, ABC):
 
         Raises:
             StepError: as in `backward`; and the method looks at features or residuals, which are
-                those of one micro-batch's samples.
+                those of one micro-batch's samples; and ``again``, which is for the last one, is
+                given here to a method that needs it.
         """
         if self.at_features or self.needs_residuals:
             what = "features" if self.at_features else "residuals"
@@ -280,6 +283,11 @@ class Balancer(nn.Module, ABC):
             )
         self.watch.accumulates(self._called)
         step, _ = self._step(losses, said)
+        if self.needs_again and step.has_again:
+            raise StepError(
+                f"{self._called} repeats the forward pass of the whole batch: give again= to the "
+                "last micro-batch's backward alone, a function that adds up the losses of all"
+            )
         held, self._held = self._held or Held(self.num_objectives), None
         held.add(step)
         self._held = held
@@ -367,6 +375,8 @@ class Balancer(nn.Module, ABC):
 
     def _named(self, losses: Mapping[str, Tensor | None]) -> tuple[str, ...]:
         names = self._names or tuple(losses)
+        if other := [name for name in losses if not isinstance(name, str)]:
+            raise StepError(f"{self._called}: losses' names must be strings, found {other[0]!r}")
         if set(names) != set(losses):
             raise StepError(
                 f"{self._called} balances {', '.join(names)}, found losses named "
@@ -474,12 +484,15 @@ class Balancer(nn.Module, ABC):
         return {}
 
     def get_extra_state(self) -> Tensor:
-        """Return the generator's state, so that a resumed run draws what it would have drawn."""
-        return self.generator.get_state()
+        """Return the generator's state, and behind it the order of the objectives' names."""
+        names = json.dumps(self._names).encode() if self._names else b""
+        return torch.cat([self.generator.get_state(), torch.tensor([*names], dtype=torch.uint8)])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Restore what `get_extra_state` returned."""
-        self.generator.set_state(state.cpu())
+        """Restore what `get_extra_state` returned; earlier versions knew no names."""
+        drawn, names = state.cpu().tensor_split([self.generator.get_state().numel()])
+        self.generator.set_state(drawn)
+        self._names = tuple(json.loads(bytes(names.tolist()) or "[]"))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         kept = {name: self._buffers[name] for name in self.on_host}

@@ -39,9 +39,9 @@ class Step(Passes):
     split (a head reads a parameter of the encoder, or what another head's features come from),
     every objective goes back from its loss in one piece, at the same price.
 
-    A batch without a label for an objective is said by None, by a loss that is exactly 0, or by one
-    that is NaN without a gradient, as torch's mean over nothing is. Its head's ``.grad`` stays
-    None, and methods see the loss 0.
+    A batch without a label for an objective is said by None, or by a loss that is exactly 0 or NaN
+    and whose gradient is 0, as that of torch's mean over nothing is. Its head's ``.grad`` stays
+    None. Methods see the loss 0 there, and where a loss is NaN.
 
     Args:
         losses: K scalar losses on the graph, None for one without labels. They are never stacked: a
@@ -183,6 +183,11 @@ class Step(Passes):
                         f"Step: only losses[{k}] reaches the parameters in shared=: hand over what "
                         "several losses reach, or leave shared= out"
                     )
+
+    @property
+    def has_again(self) -> bool:
+        """Whether it was said how to repeat the forward pass."""
+        return self._again is not None
 
     def again(self) -> "Step":
         """Return a new step of the same batch at the parameters as they are now.
@@ -531,9 +536,9 @@ class Step(Passes):
                     self._write(parameter, mine if value is None else value)
         # A zero would let an optimizer's momentum move the head of an objective without labels.
         for k in self._perhaps_absent:
-            own = [(p, p.grad) for p in self.parting.heads[k] if p.grad is not None]
-            if own and not torch.stack([value.any() for _, value in own]).any():
-                for parameter, _ in own:
+            head = self.parting.heads[k]
+            if self.says_no_label(k, [parameter.grad for parameter in head]):
+                for parameter in head:
                     parameter.grad = None
 
     def gradient(
@@ -558,16 +563,17 @@ class Step(Passes):
         sums = iter(self.ranks.sums(list(chain(*self.head_grads))))
         for k, head in enumerate(self.heads):
             own = [(p, value) for p in head if (value := next(sums)) is not None]
-            if not self.says_no_label(k, (value for _, value in own)):
+            if not self.says_no_label(k, [value for _, value in own]):
                 for parameter, value in own:  # which may be another one's memory
                     weighted = value.clone() if head_weights is None else value * head_weights[k]
                     self._write(parameter, weighted)
 
-    def says_no_label(self, k: int, head_grads: Iterable[Tensor | None]) -> bool:
-        """Return whether a loss is 0, or NaN without a gradient in its head."""
+    def says_no_label(self, k: int, grads: Sequence[Tensor | None]) -> bool:
+        """Return whether a loss is 0 or NaN, and its gradients 0."""
         if k not in self._perhaps_absent:
             return False
-        return self.read[k] == 0 or not any(g.any() for g in head_grads if g is not None)
+        found = [g.any().to(self.losses[k].device) for g in grads if g is not None]
+        return not (found and torch.stack(found).any())
 
     @cached_property
     def _perhaps_absent(self) -> list[int]:

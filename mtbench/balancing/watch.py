@@ -45,12 +45,20 @@ class Watch:
         self._parts = 0
         return self.calls in (1, _PATIENCE, _EPOCH)
 
-    def look(self, name: str, own: Iterable[Tensor], hooks: set[str], epochs_matter: bool) -> None:
+    def look(
+        self,
+        name: str,
+        own: Iterable[Tensor],
+        trained: Callable[[], Iterable[Tensor]],
+        hooks: set[str],
+        epochs_matter: bool,
+    ) -> None:
         """Look at the beginning of a step.
 
         Args:
             name: the method's.
             own: the balancer's own parameters.
+            trained: says what the losses reach.
             hooks: those that do anything in this method.
             epochs_matter: whether to ask for `after_epoch`: not where a trainer sees to it.
         """
@@ -59,9 +67,10 @@ class Watch:
             self._at_first = [p.detach().clone() for p in own]
         elif self.calls == _PATIENCE:
             pairs = list(zip(own, self._at_first, strict=False))
-            # Whoever is in an optimizer has no gradient left at the beginning of a step.
-            pulled = any(p.grad is not None and p.grad.any() for p, _ in pairs)
-            if pulled and all(torch.equal(p, q) for p, q in pairs):
+            # Whoever is in an optimizer has no gradient left where the model has none.
+            pulled = any(_has_gradient(p) for p, _ in pairs)
+            stuck = pulled and all(torch.equal(p, q) for p, q in pairs)
+            if stuck and not any(map(_has_gradient, trained())):
                 self._warn(
                     f"{name}: its own parameters have not moved in {_PATIENCE} steps",
                     "give the optimizer [*model.parameters(), *balancer.parameters()]",
@@ -111,6 +120,10 @@ class Watch:
 
     def _warn(self, found: str, remedy: str) -> None:
         warnings.warn(f"{found}, and the method needs it: {remedy}", stacklevel=4)
+
+
+def _has_gradient(parameter: Tensor) -> bool:
+    return parameter.grad is not None and bool(parameter.grad.any())
 
 
 def noted(hook: Callable[..., Any]) -> Callable[..., Any]:

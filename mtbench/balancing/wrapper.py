@@ -18,11 +18,20 @@ class Wrapper(Balancer):
     Args:
         base: the method inside.
         seed: seeds `generator`.
+
+    Raises:
+        UsageError: the base is no balancer.
     """
 
     passes = "the base's"
 
     def __init__(self, base: Balancer, seed: int = 0) -> None:
+        if not isinstance(base, Balancer):
+            name = self._called
+            raise UsageError(
+                f"{name}: goes around a balancer, found {base!r}: say {name}(balancer(...)), or "
+                f"balancer('{name}+BASE', K)"
+            )
         super().__init__(base.num_objectives, seed)
         self.base = base
         self.needs_features = self.needs_features or base.needs_features

@@ -34,7 +34,10 @@ def _of(task: str, source: str, plugins: Sequence[Path]) -> "Iterator[type[Task]
     except UsageError as error:
         if source == task or source not in entries("task", plugins):
             raise
-        raise UsageError(f"{error}; {source} is a task: say --task {source}") from error
+        raise UsageError(
+            f"{error}; {source} is a task: say --task {source}, and one of its sources (`mtbench "
+            f"info {source}`)"
+        ) from error
 
 
 @app.command(context_settings=EXTRA)

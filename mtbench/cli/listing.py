@@ -115,12 +115,14 @@ def info(
         console.print(table)
     for command, callee in commands.items():
         said = params.explained(callee)
-        options = Table("option", "type", "what", title=f"mtbench {command}", title_justify="left")
+        heads = ("option", "type", "default", "what")
+        options = Table(*heads, title=f"mtbench {command}", title_justify="left")
         for key, parameter in params.declared(callee).items():
-            option = f"--{key.replace('_', '-')}"
+            option, default = f"--{key.replace('_', '-')}", parameter.default
             options.add_row(
                 option,
                 params.describe(parameter.annotation),
+                "" if default in (None, parameter.empty) else params.text(default),
                 Text(said.get(key, "").replace("``", "`")),
             )
         if options.row_count:

@@ -112,6 +112,8 @@ class Balanced(LightningModule):
             self._forwards.clear()
         self._forwards.append(forward)
         forwards = tuple(self._forwards)
+        last = trainer.is_last_batch
+        due = last or (trainer.fit_loop.batch_idx + 1) % accumulate == 0
 
         def step(forwards: Sequence[Forward] = forwards) -> Step:
             losses, features, *rest = _mean(forwards, accumulate)
@@ -121,14 +123,13 @@ class Balanced(LightningModule):
                 residuals=rest[0] if rest else None,
                 shared=parameters,
                 latent=latent,
-                again=step,
+                again=step if due else None,
                 engine=self.engine,
                 loss_scale=1.0 if scaler is None else scaler,
             )
 
-        last = trainer.is_last_batch
         weights = None
-        if not last and (trainer.fit_loop.batch_idx + 1) % accumulate:
+        if not due:
             self.balancer.accumulate(step([forward]))
         else:
             weights = self.balancer.backward(step([forward]))

@@ -218,9 +218,17 @@ def _unknown(name: str, known: Iterable[str], listed: str) -> str:
 def _installed(kind: Kind) -> list[Entry]:
     found = []
     for point in _points(f"mtbench.{kind}s", tuple(sys.path)):
-        spec = find_spec(point.value)
         owner = point.dist.name if point.dist else None
-        for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
+        try:
+            spec = find_spec(point.value)
+        except ImportError:
+            spec = None
+        if spec is None or spec.submodule_search_locations is None:
+            raise PluginError(
+                f"{owner}: announces {kind}s in {point.value!r}, which is no package that is "
+                f"there: its entry point must name a package, each of whose modules is a {kind}"
+            )
+        for folder in map(Path, spec.submodule_search_locations):
             for path in sorted(folder.iterdir()):
                 is_package = (path / "__init__.py").is_file()
                 if not path.name.startswith(("_", ".")) and (is_package or path.suffix == ".py"):

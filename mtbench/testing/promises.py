@@ -199,6 +199,8 @@ class Promises:
         method = make(2)
         assert method.paper, "`paper` is empty: say where the method is defined"
         assert method.passes, "`passes` is empty: say what a step costs, as in 'F + H + K E'"
+        for name in (*method.on_host, *method.sized_later):
+            assert name in dict(method.named_buffers()), f"`on_host` or `sized_later`: no {name!r}"
 
     @pytest.mark.parametrize("K", [_BEFORE, 1], ids="K={}".format)
     def test_answers_in_shape(self, make: Make, K: int) -> None:

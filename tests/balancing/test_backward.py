@@ -5,6 +5,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -449,6 +450,7 @@ def test_wrong_words_are_refused(said: dict[str, Any], message: str) -> None:
             [None, torch.ones(()), torch.ones((), device="meta")],
             r"on one device, found losses\[2\] on meta and another on cpu: say loss\.to\('cpu'\)",
         ),
+        ({0: torch.ones(()), "b": torch.ones(())}, "losses' names must be strings, found 0"),
     ],
 )
 def test_wrong_losses_are_refused(losses: Any, message: str) -> None:
@@ -922,6 +924,45 @@ def test_the_head_of_an_objective_without_labels_does_not_move(name: str, how: s
     assert all(p.isfinite().all() for p in parameters)
 
 
+@pytest.mark.parametrize("name", ["ew", "dwa", "cagrad", "upgrad", "graddrop"])
+@pytest.mark.parametrize("pieces", [[slice(0, 12)], [slice(0, 5), slice(5, 12)]])
+def test_a_loss_of_value_0_with_a_gradient_trains_its_head(name: str, pieces: list[slice]) -> None:
+    net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
+
+    def losses(piece: slice) -> list[Tensor]:
+        z = net.z(piece)
+        score = net.heads[1](z).sum()
+        return [net.of(z)[0], score - score.detach()]
+
+    for piece in pieces[:-1]:
+        balancer.accumulate(losses(piece))
+    balancer.backward(losses(pieces[-1]))
+    found, encoder = net.heads[1].weight.grad, grads(net.encoder)
+    torch.testing.assert_close(found, net.z().sum(0, keepdim=True))
+    net.zero_grad()
+    mtbench.balancer(name, num_objectives=2).backward([*losses(slice(12))[:1], None])
+    assert not encoder[0].allclose(net.encoder[0].weight.grad)  # it takes part there, too
+
+
+@pytest.mark.parametrize("name", ["uw", "norm_matched+uw"])
+def test_the_order_of_names_is_in_the_state(name: str, tmp_path: Path) -> None:
+    net, balancer = Net(), mtbench.balancer(name, num_objectives=2, seed=3)
+    with torch.no_grad():
+        next(balancer.parameters()).copy_(torch.tensor([0.0, 1.0]))
+    old = balancer.state_dict()
+    expected = balancer.backward(dict(zip("\u03bcq", net.losses(), strict=True)))
+    torch.save(balancer.state_dict(), tmp_path / "state.pt")
+    loaded = mtbench.balancer(name, num_objectives=2)
+    loaded.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    turned = dict(zip("q\u03bc", reversed(net.losses()), strict=True))
+    assert loaded.backward(turned) == expected
+    before = mtbench.balancer(name, num_objectives=2)
+    before.load_state_dict(old)  # of a balancer that has not heard of names
+    assert before.generator.get_state().equal(loaded.generator.get_state())
+    turned = dict(zip("q\u03bc", reversed(net.losses()), strict=True))
+    assert list(before.backward(turned)) == ["q", "\u03bc"]
+
+
 def test_a_copy_of_a_balancer_starts_afresh() -> None:
     net, balancer = Net(), mtbench.balancer("mgda", num_objectives=2)
     balancer.backward(net.losses())
@@ -952,7 +993,7 @@ def test_micro_batches_are_the_whole_batch(name: str) -> None:
             optimizer.zero_grad()
             *first, last = pieces
             for piece in first:
-                balancer.accumulate(net.losses(piece), **said)
+                balancer.accumulate(net.losses(piece), validation=net.losses)
             balancer.backward(net.losses(last), **said)
             optimizer.step()
             balancer.after_step(net.losses)
@@ -979,6 +1020,35 @@ def test_micro_batches_run_a_parameters_hook_once(
             handle.remove()
         assert not any(p._backward_hooks for p in net.parameters())
     same(*found)
+
+
+@pytest.mark.parametrize("name", ["ew", "dwa", "famo", "softadapt", "mgda", "graddrop"])
+@pytest.mark.parametrize("times", [math.inf, math.nan])
+def test_a_micro_batch_that_is_not_finite_is_so_for_the_whole(name: str, times: float) -> None:
+    found = []
+    for parts in (1, 2):
+        net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
+        (a, b), last = net.losses(slice(0, 6)), net.losses(slice(6, 12))
+        first = [times * a, b]
+        if parts == 2:
+            balancer.accumulate(first)
+        else:
+            last = [x + y for x, y in zip(first, last, strict=True)]
+        weights = balancer.backward(last)
+        found.append((weights, tensors(balancer), grads(net)))
+    torch.testing.assert_close(found[1], found[0], equal_nan=True)
+
+
+def test_the_forward_pass_again_is_that_of_all_micro_batches() -> None:
+    net, piece = Net(), slice(0, 6)
+    for name in ("samo+ew", "norm_matched+samo+ew"):
+        balancer = mtbench.balancer(name, num_objectives=2)
+        message = "give again= to the last micro-batch's backward alone"
+        with pytest.raises(StepError, match=message):
+            balancer.accumulate(net.losses(piece), again=net.losses)
+        with pytest.raises(StepError, match=message):
+            balancer.accumulate(Step(net.losses(piece), again=net.losses))
+    mtbench.balancer("ew", num_objectives=2).accumulate(net.losses(piece), again=net.losses)
 
 
 def test_micro_batches_are_of_one_model() -> None:
@@ -1047,6 +1117,16 @@ def test_parameters_that_never_move() -> None:
     assert len(told) == 1
     balancer = mtbench.balancer("uw", num_objectives=2)
     list(loop(balancer, 30, net, *balancer.parameters()))
+
+
+def test_parameters_that_move_after_many_additions_to_grad() -> None:
+    net, balancer = Net(), mtbench.balancer("uw", num_objectives=2)
+    optimizer = torch.optim.SGD([*net.parameters(), *balancer.parameters()], lr=0.01)
+    for step in range(1, 33):
+        balancer.backward(net.losses())
+        if step % 16 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 @pytest.mark.parametrize("name", ["famo", "norm_matched+famo"])
@@ -1146,16 +1226,19 @@ def test_an_infinite_loss_leaves_no_trace(name: str) -> None:
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("what", ["gradient", "scale"])
+@pytest.mark.parametrize("what", ["gradient", "scale", "loss"])
 @pytest.mark.parametrize("name", NAMELESS)
-def test_an_infinite_gradient_or_scale_leaves_no_trace(name: str, what: str) -> None:
+def test_what_is_infinite_or_nan_leaves_no_trace(name: str, what: str) -> None:
     net = Net(3)
     balancer = mtbench.balancer(name, num_objectives=3)
     for t in range(6):
         if t == 3 and what == "gradient":
             drive(net, balancer, lambda z: [net.of(z)[0] + (0 * z.sum()).sqrt(), *net.of(z)[1:]])
-        elif t == 3:
+        elif t == 3 and what == "scale":
             drive(net, balancer, net.of, loss_scale=float("inf"))
+        elif t == 3:
+            drive(net, balancer, lambda z: [math.nan * net.of(z)[0], *net.of(z)[1:]])
+            assert any(g is not None and g.isnan().any() for g in grads(net))
         weights = drive(net, balancer, net.of)
     if weights is not None:
         assert weights.isfinite().all()

@@ -284,9 +284,9 @@ def _micro_batches(ranks: Ranks, group: Any, method: str) -> float:
     x, y = torch.randn(8, 3, generator=torch.Generator().manual_seed(1)), torch.arange(8.0)
     for here in (ranks, ALONE):
         torch.manual_seed(0)
-        model = nn.ModuleDict({"body": nn.Linear(3, 4), "a": nn.Linear(4, 1), "b": nn.Linear(4, 1)})
+        model = nn.ModuleDict({"body": nn.Linear(3, 4)} | {k: nn.Linear(4, 1) for k in "abc"})
         model["unread"] = nn.Linear(1, 1)
-        model.forward = lambda x, m=model: [m[k](m["body"](x).tanh())[:, 0] for k in "ab"]  # type: ignore[method-assign]
+        model.forward = lambda x, m=model: [m[k](m["body"](x).tanh())[:, 0] for k in "abc"]  # type: ignore[method-assign]
         forward: nn.Module = model
         if here is ranks:
             forward = nn.parallel.DistributedDataParallel(
@@ -294,12 +294,13 @@ def _micro_batches(ranks: Ranks, group: Any, method: str) -> float:
             )
 
         def losses(at: slice, forward: nn.Module = forward, here: Ranks = here) -> list[Tensor]:
-            return [
-                here.total((found - y[at] + k).square().sum() / 8)
-                for k, found in enumerate(forward(x[at]))
-            ]
+            *outputs, last = forward(x[at])
+            # Of value 0, with a gradient where this process has one of the last two samples.
+            sums = [((last - last.detach()) * (y[at] > 5)).sum()]
+            sums += [(found - y[at] + k).square().sum() / 8 for k, found in enumerate(outputs)]
+            return [here.total(found) for found in sums]
 
-        balancer = Method.find(method)(2, 0)
+        balancer = Method.find(method)(3, 0)
         optimizer = torch.optim.SGD([*model.parameters(), *balancer.parameters()], lr=0.01)
         size = 4 if here is ranks else 8
         mine = slice(size * here.rank, size * (here.rank + 1))
@@ -307,7 +308,7 @@ def _micro_batches(ranks: Ranks, group: Any, method: str) -> float:
             optimizer.zero_grad()
             said: Any = {"ranks": here, "again": partial(losses, mine)}
             if here is ranks:
-                balancer.accumulate(losses(slice(mine.start, mine.start + 1)), **said)
+                balancer.accumulate(losses(slice(mine.start, mine.start + 1)), ranks=here)
                 balancer.backward(losses(slice(mine.start + 1, mine.stop)), **said)
             else:
                 balancer.backward(losses(mine), **said)

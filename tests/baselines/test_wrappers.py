@@ -31,6 +31,12 @@ from mtbench_baselines.uw import UncertaintyWeighting
 ONES = torch.ones(3).double()
 
 
+@pytest.mark.parametrize("base", ["mgda", MGDA])
+def test_what_is_no_balancer_has_nothing_around_it(base):
+    with pytest.raises(UsageError, match=r"every: goes around a balancer, found .*\('every\+BASE'"):
+        Every(base)
+
+
 def gramian(seed, K=3):
     generator = torch.Generator().manual_seed(seed)
     J = torch.randn(K, 6, generator=generator, dtype=torch.float64)

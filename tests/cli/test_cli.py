@@ -341,6 +341,7 @@ def test_info_of_the_thyroid_task(mtbench: Mtbench) -> None:
         assert f"│ {name} " in out
     assert "'phantom' or 'ddti'" in out
     assert "search space" not in out  # a task has none
+    assert re.search(r"│ --report +│ .* │ html +│", out)
     assert not re.search(r"│ (None|True|False) +│", out)  # as they are given
 
 

@@ -134,6 +134,28 @@ def test_what_looks_at_features_does_not_accumulate():
             backward(accelerator, balancer, losses, latent=z)
 
 
+def test_the_forward_pass_again_is_that_of_all_accumulated_batches():
+    found = []
+    for numbers in ([range(3)], range(3)):
+        accelerator = accelerator_of(gradient_accumulation_steps=len(numbers))
+        modules, balancer, _ = parts("samo+ew", accelerator)
+
+        def losses(of=range(3), modules=modules):
+            z = modules[0](batch(of))
+            return [(head(z) - 1).square().mean() for head in modules[1:]]
+
+        for number in numbers:
+            with accelerator.accumulate(*modules):
+                if not accelerator.sync_gradients:
+                    with pytest.raises(StepError, match="the last micro-batch's backward alone"):
+                        backward(accelerator, balancer, losses(number), again=losses)
+                said = {"again": losses} if accelerator.sync_gradients else {}
+                backward(accelerator, balancer, losses(number), **said)
+        found.append([m.weight.grad for m in modules])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("name", ["ew", "mgda", "uw"])
 def test_bf16(name):
     exact = accelerator_of()

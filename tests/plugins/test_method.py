@@ -30,6 +30,13 @@ class Plain(Wrapper):
         return self.base.balance(step)
 ''',
 }
+BARE = """
+from mtbench import Balancer
+
+class Bare(Balancer):
+    def balance(self, step):
+        step.backward(step.ones)
+"""
 ORTHOGONAL = torch.diag(torch.tensor([2.0, 1.0]))
 
 
@@ -49,6 +56,12 @@ def test_a_plain_name_is_its_class(plugins):
     assert method.passes == "F + H + K E"
     assert not method.reference
     assert Method.find("stl").reference
+
+
+def test_a_method_that_says_nothing_of_itself_is_one(tmp_path):
+    (file := tmp_path / "bare.py").write_text(BARE)
+    method = Method.find("bare", [file])
+    assert (method.passes, method(2).paper) == ("", "")
 
 
 def test_wrappers_around_a_base(plugins):

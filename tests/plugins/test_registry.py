@@ -41,6 +41,22 @@ def test_listing_imports_neither_torch_nor_the_packages() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("value", ["nowhere.methods", "nowhere", "json.decoder", "json:loads"])
+def test_an_entry_point_that_is_no_package_is_told(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Made:
+        name = "their-methods"
+
+    class Point:
+        dist = Made()
+
+    Point.value = value  # type: ignore[attr-defined]
+    monkeypatch.setattr("mtbench.plugins.registry._points", lambda *_: [Point()])
+    with pytest.raises(PluginError, match=f"their-methods: announces methods in '{value}', which"):
+        entries("method")
+
+
 def test_a_file_becomes_a_method(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(METHOD)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from mtbench.errors import DataError
 from mtbench_tasks import breast
 from mtbench_tasks._lesion.cases import Collection
 from mtbench_tasks._lesion.doubts import examine
+from mtbench_tasks._lesion.external import _limit
+from mtbench_tasks.thyroid import Thyroid
 from tests.tasks.sources import Mtbench, count, shown, silent, trained
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +93,16 @@ def test_image_mask_category_and_words_belong_together(tmp_path: Path) -> None:
     assert malignancy.grades == ("benign", "malignant")
     assert [c.readings[0].category for c in malignancy.cases] == [n % 2 for n in range(1, 24)]
     assert malignancy.fingerprint != collection.fingerprint
+
+
+def test_bi_rads_of_any_data_are_divided_where_a_biopsy_is_advised() -> None:
+    """Where the thyroid's grades of these names are not."""
+    task = breast.Breast(source="malignancy")
+    data = replace(Thyroid.sources["ddti"], grades=breast.GRADES["BIRADS"])
+    assert data.grades[data.high] == "4b"
+    limit, same = _limit(task, data, None)
+    assert (data.grades[limit], same) == ("4a", False)
+    assert data.grades[_limit(task, data, "5")[0]] == "5"
 
 
 def test_the_fingerprint_is_of_the_content_not_the_place(tmp_path: Path) -> None:

@@ -639,6 +639,7 @@ def test_mistakes_are_one_line(mtbench: Mtbench, run: Path, clinic: Path, tmp_pa
         ((run, *data, *out, "--colour", "red"), "evaluate has no option --colour"),
         ((run, *data, *out, "--plugins", "x"), "no option --plugins: did you mean '--plugin'?"),
         ((tmp_path, *data, *out), "no run directory"),
+        ((tmp_path / "absent", *data, *out), "absent: no such folder: give a finished run"),
     ):
         refused(mtbench("evaluate", *line), said)
 

@@ -149,6 +149,10 @@ class NoCost(Weighs):
     passes = ""
 
 
+class Nowhere(Weighs):
+    on_host = ("avarage",)
+
+
 class Column(Weighs):
     def weights(self, gramian, losses):
         return losses[:, None]
@@ -550,6 +554,7 @@ RULES = {
     contract.test_declares_paper_and_cost: [
         (NoPaper, "`paper` is empty"),
         (NoCost, "`passes` is empty"),
+        (Nowhere, "`on_host` or `sized_later`: no 'avarage'"),
     ],
     answers: [
         (Column, r"`weights` returns shape \(3, 1\): return shape \(3,\)"),

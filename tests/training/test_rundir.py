@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from mtbench.errors import RunError
 from mtbench.plugins.code import core_digest
 from mtbench.training.cell.rundir import SEALED, RunDirectory, Spec, WriteError, find_runs
-from mtbench.training.machine.cache import writing
+from mtbench.training.machine.cache import filling, writing
 from mtbench.training.machine.locks import HeldError
 from mtbench.training.trainer.record import is_outdated
 from tests.processes import PROCESSES
@@ -371,3 +371,23 @@ def test_whose_a_checkpoint_is_takes_no_reading_of_its_weights(tmp_path: Path) -
         assert is_outdated(run) is outdated
     assert reading(lambda: is_outdated(run)) < size  # bytes, of four a number
     assert reading(lambda: run.load("checkpoint.pt")) > 4 * size
+
+
+def test_a_folder_that_could_not_be_filled_is_as_it_was(tmp_path: Path) -> None:
+    new, empty, full = (tmp_path / name for name in ("new", "empty", "full"))
+    empty.mkdir()
+    full.mkdir()
+    (full / "old").touch()
+
+    def fill(folder: Path) -> None:
+        with filling(folder, "--to"):
+            (folder / "file").touch()
+            (folder / "below").mkdir()
+            raise KeyboardInterrupt
+
+    for folder in (new, empty, full):
+        with pytest.raises(KeyboardInterrupt):
+            fill(folder)
+    assert not new.exists()
+    assert not list(empty.iterdir())
+    assert (full / "old").exists()

@@ -54,7 +54,9 @@ def writing(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def filling(folder: Path, option: str) -> Iterator[None]:
-    """Make a folder for what this context writes; where that fails, a new or empty one is removed.
+    """Make a folder for what this context writes; where that fails, a new one is removed again.
+
+    One that was there and empty is left empty.
 
     Args:
         folder: to be made, if it is not there.
@@ -64,11 +66,18 @@ def filling(folder: Path, option: str) -> Iterator[None]:
         RunError: it cannot be made.
     """
     with writable(f"{option} {folder}"):
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         fresh = not any(folder.iterdir())
     try:
         yield
     except BaseException:
-        if fresh:
-            shutil.rmtree(folder.resolve(), ignore_errors=True)  # a link stays
+        with suppress(OSError):
+            for left in folder.iterdir() if fresh else ():
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left)
+                else:
+                    left.unlink()
+            if made:
+                folder.rmdir()
         raise

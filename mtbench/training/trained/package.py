@@ -113,6 +113,11 @@ def load(path: Path, plugins: Sequence[Path] = (), hook: str = "") -> tuple[Task
         UsageError: plugin files that it was made with are not given, or have changed; or the task
             has no such hook, which is told before its data is asked for.
     """
+    if not path.exists():
+        raise RunError(
+            f"{path}: no such folder: give a finished run, such as runs/TASK/METHOD/seed0-..., or "
+            "what `mtbench package` has made"
+        )
     if not is_model(path):
         raise RunError(
             f"{path}: no run directory (it has no spec.json), and no packaged model (it has no "

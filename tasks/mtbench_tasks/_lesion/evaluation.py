@@ -152,7 +152,8 @@ def notes(
     if doubts:
         yield f"what looks odd is used (found {len(doubts)}); the first: {doubts[0]}"
     if record["patients"] < FEW:
-        yield f"{record['patients']} patients are few: the intervals are too narrow"
+        few = f"patients: {record['patients']}, which is few"
+        yield f"{few}: intervals are too narrow, or cannot be given"
     if not record["graded"]:
         yield "no image is graded: there is no ROC curve, no operating point and no calibration"
     elif record["roc"] is None:

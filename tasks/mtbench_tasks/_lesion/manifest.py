@@ -261,7 +261,7 @@ def _unknown(path: Path, cells: Sequence[str], why: str) -> str:
     scales = "; ".join(" ".join(grades) for grades in SCALES)
     return (
         f"{path}: the categories {why}: {shown}. The known scales are {scales}. Mend them, or give "
-        "--grades A,B,... from benign to malignant"
+        "--grades A,B,... from benign to malignant; of two scales in one file, write all in one"
     )
 
 
