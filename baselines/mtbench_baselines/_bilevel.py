@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.engine import products
-from mtbench.balancing.jacobian import flat, views, width
+from mtbench.balancing.jacobian import vector, views
 from mtbench.balancing.step import Step
 from mtbench_baselines._adam import descend
 from mtbench_baselines._checks import fraction, positive
@@ -96,10 +96,10 @@ class Ahead:
         self.parameters = [*self._shared, *chain(*self._heads)]
         sums = iter(step.ranks.sums(list(chain(*step.head_grads))))
         self._own = [
-            _vector(head, [next(sums) for _ in head], self.jacobian) / step.loss_scale
+            vector([next(sums) for _ in head], head).to(self.jacobian) / step.loss_scale
             for head in self._heads
         ]
-        own = torch.stack([vector.any() for vector in self._own])
+        own = torch.stack([row.any() for row in self._own])
         found = torch.cat([self.jacobian.any(dim=1) | own, self.jacobian.isfinite().all()[None]])
         found = found.cpu()  # in one piece: each makes the host wait
         self.live, self.finite = found[:-1], bool(found[-1])
@@ -111,7 +111,7 @@ class Ahead:
             (weight * own, head)
             for weight, own, head in zip(weights.tolist(), self._own, self._heads, strict=True)
         ]
-        return [offset for vector, own in parts for _, offset in views(vector, own)]
+        return [offset for row, own in parts for _, offset in views(row, own)]
 
     def times(self, step: Step, losses: Sequence[Tensor]) -> Tensor:
         """Return the products of another step's losses' gradients and the K of training, (n, K)."""
@@ -120,18 +120,9 @@ class Ahead:
     def _times(self, step: Step, loss: Tensor) -> Tensor:
         found = iter(step.gradient(loss, self.parameters))
         theirs = [
-            _vector(part, [next(found) for _ in part], self.jacobian)
+            vector([next(found) for _ in part], part).to(self.jacobian)
             for part in (self._shared, *self._heads)
         ]
         shared = products(self.jacobian, theirs[0][None])[:, 0]
         own = [a.double() @ b.double() for a, b in zip(self._own, theirs[1:], strict=True)]
         return shared + torch.stack(own)
-
-
-def _vector(parameters: Sequence[Tensor], grads: Sequence[Tensor | None], like: Tensor) -> Tensor:
-    """Return gradients side by side, zeros for None."""
-    parts = [
-        like.new_zeros(width(p)) if g is None else flat(g).to(like)
-        for p, g in zip(parameters, grads, strict=True)
-    ]
-    return torch.cat(parts) if parts else like.new_zeros(0)

@@ -5,10 +5,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from mtbench.balancing.jacobian import flat
+
 
 def norm(parts: Iterable[Tensor | None]) -> Tensor:
     """Return the norm of all parts together; squares of 1e-30 or 1e30 do not fit in float32."""
-    squares = [part.double().square().sum() for part in parts if part is not None]
+    squares = [flat(part).double().square().sum() for part in parts if part is not None]
     return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), dtype=torch.float64)
 
 

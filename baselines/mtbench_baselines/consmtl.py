@@ -53,7 +53,7 @@ class ConsMTL(Weighting):
 
         >>> z = torch.ones(1, 2, requires_grad=True) * 1.0
         >>> heads = [torch.tensor(row, requires_grad=True) for row in ([1.0, 0.0], [0.0, 1.0])]
-        >>> step = Step([(z @ head).sum() for head in heads], features=z, shared=[])
+        >>> step = Step([(z @ head).sum() for head in heads], features=z)
         >>> ConsMTL(2).head_slopes(step, torch.ones(2))[0]
         (tensor([-1., -1.]),)
     """

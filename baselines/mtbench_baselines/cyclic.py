@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer, Weighting
 from mtbench.balancing.engine import gramian
+from mtbench.balancing.jacobian import vector
 from mtbench.balancing.step import Step
 from mtbench.balancing.wrapper import Wrapper, weighting
 from mtbench.errors import UsageError
@@ -86,13 +87,7 @@ class Cyclic(Wrapper, Remembering):
         """Renew one average, and let the base balance them all."""
         k = self._next(step.host_values)
         step.release()
-        parts = step.gradient(k)
-        gradient = torch.cat(
-            [
-                torch.zeros_like(p).flatten() if g is None else g.flatten()
-                for p, g in zip(step.shared, parts, strict=True)
-            ]
-        )
+        gradient = vector(step.gradient(k), step.shared)
         tracked = self.memory(gradient)
         if gradient.isfinite().all():  # an overflow leaves no trace
             tracked[k].lerp_(gradient, 1 - self.beta)

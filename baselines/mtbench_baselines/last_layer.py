@@ -46,8 +46,7 @@ class LastLayer(Wrapper):
 
     def __init__(self, base: Balancer, seed: int = 0, *, named: str = "") -> None:
         super().__init__(base, seed)
-        at_features = getattr(base, "space", "") == "features"
-        if isinstance(base, Scalarizer) or not base.is_weighted_sum or at_features:
+        if isinstance(base, Scalarizer) or not base.is_weighted_sum or base.at_features:
             raise UsageError(
                 "last_layer wraps methods that find weights from gradients of shared parameters, "
                 f"found {base._called}"

@@ -54,7 +54,8 @@ class NormMatched(Wrapper):
 
     def _plain(self, step: Step) -> Tensor:
         """Return the length of the plain sum's gradient, from what the base asks for too."""
-        if type(self.base).balance in (Weighting.balance, Aggregator.balance):
+        plain = type(self.base).balance in (Weighting.balance, Aggregator.balance)
+        if plain and not self.base.at_features:
             step.release()  # it asks for nothing else
         if isinstance(self.base, Weighting) and self.base.space == "shared":
             return step.gramian().sum().clamp(min=0).sqrt()

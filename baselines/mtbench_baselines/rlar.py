@@ -72,7 +72,7 @@ class RLAR(Scalarizer):
         One sample; L_1 = z_1 and L_2 = z_1 + z_2 have c = 1 / sqrt 2 and so R = 1/2.
 
         >>> z = torch.ones(1, 2, requires_grad=True) * 1.0
-        >>> step = Step([z[0, 0], z[0].sum()], features=z, shared=[])
+        >>> step = Step([z[0, 0], z[0].sum()], features=z)
         >>> method = RLAR(2, weight=0.1, warmup=0)
         >>> objective, _ = method.objective(step)
         >>> round(objective.item(), 4)  # 1 + 2 + 0.1 / 2

@@ -68,7 +68,7 @@ class RotoGrad(Balancer):
         Norms 1 and 3 at the first step: each alpha is 1/2, so both get the norm 2.
 
         >>> z = torch.ones(1, 2, requires_grad=True) * 1.0
-        >>> step = Step([z[0, 0], 3 * z[0, 1]], features=z, shared=[])
+        >>> step = Step([z[0, 0], 3 * z[0, 1]], features=z)
         >>> RotoGrad(2).backward(step)
         tensor([2.0000, 0.6667], dtype=torch.float64)
     """

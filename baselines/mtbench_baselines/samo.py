@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mtbench.balancing.accumulation import tangent
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.distributed import Summed
 from mtbench.balancing.step import Step
@@ -90,7 +91,7 @@ class SAMO(Wrapper):
                 "samo gives its base gradients of K moved points, which have no residuals in "
                 f"common, found {base._called}, which looks at them: wrap another method"
             )
-        if base.needs_features or getattr(base, "space", "shared") == "features":
+        if base.at_features:
             raise UsageError(
                 "samo gives its base gradients of K moved points, which have no features in "
                 f"common, found {base._called}, which looks at them: wrap another method"
@@ -121,7 +122,7 @@ class SAMO(Wrapper):
             with moved((*shared, *head), (*moves, *self._towards(head_grads[k]))):
                 there = step.again()
                 found = there.gradient(there.losses[k], (*shared, *head))
-            losses.append(_tangent(step.losses[k], (*shared, *head), found))
+            losses.append(tangent(step.losses[k], (*shared, *head), found))
         return self.base.balance(
             Step(
                 losses,
@@ -153,7 +154,7 @@ class SAMO(Wrapper):
         return [
             None
             if g is None
-            else self.alpha * g + (1 - self.alpha) * slope.to(z) * z * (norm([g]) / norm([z])).to(z)
+            else (1 - self.alpha) * slope.to(z) * z * (norm([g]) / norm([z])).to(z) + self.alpha * g
             for g, z in zip(global_grads, noise, strict=True)
         ]
 
@@ -166,13 +167,3 @@ class SAMO(Wrapper):
 
 def _on(parameter: Tensor, seed: int) -> torch.Generator:
     return torch.Generator(parameter.device).manual_seed(seed)
-
-
-def _tangent(loss: Tensor, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
-    """Return a scalar of the loss's value whose gradients are those given."""
-    terms = [
-        (value * (parameter - parameter.detach())).sum()
-        for parameter, value in zip(parameters, grads, strict=True)
-        if value is not None
-    ]
-    return sum(terms, start=loss.detach())

@@ -68,9 +68,19 @@ class Held:
             touched = [self.parameters[key] for key in grads]
             sums = last.ranks.sums(list(grads.values()))
             unscaled = [grad / last.loss_scale for grad in sums if grad is not None]
-            losses.append(_Linear.apply(value, unscaled, *touched) if touched else value)  # type: ignore[no-untyped-call]
+            losses.append(tangent(value, touched, unscaled))
         shared = self.shared.values() if last.told else None
         return last.like(losses, shared=shared, ranks=Summed(last.ranks))
+
+
+def tangent(value: Tensor, parameters: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
+    """Return a loss of known value and gradients; a parameter without one is not reached."""
+    known = [(p, grad) for p, grad in zip(parameters, grads, strict=True) if grad is not None]
+    if not known:
+        return value.detach()
+    reached, found = zip(*known, strict=True)
+    loss: Tensor = _Linear.apply(value.detach(), found, *reached)  # type: ignore[no-untyped-call]
+    return loss
 
 
 class _Linear(torch.autograd.Function):

@@ -166,9 +166,11 @@ class Balancer(nn.Module, ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "backward" in vars(cls):  # what `balance` was called before there was the one call
-            cls.balance = vars(cls)["backward"]  # type: ignore[method-assign]
-            del cls.backward
+        if "backward" in vars(cls):
+            raise UsageError(
+                f"{cls.__name__}.backward is what a loop calls, and every method's is the same: "
+                "call yours balance"
+            )
         for name in (*HOOKS, *_ASKED):
             must_take(cls, name)
         if "after_step" in vars(cls):
@@ -273,11 +275,11 @@ class Balancer(nn.Module, ABC):
                 those of one micro-batch's samples; and ``again``, which is for the last one, is
                 given here to a method that needs it.
         """
-        at_features = self.needs_features or getattr(self, "space", "shared") == "features"
-        if at_features or self.needs_residuals:
+        if self.at_features or self.needs_residuals:
+            what = "features" if self.at_features else "residuals"
             raise StepError(
-                f"{self._called} looks at the {'features' if at_features else 'residuals'}, and "
-                "those of several micro-batches are not one batch's: hand over whole batches"
+                f"{self._called} looks at the {what}, and those of several micro-batches are not "
+                "one batch's: hand over whole batches"
             )
         self.watch.accumulates(self._called)
         step, _ = self._step(losses, said)
@@ -321,8 +323,8 @@ class Balancer(nn.Module, ABC):
                 said["validation"] = partial(self._repeated, validation, "validation")
             step = Step(losses, **said)
             step.transient = True
-            step.refuse_constants()
-            step.refuse_chosen()
+        step.refuse_constants()
+        step.refuse_chosen(walk=step.transient or not self.watch.calls)  # a trainer's are alike
         self._check(step)
         if step.ranks.size > 1:
             self._refuse_apart(step)
@@ -425,6 +427,11 @@ class Balancer(nn.Module, ABC):
     def _hooks(self) -> set[str]:
         """Return the hooks that do anything in this method."""
         return {name for name in HOOKS if self._does(name)}
+
+    @property
+    def at_features(self) -> bool:
+        """Whether it looks at gradients at the features, or at the features themselves."""
+        return self.needs_features or getattr(self, "space", "shared") == "features"
 
     @property
     def _called(self) -> str:
@@ -665,4 +672,8 @@ class Aggregator(Balancer):
         """Find the direction and apply it."""
         step.release()
         jacobian = step.jacobian()
-        step.assign(self.direct(jacobian, step.values.to(jacobian)))
+        direction = self.direct(jacobian, step.values.to(jacobian))
+        kept = (jacobian, *self.parameters(), *self.buffers())
+        if direction.untyped_storage().data_ptr() in {x.untyped_storage().data_ptr() for x in kept}:
+            direction = direction.clone()  # its memory becomes that of the gradients
+        step.assign(direction)

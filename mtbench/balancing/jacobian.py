@@ -60,12 +60,29 @@ def views(vector: Tensor, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor
         yield parameter, part.view(parameter.shape)
 
 
+def owned(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return the gradients of one backward pass, dense, each in memory of its own.
+
+    Autograd hands one tensor to all summands of a sum, and to hooks, which may keep it.
+    """
+    found, taken = list(gradients), set[int]()
+    for i, (value, parameter) in enumerate(zip(gradients, parameters, strict=True)):
+        if value is not None and value.layout != torch.strided:
+            found[i] = value.to_dense()
+        elif value is not None:
+            place = value.untyped_storage().data_ptr()
+            if place in taken or parameter._backward_hooks:
+                found[i] = value.clone()
+            taken.add(place)
+    return found
+
+
 def accumulate(parameter: Tensor, value: Tensor) -> None:
     """Add a gradient to what a parameter has, in the parameter's dtype and memory format."""
     if value.layout == torch.strided:
         if value.dtype != parameter.dtype or value.device != parameter.device:
             value = value.to(parameter)
-        if not parameter.is_contiguous():
+        if not (parameter.is_contiguous() and value.is_contiguous()):  # expanded, perhaps
             value = torch.empty_like(parameter).copy_(value)
     parameter.grad = value if parameter.grad is None else parameter.grad.add_(value)
 

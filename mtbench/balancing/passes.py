@@ -15,7 +15,7 @@ from mtbench.balancing.compiled import Compiled
 from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.engine import Engine, due, grad, must_be_whole
 from mtbench.balancing.graph import Parting, edge_of, is_hooked, part, part_at, refuse_hidden
-from mtbench.balancing.jacobian import Item, Pulled, beside, dtype_of, flat, point, width
+from mtbench.balancing.jacobian import Item, Pulled, beside, dtype_of, flat, owned, point, width
 from mtbench.balancing.layers import Layer, find
 from mtbench.errors import StepError
 
@@ -451,7 +451,7 @@ class Passes:
         else:
             mixed = [_mixture(column, weights) for column in zip(*self._at_cut, strict=True)]
             found = grad(cut, parameters, mixed, free=self._frees)
-        return self.ranks.sums(found)
+        return self.ranks.sums(owned(found, parameters))
 
     @property
     def head_grads(self) -> list[Row]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from mtbench.balancing.distributed import ALONE, Ranks, processes
 from mtbench.balancing.engine import Engine, explain, grad, gramian, must_be_whole
 from mtbench.balancing.graph import part
-from mtbench.balancing.jacobian import accumulate, vector, views, width
+from mtbench.balancing.jacobian import accumulate, owned, vector, views, width
 from mtbench.balancing.passes import DOUBT, Passes
 from mtbench.balancing.told import (
     Residuals,
@@ -155,8 +155,11 @@ class Step(Passes):
         """Per objective, the trainable parameters that are its own."""
         return self.roles.heads
 
-    def refuse_chosen(self) -> None:
+    def refuse_chosen(self, walk: bool = True) -> None:
         """Refuse parameters at which there is nothing to compare.
+
+        Args:
+            walk: whether the graph is looked at, too.
 
         Raises:
             StepError: none is trained, or a single objective reaches them.
@@ -169,6 +172,8 @@ class Step(Passes):
                 "require grad (a generator gives them once: a list, where it is kept), or leave "
                 "shared= out"
             )
+        if not walk:
+            return
         chosen = {id(p) for p in self._chosen}
         apart = self.num_objectives > 1 and chosen.isdisjoint(map(id, self.parting.shared))
         if apart and all(loss.requires_grad for loss in self.losses):
@@ -200,13 +205,12 @@ class Step(Passes):
         return self._beside(self._again())
 
     def _beside(self, found: "Step | Sequence[Tensor | None]") -> "Step":
-        if isinstance(found, Step):
-            return found
-        shared = None if self._chosen is None else self.named_shared
-        beside = self.like(found, shared=shared, ranks=self.ranks.later)
+        if not isinstance(found, Step):
+            shared = None if self._chosen is None else self.named_shared
+            found = self.like(found, shared=shared, ranks=self.ranks.later)
         if torch.is_grad_enabled():
-            beside.refuse_constants()
-        return beside
+            found.refuse_constants()
+        return found
 
     def like(
         self,
@@ -521,7 +525,8 @@ class Step(Passes):
                 raise
         else:
             everything = list(chain(*part([objective]).heads))
-            found = grad([objective], everything, [torch.full_like(objective, self.loss_scale)])
+            seed = torch.full_like(objective, self.loss_scale)
+            found = owned(grad([objective], everything, [seed]), everything)
             ours = [p if self.reaches(p) else None for p in everything]
             sums = self.ranks.sums(
                 [None if p is None else g for p, g in zip(ours, found, strict=True)]

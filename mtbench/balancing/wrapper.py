@@ -43,6 +43,11 @@ class Wrapper(Balancer):
         self.is_symmetric = self.is_symmetric and base.is_symmetric
         self.is_weighted_sum = self.is_weighted_sum and base.is_weighted_sum
 
+    @property
+    def at_features(self) -> bool:
+        """Whether this method or the base looks there."""
+        return super().at_features or self.base.at_features
+
     def _inside(self) -> Iterable[Balancer]:
         """Return what is told of steps, epochs and metrics."""
         return (self.base,)

@@ -246,6 +246,8 @@ def test_what_is_refused(name: str) -> None:
     ]:
         with pytest.raises(StepError, match=message):
             balancer.backward(losses)
+    with pytest.raises(StepError, match=r"losses\[1\] depends on nothing that requires grad"):
+        balancer.backward(Step([a, b.detach()]))
     with torch.no_grad(), pytest.raises(StepError, match=r"under torch\.no_grad"):
         balancer.backward(net.losses())
     with pytest.raises(StepError, match=r"must be parameters, found a Sequential: give \.param"):
@@ -285,20 +287,28 @@ def test_shared_parameters_that_no_loss_reaches_are_refused(name: str) -> None:
         balancer.backward(net.losses(), shared=Net().encoder.parameters())
 
 
+@pytest.mark.parametrize("as_step", [False, True])
 @pytest.mark.parametrize("name", ["ew", "mgda", "graddrop"])
-def test_shared_parameters_at_which_nothing_compares_are_refused(name: str) -> None:
+def test_shared_parameters_at_which_nothing_compares_are_refused(name: str, as_step: bool) -> None:
     net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
-    for none in ([], [p.data for p in net.encoder.parameters()]):
-        with pytest.raises(StepError, match="no trainable parameter is left in shared="):
-            balancer.backward(net.losses(), shared=none)
-    balancer.backward(net.losses(), shared=(kept := net.encoder.parameters()))
-    with pytest.raises(StepError, match="a generator gives them once"):
-        balancer.backward(net.losses(), shared=kept)
+
+    def backward(losses: Sequence[Tensor | None], shared: Any) -> None:
+        if as_step:
+            balancer.backward(Step(losses, shared=shared))
+        else:
+            balancer.backward(losses, shared=shared)
+
     for k, head in enumerate(net.heads):
         with pytest.raises(StepError, match=rf"only losses\[{k}\] reaches"):
-            balancer.backward(net.losses(), shared=head.parameters())
+            backward(net.losses(), head.parameters())
+    for none in ([], [p.data for p in net.encoder.parameters()]):
+        with pytest.raises(StepError, match="no trainable parameter is left in shared="):
+            backward(net.losses(), none)
+    backward(net.losses(), kept := net.encoder.parameters())
+    with pytest.raises(StepError, match="a generator gives them once"):
+        backward(net.losses(), kept)
     first, _ = net.losses()
-    balancer.backward([first, None], shared=net.encoder.parameters())  # no label, no mistake
+    backward([first, None], net.encoder.parameters())  # no label, no mistake
 
 
 @pytest.mark.parametrize("told", [{}, {"shared": True}, {"features": True}])
@@ -328,6 +338,13 @@ def test_other_forward_passes_may_be_steps() -> None:
     assert famos[0].logits.count_nonzero() > 0
     with pytest.raises(StepError, match="balances 2 objectives, found 1 losses"):
         famos[1].after_step(lambda: Step([first]))
+    for form in (list, Step):
+        samo = mtbench.balancer("samo+ew", num_objectives=2)
+        with pytest.raises(StepError, match=r"losses\[0\] depends on nothing that requires grad"):
+            samo.backward(
+                net.losses(),
+                again=lambda form=form: form([net.losses()[0].detach(), net.losses()[1]]),
+            )
 
 
 def test_other_forward_passes_may_name_their_losses() -> None:
@@ -1064,12 +1081,20 @@ def test_micro_batches_without_labels_and_by_name() -> None:
     same(found, grads(net))
 
 
-@pytest.mark.parametrize("name", ["rlar", "mgda"])
-def test_micro_batches_have_no_common_latent_space(name: str) -> None:
-    net, options = Net(), {} if name == "rlar" else {"space": "features"}
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("rlar", {}),
+        ("mgda", {"space": "features"}),
+        ("every+mgda", {"mgda.space": "features"}),
+        ("norm_matched+gradnorm", {"gradnorm.space": "features"}),
+    ],
+)
+def test_micro_batches_have_no_common_latent_space(name: str, options: dict[str, str]) -> None:
+    net = Net()
     z = net.z()
     balancer = mtbench.balancer(name, num_objectives=2, **options)
-    with pytest.raises(StepError, match="those of several micro-batches"):
+    with pytest.raises(StepError, match="at the features, and those of several micro-batches"):
         balancer.accumulate(net.of(z), latent=z)
 
 

@@ -568,3 +568,14 @@ LOOPS: dict[str, Callable[[], Loop]] = {
 def test_losses_are_enough(loop: str, name: str) -> None:
     with torch._functorch.config.patch(donated_buffer=False):
         check(LOOPS[loop](), name)
+
+
+@pytest.mark.parametrize("loop", ["complex", "sparse embedding"])
+def test_wrappers_that_work_on_gradients_take_any_kind_of_them(loop: str) -> None:
+    made = LOOPS[loop]()
+    cyclic = mtbench.balancer("cyclic+mgda", num_objectives=2, **{"cyclic.beta": 0.0})
+    for _ in range(2):  # each objective has its turn
+        cyclic.backward(made.losses())
+    check(made, "mgda", cyclic)
+    samo = mtbench.balancer("samo+mgda", num_objectives=2, **{"samo.rho": 1e-12})
+    check(made, "mgda", samo, again=made.losses)

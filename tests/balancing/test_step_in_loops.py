@@ -144,6 +144,62 @@ def test_clipping_and_several_optimizers():
     assert history[-1] < 0.3 * history[0]
 
 
+class Sums(nn.Module):
+    """An encoder that adds two parameters, and expands the sum of a third."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layer = nn.Linear(4, 6, bias=False)
+            self.position, self.kind = (nn.Parameter(torch.randn(6)) for _ in range(2))
+            self.scale = nn.Parameter(torch.randn(3))
+            self.words = nn.Embedding(5, 6, sparse=True)
+
+    def forward(self, x):
+        words = self.words(torch.arange(len(x)) % 5)
+        return torch.tanh(self.layer(x) * self.scale.sum() + (self.position + self.kind) + words)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("mgda", {"space": "features"}),
+        ("gradnorm", {"space": "features"}),
+        ("encodec", {}),
+        ("every+mgda", {}),
+        ("last_layer+mgda", {"last_layer.named": "layer"}),
+        ("norm_matched+encodec", {}),
+    ],
+)
+def test_every_gradient_has_memory_of_its_own(name, given):
+    """What acts in place (clipping, unscaling, another backward) acts once on each."""
+    found = {}
+    for touched in (False, True):
+        (_, heads), encoder = parts(), Sums()
+        method = Method.find(name)(2, **given)
+        kept = []
+        encoder.layer.weight.register_hook(kept.append)
+        for batch in range(2):
+            for p in encoder.parameters():
+                p.grad = None
+            z, losses = losses_of(encoder, heads, batch)
+            method.backward(Step(losses, features=z, shared=encoder.named_parameters()))
+        assert all(p.grad.layout == torch.strided for p in encoder.parameters())
+        seen = [g.clone() for g in kept]
+        if touched:
+            for p in encoder.parameters():
+                p.grad *= 0.5
+            z, losses = losses_of(encoder, heads, batch)
+            losses[0].backward()
+        found[touched] = [p.grad for p in encoder.parameters()]
+        assert all(map(torch.equal, kept, seen))
+    z, losses = losses_of(encoder, heads, batch)
+    added = plain(losses[0], list(encoder.parameters()))
+    for whole, half, more in zip(found[False], found[True], added, strict=True):
+        torch.testing.assert_close(half, 0.5 * whole + more)
+
+
 @pytest.mark.parametrize("space", ["shared", "features"])
 def test_a_parameter_that_encoder_and_head_share(space):
     weight = nn.Parameter(torch.randn(5, 5, generator=torch.Generator().manual_seed(0)))

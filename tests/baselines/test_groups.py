@@ -14,6 +14,7 @@ from mtbench import Balancer, Method, Step
 from mtbench.errors import StepError, UsageError
 from mtbench.seeding import derive
 from mtbench_baselines._groups import checked, grouped
+from mtbench_baselines.every import Every
 from mtbench_baselines.graddrop import GradDrop
 from mtbench_baselines.grouped import Grouped
 from mtbench_baselines.last_layer import LastLayer
@@ -142,6 +143,7 @@ def test_names_that_are_not_known_are_asked_for(method: str) -> None:
         (lambda: LastLayer(GradDrop(2)), "last_layer wraps"),
         (lambda: LastLayer(Grouped(MGDA(2))), "last_layer wraps"),
         (lambda: LastLayer(MGDA(2, space="features")), "last_layer wraps"),
+        (lambda: LastLayer(Every(MGDA(2, space="features"))), "last_layer wraps"),
     ],
 )
 def test_refuses(make: Callable[[], Balancer], message: str) -> None:

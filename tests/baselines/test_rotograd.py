@@ -142,9 +142,7 @@ def test_rotations_align_the_gradients():
     cosines = []
     for _ in range(100):
         z = torch.ones(1, 4, requires_grad=True).double() * 1.0
-        step = Step(
-            [(method.view((z,), k)[0] @ a[k]).sum() for k in range(2)], features=z, shared=[]
-        )
+        step = Step([(method.view((z,), k)[0] @ a[k]).sum() for k in range(2)], features=z)
         g = [grads[0].flatten() for grads in step.feature_grads()]
         cosines.append(torch.cosine_similarity(g[0], g[1], dim=0).item())
         method.backward(step)
@@ -184,7 +182,7 @@ def test_an_objective_without_gradient_is_left_out():
 def test_a_single_objective_turns_nothing():
     z = torch.ones(2, 3, requires_grad=True) * 1.0
     method = RotoGrad(1)
-    method.backward(Step([z.square().sum()], features=z, shared=[]))
+    method.backward(Step([z.square().sum()], features=z))
     assert not method.rotation.numel()
 
 

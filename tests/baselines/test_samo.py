@@ -188,7 +188,10 @@ def test_refuses(parameters, words):
 
 @pytest.mark.parametrize(
     ("base", "given"),
-    [("rlar", {}), ("mgda", {"mgda.space": "features"}), ("unit+mgda", {"mgda.space": "features"})],
+    [
+        ("rlar", {}),
+        *((name, {"mgda.space": "features"}) for name in ("mgda", "unit+mgda", "every+mgda")),
+    ],
 )
 def test_refuses_what_looks_at_features(base, given):
     with pytest.raises(UsageError, match=r"samo gives its base .* no features in common, found"):

@@ -171,6 +171,17 @@ def test_norm_matched_keeps_the_direction_and_the_heads(base):
         torch.testing.assert_close(found_weights, scaled)
 
 
+@pytest.mark.parametrize("base", BASES.values(), ids=BASES)
+def test_norm_matched_frees_no_graph_that_the_base_needs(base):
+    net = Net()
+    expected, _, _ = net.grads(NormMatched(base(2)))
+    net.zero_grad()
+    step = net.step()
+    NormMatched(base(2)).backward(step.losses, latent=step.z)
+    found = torch.cat([p.grad.flatten() for p in net.encoder.parameters()])
+    torch.testing.assert_close(found, expected)
+
+
 def test_norm_matched_leaves_what_was_accumulated_alone():
     net, method = Net(), NormMatched(MGDA(2))
     first, second = (net.grads(method, seed)[0] for seed in range(2))

@@ -15,6 +15,7 @@ from mtbench.errors import RunError, StepError, UsageError
 from mtbench.training.cell.request import Request, initial_weights, reload
 from mtbench.training.cell.rundir import RunDirectory
 from mtbench.training.trained.model import load_trained
+from mtbench.training.trainer.learner import Learner, build
 from mtbench.training.trainer.loop import Loop
 from mtbench.training.trainer.record import CHECKPOINT_VERSION, Progress, Recorder
 from mtbench.training.trainer.trainer import Trainer
@@ -282,6 +283,19 @@ def test_a_balancers_parameters_do_not_decay(tiny: Path, tmp_path: Path) -> None
     )
     groups = trainer.prepare().descent.state_dict()["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+
+
+@pytest.mark.parametrize("method", ["ew", "cagrad", "stl"])
+def test_a_frozen_encoder_leaves_the_heads_to_train(tiny: Path, method: str) -> None:
+    request = Request.of("tiny", [method], {}, [tiny])
+    splits = request.task.setup(0, lambda *_: None)
+    spec = request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu")
+    model, balancer = build(spec, request.task, request.choices[0].method)
+    model.encoder.requires_grad_(False)
+    step = Learner(spec, request.task, model, balancer).step(splits.train.batch(torch.arange(4)))
+    balancer.backward(step)
+    assert all(p.grad is None for p in model.encoder.parameters())
+    assert all(p.grad is not None for p in model.heads.parameters())
 
 
 def test_a_method_that_writes_no_gradient_is_refused(

@@ -131,10 +131,11 @@ class Learner:
                 residuals = self.task.residuals(done.outputs, batch)
             if residuals is None:
                 raise UnfitError(f"this method {NO_RESIDUALS}")
+        encoder = [x for x in self.model.encoder.named_parameters() if x[1].requires_grad]
         return Step(
             done.losses,
             features=done.features,
-            shared=self.model.encoder.named_parameters(),
+            shared=encoder or None,  # it may be frozen
             latent=self.model.latent,
             again=lambda: self.step(batch, ranks, validation),
             validation=validation,
