@@ -375,8 +375,11 @@ class Balancer(nn.Module, ABC):
 
     def _named(self, losses: Mapping[str, Tensor | None]) -> tuple[str, ...]:
         names = self._names or tuple(losses)
-        if other := [name for name in losses if not isinstance(name, str)]:
-            raise StepError(f"{self._called}: losses' names must be strings, found {other[0]!r}")
+        if other := [name for name in losses if not isinstance(name, str | int)]:
+            raise StepError(
+                f"{self._called}: losses' names must be strings or whole numbers, found "
+                f"{other[0]!r}"
+            )
         if set(names) != set(losses):
             raise StepError(
                 f"{self._called} balances {', '.join(names)}, found losses named "

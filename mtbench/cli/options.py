@@ -123,11 +123,13 @@ def overrides(
                 raise UsageError(f"parameter {key!r} is given twice: {value} and {given[key]}")
             given[key] = str(value)
     for key in given:
-        if (plain := key.rpartition(".")[2]) != key and plain in given:
+        owner, _, plain = key.rpartition(".")
+        if owner == "recipe" and plain in given:
             raise UsageError(
                 f"parameter {plain!r} is given twice: {plain}={given[plain]} and {key}={given[key]}"
             )
-    return given
+    # What names one owner comes after what is for all, and so holds.
+    return dict(sorted(given.items(), key=lambda item: "." in item[0]))
 
 
 def check_names(

@@ -107,7 +107,8 @@ class Balanced(LightningModule):
                 f"{trainer.world_size} processes; use Trainer(devices=1)"
             )
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        parameters = None if shared is None else tuple(shared)
+        # The encoder may be frozen for a while.
+        parameters = [p for p in shared or () if p.requires_grad] or None
         if trainer.fit_loop.batch_idx % accumulate == 0:
             self._forwards.clear()
         self._forwards.append(forward)

@@ -219,15 +219,14 @@ def _installed(kind: Kind) -> list[Entry]:
     found = []
     for point in _points(f"mtbench.{kind}s", tuple(sys.path)):
         owner = point.dist.name if point.dist else None
+        told = f"{owner}: announces {kind}s in {point.value!r}, "
+        remedy = f"a package, each of whose modules is a {kind}; else uninstall {owner}"
         try:
             spec = find_spec(point.value)
-        except ImportError:
-            spec = None
+        except ImportError as error:
+            raise PluginError(f"{told}which fails ({error}): it must be {remedy}") from error
         if spec is None or spec.submodule_search_locations is None:
-            raise PluginError(
-                f"{owner}: announces {kind}s in {point.value!r}, which is no package that is "
-                f"there: its entry point must name a package, each of whose modules is a {kind}"
-            )
+            raise PluginError(f"{told}which is none that is there: it must be {remedy}")
         for folder in map(Path, spec.submodule_search_locations):
             for path in sorted(folder.iterdir()):
                 is_package = (path / "__init__.py").is_file()

@@ -889,6 +889,18 @@ def test_a_task_that_is_none_is_told_what_it_must_have(
     refused(mtbench("run", "--plugin", plugin, "--task", "odd", "--method", "ew", *out), *said)
 
 
+def test_what_names_one_owner_holds_beside_what_is_for_all(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
+    given = ("--fairgrad.alpha", 2, "--alpha", 1.5, "--epochs", 1)
+    line = words(tiny, tmp_path, *given, method=("fairgrad", "gradnorm"))
+    code, _, err = mtbench(*line)
+    assert code == 0, err
+    found = [json.loads(file.read_text()) for file in tmp_path.rglob("spec.json")]
+    alphas = {spec["method"]: spec["method_params"]["alpha"] for spec in found}
+    assert alphas == {"fairgrad": 2.0, "gradnorm": 1.5}
+
+
 def test_what_we_raise_is_ours(
     mtbench: Mtbench, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

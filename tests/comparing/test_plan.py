@@ -148,7 +148,9 @@ def test_a_pilot_tells_of_each_setting_by_itself(
     }  # fmt: skip
     tuned = grid.suite.model_copy(update={"budget": Budget(trials=4, seeds=2, repetitions=8)})
     others = scatter(Grid(Order(tuned)), tmp_path, "ls")[titles[0]]
-    assert others == Scatter(2.0, "by the pilot, whose units are others (trials 0, seeds 1)")
+    assert others == Scatter(
+        2.0, "by the pilot, whose repetitions are of one seed, not of 4 trials and 2 seeds"
+    )
     asked["ew"] = found[:1]
     another = f"by the pilot on another setting: {titles[0]}"
     assert scatter(grid, tmp_path, "ls")[titles[2]] == Scatter(2.0, another)

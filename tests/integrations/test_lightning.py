@@ -84,6 +84,21 @@ class Squares(Same):
         return self.task.losses(outputs, batch), features, self.task.residuals(outputs, batch)
 
 
+def test_an_encoder_that_is_named_may_be_frozen(reference, tmp_path):
+    class Frozen(Same):
+        def training_step(self, batch, index):
+            encoder = self.model.encoder.parameters()
+            self.balance(lambda: (self.losses(batch)[0], ()), shared=encoder)
+
+    own = reference("cagrad")
+    module = Frozen(own)
+    module.model.encoder.requires_grad_(requires_grad=False)
+    before = [p.detach().clone() for p in module.model.parameters()]
+    trainer(tmp_path, max_epochs=1).fit(module, Epochs(own))
+    moved = [not torch.equal(p, q) for p, q in zip(module.model.parameters(), before, strict=True)]
+    assert moved == [p.requires_grad for p in module.model.parameters()]
+
+
 def test_residuals_are_handed_over(reference, tmp_path, monkeypatch):
     def residuals(self, outputs, batch):
         return [output[:, 0] - batch["y"][:, k] for k, output in enumerate(outputs)]

@@ -304,6 +304,12 @@ def test_a_method_that_writes_no_gradient_is_refused(
     monkeypatch.setattr("mtbench_baselines.ew.EqualWeights.balance", lambda *_: None)
     with pytest.raises(StepError, match=r"the method wrote no `\.grad`"):
         train(tiny, tmp_path)
+    unlabelled = tmp_path / "unlabelled" / "tiny.py"
+    unlabelled.parent.mkdir()
+    text = tiny.read_text()
+    assert "if known.any() else" in text
+    unlabelled.write_text(text.replace("error.mean() if known.any() else ", ""))
+    train(unlabelled, tmp_path)  # of losses that are all 0 there is none to write
 
 
 def test_bf16_autocast_trains(tiny: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class _Measured:
     """What one board of a pilot says of the pairs with one row."""
 
     title: str
-    unit: tuple[int, int]
+    unit: str
     specs: list[Spec]
     deviations: list[float]
     luck: Luck | None
@@ -105,7 +105,7 @@ def scatter(grid: Grid, pilot: Path, baseline: str) -> dict[str, Scatter]:
         if not own and len(titles := {one.title for one in others}) == 1:
             own, origin = others, f"by the pilot on another setting: {titles.pop()}"
         if other := next((one.unit for one in own if one.unit != unit), None):
-            origin += ", whose units are others (trials {}, seeds {})".format(*other)
+            origin += f", whose repetitions are {other}, not {unit}"
         if own:
             deviation = median(value for one in own for value in one.deviations)
             # Of a suite that was changed there are two boards: either has measured the same.
@@ -114,10 +114,11 @@ def scatter(grid: Grid, pilot: Path, baseline: str) -> dict[str, Scatter]:
     return told
 
 
-def _unit(suite: Claim | None) -> tuple[int, int]:
-    """Return the trials and the final seeds that a unit consists of."""
-    whole = suite is not None and suite.study_is_unit
-    return (suite.trials, suite.seeds) if suite is not None and whole else (0, 1)
+def _unit(suite: Claim | None) -> str:
+    """Return what a unit consists of."""
+    if suite is None or not suite.study_is_unit:
+        return "of one seed"
+    return f"of {suite.trials} trials and {suite.seeds} seeds"
 
 
 def _deviations(board: Board) -> list[float]:

@@ -107,11 +107,8 @@ class Loop:
         self.numbers.pending.append(made)
         look = Look(step, self.diagnose) if at.position == 0 else None
         weights = balancer.backward(step)
-        parameters = self.learner.model.parameters()
-        if index == 0 and not (balancer.watch.idle or any(p.grad is not None for p in parameters)):
-            raise StepError(
-                "the method wrote no `.grad`: its `balance` must, by step.backward(...)"
-            )
+        if index == 0 and any(value != 0 and math.isfinite(value) for value in step.read):
+            self._refuse_nothing()
         if look is not None:
             at.diagnostics = look.after(weights, self.learner.task.objectives)
         del step, look  # frees the graph before the optimizer allocates
@@ -131,6 +128,18 @@ class Loop:
         balancer.after_step(lambda: self.learner.forward(batch, ranks).losses)
         self.descent.zero_grad()
         made.seconds = time.perf_counter() - begin
+
+    def _refuse_nothing(self) -> None:
+        """Refuse a method that has written no gradient, of losses that have one.
+
+        Raises:
+            StepError: so it is.
+        """
+        idle, model = self.learner.balancer.watch.idle, self.learner.model
+        if not idle and all(parameter.grad is None for parameter in model.parameters()):
+            raise StepError(
+                "the method wrote no `.grad`: its `balance` must, by step.backward(...)"
+            )
 
     def _evaluate(self, batch: Batch, ranks: Ranks, weights: Tensor) -> float:
         """Return the losses' sum with these weights, and write its gradient.
