@@ -104,7 +104,6 @@ def predict(
             )
         raise
     typer.echo(written.read_text("utf-8"), nl=False)
-    typer.echo(f"written: {written}, and files beside it", err=True)
     if passed_over:
         typer.echo(f"passed over: {passed_over} files that are no input of this task", err=True)
     if broken:

@@ -1047,7 +1047,7 @@ def test_a_file_that_a_task_cannot_read_is_not_what_cannot_be_written(
 def test_predict_needs_a_finished_run(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
     image = picture(tmp_path / "a.png")
     refused(mtbench("predict", tmp_path, image), str(tmp_path), "no run directory")
-    refused(mtbench("predict", tmp_path / "absent", image), "no run directory")
+    refused(mtbench("predict", tmp_path / "absent", image), "absent: no such folder: give a fini")
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, after=9)  # an epoch is done and best.pt is there
         mtbench(*words(tiny, tmp_path / "out", "--epochs", 3))

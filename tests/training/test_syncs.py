@@ -87,7 +87,8 @@ def test_a_step_reads_what_a_solver_needs(tmp_path: Path, method: str, odd: Odd)
     loop, device, found = reads(tmp_path, method, odd, clip=1.0)
     allowed = bound(method, loop.learner.balancer)
     if odd:
-        allowed += 1  # whether a head without labels has a gradient of its own
+        # Whether a head without labels has a gradient of its own; asked again by what descends.
+        allowed += 1 + method.endswith("imtl")
     assert len(found) <= allowed, found
     assert allowed or not device.uploads, device.uploads
 
