@@ -425,7 +425,7 @@ class Task(ABC):
         Raises:
             DataError: the file cannot be read; others may still be.
         """
-        raise UsageError(f"task {_name(type(self))} does not predict on files")
+        raise UsageError(f"task {name_of(type(self))} does not predict on files")
 
     def evaluate(self, trained: Trained, data: Path | None, to: Path) -> Evaluation:
         """Judge a trained model on data that it has not seen.
@@ -440,7 +440,7 @@ class Task(ABC):
         Raises:
             DataError: the data is absent or broken, or the model was trained on all of it.
         """
-        raise UsageError(f"task {_name(type(self))} does not evaluate on other data")
+        raise UsageError(f"task {name_of(type(self))} does not evaluate on other data")
 
     def joins(self, other: "Task") -> bool:
         """Return whether `predict` and `evaluate` may ask a model of another task with this one's.
@@ -464,12 +464,12 @@ class Task(ABC):
     @classmethod
     def inspect(cls, source: str, data: Path | None) -> list[tuple[str, str, str]]:
         """Return (count, what, why) rows: what of a data source is used, repaired and dropped."""
-        raise UsageError(f"task {_name(cls)} has no data to inspect")
+        raise UsageError(f"task {name_of(cls)} has no data to inspect")
 
     @classmethod
     def preview(cls, source: str, data: Path | None, picture: Path) -> None:
         """Draw a few cases of a data source with their labels."""
-        raise UsageError(f"task {_name(cls)} has no data to preview")
+        raise UsageError(f"task {name_of(cls)} has no data to preview")
 
     @classmethod
     def verify(cls, source: str, data: Path | None) -> Verdict:
@@ -477,7 +477,7 @@ class Task(ABC):
 
         Further keyword-only parameters of this, and of `inspect`, become options of their commands.
         """
-        raise UsageError(f"task {_name(cls)} has no data to verify")
+        raise UsageError(f"task {name_of(cls)} has no data to verify")
 
     @classmethod
     def export(cls, source: str, data: Path | None, to: Path) -> Verdict:
@@ -488,15 +488,16 @@ class Task(ABC):
             data: where it lies.
             to: an empty folder, or one that is to be made.
         """
-        raise UsageError(f"task {_name(cls)} has no data to export")
+        raise UsageError(f"task {name_of(cls)} has no data to export")
 
     @classmethod
     def template(cls) -> str:
         """Return a text file that describes a user's own data, with examples, to be filled in."""
-        raise UsageError(f"task {_name(cls)} has no template: it does not read a user's own data")
+        raise UsageError(f"task {name_of(cls)} has no template: it does not read a user's own data")
 
 
-def _name(task: type[Task]) -> str:
+def name_of(task: type[Task]) -> str:
+    """Return what a task is called: its module's name."""
     return task.__module__.rpartition(".")[2]
 
 
@@ -506,7 +507,7 @@ def _of_splits(setup: Any) -> Callable[..., Splits]:
     @wraps(setup)
     def checked(self: Task, *args: Any, **named: Any) -> Splits:
         found = setup.__get__(self, type(self))(*args, **named)  # it may be a class method
-        name = _name(type(self))
+        name = name_of(type(self))
         if not isinstance(found, Splits) or not isinstance(found.fingerprint, str):
             what = "no text as its fingerprint" * isinstance(found, Splits)
             raise PluginError(
@@ -528,7 +529,7 @@ def must_declare(task: Task) -> None:
     Raises:
         PluginError: objectives, metrics or the recipe are absent or of another kind.
     """
-    name, names = _name(type(task)), getattr(task, "objectives", None)
+    name, names = name_of(type(task)), getattr(task, "objectives", None)
     if not isinstance(names, tuple | list) or not names:
         raise PluginError(
             f"{name}: objectives must be a tuple of names, as in ('mask', 'risk'), found {names!r}"

@@ -10,7 +10,7 @@ from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.model import PerObjective
 from mtbench.errors import PluginError
 from mtbench.training.machine.device import to_device
-from mtbench.training.task import Batch, Metric, Split, Task
+from mtbench.training.task import Batch, Metric, Split, Task, name_of
 from mtbench.training.trainer.learner import Learner
 
 
@@ -38,7 +38,7 @@ def evaluate(
 
 def _numbers(found: Mapping[str, float], task: Task) -> dict[str, float]:
     """Return what a meter computed, if all metrics are there."""
-    whose = f"{type(task).__module__.rpartition('.')[2]}: its meter's compute must return"
+    whose = f"{name_of(type(task))}: its meter's compute must return"
     try:
         numbers = {name: float(value) for name, value in found.items()}
     except (AttributeError, TypeError, ValueError) as error:
