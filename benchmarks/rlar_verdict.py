@@ -38,7 +38,7 @@ from rlar_study import (
     studies,
 )
 
-from mtbench.comparing.judging.deciding import ALPHA, FIRST, decide
+from mtbench.comparing.judging.deciding import FIRST, beats_guess
 from mtbench.comparing.judging.leaderboard import boards
 from mtbench.training.cell.rundir import find_runs
 
@@ -105,8 +105,7 @@ def _level(study: Study) -> list[str]:
     values = np.array(list(study.tested.get(PLAIN, {}).values())).reshape(-1, 2)
     if len(values) < FIRST or study.board.suite is None:
         return []
-    above = decide(GUESS - values[:, 0], resplit=study.board.suite.resplit or 0.0)
-    is_told = above.difference < 0 and above.p <= 2 * ALPHA  # one-sided, as boards do
+    is_told = beats_guess(values[:, 0] - GUESS, study.board.suite.resplit or 0.0)
     guess = "" if is_told else f", **which is not told from a guess ({GUESS})**"
     auroc, dice = values.mean(axis=0)
     return [f"`{PLAIN}` itself has an AUROC of {auroc:.3f}{guess}, and a Dice of {dice:.3f}."]

@@ -190,6 +190,19 @@ def decide(
     )  # fmt: skip
 
 
+def beats_guess(gains: Floats, resplit: float = 0.0) -> bool:
+    """Return whether gains over a guess, one number a unit, are told from none.
+
+    A one-sided t-test at `ALPHA`, corrected as in `decide`; of one unit, the number itself.
+
+    Example:
+        >>> beats_guess(np.array([0.1, 0.2, 0.1])), beats_guess(np.array([0.3, -0.2, 0.1]))
+        (True, False)
+    """
+    found = decide(-gains, resplit=resplit)
+    return bool(found.difference < 0 and (len(gains) == 1 or found.p <= 2 * ALPHA))
+
+
 class Prospect(NamedTuple):
     """What a comparison is likely to end with.
 

@@ -5,9 +5,8 @@ from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
-from mtbench.comparing.judging.deciding import ALPHA
+from mtbench.comparing.judging.deciding import beats_guess
 from mtbench.comparing.judging.leaderboard.cells import Recorded
 from mtbench.comparing.judging.leaderboard.doubts import naming, some
 from mtbench.comparing.judging.leaderboard.entrants import Group
@@ -171,17 +170,13 @@ class Scores:
         """Name metrics in which the single-task row is no better than a guess, as far as is known.
 
         Args:
-            own: (units, metrics). A one-sided t-test at `ALPHA`, corrected as the verdict's where
-                units split one collection again; of one unit, the number itself.
+            own: (units, metrics).
         """
-        n = len(own)
-        scale = math.sqrt(1 / n + self.group.resplit)
         for m, (name, higher) in enumerate(self.primary.items()):
             if (chance := self._chance.get(name)) is None:
                 continue
             gain = (own[:, m] - chance) * (1 if higher else -1)
-            luck = stats.t.isf(ALPHA, n - 1) * gain.std(ddof=1) * scale if n > 1 else 0.0
-            if gain.mean() <= luck:
+            if not beats_guess(gain, self.group.resplit):
                 self.remarks.append(
                     f"the single-task {name}, {own[:, m].mean():.3g}, is not told from a guess, "
                     f"{chance:g}: what Δm counts in percent of it may be luck"
