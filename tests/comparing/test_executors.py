@@ -312,7 +312,8 @@ class Dying:
         self.said, self.names, self.stopped = said, [""], False
 
     def shares(self, ready: Any, left: int, under_way: int) -> Any:
-        return [tuple(ready)] if ready else []
+        cells = ready()
+        return [tuple(cells)] if cells else []
 
     def submit(self, assignments: Any) -> None:
         self.names = [assignment.name for assignment in assignments]
@@ -388,7 +389,7 @@ def test_an_extra_that_is_not_installed_is_named(
 
 def test_processes_are_as_many_as_are_wanting(tmp_path: Path) -> None:
     local = Local(3, tmp_path)
-    assert local.shares([], 8, 0) == [None] * 3
-    assert local.shares([], 8, 2) == [None]
-    assert local.shares([], 1, 0) == [None]
-    assert local.shares([], 0, 2) == []
+    assert local.shares(list, 8, 0) == [None] * 3
+    assert local.shares(list, 8, 2) == [None]
+    assert local.shares(list, 1, 0) == [None]
+    assert local.shares(list, 0, 2) == []

@@ -520,7 +520,9 @@ class Nobody:
 
     log = ""
 
-    def shares(self, ready: Sequence[int], left: int, under_way: int) -> Sequence[None]:
+    def shares(
+        self, ready: Callable[[], Sequence[int]], left: int, under_way: int
+    ) -> Sequence[None]:
         return ()
 
     def submit(self, assignments: Sequence[Assignment]) -> None: ...

@@ -155,6 +155,7 @@ class Grid:
         methods = _methods(self.suite, order.plugins)
         self.entries: list[Entry] = []
         self.cells: list[Cell] = []
+        self._trials: dict[tuple[Entry, int], list[Cell]] = {}  # asked for at every look
         count = len(self.suite.tasks) * len(methods) * self.suite.budget.cells
         if count > MOST:
             raise UsageError(f"suite {self.suite.name}: at most {MOST} cells, found {count}")
@@ -191,9 +192,12 @@ class Grid:
 
     def trials(self, entry: Entry, repetition: int) -> list[Cell]:
         """Return the trials of a row in a repetition."""
-        seed = self.suite.budget.tuning_seed + repetition
-        count = len(entry.draws[repetition])
-        return [Cell(entry, seed, trial, repetition) for trial in range(count)]
+        study = entry, repetition
+        if study not in self._trials:
+            seed = self.suite.budget.tuning_seed + repetition
+            count = len(entry.draws[repetition])
+            self._trials[study] = [Cell(entry, seed, trial, repetition) for trial in range(count)]
+        return self._trials[study]
 
     def needs(self, cell: Cell) -> list[Cell]:
         """Return what must be closed first: a final cell's parameters are from there."""

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import connection, forkserver, get_context, parent_process
@@ -57,12 +57,12 @@ class Executor(Protocol):
     log: str
 
     def shares(
-        self, ready: Sequence[int], left: int, under_way: int
+        self, ready: Callable[[], Sequence[int]], left: int, under_way: int
     ) -> Sequence[tuple[int, ...] | None]:
         """Return what new workers are to do, an `Assignment.cells` each.
 
         Args:
-            ready: the cells that nobody works on.
+            ready: returns the cells that nobody works on; it looks at all.
             left: how many cells no worker has called closed yet.
             under_way: how many workers there are.
         """
@@ -116,7 +116,7 @@ class Local:
         self.children: list[_Child] = []
 
     def shares(
-        self, ready: Sequence[int], left: int, under_way: int
+        self, ready: Callable[[], Sequence[int]], left: int, under_way: int
     ) -> Sequence[tuple[int, ...] | None]:
         """Return one for each worker that is wanting."""
         return [None] * (min(self.jobs, left) - under_way)
@@ -197,10 +197,11 @@ class _Batches:
     batch: int
 
     def shares(
-        self, ready: Sequence[int], left: int, under_way: int
+        self, ready: Callable[[], Sequence[int]], left: int, under_way: int
     ) -> Sequence[tuple[int, ...] | None]:
         """Return batches of what is ready."""
-        return [tuple(ready[i : i + self.batch]) for i in range(0, len(ready), self.batch)]
+        cells = ready()
+        return [tuple(cells[i : i + self.batch]) for i in range(0, len(cells), self.batch)]
 
 
 @dataclass(frozen=True)

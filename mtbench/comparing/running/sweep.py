@@ -93,7 +93,7 @@ class _Drive:
         self.states = self.survey.look()
         self.watch(self.states)
         # A folder so large that looking takes long is looked at less often.
-        self.due = time.monotonic() + max(LOOK, 9 * (time.monotonic() - begin))
+        self.due = time.monotonic() + max(LOOK, 19 * (time.monotonic() - begin))
         return self.states
 
     def go_on(self) -> bool:
@@ -101,7 +101,7 @@ class _Drive:
         left = len(self.grid.cells) - len(self.closed)
         begun = [
             Assignment(self.grid.order, self.out, uuid.uuid4().hex, cells)
-            for cells in self.executor.shares(self._open(), left, len(self.under_way))
+            for cells in self.executor.shares(self._open, left, len(self.under_way))
         ]
         self.under_way |= {assignment.name: assignment for assignment in begun}
         self.executor.submit(begun)
