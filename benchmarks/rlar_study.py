@@ -171,10 +171,17 @@ def studies(found: Sequence[Board], against: Sequence[str]) -> list[Study]:
             continue
         suite = board.suite.suite
         alike = [set(b.title.split()) for b in found if b.suite and b.suite.suite == suite]
-        own = [word for word in board.title.split() if word not in set.intersection(*alike)]
-        name = ", ".join([STUDIES.get(suite, suite), *own]).replace("=", " ").replace("_", " ")
-        known = {row: tested(board, row) for row in board.cells}
-        ours = [row for row, cells in board.cells.items() if cells[0].spec.method == METHOD]
+        words = [word for word in board.title.split() if word not in set.intersection(*alike)]
+        name = ", ".join([STUDIES.get(suite, suite), *words]).replace("=", " ").replace("_", " ")
+        # Runs of one's own may lie beside the suite's.
+        own = board.suite.board
+        rows = {
+            row: cells
+            for row, cells in board.cells.items()
+            if any(claim.board == own for claim in cells[0].claims)
+        }
+        known = {row: tested(board, row) for row in rows}
+        ours = [row for row, cells in rows.items() if cells[0].spec.method == METHOD]
         pairs = [(row, other) for row in ours for other in against if other in known]
         if not pairs:
             continue

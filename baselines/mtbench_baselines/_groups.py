@@ -3,14 +3,12 @@
 import re
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Literal
+from typing import Literal, get_args
 
 from mtbench.balancing.step import Step
 from mtbench.errors import StepError, UsageError
 
 By = Literal["tensor", "layer", "block", "all"]
-
-_BY: dict[str, By] = {"tensor": "tensor", "layer": "layer", "block": "block", "all": "all"}
 
 
 def checked(owner: str, by: By, named: Sequence[str]) -> tuple[By, tuple[re.Pattern[str], ...]]:
@@ -19,8 +17,10 @@ def checked(owner: str, by: By, named: Sequence[str]) -> tuple[By, tuple[re.Patt
     Raises:
         UsageError: a word or a pattern that is none.
     """
-    if by not in _BY:
-        raise UsageError(f"{owner}: by must be {' or '.join(map(repr, _BY))}, found {by!r}")
+    if by not in get_args(By):
+        raise UsageError(
+            f"{owner}: by must be {' or '.join(map(repr, get_args(By)))}, found {by!r}"
+        )
     try:
         return by, tuple(map(re.compile, named))
     except re.error as error:

@@ -1,5 +1,7 @@
 """What methods that remember gradients share: K x d state, and weights that move on the simplex."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -29,10 +31,32 @@ class Remembering(Balancer):
         Args:
             like: one of them, (d,), or all, (K, d).
         """
-        size = (self.num_objectives, like.shape[-1])
-        fits = self.tracked.shape == size
-        self.tracked = self.tracked.to(like) if fits else like.new_zeros(size)
+        width = like.shape[-1]
+        if begins_anew(self, self.tracked, width):
+            self.tracked = like.new_zeros(self.num_objectives, width)
+        self.tracked = self.tracked.to(like)
         return self.tracked
+
+
+def begins_anew(method: Balancer, kept: Tensor, width: int) -> bool:
+    """Return whether what a method remembers of the shared parameters must begin anew.
+
+    A warning tells where something is lost.
+
+    Args:
+        method: whose.
+        kept: what it remembers, (K, n); n is 0 before the first step.
+        width: the n of this step.
+    """
+    n = kept.shape[1]
+    if n not in (0, width):
+        warnings.warn(
+            f"{method._called}: the shared parameters are not those of before, so what it "
+            "remembers of them begins anew: say shared=encoder.parameters(), so that they stay the "
+            "same where an objective has no label",
+            stacklevel=2,
+        )
+    return n != width
 
 
 class Tracking(Remembering, Aggregator):

@@ -9,6 +9,7 @@ from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.engine import largest
 from mtbench.balancing.step import Step
 from mtbench_baselines._checks import positive
+from mtbench_baselines._tracked import begins_anew
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -81,7 +82,8 @@ class ExcessMTL(Balancer):
         step.release()
         jacobian = step.jacobian()
         finite = largest(jacobian).isfinite().all()  # an overflow leaves no trace
-        if self.roots.shape != jacobian.shape:
+        if begins_anew(self, self.roots, jacobian.shape[1]):
+            self.initial.zero_()
             self.roots = torch.zeros_like(jacobian)
         # The root of the sum of squares without squaring, which would leave float32's range.
         for row, root in zip(jacobian, self.roots, strict=True):

@@ -20,9 +20,9 @@ class FairGrad(Weighting):
         (G w)_k = w_k^{-1/\alpha}, \quad w > 0
 
     with :math:`G = J J^\top`. alpha = 1 is Nash-MTL's direction; alpha to 0 is
-    that of ``ew``, alpha to infinity makes all improvements equal. Solved to rounding at every
-    scale, for alpha up to 10; how w stays bounded where gradients cancel:
-    `mtbench.balancing.solvers.fair_shares`.
+    that of ``ew``, alpha to infinity makes all improvements equal. Solved to rounding while
+    gradients' lengths differ by less than 1e3; how w stays bounded where they differ by more and
+    point apart, or cancel: `mtbench.balancing.solvers.fair_shares`.
 
     Scale: the step is :math:`K d`, cut to the length max_norm, as in the authors' code; there a
     general least-squares solver with absolute tolerances finds w. :math:`\|d\|` grows as the

@@ -76,6 +76,11 @@ class GO4Align(Scalarizer):
         losses = step.values.to(self.log_shares).abs()
         labelled = losses > 0
         moved = self.log_shares - self.step_size * losses
+        # What the labelled ones lose of p stays among them.
+        was, left = (
+            logs.masked_fill(~labelled, -inf).logsumexp(dim=0) for logs in (self.log_shares, moved)
+        )
+        moved = torch.where(labelled, moved + (was - left), self.log_shares)
         self.log_shares.copy_(moved - moved.max())
         ratios = (losses.sum() / losses.clamp(min=_LEAST)).clamp(max=_MOST)
         indicators = self.log_shares.softmax(dim=0) * ratios

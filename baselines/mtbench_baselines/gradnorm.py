@@ -34,7 +34,8 @@ class GradNorm(Balancer):
         - W is all shared parameters; the paper takes a subset, usually the last shared layer.
           ``space="features"`` takes the norms at the features instead: K encoder backwards less.
         - w is moved by Adam, kept in the state, on the gradient in units of the mean norm, so that
-          the scale of the losses does not matter, down to 1e-7 of that mean; w_k stays above 0.001.
+          the scale of the losses does not matter, down to 1e-7 of that mean; w_k is raised to
+          0.001 before the scaling to the sum K.
         - L_k(0) is the loss of the first step in which objective k has a label (a loss and a
           gradient that are not 0); objectives without one in this step are left out of all means.
 

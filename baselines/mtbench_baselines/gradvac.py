@@ -108,8 +108,10 @@ def vaccinate(
         ratio = np.sqrt(own[i]) / norms[j]
         cosine = (inner[i, j] / np.sqrt(own[i]) / norms[j]).clip(-1, 1)
         goal = targets[i, j].clip(max=_NEAR)
-        turn = ratio * (goal * np.sqrt((1 - cosine**2) / (1 - goal**2)) - cosine)
-        turn[cosine >= goal - _NOISE] = 0
+        behind = cosine < goal - _NOISE
+        cos, aim = cosine[behind], goal[behind]
+        turn = np.zeros_like(cosine)
+        turn[behind] = ratio[behind] * (aim * np.sqrt((1 - cos**2) / (1 - aim**2)) - cos)
         coefficients[i, j] += turn
         inner[i] += turn[:, None] * gramian[j]
         targets[i, j] = (1 - beta) * targets[i, j] + beta * cosine

@@ -11,6 +11,7 @@ from mtbench.balancing.engine import lengths
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench_baselines._checks import fraction, unit_interval
+from mtbench_baselines._tracked import begins_anew
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -29,6 +30,8 @@ class MetaBalance(Balancer):
     both enlarged and reduced, as in the authors' code. Heads get the gradient of their own loss.
 
     Deviations:
+        - The averages begin at 0; that they do is corrected for, as an objective may get its first
+          label later than the main one. Where all have had as many, it changes nothing.
         - An objective without a gradient keeps its averages; where the main one has none yet, and
           where n is 0, nothing is rescaled.
 
@@ -53,9 +56,10 @@ class MetaBalance(Balancer):
     is_weighted_sum = False
     is_symmetric = False
     checked_against = "a plain twin, tensor by tensor"
-    sized_later = ("norms",)
+    sized_later = ("norms", "counts")
 
     norms: Tensor
+    counts: Tensor
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class MetaBalance(Balancer):
         self.main, self.relax, self.beta = main, relax, beta
         # n, (K, tensors); how many there are is known at the first step.
         self.register_buffer("norms", torch.zeros(num_objectives, 0, dtype=torch.float64))
+        self.register_buffer("counts", self.norms.clone())  # steps that n is the average of
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
@@ -95,13 +100,16 @@ class MetaBalance(Balancer):
 
     def _scales(self, blocks: list[Tensor]) -> Tensor:
         """Return the factors, (K, tensors)."""
-        if self.norms.shape[1] != len(blocks):  # the first step, or others are trained from now on
+        if begins_anew(self, self.norms, len(blocks)):
             self.norms = self.norms.new_zeros(self.num_objectives, len(blocks))
+            self.counts = torch.zeros_like(self.norms)
         found = [lengths(block) for block in blocks]
         norms = torch.stack(found, dim=1).to(self.norms) if found else self.norms
         active = norms.any(dim=1, keepdim=True) & norms.isfinite()  # an overflow leaves no trace
         moved = self.beta * self.norms + (1 - self.beta) * norms
         self.norms.copy_(torch.where(active, moved, self.norms))
-        main = self.norms[self.main]
-        ratios = torch.where((main > 0) & (self.norms > 0), main / self.norms, 1)
+        self.counts += active
+        means = self.norms / torch.where(self.counts > 0, 1 - self.beta**self.counts, 1)
+        main = means[self.main]
+        ratios = torch.where((main > 0) & (means > 0), main / means, 1)
         return self.relax * ratios + 1 - self.relax

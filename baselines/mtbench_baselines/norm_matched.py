@@ -36,13 +36,15 @@ class NormMatched(Wrapper):
     def balance(self, step: Step) -> Tensor | None:
         """Let the base act, and rescale what it added to the shared ``.grad``s."""
         plain = self._plain(step) * step.loss_scale
-        before = [parameter.grad for parameter in step.shared]
-        for parameter in step.shared:
+        # What lies beside the compared ones gets the same weights, so it is rescaled alike.
+        written = (*step.shared, *step.roles.rest)
+        before = [parameter.grad for parameter in written]
+        for parameter in written:
             parameter.grad = None
         weights = self.base.balance(step)
         length = norm([parameter.grad for parameter in step.shared])
         divisor = torch.where(length > 0, length, 1)
-        for parameter, old in zip(step.shared, before, strict=True):
+        for parameter, old in zip(written, before, strict=True):
             new = parameter.grad
             if new is not None:
                 new.div_(divisor).mul_(plain)  # their ratio may be out of range

@@ -1,5 +1,6 @@
 """NTKMTL: weights that level the largest eigenvalues of the objectives' tangent kernels."""
 
+from math import log
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -80,7 +81,7 @@ class NTKMTL(Weighting):
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the weights for a Gramian whose diagonal holds the eigenvalues."""
         logs = gramian.diagonal().double().log()  # ratios up to 1e48 stay finite
-        mean = torch.logsumexp(logs, dim=0) - torch.tensor(float(len(logs))).log()
+        mean = torch.logsumexp(logs, dim=0) - log(len(logs))
         return torch.exp(self.power * (mean - logs))
 
     def balance(self, step: Step) -> Tensor:
@@ -103,5 +104,5 @@ def _squares(grad: Tensor) -> Tensor:
 
 def _top_eigenvalue(squares: Tensor, splits: int) -> Tensor:
     """Return the largest squared norm of a sub-batch's gradient, given the samples', (B,)."""
-    parts = squares.chunk(splits)
+    parts = squares.tensor_split(min(splits, len(squares)))
     return torch.stack([part.sum() * (len(squares) / len(part)) ** 2 for part in parts]).max()

@@ -78,9 +78,11 @@ class RotoGrad(Balancer):
     checked_against = "a twin with hooks at R_k z, torch.linalg.matrix_exp and torch.optim.Adam"
     needs_features = True
     sized_later = _SIZED
+    on_host = ("latent",)
     finds_front = False  # heads see a rotated z: the front moves
     is_weighted_sum = False
 
+    latent: Tensor
     initial: Tensor
     count: Tensor
     turns: Tensor
@@ -108,7 +110,7 @@ class RotoGrad(Balancer):
         if size is not None:
             at_least(self, 1, size=size)
         self.decay, self.burn_in, self.size = decay, burn_in, size
-        self.latent = -1
+        self.register_buffer("latent", torch.tensor(-1))  # which feature is z
         zeros = torch.zeros(num_objectives, dtype=torch.float64)
         self.register_buffer("initial", zeros)  # ||G_k^0||
         self.register_buffer("count", zeros.clone())  # steps with a gradient
@@ -124,7 +126,7 @@ class RotoGrad(Balancer):
 
     def wrap(self, model: "MultitaskModel") -> "MultitaskModel":
         """Note which feature is z."""
-        self.latent = model.latent
+        self.latent.fill_(model.latent)
         return model
 
     def view(self, features: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
@@ -133,15 +135,16 @@ class RotoGrad(Balancer):
         if not size:
             return features
         seen = list(features)
-        z = seen[self.latent]
+        at = int(self.latent)
+        z = seen[at]
         moved, kept = z[:, :size], z[:, size:]
         turned = self.rotation[k].to(z) @ moved.reshape(z.shape[0], size, -1)
-        seen[self.latent] = torch.cat([turned.reshape(moved.shape), kept], dim=1)
+        seen[at] = torch.cat([turned.reshape(moved.shape), kept], dim=1)
         return tuple(seen)
 
     def balance(self, step: Step) -> Tensor:
         """Write gradients of one norm, then turn the rotations."""
-        self.latent = step.latent
+        self.latent.fill_(step.latent)
         step.release()
         grads = [grads[step.latent] for grads in step.feature_grads()]
         squares = torch.stack([g.double().square().sum() for g in grads])

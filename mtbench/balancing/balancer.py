@@ -175,6 +175,8 @@ class Balancer(nn.Module, ABC):
             must_take(cls, name)
         if "after_step" in vars(cls):
             setattr(cls, "after_step", _asked(vars(cls)["after_step"]))  # noqa: B010 - a method
+        if "view" in vars(cls):
+            setattr(cls, "view", _several(vars(cls)["view"]))  # noqa: B010 - a method
         for hook in HOOKS:
             if hook in vars(cls):
                 setattr(cls, hook, noted(vars(cls)[hook]))
@@ -222,6 +224,7 @@ class Balancer(nn.Module, ABC):
             held, self._held = self._held, None
             held.add(step)
             step = held.step(step)
+        self.watch.before = step.read if step.transient else ()  # a trainer sees to it
         if self.notes:
             self.notes = {}
         overflows = any(map(math.isinf, step.read))
@@ -475,6 +478,11 @@ class Balancer(nn.Module, ABC):
 
     def view(self, features: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
         """Return the features as head k shall see them."""
+        if isinstance(features, Tensor):
+            raise StepError(
+                f"{self._called}: view takes a tuple of features, found a tensor: say "
+                "view((z,), k)[0]"
+            )
         return features
 
     def wrap(self, model: "MultitaskModel") -> "MultitaskModel":
@@ -531,10 +539,25 @@ def _asked(after_step: Callable[[Any, LossesFn], None]) -> Callable[[Any, Losses
     def act(self: Balancer, losses_fn: LossesFn) -> None:
         def repeated() -> Sequence[Tensor]:
             found = self._repeated(losses_fn, "after_step")
-            return found.losses if isinstance(found, Step) else found
+            losses = found.losses if isinstance(found, Step) else found
+            self.watch.repeats(self._called, losses)
+            return losses
 
         if not self.watch.idle:
             after_step(self, repeated)
+
+    return act
+
+
+_View = Callable[[Any, tuple[Tensor, ...], int], tuple[Tensor, ...]]
+
+
+def _several(view: _View) -> _View:
+    """Return the hook, which then refuses a single tensor."""
+
+    @wraps(view)
+    def act(self: Balancer, features: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
+        return view(self, Balancer.view(self, features, k), k)
 
     return act
 

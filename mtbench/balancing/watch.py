@@ -1,7 +1,8 @@
 """What a loop has to do for a method beside the one call, and whether it does."""
 
+import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -28,12 +29,15 @@ class Watch:
         calls: the steps so far.
         heard: the hooks that were called.
         idle: whether the last step was not the method's.
+        before: the losses of the last step; none where a trainer sees to the hooks.
     """
 
     def __init__(self) -> None:
         self.calls = 0
         self.idle = False
         self.heard: set[str] = set()
+        self.before: Sequence[float] = ()
+        self._unmoved = 0
         self._parts = 0
         self._parted = 0
         self._shared = False
@@ -116,6 +120,26 @@ class Watch:
             self._warn(
                 f"{name}: no two losses had a trained parameter in common in {_PATIENCE} steps",
                 "see that the encoder is not frozen, and what it hands to the heads not detached",
+            )
+
+    def repeats(self, name: str, after: Sequence[Tensor]) -> None:
+        """Look at losses that `after_step` computed anew, until once they are others than before.
+
+        What a wrapper asks has made no step of its own, and sees nothing.
+
+        Args:
+            name: the method's.
+            after: the losses, in order.
+        """
+        if not self.before or not 0 <= self._unmoved < _PATIENCE:
+            return
+        pairs = zip(after, self.before, strict=True)
+        same = all(math.isnan(known) or loss.item() == known for loss, known in pairs)
+        self._unmoved = self._unmoved + 1 if same else -1
+        if self._unmoved == _PATIENCE:
+            self._warn(
+                f"{name}: after_step found the losses of before the step, {_PATIENCE} times",
+                "call it after optimizer.step(), with a function that computes them anew",
             )
 
     def _warn(self, found: str, remedy: str) -> None:

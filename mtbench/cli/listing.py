@@ -106,11 +106,15 @@ def info(
             continue
         console.print(Text(f"{fact}: {value}"), soft_wrap=True)
     table = Table("parameter", "type", "default", *(["search space"] if space else []))
-    for key, parameter in params.declared(cls).items():
+    declared = params.declared(cls)
+    for key, parameter in declared.items():
         needed = parameter.default is parameter.empty
         default = "required" if needed else params.text(parameter.default)
         searched = [space.get(key, "")] if space else []
         table.add_row(key, params.describe(parameter.annotation), default, *searched)
+    for key, drawn in space.items():
+        if key not in declared:
+            table.add_row(key, "drawn", "", drawn)
     if table.row_count:
         console.print(table)
     for command, callee in commands.items():

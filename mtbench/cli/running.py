@@ -49,6 +49,7 @@ def run_cells(
     Raises:
         UsageError: for `one_table`, where seeds have data of their own, before any is trained.
     """
+    request.recipe.refuse_precision(precision)
     task, where = request.entry.name, resolve_device(device)
     primary = primary_metrics(request.task.metrics)
     start, digest, weights = None, None, None

@@ -105,6 +105,7 @@ def tune(
     exploratory = sampler or ("tpe" if multi or pruner != "none" else None)
     mode = Mode(exploratory, pruner, multi)
     request = Request.of(task, [method], given, plugin or [], options.names(context))
+    request.recipe.refuse_precision(exact)
     search = search_of(request.recipe, lr_range, weight_decay_range)
     at = SEED if seed is None else seed
     refuse_searched(given, request, search, at)

@@ -1,6 +1,6 @@
 """A `LightningModule` that trains with any balancer, by manual optimisation."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.engine import Engine
 from mtbench.balancing.step import Step
+from mtbench.balancing.told import Shared, parameters_of
 from mtbench.errors import UsageError
 from mtbench.training.machine.cache import cache_dir
 
@@ -56,8 +57,22 @@ class Balanced(LightningModule):
         ...         return torch.optim.AdamW(self.parameter_groups(), lr=1e-3)
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[: cls.__mro__.index(Balanced)]
+        if any(base.__name__ == "LightningModule" for base in before):
+            raise UsageError(
+                f"{cls.__name__}: Balanced comes first: class {cls.__name__}(Balanced, "
+                "LightningModule)"
+            )
+
     def __init__(self, balancer: Balancer) -> None:
         super().__init__()
+        if not isinstance(balancer, Balancer):
+            raise UsageError(
+                f"Balanced: wants a balancer, found {balancer!r}: say super().__init__("
+                'balancer("cagrad", num_objectives=2)), with `from mtbench import balancer`'
+            )
         self.automatic_optimization = False
         self.balancer = balancer
         self.engine = Engine(notebook=cache_dir())
@@ -76,7 +91,7 @@ class Balanced(LightningModule):
         self,
         forward: Forward,
         *,
-        shared: Iterable[Tensor] | None = None,
+        shared: Shared | None = None,
         latent: int = -1,
         accumulate: int = 1,
     ) -> Tensor | None:
@@ -98,8 +113,14 @@ class Balanced(LightningModule):
             due.
 
         Raises:
-            UsageError: Lightning trains with several processes.
+            UsageError: Lightning trains with several processes; or `forward` is no function, or
+                does not return what it should.
         """
+        if not callable(forward):
+            raise UsageError(
+                f"Balanced: balance takes a function, found a {type(forward).__name__}: say "
+                "self.balance(lambda: self.losses(batch))"
+            )
         trainer = self.trainer
         if trainer.world_size > 1:
             raise UsageError(
@@ -108,7 +129,7 @@ class Balanced(LightningModule):
             )
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         # The encoder may be frozen for a while.
-        parameters = [p for p in shared or () if p.requires_grad] or None
+        parameters = parameters_of(shared or ()) or None
         if trainer.fit_loop.batch_idx % accumulate == 0:
             self._forwards.clear()
         self._forwards.append(forward)
@@ -145,10 +166,19 @@ class Balanced(LightningModule):
             self.balancer.after_epoch()
         return weights
 
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Refuse a training step that nothing was trained in."""
+        if not self._forwards:
+            raise UsageError(
+                "Balanced: training_step did not call balance, so nothing is trained: say "
+                "self.balance(lambda: self.losses(batch)) there; what it returns is not looked at"
+            )
+        super().on_train_batch_end(*args)
+
 
 def _mean(forwards: Sequence[Forward], count: int) -> Pass:
     """Return 1/count of the batches' losses, and the features if they are of one batch."""
-    passes = [forward() for forward in forwards]
+    passes = [_checked(forward()) for forward in forwards]
     if count == 1:
         return passes[0]
     if any(len(found) > 2 for found in passes):
@@ -157,3 +187,15 @@ def _mean(forwards: Sequence[Forward], count: int) -> Pass:
     there = [[loss for loss in column if loss is not None] for column in columns]
     losses = [sum(some[1:], start=some[0]) / count if some else None for some in there]
     return losses, passes[0][1] if len(passes) == 1 else ()
+
+
+def _checked(found: Any) -> Pass:
+    """Return what a forward pass returned, if it can be that."""
+    if isinstance(found, tuple) and len(found) in (2, 3) and isinstance(found[0], list | tuple):
+        return found
+    shown = type(found[0] if isinstance(found, tuple) and found else found).__name__
+    raise UsageError(
+        "Balanced: the forward pass must return ([loss_1, loss_2], features), losses in order and "
+        f"features such as z, or (), found a {shown}"
+        f"{' as the first' if isinstance(found, tuple) else ''}"
+    )

@@ -75,10 +75,13 @@ def markdown(methods: Mapping[str, Entry]) -> str:
     for name, entry in methods.items():
         method = entry.load(Balancer)
         space = search_space(method)
+        declared = params.declared(method)
         own = [
             f"`{key}={params.text(p.default)}`" + f" {space.get(key, '')}".rstrip()
-            for key, p in params.declared(method).items()
+            for key, p in declared.items()
         ]
+        # What is drawn may make a parameter, such as weight_0 and weight_1 all of weights.
+        own += [f"drawn: {key} {drawn}" for key, drawn in space.items() if key not in declared]
         needs = [
             word
             for word, wanted in (

@@ -246,8 +246,12 @@ def combine(
         >>> combine("mgda", torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
         tensor([0.4000, 0.8000])
     """
-    if jacobian.ndim != 2 or not len(jacobian):
-        raise UsageError(f"combine: jacobian must be (K, d), found {tuple(jacobian.shape)}")
+    is_real = isinstance(jacobian, Tensor) and jacobian.is_floating_point()
+    if not is_real or jacobian.ndim != 2 or not len(jacobian):
+        found = f"a {type(jacobian).__name__}"
+        if isinstance(jacobian, Tensor):
+            found = f"{tuple(jacobian.shape)} of {jacobian.dtype}"
+        raise UsageError(f"combine: jacobian must be (K, d), a tensor of floats, found {found}")
     losses = jacobian.new_ones(len(jacobian)) if losses is None else losses.to(jacobian)
     if losses.shape != jacobian.shape[:1]:
         raise UsageError(f"combine: losses must be ({len(jacobian)},), found {tuple(losses.shape)}")

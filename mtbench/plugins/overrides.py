@@ -30,7 +30,9 @@ def parse(settings: Sequence[str], extra: Sequence[str]) -> dict[str, str]:
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
-            raise UsageError(f"unexpected argument {word!r}: options have the form --name value")
+            raise UsageError(
+                f"unexpected argument {word!r}: an option takes one value, as in --name value"
+            )
         key, equals, value = word[2:].partition("=")
         if not equals:
             value = words.pop(0) if words and not words[0].startswith("--") else Bare("true")

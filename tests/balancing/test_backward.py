@@ -1142,6 +1142,36 @@ def test_after_step_forgotten(name: str) -> None:
         balancer.after_step(net.losses)
 
 
+@pytest.mark.parametrize("name", ["famo", "samo+famo"])
+def test_after_step_before_the_step(name: str) -> None:
+    """Or with the losses of before it: the method learns nothing from them."""
+    net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+
+    def stale(times: int) -> None:
+        for losses in (net.losses() for _ in range(times)):
+            balancer.backward(losses, again=net.losses)
+            optimizer.step()
+            balancer.after_step(lambda losses=losses: losses)  # type: ignore[misc]
+
+    with pytest.warns(UserWarning, match=r"after_step found the losses of before") as told:
+        stale(30)
+    assert len(told) == 1
+    balancer = mtbench.balancer(name, num_objectives=2)
+    for i in range(30):
+        balancer.backward(net.losses(), again=net.losses)
+        if i > 4:  # a scaler may skip some
+            optimizer.step()
+        balancer.after_step(net.losses)
+
+
+@pytest.mark.parametrize("name", ["ew", "rotograd", "norm_matched+rotograd"])
+def test_a_view_of_no_tuple_is_refused(name: str) -> None:
+    balancer = mtbench.balancer(name, num_objectives=2)
+    with pytest.raises(StepError, match=r"view takes a tuple of features, .* view\(\(z,\), k\)"):
+        balancer.view(torch.ones(4, 8), 0)  # type: ignore[arg-type]
+
+
 def test_after_epoch_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mtbench.balancing.watch._EPOCH", 20)
     net, balancer = Net(), mtbench.balancer("dwa", num_objectives=2)

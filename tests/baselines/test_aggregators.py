@@ -448,3 +448,14 @@ def test_blocks_of_columns_are_invisible(method):
 def test_refuses(method, parameters, words):
     with pytest.raises(UsageError, match=words):
         method(4, **parameters)
+
+
+def test_gradvac_of_opposite_gradients_at_beta_1():
+    """Targets are -1 then, and where nothing is to be turned there is nothing to divide by."""
+    method = GradVac(2, beta=1.0)
+    G = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    with np.errstate(all="raise"):
+        for _ in range(3):
+            weights = method.weights(G, torch.ones(2, dtype=torch.float64))
+    assert weights.isfinite().all()
+    assert method.targets[0, 1] == -1

@@ -105,3 +105,12 @@ def test_a_loss_that_only_is_noisy_does_not_take_the_weight():
     jacobians = [torch.diag(torch.stack([torch.ones(()).double(), n])) for n in noise]
     weights, _ = run(ExcessMTL(2, step_size=0.1), jacobians)
     assert 0.2 < weights[-1, 0] < 1.9
+
+
+def test_where_others_are_shared_both_risks_begin_anew():
+    method, fresh = ExcessMTL(2), ExcessMTL(2)
+    run(method, [gradients(2, 0)])
+    with pytest.warns(UserWarning, match="begins anew"):
+        run(method, [gradients(2, 1)[:, :3]])
+    run(fresh, [gradients(2, 1)[:, :3]])
+    assert method.initial.equal(fresh.initial)

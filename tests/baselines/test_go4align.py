@@ -63,6 +63,15 @@ def test_shares_remember_all_losses():
         close(grad, (-0.2 * total).softmax(0) * L.sum() / L)
 
 
+def test_what_others_lose_is_no_gain_without_a_label():
+    method = GO4Align(3, step_size=1.0)
+    for _ in range(4):
+        apply(method, torch.tensor([1.0, 2.0, 0.0]).double())
+        shares = method.log_shares.softmax(0)
+        assert shares[2] == pytest.approx(1 / 3)
+    assert shares[1] < shares[0]
+
+
 def test_one_group_is_equal_weights():
     grad, _ = apply(GO4Align(5, groups=1), draw(5))
     close(grad / grad[0], torch.ones(5))

@@ -209,3 +209,16 @@ def test_a_fresh_object_loads_memory_of_any_size(make):
 def test_refuses(method, parameters, words):
     with pytest.raises(UsageError, match=words):
         method(2, **parameters)
+
+
+@pytest.mark.parametrize("method", [MoCo(2), MoDo(2), DBMTL(2)])
+def test_what_begins_anew_is_told(method):
+    def step(d):
+        x = torch.ones(d, requires_grad=True)
+        method.backward(Step([x.sum(), x.square().sum()], shared=[x]))
+
+    step(3)
+    step(3)
+    with pytest.warns(UserWarning, match=r"remembers of them begins anew: say shared=") as told:
+        step(4)
+    assert len(told) == 1

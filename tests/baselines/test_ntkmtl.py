@@ -9,7 +9,7 @@ from torch import nn
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench.testing import BalancerContract
-from mtbench_baselines.ntkmtl import NTKMTL
+from mtbench_baselines.ntkmtl import NTKMTL, _top_eigenvalue
 
 K, B = 3, 8
 
@@ -128,3 +128,8 @@ def test_zero_gradient_is_left_out():
 def test_refuses(parameters, words):
     with pytest.raises(UsageError, match=f"ntkmtl: {words}"):
         NTKMTL(2, **parameters)
+
+
+def test_a_batch_is_cut_into_as_many_parts_as_asked():
+    """Nine samples into 3, 2, 2 and 2: the smallest parts have the largest kernels."""
+    assert _top_eigenvalue(torch.ones(9), 4) == pytest.approx(2 * (9 / 2) ** 2)

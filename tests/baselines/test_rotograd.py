@@ -199,6 +199,19 @@ def test_decay_and_state():
         assert fresh.view((z,), k)[0].equal(method.view((z,), k)[0])
 
 
+def test_which_feature_is_z_is_in_the_state():
+    weight = torch.randn(2, 3, requires_grad=True)
+    method, fresh = RotoGrad(2, lr=0.1), RotoGrad(2, lr=0.1)
+    features = (weight * 1.0, weight * 2.0)
+    method.backward(
+        Step([features[0].square().sum(), features[0][:, 0].sum()], features=features, latent=0)
+    )
+    fresh.load_state_dict(method.state_dict())
+    for own, loaded in zip(method.view(features, 1), fresh.view(features, 1), strict=True):
+        assert own.equal(loaded)
+    assert fresh.view(features, 1)[1] is features[1]
+
+
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [

@@ -192,6 +192,17 @@ def test_norm_matched_leaves_what_was_accumulated_alone():
     torch.testing.assert_close(total, first + second)
 
 
+def test_norm_matched_rescales_what_lies_beside_the_compared():
+    """The weights that it returns are those of all that several losses reach."""
+    x, y = (torch.ones(2, requires_grad=True) for _ in range(2))
+    product = x * y
+    losses = [product[0], 2 * product[1]]
+    weights = NormMatched(MGDA(2)).backward(Step(losses, shared=[y]))
+    expected = torch.stack([weights[0], 2 * weights[1]]).float()
+    torch.testing.assert_close(x.grad, expected)
+    torch.testing.assert_close(y.grad, expected)
+
+
 @pytest.mark.parametrize("scale", [1e-15, 1e15])
 def test_norm_matched_at_any_scale(scale):
     x = torch.ones(2, requires_grad=True)

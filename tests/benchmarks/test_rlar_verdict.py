@@ -127,6 +127,14 @@ def test_what_is_not_there_is_said() -> None:
     assert "Not run" not in told(board(NOISE, NOISE, suite="rlar_dose"))["answer"]
 
 
+def test_runs_of_one_s_own_may_lie_beside() -> None:
+    found = board(NOISE, NOISE)
+    [cell, *_] = board(NOISE, NOISE).cells["rlar"]
+    cell.claims.clear()
+    found.cells["rlar (not of the suite)"] = [cell]
+    assert told(found) == told(board(NOISE, NOISE))
+
+
 def test_boards_of_one_suite_are_told_apart() -> None:
     found = board(NOISE, NOISE, suite="rlar_readers")
     two = [replace(found, title=f"thyroid reader_noise={noise}") for noise in (2.0, 0.0)]

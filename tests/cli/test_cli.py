@@ -328,6 +328,7 @@ def test_info_tells_parameters_search_space_and_paper(
     )
     out = mtbench("info", "mine", "--plugin", plugin)[1]  # what it inherits
     assert "needs in a loop: balancer.after_epoch() after each epoch" in out
+    assert re.search(r"│ spread +│ drawn +│ +│ \[0, 1\] +│", mtbench("info", "ls")[1])
     code, out, _ = mtbench("info", "tiny", "--plugin", tiny)
     assert "objectives: sum, difference" in out
     assert "'tanh' or 'relu'" in out
@@ -937,7 +938,7 @@ def test_a_run_directory_of_another_spec(mtbench: Mtbench, tiny: Path, copied: P
     assert tree(copied) == before
     file.write_text("not JSON")
     before = tree(copied)
-    refused(mtbench(*line), str(file), "not a spec")
+    refused(mtbench(*line), str(file), "does not parse", "remove its folder")
     assert tree(copied) == before
 
 

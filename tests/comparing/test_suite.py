@@ -281,6 +281,16 @@ def test_what_lbfgs_cannot_lower_is_left_out() -> None:
     assert {row for _, row in grid.left_out} == {"uw", "graddrop"}
 
 
+def test_what_no_cell_can_do_is_told_before_a_sweep() -> None:
+    """Each worker would refuse it, cell by cell."""
+    content = {
+        "version": 1, "name": "mine", "title": "t", "budget": {"trials": 0, "seeds": 1},
+        "methods": ["ew"], "tasks": [{"name": "digits", "recipe": {"nonfinite": "fp32"}}],
+    }  # fmt: skip
+    with pytest.raises(UsageError, match=r"tasks\.0: nonfinite=fp32 lowers bf16 to fp32"):
+        Grid(Order(Suite.model_validate(content)))
+
+
 def test_data_is_given_where_it_is_needed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"suite ddti: task thyroid needs data: say --data"):
         needs_data(Order(load("ddti")))

@@ -56,6 +56,12 @@ def make(tiny: Path, tmp_path: Path):
     return tuning
 
 
+def test_more_than_can_be_drawn_is_refused() -> None:
+    assert len(draw(Method.find("ls"), 250, SEARCH, 2, 5)) == 2
+    with pytest.raises(UsageError, match=r"at most 256 numbers can be drawn for a trial, and weig"):
+        draw(Method.find("ls"), 260, SEARCH, 2, 5)
+
+
 @pytest.mark.parametrize("name", ["rlar", "ls", "ew", "aligned_mtl", "damped+mgda"])
 def test_draws_are_fixed_and_a_longer_list_begins_with_the_shorter(name: str) -> None:
     method = Method.find(name)

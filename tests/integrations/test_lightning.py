@@ -87,7 +87,7 @@ class Squares(Same):
 def test_an_encoder_that_is_named_may_be_frozen(reference, tmp_path):
     class Frozen(Same):
         def training_step(self, batch, index):
-            encoder = self.model.encoder.parameters()
+            encoder = self.model.encoder.named_parameters()
             self.balance(lambda: (self.losses(batch)[0], ()), shared=encoder)
 
     own = reference("cagrad")
@@ -269,3 +269,46 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(type(run), "world_size", 2)
     with pytest.raises(UsageError, match="2 processes"):
         run.fit(Net(), batches())
+
+
+def test_a_training_step_without_balance_is_refused(reference, tmp_path):
+    class Forgets(Same):
+        def training_step(self, batch, index):
+            return sum(self.losses(batch)[0])
+
+    own = reference("ew")
+    with pytest.raises(UsageError, match=r"training_step did not call balance, so nothing is"):
+        trainer(tmp_path, max_epochs=1).fit(Forgets(own), Epochs(own))
+
+
+@pytest.mark.parametrize(
+    ("forward", "words"),
+    [
+        (lambda losses, z: [losses[0], losses[1]], "found a list"),
+        (lambda losses, z: tuple(losses), "found a Tensor as the first"),
+        (lambda losses, z: ({"a": losses[0]}, z), "found a dict as the first"),
+        (None, r"balance takes a function, found a tuple: say self\.balance\(lambda: "),
+    ],
+)
+def test_what_is_no_forward_pass_is_refused(forward, words, reference, tmp_path):
+    class Wrong(Same):
+        def training_step(self, batch, index):
+            found = self.losses(batch)
+            self.balance(found if forward is None else lambda: forward(*found))
+
+    own = reference("ew")
+    with pytest.raises(UsageError, match=words):
+        trainer(tmp_path, max_epochs=1).fit(Wrong(own), Epochs(own))
+
+
+def test_what_is_no_module_of_ours_is_refused():
+    class Named(Balanced, lightning.LightningModule):
+        def __init__(self):
+            super().__init__("cagrad")
+
+    with pytest.raises(UsageError, match="wants a balancer, found 'cagrad'"):
+        Named()
+    with pytest.raises(UsageError, match=r"Swapped: Balanced comes first"):
+
+        class Swapped(lightning.LightningModule, Balanced):
+            pass

@@ -218,7 +218,9 @@ def test_combine():
 @pytest.mark.parametrize(
     ("jacobian", "losses", "words"),
     [
-        (torch.ones(3), None, r"jacobian must be \(K, d\), found \(3,\)"),
+        (torch.ones(3), None, r"jacobian must be \(K, d\), .* found \(3,\) of torch.float32"),
+        ([[1.0, 0.0]], None, "found a list"),
+        (torch.ones(2, 3, dtype=torch.int64), None, r"found \(2, 3\) of torch.int64"),
         (torch.ones(0, 3), None, r"found \(0, 3\)"),
         (torch.ones(2, 3), torch.ones(3), r"losses must be \(2,\), found \(3,\)"),
     ],

@@ -186,8 +186,8 @@ def test_a_broken_result_is_explained(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", r"spec\.json: not a spec of version 1"),
-        ("[]", r"not a spec of version 1"),
+        ("", r"spec\.json: does not parse \(.*\); remove its folder to train the cell again"),
+        ("[]", r"does not parse \(no JSON object\)"),
         ("{}", r"task: Field required"),
         (make().model_dump_json().replace('"version":1', '"version":2'), r"version: "),
         (make().model_dump_json()[:-1] + ', "more": 1}', r"more: "),

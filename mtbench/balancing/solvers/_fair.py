@@ -30,7 +30,8 @@ def fair_shares(gramian: Tensor, power: float = 1.0, shares: Tensor | None = Non
     .. math:: (G w)_k = c_k\, w_k^{-p}\, \bigl(1 - (w_k / b_k)^{8+p}\bigr)
 
     which has exactly one solution for every Gramian (for p = 1, below K^(1/9) b), and at b / 30
-    differs by 1e-12.
+    differs by 1e-12. Gradients at an obtuse angle whose lengths differ by more than 1e3 may meet
+    the bound, too, but for p = 1.
 
     Args:
         gramian: G, (K, K). A zero gradient counts as orthogonal to all, as long as the shortest.

@@ -331,6 +331,7 @@ class Grid:
         own = method.resolve(row.set)
         balancer = method(K, 0, **own)  # a bad value is told before anything is run
         refuse_unfit(row.row, balancer, request.task, request.recipe.optimizer)
+        request.recipe.refuse_precision(self.suite.precision)
         search = _search(setting.search or self.suite.search, request.recipe)
         trials = 0 if row.weights_from else budget.trials
         draws = [

@@ -161,7 +161,12 @@ class _Point:
     def _answer(self, name: str, of: Callable[[float], _T], *, ordered: bool) -> _T:
         """Return what a coordinate stands for; who asks again is answered the same."""
         if name not in self.asked:
-            share = next(self.left)
+            share = next(self.left, None)
+            if share is None:
+                raise UsageError(
+                    f"at most {DIMENSIONS} numbers can be drawn for a trial, and {name} is one "
+                    "more: set what makes them, such as the weights"
+                )
             self.asked[name] = of(share)
             if ordered:
                 self.places[name] = share

@@ -167,7 +167,9 @@ class RunDirectory:
         except ValidationError as error:
             raise RunError(f"{file}: not a spec of version 1: {first_fault(error)}") from error
         except _BROKEN as error:
-            raise RunError(f"{file}: not a spec of version 1: file: {error}") from error
+            raise RunError(
+                f"{file}: does not parse ({error}); remove its folder to train the cell again"
+            ) from error
 
     def result(self) -> Result | None:
         """Return the result, None while the cell is unfinished.

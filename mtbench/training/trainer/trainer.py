@@ -84,8 +84,7 @@ class Trainer:
         self.diagnose, self.ranks = diagnose, ranks
         self.checkpoint_seconds = checkpoint_seconds
         self.recipe = Recipe(**spec.recipe)
-        if self.recipe.nonfinite == "fp32" and spec.precision == "fp32":
-            raise UsageError("nonfinite=fp32 lowers bf16 to fp32, and the run is at fp32 already")
+        self.recipe.refuse_precision(spec.precision)
 
     def run(self) -> dict[str, Any]:
         """Train to the end and return the result, which is also written to the run directory.

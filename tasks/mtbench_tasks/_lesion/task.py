@@ -596,8 +596,9 @@ class LesionTask(Task):
             why = "a file of theirs is broken or does not fit; the numbers above count them"
             rows.append((str(broken), "images that `run` leaves out", why))
         for lines, what, why in (
-            (problems, "problems", "left out"), (doubts, "things that look odd", "used")
-        ):  # fmt: skip
+            (problems, "problems", "left out, or what `run` stops at"),
+            (doubts, "things that look odd", "used"),
+        ):
             if lines:
                 said = f"{why}; the first: {lines[0]}; `mtbench data verify` lists all"
                 rows.append((str(len(lines)), what, said))

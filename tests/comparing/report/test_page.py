@@ -96,6 +96,11 @@ def test_long_histories_are_thinned_and_broken_ones_end(tmp_path: Path) -> None:
     x = content.section(one).charts["histories"]["ls"]["update: length"]["x"]
     assert len(x) == content.EPOCHS
     assert (x[0], x[-1]) == (1, 500)
+    # A cell that diverged half-way is averaged with the others at the same epochs.
+    file = next(tmp_path.rglob("ls/*/epochs.jsonl"))
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:277]))
+    curves = content.section(one).charts["histories"]
+    assert curves["ls"]["update: length"]["x"] == curves["stl"]["update: length"]["x"] == x
     for file in tmp_path.rglob("epochs.jsonl"):
         file.write_text('{"epoch": 0, "val": {"dice": NaN}}\n{"epo')
     assert content.section(one).charts["histories"]["ls"] == {}

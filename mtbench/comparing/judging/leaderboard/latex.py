@@ -113,7 +113,7 @@ def _caption(board: Board, compared: bool) -> str:
     ]
     if board.reference is not None:
         said.append(f"Δm against {board.reference} with 95 % bootstrap intervals, lower is better")
-    if compared and board.unit and (board.rows["told"].isin(VERDICTS)).any():
+    if compared and (board.rows["told"].isin(VERDICTS)).any():
         said.append(
             f"* differs from {board.baseline}, ≈ is equivalent within {board.margin:g} % of Δm "
             f"(paired t-tests, {100 * ALPHA:g} % for all comparisons together)"

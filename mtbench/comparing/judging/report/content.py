@@ -258,9 +258,11 @@ def _records(cell: Recorded) -> list[dict[str, Any]]:
         lines = file.read_text("utf-8").splitlines() if file.is_file() else []
     except (OSError, ValueError):
         return []
-    chosen = np.unique(np.linspace(0, len(lines) - 1, min(len(lines), EPOCHS)).astype(int))
+    # Of one that diverged the same epochs as of the others, with which it is averaged.
+    E = max(len(lines), cell.spec.recipe["epochs"])
+    chosen = np.unique(np.linspace(0, E - 1, min(E, EPOCHS)).astype(int))
     found = []
-    for i in chosen:
+    for i in chosen[chosen < len(lines)]:
         try:
             record = parse(lines[i])
         except (ValueError, TypeError, RecursionError, OverflowError):
