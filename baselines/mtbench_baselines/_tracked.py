@@ -15,9 +15,11 @@ class Remembering(Balancer):
     Attributes:
         tracked: (K, d), zero rows for objectives without a gradient so far; (K, 0) before the first
             step, as d is not known at construction.
+        ages: buffers that say how old it is.
     """
 
     sized_later = ("tracked",)
+    ages: tuple[str, ...] = ()
 
     tracked: Tensor
 
@@ -34,6 +36,8 @@ class Remembering(Balancer):
         width = like.shape[-1]
         if begins_anew(self, self.tracked, width):
             self.tracked = like.new_zeros(self.num_objectives, width)
+            for name in self.ages:
+                self.get_buffer(name).zero_()
         self.tracked = self.tracked.to(like)
         return self.tracked
 
@@ -53,7 +57,7 @@ def begins_anew(method: Balancer, kept: Tensor, width: int) -> bool:
         warnings.warn(
             f"{method._called}: the shared parameters are not those of before, so what it "
             "remembers of them begins anew: say shared=encoder.parameters(), so that they stay the "
-            "same where an objective has no label",
+            "same where an objective has no label (all is well where you froze or unfroze it)",
             stacklevel=2,
         )
     return n != width

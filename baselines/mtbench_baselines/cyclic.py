@@ -60,6 +60,7 @@ class Cyclic(Wrapper, Remembering):
     is_symmetric = False
     checked_against = "a twin with one backward a step; torchjd 0.18's ConFIG on the averages"
     on_host = ("count", "turn")
+    ages = ("count",)
 
     base: Weighting
     count: Tensor

@@ -16,7 +16,9 @@ class NormMatched(Wrapper):
 
     An ablation: methods' updates differ in length by orders of magnitude, which acts as another
     learning rate. What is left of a difference to ``ew`` under this wrapper is the direction's. An
-    update of 0 stays 0. The heads' gradients, and a balancer's own parameters', are the base's.
+    update of 0 stays 0. The heads' gradients, and a balancer's own parameters', are the base's. So
+    are those of what several losses reach beside the compared parameters (``shared=``,
+    ``last_layer``), for which the weights that are recorded do not hold.
 
     Example:
         MGDA finds (0.8, 0.4) for the gradients (1, 0) and (0, 2); their sum is (1, 2).
@@ -36,15 +38,13 @@ class NormMatched(Wrapper):
     def balance(self, step: Step) -> Tensor | None:
         """Let the base act, and rescale what it added to the shared ``.grad``s."""
         plain = self._plain(step) * step.loss_scale
-        # What lies beside the compared ones gets the same weights, so it is rescaled alike.
-        written = (*step.shared, *step.roles.rest)
-        before = [parameter.grad for parameter in written]
-        for parameter in written:
+        before = [parameter.grad for parameter in step.shared]
+        for parameter in step.shared:
             parameter.grad = None
         weights = self.base.balance(step)
         length = norm([parameter.grad for parameter in step.shared])
         divisor = torch.where(length > 0, length, 1)
-        for parameter, old in zip(written, before, strict=True):
+        for parameter, old in zip(step.shared, before, strict=True):
             new = parameter.grad
             if new is not None:
                 new.div_(divisor).mul_(plain)  # their ratio may be out of range

@@ -78,11 +78,11 @@ class RotoGrad(Balancer):
     checked_against = "a twin with hooks at R_k z, torch.linalg.matrix_exp and torch.optim.Adam"
     needs_features = True
     sized_later = _SIZED
-    on_host = ("latent",)
+    on_host = ("place",)
     finds_front = False  # heads see a rotated z: the front moves
     is_weighted_sum = False
 
-    latent: Tensor
+    place: Tensor
     initial: Tensor
     count: Tensor
     turns: Tensor
@@ -110,7 +110,8 @@ class RotoGrad(Balancer):
         if size is not None:
             at_least(self, 1, size=size)
         self.decay, self.burn_in, self.size = decay, burn_in, size
-        self.register_buffer("latent", torch.tensor(-1))  # which feature is z
+        self.latent = -1  # which feature is z
+        self.register_buffer("place", torch.tensor(-1))  # the same, saved
         zeros = torch.zeros(num_objectives, dtype=torch.float64)
         self.register_buffer("initial", zeros)  # ||G_k^0||
         self.register_buffer("count", zeros.clone())  # steps with a gradient
@@ -126,8 +127,16 @@ class RotoGrad(Balancer):
 
     def wrap(self, model: "MultitaskModel") -> "MultitaskModel":
         """Note which feature is z."""
-        self.latent.fill_(model.latent)
+        self._look_at(model.latent)
         return model
+
+    def _look_at(self, latent: int) -> None:
+        self.latent = latent
+        self.place.fill_(latent)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.latent = int(self.place)
 
     def view(self, features: tuple[Tensor, ...], k: int) -> tuple[Tensor, ...]:
         """Return the features with z rotated for head k."""
@@ -135,16 +144,15 @@ class RotoGrad(Balancer):
         if not size:
             return features
         seen = list(features)
-        at = int(self.latent)
-        z = seen[at]
+        z = seen[self.latent]
         moved, kept = z[:, :size], z[:, size:]
         turned = self.rotation[k].to(z) @ moved.reshape(z.shape[0], size, -1)
-        seen[at] = torch.cat([turned.reshape(moved.shape), kept], dim=1)
+        seen[self.latent] = torch.cat([turned.reshape(moved.shape), kept], dim=1)
         return tuple(seen)
 
     def balance(self, step: Step) -> Tensor:
         """Write gradients of one norm, then turn the rotations."""
-        self.latent.fill_(step.latent)
+        self._look_at(step.latent)
         step.release()
         grads = [grads[step.latent] for grads in step.feature_grads()]
         squares = torch.stack([g.double().square().sum() for g in grads])

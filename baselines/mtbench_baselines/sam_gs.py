@@ -65,6 +65,7 @@ class SAMGS(Tracking):
 
     paper = "Borsani et al., 2025, arXiv 2506.06130, eq. 3 and Algorithm 1"
     checked_against = "a plain twin of Algorithm 1"
+    ages = ("steps",)
 
     steps: Tensor
     dissimilarity: Tensor

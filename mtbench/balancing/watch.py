@@ -139,7 +139,8 @@ class Watch:
         if self._unmoved == _PATIENCE:
             self._warn(
                 f"{name}: after_step found the losses of before the step, {_PATIENCE} times",
-                "call it after optimizer.step(), with a function that computes them anew",
+                "call it after optimizer.step(), with a function that computes them anew (all is "
+                "well while the learning rate is 0)",
             )
 
     def _warn(self, found: str, remedy: str) -> None:

@@ -1,6 +1,6 @@
 """A `LightningModule` that trains with any balancer, by manual optimisation."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -129,7 +129,7 @@ class Balanced(LightningModule):
             )
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         # The encoder may be frozen for a while.
-        parameters = parameters_of(shared or ()) or None
+        parameters = () if shared is None else parameters_of(shared)
         if trainer.fit_loop.batch_idx % accumulate == 0:
             self._forwards.clear()
         self._forwards.append(forward)
@@ -143,7 +143,7 @@ class Balanced(LightningModule):
                 losses,
                 features=features,
                 residuals=rest[0] if rest else None,
-                shared=parameters,
+                shared=parameters or None,
                 latent=latent,
                 again=step if due else None,
                 engine=self.engine,
@@ -166,14 +166,14 @@ class Balanced(LightningModule):
             self.balancer.after_epoch()
         return weights
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Refuse a training step that nothing was trained in."""
-        if not self._forwards:
+    def on_train_batch_end(self, *args: Any, **named: Any) -> None:
+        """Refuse an epoch that nothing was trained in; a batch may be skipped."""
+        if self.trainer.is_last_batch and not self._forwards:
             raise UsageError(
                 "Balanced: training_step did not call balance, so nothing is trained: say "
                 "self.balance(lambda: self.losses(batch)) there; what it returns is not looked at"
             )
-        super().on_train_batch_end(*args)
+        super().on_train_batch_end(*args, **named)
 
 
 def _mean(forwards: Sequence[Forward], count: int) -> Pass:
@@ -190,12 +190,16 @@ def _mean(forwards: Sequence[Forward], count: int) -> Pass:
 
 
 def _checked(found: Any) -> Pass:
-    """Return what a forward pass returned, if it can be that."""
-    if isinstance(found, tuple) and len(found) in (2, 3) and isinstance(found[0], list | tuple):
-        return found
-    shown = type(found[0] if isinstance(found, tuple) and found else found).__name__
-    raise UsageError(
-        "Balanced: the forward pass must return ([loss_1, loss_2], features), losses in order and "
-        f"features such as z, or (), found a {shown}"
-        f"{' as the first' if isinstance(found, tuple) else ''}"
-    )
+    """Return what a forward pass returned, if it can be that; `Step` looks at the losses."""
+    first = found[0] if isinstance(found, list | tuple) and len(found) in (2, 3) else found
+    if (
+        first is found
+        or isinstance(first, Mapping)
+        or (isinstance(first, Tensor) and not first.dim())
+    ):
+        raise UsageError(
+            "Balanced: the forward pass must return ([loss_1, loss_2], features), the losses in "
+            f"order and features such as z, or (); found a {type(first).__name__}"
+            f"{'' if first is found else ' as the first'}"
+        )
+    return tuple(found)

@@ -123,7 +123,7 @@ class Recipe:
             raise UsageError(f"optimizer=lbfgs wants {wanted}, found {found}")
 
     def refuse_precision(self, precision: str) -> None:
-        """Refuse to lower what is lowest already."""
+        """Refuse to fall back to fp32 from fp32."""
         if self.nonfinite == "fp32" and precision == "fp32":
             raise UsageError("nonfinite=fp32 lowers bf16 to fp32, and the run is at fp32 already")
 

@@ -50,7 +50,10 @@ class Domain(Split):
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """Return ``inputs``, (B, 3, H, W) in [0, 1], half of them mirrored, and the classes."""
         rows = self.rows[indices.numpy()]
-        inputs = torch.from_numpy(self.pixels[rows]).permute(0, 3, 1, 2).float().div_(255)
+        pixels = torch.from_numpy(self.pixels[rows]).permute(0, 3, 1, 2)
+        # With channels last, torch 2.13 writes beyond its memory where a strided convolution has
+        # few channels and the processor no more than AVX2.
+        inputs = pixels.float().contiguous().div_(255)
         if generator is not None:
             mirrored = torch.rand(len(rows), 1, 1, 1, generator=generator) < 0.5
             inputs = torch.where(mirrored, inputs.flip(3), inputs)

@@ -9,11 +9,14 @@ from torch import nn
 from mtbench.balancing.solvers import min_norm
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
-from mtbench_baselines._tracked import project
+from mtbench_baselines._tracked import Following, project
+from mtbench_baselines.cyclic import Cyclic
 from mtbench_baselines.db_mtl import DBMTL
+from mtbench_baselines.mgda import MGDA
 from mtbench_baselines.moco import MoCo
 from mtbench_baselines.modo import MoDo
 from mtbench_baselines.norm_matched import NormMatched
+from mtbench_baselines.sam_gs import SAMGS
 
 
 def gradients(K, seed, d=6):
@@ -211,14 +214,22 @@ def test_refuses(method, parameters, words):
         method(2, **parameters)
 
 
-@pytest.mark.parametrize("method", [MoCo(2), MoDo(2), DBMTL(2)])
-def test_what_begins_anew_is_told(method):
-    def step(d):
+@pytest.mark.parametrize(
+    "make", [MoCo, MoDo, DBMTL, SAMGS, lambda K: Cyclic(MGDA(K))], ids=lambda make: make.__name__
+)
+def test_what_begins_anew_is_told_and_does(make):
+    def step(method, d):
         x = torch.ones(d, requires_grad=True)
         method.backward(Step([x.sum(), x.square().sum()], shared=[x]))
+        return x.grad
 
-    step(3)
-    step(3)
+    method, fresh = make(2), make(2)
+    for _ in range(20):
+        step(method, 3)
     with pytest.warns(UserWarning, match=r"remembers of them begins anew: say shared=") as told:
-        step(4)
+        found = step(method, 4)
     assert len(told) == 1
+    if make is not DBMTL and not isinstance(method, Following | SAMGS):  # these keep more than that
+        torch.testing.assert_close(found, step(fresh, 4))
+    else:
+        assert 0.2 < found.norm() / step(fresh, 4).norm() < 5

@@ -192,15 +192,12 @@ def test_norm_matched_leaves_what_was_accumulated_alone():
     torch.testing.assert_close(total, first + second)
 
 
-def test_norm_matched_rescales_what_lies_beside_the_compared():
-    """The weights that it returns are those of all that several losses reach."""
-    x, y = (torch.ones(2, requires_grad=True) for _ in range(2))
-    product = x * y
-    losses = [product[0], 2 * product[1]]
-    weights = NormMatched(MGDA(2)).backward(Step(losses, shared=[y]))
-    expected = torch.stack([weights[0], 2 * weights[1]]).float()
-    torch.testing.assert_close(x.grad, expected)
-    torch.testing.assert_close(y.grad, expected)
+def test_norm_matched_leaves_what_lies_beside_the_compared_to_the_base():
+    """Their length says nothing of it, least of all where the compared gradients cancel."""
+    x, y = (torch.ones(1, requires_grad=True) for _ in range(2))
+    losses = [10 * y[0] + x[0], -20 * y[0] + x[0]]
+    NormMatched(MGDA(2)).backward(Step(losses, shared=[y]))
+    torch.testing.assert_close(x.grad, torch.ones(1))
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1e15])

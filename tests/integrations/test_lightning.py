@@ -280,11 +280,19 @@ def test_a_training_step_without_balance_is_refused(reference, tmp_path):
     with pytest.raises(UsageError, match=r"training_step did not call balance, so nothing is"):
         trainer(tmp_path, max_epochs=1).fit(Forgets(own), Epochs(own))
 
+    class Skips(Same):
+        def training_step(self, batch, index):
+            if index:
+                super().training_step(batch, index)
+
+    trainer(tmp_path, max_epochs=1).fit(Skips(own), Epochs(own))
+
 
 @pytest.mark.parametrize(
     ("forward", "words"),
     [
-        (lambda losses, z: [losses[0], losses[1]], "found a list"),
+        (lambda losses, z: sum(losses), "found a Tensor$"),
+        (lambda losses, z: [*losses, z, ()], "found a list$"),
         (lambda losses, z: tuple(losses), "found a Tensor as the first"),
         (lambda losses, z: ({"a": losses[0]}, z), "found a dict as the first"),
         (None, r"balance takes a function, found a tuple: say self\.balance\(lambda: "),

@@ -13,14 +13,12 @@ from mtbench.comparing.planning.grid import Cell, Grid
 from mtbench.comparing.planning.survey import State, Survey
 from mtbench.comparing.running.executors import Executor
 from mtbench.comparing.running.worker import Assignment, Report
-from mtbench.errors import RunError, UsageError, writable
+from mtbench.errors import RunError, writable
 from mtbench.training.cell.rundir import RunDirectory
 from mtbench.training.task import Progress
 
 LOOK = 1.0
 """Seconds between two looks at the folder."""
-
-_FEWER = 1.5
 
 DEATHS = 3
 """How many workers in a row may die outside any cell."""
@@ -48,21 +46,11 @@ def check_data(grid: Grid, progress: Progress) -> None:
 
     Raises:
         DataError: the data is absent or broken.
-        UsageError: the parts that a suite names are not all folds of a collection.
     """
     for entry in (entries[0] for entries in grid.tasks.values()):
         simulated = entry.resplit == 0
-        tested = trained = 0
         for repetition, request in enumerate(entry.requests[: 1 if simulated else None]):
-            splits = request.task.setup(grid.suite.budget.final_seeds(repetition)[0], progress)
-            tested, trained = tested + len(splits.test), trained + len(splits.train)
-        # Two of three folds, say: as many as the test assumes are neither tested nor trained on.
-        if entry.resplit and tested / trained < entry.resplit / _FEWER:
-            raise UsageError(
-                f"{entry.task}: {len(entry.requests)} folds would be all of a collection if "
-                f"{entry.resplit:.2g} times as many samples were tested as trained on, found "
-                f"{tested / trained:.2g}: name all folds"
-            )
+            request.task.setup(grid.suite.budget.final_seeds(repetition)[0], progress)
 
 
 def sweep(grid: Grid, out: Path, executor: Executor, watch: Watcher) -> dict[Cell, State]:
