@@ -328,5 +328,5 @@ def test_a_broken_spec(mtbench: Mtbench, tmp_path: Path, finished: RunDirectory)
     good = file.read_bytes()
     for damage in DAMAGES.values():
         file.write_bytes(damage(good))
-        refused(mtbench(*words(tmp_path)), str(file))
-        refused(mtbench("leaderboard", tmp_path), str(file))
+        refused(mtbench(*words(tmp_path)), str(file), "not a spec")
+        refused(mtbench("leaderboard", tmp_path), str(file), "not a spec")

@@ -110,7 +110,7 @@ class RotoGrad(Balancer):
         if size is not None:
             at_least(self, 1, size=size)
         self.decay, self.burn_in, self.size = decay, burn_in, size
-        self.latent = -1  # which feature is z
+        self.latent = -1  # which feature is z; torch.export indexes by no tensor
         self.register_buffer("place", torch.tensor(-1))  # the same, saved
         zeros = torch.zeros(num_objectives, dtype=torch.float64)
         self.register_buffer("initial", zeros)  # ||G_k^0||

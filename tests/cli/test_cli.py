@@ -938,7 +938,7 @@ def test_a_run_directory_of_another_spec(mtbench: Mtbench, tiny: Path, copied: P
     assert tree(copied) == before
     file.write_text("not JSON")
     before = tree(copied)
-    refused(mtbench(*line), str(file), "does not parse", "remove its folder")
+    refused(mtbench(*line), str(file), "not a spec", "remove its folder")
     assert tree(copied) == before
 
 

@@ -84,10 +84,11 @@ class Squares(Same):
         return self.task.losses(outputs, batch), features, self.task.residuals(outputs, batch)
 
 
-def test_an_encoder_that_is_named_may_be_frozen(reference, tmp_path):
+@pytest.mark.parametrize("told", ["parameters", "named_parameters"])
+def test_an_encoder_that_is_named_may_be_frozen(told, reference, tmp_path):
     class Frozen(Same):
         def training_step(self, batch, index):
-            encoder = self.model.encoder.named_parameters()
+            encoder = getattr(self.model.encoder, told)()
             self.balance(lambda: (self.losses(batch)[0], ()), shared=encoder)
 
     own = reference("cagrad")

@@ -186,8 +186,8 @@ def test_a_broken_result_is_explained(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", r"spec\.json: does not parse \(.*\); remove its folder to train the cell again"),
-        ("[]", r"does not parse \(no JSON object\)"),
+        ("", r"spec\.json: not a spec: .*; remove its folder to train the cell again"),
+        ("[]", r"spec\.json: not a spec: no JSON object; remove"),
         ("{}", r"task: Field required"),
         (make().model_dump_json().replace('"version":1', '"version":2'), r"version: "),
         (make().model_dump_json()[:-1] + ', "more": 1}', r"more: "),

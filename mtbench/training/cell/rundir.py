@@ -168,7 +168,7 @@ class RunDirectory:
             raise RunError(f"{file}: not a spec of version 1: {first_fault(error)}") from error
         except _BROKEN as error:
             raise RunError(
-                f"{file}: does not parse ({error}); remove its folder to train the cell again"
+                f"{file}: not a spec: {error}; remove its folder to train the cell again"
             ) from error
 
     def result(self) -> Result | None:
