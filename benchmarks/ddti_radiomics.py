@@ -2,10 +2,9 @@
 
 A ridge-penalised logistic regression on the training split's standardised radiomics, test AUROC of
 each of five folds.
-Usage: python benchmarks/ddti_radiomics.py PATH
 """
 
-import sys
+import argparse
 
 import numpy as np
 import torch
@@ -26,7 +25,9 @@ def features(split):
     return extract_all(images, masks, cache=cache_dir())
 
 
-given = {"source": "ddti", "data": sys.argv[1], "target": "low-high"}
+parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+parser.add_argument("data", help="the folder of DDTI")
+given = {"source": "ddti", "data": parser.parse_args().data, "target": "low-high"}
 for fold in ("1/5", "2/5", "3/5", "4/5", "5/5"):
     splits = Request.of("thyroid", ["ew"], given | {"fold": fold}).task.setup(0, lambda *_: None)
     standardise = Standardiser.fit(features(splits.train))

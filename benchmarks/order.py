@@ -1,15 +1,13 @@
 """Does the order of methods hold: from half the units to the other, between tasks, and in print?
 
-Spearman's rank correlations of delta-m over the rows but the single-task one. Halves are drawn
-1,000 times; the seeds of one repetition, which share what was tuned, stay together. What papers
-report is set beside the board of the task that they report of.
-
-Usage: python benchmarks/order.py RUNS
+Spearman's rank correlations of delta-m over all rows but the single-task one and those that are
+trained for longer. Halves are drawn 1,000 times; the seeds of one repetition, which share what was
+tuned, stay together. What papers report is set beside the board of the task that they report of.
 """
 
+import argparse
 import itertools
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +27,11 @@ def scores(board: Board) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int
 
     They are the seeds that all rows have.
     """
+    usual = min(cell.spec.recipe.epochs for cells in board.cells.values() for cell in cells)
     tested = {
         row: {cell.spec.seed: cell.run.open_test() for cell in cells}
         for row, cells in board.cells.items()
+        if all(cell.spec.recipe.epochs == usual for cell in cells)
     }
     seeds = sorted(set.intersection(*(set(found) for found in tested.values())))
     unit = {
@@ -107,4 +107,6 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("runs", type=Path, help="a folder of runs; it opens their tests")
+    main(parser.parse_args().runs)

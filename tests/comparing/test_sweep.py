@@ -30,7 +30,7 @@ from mtbench.comparing.planning.survey import (
 from mtbench.comparing.running.executors import Outcome
 from mtbench.comparing.running.sweep import check_data, prepare, sweep
 from mtbench.comparing.running.worker import Assignment, Worker
-from mtbench.errors import DataError, RunError
+from mtbench.errors import DataError, RunError, UsageError
 from mtbench.plugins.code import core_digest
 from mtbench.plugins.method import Method
 from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
@@ -191,12 +191,14 @@ def test_a_part_of_the_repetitions(make: Made) -> None:
 PARTED = '''
 from dataclasses import replace
 from pathlib import Path
-from mtbench.errors import DataError
+from mtbench.errors import DataError, UsageError
 from tests.tiny import Tiny
 class Parted(Tiny):
     """Has data in parts."""
     def __init__(self, *, fold: int = 0) -> None:
         super().__init__()
+        if fold > LAST:
+            raise UsageError("fold must be 0 to LAST")
         self.fold = fold
     def setup(self, seed, progress):
         if self.fold == 1 and Path(__file__).with_name("broken").exists():
@@ -212,7 +214,7 @@ def test_repetitions_may_have_data_of_their_own(
     make: Made, tmp_path: Path, parts: list[int] | str, wanted: list[int], resplit: float
 ) -> None:
     """Of one suite they are one board, whatever their data."""
-    (plugin := tmp_path / "parted.py").write_text(PARTED)
+    (plugin := tmp_path / "parted.py").write_text(PARTED.replace("LAST", str(max(wanted))))
     task = {"name": "parted", "recipe": {"epochs": 1}, "resample": {"fold": parts}}
     budget = {"trials": 1, "seeds": 1, "repetitions": 3}
     grid = make(plugin, tasks=[task], budget=budget, against=["ls"])
@@ -232,13 +234,22 @@ def test_repetitions_may_have_data_of_their_own(
 
 def test_every_fold_is_set_up_before_a_sweep(make: Made, tmp_path: Path) -> None:
     """The last one's data would else be missed hours later; a population differs by a number."""
-    (plugin := tmp_path / "parted.py").write_text(PARTED)
+    (plugin := tmp_path / "parted.py").write_text(PARTED.replace("LAST", "1"))
     (tmp_path / "broken").touch()
     for parts, wrong in (([0, 1], True), ("repetition", False)):
         task = {"name": "parted", "recipe": {"epochs": 1}, "resample": {"fold": parts}}
         grid = make(plugin, tasks=[task], budget={"trials": 0, "seeds": 1, "repetitions": 2})
         with pytest.raises(DataError, match="fold 1 has") if wrong else nullcontext():
             check_data(grid, lambda *_: None)
+
+
+def test_numbered_folds_are_all_of_a_task(make: Made, tmp_path: Path) -> None:
+    """Some of them, taken for all, would give intervals that are too wide."""
+    (plugin := tmp_path / "parted.py").write_text(PARTED.replace("LAST", "2"))
+    task = {"name": "parted", "resample": {"fold": [0, 1]}}
+    found = r"tasks\.0: resample: fold must name all folds, found 2, and parted takes fold = 2, too"
+    with pytest.raises(UsageError, match=found):
+        make(plugin, tasks=[task], budget={"trials": 0, "seeds": 1, "repetitions": 2})
 
 
 def test_variants_are_rows_of_their_own(make: Made) -> None:

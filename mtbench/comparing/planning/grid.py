@@ -303,16 +303,24 @@ class Grid:
             given[f"{setting.name}.data"] = str(self.order.data)
         every = [setting.data_of(r) for r in range(self.suite.budget.repetitions)]
         parts = [part for i, part in enumerate(every) if part not in every[:i]]
-        return [
-            Request.of(
-                setting.name,
-                [],
-                given
-                | {f"{setting.name}.{key}": params.text(value) for key, value in part.items()},
-                self.order.plugins,
-            )
-            for part in parts
-        ]
+
+        def of(part: Mapping[str, int | str]) -> Request:
+            own = {f"{setting.name}.{key}": params.text(value) for key, value in part.items()}
+            return Request.of(setting.name, [], given | own, self.order.plugins)
+
+        requests = [of(part) for part in parts]
+        # The corrected test takes them for all, and only the task knows how many there are.
+        for key, folds in (setting.resample or {}).items():
+            if isinstance(folds, list) and 0 in folds:
+                try:
+                    of({key: len(folds)})
+                except UsageError:
+                    continue
+                raise UsageError(
+                    f"resample: {key} must name all folds, found {len(folds)}, and {setting.name} "
+                    f"takes {key} = {len(folds)}, too"
+                )
+        return requests
 
     def _entry(
         self,
