@@ -86,7 +86,8 @@ class Grouped(Wrapper):
             raise StepError(
                 f"grouped: {len(self.groups)} groups of shared parameters in the first step, found "
                 f"{len(groups)} now: say shared=encoder.parameters(), so that each stays itself "
-                "where an objective has no label"
+                "where an objective has no label; after freezing or unfreezing, begin with a new "
+                "balancer"
             )
         self._grow(len(groups))
         jacobian = step.jacobian()

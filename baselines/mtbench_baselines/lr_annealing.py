@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer
+from mtbench.balancing.engine import largest
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench_baselines._checks import fraction
@@ -74,7 +75,7 @@ class LearningRateAnnealing(Balancer):
         """Move the weights, and apply them."""
         step.release()
         jacobian = step.jacobian()
-        peak = torch.linalg.vector_norm(jacobian[self.main], torch.inf).to(self.factors)
+        peak = largest(jacobian[self.main, None])[0].to(self.factors)
         sums = torch.linalg.vector_norm(jacobian, 1, dim=1).to(self.factors)
         goal = peak / (self.factors * sums / jacobian.shape[1])
         known = self.others & (goal > 0) & goal.isfinite()

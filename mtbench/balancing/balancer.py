@@ -215,13 +215,16 @@ class Balancer(nn.Module, ABC):
         if not torch.is_grad_enabled():  # `Tensor.backward` does not mind either
             with torch.inference_mode(mode=False), torch.enable_grad():
                 return self.backward(losses, **said)
+        held, self._held = (
+            self._held,
+            None,
+        )  # if this is refused, nothing is left of what it was to end
         step, names = self._step(losses, said)
         unspoken = not self.watch.calls and not step.speaks_of_ranks and processes() > 1
         if self.watch.begins():
             own, hooks = self.parameters(), self._hooks()
             self.watch.look(self._called, own, lambda: step.trained, hooks, step.transient)
-        if self._held is not None:
-            held, self._held = self._held, None
+        if held is not None:
             held.add(step)
             step = held.step(step)
         self.watch.before = step.read if step.transient else ()  # a trainer sees to it
@@ -285,15 +288,23 @@ class Balancer(nn.Module, ABC):
                 "one batch's: hand over whole batches"
             )
         self.watch.accumulates(self._called)
+        held, self._held = self._held or Held(self.num_objectives), None
         step, _ = self._step(losses, said)
         if self.needs_again and step.has_again:
             raise StepError(
                 f"{self._called} repeats the forward pass of the whole batch: give again= to the "
                 "last micro-batch's backward alone, a function that adds up the losses of all"
             )
-        held, self._held = self._held or Held(self.num_objectives), None
         held.add(step)
         self._held = held
+
+    @final
+    def discard(self) -> None:
+        """Forget the micro-batches that `accumulate` has taken in since the last `backward`.
+
+        They would else be part of the next step: an optimizer's ``zero_grad`` does not know them.
+        """
+        self._held = None
 
     def _step(self, losses: Step | Losses, said: Said) -> tuple[Step, tuple[str, ...]]:
         """Return what was handed over as this balancer's step, and the objectives' names."""

@@ -373,5 +373,5 @@ def refuse_wrapped(parameters: Iterable[Tensor]) -> None:
             raise StepError(
                 "DistributedDataParallel averages what Tensor.backward gives, and this method takes"
                 " gradients objective by objective: give ranks=Group() with losses of the whole "
-                "batch, or take a method that descends one scalar"
+                "batch, or take a method that descends one scalar and learns nothing itself"
             )

@@ -77,6 +77,8 @@ class Balanced(LightningModule):
         self.balancer = balancer
         self.engine = Engine(notebook=cache_dir())
         self._forwards: list[Forward] = []  # of the batches that are held
+        self._window: tuple[int, int] | None = None  # of an epoch that has not ended, and in it
+        self._balances = False
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return all parameters for an optimizer, the balancer's own without weight decay."""
@@ -130,8 +132,13 @@ class Balanced(LightningModule):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         # The encoder may be frozen for a while.
         parameters = () if shared is None else parameters_of(shared)
-        if trainer.fit_loop.batch_idx % accumulate == 0:
+        window = trainer.current_epoch, trainer.fit_loop.batch_idx // accumulate
+        if window != self._window:  # batches may be skipped, the last of a window or an epoch too
+            if self._window is not None and self._window[0] != window[0]:
+                self.balancer.after_epoch()
+            self.balancer.discard()
             self._forwards.clear()
+            self._window, self._balances = window, True
         self._forwards.append(forward)
         forwards = tuple(self._forwards)
         last = trainer.is_last_batch
@@ -164,11 +171,12 @@ class Balanced(LightningModule):
                 optimizer.zero_grad()
         if last:  # not a hook of Lightning's, which a subclass could override without `super`
             self.balancer.after_epoch()
+            self._window = None
         return weights
 
     def on_train_batch_end(self, *args: Any, **named: Any) -> None:
         """Refuse an epoch that nothing was trained in; a batch may be skipped."""
-        if self.trainer.is_last_batch and not self._forwards:
+        if self.trainer.is_last_batch and not self._balances:
             raise UsageError(
                 "Balanced: training_step did not call balance, so nothing is trained: say "
                 "self.balance(lambda: self.losses(batch)) there; what it returns is not looked at"

@@ -274,16 +274,19 @@ class BalancerContract(Promises):
                 ],
             )
 
-        for _ in range(400):
-            optimizer.zero_grad()
-            balancer.backward(step())
-            optimizer.step()
-            balancer.after_step(lambda: losses(x * 1.0))
         w = torch.linspace(0, 1, 1001)[:, None, None]
         mixed = w * A[0] + (1 - w) * A[1]
         pulls = w[:, 0] * (A[0] @ u[0]) + (1 - w[:, 0]) * (A[1] @ u[1])
         front = torch.linalg.solve(mixed, pulls)
-        distance = float((front - x.detach()).norm(dim=1).min())
+        for steps in (200, 200):
+            for _ in range(steps):
+                optimizer.zero_grad()
+                balancer.backward(step())
+                optimizer.step()
+                balancer.after_step(lambda: losses(x * 1.0))
+            distance = float((front - x.detach()).norm(dim=1).min())
+            if distance < 0.02:  # most methods are there by then
+                break
         assert distance < 0.05, (
             f"after 400 steps on two convex quadratics x is {distance:.2g} away from their front: "
             "the direction is no descent for both, or say finds_front = False"

@@ -4,7 +4,7 @@ import copy
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import mtbench
-from mtbench import Engine, Step
+from mtbench import Balancer, Engine, Step
 from mtbench.balancing import passes
 from mtbench.balancing.distributed import ALONE
 from mtbench.errors import StepError, UsageError
@@ -1067,6 +1067,20 @@ def test_micro_batches_are_of_one_model() -> None:
     found = grads(net)
     mtbench.balancer("mgda", num_objectives=2).backward(net.losses())
     same(found, grads(net))
+
+
+def test_nothing_is_left_of_micro_batches_that_are_given_up() -> None:
+    """Neither where one is refused, nor where a loop drops them."""
+    net = Net()
+    mtbench.balancer("mgda", num_objectives=2).backward(net.losses())
+    wanted = grads(net)
+    for given_up in (Balancer.accumulate, Balancer.backward, lambda own, _: own.discard()):
+        balancer = mtbench.balancer("mgda", num_objectives=2)
+        balancer.accumulate(net.losses(slice(0, 6)))
+        with suppress(StepError):
+            given_up(balancer, [loss.detach() for loss in net.losses()])
+        balancer.backward(net.losses())
+        same(wanted, grads(net))
 
 
 def test_micro_batches_without_labels_and_by_name() -> None:

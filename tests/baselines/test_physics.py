@@ -142,6 +142,12 @@ def test_lr_annealing_keeps_its_weights_where_there_is_nothing_to_measure(row, v
     assert torch.equal(method.backward(linear(J)[1]), before)
 
 
+def test_lr_annealing_has_nothing_to_measure_at_a_frozen_encoder():
+    heads = [torch.ones((), requires_grad=True) for _ in range(2)]
+    LearningRateAnnealing(2).backward([head.square() for head in heads])
+    assert [float(head.grad) for head in heads] == [2.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("method", "parameters", "words"),
     [

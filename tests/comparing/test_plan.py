@@ -1,6 +1,8 @@
 """What `mtbench plan` promises is what the board then tells, as often as it says."""
 
 import math
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +39,23 @@ def study(rng: np.random.Generator, effect: float, resplit: float | None) -> lis
     cells = []
     for method, values in scores.items():
         for r, value in enumerate(values.tolist()):
-            spec = Spec(
-                task="t", task_params={}, method=method, method_params={}, data="d", seed=r,
-                recipe={"epochs": 1, "batch_size": 1},
-            )  # fmt: skip
-            ended = Result(**result(spec, metrics={"error": ERROR}, score=1.0))
-            claim = Claim(
-                suite="s", digest="d", task="t", label=method, repetition=r, draw=None, places={},
-                sampler="sobol", trials=1, repetitions=n, seeds=1, rows=3, margin=2.0,
-                against=["ls"], resplit=resplit,
-            )  # fmt: skip
-            run = RunDirectory.__new__(RunDirectory)
-            cells.append(Recorded(run, spec, ended, [claim], {"error": value}))
+            cells.append(replace(record(method, r, resplit), test={"error": value}, odd=[]))
     return cells
+
+
+@cache
+def record(method: str, repetition: int, resplit: float | None) -> Recorded:
+    spec = Spec(
+        task="t", task_params={}, method=method, method_params={}, data="d", seed=repetition,
+        recipe={"epochs": 1, "batch_size": 1},
+    )  # fmt: skip
+    ended = Result(**result(spec, metrics={"error": ERROR}, score=1.0))
+    claim = Claim(
+        suite="s", digest="d", task="t", label=method, repetition=repetition, draw=None, places={},
+        sampler="sobol", trials=1, repetitions=REPETITIONS, seeds=1, rows=3, margin=2.0,
+        against=["ls"], resplit=resplit,
+    )  # fmt: skip
+    return Recorded(RunDirectory.__new__(RunDirectory), spec, ended, [claim])
 
 
 @pytest.mark.parametrize(
@@ -170,10 +176,9 @@ def test_the_luck_of_tuning_is_what_final_seeds_do_not_explain(
     noise = {name: rng.normal(0, 1.0, len(luck)) for name in ("ew", "ls", "new")}
     scores = {name: 100 + values for name, values in noise.items()}
     scores |= {"stl": np.full(len(luck), 100.0), "ls": scores["ls"] + luck}
-    cells = []
+    cells, cell = [], record("stl", 0, None)
     for method, values in scores.items():
         for seed, value in enumerate(values.tolist()):
-            [cell, *_] = study(np.random.default_rng(0), 0.0, None)
             spec = cell.spec.model_copy(update={"method": method, "seed": seed})
             ended = Result(**result(spec, metrics={"error": ERROR}, score=1.0))
             own = {"label": method, "repetition": seed // seeds, "repetitions": repetitions}

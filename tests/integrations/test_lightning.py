@@ -237,6 +237,41 @@ def test_clipping_sees_unscaled_gradients(tmp_path):
     assert module.seen == pytest.approx([0.01] * 8, rel=1e-3)
 
 
+class Skipping(Net):
+    """Leaves out some batches, by epoch and number."""
+
+    def __init__(self, *without, **options):
+        super().__init__("dwa", **options)
+        self.without, self.ended = without, []
+        self.balancer.after_epoch = lambda: self.ended.append(self.current_epoch)
+
+    def training_step(self, batch, index):
+        if (self.current_epoch, index) not in self.without:
+            super().training_step(batch, index)
+
+
+@pytest.mark.parametrize("without", [(0, 1), (0, 3)])
+def test_a_skipped_batch_is_no_part_of_a_later_step(without, tmp_path):
+    """The last of two is; so what was held of the first is dropped, in the next epoch too."""
+    skipping, whole = Skipping(without, accumulate=2), Skipping(accumulate=2)
+    for module in (skipping, whole):
+        module.configure_optimizers = lambda module=module: torch.optim.SGD(
+            module.parameter_groups(), lr=0.0
+        )
+        trainer(tmp_path, max_epochs=2).fit(module, batches())
+    del whole.seen[without[1] // 2]
+    assert len(skipping.seen) == 3
+    for found, expected in zip(skipping.seen, whole.seen, strict=True):
+        for p, q in zip(found, expected, strict=True):
+            assert torch.equal(p, q)
+
+
+def test_an_epoch_ends_though_its_last_batch_is_skipped(tmp_path):
+    module = Skipping((0, 3))
+    trainer(tmp_path, max_epochs=3).fit(module, batches())
+    assert module.ended == [1, 1, 2]  # the first by the next one's first batch
+
+
 def test_the_balancer_s_own_parameters_get_no_weight_decay():
     module = Net("uw")
     model, own = module.parameter_groups()
