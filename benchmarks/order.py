@@ -27,11 +27,11 @@ def scores(board: Board) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int
 
     They are the seeds that all rows have.
     """
-    usual = min(cell.spec.recipe.epochs for cells in board.cells.values() for cell in cells)
+    usual = min(cell.spec.recipe["epochs"] for cells in board.cells.values() for cell in cells)
     tested = {
         row: {cell.spec.seed: cell.run.open_test() for cell in cells}
         for row, cells in board.cells.items()
-        if all(cell.spec.recipe.epochs == usual for cell in cells)
+        if all(cell.spec.recipe["epochs"] == usual for cell in cells)
     }
     seeds = sorted(set.intersection(*(set(found) for found in tested.values())))
     unit = {
