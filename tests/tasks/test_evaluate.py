@@ -30,7 +30,7 @@ from mtbench import cli
 from mtbench.errors import DataError, UsageError
 from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Evaluation, Trained
-from mtbench_tasks._lesion import evaluating, judging, operating
+from mtbench_tasks._lesion import evaluating, evaluation, judging, operating
 from mtbench_tasks._lesion.asking import Panel, together
 from mtbench_tasks._lesion.cases import Case, Reading, digest
 from mtbench_tasks._lesion.doubts import perceptual
@@ -548,6 +548,30 @@ def test_images_of_one_kind_of_risk_have_no_curve(clinic: Path, tmp_path: Path) 
     assert any(note.startswith("all graded images are of low risk") for note in record["notes"])
     assert record["roc"] is record["calibration"] is record["decision"] is None
     assert record["operating"][0]["here"]["sensitivity"]["value"] is None
+
+
+@pytest.mark.parametrize(("graded", "band"), [(2, False), (4, True)])
+def test_few_graded_images_have_a_curve_and_a_band_only_where_nearly_all_draws_have_one(
+    graded: int, band: bool, tmp_path: Path
+) -> None:
+    """Of 40 patients, a draw holds none of 2 graded ones in 13 % of cases, of 4 in 2 %."""
+    positive = np.full(40, np.nan)
+    positive[:graded] = np.arange(graded) % 2
+    score = np.linspace(0, 1, 40)
+    frame = pd.DataFrame(
+        {
+            "case": map(str, range(40)), "patient": map(str, range(40)), "positive": positive,
+            "grade": np.nan_to_num(positive, nan=-1).astype(int), "said": 0, "score": score,
+            "p[low]": 1 - score, "p[high]": score,
+        }
+    )  # fmt: skip
+    nothing = pd.DataFrame(index=range(40))
+    judged = evaluating.Judged(frame, nothing, ("low", "high"), pd.DataFrame(), {})
+    about = {"models": [], "data": "", "reference": "", "high_risk": "", "notes": []}
+    record = evaluating.judge(judged, [], None)
+    evaluation.write(about | record, judged, tmp_path)
+    assert np.isfinite(record["decision"]["model"]).all()
+    assert (record["decision"]["low"] is not None) == band
 
 
 def test_a_mirrored_look_is_the_mean_of_two(clinic: Path) -> None:

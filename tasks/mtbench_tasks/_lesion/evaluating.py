@@ -419,15 +419,19 @@ def _calibration(of: Of) -> dict[str, list[float]] | None:
     return {"predicted": said.tolist(), "observed": seen.tolist()}
 
 
-def _decision(of: Of) -> dict[str, list[float]] | None:
+def _decision(of: Of) -> dict[str, list[float] | None] | None:
+    """Return the decision curve; its band, as an interval, only where nearly all draws have one."""
     if not of.told:
         return None
     everybody = judging.net_benefit(np.ones_like(of.score), of.positive, DECISIONS, of.w[:1])[0]
     values = judging.net_benefit(of.score, of.positive, DECISIONS, of.w)
-    low, high = np.percentile(values[1:], judging.LEVEL, axis=0)
+    drawn = values[1:][np.isfinite(values[1:, 0])]  # others drew no graded patient
+    low = high = None
+    if len(drawn) >= judging.DEFINED * (len(values) - 1):
+        low, high = np.percentile(drawn, judging.LEVEL, axis=0).tolist()
     return {
-        "threshold": DECISIONS.tolist(), "model": values[0].tolist(), "low": low.tolist(),
-        "high": high.tolist(), "all": everybody.tolist(),
+        "threshold": DECISIONS.tolist(), "model": values[0].tolist(), "low": low, "high": high,
+        "all": everybody.tolist(),
     }  # fmt: skip
 
 

@@ -377,11 +377,12 @@ def _calibration(curve: Record) -> Markup:
 def _decision(curve: Record) -> Markup:
     figure, axes = _axes("threshold", "net benefit")
     at = curve["threshold"]
-    axes.fill_between(at, curve["low"], curve["high"], color=BAR, alpha=0.2, linewidth=0)
+    if curve["low"] is not None:
+        axes.fill_between(at, curve["low"], curve["high"], color=BAR, alpha=0.2, linewidth=0)
     axes.plot(at, curve["model"], color=BAR, linewidth=1.8, label="model")
     axes.plot(at, curve["all"], color=QUIET, linewidth=1, linestyle="--", label="all")
     axes.axhline(0, color=INK, linewidth=0.8, label="nobody")
-    top = max(*curve["high"], 0.05)
+    top = max(*(curve["high"] or curve["model"]), 0.05)
     axes.set(xlim=(0, 1), ylim=(-0.5 * top, 1.1 * top))
     axes.legend(fontsize=8, frameon=False, labelcolor=INK)
     return svg(figure, "decision")
