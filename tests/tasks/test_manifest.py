@@ -803,6 +803,43 @@ def test_training_on_one_source_and_testing_on_another(eight: Path) -> None:
     assert splits.notes["images"][0] + splits.notes["images"][1] == 6
     assert splits.test.category.tolist() == [3, 3]
     assert splits.notes["test source"] == "manifest"
+    first = splits.notes["doubts"][0]
+    assert first.startswith("test source manifest: 1 of its 1 patients, the first 'P0', are called")
+
+
+def test_patients_with_an_image_that_is_tested_elsewhere_do_not_train(eight: Path) -> None:
+    here = ["image,category,patient"] + [f"images/{i}.png,{3 + i % 2},P{i // 2}" for i in range(8)]
+    (eight / "here.csv").write_text("\n".join(here))
+    (eight / "0.png").write_bytes((eight / "images" / "0.png").read_bytes())
+    (eight / "there.csv").write_text("image,category,patient\n0.png,TR4,Q")
+    task = thyroid.Thyroid(
+        source="manifest", data=eight / "here.csv", grades=thyroid.ultrasound.GRADES,
+        test_source="manifest", test_data=eight / "there.csv", image_size=32, width=2,
+    )  # fmt: skip
+    splits = task.setup(0, silent)
+    assert isinstance(splits.test, CaseSplit)
+    assert [case.name for case in splits.test.cases] == ["manifest: 0.png"]
+    assert splits.notes["images"][0] + splits.notes["images"][1] == 6
+    assert splits.notes["problems"][0].startswith("manifest: 2 images, the first images/0.png, do")
+
+
+@pytest.mark.parametrize("name", ["nowhere.png", "images/broken.png"])
+def test_nobody_is_tested_in_the_place_of_those_who_cannot_be_read(eight: Path, name: str) -> None:
+    (eight / "images" / "broken.png").write_bytes(b"none")
+    head, lost = "image,category,patient,split", f"{name},TR4,Q,test"
+    here = [head] + [f"images/{i}.png,TR{3 + i % 2},P{i},train" for i in range(8)]
+    (eight / "here.csv").write_text("\n".join(here))
+    (eight / "lost.csv").write_text(f"{head}\n{lost}")
+    (eight / "both.csv").write_text("\n".join([*here, lost]))
+    small: dict[str, Any] = {"source": "manifest", "image_size": 32, "width": 2}
+    own = thyroid.Thyroid(data=eight / "both.csv", **small)
+    other = thyroid.Thyroid(
+        data=eight / "here.csv", grades=thyroid.ultrasound.GRADES, test_source="manifest",
+        test_data=eight / "lost.csv", **small,
+    )  # fmt: skip
+    for task in (own, other):
+        with pytest.raises(DataError, match=f"manifest: of the cases for test none .*{name}"):
+            task.setup(0, silent)
 
 
 def test_other_grades_are_tested_as_low_and_high() -> None:

@@ -26,7 +26,7 @@ from mtbench.training.task import (
 )
 from mtbench_tasks._lesion import descriptors, manifest, nnunet, radiomics
 from mtbench_tasks._lesion.calipers import Plane
-from mtbench_tasks._lesion.cases import Case, Collection
+from mtbench_tasks._lesion.cases import PARTS, Case, Collection
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.descriptors import Threshold
 from mtbench_tasks._lesion.doubts import alike, survey
@@ -260,14 +260,26 @@ class LesionTask(Task):
         problems = [*collection.problems, *prepared.broken.values()]
         doubts = [*collection.doubts, *itertools.chain(*prepared.doubts.values())]
         doubts += alike(cases, prepared.hashes)
-        if self.strict and (wrong := problems + doubts):
-            raise DataError(f"{wrong[0]} (of {len(wrong)} such; --strict stops at them)")
         usable = [i for i in range(len(cases)) if i not in prepared.broken]
+        self._must_keep_parts(cases, prepared.broken, problems)
         rng = np.random.default_rng(seeding.derive(seed, "split"))
         joined = join_patients([cases[i] for i in usable], [prepared.images[i] for i in usable])
         for i, case in zip(usable, joined, strict=True):
             cases[i] = case
+        if self.elsewhere is not None:
+            # The test is the other source's alone, and none of its patients trains.
+            tested = {case.patient for case in joined if case.part == "test"}
+            both = [i for i in usable if cases[i].part != "test" and cases[i].patient in tested]
+            usable = [i for i in usable if i not in set(both)]
+            joined = [cases[i] for i in usable]
+            problems = [
+                f"{self.source}: {len(both)} images, the first {cases[i].name}, do not train: "
+                f"their patients have an image that test source {self.elsewhere[0]} has too"
+                for i in both[:1]
+            ] + problems
         parts = split_patients(joined, rng, self.fold)
+        if self.strict and (wrong := problems + doubts):
+            raise DataError(f"{wrong[0]} (of {len(wrong)} such; --strict stops at them)")
         if min(map(len, parts)) == 0:
             why = f"; the first of {len(problems)} left out: {problems[0]}" if problems else ""
             raise DataError(
@@ -306,6 +318,26 @@ class LesionTask(Task):
         notes = self._notes(made, collection, problems, doubts)
         fingerprint = collection.fingerprint + self._load_encoder()
         return Splits(made[0], made[1], made[2], fingerprint=fingerprint, notes=notes)
+
+    def _must_keep_parts(
+        self, cases: Sequence[Case], broken: Mapping[int, str], problems: Sequence[str]
+    ) -> None:
+        """Refuse data of which no case of a part can be used: others would be dealt in its place.
+
+        Raises:
+            DataError: there is such a part.
+        """
+        tested = self.elsewhere is not None or self.origin.tested
+        for part in PARTS[1:]:  # what is of no part trains
+            meant = [i for i, case in enumerate(cases) if case.part == part]
+            if not broken.keys() >= set(meant) or not (meant or (part == "test" and tested)):
+                continue
+            source = self.elsewhere[0] if self.elsewhere and part == "test" else self.source
+            first = [broken[i] for i in meant] or problems or ["there is none"]
+            raise DataError(
+                f"{source}: of the cases for {part} none can be used, and no others are put in "
+                f"their place: mend them; the first of {len(first)}: {first[0]}"
+            )
 
     def _notes(
         self,
