@@ -174,6 +174,21 @@ def test_patients_that_the_model_has_seen_are_left_out() -> None:
     assert evaluating.unseen(cases, hashes, []) == [0, 1, 2]
 
 
+def test_patients_that_training_starts_from_are_told() -> None:
+    task = Thyroid(cases=20, test_cases=4, image_size=32, width=2)
+    splits = task.setup(0, lambda *_: None)
+    train, val, test = (getattr(splits, part) for part in ("train", "val", "test"))
+    task.begin({"seen": train.hashes()})
+    assert task.setup(0, lambda *_: None).notes == splits.notes
+    task.begin({"seen": train.hashes() + test.hashes()[:1] + val.hashes()})
+    told = task.setup(0, lambda *_: None).notes["doubts"]
+    assert told[0].startswith("1 of 4 test images are of patients whom what it starts from")
+    assert told[1].startswith(f"{len(val)} of {len(val)} val images")
+    task.strict = True
+    with pytest.raises(DataError, match=r"1 of 4 test images .* --strict stops"):
+        task.setup(0, lambda *_: None)
+
+
 def test_patients_who_share_an_image_are_one() -> None:
     """Equal images, and copies: an interval would count them as independent, and half be seen."""
     images = [c.image for c in phantom.load(size=4, readers=1).cases]

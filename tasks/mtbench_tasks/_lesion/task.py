@@ -1,7 +1,7 @@
 """A task of two objectives: a lesion's mask and its risk category, from one image."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -162,6 +162,7 @@ class LesionTask(Task):
         if data is not None:
             must_read(self.source, self.origin)
         self.data, self.target, self.strict, self.labels = data, target, strict, labels
+        self._seen: Sequence[str] = ()  # by what training starts from
         self.risk_loss = risk_loss
         self.recipe = self.origin.recipe
         if self.pretrained is None:
@@ -278,6 +279,8 @@ class LesionTask(Task):
                 for i in both[:1]
             ] + problems
         parts = split_patients(joined, rng, self.fold)
+        hashes = {p: prepared.hashes[i] for p, i in enumerate(usable)}
+        doubts = [*self._met(joined, hashes, parts), *doubts]
         if self.strict and (wrong := problems + doubts):
             raise DataError(f"{wrong[0]} (of {len(wrong)} such; --strict stops at them)")
         if min(map(len, parts)) == 0:
@@ -338,6 +341,27 @@ class LesionTask(Task):
                 f"{source}: of the cases for {part} none can be used, and no others are put in "
                 f"their place: mend them; the first of {len(first)}: {first[0]}"
             )
+
+    def begin(self, fitted: Mapping[str, Any]) -> None:
+        """Take note of the images that what training starts from was trained or chosen on."""
+        self._seen = fitted.get("seen", ())
+
+    def _met(
+        self, cases: Sequence[Case], hashes: Mapping[int, Sequence[str]], parts: Sequence[list[int]]
+    ) -> Iterator[str]:
+        """Yield what of validation and test has been seen by what training starts from."""
+        if not self._seen:
+            return
+        from mtbench_tasks._lesion.evaluating import unseen  # which takes seconds to import
+
+        new = set(unseen(cases, hashes, self._seen))
+        for part, positions in zip(PARTS[:0:-1], parts[:0:-1], strict=True):
+            if met := sum(p not in new for p in positions):
+                yield (
+                    f"{met} of {len(positions)} {part} images are of patients whom what it starts "
+                    "from (--init) was trained or chosen on: its scores there are too good; start "
+                    "from a model that has not seen them"
+                )
 
     def _notes(
         self,
