@@ -24,6 +24,7 @@ from mtbench_tasks._lesion import manifest, pictures
 from mtbench_tasks._lesion.agreement import MODEL, agreement
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.consensus import majority, staple, with_consensus
+from mtbench_tasks._lesion.doubts import halved, survey
 from mtbench_tasks._lesion.files import read_image, read_mask, read_picture
 from mtbench_tasks._lesion.splits import (
     TRUTH,
@@ -491,6 +492,18 @@ def test_a_consensus_is_of_what_there_is() -> None:
     assert none.consensus is not None
     assert none.consensus.category is None
     assert [r.reader for r in none.said] == ["a", "b", "consensus"]
+
+
+def test_a_mask_by_one_reader_and_a_grade_by_another_is_told() -> None:
+    """One reader an image is learnt from: the other's half would not be, without a word."""
+    mask, image = square(5, 5), np.zeros((40, 50), np.uint8)
+    drawn, said, both = Reading("a", mask, None), Reading("b", None, 2), Reading("c", mask, 2)
+    of = [(drawn, said), (drawn,), (said,), (both, said), (both, drawn), (drawn, drawn)]
+    cases = [Case("x", "p", image, readings) for readings in of]
+    [told] = halved(cases)
+    assert told.startswith("1 of 6 images have the mask from one reader and the category from")
+    assert told in survey(Collection(tuple(cases), ("1", "2", "3"), ""))[1]
+    assert not list(halved(cases[1:]))
 
 
 @pytest.fixture(scope="module")

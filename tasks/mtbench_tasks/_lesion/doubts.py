@@ -115,7 +115,24 @@ def survey(collection: Collection) -> tuple[list[str], list[str], int]:
         doubts += odd
         hashes[i] = known
         broken += bool(faults)
-    return problems, [*doubts, *alike(collection.cases, hashes)], broken
+    doubts += [*halved(collection.cases), *alike(collection.cases, hashes)]
+    return problems, doubts, broken
+
+
+def halved(cases: Sequence[Case]) -> Iterator[str]:
+    """Yield a line where learning from one reader an image leaves half of what is known out."""
+    apart = sum(
+        any(r.contour is not None for r in case.readings)
+        and any(r.category is not None for r in case.readings)
+        and all(r.contour is None or r.category is None for r in case.readings)
+        for case in cases
+    )
+    if apart:
+        yield (
+            f"{apart} of {len(cases)} images have the mask from one reader and the category "
+            "from another, and of each image one reader is learnt from: give --labels consensus to "
+            "learn both"
+        )
 
 
 def of_image(image: Image) -> Iterator[str]:

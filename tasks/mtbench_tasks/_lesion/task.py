@@ -29,7 +29,7 @@ from mtbench_tasks._lesion.calipers import Plane
 from mtbench_tasks._lesion.cases import PARTS, Case, Collection
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.descriptors import Threshold
-from mtbench_tasks._lesion.doubts import alike, survey
+from mtbench_tasks._lesion.doubts import alike, halved, survey
 from mtbench_tasks._lesion.grid import prepare
 from mtbench_tasks._lesion.source import Source, graded, load, must_read
 from mtbench_tasks._lesion.splits import (
@@ -261,6 +261,8 @@ class LesionTask(Task):
         problems = [*collection.problems, *prepared.broken.values()]
         doubts = [*collection.doubts, *itertools.chain(*prepared.doubts.values())]
         doubts += alike(cases, prepared.hashes)
+        if self.labels == "reader":
+            doubts += halved(cases)
         usable = [i for i in range(len(cases)) if i not in prepared.broken]
         self._must_keep_parts(cases, prepared.broken, problems)
         rng = np.random.default_rng(seeding.derive(seed, "split"))
