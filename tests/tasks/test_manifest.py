@@ -475,9 +475,27 @@ def test_staple_by_hand() -> None:
     assert ((a & b) <= found).all()
     assert (found <= (a | b)).all()
     with pytest.raises(DataError, match="x: its readers' masks have no consensus"):
-        staple("x", [a, far])
+        staple("x", [a, square(14, 14)])  # they meet in a pixel
     with pytest.raises(DataError, match="x: its readers' masks differ in size"):
         staple("x", [a, a[:30]])
+
+
+def test_readers_of_different_lesions_come_to_all_of_them() -> None:
+    """STAPLE would leave no pixel of equal ones, and of unequal ones the larger alone."""
+    a, small = square(5, 5), square(25, 30, 6)
+    np.testing.assert_array_equal(staple("x", [a, square(25, 30)]), a | square(25, 30))
+    np.testing.assert_array_equal(staple("x", [a, small]), a | small)
+
+
+def test_what_has_no_consensus_is_told_as_it_is_left_out() -> None:
+    image = picture(height=40, width=50)[0]
+    masks = square(5, 5), square(14, 14), square(5, 5)[:30]  # the first two meet in a pixel
+    readings = [Reading(reader, mask, 0) for reader, mask in zip("abc", masks, strict=True)]
+    cases = [Case(str(n), "p", image, tuple(readings[:n])) for n in (1, 2, 3)]
+    problems, _, broken = survey(Collection(tuple(cases), ("1", "2"), ""))
+    assert broken == 2
+    assert problems[0] == "2: its readers' masks have no consensus (STAPLE leaves no pixel)"
+    assert [p[:43] for p in problems[1:]] == ["3: a mask has the image's rows and columns,"]
 
 
 def test_a_consensus_is_of_what_there_is() -> None:

@@ -120,9 +120,7 @@ def _limit(task: "LesionTask", origin: Source, high: str | None) -> tuple[int, b
     """Return the first grade of a source that is high risk, and whether all grades are ours."""
     ours = origin.grades == task.origin.grades
     if high is None:
-        # Of another organ the same grades may be divided elsewhere.
-        known = (one.high for one in task.sources.values() if one.grades == origin.grades)
-        limit = task.origin.high if ours else next(known, origin.high)
+        limit = task.divide(origin)
     elif ours or high not in origin.grades[1:]:
         named = ", ".join(origin.grades)
         if ours:

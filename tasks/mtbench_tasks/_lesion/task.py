@@ -27,6 +27,7 @@ from mtbench.training.task import (
 from mtbench_tasks._lesion import descriptors, manifest, nnunet, radiomics
 from mtbench_tasks._lesion.calipers import Plane
 from mtbench_tasks._lesion.cases import PARTS, Case, Collection
+from mtbench_tasks._lesion.categories import place
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.descriptors import Threshold
 from mtbench_tasks._lesion.doubts import alike, halved, survey
@@ -237,7 +238,19 @@ class LesionTask(Task):
                 f"the grades of source {source} are {', '.join(origin.grades)}, those of "
                 f"{self.source} {', '.join(self.origin.grades)}: give --target low-high{also}"
             )
-        return source, origin, data
+        return source, replace(origin, high=self.divide(origin)), data
+
+    def divide(self, origin: Source) -> int:
+        """Return the first grade of a source, which may be another organ's, that is high risk here.
+
+        That is the one at which this task's source divides its own, or else another of its sources,
+        whatever further grades there are; the source's own where they have none such.
+        """
+        if origin.grades == self.origin.grades:
+            return self.origin.high
+        known = [one for one in (self.origin, *self.sources.values()) if one.grades]
+        places = (place(one.grades[one.high], origin.grades) for one in known)
+        return next((at for at in places if at), origin.high)
 
     def collection(self, progress: Progress) -> Collection:
         """Return the cases.
