@@ -494,7 +494,10 @@ def test_what_has_no_consensus_is_told_as_it_is_left_out() -> None:
     cases = [Case(str(n), "p", image, tuple(readings[:n])) for n in (1, 2, 3)]
     problems, _, broken = survey(Collection(tuple(cases), ("1", "2"), ""))
     assert broken == 2
-    assert problems[0] == "2: its readers' masks have no consensus (STAPLE leaves no pixel)"
+    assert (
+        problems[0]
+        == "2: consensus's mask: 2: its readers' masks have no consensus (STAPLE leaves no pixel)"
+    )
     assert [p[:43] for p in problems[1:]] == ["3: a mask has the image's rows and columns,"]
 
 
