@@ -157,7 +157,9 @@ def test_what_is_told_of_a_model_reads_no_mask_of_training(tmp_path: Path) -> No
     for file in root.glob(f"{IMAGES}/*_tumor.png"):
         file.unlink()
     with torch.inference_mode():
-        assert task.fit(task.model().eval(), splits)["seen"]
+        fitted = task.fit(task.model().eval(), splits)
+    assert fitted["seen"]
+    assert 0 < fitted["radiomics"]["outlines"] == fitted["radiomics"]["of known spacing"]
 
 
 def test_what_is_broken_is_left_out_and_named(tmp_path: Path) -> None:

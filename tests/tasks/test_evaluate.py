@@ -211,12 +211,29 @@ def test_one_reader_may_be_the_truth() -> None:
         case("b", "b", np.zeros((4, 4)), ("x", 1)),
     ]
     cases.append(case("c", "c", np.zeros((4, 4)), ("pathology", 1)))
-    both, alone = evaluating.with_truth(cases, "pathology")
+    [both, alone], lent = evaluating.with_truth(cases, "pathology")
+    assert not lent
     assert both.truth is not None
     assert (both.truth.category, [r.reader for r in both.readings]) == (0, ["x"])
     assert alone == cases[2]
     with pytest.raises(UsageError, match="--truth y: is no reader of the data: pathology, x"):
         evaluating.with_truth(cases, "y")
+
+
+def test_a_truth_without_an_outline_takes_the_other_readers() -> None:
+    """Pathology grades and does not draw: its images had no Dice and no size."""
+    mask, image = np.zeros((40, 40), dtype=bool), np.zeros((40, 40), np.uint8)
+    mask[5:25, 5:25] = True
+    graded = Reading("pathology", None, 1)
+    x, y, own = (Reading(name, mask, 0) for name in ("x", "y", "pathology"))
+    of = {"two": (x, graded, y), "one": (x, graded), "own": (x, own), "none": (graded,)}
+    cases = [Case(name, name, image, readings) for name, readings in of.items()]
+    found, lent = evaluating.with_truth(cases, "pathology")
+    assert lent == {"two", "one"}
+    for case_ in found[:3]:
+        assert case_.truth is not None
+        assert (case_.truth.reader, case_.truth.category) == ("pathology", int(case_.name != "own"))
+        np.testing.assert_array_equal(case_.truth.mask, mask)
 
 
 # A model on another centre's data
@@ -451,14 +468,17 @@ def test_where_the_truth_is_silent_nothing_is_judged(clinic: Path, tmp_path: Pat
     """Another reader's word is no pathology; nor is a cache read from when it was."""
     rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
     some = [row for row in rows if int(row["age"]) < 12 or row["reader"] == rows[0]["reader"]]
+    for row in some[:30]:
+        row["mask"] = row["mask"] * (row["reader"] != "pathology")
     write(file := clinic.with_name("some.csv"), some)
     task = Thyroid(source="manifest", data=file)
     every = task.origin.load(file, lambda *_: None)
-    both = (*evaluating.with_truth(every.cases, "pathology"), *every.cases[12:])
+    both = (*evaluating.with_truth(every.cases, "pathology")[0], *every.cases[12:])
     kept = replace(every, cases=both, fingerprint=f"{every.fingerprint} truth pathology")
     prepare(task.with_consensus(kept), 64, cache_dir())
     _, record = evaluated(file, tmp_path, truth="pathology")
-    assert (record["images"], record["reference"]) == (12, "pathology")
+    said = "pathology; of 10 images, which it did not outline, the other readers' outline"
+    assert (record["images"], record["outlined"], record["reference"]) == (12, 12, said)
     assert "18 images are left out: pathology says nothing of them" in record["notes"]
 
 
