@@ -328,6 +328,8 @@ def test_a_file_outside_is_reached_by_an_absolute_path_only(folder: Path, tmp_pa
         ("mask,category\nmasks/0.png,3\n", "has no column 'image', found: mask, category"),
         ("image,msk\nimages/0.png,3\n", "no column 'msk': did you mean 'mask'?"),
         ("image,mask,patients\nimages/0.png,3,p\n", "did you mean 'patient'?"),
+        ("image,mask,grade\nimages/0.png,,3\n", "did you mean 'category'?"),
+        ("image,category,raeder\nimages/0.png,3,a\n", "did you mean 'reader'?"),
         ("image,mask,image\na,b,c\n", "has column 'image' twice"),
         ('image,category\n"images/0.png,3\n', "is no CSV"),
     ],
@@ -337,6 +339,12 @@ def test_what_is_no_manifest_is_explained(folder: Path, text: str, said: str) ->
         load(folder, text)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("column", ["gender", "year", "grade"])
+def test_a_columns_name_that_is_a_bit_like_reader_is_its_own(folder: Path, column: str) -> None:
+    found = load(folder, f"image,category,{column}\nimages/0.png,TR4,3\n")
+    assert dict(found.cases[0].groups) == {column: "3"}
 
 
 def test_files_that_are_no_text_or_not_there(folder: Path) -> None:
@@ -355,6 +363,24 @@ def test_other_columns_and_missing_patients_are_remarked(folder: Path) -> None:
     assert collection.remarks == ("columns that `mtbench evaluate` alone looks at: age, sex",)
     assert [dict(case.groups) for case in collection.cases] == [{"age": "61", "sex": "f"}, {}]
     assert {case.patient for case in collection.cases} == {"images/0.png", "images/1.png"}
+
+
+def test_a_column_is_kept_where_its_filled_cells_agree(folder: Path) -> None:
+    """What is said of an image once, in its first row, is said of it."""
+    rows = [
+        "image,category,reader,sex,scanner,composition",
+        "images/0.png,TR4,a,F,GE,Solid",
+        "images/0.png,TR3,b,,Philips,solid",
+        "images/1.png,TR3,a,,GE,",
+    ]
+    found = load(folder, "\n".join(rows))
+    assert [dict(c.groups) for c in found.cases] == [
+        {"sex": "F", "composition": "Solid"}, {"scanner": "GE"}
+    ]  # fmt: skip
+    assert found.cases[0].descriptors["composition"] == "solid"
+    [told] = [doubt for doubt in found.doubts if "differs" in doubt]
+    assert "'scanner' differs between rows of one image in 1 of 2 images" in told
+    assert told.endswith("the first: 0.png: GE, Philips")
 
 
 @pytest.mark.parametrize(
