@@ -902,6 +902,14 @@ def test_nobody_is_tested_in_the_place_of_those_who_cannot_be_read(eight: Path, 
             task.setup(0, silent)
 
 
+def test_nobody_is_tested_in_the_place_of_those_who_have_no_label(eight: Path) -> None:
+    rows = [f"images/{i}.png,{'TR4' * (i > 1)},{'train' if i > 1 else 'test'}" for i in range(8)]
+    (eight / "bare.csv").write_text("\n".join(["image,category,split", *rows]))
+    task = thyroid.Thyroid(source="manifest", data=eight / "bare.csv", image_size=32, width=2)
+    with pytest.raises(DataError, match=r"for test none can be used.*none with a mask or a cat"):
+        task.setup(0, silent)
+
+
 def test_other_grades_are_tested_as_low_and_high() -> None:
     given = {"source": "ddti", "test_source": "phantom"}
     with pytest.raises(UsageError, match="give --target low-high"):

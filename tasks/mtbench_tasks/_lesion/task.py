@@ -351,7 +351,11 @@ class LesionTask(Task):
             if not broken.keys() >= set(meant) or not (meant or (part == "test" and tested)):
                 continue
             source = self.elsewhere[0] if self.elsewhere and part == "test" else self.source
-            first = [broken[i] for i in meant] or problems or ["there is none"]
+            first = (
+                [broken[i] for i in meant]
+                or problems
+                or ["there is none with a mask or a category"]
+            )
             raise DataError(
                 f"{source}: of the cases for {part} none can be used, and no others are put in "
                 f"their place: mend them; the first of {len(first)}: {first[0]}"
