@@ -22,6 +22,7 @@ from mtbench.training.machine.processes import joined
 from mtbench.training.task import History, is_texts
 from mtbench.training.trained import figures
 from mtbench.training.trained.model import conclude
+from mtbench.training.trained.package import fitted
 from mtbench.training.trainer.evaluation import primary_metrics
 from mtbench.training.trainer.trainer import Trainer
 
@@ -64,6 +65,7 @@ def run_cells(
         if init is not None:
             start = initial_weights(init, request.task)
             digest, weights = start.digest, start.tensors
+            request.task.begin(fitted(init, task))
             console.print(f"start: {start.summary()}")
         last = None
         if one_table and len(seeds) > 1:

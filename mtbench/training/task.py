@@ -375,6 +375,16 @@ class Task(ABC):
         """
         return
 
+    def begin(self, fitted: Mapping[str, Any]) -> None:
+        """Take note, before any `setup`, that training starts from a trained model's weights.
+
+        `setup` may then tell, in its notes, what of validation and test that model has seen.
+
+        Args:
+            fitted: what `fit` returned of it; empty where it is no model of this task.
+        """
+        return
+
     @abstractmethod
     def model(self) -> MultitaskModel:
         """Return a fresh model, initialised from torch's global generator."""

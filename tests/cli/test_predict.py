@@ -323,6 +323,7 @@ def test_training_starts_from_it(
     code, out, err = mtbench(*line)
     assert (code, err) == (0, "")
     assert f"start: {loaded} of the model's {len(state)} tensors are from {start}" in out
+    assert ("val images are of patients whom" in out) == (kind in ("run", "package"))  # known data
     [told] = (tmp_path / "out").rglob("init.json")
     record = json.loads(told.read_text())
     assert len(record["loaded"]) == loaded

@@ -15,6 +15,7 @@ from PIL import Image as Pil
 from mtbench.errors import DataError
 from mtbench_tasks import breast
 from mtbench_tasks._lesion.cases import Collection
+from mtbench_tasks._lesion.categories import SCALES
 from mtbench_tasks._lesion.doubts import examine
 from mtbench_tasks._lesion.external import _limit
 from mtbench_tasks.thyroid import Thyroid
@@ -105,6 +106,22 @@ def test_bi_rads_of_any_data_are_divided_where_a_biopsy_is_advised() -> None:
     assert data.grades[_limit(task, data, "5")[0]] == "5"
 
 
+@pytest.mark.parametrize("source", ["birads", "malignancy"])
+@pytest.mark.parametrize("grades", [("2", "3", "4a", "4b", "4c", "5"), SCALES[3]])
+def test_bi_rads_are_divided_alike_in_all_tests(
+    source: str, grades: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Whatever is trained on, whether a test or `evaluate`, and with a BI-RADS 1 or without."""
+    (tmp_path / "data.csv").write_text("\n".join(["image,category", *(f"x,{g}" for g in grades)]))
+    task = breast.Breast(
+        source=source, target="low-high", test_source="manifest", test_data=tmp_path / "data.csv"
+    )
+    assert task.elsewhere is not None
+    origin = task.elsewhere[1]
+    assert origin.grades == grades
+    assert origin.grades[origin.high] == grades[_limit(task, origin, None)[0]] == "4a"
+
+
 def test_the_fingerprint_is_of_the_content_not_the_place(tmp_path: Path) -> None:
     first = load(write(tmp_path / "a", 6)).fingerprint
     root = write(tmp_path / "b", 6)
@@ -140,7 +157,9 @@ def test_what_is_told_of_a_model_reads_no_mask_of_training(tmp_path: Path) -> No
     for file in root.glob(f"{IMAGES}/*_tumor.png"):
         file.unlink()
     with torch.inference_mode():
-        assert task.fit(task.model().eval(), splits)["seen"]
+        fitted = task.fit(task.model().eval(), splits)
+    assert fitted["seen"]
+    assert 0 < fitted["radiomics"]["outlines"] == fitted["radiomics"]["of known spacing"]
 
 
 def test_what_is_broken_is_left_out_and_named(tmp_path: Path) -> None:

@@ -165,6 +165,32 @@ def test_several_labels_are_refused_unless_one_is_named(
         read_mask(file, None, 77)
 
 
+@pytest.mark.parametrize("values", [(1, 2), (2, 1), (128, 255)])
+def test_a_nodule_that_is_small_in_its_gland_is_a_label(
+    tmp_path: Path, values: tuple[int, int]
+) -> None:
+    """It is less than a hundredth of what is marked: the gland must not be taken for the lesion."""
+    y, x = np.mgrid[:400, :600]
+    nodule = (y - 150) ** 2 + (x - 260) ** 2 < 12**2
+    labels = (((y - 150) / 90) ** 2 + ((x - 300) / 200) ** 2 < 1).astype(np.uint8) * values[0]
+    labels[nodule] = values[1]
+    assert nodule.sum() < 0.01 * (labels > 0).sum()
+    file = saved(tmp_path / "labels.png", labels)
+    with pytest.raises(DataError, match=r"several labels .*: say in column mask_value"):
+        read_mask(file)
+    np.testing.assert_array_equal(read_mask(file, None, values[1])[0], nodule)
+
+
+def test_a_coarse_grey_edge_is_no_label(tmp_path: Path) -> None:
+    """Of a mask that was made small and large again, each grey pixel is a square of its own."""
+    y, x = np.mgrid[:160, :160]
+    small = ((y - 80) ** 2 + (x - 80) ** 2 < 70**2).astype(np.uint8) * 255
+    small[np.roll(small, 1, 1) < small] = 85
+    coarse = small.repeat(4, 0).repeat(4, 1)
+    assert 32 < (coarse == 85).sum() < 0.01 * (coarse > 0).sum()
+    np.testing.assert_array_equal(read_mask(saved(tmp_path / "m.png", coarse))[0], coarse == 255)
+
+
 def test_several_labels_in_a_jpeg_are_refused(tmp_path: Path) -> None:
     labels = np.zeros((HEIGHT, WIDTH), np.uint8)
     labels[5:58, 5:70] = 128

@@ -30,7 +30,7 @@ from mtbench import cli
 from mtbench.errors import DataError, UsageError
 from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Evaluation, Trained
-from mtbench_tasks._lesion import evaluating, judging, operating
+from mtbench_tasks._lesion import evaluating, evaluation, judging, operating
 from mtbench_tasks._lesion.asking import Panel, together
 from mtbench_tasks._lesion.cases import Case, Reading, digest
 from mtbench_tasks._lesion.doubts import perceptual
@@ -174,6 +174,21 @@ def test_patients_that_the_model_has_seen_are_left_out() -> None:
     assert evaluating.unseen(cases, hashes, []) == [0, 1, 2]
 
 
+def test_patients_that_training_starts_from_are_told() -> None:
+    task = Thyroid(cases=20, test_cases=4, image_size=32, width=2)
+    splits = task.setup(0, lambda *_: None)
+    train, val, test = (getattr(splits, part) for part in ("train", "val", "test"))
+    task.begin({"seen": train.hashes()})
+    assert task.setup(0, lambda *_: None).notes == splits.notes
+    task.begin({"seen": train.hashes() + test.hashes()[:1] + val.hashes()})
+    told = task.setup(0, lambda *_: None).notes["doubts"]
+    assert told[0].startswith("1 of 4 test images are of patients whom what it starts from")
+    assert told[1].startswith(f"{len(val)} of {len(val)} val images")
+    task.strict = True
+    with pytest.raises(DataError, match=r"1 of 4 test images .* --strict stops"):
+        task.setup(0, lambda *_: None)
+
+
 def test_patients_who_share_an_image_are_one() -> None:
     """Equal images, and copies: an interval would count them as independent, and half be seen."""
     images = [c.image for c in phantom.load(size=4, readers=1).cases]
@@ -196,12 +211,29 @@ def test_one_reader_may_be_the_truth() -> None:
         case("b", "b", np.zeros((4, 4)), ("x", 1)),
     ]
     cases.append(case("c", "c", np.zeros((4, 4)), ("pathology", 1)))
-    both, alone = evaluating.with_truth(cases, "pathology")
+    [both, alone], lent = evaluating.with_truth(cases, "pathology")
+    assert not lent
     assert both.truth is not None
     assert (both.truth.category, [r.reader for r in both.readings]) == (0, ["x"])
     assert alone == cases[2]
     with pytest.raises(UsageError, match="--truth y: is no reader of the data: pathology, x"):
         evaluating.with_truth(cases, "y")
+
+
+def test_a_truth_without_an_outline_takes_the_other_readers() -> None:
+    """Pathology grades and does not draw: its images had no Dice and no size."""
+    mask, image = np.zeros((40, 40), dtype=bool), np.zeros((40, 40), np.uint8)
+    mask[5:25, 5:25] = True
+    graded = Reading("pathology", None, 1)
+    x, y, own = (Reading(name, mask, 0) for name in ("x", "y", "pathology"))
+    of = {"two": (x, graded, y), "one": (x, graded), "own": (x, own), "none": (graded,)}
+    cases = [Case(name, name, image, readings) for name, readings in of.items()]
+    found, lent = evaluating.with_truth(cases, "pathology")
+    assert lent == {"two", "one"}
+    for case_ in found[:3]:
+        assert case_.truth is not None
+        assert (case_.truth.reader, case_.truth.category) == ("pathology", int(case_.name != "own"))
+        np.testing.assert_array_equal(case_.truth.mask, mask)
 
 
 # A model on another centre's data
@@ -436,14 +468,17 @@ def test_where_the_truth_is_silent_nothing_is_judged(clinic: Path, tmp_path: Pat
     """Another reader's word is no pathology; nor is a cache read from when it was."""
     rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
     some = [row for row in rows if int(row["age"]) < 12 or row["reader"] == rows[0]["reader"]]
+    for row in some[:30]:
+        row["mask"] = row["mask"] * (row["reader"] != "pathology")
     write(file := clinic.with_name("some.csv"), some)
     task = Thyroid(source="manifest", data=file)
     every = task.origin.load(file, lambda *_: None)
-    both = (*evaluating.with_truth(every.cases, "pathology"), *every.cases[12:])
+    both = (*evaluating.with_truth(every.cases, "pathology")[0], *every.cases[12:])
     kept = replace(every, cases=both, fingerprint=f"{every.fingerprint} truth pathology")
     prepare(task.with_consensus(kept), 64, cache_dir())
     _, record = evaluated(file, tmp_path, truth="pathology")
-    assert (record["images"], record["reference"]) == (12, "pathology")
+    said = "pathology; of 10 images, which it did not outline, the other readers' outline"
+    assert (record["images"], record["outlined"], record["reference"]) == (12, 12, said)
     assert "18 images are left out: pathology says nothing of them" in record["notes"]
 
 
@@ -548,6 +583,30 @@ def test_images_of_one_kind_of_risk_have_no_curve(clinic: Path, tmp_path: Path) 
     assert any(note.startswith("all graded images are of low risk") for note in record["notes"])
     assert record["roc"] is record["calibration"] is record["decision"] is None
     assert record["operating"][0]["here"]["sensitivity"]["value"] is None
+
+
+@pytest.mark.parametrize(("graded", "band"), [(2, False), (4, True)])
+def test_few_graded_images_have_a_curve_and_a_band_only_where_nearly_all_draws_have_one(
+    graded: int, band: bool, tmp_path: Path
+) -> None:
+    """Of 40 patients, a draw holds none of 2 graded ones in 13 % of cases, of 4 in 2 %."""
+    positive = np.full(40, np.nan)
+    positive[:graded] = np.arange(graded) % 2
+    score = np.linspace(0, 1, 40)
+    frame = pd.DataFrame(
+        {
+            "case": map(str, range(40)), "patient": map(str, range(40)), "positive": positive,
+            "grade": np.nan_to_num(positive, nan=-1).astype(int), "said": 0, "score": score,
+            "p[low]": 1 - score, "p[high]": score,
+        }
+    )  # fmt: skip
+    nothing = pd.DataFrame(index=range(40))
+    judged = evaluating.Judged(frame, nothing, ("low", "high"), pd.DataFrame(), {})
+    about = {"models": [], "data": "", "reference": "", "high_risk": "", "notes": []}
+    record = evaluating.judge(judged, [], None)
+    evaluation.write(about | record, judged, tmp_path)
+    assert np.isfinite(record["decision"]["model"]).all()
+    assert (record["decision"]["low"] is not None) == band
 
 
 def test_a_mirrored_look_is_the_mean_of_two(clinic: Path) -> None:

@@ -24,6 +24,7 @@ from mtbench_tasks._lesion import manifest, pictures
 from mtbench_tasks._lesion.agreement import MODEL, agreement
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.consensus import majority, staple, with_consensus
+from mtbench_tasks._lesion.doubts import halved, survey
 from mtbench_tasks._lesion.files import read_image, read_mask, read_picture
 from mtbench_tasks._lesion.splits import (
     TRUTH,
@@ -327,6 +328,8 @@ def test_a_file_outside_is_reached_by_an_absolute_path_only(folder: Path, tmp_pa
         ("mask,category\nmasks/0.png,3\n", "has no column 'image', found: mask, category"),
         ("image,msk\nimages/0.png,3\n", "no column 'msk': did you mean 'mask'?"),
         ("image,mask,patients\nimages/0.png,3,p\n", "did you mean 'patient'?"),
+        ("image,mask,grade\nimages/0.png,,3\n", "did you mean 'category'?"),
+        ("image,category,raeder\nimages/0.png,3,a\n", "did you mean 'reader'?"),
         ("image,mask,image\na,b,c\n", "has column 'image' twice"),
         ('image,category\n"images/0.png,3\n', "is no CSV"),
     ],
@@ -336,6 +339,12 @@ def test_what_is_no_manifest_is_explained(folder: Path, text: str, said: str) ->
         load(folder, text)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("column", ["gender", "year", "grade"])
+def test_a_columns_name_that_is_a_bit_like_reader_is_its_own(folder: Path, column: str) -> None:
+    found = load(folder, f"image,category,{column}\nimages/0.png,TR4,3\n")
+    assert dict(found.cases[0].groups) == {column: "3"}
 
 
 def test_files_that_are_no_text_or_not_there(folder: Path) -> None:
@@ -354,6 +363,24 @@ def test_other_columns_and_missing_patients_are_remarked(folder: Path) -> None:
     assert collection.remarks == ("columns that `mtbench evaluate` alone looks at: age, sex",)
     assert [dict(case.groups) for case in collection.cases] == [{"age": "61", "sex": "f"}, {}]
     assert {case.patient for case in collection.cases} == {"images/0.png", "images/1.png"}
+
+
+def test_a_column_is_kept_where_its_filled_cells_agree(folder: Path) -> None:
+    """What is said of an image once, in its first row, is said of it."""
+    rows = [
+        "image,category,reader,sex,scanner,composition",
+        "images/0.png,TR4,a,F,GE,Solid",
+        "images/0.png,TR3,b,,Philips,solid",
+        "images/1.png,TR3,a,,GE,",
+    ]
+    found = load(folder, "\n".join(rows))
+    assert [dict(c.groups) for c in found.cases] == [
+        {"sex": "F", "composition": "Solid"}, {"scanner": "GE"}
+    ]  # fmt: skip
+    assert found.cases[0].descriptors["composition"] == "solid"
+    [told] = [doubt for doubt in found.doubts if "differs" in doubt]
+    assert "'scanner' differs between rows of one image in 1 of 2 images" in told
+    assert told.endswith("the first: 0.png: GE, Philips")
 
 
 @pytest.mark.parametrize(
@@ -474,9 +501,30 @@ def test_staple_by_hand() -> None:
     assert ((a & b) <= found).all()
     assert (found <= (a | b)).all()
     with pytest.raises(DataError, match="x: its readers' masks have no consensus"):
-        staple("x", [a, far])
+        staple("x", [a, square(14, 14)])  # they meet in a pixel
     with pytest.raises(DataError, match="x: its readers' masks differ in size"):
         staple("x", [a, a[:30]])
+
+
+def test_readers_of_different_lesions_come_to_all_of_them() -> None:
+    """STAPLE would leave no pixel of equal ones, and of unequal ones the larger alone."""
+    a, small = square(5, 5), square(25, 30, 6)
+    np.testing.assert_array_equal(staple("x", [a, square(25, 30)]), a | square(25, 30))
+    np.testing.assert_array_equal(staple("x", [a, small]), a | small)
+
+
+def test_what_has_no_consensus_is_told_as_it_is_left_out() -> None:
+    image = picture(height=40, width=50)[0]
+    masks = square(5, 5), square(14, 14), square(5, 5)[:30]  # the first two meet in a pixel
+    readings = [Reading(reader, mask, 0) for reader, mask in zip("abc", masks, strict=True)]
+    cases = [Case(str(n), "p", image, tuple(readings[:n])) for n in (1, 2, 3)]
+    problems, _, broken = survey(Collection(tuple(cases), ("1", "2"), ""))
+    assert broken == 2
+    assert (
+        problems[0]
+        == "2: consensus's mask: 2: its readers' masks have no consensus (STAPLE leaves no pixel)"
+    )
+    assert [p[:43] for p in problems[1:]] == ["3: a mask has the image's rows and columns,"]
 
 
 def test_a_consensus_is_of_what_there_is() -> None:
@@ -491,6 +539,18 @@ def test_a_consensus_is_of_what_there_is() -> None:
     assert none.consensus is not None
     assert none.consensus.category is None
     assert [r.reader for r in none.said] == ["a", "b", "consensus"]
+
+
+def test_a_mask_by_one_reader_and_a_grade_by_another_is_told() -> None:
+    """One reader an image is learnt from: the other's half would not be, without a word."""
+    mask, image = square(5, 5), np.zeros((40, 50), np.uint8)
+    drawn, said, both = Reading("a", mask, None), Reading("b", None, 2), Reading("c", mask, 2)
+    of = [(drawn, said), (drawn,), (said,), (both, said), (both, drawn), (drawn, drawn)]
+    cases = [Case("x", "p", image, readings) for readings in of]
+    [told] = halved(cases)
+    assert told.startswith("1 of 6 images have the mask from one reader and the category from")
+    assert told in survey(Collection(tuple(cases), ("1", "2", "3"), ""))[1]
+    assert not list(halved(cases[1:]))
 
 
 @pytest.fixture(scope="module")
@@ -803,6 +863,51 @@ def test_training_on_one_source_and_testing_on_another(eight: Path) -> None:
     assert splits.notes["images"][0] + splits.notes["images"][1] == 6
     assert splits.test.category.tolist() == [3, 3]
     assert splits.notes["test source"] == "manifest"
+    first = splits.notes["doubts"][0]
+    assert first.startswith("test source manifest: 1 of its 1 patients, the first 'P0', are called")
+
+
+def test_patients_with_an_image_that_is_tested_elsewhere_do_not_train(eight: Path) -> None:
+    here = ["image,category,patient"] + [f"images/{i}.png,{3 + i % 2},P{i // 2}" for i in range(8)]
+    (eight / "here.csv").write_text("\n".join(here))
+    (eight / "0.png").write_bytes((eight / "images" / "0.png").read_bytes())
+    (eight / "there.csv").write_text("image,category,patient\n0.png,TR4,Q")
+    task = thyroid.Thyroid(
+        source="manifest", data=eight / "here.csv", grades=thyroid.ultrasound.GRADES,
+        test_source="manifest", test_data=eight / "there.csv", image_size=32, width=2,
+    )  # fmt: skip
+    splits = task.setup(0, silent)
+    assert isinstance(splits.test, CaseSplit)
+    assert [case.name for case in splits.test.cases] == ["manifest: 0.png"]
+    assert splits.notes["images"][0] + splits.notes["images"][1] == 6
+    assert splits.notes["problems"][0].startswith("manifest: 2 images, the first images/0.png, do")
+
+
+@pytest.mark.parametrize("name", ["nowhere.png", "images/broken.png"])
+def test_nobody_is_tested_in_the_place_of_those_who_cannot_be_read(eight: Path, name: str) -> None:
+    (eight / "images" / "broken.png").write_bytes(b"none")
+    head, lost = "image,category,patient,split", f"{name},TR4,Q,test"
+    here = [head] + [f"images/{i}.png,TR{3 + i % 2},P{i},train" for i in range(8)]
+    (eight / "here.csv").write_text("\n".join(here))
+    (eight / "lost.csv").write_text(f"{head}\n{lost}")
+    (eight / "both.csv").write_text("\n".join([*here, lost]))
+    small: dict[str, Any] = {"source": "manifest", "image_size": 32, "width": 2}
+    own = thyroid.Thyroid(data=eight / "both.csv", **small)
+    other = thyroid.Thyroid(
+        data=eight / "here.csv", grades=thyroid.ultrasound.GRADES, test_source="manifest",
+        test_data=eight / "lost.csv", **small,
+    )  # fmt: skip
+    for task in (own, other):
+        with pytest.raises(DataError, match=f"manifest: of the cases for test none .*{name}"):
+            task.setup(0, silent)
+
+
+def test_nobody_is_tested_in_the_place_of_those_who_have_no_label(eight: Path) -> None:
+    rows = [f"images/{i}.png,{'TR4' * (i > 1)},{'train' if i > 1 else 'test'}" for i in range(8)]
+    (eight / "bare.csv").write_text("\n".join(["image,category,split", *rows]))
+    task = thyroid.Thyroid(source="manifest", data=eight / "bare.csv", image_size=32, width=2)
+    with pytest.raises(DataError, match=r"for test none can be used.*none with a mask or a cat"):
+        task.setup(0, silent)
 
 
 def test_other_grades_are_tested_as_low_and_high() -> None:

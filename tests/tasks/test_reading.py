@@ -304,6 +304,30 @@ def test_radiomics_are_those_of_the_outline_against_the_training(tmp_path: Path)
             assert entry["z"] == pytest.approx(z, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("counts", "spacing", "compared"),
+    [
+        ({"outlines": 4, "of known spacing": 4}, 0.1, True),
+        ({"outlines": 4, "of known spacing": 0}, None, True),
+        ({"outlines": 4, "of known spacing": 0}, 7.0, True),  # no spacing of ultrasound
+        ({"outlines": 4, "of known spacing": 4}, None, False),
+        ({"outlines": 4, "of known spacing": 1}, 0.1, False),
+        ({}, None, True),  # written by earlier code
+    ],
+)
+def test_radiomics_in_other_units_have_no_z(
+    counts: dict[str, int], spacing: float | None, compared: bool, tmp_path: Path
+) -> None:
+    count = len(radiomics.FEATURES)
+    known = {"mean": [0.0] * count, "scale": [1.0] * count, **counts}
+    reference = Reference.of({"radiomics": known})
+    record = read(predictor(standing), tissue(), tmp_path, spacing, reference)
+    found = record["views"][0]["radiomics"]
+    without = {name for name, entry in found.items() if entry["z"] is None}
+    assert without == {f.name for f in radiomics.FEATURES if f.sized and not compared}
+    assert any("have no z" in note for note in record["notes"]) != compared
+
+
 @given(st.integers(0, 1000), st.floats(0.2, 5), st.integers(1, 60))
 def test_the_temperature_is_the_likeliest(seed: int, factor: float, count: int) -> None:
     generator = torch.Generator().manual_seed(seed)

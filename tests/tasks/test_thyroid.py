@@ -457,6 +457,7 @@ def test_guidance_reaches_the_known_entries_alone() -> None:
 def small_splits(collection: Collection, **parameters: Any) -> tuple[thyroid.Thyroid, Splits]:
     """The task at its smallest, on a collection, without a cache."""
     task = thyroid.Thyroid(image_size=32, width=4, **parameters)
+    task.origin = dataclasses.replace(task.origin, tested=False)  # the collection names nobody
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(thyroid.Thyroid, "collection", lambda *_: collection)
         return task, task.setup(0, silent)
@@ -542,6 +543,7 @@ def test_setup_is_paired_by_seed(population: Collection) -> None:
     for key in first:
         torch.testing.assert_close(first[key], second[key], rtol=0, atol=0, equal_nan=True)
     task = thyroid.Thyroid(image_size=32, width=4)
+    task.origin = dataclasses.replace(task.origin, tested=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(thyroid.Thyroid, "collection", lambda *_: population)
         other = task.setup(1, silent)

@@ -134,14 +134,9 @@ def load(path: Path, plugins: Sequence[Path] = (), hook: str = "") -> tuple[Task
         _refuse_without(task, hook)
         trained = load_trained(run, task, method)
         return task, Trained(trained.predict, name(spec), run.fitted() or {}, init=spec.init)
-    file = path / DESCRIPTION
+    known, file = _described(path), path / DESCRIPTION
     try:
-        known = Description.model_validate_json(file.read_bytes())
         content = (path / PACKED).read_bytes()
-    except ValidationError as error:
-        raise RunError(
-            f"{file}: not of version 1 of mtbench's packaged models: {first_fault(error)}"
-        ) from error
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}: {error.filename})") from error
     if hashlib.sha256(content).hexdigest() != known.weights:
@@ -157,6 +152,42 @@ def load(path: Path, plugins: Sequence[Path] = (), hook: str = "") -> tuple[Task
             f"a plugin has changed since {known.mtbench}: package it again"
         ) from error
     return task, Trained(trained.predict, name(known.spec), known.fitted, init=known.spec.init)
+
+
+def fitted(path: Path, task: str) -> dict[str, Any]:
+    """Return what `Task.fit` returned of a model; nothing of another task's, or a mere checkpoint.
+
+    Args:
+        path: a run directory, a packaged model, or a checkpoint.
+        task: its name.
+
+    Raises:
+        RunError: it is broken.
+    """
+    if (path / DESCRIPTION).exists():
+        known = _described(path)
+        return known.fitted if known.spec.task == task else {}
+    run = RunDirectory(path)
+    if not is_model(path) or run.spec().task != task:
+        return {}
+    return run.fitted() or {}
+
+
+def _described(path: Path) -> Description:
+    """Return what a packaged model is.
+
+    Raises:
+        RunError: its description cannot be read.
+    """
+    file = path / DESCRIPTION
+    try:
+        return Description.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise RunError(
+            f"{file}: not of version 1 of mtbench's packaged models: {first_fault(error)}"
+        ) from error
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}: {error.filename})") from error
 
 
 def name(spec: Spec) -> str:

@@ -39,20 +39,24 @@ def staple(name: str, contours: Sequence[Mask | Callable[[], Mask]]) -> Mask:
 
     STAPLE (Warfield et al. 2004) estimates each reader's sensitivity and specificity together with
     the probability of each pixel, by expectation maximisation. Its prior is the mean share of the
-    image that readers mark, so two readers who mark little come to the intersection.
+    image that readers mark, so two readers who mark little come to the intersection. Where no two
+    masks meet, readers outlined different lesions, and all of them are it, as of one reader's.
 
     Args:
         name: of the case, for the message.
         contours: (H, W) masks, or what reads them.
 
     Raises:
-        DataError: the masks differ in size, or no pixel reaches 1/2.
+        DataError: the masks differ in size, or some meet and yet no pixel reaches 1/2.
     """
     import SimpleITK as sitk  # noqa: N813
 
     masks = [read(contour) for contour in contours]
     if len({mask.shape for mask in masks}) > 1:
         raise DataError(f"{name}: its readers' masks differ in size: {[m.shape for m in masks]}")
+    apart: Mask = np.logical_or.reduce(masks)
+    if np.count_nonzero(apart) == sum(map(np.count_nonzero, masks)):
+        return apart
     images = [sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in masks]
     found: Mask = sitk.GetArrayFromImage(sitk.STAPLE(images, 1.0)) > 0.5
     if not found.any():

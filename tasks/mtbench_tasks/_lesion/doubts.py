@@ -14,6 +14,7 @@ from scipy import ndimage
 from mtbench.errors import DataError
 from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, look
 from mtbench_tasks._lesion.categories import visible
+from mtbench_tasks._lesion.consensus import with_consensus
 
 HALF = 0.5  # of the image: a lesion seldom covers more
 SMALLEST = 32  # pixels: a smaller mask has no texture to speak of
@@ -69,7 +70,8 @@ def examine(case: Case) -> Examined:
     masks: list[Mask | None] = []
     for reading in case.said:
         mask = None
-        if reading.contour is not None:
+        # A consensus of what cannot be read would be told twice.
+        if reading.contour is not None and not (faults and reading is case.consensus):
             try:
                 mask, told = case.mask(reading, image)
                 doubts += told
@@ -87,22 +89,22 @@ def examine(case: Case) -> Examined:
     for (a, first), (b, second) in itertools.combinations(drawn, 2):
         if first.shape == second.shape and not (first & second).any():
             doubts.append(
-                f"{case.name}: the masks of {a} and {b} do not meet: two lesions? Rows of one "
-                "reader are united"
+                f"{case.name}: the masks of {a} and {b} do not meet: two lesions? If no two "
+                "readers' masks meet, their consensus is all of them"
             )
     hashes = () if image is None else perceptual(image)
     return Examined(image, tuple(masks), tuple(faults), tuple(doubts), hashes)
 
 
 def survey(collection: Collection) -> tuple[list[str], list[str], int]:
-    """Read all of a collection.
+    """Read all of a collection, and what several readers come to together, as a run does.
 
     Returns:
         What is broken, and what looks odd, a line each; how many cases cannot be used for it.
     """
 
     def read(case: Case) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
-        found = examine(case)
+        found = examine(case if case.truth else with_consensus(case))
         return found.faults, found.doubts, found.hashes
 
     # Threads: decoding lets go of the interpreter. In batches: handing over has its price.
@@ -115,7 +117,24 @@ def survey(collection: Collection) -> tuple[list[str], list[str], int]:
         doubts += odd
         hashes[i] = known
         broken += bool(faults)
-    return problems, [*doubts, *alike(collection.cases, hashes)], broken
+    doubts += [*halved(collection.cases), *alike(collection.cases, hashes)]
+    return problems, doubts, broken
+
+
+def halved(cases: Sequence[Case]) -> Iterator[str]:
+    """Yield a line where learning from one reader an image leaves half of what is known out."""
+    apart = sum(
+        any(r.contour is not None for r in case.readings)
+        and any(r.category is not None for r in case.readings)
+        and all(r.contour is None or r.category is None for r in case.readings)
+        for case in cases
+    )
+    if apart:
+        yield (
+            f"{apart} of {len(cases)} images have the mask from one reader and the category "
+            "from another, and of each image one reader is learnt from: give --labels consensus to "
+            "learn both"
+        )
 
 
 def of_image(image: Image) -> Iterator[str]:

@@ -19,6 +19,7 @@ from mtbench_tasks._lesion.asking import Answer, Ask, together
 from mtbench_tasks._lesion.calipers import calipers
 from mtbench_tasks._lesion.cases import Case
 from mtbench_tasks._lesion.categories import visible
+from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.descriptors import Lexicon
 from mtbench_tasks._lesion.doubts import NEAR, copies, parts
 from mtbench_tasks._lesion.familiar import Familiar, sight
@@ -68,10 +69,11 @@ class Judged:
     lexicon: Lexicon = ()
 
 
-def with_truth(cases: Sequence[Case], reader: str) -> list[Case]:
+def with_truth(cases: Sequence[Case], reader: str) -> tuple[list[Case], set[str]]:
     """Return the cases of which one reader said something: that is the truth, the others readers.
 
-    Those of which nobody else said anything are left as they are.
+    Those of which nobody else said anything are left as they are. Where the reader drew nothing, as
+    pathology does not, the outline is the others', or their consensus: these cases' names are told.
 
     Raises:
         UsageError: there is no such reader.
@@ -79,13 +81,21 @@ def with_truth(cases: Sequence[Case], reader: str) -> list[Case]:
     names = {reading.reader for case in cases for reading in case.readings}
     if reader not in names:
         raise UsageError(f"--truth {reader}: is no reader of the data: {', '.join(sorted(names))}")
-    found = []
+    found, lent = list[Case](), set[str]()
     for case in cases:
         own = [reading for reading in case.readings if reading.reader == reader]
         others = tuple(reading for reading in case.readings if reading.reader != reader)
-        if own:
-            found.append(replace(case, readings=others, truth=own[0]) if others else case)
-    return found
+        if not own:
+            continue
+        if not others:
+            found.append(case)
+            continue
+        truth, agreed = own[0], with_consensus(replace(case, readings=others)).said[-1].contour
+        if truth.contour is None and agreed is not None:
+            truth = replace(truth, contour=agreed)
+            lent.add(case.name)
+        found.append(replace(case, readings=others, truth=truth))
+    return found, lent
 
 
 def joined(
@@ -419,15 +429,19 @@ def _calibration(of: Of) -> dict[str, list[float]] | None:
     return {"predicted": said.tolist(), "observed": seen.tolist()}
 
 
-def _decision(of: Of) -> dict[str, list[float]] | None:
+def _decision(of: Of) -> dict[str, list[float] | None] | None:
+    """Return the decision curve; its band, as an interval, only where nearly all draws have one."""
     if not of.told:
         return None
     everybody = judging.net_benefit(np.ones_like(of.score), of.positive, DECISIONS, of.w[:1])[0]
     values = judging.net_benefit(of.score, of.positive, DECISIONS, of.w)
-    low, high = np.percentile(values[1:], judging.LEVEL, axis=0)
+    drawn = values[1:][np.isfinite(values[1:, 0])]  # others drew no graded patient
+    low = high = None
+    if len(drawn) >= judging.DEFINED * (len(values) - 1):
+        low, high = np.percentile(drawn, judging.LEVEL, axis=0).tolist()
     return {
-        "threshold": DECISIONS.tolist(), "model": values[0].tolist(), "low": low.tolist(),
-        "high": high.tolist(), "all": everybody.tolist(),
+        "threshold": DECISIONS.tolist(), "model": values[0].tolist(), "low": low, "high": high,
+        "all": everybody.tolist(),
     }  # fmt: skip
 
 

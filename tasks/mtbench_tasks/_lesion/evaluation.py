@@ -60,7 +60,7 @@ def write(record: Record, judged: Judged, to: Path) -> Evaluation:
 def notes(
     record: Record,
     *,
-    silent: int,
+    silent: tuple[str | None, int],
     left_out: int,
     merged: int,
     problems: Sequence[str],
@@ -77,7 +77,7 @@ def notes(
 
     Args:
         record: the numbers.
-        silent: of how many images the reader whose word is the truth said nothing.
+        silent: the reader whose word is the truth, and of how many images they said nothing.
         left_out: how many images are of patients whom the model has seen.
         merged: how many patients fewer there are, as some share an image.
         problems: what could not be read.
@@ -98,8 +98,8 @@ def notes(
             f"grades are reduced to low and high: high is {at_least(grades, at)} of the data's "
             f"{', '.join(grades)}{model * (len(own) > 2)}"
         )
-    if silent:
-        yield f"{silent} images are left out: {record['reference']} says nothing of them"
+    if silent[1]:
+        yield f"{silent[1]} images are left out: {silent[0]} says nothing of them"
     if left_out:
         yield (
             f"{left_out} images are left out: the model was trained or chosen on images of their "
@@ -377,11 +377,12 @@ def _calibration(curve: Record) -> Markup:
 def _decision(curve: Record) -> Markup:
     figure, axes = _axes("threshold", "net benefit")
     at = curve["threshold"]
-    axes.fill_between(at, curve["low"], curve["high"], color=BAR, alpha=0.2, linewidth=0)
+    if curve["low"] is not None:
+        axes.fill_between(at, curve["low"], curve["high"], color=BAR, alpha=0.2, linewidth=0)
     axes.plot(at, curve["model"], color=BAR, linewidth=1.8, label="model")
     axes.plot(at, curve["all"], color=QUIET, linewidth=1, linestyle="--", label="all")
     axes.axhline(0, color=INK, linewidth=0.8, label="nobody")
-    top = max(*curve["high"], 0.05)
+    top = max(*(curve["high"] or curve["model"]), 0.05)
     axes.set(xlim=(0, 1), ylim=(-0.5 * top, 1.1 * top))
     axes.legend(fontsize=8, frameon=False, labelcolor=INK)
     return svg(figure, "decision")

@@ -37,11 +37,12 @@ def evaluate(
     origin = _origin(task, source, data, grades)
     limit, same = _limit(task, origin, high)
     collection = load(source, origin, data, lambda *_: None)
-    count = len(collection.cases)
+    count, lent = len(collection.cases), set[str]()
     if truth is not None:
+        said, lent = evaluating.with_truth(collection.cases, truth)
         collection = replace(
             collection,
-            cases=tuple(evaluating.with_truth(collection.cases, truth)),
+            cases=tuple(said),
             # Not " truth ": under that name a cache may hold all cases, silent ones too.
             fingerprint=f"{collection.fingerprint} of {truth}",
         )
@@ -73,6 +74,10 @@ def evaluate(
     kind = Familiar.of(trained.fitted)
     judged = evaluating.ask_all(ask, split, names, from_, lexicon, kind)
     points = operating.shared(fitted)
+    drawn = sum(case.name in lent for case in split.cases)
+    others = f"; of {drawn} images, which it did not outline, the other readers' outline" * (
+        drawn > 0
+    )
     record = {
         "models": [model.name for model in trained.members],
         "data": str(data or source),
@@ -80,14 +85,14 @@ def evaluate(
         "mirror": mirror,
         "high": origin.grades[limit],
         "high_risk": f"{origin.system} {evaluation.at_least(origin.grades, limit)}".strip(),
-        "reference": authority(split.cases) if truth is None else truth,
+        "reference": authority(split.cases) if truth is None else truth + others,
         "grades": list(names),
         **evaluating.judge(judged, points, by),
     }
     record["notes"] = list(
         evaluation.notes(
             record,
-            silent=silent,
+            silent=(truth, silent),
             left_out=len(prepared.hashes) - len(chosen),
             merged=merged,
             problems=problems,
@@ -120,9 +125,7 @@ def _limit(task: "LesionTask", origin: Source, high: str | None) -> tuple[int, b
     """Return the first grade of a source that is high risk, and whether all grades are ours."""
     ours = origin.grades == task.origin.grades
     if high is None:
-        # Of another organ the same grades may be divided elsewhere.
-        known = (one.high for one in task.sources.values() if one.grades == origin.grades)
-        limit = task.origin.high if ours else next(known, origin.high)
+        limit = task.divide(origin)
     elif ours or high not in origin.grades[1:]:
         named = ", ".join(origin.grades)
         if ours:

@@ -42,6 +42,8 @@ def fit(
         lexicon: the descriptors that are learnt.
     """
     assert train.standardise is not None
+    drawn = torch.isfinite(train.radiomics).all(1)
+    spaced = [radiomics.usable(spacing) for spacing in train.spacing[drawn].tolist()]
     seen = list[NDArray[np.float64]]()
     for positions in torch.split(torch.arange(len(train)), BATCH):
         inputs = train.images(positions)
@@ -83,6 +85,8 @@ def fit(
         familiar.KEY: Familiar.fit(np.array(seen), np.array(others)).to_json(),
         "radiomics": {
             "features": [feature.name for feature in radiomics.FEATURES],
+            "outlines": len(spaced),
+            "of known spacing": sum(spaced),
             "mean": train.standardise.mean.tolist(),
             "scale": train.standardise.scale.tolist(),
         },

@@ -152,7 +152,7 @@ def net_benefit(score: Floats, positive: Flags, at: Floats, w: Floats) -> Floats
     """
     flagged = score[:, None] >= at
     gain = np.where(positive[:, None], 1.0, -at / (1 - at)) * flagged
-    return np.asarray((w @ gain) / w.sum(1, keepdims=True))
+    return ratio(w @ gain, w.sum(1, keepdims=True))
 
 
 def agreement(difference: Floats, w: Floats) -> dict[str, Floats]:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.training.task import Progress, Recipe
 from mtbench_tasks._lesion import nnunet
 from mtbench_tasks._lesion.cases import Case, Collection, Reading, United
-from mtbench_tasks._lesion.categories import ODD, SCALES, place, scale_of, unsaid
+from mtbench_tasks._lesion.categories import ODD, SCALES, place, scale_of, unsaid, visible
 from mtbench_tasks._lesion.doubts import spelt_alike
 from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, read_geometry
 from mtbench_tasks._lesion.pixels import implausible
@@ -19,7 +19,7 @@ from mtbench_tasks._lesion.radiomics import STEP
 from mtbench_tasks._lesion.source import Source
 from mtbench_tasks._lesion.table import COLUMNS, Row, Table, locate_in, read
 
-VERSION = 2  # part of the fingerprint: raise it when the same files give other cases
+VERSION = 3  # part of the fingerprint: raise it when the same files give other cases
 
 Images = Mapping[tuple[Path, int | None], Mapping[int, Row]]
 """By image and frame, its rows by their line."""
@@ -131,7 +131,7 @@ def load(
     cases = [case for case, _ in read_from]
     if not cases and not problems:
         raise DataError(f"{path}: has no row with a mask or a category: nothing to learn from")
-    doubts += _shared(path, images)
+    doubts += [*_shared(path, images), *_differing(path, images, table.groups)]
     if below:
         doubts.append(
             f"{path}: the category is a negative number in {below} of {len(table.rows)} rows: they "
@@ -412,7 +412,7 @@ def _case(
         contour = None if not masks else masks[0] if len(masks) == 1 else United(masks)
         readings.append(Reading(reader, contour, next(iter(found), None)))
     spacing, odd = _spacing(where, file, next(iter(spacings), None))
-    more = dict(set.intersection(*(set(groups[line].items()) for line in rows)))
+    more = {name: own[0] for name, own in _about(rows, groups).items() if len(own) == 1}
     case = Case(
         name=image if frame is None else f"{image} frame {frame}",
         patient=next(iter(patients), image),
@@ -424,6 +424,36 @@ def _case(
         descriptors={name: cell.casefold() for name, cell in more.items()},
     )
     return case, doubts + odd
+
+
+def _about(rows: Iterable[int], groups: Mapping[int, Mapping[str, str]]) -> dict[str, list[str]]:
+    """Return what an image's rows, by their lines, say in further columns: an empty cell nothing.
+
+    Cells that differ in case alone say the same.
+    """
+    found = defaultdict[str, dict[str, str]](dict)
+    for line in rows:
+        for name, cell in groups[line].items():
+            found[name].setdefault(visible(cell).casefold(), cell)
+    return {name: list(cells.values()) for name, cells in found.items()}
+
+
+def _differing(
+    path: Path, images: Images, groups: Mapping[int, Mapping[str, str]]
+) -> Iterator[str]:
+    """Yield the further columns in which rows of one image differ: it has nothing of these."""
+    first: dict[str, str] = {}
+    counts = Counter[str]()
+    for (image, _), rows in images.items():
+        for name, cells in _about(rows, groups).items():
+            if len(cells) > 1:
+                counts[name] += 1
+                first.setdefault(name, f"{image.name}: {', '.join(cells)}")
+    for name, count in counts.items():
+        yield (
+            f"{path}: column {name!r} differs between rows of one image in {count} of "
+            f"{len(images)} images, and is left out there: make it one; the first: {first[name]}"
+        )
 
 
 def _spacing(where: str, file: Path, said: float | None) -> tuple[float | None, list[str]]:

@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from mtbench.errors import DataError
 from mtbench_tasks._lesion.cases import Mask
+from mtbench_tasks._lesion.doubts import SMALLEST
 
 FEW = 32  # more different values than this are edges, noise or an image, and no list of labels
 BETWEEN = 0.1  # share of pixels neither dark nor bright, from which a file is no mask but an image
@@ -215,11 +216,26 @@ def _values(plane: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.int64]]:
 
 
 def _regions(plane: NDArray[Any], found: NDArray[Any], counts: NDArray[np.int64]) -> list[float]:
-    """Return the values above 0 that fill a region: those of an edge fill none."""
-    likely = found[(found > 0) & (counts > REGION * counts[found > 0].sum())]
-    if len(likely) == 1:
-        return [float(likely[0])]
-    return [float(value) for value in likely if ndimage.binary_erosion(plane == value).any()]
+    """Return the values above 0 that fill a region: those of an edge fill none.
+
+    A small region, such as a nodule in its gland, is one where it is an island: what surrounds an
+    edge is lower on one side, and higher on the other.
+    """
+    lit = found > 0
+    large = counts > REGION * counts[lit].sum()
+    likely, small = found[lit & large], found[lit & ~large & (counts >= SMALLEST)]
+    if len(likely) > 1:
+        likely = [value for value in likely if ndimage.binary_erosion(plane == value).any()]
+    return sorted(map(float, [*likely, *(value for value in small if _is_island(plane, value))]))
+
+
+def _is_island(plane: NDArray[Any], value: float) -> bool:
+    """Return whether a value fills a region, and all around it is lower, or all is higher."""
+    region = plane == value
+    if not ndimage.binary_erosion(region).any():
+        return False
+    around = plane[ndimage.binary_dilation(region) & ~region]
+    return bool(around.max() < value or around.min() > value)
 
 
 def _plateaus(plane: NDArray[Any]) -> list[float]:

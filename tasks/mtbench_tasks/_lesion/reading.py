@@ -23,7 +23,7 @@ from mtbench_tasks._lesion.doubts import of_image, parts
 from mtbench_tasks._lesion.familiar import Familiar, Vector, sight
 from mtbench_tasks._lesion.grid import Placement, to_input
 from mtbench_tasks._lesion.pixels import Picture, implausible
-from mtbench_tasks._lesion.radiomics import CLIP, FEATURES, Standardiser, extract
+from mtbench_tasks._lesion.radiomics import CLIP, FEATURES, Standardiser, extract, usable
 from mtbench_tasks._lesion.screen import lit_box
 from mtbench_tasks._lesion.spread import interval, lengths
 
@@ -49,21 +49,28 @@ class Reference:
     Attributes:
         standardise: the training's radiomics, None where they are not known.
         familiar: what the training's images are like, None where that is not known.
+        spaced: the share of the training's outlines whose spacing was known, None where that is not
+            recorded.
     """
 
     standardise: Standardiser | None = None
     familiar: Familiar | None = None
+    spaced: float | None = None
+
+    def compares(self, spacing: float | None) -> bool:
+        """Return whether what measures the size of pixels is in the training's unit."""
+        return self.spaced in (None, float(usable(spacing)))
 
     @classmethod
     def of(cls, fitted: Mapping[str, Any]) -> Self:
         """Return the reference that `LesionTask.fit` wrote; an empty one where it has not."""
         if not fitted:
             return cls()
-        mean, scale = (np.array(fitted["radiomics"][key]) for key in ("mean", "scale"))
-        return cls(
-            Standardiser(mean, scale),
-            Familiar.of(fitted),
-        )
+        known = fitted["radiomics"]
+        mean, scale = (np.array(known[key]) for key in ("mean", "scale"))
+        # Earlier code wrote no counts.
+        spaced = known["of known spacing"] / known["outlines"] if known.get("outlines") else None
+        return cls(Standardiser(mean, scale), Familiar.of(fitted), spaced)
 
 
 def clean(path: Path, to: Path) -> None:
@@ -162,9 +169,9 @@ def read(
         term of each descriptor that was learnt, and of the largest segmented region what `calipers`
         measures, ``interval`` (of `spread`), whether it is taller than wide (known in a transverse
         plane only), and its radiomics, with ``z`` in standard deviations from the mean of the
-        training's contours. ``others`` has the lengths of further regions. Where nothing is
-        segmented, there is no lesion: lengths are 0, and the rest is null; the probabilities are
-        those of a lesion, if there were one.
+        training's contours, null where these are in other units. ``others`` has the lengths of
+        further regions. Where nothing is segmented, there is no lesion: lengths are 0, and the rest
+        is null; the probabilities are those of a lesion, if there were one.
     """
     image, spacing = picture.pixels, picture.spacing or given
     whole = np.zeros(image.shape, dtype=bool)
@@ -194,7 +201,7 @@ def read(
                 "others": [
                     _measure(region, place, picture.step, spacing, plane) for region in regions[1:]
                 ],
-                "radiomics": _radiomics(image[box], largest, spacing, reference.standardise),
+                "radiomics": _radiomics(image[box], largest, spacing, reference),
             }
         )
     shown, told = burnt.shown(image, boxes, text)
@@ -237,10 +244,19 @@ def _notes(
         yield from (which + text for text in of_image(pixels))
         if reference.familiar is not None and (odd := reference.familiar.doubt(seen)):
             yield which + odd
-        scores = [found["z"] for found in (view["radiomics"] or {}).values()]
-        if (far := sum(z is not None and abs(z) >= CLIP for z in scores)) >= ODD:
+        known = [found["z"] for found in (view["radiomics"] or {}).values()]
+        scores = [z for z in known if z is not None]
+        if (far := sum(abs(z) >= CLIP for z in scores)) >= ODD:
             yield f"{which}{far} of {len(scores)} radiomics lie far outside the training's"
     own = picture.spacing
+    spacing = own or given
+    if any(view["radiomics"] for view in views) and not reference.compares(spacing):
+        sized = [feature.name.replace("_", " ") for feature in FEATURES if feature.sized]
+        yield (
+            f"the spacing is {'known' if usable(spacing) else 'unknown'}, and was known of "
+            f"{reference.spaced:.0%} of the training's outlines: {', '.join(sized)} are in other "
+            "units there, and have no z"
+        )
     if own is None:
         yield from implausible(given)
     elif given is not None and abs(given - own) > 0.02 * own:
@@ -359,15 +375,19 @@ def _measure(
 
 
 def _radiomics(
-    view: Image, mask: Mask, spacing: float | None, standardise: Standardiser | None
+    view: Image, mask: Mask, spacing: float | None, reference: Reference
 ) -> dict[str, dict[str, float | None]] | None:
     """Return each feature's value and z; None where the mask has no texture to speak of."""
-    vector = extract(view, mask, spacing)
+    vector, known = extract(view, mask, spacing), reference.standardise
     if np.isnan(vector).any():
         return None
-    scores = [None] * len(vector) if standardise is None else standardise(vector).round(2).tolist()
+    scores = [None] * len(vector) if known is None else known(vector).round(2).tolist()
+    alike = reference.compares(spacing)
     return {
-        feature.name: {"value": float(f"{value:.6g}"), "z": z}
+        feature.name: {
+            "value": float(f"{value:.6g}"),
+            "z": z if alike or not feature.sized else None,
+        }
         for feature, value, z in zip(FEATURES, vector, scores, strict=True)
     }
 

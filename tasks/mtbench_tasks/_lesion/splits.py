@@ -19,6 +19,7 @@ from mtbench.training.task import Batch, Progress, Split
 from mtbench_tasks._lesion.augment import augment
 from mtbench_tasks._lesion.cases import PARTS, Case, Collection, Reading, read
 from mtbench_tasks._lesion.descriptors import Lexicon, labels
+from mtbench_tasks._lesion.doubts import spelt_alike
 from mtbench_tasks._lesion.grid import Prepared
 from mtbench_tasks._lesion.radiomics import FEATURES, Standardiser, extract_all
 from mtbench_tasks._lesion.source import Source
@@ -124,7 +125,8 @@ def with_test_of(
     """Return a collection to learn from, with all of another to test on.
 
     Its own cases that are meant for a test are left out. Where the grades differ, the other's are
-    told as low or high: as the first of the own ones, or the first that is high.
+    told as low or high: as the first of the own ones, or the first that is high. Patients who are
+    called alike in both stay apart, and are told.
 
     Args:
         own: to learn from.
@@ -151,12 +153,25 @@ def with_test_of(
         )
         for case in other.cases
     ]
+    ours, theirs = (
+        list(dict.fromkeys(c.patient for c in cases if c.patient != c.name))  # nobody named others
+        for cases in (learnt, other.cases)
+    )
+    spelt = spelt_alike([*ours, *theirs])
+    known = {spelt[patient] for patient in ours}
+    both = [patient for patient in theirs if spelt[patient] in known]
+    doubts = [
+        f"test source {name}: {len(both)} of its {len(theirs)} patients, the first {patient!r}, "
+        "are called as some who are trained on: leave them out of one, or, if they are others, "
+        "call them otherwise"
+        for patient in both[:1]
+    ]
     return replace(
         own,
         cases=(*learnt, *tested),
         fingerprint=f"{own.fingerprint} tested on {other.fingerprint}",
         problems=(*own.problems, *other.problems),
-        doubts=(*own.doubts, *other.doubts),
+        doubts=(*doubts, *own.doubts, *other.doubts),
         remarks=(*own.remarks, *other.remarks),
     )
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mtbench.errors import DataError, did_you_mean
+from mtbench.errors import DataError
 from mtbench.training.data import regular
 from mtbench_tasks._lesion import nnunet
 from mtbench_tasks._lesion.cases import Part
@@ -33,6 +33,10 @@ COLUMNS = {
 }
 RARE = ("mask_value", "frame", "split")
 """Columns that few files have: another one's name may look like theirs."""
+SURE = 0.75
+"""How much like ``reader`` another name must be: ``gender`` and ``year`` are less."""
+WORDS = {"grade": "category", "rater": "reader"}
+"""What else people call a column."""
 
 
 WORKBOOKS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
@@ -194,9 +198,11 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
         raise DataError(f"{path}: has column {twice[0]!r} twice")
     absent = COLUMNS.keys() - set(columns) - set(RARE)
     for name in (name for name in columns if name not in COLUMNS):
-        if get_close_matches(name, absent, n=1):
+        near = get_close_matches(name, absent - {"reader"}, n=1)
+        near += get_close_matches(name, absent & {"reader"}, n=1, cutoff=SURE)
+        if likely := [column for column in (WORDS.get(name), *near) if column in absent]:
             raise DataError(
-                f"{path}: has no column {name!r}: {did_you_mean(name, absent)} If it is another "
+                f"{path}: has no column {name!r}: did you mean {likely[0]!r}? If it is another "
                 "thing, name it otherwise"
             )
     if "image" in absent:

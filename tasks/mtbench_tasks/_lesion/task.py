@@ -1,7 +1,7 @@
 """A task of two objectives: a lesion's mask and its risk category, from one image."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,10 +26,11 @@ from mtbench.training.task import (
 )
 from mtbench_tasks._lesion import descriptors, manifest, nnunet, radiomics
 from mtbench_tasks._lesion.calipers import Plane
-from mtbench_tasks._lesion.cases import Case, Collection
+from mtbench_tasks._lesion.cases import PARTS, Case, Collection
+from mtbench_tasks._lesion.categories import place
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.descriptors import Threshold
-from mtbench_tasks._lesion.doubts import alike, survey
+from mtbench_tasks._lesion.doubts import alike, halved, survey
 from mtbench_tasks._lesion.grid import prepare
 from mtbench_tasks._lesion.source import Source, graded, load, must_read
 from mtbench_tasks._lesion.splits import (
@@ -162,6 +163,7 @@ class LesionTask(Task):
         if data is not None:
             must_read(self.source, self.origin)
         self.data, self.target, self.strict, self.labels = data, target, strict, labels
+        self._seen: Sequence[str] = ()  # by what training starts from
         self.risk_loss = risk_loss
         self.recipe = self.origin.recipe
         if self.pretrained is None:
@@ -236,7 +238,19 @@ class LesionTask(Task):
                 f"the grades of source {source} are {', '.join(origin.grades)}, those of "
                 f"{self.source} {', '.join(self.origin.grades)}: give --target low-high{also}"
             )
-        return source, origin, data
+        return source, replace(origin, high=self.divide(origin)), data
+
+    def divide(self, origin: Source) -> int:
+        """Return the first grade of a source, which may be another organ's, that is high risk here.
+
+        That is the one at which this task's source divides its own, or else another of its sources,
+        whatever further grades there are; the source's own where they have none such.
+        """
+        if origin.grades == self.origin.grades:
+            return self.origin.high
+        known = [one for one in (self.origin, *self.sources.values()) if one.grades]
+        places = (place(one.grades[one.high], origin.grades) for one in known)
+        return next((at for at in places if at), origin.high)
 
     def collection(self, progress: Progress) -> Collection:
         """Return the cases.
@@ -260,14 +274,30 @@ class LesionTask(Task):
         problems = [*collection.problems, *prepared.broken.values()]
         doubts = [*collection.doubts, *itertools.chain(*prepared.doubts.values())]
         doubts += alike(cases, prepared.hashes)
-        if self.strict and (wrong := problems + doubts):
-            raise DataError(f"{wrong[0]} (of {len(wrong)} such; --strict stops at them)")
+        if self.labels == "reader":
+            doubts += halved(cases)
         usable = [i for i in range(len(cases)) if i not in prepared.broken]
+        self._must_keep_parts(cases, prepared.broken, problems)
         rng = np.random.default_rng(seeding.derive(seed, "split"))
         joined = join_patients([cases[i] for i in usable], [prepared.images[i] for i in usable])
         for i, case in zip(usable, joined, strict=True):
             cases[i] = case
+        if self.elsewhere is not None:
+            # The test is the other source's alone, and none of its patients trains.
+            tested = {case.patient for case in joined if case.part == "test"}
+            both = [i for i in usable if cases[i].part != "test" and cases[i].patient in tested]
+            usable = [i for i in usable if i not in set(both)]
+            joined = [cases[i] for i in usable]
+            problems = [
+                f"{self.source}: {len(both)} images, the first {cases[i].name}, do not train: "
+                f"their patients have an image that test source {self.elsewhere[0]} has too"
+                for i in both[:1]
+            ] + problems
         parts = split_patients(joined, rng, self.fold)
+        hashes = {p: prepared.hashes[i] for p, i in enumerate(usable)}
+        doubts = [*self._met(joined, hashes, parts), *doubts]
+        if self.strict and (wrong := problems + doubts):
+            raise DataError(f"{wrong[0]} (of {len(wrong)} such; --strict stops at them)")
         if min(map(len, parts)) == 0:
             why = f"; the first of {len(problems)} left out: {problems[0]}" if problems else ""
             raise DataError(
@@ -306,6 +336,51 @@ class LesionTask(Task):
         notes = self._notes(made, collection, problems, doubts)
         fingerprint = collection.fingerprint + self._load_encoder()
         return Splits(made[0], made[1], made[2], fingerprint=fingerprint, notes=notes)
+
+    def _must_keep_parts(
+        self, cases: Sequence[Case], broken: Mapping[int, str], problems: Sequence[str]
+    ) -> None:
+        """Refuse data of which no case of a part can be used: others would be dealt in its place.
+
+        Raises:
+            DataError: there is such a part.
+        """
+        tested = self.elsewhere is not None or self.origin.tested
+        for part in PARTS[1:]:  # what is of no part trains
+            meant = [i for i, case in enumerate(cases) if case.part == part]
+            if not broken.keys() >= set(meant) or not (meant or (part == "test" and tested)):
+                continue
+            source = self.elsewhere[0] if self.elsewhere and part == "test" else self.source
+            first = (
+                [broken[i] for i in meant]
+                or problems
+                or ["there is none with a mask or a category"]
+            )
+            raise DataError(
+                f"{source}: of the cases for {part} none can be used, and no others are put in "
+                f"their place: mend them; the first of {len(first)}: {first[0]}"
+            )
+
+    def begin(self, fitted: Mapping[str, Any]) -> None:
+        """Take note of the images that what training starts from was trained or chosen on."""
+        self._seen = fitted.get("seen", ())
+
+    def _met(
+        self, cases: Sequence[Case], hashes: Mapping[int, Sequence[str]], parts: Sequence[list[int]]
+    ) -> Iterator[str]:
+        """Yield what of validation and test has been seen by what training starts from."""
+        if not self._seen:
+            return
+        from mtbench_tasks._lesion.evaluating import unseen  # which takes seconds to import
+
+        new = set(unseen(cases, hashes, self._seen))
+        for part, positions in zip(PARTS[:0:-1], parts[:0:-1], strict=True):
+            if met := sum(p not in new for p in positions):
+                yield (
+                    f"{met} of {len(positions)} {part} images are of patients whom what it starts "
+                    "from (--init) was trained or chosen on: its scores there are too good; start "
+                    "from a model that has not seen them"
+                )
 
     def _notes(
         self,
