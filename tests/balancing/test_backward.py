@@ -774,6 +774,44 @@ def test_retained_gradients_count_once(name: str) -> None:
     torch.testing.assert_close(z.grad, expected)
 
 
+def joined(net: Net, hook: Callable[[Tensor], Tensor | None], at_head: bool) -> list[Tensor]:
+    """Losses of outputs in one tensor, with a hook on a head's output or on all of them."""
+    outputs = [head(net.z()) for head in net.heads]
+    if at_head:
+        outputs[0].register_hook(hook)
+    together = torch.cat(outputs, 1)
+    if not at_head:
+        together.register_hook(hook)
+    return [(column - k).square().mean() for k, column in enumerate(together.unbind(1))]
+
+
+def finite(gradient: Tensor) -> None:
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("hook", [torch.nan_to_num, finite], ids=["cleans", "refuses"])
+@pytest.mark.parametrize("at_head", [False, True])
+@pytest.mark.parametrize("name", ["cagrad", "graddrop"])
+def test_a_hook_above_joined_outputs(
+    name: str, at_head: bool, hook: Callable[[Tensor], Tensor | None]
+) -> None:
+    net = Net(3)
+    expected = made(net, name)
+    mtbench.balancer(name, num_objectives=3).backward(joined(net, hook, at_head))
+    same(grads(net), expected)
+
+
+def test_shared_parameters_come_as_the_forward_pass_reads_them() -> None:
+    """Whichever losses lead there: a method that is resumed may see another batch first."""
+    left, right, *heads = [nn.Linear(2, 2), nn.Linear(2, 2), *(nn.Linear(4, 1) for _ in range(3))]
+    for missing in (0, 1, 2, None):
+        parts = [left(torch.ones(1, 2)), right(torch.ones(1, 2))]
+        turned = (parts, parts[::-1], parts[::-1])
+        losses = [h(torch.cat(z, 1)).sum() for h, z in zip(heads, turned, strict=True)]
+        step = Step([None if k == missing else x for k, x in enumerate(losses)])
+        assert [*map(id, step.shared)] == [id(p) for m in (left, right) for p in m.parameters()]
+
+
 def test_a_batch_for_each_objective_costs_one_backward_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
