@@ -1,12 +1,35 @@
 """What methods that remember gradients share: K x d state, and weights that move on the simplex."""
 
 import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Aggregator, Balancer
 from mtbench_baselines._checks import nonnegative, positive
+
+
+class Whose:
+    """Knows whose gradients the last ones were; a copy does not, as its model may be a copy too."""
+
+    def __init__(self) -> None:
+        self._known: list[weakref.ref[Tensor]] = []
+
+    def __reduce__(self) -> Any:
+        return Whose, ()
+
+    def are_others(self, shared: Sequence[Tensor]) -> bool:
+        """Return whether these are others than before, or in another order, and take note of them.
+
+        One in the place of one that is gone counts as the same.
+        """
+        known, self._known = self._known, [weakref.ref(p) for p in shared]
+        pairs = [(old(), p) for old, p in zip(known, shared, strict=False)]
+        moved = any(old is not None and old is not p for old, p in pairs)
+        return moved or (bool(known) and len(known) != len(shared))
 
 
 class Remembering(Balancer):
@@ -26,6 +49,12 @@ class Remembering(Balancer):
     def __init__(self, num_objectives: int, seed: int = 0) -> None:
         super().__init__(num_objectives, seed)
         self.register_buffer("tracked", torch.zeros(num_objectives, 0))
+        self._whose = Whose()
+
+    def compares(self, shared: Sequence[Tensor]) -> None:
+        """Forget what is remembered of others."""
+        if begins_anew(self, self.tracked, self.tracked.shape[1], self._whose.are_others(shared)):
+            self._begin(self.tracked[:, :0])
 
     def memory(self, like: Tensor) -> Tensor:
         """Return the remembered gradients, to be changed in place, where and as `like` is.
@@ -35,14 +64,17 @@ class Remembering(Balancer):
         """
         width = like.shape[-1]
         if begins_anew(self, self.tracked, width):
-            self.tracked = like.new_zeros(self.num_objectives, width)
-            for name in self.ages:
-                self.get_buffer(name).zero_()
+            self._begin(like.new_zeros(self.num_objectives, width))
         self.tracked = self.tracked.to(like)
         return self.tracked
 
+    def _begin(self, tracked: Tensor) -> None:
+        self.tracked = tracked
+        for name in self.ages:
+            self.get_buffer(name).zero_()
 
-def begins_anew(method: Balancer, kept: Tensor, width: int) -> bool:
+
+def begins_anew(method: Balancer, kept: Tensor, width: int, others: bool = False) -> bool:
     """Return whether what a method remembers of the shared parameters must begin anew.
 
     A warning tells where something is lost.
@@ -51,16 +83,18 @@ def begins_anew(method: Balancer, kept: Tensor, width: int) -> bool:
         method: whose.
         kept: what it remembers, (K, n); n is 0 before the first step.
         width: the n of this step.
+        others: whether the shared parameters are known to be others.
     """
     n = kept.shape[1]
-    if n not in (0, width):
+    anew = others or n != width
+    if anew and n:
         warnings.warn(
             f"{method._called}: the shared parameters are not those of before, so what it "
             "remembers of them begins anew: say shared=encoder.parameters(), so that they stay the "
             "same where an objective has no label (all is well where you froze or unfroze it)",
             stacklevel=2,
         )
-    return n != width
+    return anew
 
 
 class Tracking(Remembering, Aggregator):

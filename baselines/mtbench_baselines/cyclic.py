@@ -88,6 +88,7 @@ class Cyclic(Wrapper, Remembering):
         """Renew one average, and let the base balance them all."""
         k = self._next(step.host_values)
         step.release()
+        self.compares(step.shared)
         gradient = vector(step.gradient(k), step.shared)
         tracked = self.memory(gradient)
         if gradient.isfinite().all():  # an overflow leaves no trace

@@ -84,6 +84,7 @@ class DBMTL(Tracking):
     def balance(self, step: Step) -> None:
         """Find the direction and apply it; the heads descend their log losses."""
         step.release()
+        self.compares(step.shared)
         jacobian = step.jacobian()
         losses = step.values.to(jacobian)
         step.assign(self.direct(jacobian, losses), head_weights=1 / divisors(losses))

@@ -47,7 +47,16 @@ A method's own `after_step` is given K scalars in order.
 """
 Losses = Sequence[Tensor | None] | Mapping[str, Tensor | None]
 
-_ASKED = "balance", "objective", "weights", "direction", "after_evaluation", "wrap", "suggest"
+_ASKED = (
+    "balance",
+    "objective",
+    "weights",
+    "direction",
+    "compares",
+    "after_evaluation",
+    "wrap",
+    "suggest",
+)
 """What a method may define beside the hooks of a loop."""
 
 
@@ -676,6 +685,9 @@ class Aggregator(Balancer):
             losses: the K loss values.
         """
 
+    def compares(self, shared: Sequence[Tensor]) -> None:
+        """Hear before each `direction` whose gradients the columns are, in their order."""
+
     def direct(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         """Return the direction, objectives without a gradient left out.
 
@@ -697,6 +709,7 @@ class Aggregator(Balancer):
     def balance(self, step: Step) -> None:
         """Find the direction and apply it."""
         step.release()
+        self.compares(step.shared)
         jacobian = step.jacobian()
         direction = self.direct(jacobian, step.values.to(jacobian))
         kept = (jacobian, *self.parameters(), *self.buffers())

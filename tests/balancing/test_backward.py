@@ -1274,6 +1274,29 @@ def test_nothing_in_common(name: str) -> None:
     list(loop(mtbench.balancer("ew", num_objectives=2), 30, net))
 
 
+@pytest.mark.parametrize("name", ["cagrad", "graddrop"])
+def test_one_objective_a_step(name: str) -> None:
+    net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
+
+    def run(balancer: mtbench.Balancer, steps: int, other: bool) -> None:
+        for t in range(steps):
+            losses: list[Tensor | None] = [*net.losses()]
+            losses[t % 2] = None
+            if other:
+                first: list[Tensor | None] = [None, None]
+                first[t % 2] = net.losses()[t % 2]
+                balancer.accumulate(first)
+            balancer.backward(losses)
+
+    with pytest.warns(UserWarning, match="no step of 10 had two losses to balance") as told:
+        run(balancer, 25, other=False)
+    assert len(told) == 1
+    run(mtbench.balancer(name, num_objectives=2), 12, other=True)  # what it says to do
+    alone = mtbench.balancer(name, num_objectives=1)
+    for _ in range(12):
+        alone.backward(net.losses()[:1])
+
+
 # --- what goes wrong
 
 
