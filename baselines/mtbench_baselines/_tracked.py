@@ -125,7 +125,9 @@ class Following(Tracking):
         positive(self, gamma=gamma)
         nonnegative(self, rho=rho)
         self.gamma, self.rho = gamma, rho
-        uniform = torch.full((num_objectives,), 1 / num_objectives, dtype=torch.float64)
+        uniform = torch.full(
+            (num_objectives,), 1 / num_objectives, dtype=torch.float64, device="cpu"
+        )
         self.register_buffer("simplex", uniform)
 
     def follow(self, product: Tensor, live: Tensor) -> Tensor:
@@ -143,5 +145,5 @@ def project(w: Tensor) -> Tensor:
     """Return the point of the probability simplex that is closest to w, (K,)."""
     w = w - w.max()  # changes nothing, and keeps the 1 from drowning in large numbers
     descending = w.sort(descending=True).values
-    levels = (descending.cumsum(0) - 1) / torch.arange(1, len(w) + 1)
+    levels = (descending.cumsum(0) - 1) / torch.arange(1, len(w) + 1, device=w.device)
     return (w - levels[descending > levels][-1]).clamp(min=0)

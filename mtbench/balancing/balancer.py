@@ -506,7 +506,8 @@ class Balancer(nn.Module, ABC):
     def get_extra_state(self) -> Tensor:
         """Return the generator's state, and behind it the order of the objectives' names."""
         names = json.dumps(self._names).encode() if self._names else b""
-        return torch.cat([self.generator.get_state(), torch.tensor([*names], dtype=torch.uint8)])
+        order = torch.tensor([*names], dtype=torch.uint8, device="cpu")
+        return torch.cat([self.generator.get_state(), order])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what `get_extra_state` returned; earlier versions knew no names."""

@@ -1297,6 +1297,22 @@ def test_one_objective_a_step(name: str) -> None:
         alone.backward(net.losses()[:1])
 
 
+@pytest.mark.parametrize("name", NAMELESS)
+def test_another_default_device(name: str) -> None:
+    """It may be a GPU, while what a solver reads stays on the CPU."""
+    found = []
+    for device in ("cpu", "meta"):
+        net, balancer = Net(3), mtbench.balancer(name, num_objectives=3)
+        with torch.device(device):
+            drive(net, balancer, net.of)
+            found.append((drive(net, balancer, net.of), tensors(balancer)))
+            made = mtbench.balancer(name, num_objectives=3)
+        for part in made.modules():
+            for buffer in part.on_host if isinstance(part, mtbench.Balancer) else ():
+                assert part.get_buffer(buffer).device.type == "cpu", buffer
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
 # --- what goes wrong
 
 
