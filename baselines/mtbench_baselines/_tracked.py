@@ -49,12 +49,11 @@ class Remembering(Balancer):
     def __init__(self, num_objectives: int, seed: int = 0) -> None:
         super().__init__(num_objectives, seed)
         self.register_buffer("tracked", torch.zeros(num_objectives, 0))
-        self._whose = Whose()
+        self._whose, self._others = Whose(), False
 
     def compares(self, shared: Sequence[Tensor]) -> None:
-        """Forget what is remembered of others."""
-        if begins_anew(self, self.tracked, self.tracked.shape[1], self._whose.are_others(shared)):
-            self._begin(self.tracked[:, :0])
+        """See whether what is remembered is of others; an overflow forgets nothing yet."""
+        self._others |= self._whose.are_others(shared)
 
     def memory(self, like: Tensor) -> Tensor:
         """Return the remembered gradients, to be changed in place, where and as `like` is.
@@ -63,15 +62,13 @@ class Remembering(Balancer):
             like: one of them, (d,), or all, (K, d).
         """
         width = like.shape[-1]
-        if begins_anew(self, self.tracked, width):
-            self._begin(like.new_zeros(self.num_objectives, width))
+        if begins_anew(self, self.tracked, width, self._others):
+            self._others = False
+            self.tracked = like.new_zeros(self.num_objectives, width)
+            for name in self.ages:
+                self.get_buffer(name).zero_()
         self.tracked = self.tracked.to(like)
         return self.tracked
-
-    def _begin(self, tracked: Tensor) -> None:
-        self.tracked = tracked
-        for name in self.ages:
-            self.get_buffer(name).zero_()
 
 
 def begins_anew(method: Balancer, kept: Tensor, width: int, others: bool = False) -> bool:
