@@ -171,7 +171,7 @@ def as_read(parameters: Sequence[Tensor], parents: Parents) -> list[Tensor]:
     first: dict[int, tuple[int, int]] = {}
     for node, edges in parents.items():
         for at, (parent, _) in enumerate(edges):
-            if parent is not None and not parents[parent]:
+            if not parents.get(parent, True):  # some were never visited
                 place, leaf = (node._sequence_nr(), at), id(getattr(parent, "variable", None))
                 first[leaf] = min(place, first.get(leaf, place))
     return sorted(parameters, key=lambda p: first.get(id(p), (0, 0)))  # or a loss itself

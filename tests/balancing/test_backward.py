@@ -801,6 +801,12 @@ def test_a_hook_above_joined_outputs(
     same(grads(net), expected)
 
 
+def test_an_output_that_no_loss_reads_among_joined_ones() -> None:
+    net = Net(3)
+    mtbench.balancer("cagrad", num_objectives=2).backward(joined(net, finite, False)[:2])
+    assert [head.weight.grad is None for head in net.heads] == [False, False, True]
+
+
 def test_shared_parameters_come_as_the_forward_pass_reads_them() -> None:
     """Whichever losses lead there: a method that is resumed may see another batch first."""
     left, right, *heads = [nn.Linear(2, 2), nn.Linear(2, 2), *(nn.Linear(4, 1) for _ in range(3))]
