@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 @cache
 def _equal(num_objectives: int) -> Tensor:
-    return torch.full((num_objectives,), 1 / num_objectives, dtype=torch.float64)
+    return torch.full((num_objectives,), 1 / num_objectives, dtype=torch.float64, device="cpu")
 
 
-def ray(owner: str, preference: tuple[float, ...], num_objectives: int) -> Tensor:
-    """Return a preference as numbers, (K,), float64.
+def ray(
+    owner: str, preference: tuple[float, ...], num_objectives: int, device: str | None = None
+) -> Tensor:
+    """Return a preference as numbers, (K,), float64, on a device or where tensors are made.
 
     Raises:
         UsageError: not one finite number above 0 per objective.
@@ -32,7 +34,7 @@ def ray(owner: str, preference: tuple[float, ...], num_objectives: int) -> Tenso
             f"{owner}: preference must hold one finite number above 0 per objective "
             f"({num_objectives}), found {values}"
         )
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device=device)
 
 
 def drawn(trial: "Trial", num_objectives: int) -> tuple[float, ...]:
@@ -58,7 +60,9 @@ class Preferring(Weighting):
     ) -> None:
         super().__init__(num_objectives, seed)
         owner = type(self).__module__.rpartition(".")[2]
-        self.ray = None if preference is None else ray(owner, preference, num_objectives)
+        self.ray = (
+            None if preference is None else ray(owner, preference, num_objectives, device="cpu")
+        )
         self.sees_zero_rows = preference is not None  # to know whose preferences are left
 
     @abstractmethod

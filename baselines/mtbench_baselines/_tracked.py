@@ -1,12 +1,35 @@
 """What methods that remember gradients share: K x d state, and weights that move on the simplex."""
 
 import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Aggregator, Balancer
 from mtbench_baselines._checks import nonnegative, positive
+
+
+class Whose:
+    """Knows whose gradients the last ones were; a copy does not, as its model may be a copy too."""
+
+    def __init__(self) -> None:
+        self._known: list[weakref.ref[Tensor]] = []
+
+    def __reduce__(self) -> Any:
+        return Whose, ()
+
+    def are_others(self, shared: Sequence[Tensor]) -> bool:
+        """Return whether these are others than before, or in another order, and take note of them.
+
+        One in the place of one that is gone counts as the same.
+        """
+        known, self._known = self._known, [weakref.ref(p) for p in shared]
+        pairs = [(old(), p) for old, p in zip(known, shared, strict=False)]
+        moved = any(old is not None and old is not p for old, p in pairs)
+        return moved or (bool(known) and len(known) != len(shared))
 
 
 class Remembering(Balancer):
@@ -26,6 +49,11 @@ class Remembering(Balancer):
     def __init__(self, num_objectives: int, seed: int = 0) -> None:
         super().__init__(num_objectives, seed)
         self.register_buffer("tracked", torch.zeros(num_objectives, 0))
+        self._whose, self._others = Whose(), False
+
+    def compares(self, shared: Sequence[Tensor]) -> None:
+        """See whether what is remembered is of others; an overflow forgets nothing yet."""
+        self._others |= self._whose.are_others(shared)
 
     def memory(self, like: Tensor) -> Tensor:
         """Return the remembered gradients, to be changed in place, where and as `like` is.
@@ -34,7 +62,8 @@ class Remembering(Balancer):
             like: one of them, (d,), or all, (K, d).
         """
         width = like.shape[-1]
-        if begins_anew(self, self.tracked, width):
+        if begins_anew(self, self.tracked, width, self._others):
+            self._others = False
             self.tracked = like.new_zeros(self.num_objectives, width)
             for name in self.ages:
                 self.get_buffer(name).zero_()
@@ -42,7 +71,7 @@ class Remembering(Balancer):
         return self.tracked
 
 
-def begins_anew(method: Balancer, kept: Tensor, width: int) -> bool:
+def begins_anew(method: Balancer, kept: Tensor, width: int, others: bool = False) -> bool:
     """Return whether what a method remembers of the shared parameters must begin anew.
 
     A warning tells where something is lost.
@@ -51,16 +80,18 @@ def begins_anew(method: Balancer, kept: Tensor, width: int) -> bool:
         method: whose.
         kept: what it remembers, (K, n); n is 0 before the first step.
         width: the n of this step.
+        others: whether the shared parameters are known to be others.
     """
     n = kept.shape[1]
-    if n not in (0, width):
+    anew = others or n != width
+    if anew and n:
         warnings.warn(
             f"{method._called}: the shared parameters are not those of before, so what it "
             "remembers of them begins anew: say shared=encoder.parameters(), so that they stay the "
             "same where an objective has no label (all is well where you froze or unfroze it)",
             stacklevel=2,
         )
-    return n != width
+    return anew
 
 
 class Tracking(Remembering, Aggregator):
@@ -91,7 +122,9 @@ class Following(Tracking):
         positive(self, gamma=gamma)
         nonnegative(self, rho=rho)
         self.gamma, self.rho = gamma, rho
-        uniform = torch.full((num_objectives,), 1 / num_objectives, dtype=torch.float64)
+        uniform = torch.full(
+            (num_objectives,), 1 / num_objectives, dtype=torch.float64, device="cpu"
+        )
         self.register_buffer("simplex", uniform)
 
     def follow(self, product: Tensor, live: Tensor) -> Tensor:
@@ -109,5 +142,5 @@ def project(w: Tensor) -> Tensor:
     """Return the point of the probability simplex that is closest to w, (K,)."""
     w = w - w.max()  # changes nothing, and keeps the 1 from drowning in large numbers
     descending = w.sort(descending=True).values
-    levels = (descending.cumsum(0) - 1) / torch.arange(1, len(w) + 1)
+    levels = (descending.cumsum(0) - 1) / torch.arange(1, len(w) + 1, device=w.device)
     return (w - levels[descending > levels][-1]).clamp(min=0)

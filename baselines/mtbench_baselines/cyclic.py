@@ -76,8 +76,10 @@ class Cyclic(Wrapper, Remembering):
             )
         fraction(self, beta=beta)
         self.beta = beta
-        self.register_buffer("count", torch.zeros(self.num_objectives, dtype=torch.float64))
-        self.register_buffer("turn", torch.zeros((), dtype=torch.long))
+        self.register_buffer(
+            "count", torch.zeros(self.num_objectives, dtype=torch.float64, device="cpu")
+        )
+        self.register_buffer("turn", torch.zeros((), dtype=torch.long, device="cpu"))
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
@@ -88,6 +90,7 @@ class Cyclic(Wrapper, Remembering):
         """Renew one average, and let the base balance them all."""
         k = self._next(step.host_values)
         step.release()
+        self.compares(step.shared)
         gradient = vector(step.gradient(k), step.shared)
         tracked = self.memory(gradient)
         if gradient.isfinite().all():  # an overflow leaves no trace

@@ -60,7 +60,7 @@ class DBMTL(Tracking):
         fraction(self, beta=beta)
         nonnegative(self, decay=decay)
         self.beta, self.decay = beta, decay
-        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long, device="cpu"))
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
@@ -84,6 +84,7 @@ class DBMTL(Tracking):
     def balance(self, step: Step) -> None:
         """Find the direction and apply it; the heads descend their log losses."""
         step.release()
+        self.compares(step.shared)
         jacobian = step.jacobian()
         losses = step.values.to(jacobian)
         step.assign(self.direct(jacobian, losses), head_weights=1 / divisors(losses))

@@ -80,7 +80,7 @@ class DCGD(Weighting):
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return each objective the weight of its group, 0 without a gradient."""
-        groups = torch.zeros(2, len(gramian), dtype=torch.float64)
+        groups = torch.zeros(2, len(gramian), dtype=torch.float64, device="cpu")
         groups[0, : self.first] = groups[1, self.first :] = 1
         G = gramian.double()
         (aa, ab), (_, bb) = (groups @ G @ groups.T).tolist()

@@ -73,7 +73,7 @@ class EPO(Weighting):
         super().__init__(num_objectives, seed)
         if preference is None:
             preference = (1.0,) * num_objectives
-        self.ray = ray("epo", preference, num_objectives)
+        self.ray = ray("epo", preference, num_objectives, device="cpu")
         positive(self, tolerance=tolerance)
         self.tolerance = tolerance
 
@@ -86,7 +86,7 @@ class EPO(Weighting):
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the solution for the objectives that have a gradient and a positive loss."""
         active = (gramian.diagonal() > 0) & (losses > 0)
-        weights = torch.zeros(len(losses), dtype=torch.float64)
+        weights = torch.zeros(len(losses), dtype=torch.float64, device="cpu")
         if active.any():
             chosen = active.numpy()
             G = gramian.double().numpy()[chosen][:, chosen]

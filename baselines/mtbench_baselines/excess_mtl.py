@@ -9,7 +9,7 @@ from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.engine import largest
 from mtbench.balancing.step import Step
 from mtbench_baselines._checks import positive
-from mtbench_baselines._tracked import begins_anew
+from mtbench_baselines._tracked import Whose, begins_anew
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -71,6 +71,7 @@ class ExcessMTL(Balancer):
         self.register_buffer("log_weights", torch.zeros(num_objectives, dtype=torch.float64))
         self.register_buffer("initial", torch.zeros(num_objectives, dtype=torch.float64))
         self.register_buffer("roots", torch.zeros(num_objectives, 0))  # d: known in the first step
+        self._whose = Whose()
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
@@ -82,7 +83,8 @@ class ExcessMTL(Balancer):
         step.release()
         jacobian = step.jacobian()
         finite = largest(jacobian).isfinite().all()  # an overflow leaves no trace
-        if begins_anew(self, self.roots, jacobian.shape[1]):
+        others = self._whose.are_others(step.shared)
+        if begins_anew(self, self.roots, jacobian.shape[1], others):
             self.initial.zero_()
             self.roots = torch.zeros_like(jacobian)
         # The root of the sum of squares without squaring, which would leave float32's range.

@@ -77,7 +77,9 @@ class GradCraft(Weighting):
         fraction(self, margin=margin, beta=beta)
         self.relax, self.margin, self.beta = relax, margin, beta
         for name in ("norms", "count"):
-            self.register_buffer(name, torch.zeros(num_objectives, dtype=torch.float64))
+            self.register_buffer(
+                name, torch.zeros(num_objectives, dtype=torch.float64, device="cpu")
+            )
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
@@ -91,7 +93,7 @@ class GradCraft(Weighting):
         moved = self.beta * self.norms + (1 - self.beta) * norms
         self.norms.copy_(torch.where(live, moved, self.norms))
         self.count += live
-        weights = torch.zeros(len(norms), dtype=torch.float64)
+        weights = torch.zeros(len(norms), dtype=torch.float64, device="cpu")
         if live.any():
             own = norms[live]
             means = self.norms[live] / (1 - self.beta ** self.count[live])

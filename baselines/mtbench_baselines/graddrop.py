@@ -62,7 +62,9 @@ class GradDrop(Aggregator):
     def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         """Return the sum of the gradients that were kept."""
         # U, until a block of it is read.
-        direction = torch.rand(jacobian.shape[1], generator=self.generator, dtype=jacobian.dtype)
+        direction = torch.rand(
+            jacobian.shape[1], generator=self.generator, dtype=jacobian.dtype, device="cpu"
+        )
         direction = direction.to(jacobian.device, non_blocking=True)
         parts = (torch.split(tensor, _BLOCK, dim=-1) for tensor in (jacobian, direction))
         for block, out in zip(*parts, strict=True):

@@ -72,7 +72,7 @@ class GradVac(Weighting):
         super().__init__(num_objectives, seed)
         unit_interval(self, beta=beta)
         self.beta = beta
-        zeros = torch.zeros(num_objectives, num_objectives, dtype=torch.float64)
+        zeros = torch.zeros(num_objectives, num_objectives, dtype=torch.float64, device="cpu")
         self.register_buffer("targets", zeros)
 
     @classmethod
@@ -83,7 +83,7 @@ class GradVac(Weighting):
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return, per objective, how often its gradient is in the sum of the turned ones."""
         K = len(gramian)
-        orders = torch.rand(K, K, generator=self.generator).argsort(dim=1)
+        orders = torch.rand(K, K, generator=self.generator, device="cpu").argsort(dim=1)
         weights, targets = vaccinate(
             gramian.numpy(), self.targets.numpy(), orders.numpy(), self.beta
         )

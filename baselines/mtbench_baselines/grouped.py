@@ -90,6 +90,9 @@ class Grouped(Wrapper):
                 "balancer"
             )
         self._grow(len(groups))
+        if isinstance(self.base, Aggregator):
+            for method, group in zip(self._inside(), groups, strict=True):
+                method.compares([step.shared[i] for i in group])
         jacobian = step.jacobian()
         sizes = [end - start for start, end in pairwise(step.offsets)]
         columns = torch.split(jacobian, sizes, dim=1)

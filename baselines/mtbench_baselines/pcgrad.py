@@ -34,7 +34,7 @@ class PCGrad(Weighting):
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return, per objective, how often its gradient is in the sum of the projected ones."""
         K = len(gramian)
-        orders = torch.rand(K, K, generator=self.generator).argsort(dim=1)
+        orders = torch.rand(K, K, generator=self.generator, device="cpu").argsort(dim=1)
         return project(gramian, orders)
 
 

@@ -89,7 +89,7 @@ class PIVRG(Weighting):
         nonnegative(self, max_norm=max_norm)
         self.single_task, self.bound = single_task, bound
         self.min_temperature, self.max_norm = min_temperature, max_norm
-        self.register_buffer("omega", torch.ones(num_objectives, dtype=torch.float64))
+        self.register_buffer("omega", torch.ones(num_objectives, dtype=torch.float64, device="cpu"))
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class PIVRG(Weighting):
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the fair weights, times K, cut to the longest step."""
         active = gramian.diagonal() > 0
-        weights = torch.zeros(len(losses), dtype=torch.float64)
+        weights = torch.zeros(len(losses), dtype=torch.float64, device="cpu")
         if active.any():
             gramian = gramian[active][:, active]
             found = fair_shares(gramian, 0.5, self.omega[active].sqrt())

@@ -89,7 +89,7 @@ class ReLoBRaLo(Scalarizer):
         seen = losses != 0
         self.first.copy_(torch.where(self.first == 0, losses, self.first))
         last = torch.where(self.last == 0, losses, self.last)
-        draw = torch.rand((), generator=self.generator).item()
+        draw = torch.rand((), generator=self.generator, device="cpu").item()
         past = self.factors if draw < self.lookback else self._balanced(losses, self.first)
         moved = self.alpha * past + (1 - self.alpha) * self._balanced(losses, last)
         self.factors.copy_(torch.where(seen, moved, self.factors))

@@ -29,7 +29,9 @@ class RandomGradientWeighting(Weighting):
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the drawn weights."""
-        drawn = torch.randn(len(gramian), generator=self.generator, dtype=torch.float64)
+        drawn = torch.randn(
+            len(gramian), generator=self.generator, dtype=torch.float64, device="cpu"
+        )
         return drawn.softmax(0)
 
     def balance(self, step: Step) -> Tensor:

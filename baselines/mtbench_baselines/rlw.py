@@ -61,9 +61,11 @@ class RandomLossWeighting(Scalarizer):
         """Return the weighted sum, and the weights."""
         count = self.num_objectives
         if self.distribution == "normal":
-            weights = torch.randn(count, generator=self.generator).softmax(dim=0)
+            weights = torch.randn(count, generator=self.generator, device="cpu").softmax(dim=0)
         else:  # Dirichlet(1, ..., 1): exponential variables divided by their sum
-            draws = torch.empty(count, dtype=torch.float64).exponential_(generator=self.generator)
+            draws = torch.empty(count, dtype=torch.float64, device="cpu").exponential_(
+                generator=self.generator
+            )
             weights = draws / draws.sum()
         weights = weights.to(step.values, non_blocking=True)
         return step.total(weights), weights

@@ -111,7 +111,7 @@ class RotoGrad(Balancer):
             at_least(self, 1, size=size)
         self.decay, self.burn_in, self.size = decay, burn_in, size
         self.latent = -1  # which feature is z; torch.export indexes by no tensor
-        self.register_buffer("place", torch.tensor(-1))  # the same, saved
+        self.register_buffer("place", torch.tensor(-1, device="cpu"))  # the same, saved
         zeros = torch.zeros(num_objectives, dtype=torch.float64)
         self.register_buffer("initial", zeros)  # ||G_k^0||
         self.register_buffer("count", zeros.clone())  # steps with a gradient
@@ -180,13 +180,15 @@ class RotoGrad(Balancer):
         count = sum(norm > 0 for norm in norms)
         if count < 2:  # nothing to align with
             return
-        active = torch.tensor([norm > 0 for norm in norms]).to(self.skew.device, non_blocking=True)
+        active = torch.tensor([norm > 0 for norm in norms], device="cpu").to(
+            self.skew.device, non_blocking=True
+        )
         channels = grads[0].shape[1]
         size = min(self.size or channels, channels)
         if not self.skew.numel():
             for name in _SIZED:
                 setattr(self, name, self.skew.new_zeros(len(grads), size, size))
-            self.rotation += torch.eye(size).to(self.rotation)
+            self.rotation += torch.eye(size, device="cpu").to(self.rotation)
         units = [_rows(g, size) / (norm or 1.0) for g, norm in zip(grads, norms, strict=True)]
         mean = torch.stack(units).sum(0) / count
         # <R v, u~> summed over n is <R, u~ v^T>, so the loss's gradient at R is this matrix.

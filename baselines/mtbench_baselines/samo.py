@@ -141,7 +141,7 @@ class SAMO(Wrapper):
         """Return v_k, tensor by tensor."""
         if self.alpha == 1:
             return list(global_grads)
-        seed = int(torch.randint(2**62, (), generator=self.generator))
+        seed = int(torch.randint(2**62, (), generator=self.generator, device="cpu"))
         noise = [
             torch.randn(p.shape, generator=_on(p, seed + i), dtype=p.dtype, device=p.device)
             for i, p in enumerate(step.shared)

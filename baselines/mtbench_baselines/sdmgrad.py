@@ -59,6 +59,7 @@ class SDMGrad(Weighting):
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the weights of d."""
         K = len(gramian)
-        mix = torch.eye(K, dtype=gramian.dtype) + self.strength / K  # row k: (1 + lambda) p_k
+        # Row k: (1 + lambda) p_k.
+        mix = torch.eye(K, dtype=gramian.dtype, device="cpu") + self.strength / K
         mix = mix / (1 + self.strength)
         return mix.double().T @ min_norm(mix @ gramian @ mix.T)

@@ -47,7 +47,16 @@ A method's own `after_step` is given K scalars in order.
 """
 Losses = Sequence[Tensor | None] | Mapping[str, Tensor | None]
 
-_ASKED = "balance", "objective", "weights", "direction", "after_evaluation", "wrap", "suggest"
+_ASKED = (
+    "balance",
+    "objective",
+    "weights",
+    "direction",
+    "compares",
+    "after_evaluation",
+    "wrap",
+    "suggest",
+)
 """What a method may define beside the hooks of a loop."""
 
 
@@ -508,7 +517,8 @@ class Balancer(nn.Module, ABC):
     def get_extra_state(self) -> Tensor:
         """Return the generator's state, and behind it the order of the objectives' names."""
         names = json.dumps(self._names).encode() if self._names else b""
-        return torch.cat([self.generator.get_state(), torch.tensor([*names], dtype=torch.uint8)])
+        order = torch.tensor([*names], dtype=torch.uint8, device="cpu")
+        return torch.cat([self.generator.get_state(), order])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what `get_extra_state` returned; earlier versions knew no names."""
@@ -687,6 +697,9 @@ class Aggregator(Balancer):
             losses: the K loss values.
         """
 
+    def compares(self, shared: Sequence[Tensor]) -> None:
+        """Hear before each `direction` whose gradients the columns are, in their order."""
+
     def direct(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         """Return the direction, objectives without a gradient left out.
 
@@ -708,6 +721,7 @@ class Aggregator(Balancer):
     def balance(self, step: Step) -> None:
         """Find the direction and apply it."""
         step.release()
+        self.compares(step.shared)
         jacobian = step.jacobian()
         direction = self.direct(jacobian, step.values.to(jacobian))
         kept = (jacobian, *self.parameters(), *self.buffers())

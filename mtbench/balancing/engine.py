@@ -234,14 +234,20 @@ class Engine:
         """A copy has the choices, and nothing of the memory."""
         return partial(Engine, batched=self.batched, parts=self.parts, notebook=self.notebook), ()
 
-    def remember(self, common: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    def remember(
+        self, common: Iterable[Tensor], ordered: Callable[[list[Tensor]], list[Tensor]] = list
+    ) -> tuple[Tensor, ...]:
         """Return all parameters that objectives were ever found to have in common, in one order.
 
         A batch in which an objective has no label does not show what it shares with others.
+
+        Args:
+            common: those found now.
+            ordered: puts those that are new in order.
         """
-        for parameter in common:
-            if self._common.get(id(parameter), _nothing)() is not parameter:
-                self._common[id(parameter)] = weakref.ref(parameter)
+        new = [p for p in common if self._common.get(id(p), _nothing)() is not p]
+        for parameter in ordered(new) if new else new:
+            self._common[id(parameter)] = weakref.ref(parameter)
         found = (known() for known in self._common.values())
         return tuple(p for p in found if p is not None and p.requires_grad)
 

@@ -59,7 +59,7 @@ def part(losses: Sequence[Tensor], chosen: Collection[int] = ()) -> Parting:
 
     Shared is what several losses reach; the cut, the edges that lead there from what one loss alone
     reaches. Where heads' outputs or losses were put into one tensor, ways meet there and part
-    again: then a loss goes on where a NaN of its own arrives.
+    again: then a loss goes on where a gradient of its own arrives.
 
     Args:
         losses: K scalars.
@@ -163,6 +163,20 @@ def _before(roots: Sequence[GradientEdge | None], parents: Parents) -> dict[Node
     return found
 
 
+def as_read(parameters: Sequence[Tensor], parents: Parents) -> list[Tensor]:
+    """Return parameters in the order in which the forward pass read them first.
+
+    It is the same whichever losses lead there; that of a walk is not.
+    """
+    first: dict[int, tuple[int, int]] = {}
+    for node, edges in parents.items():
+        for at, (parent, _) in enumerate(edges):
+            if not parents.get(parent, True):  # some were never visited
+                place, leaf = (node._sequence_nr(), at), id(getattr(parent, "variable", None))
+                first[leaf] = min(place, first.get(leaf, place))
+    return sorted(parameters, key=lambda p: first.get(id(p), (0, 0)))  # or a loss itself
+
+
 def readers(losses: Sequence[Tensor], parents: Parents) -> set[Node]:
     """Return the nodes at which losses come to their first parameters."""
     return {node for node, reads in _before([*map(edge_of, losses)], parents).items() if reads}
@@ -171,20 +185,29 @@ def readers(losses: Sequence[Tensor], parents: Parents) -> set[Node]:
 def _barred(
     losses: Sequence[Tensor], meetings: Collection[Node], parents: Parents
 ) -> list[set[Any]]:
-    """Return per loss the edges away from where losses meet at which nothing of it arrives."""
+    """Return per loss the edges away from where losses meet at which nothing of it arrives.
+
+    A NaN arrives whatever the factors on the way, 0 among them, but hooks on the way may clean it
+    or refuse it. So only a loss whose own gradient is 0 wherever it goes is sent one.
+    """
     edges = list({edge: None for node in meetings for edge in parents[node] if edge[0] is not None})
     points = [GradientEdge(*edge) for edge in edges]
     barred = []
     for loss in losses:
-        arrived: Sequence[Tensor | None] = [None] * len(edges)
-        if loss.requires_grad:
-            nan = torch.full_like(loss, torch.nan)
+        arrived = [False] * len(edges)
+        for value in (1.0, torch.nan) if loss.requires_grad else ():
             with torch.autograd.set_detect_anomaly(False):
-                arrived = torch.autograd.grad(
-                    [loss], points, [nan], retain_graph=True, allow_unused=True
+                found = torch.autograd.grad(
+                    [loss],
+                    points,
+                    [torch.full_like(loss, value)],
+                    retain_graph=True,
+                    allow_unused=True,
                 )
-        pairs = zip(edges, arrived, strict=True)
-        barred.append({edge for edge, g in pairs if g is None or not g.isnan().any()})
+            arrived = [g is not None and bool(g.any()) for g in found]
+            if any(arrived):
+                break
+        barred.append({edge for edge, does in zip(edges, arrived, strict=True) if not does})
     return barred
 
 

@@ -42,7 +42,7 @@ def vector(values: Iterable[Tensor | None], like: Iterable[Tensor]) -> Tensor:
     """Return the gradients of some parameters in a row, zeros for None."""
     pairs = zip(values, like, strict=True)
     parts = [flat(torch.zeros_like(p) if value is None else value) for value, p in pairs]
-    return torch.cat(parts or [torch.zeros(0)])
+    return torch.cat(parts or [torch.zeros(0, device="cpu")])
 
 
 def dtype_of(parameters: Iterable[Tensor], default: torch.dtype) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from math import isnan
 from typing import NamedTuple
@@ -14,7 +14,15 @@ from torch.autograd.graph import GradientEdge
 from mtbench.balancing.compiled import Compiled
 from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.engine import Engine, due, grad, must_be_whole
-from mtbench.balancing.graph import Parting, edge_of, is_hooked, part, part_at, refuse_hidden
+from mtbench.balancing.graph import (
+    Parting,
+    as_read,
+    edge_of,
+    is_hooked,
+    part,
+    part_at,
+    refuse_hidden,
+)
 from mtbench.balancing.jacobian import Item, Pulled, beside, dtype_of, flat, owned, point, width
 from mtbench.balancing.layers import Layer, find
 from mtbench.errors import StepError
@@ -177,7 +185,8 @@ class Passes:
         if parting.shared or sum(map(bool, parting.heads)) > 1:
             others = [p for p in parting.shared if id(p) not in compiled]
             unsure = set() if self._compiled is None else self._compiled.unsure
-            known = self.engine.remember(p for p in others if id(p) not in unsure)
+            sure = (p for p in others if id(p) not in unsure)
+            known = self.engine.remember(sure, partial(as_read, parents=parting.parents))
             return tuple({id(p): p for p in (*known, *others)}.values())
         known = self.engine.remember(())
         if known or self._chosen is not None:

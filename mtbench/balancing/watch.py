@@ -40,7 +40,7 @@ class Watch:
         self._unmoved = 0
         self._parts = 0
         self._parted = 0
-        self._shared = False
+        self._shared = self._together = False
         self._at_first: list[Tensor] = []
 
     def begins(self) -> bool:
@@ -116,7 +116,16 @@ class Watch:
         """
         self._parted += 1
         self._shared |= shared
-        if self._parted == _PATIENCE and not self._shared:
+        labelled = sum(value != 0 and not math.isnan(value) for value in self.before)
+        self._together |= labelled > 1 or len(self.before) == 1
+        if self._parted == _PATIENCE and not self._together:
+            self._warn(
+                f"{name}: no step of {_PATIENCE} had two losses to balance",
+                "hand one batch of each objective to every step, as in "
+                "balancer.accumulate([loss_0, None]), then balancer.backward([None, loss_1]) (all "
+                "is well if it remembers the gradients of earlier steps and you say shared=)",
+            )
+        elif self._parted == _PATIENCE and not self._shared:
             self._warn(
                 f"{name}: no two losses had a trained parameter in common in {_PATIENCE} steps",
                 "see that the encoder is not frozen, and what it hands to the heads not detached",

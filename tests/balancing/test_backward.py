@@ -774,6 +774,50 @@ def test_retained_gradients_count_once(name: str) -> None:
     torch.testing.assert_close(z.grad, expected)
 
 
+def joined(net: Net, hook: Callable[[Tensor], Tensor | None], at_head: bool) -> list[Tensor]:
+    """Losses of outputs in one tensor, with a hook on a head's output or on all of them."""
+    outputs = [head(net.z()) for head in net.heads]
+    if at_head:
+        outputs[0].register_hook(hook)
+    together = torch.cat(outputs, 1)
+    if not at_head:
+        together.register_hook(hook)
+    return [(column - k).square().mean() for k, column in enumerate(together.unbind(1))]
+
+
+def finite(gradient: Tensor) -> None:
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("hook", [torch.nan_to_num, finite], ids=["cleans", "refuses"])
+@pytest.mark.parametrize("at_head", [False, True])
+@pytest.mark.parametrize("name", ["cagrad", "graddrop"])
+def test_a_hook_above_joined_outputs(
+    name: str, at_head: bool, hook: Callable[[Tensor], Tensor | None]
+) -> None:
+    net = Net(3)
+    expected = made(net, name)
+    mtbench.balancer(name, num_objectives=3).backward(joined(net, hook, at_head))
+    same(grads(net), expected)
+
+
+def test_an_output_that_no_loss_reads_among_joined_ones() -> None:
+    net = Net(3)
+    mtbench.balancer("cagrad", num_objectives=2).backward(joined(net, finite, False)[:2])
+    assert [head.weight.grad is None for head in net.heads] == [False, False, True]
+
+
+def test_shared_parameters_come_as_the_forward_pass_reads_them() -> None:
+    """Whichever losses lead there: a method that is resumed may see another batch first."""
+    left, right, *heads = [nn.Linear(2, 2), nn.Linear(2, 2), *(nn.Linear(4, 1) for _ in range(3))]
+    for missing in (0, 1, 2, None):
+        parts = [left(torch.ones(1, 2)), right(torch.ones(1, 2))]
+        turned = (parts, parts[::-1], parts[::-1])
+        losses = [h(torch.cat(z, 1)).sum() for h, z in zip(heads, turned, strict=True)]
+        step = Step([None if k == missing else x for k, x in enumerate(losses)])
+        assert [*map(id, step.shared)] == [id(p) for m in (left, right) for p in m.parameters()]
+
+
 def test_a_batch_for_each_objective_costs_one_backward_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -1248,6 +1292,45 @@ def test_nothing_in_common(name: str) -> None:
     net.encoder.requires_grad_(False)
     list(loop(balancer, 30, net))  # frozen later, as is often meant
     list(loop(mtbench.balancer("ew", num_objectives=2), 30, net))
+
+
+@pytest.mark.parametrize("name", ["cagrad", "graddrop"])
+def test_one_objective_a_step(name: str) -> None:
+    net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
+
+    def run(balancer: mtbench.Balancer, steps: int, other: bool) -> None:
+        for t in range(steps):
+            losses: list[Tensor | None] = [*net.losses()]
+            losses[t % 2] = None
+            if other:
+                first: list[Tensor | None] = [None, None]
+                first[t % 2] = net.losses()[t % 2]
+                balancer.accumulate(first)
+            balancer.backward(losses)
+
+    with pytest.warns(UserWarning, match="no step of 10 had two losses to balance") as told:
+        run(balancer, 25, other=False)
+    assert len(told) == 1
+    run(mtbench.balancer(name, num_objectives=2), 12, other=True)  # what it says to do
+    alone = mtbench.balancer(name, num_objectives=1)
+    for _ in range(12):
+        alone.backward(net.losses()[:1])
+
+
+@pytest.mark.parametrize("name", NAMELESS)
+def test_another_default_device(name: str) -> None:
+    """It may be a GPU, while what a solver reads stays on the CPU."""
+    found = []
+    for device in ("cpu", "meta"):
+        net, balancer = Net(3), mtbench.balancer(name, num_objectives=3)
+        with torch.device(device):
+            drive(net, balancer, net.of)
+            found.append((drive(net, balancer, net.of), tensors(balancer)))
+            made = mtbench.balancer(name, num_objectives=3)
+        for part in made.modules():
+            for buffer in part.on_host if isinstance(part, mtbench.Balancer) else ():
+                assert part.get_buffer(buffer).device.type == "cpu", buffer
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 
 # --- what goes wrong

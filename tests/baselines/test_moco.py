@@ -1,6 +1,8 @@
 """moco, modo, db_mtl: methods that remember a gradient per objective."""
 
+import copy
 import io
+import warnings
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ from mtbench.errors import UsageError
 from mtbench_baselines._tracked import Following, project
 from mtbench_baselines.cyclic import Cyclic
 from mtbench_baselines.db_mtl import DBMTL
+from mtbench_baselines.excess_mtl import ExcessMTL
+from mtbench_baselines.grouped import Grouped
+from mtbench_baselines.metabalance import MetaBalance
 from mtbench_baselines.mgda import MGDA
 from mtbench_baselines.moco import MoCo
 from mtbench_baselines.modo import MoDo
@@ -212,6 +217,38 @@ def test_a_fresh_object_loads_memory_of_any_size(make):
 def test_refuses(method, parameters, words):
     with pytest.raises(UsageError, match=words):
         method(2, **parameters)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [MoCo, DBMTL, SAMGS, ExcessMTL, MetaBalance, lambda K: Grouped(MoCo(K), by="all")],
+    ids=lambda make: make.__name__,
+)
+def test_other_parameters_of_one_size_begin_anew(make):
+    """Not a copy of them, for a copy of the method."""
+    x, y = (torch.ones(3, requires_grad=True) for _ in range(2))
+
+    def step(method, x):
+        method.backward(Step([x.sum(), x.square().sum()], shared=[x]))
+
+    method = make(2)
+    step(method, x)
+    method = copy.deepcopy(method)
+    step(method, y)
+    with pytest.warns(UserWarning, match="the shared parameters are not those of before"):
+        step(method, x)
+
+
+def test_one_objective_a_batch_follows_its_own_gradient():
+    encoder, heads = nn.Linear(2, 2), [nn.Linear(2, 1) for _ in range(2)]
+    method = MoCo(2)
+    for k in (0, 1, 0):
+        loss = heads[k](encoder(torch.ones(1, 2))).square().sum()
+        (own,) = torch.autograd.grad(loss, heads[k].weight, retain_graph=True)
+        with warnings.catch_warnings(action="ignore"):
+            method.backward([loss if j == k else None for j in range(2)])
+        found, heads[k].weight.grad = heads[k].weight.grad, None
+        assert torch.cosine_similarity(found, own).item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def cosines(gramian: Tensor) -> tuple[Array, Array] | None:
 
 def uniform(gramian: Tensor) -> Tensor:
     """Return what stands for a solution where there is none."""
-    return torch.full((len(gramian),), 1 / len(gramian), dtype=torch.float64)
+    return torch.full((len(gramian),), 1 / len(gramian), dtype=torch.float64, device="cpu")
 
 
 def shorten(gramian: Tensor, weights: Tensor, longest: float, times: float = 1.0) -> Tensor:
