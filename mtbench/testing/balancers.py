@@ -278,7 +278,7 @@ class BalancerContract(Promises):
         mixed = w * A[0] + (1 - w) * A[1]
         pulls = w[:, 0] * (A[0] @ u[0]) + (1 - w[:, 0]) * (A[1] @ u[1])
         front = torch.linalg.solve(mixed, pulls)
-        for steps in (200, 200):
+        for steps in (100, 100, 200):
             for _ in range(steps):
                 optimizer.zero_grad()
                 balancer.backward(step())

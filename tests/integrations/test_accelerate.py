@@ -146,7 +146,7 @@ def test_the_forward_pass_again_is_that_of_all_accumulated_batches():
 
         for number in numbers:
             with accelerator.accumulate(*modules):
-                if not accelerator.sync_gradients:
+                if not accelerator.sync_gradients and number == 0:  # it drops what is held
                     with pytest.raises(StepError, match="the last micro-batch's backward alone"):
                         backward(accelerator, balancer, losses(number), again=losses)
                 said = {"again": losses} if accelerator.sync_gradients else {}
