@@ -13,23 +13,39 @@ from mtbench_baselines._checks import nonnegative, positive
 
 
 class Whose:
-    """Knows whose gradients the last ones were; a copy does not, as its model may be a copy too."""
+    """Knows whose gradients the last ones were; a copy does not, as its model may be a copy too.
 
-    def __init__(self) -> None:
+    Nor does it where a state is loaded, as its model may have been made anew.
+
+    Args:
+        method: what remembers them.
+
+    Attributes:
+        others: whether what is remembered is of others.
+    """
+
+    def __init__(self, method: Balancer | None = None) -> None:
+        self.others = False
         self._known: list[weakref.ref[Tensor]] = []
+        if method is not None:
+            method.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
 
     def __reduce__(self) -> Any:
         return Whose, ()
 
-    def are_others(self, shared: Sequence[Tensor]) -> bool:
-        """Return whether these are others than before, or in another order, and take note of them.
+    def look(self, shared: Sequence[Tensor]) -> None:
+        """See whether these are others than before, or in another order.
 
         One in the place of one that is gone counts as the same.
         """
         known, self._known = self._known, [weakref.ref(p) for p in shared]
         pairs = [(old(), p) for old, p in zip(known, shared, strict=False)]
         moved = any(old is not None and old is not p for old, p in pairs)
-        return moved or (bool(known) and len(known) != len(shared))
+        self.others |= moved or (bool(known) and len(known) != len(shared))
+
+
+def _forget(method: Any, _: Any) -> None:
+    method._whose = Whose()
 
 
 class Remembering(Balancer):
@@ -49,11 +65,11 @@ class Remembering(Balancer):
     def __init__(self, num_objectives: int, seed: int = 0) -> None:
         super().__init__(num_objectives, seed)
         self.register_buffer("tracked", torch.zeros(num_objectives, 0))
-        self._whose, self._others = Whose(), False
+        self._whose = Whose(self)
 
     def compares(self, shared: Sequence[Tensor]) -> None:
         """See whether what is remembered is of others; an overflow forgets nothing yet."""
-        self._others |= self._whose.are_others(shared)
+        self._whose.look(shared)
 
     def memory(self, like: Tensor) -> Tensor:
         """Return the remembered gradients, to be changed in place, where and as `like` is.
@@ -62,8 +78,7 @@ class Remembering(Balancer):
             like: one of them, (d,), or all, (K, d).
         """
         width = like.shape[-1]
-        if begins_anew(self, self.tracked, width, self._others):
-            self._others = False
+        if begins_anew(self, self.tracked, width, self._whose):
             self.tracked = like.new_zeros(self.num_objectives, width)
             for name in self.ages:
                 self.get_buffer(name).zero_()
@@ -71,7 +86,7 @@ class Remembering(Balancer):
         return self.tracked
 
 
-def begins_anew(method: Balancer, kept: Tensor, width: int, others: bool = False) -> bool:
+def begins_anew(method: Balancer, kept: Tensor, width: int, whose: Whose) -> bool:
     """Return whether what a method remembers of the shared parameters must begin anew.
 
     A warning tells where something is lost.
@@ -80,10 +95,10 @@ def begins_anew(method: Balancer, kept: Tensor, width: int, others: bool = False
         method: whose.
         kept: what it remembers, (K, n); n is 0 before the first step.
         width: the n of this step.
-        others: whether the shared parameters are known to be others.
+        whose: who the shared parameters are.
     """
     n = kept.shape[1]
-    anew = others or n != width
+    anew, whose.others = whose.others or n != width, False
     if anew and n:
         warnings.warn(
             f"{method._called}: the shared parameters are not those of before, so what it "

@@ -71,7 +71,7 @@ class ExcessMTL(Balancer):
         self.register_buffer("log_weights", torch.zeros(num_objectives, dtype=torch.float64))
         self.register_buffer("initial", torch.zeros(num_objectives, dtype=torch.float64))
         self.register_buffer("roots", torch.zeros(num_objectives, 0))  # d: known in the first step
-        self._whose = Whose()
+        self._whose = Whose(self)
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
@@ -83,8 +83,8 @@ class ExcessMTL(Balancer):
         step.release()
         jacobian = step.jacobian()
         finite = largest(jacobian).isfinite().all()  # an overflow leaves no trace
-        others = self._whose.are_others(step.shared)
-        if begins_anew(self, self.roots, jacobian.shape[1], others):
+        self._whose.look(step.shared)
+        if begins_anew(self, self.roots, jacobian.shape[1], self._whose):
             self.initial.zero_()
             self.roots = torch.zeros_like(jacobian)
         # The root of the sum of squares without squaring, which would leave float32's range.

@@ -81,7 +81,7 @@ class MetaBalance(Balancer):
         # n, (K, tensors); how many there are is known at the first step.
         self.register_buffer("norms", torch.zeros(num_objectives, 0, dtype=torch.float64))
         self.register_buffer("counts", self.norms.clone())  # steps that n is the average of
-        self._whose = Whose()
+        self._whose = Whose(self)
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:
@@ -93,16 +93,16 @@ class MetaBalance(Balancer):
         step.release()
         jacobian = step.jacobian()
         spans = list(pairwise(step.offsets))
-        others = self._whose.are_others(step.shared)
-        scales = self._scales([jacobian[:, start:end] for start, end in spans], others)
+        self._whose.look(step.shared)
+        scales = self._scales([jacobian[:, start:end] for start, end in spans])
         direction = torch.empty_like(jacobian[0])
         for column, (start, end) in zip(scales.to(jacobian).T, spans, strict=True):
             torch.mv(jacobian[:, start:end].T, column, out=direction[start:end])
         step.assign(direction)
 
-    def _scales(self, blocks: list[Tensor], others: bool) -> Tensor:
+    def _scales(self, blocks: list[Tensor]) -> Tensor:
         """Return the factors, (K, tensors)."""
-        if begins_anew(self, self.norms, len(blocks), others):
+        if begins_anew(self, self.norms, len(blocks), self._whose):
             self.norms = self.norms.new_zeros(self.num_objectives, len(blocks))
             self.counts = torch.zeros_like(self.norms)
         found = [lengths(block) for block in blocks]

@@ -45,7 +45,7 @@ class Only(WeightingWrapper):
                 f"only: objectives must be different numbers from 0 to {K - 1}, at least one, "
                 f"found {chosen}"
             )
-        self.chosen = torch.tensor([k in chosen for k in range(K)])
+        self.chosen = torch.tensor([k in chosen for k in range(K)], device="cpu")
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the base's weights, and 1 for the other objectives that have a gradient."""

@@ -224,10 +224,8 @@ class Balancer(nn.Module, ABC):
         if not torch.is_grad_enabled():  # `Tensor.backward` does not mind either
             with torch.inference_mode(mode=False), torch.enable_grad():
                 return self.backward(losses, **said)
-        held, self._held = (
-            self._held,
-            None,
-        )  # if this is refused, nothing is left of what it was to end
+        # If this is refused, nothing is left of what it was to end.
+        held, self._held = self._held, None
         step, names = self._step(losses, said)
         unspoken = not self.watch.calls and not step.speaks_of_ranks and processes() > 1
         if self.watch.begins():
@@ -540,6 +538,7 @@ class Balancer(nn.Module, ABC):
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
+        self.engine.forget()
         for name in self.sized_later:
             saved = state_dict.get(prefix + name)
             if saved is not None:

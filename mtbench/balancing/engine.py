@@ -251,6 +251,10 @@ class Engine:
         found = (known() for known in self._common.values())
         return tuple(p for p in found if p is not None and p.requires_grad)
 
+    def forget(self) -> None:
+        """Forget what objectives had in common: they may be of another model."""
+        self._common.clear()
+
     def choose(self, pull: Callable[[bool], object], sizes: str) -> bool:
         """Return whether all objectives had better go back at once: as noted, or measured now.
 

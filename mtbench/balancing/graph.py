@@ -3,6 +3,7 @@
 Every walk is a plain loop that visits a node once or twice, however many losses there are.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -54,23 +55,24 @@ def edge_of(tensor: Tensor) -> GradientEdge | None:
     return get_gradient_edge(tensor) if tensor.requires_grad else None
 
 
-def part(losses: Sequence[Tensor], chosen: Collection[int] = ()) -> Parting:
+def part(losses: Sequence[Tensor], chosen: Collection[int] = (), scale: float = 1.0) -> Parting:
     """Part losses by the graph alone.
 
     Shared is what several losses reach; the cut, the edges that lead there from what one loss alone
     reaches. Where heads' outputs or losses were put into one tensor, ways meet there and part
-    again: then a loss goes on where a gradient of its own arrives.
+    again: then a loss goes on where a NaN of its own arrives, or else its own gradient.
 
     Args:
         losses: K scalars.
         chosen: ids of leaves that are trained whatever they are.
+        scale: of the losses, S.
     """
     roots = [edge_of(loss) for loss in losses]
     owner, parents = _owners(roots, [()] * len(roots))
     meetings = _meetings(roots, owner, parents)
     if meetings:
         refuse_hidden(parents)
-        owner, parents = _owners(roots, _barred(losses, meetings, parents))
+        owner, parents = _owners(roots, _barred(losses, meetings, parents, scale))
     common = {node for node, of in owner.items() if of == _SEVERAL} - meetings
     cut = {(r.node, r.output_nr): None for r in roots if r and r.node in common}
     above = [edges for node, edges in parents.items() if node not in common]
@@ -183,29 +185,41 @@ def readers(losses: Sequence[Tensor], parents: Parents) -> set[Node]:
 
 
 def _barred(
-    losses: Sequence[Tensor], meetings: Collection[Node], parents: Parents
+    losses: Sequence[Tensor], meetings: Collection[Node], parents: Parents, scale: float
 ) -> list[set[Any]]:
     """Return per loss the edges away from where losses meet at which nothing of it arrives.
 
-    A NaN arrives whatever the factors on the way, 0 among them, but hooks on the way may clean it
-    or refuse it. So only a loss whose own gradient is 0 wherever it goes is sent one.
+    A NaN arrives whatever the factors on the way, 0 among them. Hooks on the way may clean it or
+    refuse it: where none arrives, the loss' own gradient is sent.
+
+    Args:
+        losses: K scalars.
+        meetings: the nodes at which they meet.
+        parents: the nodes' edges.
+        scale: of the loss, by which its own gradient does not vanish in half precision.
     """
     edges = list({edge: None for node in meetings for edge in parents[node] if edge[0] is not None})
     points = [GradientEdge(*edge) for edge in edges]
     barred = []
     for loss in losses:
         arrived = [False] * len(edges)
-        for value in (1.0, torch.nan) if loss.requires_grad else ():
-            with torch.autograd.set_detect_anomaly(False):
-                found = torch.autograd.grad(
-                    [loss],
-                    points,
-                    [torch.full_like(loss, value)],
-                    retain_graph=True,
-                    allow_unused=True,
-                )
+        for value in (torch.nan, scale) if loss.requires_grad else ():
+            seed = [torch.full_like(loss, value)]
+            try:
+                with torch.autograd.set_detect_anomaly(False):
+                    found = torch.autograd.grad(
+                        [loss], points, seed, retain_graph=True, allow_unused=True
+                    )
+            except Exception:
+                if math.isnan(value):
+                    continue  # a hook refuses it
+                raise
             arrived = [g is not None and bool(g.any()) for g in found]
-            if any(arrived):
+            if any(
+                there
+                for there, (node, _) in zip(arrived, edges, strict=True)
+                if node not in meetings
+            ):
                 break
         barred.append({edge for edge, does in zip(edges, arrived, strict=True) if not does})
     return barred

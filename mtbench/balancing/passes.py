@@ -124,7 +124,7 @@ class Passes:
         chosen = {id(p) for p in self._chosen or ()} | self._trained
         if self._at_features:
             return part_at(self.losses, self.features, chosen)
-        return part(self.losses, chosen)
+        return part(self.losses, chosen, self.loss_scale)
 
     @cached_property
     def _compiled(self) -> Compiled | None:

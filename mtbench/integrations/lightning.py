@@ -133,7 +133,8 @@ class Balanced(LightningModule):
         # The encoder may be frozen for a while.
         parameters = () if shared is None else parameters_of(shared)
         window = trainer.current_epoch, trainer.fit_loop.batch_idx // accumulate
-        if window != self._window:  # batches may be skipped, the last of a window or an epoch too
+        first = trainer.fit_loop.batch_idx % accumulate == 0  # of another `fit`, it may be
+        if first or window != self._window:  # batches may be skipped, a window's last one too
             if self._window is not None and self._window[0] != window[0]:
                 self.balancer.after_epoch()
             self.balancer.discard()

@@ -801,6 +801,15 @@ def test_a_hook_above_joined_outputs(
     same(grads(net), expected)
 
 
+@pytest.mark.parametrize("hook", [lambda _: None, finite], ids=["looks", "refuses"])
+def test_what_a_mask_takes_out_of_joined_outputs_is_read(hook: Any) -> None:
+    net = Net(3)
+    first, second, third = joined(net, hook, False)
+    step = Step([first + 0 * second, second, third])
+    head = {*map(id, net.heads[1].parameters())}
+    assert ({*map(id, step.shared)} >= head) == (hook is not finite)  # else its own gradient tells
+
+
 def test_an_output_that_no_loss_reads_among_joined_ones() -> None:
     net = Net(3)
     mtbench.balancer("cagrad", num_objectives=2).backward(joined(net, finite, False)[:2])
@@ -1317,7 +1326,7 @@ def test_one_objective_a_step(name: str) -> None:
         alone.backward(net.losses()[:1])
 
 
-@pytest.mark.parametrize("name", NAMELESS)
+@pytest.mark.parametrize("name", [*NAMELESS, "only+mgda"])
 def test_another_default_device(name: str) -> None:
     """It may be a GPU, while what a solver reads stays on the CPU."""
     found = []

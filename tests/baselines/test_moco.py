@@ -251,6 +251,16 @@ def test_one_objective_a_batch_follows_its_own_gradient():
         assert torch.cosine_similarity(found, own).item() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("make", [MoCo, SAMGS, ExcessMTL, MetaBalance])
+def test_what_is_loaded_is_of_the_model_there_is(make):
+    """Another one of its size, made anew, while the one that it trained before is still alive."""
+    method, models = make(2), [nn.ModuleList(nn.Linear(3, 3) for _ in range(3)) for _ in range(2)]
+    for encoder, *heads in models:
+        method.load_state_dict(method.state_dict())
+        z = encoder(torch.ones(1, 3))
+        method.backward([head(z).square().mean() for head in heads])
+
+
 @pytest.mark.parametrize(
     "make", [MoCo, MoDo, DBMTL, SAMGS, lambda K: Cyclic(MGDA(K))], ids=lambda make: make.__name__
 )

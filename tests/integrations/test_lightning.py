@@ -266,6 +266,21 @@ def test_a_skipped_batch_is_no_part_of_a_later_step(without, tmp_path):
             assert torch.equal(p, q)
 
 
+def test_a_module_is_fitted_again(tmp_path):
+    """To other data: nothing is left of the batch at which the first fit ended."""
+
+    class Sees(Net):
+        def losses(self, x):
+            self.seen.append(len(x))
+            return super().losses(x)
+
+    module = Sees("famo")
+    for rows in (8, 4):
+        module.seen.clear()
+        trainer(tmp_path, max_steps=1).fit(module, batches(rows=rows))
+        assert {found for found in module.seen if isinstance(found, int)} == {rows}
+
+
 def test_an_epoch_ends_though_its_last_batch_is_skipped(tmp_path):
     module = Skipping((0, 3))
     trainer(tmp_path, max_epochs=3).fit(module, batches())

@@ -49,17 +49,20 @@ class Reference:
     Attributes:
         standardise: the training's radiomics, None where they are not known.
         familiar: what the training's images are like, None where that is not known.
-        spaced: the share of the training's outlines whose spacing was known, None where that is not
-            recorded.
+        spaced: of how many of the training's outlines the spacing was known, and how many there
+            were, None where that is not recorded.
     """
 
     standardise: Standardiser | None = None
     familiar: Familiar | None = None
-    spaced: float | None = None
+    spaced: tuple[int, int] | None = None
 
     def compares(self, spacing: float | None) -> bool:
         """Return whether what measures the size of pixels is in the training's unit."""
-        return self.spaced in (None, float(usable(spacing)))
+        if self.spaced is None:
+            return True
+        known, outlines = self.spaced
+        return known == (outlines if usable(spacing) else 0)
 
     @classmethod
     def of(cls, fitted: Mapping[str, Any]) -> Self:
@@ -69,7 +72,7 @@ class Reference:
         known = fitted["radiomics"]
         mean, scale = (np.array(known[key]) for key in ("mean", "scale"))
         # Earlier code wrote no counts.
-        spaced = known["of known spacing"] / known["outlines"] if known.get("outlines") else None
+        spaced = (known["of known spacing"], known["outlines"]) if known.get("outlines") else None
         return cls(Standardiser(mean, scale), Familiar.of(fitted), spaced)
 
 
@@ -250,12 +253,17 @@ def _notes(
             yield f"{which}{far} of {len(scores)} radiomics lie far outside the training's"
     own = picture.spacing
     spacing = own or given
-    if any(view["radiomics"] for view in views) and not reference.compares(spacing):
+    if (
+        reference.spaced is not None
+        and any(view["radiomics"] for view in views)
+        and not reference.compares(spacing)
+    ):
+        there = "{} of {}".format(*reference.spaced)
         sized = [feature.name.replace("_", " ") for feature in FEATURES if feature.sized]
         yield (
-            f"the spacing is {'known' if usable(spacing) else 'unknown'}, and was known of "
-            f"{reference.spaced:.0%} of the training's outlines: {', '.join(sized)} are in other "
-            "units there, and have no z"
+            f"the spacing is {'known' if usable(spacing) else 'unknown'}, and was known of {there} "
+            f"of the training's outlines: {', '.join(sized)} are in other units there, and have no "
+            "z"
         )
     if own is None:
         yield from implausible(given)

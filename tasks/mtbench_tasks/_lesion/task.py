@@ -285,8 +285,9 @@ class LesionTask(Task):
         if self.elsewhere is not None:
             # The test is the other source's alone, and none of its patients trains.
             tested = {case.patient for case in joined if case.part == "test"}
-            both = [i for i in usable if cases[i].part != "test" and cases[i].patient in tested]
-            usable = [i for i in usable if i not in set(both)]
+            alone = [i for i in usable if cases[i].part == "test" or cases[i].patient not in tested]
+            both = sorted({*usable} - {*alone})
+            usable = alone
             joined = [cases[i] for i in usable]
             problems = [
                 f"{self.source}: {len(both)} images, the first {cases[i].name}, do not train: "
