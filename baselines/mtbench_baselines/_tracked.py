@@ -157,5 +157,5 @@ def project(w: Tensor) -> Tensor:
     """Return the point of the probability simplex that is closest to w, (K,)."""
     w = w - w.max()  # changes nothing, and keeps the 1 from drowning in large numbers
     descending = w.sort(descending=True).values
-    levels = (descending.cumsum(0) - 1) / torch.arange(1, len(w) + 1, device=w.device)
+    levels = (descending.cumsum(0) - 1) / torch.ones_like(w).cumsum(0)
     return (w - levels[descending > levels][-1]).clamp(min=0)

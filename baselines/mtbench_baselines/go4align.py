@@ -110,7 +110,7 @@ def group_means(values: Tensor, groups: int) -> Tensor:
     zero = centred.new_zeros(1)
     sums = torch.cat([zero, centred.cumsum(0)])
     squares = torch.cat([zero, centred.square().cumsum(0)])
-    size = torch.arange(n + 1, device=centred.device)
+    size = torch.ones_like(sums).cumsum(0)
     size = size[None, :] - size[:, None]  # of the group of values i to j - 1
     total = sums[None, :] - sums[:, None]
     cost = squares[None, :] - squares[:, None] - total.square() / size.clamp(min=1)
