@@ -28,7 +28,7 @@ class Whose:
         self.others = False
         self._known: list[weakref.ref[Tensor]] = []
         if method is not None:
-            method.register_load_state_dict_post_hook(_forget)  # type: ignore[no-untyped-call]
+            method.register_load_state_dict_post_hook(self._forget)  # type: ignore[no-untyped-call]
 
     def __reduce__(self) -> Any:
         return Whose, ()
@@ -43,9 +43,8 @@ class Whose:
         moved = any(old is not None and old is not p for old, p in pairs)
         self.others |= moved or (bool(known) and len(known) != len(shared))
 
-
-def _forget(method: Any, _: Any) -> None:
-    method._whose = Whose()
+    def _forget(self, *_: Any) -> None:
+        self.others, self._known = False, []
 
 
 class Remembering(Balancer):

@@ -3,8 +3,8 @@
 Every walk is a plain loop that visits a node once or twice, however many losses there are.
 """
 
-import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -200,28 +200,22 @@ def _barred(
     """
     edges = list({edge: None for node in meetings for edge in parents[node] if edge[0] is not None})
     points = [GradientEdge(*edge) for edge in edges]
+
+    def arrived(loss: Tensor, value: float) -> set[Any]:
+        seed = [torch.full_like(loss, value)]
+        with torch.autograd.set_detect_anomaly(False):
+            found = torch.autograd.grad([loss], points, seed, retain_graph=True, allow_unused=True)
+        return {edge for edge, g in zip(edges, found, strict=True) if g is not None and g.any()}
+
     barred = []
     for loss in losses:
-        arrived = [False] * len(edges)
-        for value in (torch.nan, scale) if loss.requires_grad else ():
-            seed = [torch.full_like(loss, value)]
-            try:
-                with torch.autograd.set_detect_anomaly(False):
-                    found = torch.autograd.grad(
-                        [loss], points, seed, retain_graph=True, allow_unused=True
-                    )
-            except Exception:
-                if math.isnan(value):
-                    continue  # a hook refuses it
-                raise
-            arrived = [g is not None and bool(g.any()) for g in found]
-            if any(
-                there
-                for there, (node, _) in zip(arrived, edges, strict=True)
-                if node not in meetings
-            ):
-                break
-        barred.append({edge for edge, does in zip(edges, arrived, strict=True) if not does})
+        there = set[Any]()
+        if loss.requires_grad:
+            with suppress(Exception):  # a hook refuses it
+                there = arrived(loss, torch.nan)
+            if all(node in meetings for node, _ in there):
+                there = arrived(loss, scale)
+        barred.append({*edges} - there)
     return barred
 
 

@@ -54,9 +54,9 @@ def staple(name: str, contours: Sequence[Mask | Callable[[], Mask]]) -> Mask:
     masks = [read(contour) for contour in contours]
     if len({mask.shape for mask in masks}) > 1:
         raise DataError(f"{name}: its readers' masks differ in size: {[m.shape for m in masks]}")
-    apart: Mask = np.logical_or.reduce(masks)
-    if np.count_nonzero(apart) == sum(map(np.count_nonzero, masks)):
-        return apart
+    union: Mask = np.logical_or.reduce(masks)
+    if np.count_nonzero(union) == sum(map(np.count_nonzero, masks)):
+        return union
     images = [sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in masks]
     found: Mask = sitk.GetArrayFromImage(sitk.STAPLE(images, 1.0)) > 0.5
     if not found.any():

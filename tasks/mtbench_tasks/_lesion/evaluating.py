@@ -90,10 +90,13 @@ def with_truth(cases: Sequence[Case], reader: str) -> tuple[list[Case], set[str]
         if not others:
             found.append(case)
             continue
-        truth, agreed = own[0], with_consensus(replace(case, readings=others)).said[-1].contour
-        if truth.contour is None and agreed is not None:
-            truth = replace(truth, contour=agreed)
-            lent.add(case.name)
+        truth = own[0]
+        if truth.contour is None:
+            truth = replace(
+                truth, contour=with_consensus(replace(case, readings=others)).said[-1].contour
+            )
+            if truth.contour is not None:
+                lent.add(case.name)
         found.append(replace(case, readings=others, truth=truth))
     return found, lent
 

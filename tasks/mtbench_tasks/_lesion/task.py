@@ -375,7 +375,7 @@ class LesionTask(Task):
         from mtbench_tasks._lesion.evaluating import unseen  # which takes seconds to import
 
         new = set(unseen(cases, hashes, self._seen))
-        for part, positions in zip(PARTS[:0:-1], parts[:0:-1], strict=True):
+        for part, positions in (("test", parts[2]), ("val", parts[1])):
             if met := sum(p not in new for p in positions):
                 yield (
                     f"{met} of {len(positions)} {part} images are of patients whom what it starts "
