@@ -32,6 +32,14 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _one_process() -> Iterator[None]:
+    """Make phantoms and radiomics here: a process of theirs imports for longer than it works."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _every_epoch_written() -> Iterator[None]:
     """Let tests find on disk what an epoch's end leaves there, however short the epoch."""
     with pytest.MonkeyPatch.context() as patch:

@@ -7,7 +7,7 @@ themselves are read too.
 import io
 import struct
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -53,13 +53,6 @@ SHARED = Path(__file__).parents[3] / "shared" / "cases" / "clinical"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the handed files are not here")
 
 HEIGHT, WIDTH = 60, 80
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_process() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
-        yield
 
 
 def scan() -> Any:

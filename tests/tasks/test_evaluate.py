@@ -6,7 +6,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,6 @@ SMALL = ("--image-size", 32, "--width", 4, "--epochs", 1, "--threads", 1)
 Drawn = st.lists(
     st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 3)), min_size=2, max_size=30
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_process() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
-        yield
 
 
 # The arithmetic

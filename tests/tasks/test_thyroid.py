@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,6 @@ from mtbench_tasks.thyroid import ddti, phantom, ultrasound
 Mtbench = Callable[..., tuple[int, str, str]]
 GRADES = ("1", "2", "3", "4")
 NOTHING = torch.zeros(1, 0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_process() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
-        yield
 
 
 @pytest.fixture(scope="module")
