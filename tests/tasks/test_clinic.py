@@ -480,7 +480,7 @@ def test_a_blank_or_tiny_image_is_told() -> None:
     assert "too few" in examine(case(image=scan()[:, :20])).doubts[0]
 
 
-@settings(max_examples=50, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 25), st.integers(0, 25)), min_size=1, max_size=4))
 def test_parts_are_a_partition_without_specks(corners: list[tuple[int, int]]) -> None:
     mask = np.zeros((30, 30), dtype=bool)

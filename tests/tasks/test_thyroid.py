@@ -58,7 +58,7 @@ def blank(patient: str, category: int | None, name: str = "") -> Case:
 # Splits
 
 
-@settings(max_examples=150, derandomize=True)
+@settings(max_examples=75, derandomize=True)
 @given(
     st.lists(
         st.tuples(
@@ -86,7 +86,7 @@ def test_no_patient_is_in_two_parts(
         assert patients[2] == {case.patient for case in cases if case.part == "test"}
 
 
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(2, 6))
 def test_each_patient_is_tested_in_one_fold(sizes: list[int], folds: int) -> None:
     cases = [blank(f"{grade}-{i}", grade) for grade, n in enumerate(sizes) for i in range(n)]
@@ -182,7 +182,7 @@ def test_phantoms_are_tested_on_a_population_of_their_own(tmp_path: Path) -> Non
 # The network's grid
 
 
-@settings(max_examples=150, derandomize=True)
+@settings(max_examples=75, derandomize=True)
 @given(st.integers(1, 150), st.integers(1, 150), st.sampled_from([32, 48, 96]))
 def test_the_aspect_ratio_is_kept(height: int, width: int, size: int) -> None:
     placement = Placement((height, width), size)
