@@ -14,7 +14,7 @@ TINY = Path(__file__).parent / "tiny.py"
 """The plugin file of the tiny task."""
 
 # A first call imports and sets up, and a busy machine is slow: pytest-timeout watches for hangs.
-settings.register_profile("mtbench", deadline=None)
+settings.register_profile("mtbench", deadline=None, max_examples=50)
 settings.load_profile("mtbench")
 
 
@@ -28,6 +28,14 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the tests out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MTBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_process() -> Iterator[None]:
+    """Make phantoms and radiomics here: a process of theirs imports for longer than it works."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
         yield
 
 

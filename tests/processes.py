@@ -1,12 +1,15 @@
 """Processes of their own for tests, forked from one server: torch is imported once, not by each."""
 
 import multiprocessing
+import multiprocessing.util
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from mtbench.cli import main
@@ -17,11 +20,22 @@ PROCESSES.set_forkserver_preload([*PRELOADED, "mtbench.cli.tuning", "mtbench.cli
 
 
 class Command:
-    """The command line in a session of its own; asked as a `subprocess.Popen` is."""
+    """The command line in a session of its own; asked as a `subprocess.Popen` is.
 
-    def __init__(self, *line: object) -> None:
+    Args:
+        line: its words.
+        program: what is called with them, such as pytest's.
+        forks: whether the server of a sweep is forked too, and not a fresh Python.
+    """
+
+    def __init__(
+        self, *line: object, program: Callable[[], object] = main, forks: bool = True
+    ) -> None:
         self._folder = Path(tempfile.mkdtemp())  # stays where a test fails before the end is asked
-        self._process = PROCESSES.Process(target=_command, args=(self._folder, [*map(str, line)]))
+        words = [*map(str, line)]
+        self._process = PROCESSES.Process(
+            target=_command, args=(self._folder, words, program, forks)
+        )
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -45,13 +59,29 @@ class Command:
         return found[0], found[1]
 
 
-def _command(folder: Path, line: list[str]) -> None:
+def _command(folder: Path, line: list[str], program: Callable[[], object], forks: bool) -> None:
     os.setsid()
     for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
         with (folder / name).open("w") as file:
             os.dup2(file.fileno(), stream.fileno())
     signal.signal(signal.SIGINT, signal.default_int_handler)
     warnings.simplefilter("error", UserWarning)
+    if forks:
+        multiprocessing.util.spawnv_passfds = _forked  # type: ignore[assignment]
     os.environ["COLUMNS"] = "160"
     sys.argv = ["mtbench", *line]
-    main()
+    code = program()
+    assert isinstance(code, int)
+    sys.exit(code)
+
+
+def _forked(_path: str, arguments: Sequence[str], passed: Sequence[int]) -> int:
+    """Start a sweep's fork server: what a fresh Python takes five seconds to import is here."""
+    if child := os.fork():
+        return child
+    for fd, following in pairwise(sorted({2, *passed, os.sysconf("SC_OPEN_MAX")})):
+        os.closerange(fd + 1, following)  # as a new program has them
+    try:
+        exec(arguments[-1])
+    finally:
+        os._exit(0)

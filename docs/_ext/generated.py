@@ -5,8 +5,9 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,9 @@ FAMILIES = {
     "wrapper of weightings": "Wrappers of methods on the Gramian",
     "wrapper": "Wrappers of any method",
 }
+_CONTENTS: dict[str, Callable[..., str]] = {}
+"""What writes the tree of contents, by folder: links lead from there."""
+
 DOCS = Path(__file__).parents[1]
 GENERATED = DOCS / "generated"
 TEMPLATES = Environment(  # noqa: S701 - what is written is no HTML
@@ -43,7 +47,17 @@ def setup(app: Sphinx) -> dict[str, bool]:
     """Have the pages written before sources are read."""
     app.connect("builder-inited", _write)
     app.connect("autodoc-process-docstring", _docstring, priority=400)  # before napoleon
+    app.connect("html-page-context", _contents, priority=400)  # before the theme
     return {"parallel_read_safe": True}
+
+
+def _contents(
+    _app: Sphinx, page: str, _template: str, context: dict[str, Any], _doctree: object
+) -> None:
+    """Have one tree of contents for all pages of source in a folder: each takes a while."""
+    folder, _, _ = page.rpartition("/")
+    if page.startswith("_modules/"):  # they are not in the tree themselves
+        context["toctree"] = _CONTENTS.setdefault(folder, cache(context["toctree"]))
 
 
 def _write(_app: Sphinx) -> None:

@@ -7,7 +7,9 @@ the beginning of each path again, so that the file cannot fall behind the method
 
 import io
 import json
+import math
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -19,6 +21,10 @@ from mtbench_tasks.toy import Toy
 
 FILE = Path(__file__).parents[1] / "paths.json"
 RATE, STEPS, EVERY = 0.02, 1500, 25
+EDGE = 11
+"""The picture shows the plane from -11 to 11."""
+WIDE, HIGH, LEFT, BOTTOM = 316.8, 302.4, 0.17, 0.12
+"""The picture's size in points, and where the plane begins, in shares of it."""
 BASES = {"damped": "mgda", "cr_mogm": "pcgrad", "norm_matched": "imtl", "samo": "fairgrad"}
 """What a wrapper is drawn and run around, where that is not CAGrad."""
 
@@ -78,24 +84,51 @@ def load() -> dict[str, list[Path2D]]:
 
 def draw(paths: list[Path2D]) -> str:
     """Return a picture of the plane, the Pareto set and three paths, as SVG for any background."""
+    plane, size = _plane()
+    unit = 2 * EDGE / size  # a point of the page, on the plane
+    drawn = [
+        f'<svg x="{LEFT * WIDE:g}" y="{(1 - BOTTOM) * HIGH - size:g}" width="{size:g}"'
+        f' height="{size:g}" viewBox="{-EDGE} {-EDGE} {2 * EDGE} {2 * EDGE}">'
+    ]
+    for path, colour in zip(paths, ("#d9822b", "#2b95d9", "#8f5fd6"), strict=True):
+        line = [(x, -y) for x, y in path]  # SVG counts downwards
+        (x, y), (end_x, end_y) = line[0], line[-1]
+        star = [
+            (end_x + radius * unit * math.sin(angle), end_y - radius * unit * math.cos(angle))
+            for k in range(10)
+            for angle, radius in [(k * math.pi / 5, (6.3, 2.4)[k % 2])]
+        ]
+        drawn += [
+            f'<polyline points="{_points(line)}" fill="none" stroke="{colour}"'
+            f' stroke-width="{1.6 * unit:.3f}" stroke-linejoin="round"/>',
+            f'<circle cx="{x:g}" cy="{y:g}" r="{3 * unit:.3f}" fill="{colour}"/>',
+            f'<polygon points="{_points(star)}" fill="{colour}"/>',
+        ]
+    return plane.replace("</svg>", "\n".join([*drawn, "</svg>", "</svg>"]))
+
+
+def _points(line: Path2D) -> str:
+    return " ".join(f"{x:.3f},{y:.3f}" for x, y in line)
+
+
+@cache
+def _plane() -> tuple[str, float]:
+    """Return the picture without paths, which takes a while, and the plane's size in points."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     task = Toy()
     grey = "#808080"
     with mpl.rc_context({"svg.hashsalt": "mtbench", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(4.4, 4.2))
-        axes = figure.add_axes((0.17, 0.12, 0.81, 0.86))
-        grid = torch.linspace(-11, 11, 70)
+        figure = Figure(figsize=(WIDE / 72, HIGH / 72))
+        size = 0.81 * WIDE
+        axes = figure.add_axes((LEFT, BOTTOM, size / WIDE, size / HIGH))
+        grid = torch.linspace(-EDGE, EDGE, 70)
         points = torch.cartesian_prod(grid, grid)
         mean = (task.value(0, points) + task.value(1, points)).reshape(70, 70).T / 2
         axes.contour(grid, grid, mean, 14, colors=grey, linewidths=0.5, alpha=0.5)
         axes.plot(*task.pareto_set()[::100].T, color=grey, linewidth=5, alpha=0.6)
-        for path, colour in zip(paths, ("#d9822b", "#2b95d9", "#8f5fd6"), strict=True):
-            axes.plot(*zip(*path, strict=True), color=colour, linewidth=1.6)
-            axes.plot(*path[0], "o", color=colour, markersize=5)
-            axes.plot(*path[-1], "*", color=colour, markersize=11)
-        axes.set(xlim=(-11, 11), ylim=(-11, 11), xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
+        axes.set(xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), xlabel="$x_1$", ylabel="$x_2$")
         axes.tick_params(colors=grey)
         axes.xaxis.label.set_color(grey)
         axes.yaxis.label.set_color(grey)
@@ -103,7 +136,7 @@ def draw(paths: list[Path2D]) -> str:
             spine.set_color(grey)
         written = io.StringIO()
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
-    return written.getvalue()
+    return written.getvalue(), size
 
 
 def main(names: list[str]) -> None:

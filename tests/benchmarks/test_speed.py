@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from mtbench import Engine, Method
 from mtbench.cli import bench
+from mtbench_speed import peers
 from mtbench_speed.contestants import floor, ours, plain
 from mtbench_speed.models import KINDS, Problem
 from tests.refusals import refused
@@ -26,6 +28,13 @@ def measured(mtbench: Mtbench, out: Path, *words: object) -> tuple[list[dict[str
         return [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)], text
 
 
+@pytest.fixture
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave other libraries out: what they run is timed on one model below."""
+    monkeypatch.setattr(peers, "PEERS", {})
+
+
+@pytest.mark.usefixtures("_alone")
 @pytest.mark.parametrize("model", sorted(KINDS))
 def test_a_step_is_timed_beside_plain_and_floor(
     mtbench: Mtbench, tmp_path: Path, model: str
@@ -46,6 +55,7 @@ def test_a_step_is_timed_beside_plain_and_floor(
     assert "damped+mgda" in text
 
 
+@pytest.mark.usefixtures("_alone")
 def test_a_step_in_bf16(mtbench: Mtbench, tmp_path: Path) -> None:
     line = ["--what", "step", "--model", "vit_b", "-m", "mgda", "-m", "graddrop"]
     rows, text = measured(mtbench, tmp_path / "a.csv", *line, "--precision", "bf16")
@@ -83,8 +93,10 @@ def test_other_libraries_run_the_same_step(mtbench: Mtbench, tmp_path: Path) -> 
 
 
 def test_peak_memory_is_measured_in_processes_of_their_own(
-    mtbench: Mtbench, tmp_path: Path
+    mtbench: Mtbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    of_others = "torchjd, loop"  # one is as good as several
+    monkeypatch.setattr(peers, "PEERS", {of_others: peers.PEERS[of_others]})
     line = ["--what", "memory", "--model", "mlp", "--width", 1024, "-m", "dibs_mtl"]
     rows, text = measured(mtbench, tmp_path / "a.csv", *line, "-m", "graddrop")
     mib = {(row["by"], row.get("method", "")): float(row["mib"]) for row in rows}
@@ -92,6 +104,7 @@ def test_peak_memory_is_measured_in_processes_of_their_own(
     gradient = float(rows[0]["parameters"]) * 4 / 2**20
     assert mib["plain", ""] >= 0.9 * gradient
     assert mib["mtbench", "graddrop"] >= 2.9 * gradient  # the Jacobian and the direction
+    assert ((of_others, "graddrop") in mib) == (find_spec("torchjd") is not None)
     # No Jacobian: of 1,024 x 1,024 weights the gradients of 2 samples at the output are kept.
     assert mib["mtbench", "dibs_mtl"] < mib["plain", ""] + gradient
     assert "dibs_mtl (mtbench, 4 parts)" in text

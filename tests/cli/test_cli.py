@@ -21,6 +21,7 @@ from rich.console import Console
 from mtbench import cli
 from mtbench.cli import display as progress
 from tests.conftest import TINY
+from tests.processes import Command
 from tests.refusals import refused
 
 Mtbench = Callable[..., tuple[int, str, str]]
@@ -591,6 +592,15 @@ def test_the_leaderboard_tells_what_is_damaged_and_shows_the_rest(
 # A new method, a new task
 
 
+def passes(test: Path, *options: str) -> None:
+    """Run pytest on a file."""
+    line = ("-q", *options, "-p", "no:cacheprovider", test)
+    done = Command(*line, program=pytest.main)
+    out, err = done.communicate(timeout=120)
+    assert done.returncode == 0, out + err
+    assert " passed" in out
+
+
 def test_a_new_method_runs_and_passes_its_test(
     mtbench: Mtbench, tiny: Path, tmp_path: Path
 ) -> None:
@@ -604,12 +614,7 @@ def test_a_new_method_runs_and_passes_its_test(
     assert mtbench(*line)[0] == 0
     [spec] = [json.loads(f.read_text()) for f in (tmp_path / "out").rglob("spec.json")]
     assert set(spec["plugins"]) == {"tiny", "my_method"}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test)],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path / "new",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    assert " passed" in done.stdout
+    passes(test)
     refused(
         mtbench("new", "method", "my_method", "--folder", tmp_path / "new"),
         str(plugin), "exists already",
@@ -632,12 +637,7 @@ def test_a_new_task_runs_and_passes_its_test(mtbench: Mtbench, tmp_path: Path) -
         metrics = json.loads(found.read_text())["metrics"]
         assert metrics["accuracy"] > 0.9
         assert metrics["mse"] < 0.1
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", str(test)],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path / "new",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    assert " passed" in done.stdout
+    passes(test, "-W", "error")
     refused(
         mtbench("new", "task", "my_task", "--folder", tmp_path / "new"),
         str(plugin), "exists already",

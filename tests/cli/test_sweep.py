@@ -7,8 +7,6 @@ import platform
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -49,13 +47,6 @@ class Broken(Scalarizer):
     def objective(self, step):
         {what}
 '''
-START = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-sys.argv[0] = "mtbench"
-from mtbench.cli import main
-main()
-"""
 
 Mtbench = Callable[..., tuple[int, str, str]]
 
@@ -67,15 +58,7 @@ def suite(folder: Path, *methods: str, trials: int = 2, sleep: float = 0.0) -> P
     return file
 
 
-def start(*line: object) -> subprocess.Popen[str]:
-    """Start a fresh Python, where its start is what is tested; `Command` is faster."""
-    return subprocess.Popen(
-        [sys.executable, "-c", START, *map(str, line)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def ended(process: subprocess.Popen[str] | Command) -> tuple[int, str, str]:
+def ended(process: Command) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=300)
     assert process.returncode is not None
     return process.returncode, out, err
@@ -117,7 +100,7 @@ def wait_for(condition: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + 180
     while not (found := condition()):
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.05)
     return found
 
 
@@ -389,8 +372,9 @@ def test_it_stops_when_told_to(tiny: Path, tmp_path: Path, sign: signal.Signals)
 def test_ctrl_c_is_heard_while_workers_start(tiny: Path, tmp_path: Path) -> None:
     """Their server imports for seconds before the first one is there."""
     file, out = suite(tmp_path, "ew", trials=0, sleep=0.3), tmp_path / "out"
-    process = start("sweep", file, "--plugin", tiny, "--jobs", 2, "--out", out)
-    wait_for(lambda: len(children(process.pid)) == 2)  # the server, and Python's resource tracker
+    line = ("sweep", file, "--plugin", tiny, "--jobs", 2, "--out", out)
+    process = Command(*line, forks=False)
+    wait_for(lambda: children(process.pid))
     time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     code, _, err = ended(process)

@@ -305,7 +305,7 @@ def test_sigkill_and_resume(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> Non
     while not in_the_second_trial(tmp_path / "cut"):
         assert process.poll() is None
         assert time.monotonic() < limit
-        time.sleep(0.01)
+        time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     running = (optuna.trial.TrialState.RUNNING,)

@@ -563,7 +563,7 @@ def imported_whole_or_not_at_all(file: Path, wanted: dict[str, bytes]) -> None:
     assert not out.exists()
 
 
-@settings(max_examples=150, derandomize=True)
+@settings(max_examples=75, derandomize=True)
 @given(st.data())
 def test_flipped_bytes_are_refused_or_change_nothing(
     exported: bytes, finished: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -584,7 +584,7 @@ ODD = st.sampled_from(
 )
 
 
-@settings(max_examples=150, derandomize=True)
+@settings(max_examples=75, derandomize=True)
 @given(st.data())
 def test_odd_values_under_right_hashes_are_refused_or_can_be_compared(
     finished: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

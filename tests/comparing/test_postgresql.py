@@ -100,7 +100,7 @@ def counted(tmp_path: Path) -> Path:
     return plugin
 
 
-@pytest.mark.parametrize(("mode", "workers", "count"), [("official", 8, 12), ("exploratory", 3, 8)])
+@pytest.mark.parametrize(("mode", "workers", "count"), [("official", 5, 10), ("exploratory", 3, 6)])
 def test_many_processes_one_killed(
     mode: str, workers: int, count: int, database: str, tiny: Path, counted: Path, tmp_path: Path
 ) -> None:
@@ -144,7 +144,7 @@ def test_processes_on_folders_of_their_own(
     database: str, tiny: Path, counted: Path, tmp_path: Path
 ) -> None:
     """As on machines that share no disk: a killed one's trial waits for its folder."""
-    count = 12
+    count = 8
     more = ("--sleep", 0.05, "--trials", count)
     lines = [worker(tiny, counted, tmp_path / str(i), database, *more) for i in range(4)]
     crew = [Command(*line) for line in lines]

@@ -366,7 +366,7 @@ def by_inclusion_exclusion(points: Any, reference: Any) -> float:
 
 
 @given(st.integers(1, 4), st.integers(0, 7), st.integers(0, 10**6))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_hypervolume_by_inclusion_and_exclusion(K: int, size: int, seed: int) -> None:
     points = rng(seed).integers(0, 6, (size, K)).astype(float)
     reference = np.full(K, 4.0)

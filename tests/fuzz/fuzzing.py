@@ -1,6 +1,6 @@
 """What the fuzz tests share: a budget, a time limit, damage to bytes, and the property.
 
-`MTBENCH_FUZZ=long pytest tests/fuzz` draws fifty times as many examples, at random.
+`MTBENCH_FUZZ=long pytest tests/fuzz` draws a hundred times as many examples, at random.
 """
 
 import os
@@ -23,7 +23,7 @@ Found = TypeVar("Found")
 def budget(examples: int) -> settings:
     """Return settings that draw the same examples each time, unless the long profile is wanted."""
     return settings(
-        max_examples=examples * (50 if LONG else 1),
+        max_examples=examples * (100 if LONG else 1),
         derandomize=not LONG,
         database=None,
         suppress_health_check=list(HealthCheck),

@@ -76,7 +76,7 @@ def test_damaged_images(ending: str, tmp_path: Path) -> None:
     forms = {".png": "PNG", ".jpg": "JPEG", ".tif": "TIFF", ".bmp": "BMP"}
     good = picture(forms[ending]) if ending in forms else by_itk(ending, file)
 
-    @budget(12)
+    @budget(6)
     @given(damaged(good))
     def check(raw: bytes) -> None:
         file.write_bytes(raw)
@@ -158,7 +158,7 @@ def marked(svg: str) -> str:
 SVG = '[{"points":[{"x":9,"y":9},{"x":60,"y":9},{"x":60,"y":60}],"regionType":"freehand"}]'
 
 
-@budget(60)
+@budget(30)
 @given(st.one_of(scribbled(marked(SVG)), scribbled(SVG).map(marked)))
 def test_scribbled_ddti(tmp_path_factory: pytest.TempPathFactory, xml: str) -> None:
     found = told(lambda: opened(ddti.load(ddti_folder(tmp_path_factory.getbasetemp() / "d", xml))))
@@ -214,7 +214,7 @@ def test_a_ddti_zip_cannot_burst_or_leave_its_place(
         ddti.load(place / "d.zip")
 
 
-@budget(25)
+@budget(13)
 @given(st.data())
 def test_a_damaged_ddti_zip(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     stream = io.BytesIO()
@@ -241,7 +241,7 @@ def test_scribbled_tables(name: str, tmp_path: Path) -> None:
     file = tmp_path / name
     head = HEADER if name == "t.arff" else "x a,n,y\n"
 
-    @budget(40)
+    @budget(20)
     @given(scribbled(head), scribbled(ROWS[:60]))
     def check(header: str, rows: str) -> None:
         file.write_text(header + rows + ROWS, encoding="utf-8", newline="")
@@ -260,7 +260,7 @@ def test_a_number_whose_square_is_infinite_is_a_broken_row(tmp_path: Path) -> No
 MANIFEST = "image,mask,category,patient,spacing\na.png,a.png,TR4,p,0.1\na.png,,TR3,p,\n"
 
 
-@budget(50)
+@budget(25)
 @given(scribbled(MANIFEST))
 def test_scribbled_manifests(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     folder = tmp_path_factory.getbasetemp()
@@ -284,7 +284,7 @@ def idx(folder: Path, images: bytes, *, zipped: bool = False) -> None:
 def test_damaged_and_bursting_idx_files(tmp_path: Path) -> None:
     good = b"\0\0\x08\3" + struct.pack(">III", 9, 28, 28) + bytes(9 * 784)
 
-    @budget(25)
+    @budget(13)
     @given(damaged(good, head=16))
     def check(raw: bytes) -> None:
         idx(tmp_path, raw)
@@ -337,7 +337,7 @@ def test_damaged_clips(tmp_path: Path) -> None:
     clips(tmp_path / "good.hdf5")
     (tmp_path / "metadata.csv").write_text("annot_id,ti-rads_level\n1_,4\n")
 
-    @budget(40)
+    @budget(20)
     @given(damaged((tmp_path / "good.hdf5").read_bytes(), head=3000))
     def check(raw: bytes) -> None:
         (tmp_path / "dataset.hdf5").write_bytes(raw)
@@ -377,7 +377,7 @@ def test_spreadsheets_that_are_traps(tmp_path: Path) -> None:
 RECORDS = '{"1":{"nodule_1":{"TIRADS":4},"images":["1_a_1.png"]}}'
 
 
-@budget(40)
+@budget(20)
 @given(scribbled(RECORDS))
 def test_scribbled_thyroidxl(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     root = tmp_path_factory.getbasetemp() / "xl"
@@ -390,7 +390,7 @@ def test_scribbled_thyroidxl(tmp_path_factory: pytest.TempPathFactory, text: str
     told(lambda: thyroidxl.load(root, silent))
 
 
-@budget(25)
+@budget(13)
 @given(scribbled("1\n" + " ".join(_faces.ATTRIBUTES) + "\n1.jpg" + " 1" * 40 + "\n"), st.booleans())
 def test_scribbled_celeba(
     tmp_path_factory: pytest.TempPathFactory, text: str, linked: bool
@@ -409,7 +409,7 @@ def test_scribbled_celeba(
 NPY = "{'descr':'<f8','fortran_order':False,'shape':(8,8,3)}"
 
 
-@budget(60)
+@budget(30)
 @given(
     st.one_of(scribbled(NPY), st.sampled_from(["(" * 9000, "-" * 9000 + "1", "{[]:1}", "9" * 4000]))
 )

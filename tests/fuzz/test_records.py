@@ -60,7 +60,7 @@ def every_reader(runs: Path) -> list[object]:
 def test_scribbled_records(name: str, runs: Path) -> None:
     file = cell(runs) / name
 
-    @budget(12)
+    @budget(6)
     @given(scribbled(file.read_text()))
     def check(text: str) -> None:
         file.write_text(text, encoding="utf-8")
@@ -84,7 +84,7 @@ def test_records_with_values_of_other_types(name: str, runs: Path) -> None:
     file = cell(runs) / name
     good = json.loads(file.read_text().splitlines()[0] if name == FILES[3] else file.read_text())
 
-    @budget(40)
+    @budget(20)
     @given(st.sampled_from(places(good)), st.sampled_from(WRONG))
     def check(place: tuple[str, ...], value: Any) -> None:
         record = json.loads(json.dumps(good))
@@ -183,7 +183,7 @@ def test_damaged_weights(runs: Path) -> None:
     torch.save({"model": model().state_dict()}, good := cell(runs) / "best.pt")
     save_file(model().state_dict(), flat := runs.parent / "m.safetensors")
 
-    @budget(25)
+    @budget(13)
     @given(damaged(good.read_bytes()), damaged(flat.read_bytes()))
     def check(pickled: bytes, raw: bytes) -> None:
         good.write_bytes(pickled)
@@ -240,7 +240,7 @@ def test_scribbled_toml(kind: str, tmp_path: Path) -> None:
     good, read = READ[kind]
     file = tmp_path / "x.toml"
 
-    @budget(40)
+    @budget(20)
     @given(scribbled(good))
     def check(text: str) -> None:
         file.write_text(text, encoding="utf-8")

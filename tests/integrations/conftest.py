@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from mtbench.training.task import Batch, Splits, Task
 from mtbench.training.trainer.learner import build
 from mtbench.training.trainer.observer import Silent
 from mtbench.training.trainer.trainer import Trainer
+from tests.conftest import TINY
 
 
 @dataclass
@@ -44,16 +45,18 @@ class Reference:
             )
 
 
-@pytest.fixture
-def reference(tiny: Path, tmp_path: Path) -> Callable[[str], Reference]:
-    """Train the tiny task by a method with mtbench's own loop."""
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reference]:
+    """Train the tiny task by a method with mtbench's own loop; each method once."""
+    out = tmp_path_factory.mktemp("own")
 
+    @cache
     def train(method: str) -> Reference:
         given = {"epochs": "3", "schedule": "constant", "select": "last", "weight_decay": "0.1"}
-        request = Request.of("tiny", [method], given, [tiny])
+        request = Request.of("tiny", [method], given, [TINY])
         splits = request.task.setup(0, lambda *_: None)
         spec = request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu")
-        run = RunDirectory.at(tmp_path / "own", spec)
+        run = RunDirectory.at(out, spec)
         found = request.choices[0].method
         Trainer(spec, request.task, splits, found, run, Silent(), 1).run()
         state = run.load("checkpoint.pt")

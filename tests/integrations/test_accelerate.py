@@ -1,9 +1,7 @@
 """A loop with Accelerate trains as mtbench does."""
 
-import os
 import re
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -195,16 +193,11 @@ def test_several_processes_are_refused(monkeypatch):
         backward(accelerator, Method.find("ew")(2), [])
 
 
-def test_the_example_learns():
-    done = subprocess.run(
-        [sys.executable, EXAMPLE],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-    )
-    numbers = re.findall(r"epoch \d+: grade (\S+), size (\S+)\n", done.stdout)
+def test_the_example_learns(monkeypatch, capsys):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    numbers = re.findall(r"epoch \d+: grade (\S+), size (\S+)\n", capsys.readouterr().out)
     assert len(numbers) == 20
     assert float(numbers[-1][0]) < 0.8 * float(numbers[0][0])
     assert float(numbers[-1][1]) < 0.8 * float(numbers[0][1])

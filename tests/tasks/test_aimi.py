@@ -142,7 +142,7 @@ def test_another_form_is_one_line(tmp_path: Path) -> None:
         load(root)
 
 
-def test_it_trains_all_methods_and_shows_itself(mtbench: Mtbench, tmp_path: Path) -> None:
+def test_it_trains_and_shows_itself(mtbench: Mtbench, tmp_path: Path) -> None:
     root = write(tmp_path / "clips")
     with h5py.File(root / "dataset.hdf5", "r+") as store:
         store["mask"][3] = 0  # the middle frame of the first clip

@@ -326,7 +326,7 @@ def test_overview(task, tmp_path):
 def test_toy_ends(method):
     """From the easy start all reach the front: those that seek the mean's minimum end there."""
     task = Toy()
-    x = descend(method, task, task.start(1), steps=300, lr=0.05)
+    x = descend(method, task, task.start(1), steps=150, lr=0.1)
     assert task.distance(task.values(x)) < 1e-3
     assert (x[0] > -3) == (method in ("ew", "cagrad", "famo"))
 
@@ -342,7 +342,7 @@ def test_toy_valley(method):
 def test_vlmop2_ends(method):
     """The mean's minimum is near an end of the front; the other methods stop inside."""
     task = Vlmop2()
-    x = descend(method, task, task.start(0), steps=200, lr=0.01)
+    x = descend(method, task, task.start(0), steps=100, lr=0.02)
     t = abs(x.mean()) * math.sqrt(task.dimensions)
     assert task.distance(task.values(x)) < 0.01
     if method in ("ew", "cagrad"):
@@ -390,5 +390,5 @@ def test_mgda_stalls_where_one_gradient_vanishes(method):
 @needs("ew", "cagrad", "mgda", "pcgrad", "imtl_g", "upgrad", "nash_mtl")
 def test_quadratic_conflict(method):
     task = Quadratic(form="rotated")
-    x = descend(method, task, [0.5, 0.5], 300, lr=0.05)
+    x = descend(method, task, [0.5, 0.5], 150, lr=0.1)
     assert task.distance(task.values(x)) < 0.01

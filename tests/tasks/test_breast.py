@@ -220,7 +220,7 @@ def test_a_reading_says_what_its_categories_are_of(how: dict[str, Any], said: st
     assert breast.Breast(**how).scale == said
 
 
-def test_it_trains_all_methods_and_shows_itself(mtbench: Mtbench, tmp_path: Path) -> None:
+def test_it_trains_and_shows_itself(mtbench: Mtbench, tmp_path: Path) -> None:
     root = write(tmp_path / "breast", 32)
     (root / IMAGES / "case007.png").write_text("no picture")
     line = ("--task", "breast", "--data", root)

@@ -54,7 +54,7 @@ def boundary(mask: np.ndarray) -> list[tuple[float, float]]:
     return found
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 9), st.floats(0.05, 1))
 def test_the_long_axis_is_the_farthest_pair_and_the_short_one_the_longest_across(
     seed: int, height: int, width: int, share: float

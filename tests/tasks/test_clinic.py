@@ -7,7 +7,7 @@ themselves are read too.
 import io
 import struct
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -53,13 +53,6 @@ SHARED = Path(__file__).parents[3] / "shared" / "cases" / "clinical"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the handed files are not here")
 
 HEIGHT, WIDTH = 60, 80
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_process() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
-        yield
 
 
 def scan() -> Any:
@@ -487,7 +480,7 @@ def test_a_blank_or_tiny_image_is_told() -> None:
     assert "too few" in examine(case(image=scan()[:, :20])).doubts[0]
 
 
-@settings(max_examples=50, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 25), st.integers(0, 25)), min_size=1, max_size=4))
 def test_parts_are_a_partition_without_specks(corners: list[tuple[int, int]]) -> None:
     mask = np.zeros((30, 30), dtype=bool)

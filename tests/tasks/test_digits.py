@@ -229,7 +229,8 @@ def test_parameters_out_of_range(name: str, value: float) -> None:
 @pytest.mark.parametrize("source", ["embedded", "idx"])
 def test_runs_to_a_finished_record(tmp_path: Path, mtbench: Mtbench, source: str) -> None:
     data = ["--data", write_mnist(tmp_path / "mnist", zipped=True)] if source == "idx" else []
-    methods = ["ew", "uw", "cagrad", "rlar"]
+    # The published digits are larger, and to a method the same.
+    methods = ["ew", "uw", "cagrad", "rlar"] if source == "embedded" else ["rlar"]
     words = [word for method in methods for word in ("--method", method)]
     out = tmp_path / "runs"
     code, text, err = mtbench(

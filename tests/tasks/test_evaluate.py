@@ -6,7 +6,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,13 +45,6 @@ SMALL = ("--image-size", 32, "--width", 4, "--epochs", 1, "--threads", 1)
 Drawn = st.lists(
     st.tuples(st.integers(0, 5), st.booleans(), st.integers(0, 3)), min_size=2, max_size=30
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_process() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
-        yield
 
 
 # The arithmetic
@@ -289,6 +282,15 @@ FITTED = {
 }
 
 
+@pytest.fixture
+def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "_figures", lambda _: iter(()))
+
+
+undrawn = pytest.mark.usefixtures("_undrawn")
+"""For what is read in the numbers: the page's seven figures take most of an evaluation's time."""
+
+
 def evaluated(clinic: Path, to: Path, **how: Any) -> tuple[Evaluation, dict[str, Any]]:
     """Judge `dark` on a manifest; return what is said and what is written."""
     task = Thyroid(image_size=64, width=2)
@@ -322,6 +324,7 @@ def test_a_model_is_judged_on_another_centres_data(clinic: Path, tmp_path: Path)
     assert tidy["all", "auroc_high"] == pytest.approx(metrics["auroc_high"], abs=1e-5)
 
 
+@undrawn
 def test_what_a_model_was_trained_with_changes_no_truth(clinic: Path, tmp_path: Path) -> None:
     """Grids are kept, and those of cases with a consensus are others."""
     found = []
@@ -332,6 +335,7 @@ def test_what_a_model_was_trained_with_changes_no_truth(clinic: Path, tmp_path: 
     assert found[0] == found[1]
 
 
+@undrawn
 def test_subgroups_sizes_and_readers(clinic: Path, tmp_path: Path) -> None:
     _, record = evaluated(clinic, tmp_path, truth="pathology")
     frame = pd.read_csv(tmp_path / "cases.csv")
@@ -360,6 +364,7 @@ def test_subgroups_sizes_and_readers(clinic: Path, tmp_path: Path) -> None:
     assert x["model"]["graded"] == 30
 
 
+@undrawn
 def test_subgroups_are_found_in_what_people_type(clinic: Path, tmp_path: Path) -> None:
     frame = pd.read_csv(clinic)
     i = frame.index // 3
@@ -377,6 +382,7 @@ def test_subgroups_are_found_in_what_people_type(clinic: Path, tmp_path: Path) -
     assert told.endswith("are in no subgroup: age 'n. k.', age '45 y'")
 
 
+@undrawn
 def test_a_column_of_birth_dates_makes_no_subgroups(clinic: Path, tmp_path: Path) -> None:
     frame = pd.read_csv(clinic)
     frame["born"] = [f"19{40 + int(patient[1:])}-05-03" for patient in frame["patient"]]
@@ -391,6 +397,7 @@ def test_a_column_of_birth_dates_makes_no_subgroups(clinic: Path, tmp_path: Path
     )
 
 
+@undrawn
 @pytest.mark.parametrize("told", ["1 and 2 only", "numbers up to 3"])
 def test_another_scale_in_the_same_numbers_is_told(clinic: Path, tmp_path: Path, told: str) -> None:
     """The model's own scale is tried first, and another centre's numbers may mean other things."""
@@ -405,6 +412,7 @@ def test_another_scale_in_the_same_numbers_is_told(clinic: Path, tmp_path: Path,
     assert not any(told in note for note in record["notes"])
 
 
+@undrawn
 def test_spacing_of_some_images_only_is_told(clinic: Path, tmp_path: Path) -> None:
     _, record = evaluated(clinic, tmp_path, truth="pathology")
     images = {m["name"]: m["images"] for m in record["metrics"]}
@@ -435,6 +443,7 @@ def test_subgroups_of_numbers_are_told_apart(cells: Iterable[object], names: lis
     assert evaluating._grouped(pd.Series([*map(str, cells)])).cat.categories.tolist() == names
 
 
+@undrawn
 def test_descriptors_are_compared_with_the_datas(clinic: Path, tmp_path: Path) -> None:
     """A column of a manifest that is called as a descriptor is; terms are those of scikit-learn."""
     rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
@@ -464,6 +473,7 @@ def test_descriptors_are_compared_with_the_datas(clinic: Path, tmp_path: Path) -
     assert "composition accuracy" in (tmp_path / "metrics.csv").read_text()
 
 
+@undrawn
 def test_where_the_truth_is_silent_nothing_is_judged(clinic: Path, tmp_path: Path) -> None:
     """Another reader's word is no pathology; nor is a cache read from when it was."""
     rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
@@ -482,6 +492,7 @@ def test_where_the_truth_is_silent_nothing_is_judged(clinic: Path, tmp_path: Pat
     assert "18 images are left out: pathology says nothing of them" in record["notes"]
 
 
+@undrawn
 def test_without_a_truth_it_is_the_consensus(clinic: Path, tmp_path: Path) -> None:
     _, record = evaluated(clinic, tmp_path)
     assert record["reference"] == "consensus of readers (STAPLE, majority)"
@@ -489,6 +500,7 @@ def test_without_a_truth_it_is_the_consensus(clinic: Path, tmp_path: Path) -> No
     assert any("part of the consensus" in note for note in record["notes"])
 
 
+@undrawn
 def test_other_grades_are_reduced_to_low_and_high(clinic: Path, tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
     for row in rows:
@@ -505,6 +517,7 @@ def test_other_grades_are_reduced_to_low_and_high(clinic: Path, tmp_path: Path) 
     assert a["auroc_high"] == pytest.approx(b["auroc_high"])
 
 
+@undrawn
 def test_numbers_are_those_of_the_models_own_scale(clinic: Path, tmp_path: Path) -> None:
     """A file of 1 to 5 is TI-RADS where the model's grades are."""
     rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
@@ -537,6 +550,7 @@ def test_what_is_odd_or_absent_is_told(clinic: Path, tmp_path: Path) -> None:
         evaluated(clinic.with_name("gone.csv"), tmp_path)
 
 
+@undrawn
 def test_what_the_model_may_have_seen_or_not_know_is_told(clinic: Path, tmp_path: Path) -> None:
     """Weights of another model have seen what it was trained on; another organ looks otherwise."""
     grids = [to_input(c.image, 64)[0] for c in phantom.load(size=30, readers=1).cases]
@@ -561,6 +575,7 @@ def test_what_the_model_may_have_seen_or_not_know_is_told(clinic: Path, tmp_path
     assert sum(of_its_kind.doubt(seen) is not None for seen in known) <= 1
 
 
+@undrawn
 def test_lesions_that_were_missed_are_told(clinic: Path, tmp_path: Path) -> None:
     """They have no size, so that the table of sizes is of the others."""
 

@@ -6,7 +6,7 @@ import json
 import math
 import pickle
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,6 @@ from mtbench_tasks._lesion.splits import (
 )
 
 Mtbench = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_process() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
-        yield
 
 
 def silent(what: str, done: int, total: int) -> None: ...
@@ -193,7 +186,7 @@ def test_inspect_tells_how_many_images_are_broken(tmp_path: Path) -> None:
     assert (counts["images used"], counts["images that `run` leaves out"]) == ("3", "2")
 
 
-@settings(max_examples=80, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     st.sampled_from(["a.png", "a.bmp", "a.nii"]),
     st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255)), max_size=6),
@@ -454,7 +447,7 @@ def test_the_template_is_a_manifest(folder: Path) -> None:
 # Patients
 
 
-@settings(max_examples=150, derandomize=True)
+@settings(max_examples=75, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=30))
 def test_patients_who_share_an_image_are_one(pairs: list[tuple[int, int]]) -> None:
     blank = np.zeros((2, 2), np.uint8)
@@ -481,7 +474,7 @@ def square(top: int, left: int, size: int = 10) -> Any:
     return mask
 
 
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(st.lists(st.integers(0, 4), max_size=9))
 def test_the_majority_is_most_frequent_and_rather_too_suspicious(said: list[int]) -> None:
     found = majority(said)

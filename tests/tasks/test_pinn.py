@@ -21,6 +21,7 @@ from mtbench.training.cell.request import Request
 from mtbench.training.cell.rundir import RunDirectory
 from mtbench.training.task import Splits
 from mtbench.training.trainer.trainer import Trainer
+from mtbench_tasks import pinn
 from mtbench_tasks.pinn import (
     BOUNDARY,
     EQUATIONS,
@@ -217,7 +218,8 @@ def test_a_seed_draws_the_training_points_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["stokes", "burgers"])
-def test_the_solution_is_drawn(name: str, tmp_path: Path) -> None:
+def test_the_solution_is_drawn(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pinn, "GRID", 21)  # Burgers' solution is an integral at each point
     task = Pinn(equation=name, samples=4, width=4, depth=1)  # type: ignore[arg-type]
     model = task.model()
 

@@ -385,7 +385,7 @@ def test_a_field_over_the_reader_s_limit(tmp_path: Path) -> None:
 # --- splits and scaling --------------------------------------------------------------------------
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 60), min_size=40, max_size=200), st.integers(0, 2**31))
 def test_groups_lie_in_one_split(groups: list[int], seed: int) -> None:
     if len(set(groups)) < tabular.LEAST:
@@ -401,7 +401,7 @@ def test_groups_lie_in_one_split(groups: list[int], seed: int) -> None:
         assert abs(len(found) - share * len(set(groups))) < 2
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(st.integers(20, 300), st.integers(0, 2**31))
 def test_each_group_is_tested_in_one_fold_at_every_seed(count: int, seed: int) -> None:
     folds = [divide(count, fold, seed) for fold in range(FOLDS)]

@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,6 @@ GRADES = ("1", "2", "3", "4")
 NOTHING = torch.zeros(1, 0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_process() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOKY_MAX_CPU_COUNT", "1")
-        yield
-
-
 @pytest.fixture(scope="module")
 def population(tmp_path_factory: pytest.TempPathFactory) -> Collection:
     return phantom.load(size=24, workers=1)
@@ -65,7 +58,7 @@ def blank(patient: str, category: int | None, name: str = "") -> Case:
 # Splits
 
 
-@settings(max_examples=150, derandomize=True)
+@settings(max_examples=75, derandomize=True)
 @given(
     st.lists(
         st.tuples(
@@ -93,7 +86,7 @@ def test_no_patient_is_in_two_parts(
         assert patients[2] == {case.patient for case in cases if case.part == "test"}
 
 
-@settings(max_examples=100, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(2, 6))
 def test_each_patient_is_tested_in_one_fold(sizes: list[int], folds: int) -> None:
     cases = [blank(f"{grade}-{i}", grade) for grade, n in enumerate(sizes) for i in range(n)]
@@ -189,7 +182,7 @@ def test_phantoms_are_tested_on_a_population_of_their_own(tmp_path: Path) -> Non
 # The network's grid
 
 
-@settings(max_examples=150, derandomize=True)
+@settings(max_examples=75, derandomize=True)
 @given(st.integers(1, 150), st.integers(1, 150), st.sampled_from([32, 48, 96]))
 def test_the_aspect_ratio_is_kept(height: int, width: int, size: int) -> None:
     placement = Placement((height, width), size)

@@ -127,7 +127,7 @@ def test_another_layout_is_one_line(tmp_path: Path) -> None:
         load(root)
 
 
-def test_it_trains_all_methods_and_shows_itself(mtbench: Mtbench, tmp_path: Path) -> None:
+def test_it_trains_and_shows_itself(mtbench: Mtbench, tmp_path: Path) -> None:
     root = write(tmp_path / "xl", 20, 3)
     broken = root / "train" / "images" / "00000006_2201CE10_0.png"
     broken.write_bytes(broken.read_bytes()[:300])

@@ -123,7 +123,7 @@ def test_another_layout_is_one_line(tmp_path: Path) -> None:
         load(root)
 
 
-def test_it_trains_all_methods_and_shows_itself(mtbench: Mtbench, tmp_path: Path) -> None:
+def test_it_trains_and_shows_itself(mtbench: Mtbench, tmp_path: Path) -> None:
     root = write(tmp_path / "tn3k", 18, 5)
     (root / "trainval-image" / "0005.jpg").write_text("no picture")
     twin = (root / "trainval-image" / "0007.jpg").read_bytes()
