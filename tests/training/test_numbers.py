@@ -258,7 +258,7 @@ def test_a_step_that_is_skipped_leaves_no_trace(
     monkeypatch.setattr("mtbench.training.trainer.nonfinite.MOST_SKIPPED", 0.5)
     monkeypatch.setattr("mtbench.training.trainer.trainer.Loop", _Watched)
     task = _Regressions(poison=poison)
-    given = {"batch_size": 8, "nonfinite": "skip", "weight_decay": 0.1}
+    given: Any = {"batch_size": 8, "nonfinite": "skip", "weight_decay": 0.1}
     trained = trainer(tmp_path, method, task, **given)
     result = trained.run()
     assert result["status"] == "finished"

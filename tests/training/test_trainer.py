@@ -113,7 +113,7 @@ def test_a_cell_learns_and_leaves_its_record(tiny: Path, tmp_path: Path) -> None
 def test_resuming_after_a_break_ends_bit_identical(
     tiny: Path, tmp_path: Path, method: str, device: str
 ) -> None:
-    given = {"epochs": "2", "batch_size": "16", "missing": "true"}  # three steps an epoch
+    given: Any = {"epochs": "2", "batch_size": "16", "missing": "true"}  # three steps an epoch
     cell = partial(train, tiny, method=method, device=device, **given)
     whole, _ = cell(tmp_path / "whole")
     cell(tmp_path / "broken", stop_after=5, checkpoint_seconds=0.0)
