@@ -19,10 +19,9 @@ PROCESSES.set_forkserver_preload([*PRELOADED, "mtbench.cli.tuning", "mtbench.cli
 class Command:
     """The command line in a session of its own; asked as a `subprocess.Popen` is."""
 
-    def __init__(self, *line: object, **environment: str) -> None:
+    def __init__(self, *line: object) -> None:
         self._folder = Path(tempfile.mkdtemp())  # stays where a test fails before the end is asked
-        given = (self._folder, [*map(str, line)], environment)
-        self._process = PROCESSES.Process(target=_command, args=given)
+        self._process = PROCESSES.Process(target=_command, args=(self._folder, [*map(str, line)]))
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -46,13 +45,13 @@ class Command:
         return found[0], found[1]
 
 
-def _command(folder: Path, line: list[str], environment: dict[str, str]) -> None:
+def _command(folder: Path, line: list[str]) -> None:
     os.setsid()
     for name, stream in (("out", sys.stdout), ("err", sys.stderr)):
         with (folder / name).open("w") as file:
             os.dup2(file.fileno(), stream.fileno())
     signal.signal(signal.SIGINT, signal.default_int_handler)
     warnings.simplefilter("error", UserWarning)
-    os.environ |= {"COLUMNS": "160", **environment}
+    os.environ["COLUMNS"] = "160"
     sys.argv = ["mtbench", *line]
     main()

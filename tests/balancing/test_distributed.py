@@ -7,7 +7,6 @@ again and writes how far the two are apart.
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -621,22 +620,11 @@ def test_one_process_is_left_alone():
     assert ALONE.sums([x, None])[0] is x
 
 
-def _run(out: Path, *words: str, **environment: str) -> Command:
+def _run(out: Path, *words: str) -> Command:
     return Command(
         "run", "--plugin", TINY, "--task", "tiny", "-m", "nash_mtl", "--set", "sleep=0.4",
-        "--threads", 1, "--jacobian", "loop", "--out", out, *words, **environment,
+        "--threads", 1, "--jacobian", "loop", "--out", out, *words,
     )  # fmt: skip
-
-
-def _as_torchrun_does(out: Path) -> tuple[str, str]:
-    """Go on in two processes that others start; return what each says."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    said = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    ranks = [_run(out, RANK=str(rank), LOCAL_RANK=str(rank), **said) for rank in range(2)]
-    (first, _), (second, _) = (rank.communicate(timeout=120) for rank in ranks)
-    return first, second
 
 
 def _process_of_rank(rank: int, parent: int) -> int:
@@ -675,10 +663,9 @@ def test_a_killed_rank_ends_the_job_and_it_goes_on_bit_for_bit(
     code, _, told = mtbench("run", "--plugin", tiny, "--task", "tiny", *words)
     assert code == 2
     assert "was begun by 2 processes and goes on with as many, found 1" in told
-    first, second = _as_torchrun_does(killed)
-    assert "resumed at step" in first
-    assert first.count("report:") == 1
-    assert not second
+    shown, _ = _run(killed, "--nproc", "2").communicate(timeout=120)
+    assert "resumed at step" in shown
+    assert shown.count("report:") == 1
     expected, again = _weights(found["out"] / "whole"), _weights(killed)
     assert all(torch.equal(again[name], value) for name, value in expected.items())
     (result,) = killed.glob("tiny/nash_mtl/*/result.json")
