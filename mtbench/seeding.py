@@ -29,7 +29,10 @@ def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one, for code that uses it
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # the same, without looking at the call stack for devices that are not there
+        torch.default_generator.manual_seed(seed)
 
 
 def global_state() -> dict[str, Any]:

@@ -90,6 +90,12 @@ def origin(plugin: type) -> str:
     distribution = _distributions().get(package)
     if distribution is None:
         return package
+    return _called(distribution)
+
+
+@cache
+def _called(distribution: Distribution) -> str:
+    """Say its name and version; each of the two parses all that its metadata says."""
     return f"{distribution.name} {distribution.version}"
 
 

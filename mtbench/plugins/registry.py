@@ -9,13 +9,14 @@ A plugin that needs an extra of its distribution says so by a line of its module
 """
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoints, entry_points
+from importlib.metadata import Distribution, EntryPoints, entry_points
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -218,7 +219,7 @@ def _unknown(name: str, known: Iterable[str], listed: str) -> str:
 def _installed(kind: Kind) -> list[Entry]:
     found = []
     for point in _points(f"mtbench.{kind}s", tuple(sys.path)):
-        owner = point.dist.name if point.dist else None
+        owner = _owner(point.dist) if point.dist else None
         told = f"{owner}: announces {kind}s in {point.value!r}, "
         remedy = f"a package, each of whose modules is a {kind}; else uninstall {owner}"
         try:
@@ -228,11 +229,16 @@ def _installed(kind: Kind) -> list[Entry]:
         if spec is None or spec.submodule_search_locations is None:
             raise PluginError(f"{told}which is none that is there: it must be {remedy}")
         for folder in map(Path, spec.submodule_search_locations):
-            for path in sorted(folder.iterdir()):
-                is_package = (path / "__init__.py").is_file()
-                if not path.name.startswith(("_", ".")) and (is_package or path.suffix == ".py"):
-                    file = path / "__init__.py" if is_package else path
-                    found.append(Entry(path.stem, file, f"{point.value}.{path.stem}", owner))
+            for name in sorted(os.listdir(folder)):  # noqa: PTH208 - every call by name goes by here
+                if name.startswith(("_", ".")):
+                    continue
+                file = folder / name
+                if not name.endswith(".py"):
+                    file /= "__init__.py"
+                    if not file.is_file():
+                        continue
+                own = name.removesuffix(".py")
+                found.append(Entry(own, file, f"{point.value}.{own}", owner))
     return found
 
 
@@ -240,6 +246,12 @@ def _installed(kind: Kind) -> list[Entry]:
 def _points(group: str, _path: tuple[str, ...]) -> EntryPoints:
     """Read the metadata of all that is installed once: it takes as long as a training step."""
     return entry_points(group=group)
+
+
+@cache
+def _owner(distribution: Distribution) -> str:
+    """Read its name once: each time it would parse all that its metadata says."""
+    return distribution.name
 
 
 def _from_file(path: Path | str) -> Entry:

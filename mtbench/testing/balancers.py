@@ -241,7 +241,7 @@ class BalancerContract(Promises):
     def test_ends_near_the_pareto_set(self, make: Make) -> None:
         r"""On two convex quadratics x comes to their front, unless declared otherwise.
 
-        It may take 400 steps, and less where it is well there after 100 or 200.
+        It may take 400 steps, and less where it is well there, and still so ten steps later.
 
         They are :math:`1 + (x-u_i)^\top A_i (x-u_i)`, and the front is
         :math:`x(w) = (\sum_i w_i A_i)^{-1} \sum_i w_i A_i u_i`.
@@ -280,14 +280,16 @@ class BalancerContract(Promises):
         mixed = w * A[0] + (1 - w) * A[1]
         pulls = w[:, 0] * (A[0] @ u[0]) + (1 - w[:, 0]) * (A[1] @ u[1])
         front = torch.linalg.solve(mixed, pulls)
-        for steps in (100, 100, 200):
-            for _ in range(steps):
+        near = 0  # times in a row, and it was there: what only passes by is gone ten steps later
+        for _ in range(40):
+            for _ in range(10):
                 optimizer.zero_grad()
                 balancer.backward(step())
                 optimizer.step()
                 balancer.after_step(lambda: losses(x * 1.0))
             distance = float((front - x.detach()).norm(dim=1).min())
-            if distance < 0.02:  # most methods are there by then
+            near = near + 1 if distance < 0.02 else 0
+            if near == 2:
                 break
         assert distance < 0.05, (
             f"after 400 steps on two convex quadratics x is {distance:.2g} away from their front: "

@@ -68,7 +68,7 @@ class Problem:
         self.dtype, self.change = dtype, change
         self.order = range(self.K) if order is None else order
         with torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # the CPU's, which is all that is drawn from
             model = MultitaskModel(_Encoder(), [_Head() for _ in range(self.K)])
         self.model = balancer.wrap(model.to(dtype))
         self.engine = Engine(batched=False)

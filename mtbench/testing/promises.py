@@ -11,6 +11,7 @@ import random
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from itertools import takewhile
 from types import ModuleType
 from typing import Any
@@ -117,7 +118,7 @@ def _is_read(method: type, parameter: str) -> bool:
         sources = [inspect.getsource(sys.modules[name]) for name in names]
     except (KeyError, OSError, TypeError):  # typed in, or loaded by hand
         return True
-    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    nodes = [node for source in sources for node in _nodes(source)]
     kept = {
         part
         for node in nodes
@@ -127,6 +128,12 @@ def _is_read(method: type, parameter: str) -> bool:
         for part in ast.walk(node.value)
     }
     return any(_name_read(node) == parameter and node not in kept for node in nodes)
+
+
+@lru_cache(maxsize=16)
+def _nodes(source: str) -> list[ast.AST]:
+    """Parse a module once: it is asked about each parameter, and the base's about each method's."""
+    return list(ast.walk(ast.parse(source)))
 
 
 def _name_read(node: ast.AST) -> str | None:

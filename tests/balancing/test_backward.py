@@ -32,7 +32,7 @@ class Net(nn.Module):
     def __init__(self, K: int = 2, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         with torch.random.fork_rng():
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # the CPU's alone: it is set a thousand times
             self.encoder = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh())
             self.heads = nn.ModuleList(nn.Linear(6, 1) for _ in range(K))
             self.x = torch.randn(12, 4).to(dtype)
@@ -90,11 +90,10 @@ def drive(
     if balancer.needs_features:
         said["latent"] = z
     weights = balancer.backward(losses_of(z), **said)
-    with torch.no_grad():
-        for p in net.parameters():
-            if p.grad is not None and all(
-                q.grad is None or q.grad.isfinite().all() for q in net.parameters()
-            ):
+    written = [p for p in net.parameters() if p.grad is not None]
+    if all(p.grad.isfinite().all() for p in written):
+        with torch.no_grad():
+            for p in written:
                 p -= 0.01 * p.grad
     balancer.after_step(again)
     return weights
@@ -1351,12 +1350,12 @@ def test_an_infinite_loss_leaves_no_trace(name: str) -> None:
     for overflows in (False, True):
         net = Net(3)
         balancer = mtbench.balancer(name, num_objectives=3)
-        for t in range(7):
-            if t in (0, 4) and overflows:
+        for t in range(5):
+            if t in (0, 2) and overflows:
                 drive(net, balancer, net.overflown)
                 assert not all(p.grad.isfinite().all() for p in net.encoder.parameters())
             weights = drive(net, balancer, net.of)
-            if t == 5:
+            if t == 3:
                 balancer.after_epoch()
         found.append((weights, tensors(balancer)))
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
@@ -1367,12 +1366,12 @@ def test_an_infinite_loss_leaves_no_trace(name: str) -> None:
 def test_what_is_infinite_or_nan_leaves_no_trace(name: str, what: str) -> None:
     net = Net(3)
     balancer = mtbench.balancer(name, num_objectives=3)
-    for t in range(6):
-        if t == 3 and what == "gradient":
+    for t in range(4):
+        if t == 2 and what == "gradient":
             drive(net, balancer, lambda z: [net.of(z)[0] + (0 * z.sum()).sqrt(), *net.of(z)[1:]])
-        elif t == 3 and what == "scale":
+        elif t == 2 and what == "scale":
             drive(net, balancer, net.of, loss_scale=float("inf"))
-        elif t == 3:
+        elif t == 2:
             drive(net, balancer, lambda z: [math.nan * net.of(z)[0], *net.of(z)[1:]])
             assert any(g is not None and g.isnan().any() for g in grads(net))
         weights = drive(net, balancer, net.of)
@@ -1383,11 +1382,10 @@ def test_what_is_infinite_or_nan_leaves_no_trace(name: str, what: str) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("name", NAMELESS)
-def test_a_balancer_keeps_its_precision(name: str, dtype: torch.dtype) -> None:
+def test_a_balancer_keeps_its_precision(name: str) -> None:
     found = []
-    for other in (None, dtype):
+    for other in (None, torch.bfloat16, torch.float16, torch.float64):
         net = Net(dtype=torch.float32)
         balancer = mtbench.balancer(name, num_objectives=2)
         for _ in range(2):
@@ -1395,7 +1393,8 @@ def test_a_balancer_keeps_its_precision(name: str, dtype: torch.dtype) -> None:
                 balancer.to(other)
             weights = drive(net, balancer, net.of)
         found.append((weights, tensors(balancer)))
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    for changed in found[1:]:
+        torch.testing.assert_close(changed, found[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["uw", "dwa"])

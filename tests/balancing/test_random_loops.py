@@ -126,7 +126,7 @@ def put_together(seed: int) -> tuple[Forward, list[Tensor]]:
 
 
 @given(st.integers(0, 10**6), st.sampled_from([network, put_together]), st.sampled_from(NAMES))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_losses_are_enough(
     seed: int, kind: Callable[[int], tuple[Forward, list[Tensor]]], name: str
 ) -> None:

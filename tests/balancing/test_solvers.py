@@ -52,7 +52,7 @@ def cagrad_value(J, w, c=C):
     return w @ J @ g0 + c * np.linalg.norm(g0) * np.linalg.norm(w @ J)
 
 
-@settings(max_examples=400, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(jacobians())
 def test_min_norm_kkt(J):
     w = solve(min_norm, J)
@@ -65,7 +65,7 @@ def test_min_norm_kkt(J):
         assert (J @ g >= g @ g - rounding * (norms + w @ norms)).all()
 
 
-@settings(max_examples=400, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(jacobians(), st.sampled_from([0.1, 0.5, 0.9, 1.5]))
 def test_cagrad_kkt(J, c):
     """Primal feasible, and no worse in the worst objective than the dual bound allows."""
@@ -198,7 +198,7 @@ def test_float32_gramians_that_are_not_quite_semidefinite():
         assert cagrad(gramian, C).isfinite().all()
 
 
-@settings(max_examples=300, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(jacobians(), st.integers(0, 2**32 - 1))
 def test_cone_projections_kkt(J, seed):
     """Projections of the gradients and of one random combination, each in its own unit."""
@@ -324,7 +324,7 @@ def test_fair_shares_never_misses():
                 np.testing.assert_allclose(w * (J @ (w @ J)) * scale**2, 1, rtol=1e-10)
 
 
-@settings(max_examples=300, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(jacobians(), st.sampled_from([1.0, 0.5, 2.0, 1 / 3]))
 def test_fair_shares_kkt(J, power):
     """The equation, where no weight nears the bound."""
@@ -396,7 +396,7 @@ def test_fair_shares_of_cancelling_gradients_stay_finite(K, power):
             assert (w <= 2e4 * orthogonal).all()
 
 
-@settings(max_examples=300, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(jacobians())
 def test_equal_projections_are_equal(J):
     w = solve(equal_projections, J)

@@ -35,12 +35,16 @@ def compiled(function: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor
 
 def other_modules(compiler: Compiler) -> Iterator[Loop]:
     """New ones lie where those that are gone lay."""
-    for _ in range(6):
-        body, heads = mlp(4, 6), heads_of(6)
-        both = compiler(lambda x, body=body, heads=heads: seen(heads, body(x)))
-        yield Loop(lambda both=both: both(X), body.parameters(), parameters(heads))  # type: ignore[misc]
-        del body, heads, both
-        gc.collect()
+    gc.freeze()  # a second for each collection: all that torch has imported
+    try:
+        for _ in range(6):
+            body, heads = mlp(4, 6), heads_of(6)
+            both = compiler(lambda x, body=body, heads=heads: seen(heads, body(x)))
+            yield Loop(lambda both=both: both(X), body.parameters(), parameters(heads))  # type: ignore[misc]
+            del body, heads, both
+            gc.collect()
+    finally:
+        gc.unfreeze()
 
 
 def another_way(compiler: Compiler) -> Iterator[Loop]:

@@ -44,7 +44,7 @@ def test_every_drawn_parameter_constructs(name, K):
     method = method_of(name)
     composed = Method.find(runnable(name)[0])
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    for _ in range(10):
+    for _ in range(5):
         parameters = method.suggest(study.ask(), K)
         composed(K, **{composed.key(name, key): value for key, value in parameters.items()})
         assert set(parameters) <= set(inspect.signature(method).parameters)

@@ -9,7 +9,7 @@ from torch import nn
 from mtbench import Balancer, Method, Step, Wrapper
 from mtbench.plugins.registry import entries, find
 
-K, EPOCHS, STEPS = 3, 7, 4
+K, EPOCHS, STEPS = 3, 6, 4  # stch is si until its warm-up ends, after five epochs
 SAME = [
     {"ew", "ls", "stl"},  # ls by default; stl only differs by the model that it asks for
     {"edm", "imtl_g"},  # where none of imtl_g's weights is negative, as here

@@ -108,7 +108,7 @@ def test_weights_move_at_every_third_step_and_are_applied_in_between():
 def test_balances_gradient_norms():
     encoder, heads, x = model()
     method = GradNorm(K, alpha=0.0)
-    for _ in range(400):
+    for _ in range(200):
         z, losses = losses_of(encoder, heads, x)
         step = Step(losses, features=z)
         method.backward(step)

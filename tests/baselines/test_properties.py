@@ -12,7 +12,7 @@ from mtbench import combine
 SHAPES = [(1, 1, 1), (4, 3, 1), (4, 3, 2), (4, 3, 3), (9, 11, 5), (9, 11, 9)]
 """K, d and the rank."""
 DEPENDENT = [(20, 10, 10), (20, 10, 5), (20, 10, 1), (20, 100, 1), (20, 100, 19)]
-SCALES = [0.0, 1e-10, 1e3, 1e5, 1e10, 1e15]
+SCALES = [1e-10, 1e3, 1e5, 1e10, 1e15]
 
 
 def of_rank(K, d, rank, seed, left=None):

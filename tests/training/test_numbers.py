@@ -143,12 +143,12 @@ CASES = pytest.mark.parametrize(
 @pytest.mark.parametrize("odd", ["mixed", "flat"])
 @pytest.mark.parametrize("method", METHODS)
 def test_odd_objectives(tmp_path: Path, method: str, odd: Odd) -> None:
-    trained = trainer(tmp_path, method, _Regressions(5, odd))
+    trained = trainer(tmp_path, method, _Regressions(5, odd), batch_size=8)
     assert trained.run()["status"] == "finished"
     assert finite(kept(trained))
 
 
-@pytest.mark.parametrize("K", [1, 64])  # fewer, and more, than shared parameters
+@pytest.mark.parametrize("K", [1, 25])  # fewer, and more, than the 24 shared parameters
 @pytest.mark.parametrize("method", METHODS)
 def test_any_number_of_objectives(tmp_path: Path, method: str, K: int) -> None:
     trained = trainer(tmp_path, method, _Regressions(K), epochs=1, batch_size=12)
@@ -258,7 +258,8 @@ def test_a_step_that_is_skipped_leaves_no_trace(
     monkeypatch.setattr("mtbench.training.trainer.nonfinite.MOST_SKIPPED", 0.5)
     monkeypatch.setattr("mtbench.training.trainer.trainer.Loop", _Watched)
     task = _Regressions(poison=poison)
-    trained = trainer(tmp_path, method, task, nonfinite="skip", weight_decay=0.1)
+    given: Any = {"batch_size": 8, "nonfinite": "skip", "weight_decay": 0.1}
+    trained = trainer(tmp_path, method, task, **given)
     result = trained.run()
     assert result["status"] == "finished"
     assert [(at["epoch"], at["answer"]) for at in result["nonfinite"]] == [

@@ -113,11 +113,12 @@ def test_a_cell_learns_and_leaves_its_record(tiny: Path, tmp_path: Path) -> None
 def test_resuming_after_a_break_ends_bit_identical(
     tiny: Path, tmp_path: Path, method: str, device: str
 ) -> None:
-    cell = partial(train, tiny, method=method, device=device, epochs="2", missing="true")
+    given: Any = {"epochs": "2", "batch_size": "16", "missing": "true"}  # three steps an epoch
+    cell = partial(train, tiny, method=method, device=device, **given)
     whole, _ = cell(tmp_path / "whole")
-    cell(tmp_path / "broken", stop_after=9, checkpoint_seconds=0.0)
+    cell(tmp_path / "broken", stop_after=5, checkpoint_seconds=0.0)
     again, observer = cell(tmp_path / "broken")
-    assert observer.done == 8  # the step that was broken off is lost, no other
+    assert observer.done == 4  # the step that was broken off is lost, no other
     assert not list(differences(whole.path, again.path))
 
 
@@ -250,11 +251,10 @@ def test_divergence_is_recorded(tiny: Path, tmp_path: Path) -> None:
     assert run.open_test() == {}
 
 
-@pytest.mark.parametrize(
-    "method", ["ew", "uw", "gradnorm", "pcgrad", "cagrad", "mgda", "rlar", "stl"]
-)
+# The contract asks every method the same of single steps: here is one of each kind.
+@pytest.mark.parametrize("method", ["ew", "uw", "gradnorm", "pcgrad", "mgda", "rlar", "stl"])
 def test_missing_labels_train_the_other_objective(tiny: Path, tmp_path: Path, method: str) -> None:
-    run, observer = train(tiny, tmp_path, method, missing="true", batch_size="2", epochs="6")
+    run, observer = train(tiny, tmp_path, method, missing="true", batch_size="4", epochs="6")
     assert any(losses["difference"] == 0 for losses in observer.losses)
     history = [json.loads(line) for line in (run.path / "epochs.jsonl").read_text().splitlines()]
     for objective in ("sum", "difference"):

@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -240,13 +241,19 @@ class Trainer:
             "mtbench": __version__,
             "code": core_digest(),
             "python": platform.python_version(),
-            "torch": version("torch"),
+            "torch": _torch_version(),
             "platform": platform.platform(),
             "hardware": numerics.hardware(torch.device(self.spec.device)),
             "threads": record.at.threads,
             "processes": self.ranks.size,
             "jacobian": {None: "none", False: "loop", True: "batched"}[self.engine.batched],
         }
+
+
+@cache
+def _torch_version() -> str:
+    """Look once: all that torch's metadata says is parsed each time."""
+    return version("torch")
 
 
 def _tensors(learner: Learner) -> Iterator[Tensor]:
