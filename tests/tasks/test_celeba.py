@@ -268,13 +268,12 @@ def test_metrics_and_objectives_belong_together() -> None:
 
 
 def test_runs_to_a_finished_record(whole: Path, tmp_path: Path, mtbench: Any) -> None:
-    methods = [word for name in ("ew", "uw", "cagrad", "rlar") for word in ("--method", name)]
     code, out, err = mtbench(
-        "run", "--task", "celeba", "--data", whole, *methods, "--epochs", 1, *SMALL,
-        "--out", tmp_path,
+        "run", "--task", "celeba", "--data", whole, "-m", "uw", "-m", "cagrad", "--epochs", 1,
+        *SMALL, "--out", tmp_path,
     )  # fmt: skip
     assert code == 0, err
-    assert len([*tmp_path.glob("celeba/*/seed0-*/result.json")]) == 4
+    assert len([*tmp_path.glob("celeba/*/seed0-*/result.json")]) == 2
     assert "images [24, 8, 8]" in out
 
 
