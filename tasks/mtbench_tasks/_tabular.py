@@ -327,6 +327,19 @@ def required(task: str, data: Path | None) -> Path:
     return data
 
 
+def refuse_few(path: Path, groups: int) -> None:
+    """Refuse a table of fewer groups, or rows where there are none, than can be split.
+
+    Raises:
+        DataError: there are too few.
+    """
+    if groups < LEAST:
+        raise DataError(
+            f"{path}: {groups} rows or groups are too few to be split in three; "
+            f"at least {LEAST} are needed"
+        )
+
+
 def split_groups(
     path: Path, groups: Sequence[Any] | NDArray[Any], fold: int, seed: int
 ) -> list[NDArray[np.intp]]:
@@ -342,11 +355,7 @@ def split_groups(
         DataError: there are too few groups.
     """
     names, member = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < LEAST:
-        raise DataError(
-            f"{path}: {len(names)} rows or groups are too few to be split in three; "
-            f"at least {LEAST} are needed"
-        )
+    refuse_few(path, len(names))
     return [np.flatnonzero(np.isin(member, part)) for part in divide(len(names), fold, seed)]
 
 

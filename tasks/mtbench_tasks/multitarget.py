@@ -133,7 +133,9 @@ class Multitarget(tabular.Regression):
         columns = {name: values for name, values in table.columns.items() if name != group}
         numeric = [name for name, values in columns.items() if values is None]
         nominal = [name for name, values in columns.items() if values is not None]
-        groups = [] if group is None else [(str(len(np.unique(table[group]))), "groups", group)]
+        count = len(table.values) if group is None else len(np.unique(table[group]))
+        tabular.refuse_few(path, count)
+        groups = [] if group is None else [(str(count), "groups", group)]
         return [
             *table.report(),
             (str(len(numeric)), "numeric columns", tabular.shown(numeric)),

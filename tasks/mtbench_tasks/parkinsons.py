@@ -76,8 +76,10 @@ class Parkinsons(tabular.Regression):
     @classmethod
     def inspect(cls, source: str, data: Path | None) -> list[tuple[str, str, str]]:
         """Return the rows used and left out, and the subjects."""
-        table = load(tabular.only_source(source, "parkinsons", data), strict=False)
+        path = tabular.only_source(source, "parkinsons", data)
+        table = load(path, strict=False)
         subjects = len(np.unique(table[SUBJECT]))
+        tabular.refuse_few(path, subjects)
         return [*table.report(), (str(subjects), "subjects", "each in one split only")]
 
 

@@ -724,6 +724,9 @@ def test_inspect_takes_the_targets_and_the_group_of_a_run(tmp_path: Path, mtbenc
     refused(inspected("--group", "who", "--targets", "c"), "has no target 'c'")
     refused(inspected("--group", "wo"), "has no group 'wo'")
     refused(inspected("--group", "who", "--targets", "colour"), "'colour' is nominal")
+    data.write_text("\n".join(data.read_text().splitlines()[:3]))
+    refused(inspected("--targets", "b"), "2 rows or groups are too few to be split in three")
+    refused(inspected("--targets", "b", "--group", "who"), "2 rows or groups are too few")
 
 
 # --- the real data -------------------------------------------------------------------------------
