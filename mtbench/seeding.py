@@ -29,10 +29,11 @@ def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one, for code that uses it
-    if torch.accelerator.is_available():
-        torch.manual_seed(seed)
-    else:  # the same, without looking at the call stack for devices that are not there
+    if torch.accelerator.current_accelerator() is None:
+        # The same, without looking at the call stack for devices that this torch is not built for.
         torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def global_state() -> dict[str, Any]:

@@ -33,7 +33,10 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_process() -> Iterator[None]:
-    """Make phantoms and radiomics here: a process of theirs imports for longer than it works."""
+    """Make phantoms and radiomics here: a process of theirs imports for longer than it works.
+
+    Threads are one, too, but where a test sets another number.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOKY_MAX_CPU_COUNT", "1")
         yield

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -76,12 +77,20 @@ def _command(folder: Path, line: list[str], program: Callable[[], object], forks
 
 
 def _forked(_path: str, arguments: Sequence[str], passed: Sequence[int]) -> int:
-    """Start a sweep's fork server: what a fresh Python takes five seconds to import is here."""
+    """Start a sweep's fork server: what a fresh Python takes five seconds to import is here.
+
+    What is pinned before torch is imported, and what a plugin file left in the parent, is tested by
+    sweeps in the tests' own process, which start a fresh one.
+    """
     if child := os.fork():
         return child
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for fd, following in pairwise(sorted({2, *passed, os.sysconf("SC_OPEN_MAX")})):
         os.closerange(fd + 1, following)  # as a new program has them
     try:
         exec(arguments[-1])
-    finally:
+    except Exception:
+        traceback.print_exc()
+        os._exit(1)
+    finally:  # SystemExit is how it ends, and Ctrl-C reaches it, too
         os._exit(0)

@@ -6,6 +6,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -13,7 +14,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 def test_own_loop(capsys):
     source = EXAMPLES / "own_loop.py"
     assert len(source.read_text().splitlines()) < 40
-    runpy.run_path(str(source), run_name="__main__")
+    with torch.random.fork_rng():
+        runpy.run_path(str(source), run_name="__main__")
     numbers = re.findall(r"epoch \d+: grade (\S+), size (\S+)\n", capsys.readouterr().out)
     (grade_first, size_first), (grade_last, size_last) = (
         map(float, numbers[0]),

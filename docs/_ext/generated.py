@@ -62,6 +62,7 @@ def _contents(
 
 def _write(_app: Sphinx) -> None:
     """Write all pages, and remove those of what is no longer there."""
+    _CONTENTS.clear()
     before = {path for path in GENERATED.rglob("*") if path.is_file()}
     for stale in before - set(_pages()):
         stale.unlink()

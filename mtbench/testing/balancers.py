@@ -241,7 +241,8 @@ class BalancerContract(Promises):
     def test_ends_near_the_pareto_set(self, make: Make) -> None:
         r"""On two convex quadratics x comes to their front, unless declared otherwise.
 
-        It may take 400 steps, and less where it is well there, and still so ten steps later.
+        It may take 400 steps, and less where it is well there twice, ten steps apart, from the
+        hundredth on.
 
         They are :math:`1 + (x-u_i)^\top A_i (x-u_i)`, and the front is
         :math:`x(w) = (\sum_i w_i A_i)^{-1} \sum_i w_i A_i u_i`.
@@ -281,12 +282,14 @@ class BalancerContract(Promises):
         pulls = w[:, 0] * (A[0] @ u[0]) + (1 - w[:, 0]) * (A[1] @ u[1])
         front = torch.linalg.solve(mixed, pulls)
         near = 0  # times in a row, and it was there: what only passes by is gone ten steps later
-        for _ in range(40):
+        for tens in range(1, 41):
             for _ in range(10):
                 optimizer.zero_grad()
                 balancer.backward(step())
                 optimizer.step()
                 balancer.after_step(lambda: losses(x * 1.0))
+            if tens < 10:  # what warms up, or changes later, has not shown it yet
+                continue
             distance = float((front - x.detach()).norm(dim=1).min())
             near = near + 1 if distance < 0.02 else 0
             if near == 2:

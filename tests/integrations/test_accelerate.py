@@ -196,7 +196,9 @@ def test_several_processes_are_refused(monkeypatch):
 def test_the_example_learns(monkeypatch, capsys):
     AcceleratorState._reset_state(reset_partial_state=True)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    with torch.random.fork_rng():
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    AcceleratorState._reset_state(reset_partial_state=True)
     numbers = re.findall(r"epoch \d+: grade (\S+), size (\S+)\n", capsys.readouterr().out)
     assert len(numbers) == 20
     assert float(numbers[-1][0]) < 0.8 * float(numbers[0][0])

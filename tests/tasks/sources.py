@@ -1,7 +1,7 @@
 """What the tests of the data sources have in common."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ Mtbench = Callable[..., tuple[int, str, str]]
 SMALL = ("--image-size", 32, "--width", 2, "--epochs", 1, "--threads", 1, "--set", "batch_size=16")
 METHODS = ("ew", "rlar")
 """One on losses, one on features too: a source is another data, not another network."""
+ALL_KINDS = ("ew", "uw", "cagrad", "rlar")
+"""What one source trains, for all that have this network."""
 
 
 def silent(what: str, done: int, total: int) -> None: ...
@@ -21,13 +23,15 @@ def count(collection: Collection, what: str) -> int:
     return next(n for n, said, _ in collection.report if said == what)
 
 
-def trained(mtbench: Mtbench, out: Path, *line: Any) -> list[dict[str, Any]]:
-    """Train `METHODS` at the smallest size; return the results."""
-    chosen = (word for method in METHODS for word in ("-m", method))
+def trained(
+    mtbench: Mtbench, out: Path, *line: Any, methods: Sequence[str] = METHODS
+) -> list[dict[str, Any]]:
+    """Train at the smallest size; return the results."""
+    chosen = (word for method in methods for word in ("-m", method))
     code, _, err = mtbench("run", *line, *SMALL, *chosen, "--out", out)
     assert (code, err) == (0, "")
     results: list[dict[str, Any]] = [json.loads(f.read_text()) for f in out.rglob("result.json")]
-    assert {result["method"] for result in results} == set(METHODS)
+    assert {result["method"] for result in results} == set(methods)
     assert {result["status"] for result in results} == {"finished"}
     return results
 

@@ -19,7 +19,7 @@ from mtbench_tasks._lesion.categories import SCALES
 from mtbench_tasks._lesion.doubts import examine
 from mtbench_tasks._lesion.external import _limit
 from mtbench_tasks.thyroid import Thyroid
-from tests.tasks.sources import Mtbench, count, shown, silent, trained
+from tests.tasks.sources import ALL_KINDS, Mtbench, count, shown, silent, trained
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("MTBENCH_DATA", ROOT.parent / "shared" / "data")) / "breast"
@@ -224,7 +224,7 @@ def test_it_trains_and_shows_itself(mtbench: Mtbench, tmp_path: Path) -> None:
     root = write(tmp_path / "breast", 32)
     (root / IMAGES / "case007.png").write_text("no picture")
     line = ("--task", "breast", "--data", root)
-    for result in trained(mtbench, tmp_path / "out", *line):
+    for result in trained(mtbench, tmp_path / "out", *line, methods=ALL_KINDS):
         assert sum(result["notes"]["images"]) == 30
         assert "case007.png" in result["notes"]["problems"][0]
     [run] = (tmp_path / "out").rglob("rlar/seed0-*")

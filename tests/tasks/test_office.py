@@ -13,6 +13,7 @@ from PIL import Image
 from mtbench.errors import DataError, UsageError
 from mtbench.testing import TaskContract
 from mtbench.training.task import Splits
+from mtbench_tasks._photos import _read_all as read_all
 from mtbench_tasks.office import CLASSES, DOMAINS, Office
 from tests.refusals import refused
 
@@ -88,6 +89,20 @@ def test_photos_have_their_domain_and_class_and_lie_in_one_split(made: partial[O
         assert sizes[2] == -(-count // 5)
     assert colours(task, "test", seed=1) == parts[2]
     assert colours(task, "val", seed=1) != parts[1]
+
+
+def test_threads_read_photos_in_their_order(
+    maker: Callable[[], Office], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = maker().data
+    assert folder is not None
+    files = sorted(folder.rglob("*.*"))
+    assert len(files) > 48  # three batches of a thread
+    found = []
+    for count in ("1", "4"):
+        monkeypatch.setenv("LOKY_MAX_CPU_COUNT", count)
+        found.append(repr([(digest, pixels.tolist()) for digest, pixels in read_all(files, 8)]))
+    assert found[0] == found[1]
 
 
 def test_training_photos_are_mirrored_by_half(made: partial[Office]) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from mtbench.training.cell.request import Request
 from mtbench_tasks._lesion import grid
 from mtbench_tasks._lesion.augment import augment
 from mtbench_tasks._lesion.cases import Case, Collection, Part, Reading
+from mtbench_tasks._lesion.doubts import survey
 from mtbench_tasks._lesion.grid import Placement, Prepared, prepare, to_input
 from mtbench_tasks._lesion.network import Risk
 from mtbench_tasks._lesion.scores import LesionMeter, overlap
@@ -226,6 +228,34 @@ def test_two_processes_may_prepare_the_same_cases(
 
     monkeypatch.setattr(grid.shutil, "rmtree", meanwhile)
     assert prepare(some, 8, tmp_path).images == prepare(some, 8, tmp_path).images
+
+
+def test_threads_prepare_and_tell_what_one_does(
+    population: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(case: Case) -> Any:
+        time.sleep(0.1)  # others are done by then
+        return case.image
+
+    def gone() -> Any:
+        raise DataError("no picture")
+
+    first, second, *others = population.cases
+    cases = (
+        dataclasses.replace(first, pixels=gone),
+        dataclasses.replace(second, pixels=lambda: late(second)),
+        *others[:9],
+        dataclasses.replace(others[9], pixels=gone),
+    )
+    some = dataclasses.replace(population, cases=cases)
+    found = []
+    for count in ("1", "4"):
+        monkeypatch.setenv("LOKY_MAX_CPU_COUNT", count)
+        made = vars(prepare(some, 16, cache=None))
+        arrays = {key: value.tolist() for key, value in made.items() if hasattr(value, "tolist")}
+        found.append((repr(made | arrays), survey(some)))
+    assert found[0] == found[1]
+    assert found[0][1][2] == 2  # cases that cannot be used
 
 
 def test_image_and_mask_lie_on_each_other() -> None:

@@ -189,6 +189,9 @@ def _make(
     for done, _ in enumerate(run(delayed(bring)(i) for i in range(len(cases))), 1):
         if progress is not None:
             progress("preparing images", done, len(cases))
+    # In the cases' order, whichever thread was first.
+    broken, doubts = dict(sorted(broken.items())), dict(sorted(doubts.items()))
+    hashes = dict(sorted(hashes.items()))
     if folder is not None:
         index = {"rows": rows, "images": images, "contours": contours, "broken": broken,
                  "doubts": doubts, "hashes": hashes}  # fmt: skip
@@ -196,7 +199,6 @@ def _make(
         for name, array in (("inputs.npy", inputs), ("masks.npy", masks)):
             if not isinstance(array, np.memmap):
                 np.save(folder / name, array)
-    broken, doubts = dict(sorted(broken.items())), dict(sorted(doubts.items()))
     return Prepared(inputs, masks, rows, images, contours, broken, doubts, hashes)
 
 
