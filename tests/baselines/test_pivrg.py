@@ -104,6 +104,14 @@ def test_wants_metrics_of_objectives_that_there_are(number):
         method.after_evaluation([judged(0, 2.0), judged(1, 3.0), judged(number, 1.0)])
 
 
+@pytest.mark.parametrize(
+    ("metrics", "found"), [([0.9, 0.2], "0.9"), ({"a": 0.9}, "'a'"), (judged(0, 2.0), "'m2.0'")]
+)
+def test_wants_metrics_that_say_what_they_judge(metrics, found):
+    with pytest.raises(UsageError, match=f"takes a sequence of mtbench.Judged, .* found {found}"):
+        PIVRG(2).after_evaluation(metrics)
+
+
 def test_metrics_reach_it_in_training(tiny, tmp_path):
     run = train(tiny, tmp_path, "pivrg", single_task="1e-3,1.0")
     assert run.load("checkpoint.pt")["balancer"]["omega"].tolist() == pytest.approx([4 / 3, 2 / 3])
