@@ -4,7 +4,7 @@ import ast
 import hashlib
 from collections.abc import Iterable, Iterator
 from functools import cache
-from importlib.metadata import Distribution, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from traceback import walk_tb
 
@@ -87,16 +87,7 @@ def origin(plugin: type) -> str:
     package, _, name = plugin.__module__.partition(".")
     if package == PACKAGE:
         return f"{name}.py"
-    distribution = _distributions().get(package)
-    if distribution is None:
-        return package
-    return _called(distribution)
-
-
-@cache
-def _called(distribution: Distribution) -> str:
-    """Say its name and version; each of the two parses all that its metadata says."""
-    return f"{distribution.name} {distribution.version}"
+    return " ".join(_distributions().get(package, (package,)))
 
 
 def place_of(error: BaseException) -> str:
@@ -112,15 +103,17 @@ def place_of(error: BaseException) -> str:
 def _is_foreign(module: str) -> bool:
     """Return whether a module is of a plugin that we have not written."""
     package = module.partition(".")[0]
-    distribution = _distributions().get(package)
-    return package == PACKAGE or (distribution is not None and distribution.name != TOOLKIT)
+    return package == PACKAGE or _distributions().get(package, (TOOLKIT,))[0] != TOOLKIT
 
 
 @cache
-def _distributions() -> dict[str, Distribution]:
-    """Return who announces plugins, by the package that holds them."""
+def _distributions() -> dict[str, tuple[str, ...]]:
+    """Return the name and version of who announces plugins, by the package that holds them.
+
+    Each of the two parses all that the distribution's metadata says.
+    """
     return {
-        point.value.partition(".")[0]: point.dist
+        point.value.partition(".")[0]: (point.dist.name, point.dist.version)
         for kind in ("methods", "tasks")
         for point in entry_points(group=f"mtbench.{kind}")
         if point.dist is not None

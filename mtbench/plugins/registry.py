@@ -9,14 +9,13 @@ A plugin that needs an extra of its distribution says so by a line of its module
 """
 
 import inspect
-import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import Distribution, EntryPoints, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -218,8 +217,7 @@ def _unknown(name: str, known: Iterable[str], listed: str) -> str:
 
 def _installed(kind: Kind) -> list[Entry]:
     found = []
-    for point in _points(f"mtbench.{kind}s", tuple(sys.path)):
-        owner = _owner(point.dist) if point.dist else None
+    for point, owner in _points(f"mtbench.{kind}s", tuple(sys.path)):
         told = f"{owner}: announces {kind}s in {point.value!r}, "
         remedy = f"a package, each of whose modules is a {kind}; else uninstall {owner}"
         try:
@@ -229,29 +227,22 @@ def _installed(kind: Kind) -> list[Entry]:
         if spec is None or spec.submodule_search_locations is None:
             raise PluginError(f"{told}which is none that is there: it must be {remedy}")
         for folder in map(Path, spec.submodule_search_locations):
-            for name in sorted(os.listdir(folder)):  # noqa: PTH208 - every call by name goes by here
-                if name.startswith(("_", ".")):
+            for path in sorted(folder.iterdir()):
+                if path.name.startswith(("_", ".")):
                     continue
-                file = folder / name
-                if not name.endswith(".py"):
-                    file /= "__init__.py"
-                    if not file.is_file():
-                        continue
-                own = name.removesuffix(".py")
-                found.append(Entry(own, file, f"{point.value}.{own}", owner))
+                file = path if path.suffix == ".py" else path / "__init__.py"
+                if file is path or file.is_file():
+                    found.append(Entry(path.stem, file, f"{point.value}.{path.stem}", owner))
     return found
 
 
 @cache
-def _points(group: str, _path: tuple[str, ...]) -> EntryPoints:
-    """Read the metadata of all that is installed once: it takes as long as a training step."""
-    return entry_points(group=group)
+def _points(group: str, _path: tuple[str, ...]) -> list[tuple[EntryPoint, str | None]]:
+    """Read the metadata of all that is installed once: it takes as long as a training step.
 
-
-@cache
-def _owner(distribution: Distribution) -> str:
-    """Read its name once: each time it would parse all that its metadata says."""
-    return distribution.name
+    Beside each entry point stands its distribution's name, for which all metadata is parsed.
+    """
+    return [(point, point.dist.name if point.dist else None) for point in entry_points(group=group)]
 
 
 def _from_file(path: Path | str) -> Entry:

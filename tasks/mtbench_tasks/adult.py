@@ -123,8 +123,6 @@ class Adult(Task):
         count = len(tables[0].values)
         order = np.random.default_rng(seeding.derive(seed, "split")).permutation(count)
         held = round(VALIDATION * count)
-        if held == 0:
-            raise DataError(f"{path}: {count} training rows are too few to be split")
         encoded = [table.encode(INPUTS) for table in tables]
         rows, nominal = np.concatenate([x for x, _ in encoded]), encoded[0][1]
         numeric = [piecewise_linear(column, column[order[held:]]) for column in rows.T[~nominal]]
@@ -228,7 +226,7 @@ def load(path: Path, *, strict: bool) -> list[tabular.Table]:
     """Return the published training and test table.
 
     Raises:
-        DataError: a file is absent or broken.
+        DataError: a file is absent or broken, or training has too few rows to be split.
     """
     tables = []
     for names in FILES.values():
@@ -244,4 +242,6 @@ def load(path: Path, *, strict: bool) -> list[tabular.Table]:
             for line in tabular.read_lines(file)
         ]
         tables.append(tabular.read_rows(file, lines, COLUMNS, first=1, strict=strict))
+    if round(VALIDATION * (count := len(tables[0].values))) == 0:
+        raise DataError(f"{path}: {count} training rows are too few to be split")
     return tables

@@ -32,9 +32,6 @@ NEEDS = {
 
 
 def test_the_line_of_an_installed_plugin_is_found_and_no_line_of_ours(monkeypatch):
-    class Made:
-        name = "mtbench-mine"
-
     def place(module):
         scope = {"__name__": module}
         exec(compile("def weigh():\n    return 1 / 0\n", "there.py", "exec"), scope)
@@ -43,7 +40,7 @@ def test_the_line_of_an_installed_plugin_is_found_and_no_line_of_ours(monkeypatc
         return place_of(error.value)
 
     assert place("mtbench_mine.mine") == ""
-    monkeypatch.setitem(_distributions(), "mtbench_mine", Made())
+    monkeypatch.setitem(_distributions(), "mtbench_mine", ("mtbench-mine", "1.0"))
     assert place("mtbench_mine.mine") == "there.py, line 2, in weigh"
     assert place("mtbench_baselines.ew") == ""
 

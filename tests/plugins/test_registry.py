@@ -2,6 +2,7 @@ import importlib
 import pickle
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,9 @@ def test_listing_imports_neither_torch_nor_the_packages() -> None:
 def test_an_entry_point_that_is_no_package_is_told(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Made:
-        name = "their-methods"
-
-    class Point:
-        dist = Made()
-
-    Point.value = value  # type: ignore[attr-defined]
-    monkeypatch.setattr("mtbench.plugins.registry._points", lambda *_: [Point()])
+    point = EntryPoint("theirs", value, "mtbench.methods")
+    points = [(point, "their-methods")]
+    monkeypatch.setattr("mtbench.plugins.registry._points", lambda *_: points)
     with pytest.raises(
         PluginError, match=f"their-methods: announces methods in '{value}', which .* be a package"
     ):

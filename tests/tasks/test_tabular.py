@@ -564,6 +564,17 @@ def test_adult_takes_both_names_and_keeps_the_published_test(folder: Path, tmp_p
     assert Adult().model()(whole(splits)["inputs"])[2].shape == (68,)
 
 
+def test_few_rows_of_adult_are_refused_in_a_run_and_before(
+    tmp_path: Path, mtbench: Mtbench
+) -> None:
+    data = ("--data", write_adult(tmp_path / "a", train=2))
+    for line in (
+        ("run", "--task", "adult", "-m", "ew"),
+        ("data", "inspect", "adult", "--task", "adult"),
+    ):
+        refused(mtbench(*line, *data), "2 training rows are too few to be split")
+
+
 def test_adult_metrics_are_undefined_with_one_class() -> None:
     meter = Adult().meter()
     here = torch.tensor([1.0, 1.0, torch.nan])
