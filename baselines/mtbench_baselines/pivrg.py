@@ -113,12 +113,11 @@ class PIVRG(Weighting):
             UsageError: there are more or fewer metrics than references, an objective has none, or a
                 metric is of no objective that there is, or not a `Judged`.
         """
-        for metric in metrics:
-            if not isinstance(metric, Judged):
-                raise UsageError(
-                    "pivrg: after_evaluation takes a sequence of mtbench.Judged, one for each "
-                    f"metric, found {metric!r}"
-                )
+        if not isinstance(metrics, Sequence) or not all(isinstance(m, Judged) for m in metrics):
+            raise UsageError(
+                "pivrg: after_evaluation takes a sequence of mtbench.Judged, one for each metric, "
+                f"found {metrics!r}"
+            )
         if self.single_task is None:
             return
         own = [metric for metric in metrics if metric.primary and metric.objective is not None]

@@ -96,7 +96,8 @@ def report(console: Console, study: Tuning) -> None:
         pictures.append(tuning_figures.importance_chart(shares, title, file))
     if study.mode.multi:
         directions = {name: metrics[name].higher_is_better for name in study.primary}
-        pictures.append(tuning_figures.pareto(outcomes, directions, title, folder / "pareto.png"))
+        file = folder / "pareto.png"
+        pictures.append(tuning_figures.pareto(study.study, outcomes, directions, title, file))
     for picture in filter(None, pictures):
         console.print(f"figure: {picture}", soft_wrap=True)
     config = study.best(outcomes)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -391,7 +392,8 @@ def test_figures_of_few_and_odd_trials(tmp_path: Path) -> None:
     directions = {"a": True, "b": True}
     assert tuning_figures.history(lost, "t", file) is None
     assert tuning_figures.slices(lost, "t", file) is None
-    assert tuning_figures.pareto(lost, directions, "t", file) is None
+    study = optuna.create_study(directions=["maximize", "maximize"])
+    assert tuning_figures.pareto(study, lost, directions, "t", file) is None
     assert tuning_figures.slices([outcome(0, 0.3)], "t", file) is None  # the defaults alone
     mixed = [
         outcome(3, 0.6),
@@ -402,12 +404,33 @@ def test_figures_of_few_and_odd_trials(tmp_path: Path) -> None:
     for made in (
         tuning_figures.history(mixed, "t", tmp_path / "h.png"),
         tuning_figures.slices(mixed, "t", tmp_path / "s.png"),
-        tuning_figures.pareto(mixed, directions, "t", tmp_path / "p.png"),
         tuning_figures.pareto(
-            mixed, {"a": True, "b": True, "c": False}, "t", tmp_path / "none.png"
+            study, mixed, {"a": True, "b": True, "c": False}, "t", tmp_path / "none.png"
         ),
     ):
         assert made is None or made.stat().st_size > 1000
+
+
+def test_the_front_is_what_no_trial_dominates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, list[tuple[float, float]]] = {}
+    scatter = tuning_figures._scatter
+
+    def noted(axes: Any, shown: list[Outcome], a: str, b: str, *look: Any) -> None:
+        drawn[look[-1]] = [(o.val[a], o.val[b]) for o in shown]
+        scatter(axes, shown, a, b, *look)
+
+    monkeypatch.setattr(tuning_figures, "_scatter", noted)
+    study = optuna.create_study(directions=["maximize", "minimize"])
+    found = []
+    for number, (a, b) in enumerate([(1.0, 1.0), (2.0, 3.0), (2.0, 2.0), (0.0, 1.0), (0.0, 0.5)]):
+        study.add_trial(optuna.trial.create_trial(values=[a, b]))
+        found.append(Outcome(number, "finished", a - b, {}, {"a": a, "b": b}, {}, {}, ""))
+    file = tmp_path / "p.png"
+    assert tuning_figures.pareto(study, found, {"a": True, "b": False}, "t", file) == file
+    assert drawn["Pareto front"] == [(0.0, 0.5), (1.0, 1.0), (2.0, 2.0)]
+    assert len(drawn["dominated"]) == 5
 
 
 def test_importances_need_trials(make) -> None:

@@ -117,11 +117,16 @@ def importance_chart(shares: Mapping[str, float], title: str, file: Path) -> Pat
 
 
 def pareto(
-    outcomes: Sequence[Outcome], directions: Mapping[str, bool], title: str, file: Path
+    study: optuna.Study,
+    outcomes: Sequence[Outcome],
+    directions: Mapping[str, bool],
+    title: str,
+    file: Path,
 ) -> Path | None:
     """Draw the trials in each pair of metrics, with those that no other trial dominates.
 
     Args:
+        study: of several objectives, which knows its Pareto front.
         outcomes: the trials.
         directions: whether higher is better, by metric.
         title: of the picture.
@@ -132,7 +137,8 @@ def pareto(
     pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
     if not known or not pairs:
         return None
-    front = [o for o in known if not any(_dominates(other, o, directions) for other in known)]
+    best = {trial.number for trial in study.best_trials}
+    front = [o for o in known if o.number in best]
     columns = min(len(pairs), 3)
     rows = -(-len(pairs) // columns)
     figure = Figure(figsize=(max(3.6 * columns, 5.5), 3.4 * rows + 0.6), layout="constrained")
@@ -165,14 +171,6 @@ def _scatter(
         [o.val[a] for o in shown], [o.val[b] for o in shown], marker, color=color,
         markersize=size, label=label,
     )  # fmt: skip
-
-
-def _dominates(one: Outcome, other: Outcome, directions: Mapping[str, bool]) -> bool:
-    gains = [
-        (one.val[name] - other.val[name]) * (1 if higher else -1)
-        for name, higher in directions.items()
-    ]
-    return min(gains) >= 0 and max(gains) > 0
 
 
 def _numeric(value: Any) -> bool:
