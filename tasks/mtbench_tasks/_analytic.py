@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from mtbench import seeding
 from mtbench.balancing.model import MultitaskModel
-from mtbench.errors import UsageError
 from mtbench.training.task import (
     Batch,
     History,
@@ -25,6 +24,7 @@ from mtbench.training.task import (
     Splits,
     Task,
 )
+from mtbench_tasks._bounds import at_least
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5d3a9b")
 """Okabe and Ito's, safe for the colour-blind, without those that vanish on grey or white."""
@@ -224,7 +224,8 @@ class Zdt(Analytic):
     """
 
     def __init__(self, *, dimensions: int = 30) -> None:
-        self.dimensions = at_least(2, dimensions)
+        at_least(2, dimensions=dimensions)
+        self.dimensions = dimensions
 
     @abstractmethod
     def shape(self, ratio: Tensor, f1: Tensor) -> Tensor:
@@ -256,17 +257,6 @@ class Zdt(Analytic):
         f2 = self.value(1, x)
         x[1:][f2[1:] >= f2.cummin(0).values[:-1]] = torch.nan
         return x
-
-
-def at_least(least: int, dimensions: int) -> int:
-    """Return the dimensions.
-
-    Raises:
-        UsageError: they are too few.
-    """
-    if dimensions < least:
-        raise UsageError(f"dimensions must be at least {least}, found {dimensions}")
-    return dimensions
 
 
 def _draw(task: Analytic, cells: Sequence[History], file: Path) -> Path:

@@ -18,7 +18,9 @@ from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError
 from mtbench.training.data import TensorSplit, known, labelled_loss, regular
 from mtbench.training.task import Batch, Meter, Metric, Splits, Task
+from mtbench_tasks._bounds import at_least, check_dropout
 from mtbench_tasks._folds import divide
+from mtbench_tasks._lesion.doubts import spelt_alike
 from mtbench_tasks._sources import only
 
 Floats = NDArray[np.float64]
@@ -58,6 +60,25 @@ class Table:
 
     def __getitem__(self, column: str) -> Floats:
         return self.values[:, list(self.columns).index(column)]
+
+    def spelt(self, group: str) -> dict[str, str]:
+        """Return the first spelling of each name in a column; of numbers there are none."""
+        return spelt_alike(self.columns[group] or ())
+
+    def members(self, path: Path, group: str) -> Floats:
+        """Return what each row (N,) belongs to; names that are spelt alike are one.
+
+        Raises:
+            DataError: a row belongs to nothing.
+        """
+        member = self[group]
+        if np.isnan(member).any():
+            raise DataError(f"{path}: a row has no {group}, by which the data is split")
+        if first := self.spelt(group):
+            names = list(first)
+            owner = np.array([names.index(one) for one in first.values()], float)
+            member = owner[member.astype(int)]
+        return member
 
     def encode(self, names: Iterable[str]) -> tuple[Floats, NDArray[np.bool_]]:
         """Return columns as inputs (N, D), and which of the D are indicators of a nominal value.
@@ -400,9 +421,7 @@ def regression_splits(
     Raises:
         DataError: too few groups, a row without, or a target without a value in training.
     """
-    groups = np.arange(len(table.values)) if group is None else table[group]
-    if np.isnan(groups).any():
-        raise DataError(f"{path}: a row has no {group}, by which the data is split")
+    groups = np.arange(len(table.values)) if group is None else table.members(path, group)
     parts = split_groups(path, groups, fold, seed)
     x, indicator = table.encode(inputs)
     centre, scale = unit_scale(x[parts[0]])
@@ -432,6 +451,11 @@ def regression_splits(
         line, why = table.broken[0]
         notes["because"] = f"line {line}: {why}"
     if group is not None:
+        odd += [
+            f"{group} {name!r} and {first!r} are spelt alike: they count as one"
+            for name, first in table.spelt(group).items()
+            if name != first
+        ]
         notes["groups"] = [len(np.unique(groups[part])) for part in parts]
     if odd:
         notes["looks odd"] = "; ".join(odd)
@@ -467,10 +491,8 @@ def check_network(width: int, dropout: float) -> None:
     Raises:
         UsageError: one is out of range.
     """
-    if width < 2:
-        raise UsageError(f"width must be at least 2, found {width}")
-    if not 0 <= dropout < 1:
-        raise UsageError(f"dropout must be at least 0 and below 1, found {dropout}")
+    at_least(2, width=width)
+    check_dropout(dropout)
 
 
 class Collector(Meter):

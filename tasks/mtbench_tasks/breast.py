@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtbench.errors import DataError
-from mtbench.training.task import Progress, Recipe
+from mtbench.training.task import Progress
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.descriptors import Descriptor, Lexicon
 from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, must_unpack
-from mtbench_tasks._lesion.source import Source
+from mtbench_tasks._lesion.pixels import implausible
+from mtbench_tasks._lesion.source import Source, held_back
 from mtbench_tasks._lesion.task import LesionTask
 
 EXTRA = "thyroid"
@@ -72,7 +73,8 @@ def load(path: Path, progress: Progress, column: str) -> Collection:
     if absent := [name for name in NEEDED if name not in table]:
         raise DataError(f"{tables[0]}: must have columns {', '.join(absent)}")
     there = {file.name: file for file in (*path.glob("*.png"), *path.glob("*/*.png"))}
-    grades, count, problems = GRADES[column], Counter[str](), list[str]()
+    grades, count = GRADES[column], Counter[str]()
+    problems, doubts = list[str](), list[str]()
     cases, files = list[Case](), list[Path]()
     for line, row in enumerate(table.to_dict("records"), 2):
         names = [row["Image_filename"], row["Mask_tumor_filename"]]
@@ -86,19 +88,25 @@ def load(path: Path, progress: Progress, column: str) -> Collection:
             grade = row[column].strip().lower()
             count[grade if grade in grades else "ungraded"] += 1
             category = grades.index(grade) if grade in grades else None
-            size = pd.to_numeric(row["Pixel_size"], errors="coerce")
+            size = 10 * pd.to_numeric(row["Pixel_size"], errors="coerce")  # from centimetres
+            spacing = float(size) if size > 0 else None
+            odd = implausible(spacing)
+            if spacing is None and (said := row["Pixel_size"].strip()):
+                odd = [f"Pixel_size {said!r} is no length in centimetres: it counts as unknown"]
+            doubts += [f"{tables[0]} line {line}: {text}" for text in odd]
             cases.append(
                 Case(
                     name=image.stem,
                     patient=image.stem,
                     pixels=ImageFile(image),
                     readings=(Reading("radiologist", MaskFile(mask, image), category),),
-                    spacing=10 * float(size) if size > 0 else None,  # from centimetres
+                    spacing=spacing,
                     descriptors={name.lower(): row[name] for name in DESCRIPTORS},
                 )
             )
     if not cases:
-        raise DataError(f"{tables[0]}: none of its {len(table)} rows can be used; {problems[:1]}")
+        why = f"; the first problem: {problems[0]}" if problems else ""
+        raise DataError(f"{tables[0]}: none of its {len(table)} rows can be used{why}")
     report = [
         (len(table), "patients found", "rows of the spreadsheet, one image each"),
         (count["normal"], "normal images", "dropped: no lesion to outline and grade"),
@@ -108,7 +116,7 @@ def load(path: Path, progress: Progress, column: str) -> Collection:
     ]
     labels = [(case.name, case.readings[0].category, case.spacing) for case in cases]
     content = fingerprint(["breast", VERSION, column, labels], files, progress)
-    return Collection(tuple(cases), grades, content, tuple(report), tuple(problems))
+    return Collection(tuple(cases), grades, content, tuple(report), tuple(problems), tuple(doubts))
 
 
 def _source(column: str, high: int) -> Source:
@@ -116,9 +124,7 @@ def _source(column: str, high: int) -> Source:
         load=partial(load, column=column),
         grades=GRADES[column],
         high=high,
-        recipe=Recipe(
-            epochs=30, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
-        ),
+        recipe=held_back(epochs=30, batch_size=8),
         guide=2.0,
         lexicon=LEXICON,
         system="BI-RADS" if column == "BIRADS" else "",

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mtbench.balancing.model import MultitaskModel
-from mtbench.errors import DataError, UsageError
+from mtbench.errors import DataError
 from mtbench.training.task import Batch, Meter, Metric, Progress, Recipe, Split, Splits, Task
+from mtbench_tasks._bounds import at_least
 from mtbench_tasks._faces import ATTRIBUTES, Faces, load
 from mtbench_tasks._sources import only
 
@@ -137,9 +138,8 @@ class CelebA(Task):
         width: int = 64,
         strict: bool = False,
     ) -> None:
-        for name, value, least in (("image_size", image_size, 8), ("width", width, 1)):
-            if value < least:
-                raise UsageError(f"{name} must be at least {least}, found {value}")
+        at_least(8, image_size=image_size)
+        at_least(1, width=width)
         self.data, self.image_size, self.width, self.strict = data, image_size, width, strict
 
     def setup(self, seed: int, progress: Progress) -> Splits:

@@ -26,6 +26,7 @@ from mtbench.training.task import (
     Split,
     Splits,
 )
+from mtbench_tasks._bounds import at_least, check_dropout
 from mtbench_tasks._classes import Classification
 from mtbench_tasks._folds import checked, divide
 
@@ -185,10 +186,8 @@ class Digits(Classification):
         if fold and self.source == "idx":
             raise UsageError(f"fold {fold}: source idx has a published test part and no folds")
         self.width = width if width is not None else 10 if self.source == "idx" else 16
-        if self.width < 1:
-            raise UsageError(f"width must be at least 1, found {width}")
-        if not 0 <= dropout < 1:
-            raise UsageError(f"dropout must be at least 0 and below 1, found {dropout}")
+        at_least(1, width=width)
+        check_dropout(dropout)
         self.dependent = {"source": self.source, "width": self.width}
         self.layout, self.recipe = LAYOUTS[self.source], RECIPES[self.source]
 

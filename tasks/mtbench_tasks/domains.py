@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from mtbench import seeding
 from mtbench.balancing.model import MultitaskModel
-from mtbench.errors import UsageError
 from mtbench.training.data import PerObjectiveSplit, TensorSplit, fingerprint
 from mtbench.training.task import Metric, Progress, Recipe, Splits
+from mtbench_tasks._bounds import at_least
 from mtbench_tasks._classes import Classification
 from mtbench_tasks._folds import checked, divide
 from mtbench_tasks.digits import CLASSES
@@ -56,8 +56,7 @@ class Domains(Classification):
     recipe = Recipe(epochs=40, batch_size=32, lr=3e-3, weight_decay=1e-2, select="last")
 
     def __init__(self, *, fold: int = 0, width: int = 8) -> None:
-        if width < 1:
-            raise UsageError(f"width must be at least 1, found {width}")
+        at_least(1, width=width)
         self.fold, self.width = checked(fold), width
 
     def setup(self, seed: int, progress: Progress) -> Splits:

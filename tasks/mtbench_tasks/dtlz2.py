@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from mtbench import seeding
-from mtbench_tasks._analytic import Analytic, at_least, metrics
+from mtbench_tasks._analytic import Analytic, metrics
+from mtbench_tasks._bounds import at_least
 
 
 class Dtlz2(Analytic):
@@ -31,7 +32,8 @@ class Dtlz2(Analytic):
     metrics = metrics(objectives)
 
     def __init__(self, *, dimensions: int = 12) -> None:
-        self.dimensions = at_least(3, dimensions)
+        at_least(3, dimensions=dimensions)
+        self.dimensions = dimensions
 
     def value(self, k: int, x: Tensor) -> Tensor:
         """Return f_1, f_2 or f_3."""

@@ -13,6 +13,7 @@ from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import UsageError
 from mtbench.training.data import TensorSplit, fingerprint, known, labelled_loss
 from mtbench.training.task import Batch, Meter, Metric, Progress, Recipe, Splits, Task
+from mtbench_tasks._bounds import at_least
 
 INPUTS, OUTPUTS, LAYERS = 250, 100, 4
 
@@ -96,9 +97,7 @@ class GradNormToy(Task):
     ) -> None:
         if not scales or not all(0 < scale < math.inf for scale in scales):
             raise UsageError(f"scales must be one or more positive numbers, found {scales}")
-        for name, value in (("samples", samples), ("width", width)):
-            if value < 1:
-                raise UsageError(f"{name} must be at least 1, found {value}")
+        at_least(1, samples=samples, width=width)
         self.scales, self.samples, self.width = scales, samples, width
         self.objectives = tuple(f"f{k}" for k in range(1, len(scales) + 1))
         self.metrics = {

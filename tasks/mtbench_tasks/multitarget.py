@@ -133,7 +133,7 @@ class Multitarget(tabular.Regression):
         columns = {name: values for name, values in table.columns.items() if name != group}
         numeric = [name for name, values in columns.items() if values is None]
         nominal = [name for name, values in columns.items() if values is not None]
-        count = len(table.values) if group is None else len(np.unique(table[group]))
+        count = len(table.values) if group is None else len(np.unique(table.members(path, group)))
         tabular.refuse_few(path, count)
         groups = [] if group is None else [(str(count), "groups", group)]
         return [

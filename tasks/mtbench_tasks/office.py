@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mtbench.balancing.model import MultitaskModel
-from mtbench.errors import DataError, UsageError
+from mtbench.errors import DataError
 from mtbench.training.data import PerObjectiveSplit
 from mtbench.training.task import Batch, Metric, Progress, Recipe, Split, Splits
+from mtbench_tasks._bounds import at_least
 from mtbench_tasks._classes import Classification
 from mtbench_tasks._folds import checked, divide
 from mtbench_tasks._photos import Photos, decode
@@ -104,9 +105,8 @@ class Office(Classification):
         width: int = 64,
         strict: bool = False,
     ) -> None:
-        for name, value, least in (("image_size", image_size, 32), ("width", width, 1)):
-            if value < least:
-                raise UsageError(f"{name} must be at least {least}, found {value}")
+        at_least(32, image_size=image_size)
+        at_least(1, width=width)
         self.data, self.collection, self.fold = data, collection, checked(fold)
         self.image_size, self.width, self.strict = image_size, width, strict
         self.objectives, self.classes = DOMAINS[collection], CLASSES[collection]

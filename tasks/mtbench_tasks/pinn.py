@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from mtbench import seeding
 from mtbench.balancing.model import MultitaskModel
-from mtbench.errors import UsageError
 from mtbench.training.data import TensorSplit, fingerprint, known, labelled_loss
 from mtbench.training.task import Batch, Meter, Metric, Predictor, Progress, Recipe, Splits, Task
+from mtbench_tasks._bounds import at_least
 
 HELD_OUT = 1_000
 """Points of each kind in the validation and in the test split."""
@@ -350,9 +350,7 @@ class Pinn(Task):
         width: int = 50,
         depth: int = 4,
     ) -> None:
-        for name, value in (("samples", samples), ("width", width), ("depth", depth)):
-            if value < 1:
-                raise UsageError(f"{name} must be at least 1, found {value}")
+        at_least(1, samples=samples, width=width, depth=depth)
         self.equation = EQUATIONS[equation]()
         self.samples, self.width, self.depth = samples, width, depth
         self.kinds = 3 if self.equation.timed else 2

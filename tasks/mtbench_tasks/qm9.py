@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from mtbench import seeding
 from mtbench.balancing.model import MultitaskModel
-from mtbench.errors import DataError, UsageError
+from mtbench.errors import DataError
 from mtbench.training.data import TensorSplit
 from mtbench.training.task import Batch, Meter, Metric, Progress, Recipe, Split, Splits, Task
+from mtbench_tasks._bounds import at_least
 from mtbench_tasks._molecules import ELEMENTS, TARGETS, Molecules, load
 from mtbench_tasks._sources import only
 from mtbench_tasks._tabular import unit_scale
@@ -317,11 +318,8 @@ class QM9(Task):
         self.data, self.network, self.held_out, self.strict = data, network, held_out, strict
         self.molecules = MOLECULES[network] if molecules is None else molecules
         self.width = WIDTHS[network] if width is None else width
-        for name, value, least in (
-            ("held_out", held_out, 1), ("width", self.width, 1), ("molecules", self.molecules, 2),
-        ):  # fmt: skip
-            if value is not None and value < least:
-                raise UsageError(f"{name} must be at least {least}, found {value}")
+        at_least(1, held_out=held_out, width=self.width)
+        at_least(2, molecules=self.molecules)
         self.dependent = {"molecules": self.molecules, "width": self.width}
         self.recipe = RECIPES[network]
 

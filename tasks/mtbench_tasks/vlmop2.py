@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from mtbench import seeding
-from mtbench_tasks._analytic import Analytic, at_least
+from mtbench_tasks._analytic import Analytic
+from mtbench_tasks._bounds import at_least
 
 
 class Vlmop2(Analytic):
@@ -24,7 +25,8 @@ class Vlmop2(Analytic):
     """
 
     def __init__(self, *, dimensions: int = 10) -> None:
-        self.dimensions = at_least(2, dimensions)
+        at_least(2, dimensions=dimensions)
+        self.dimensions = dimensions
 
     def value(self, k: int, x: Tensor) -> Tensor:
         """Return f_1 or f_2."""

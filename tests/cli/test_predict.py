@@ -526,6 +526,21 @@ def test_planes_at_the_command_line(
     assert Path(found["second"]["reports"][0]).name == "1_second_report.html"
 
 
+def test_a_second_view_of_another_patient_is_told(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    for name, patient in (("a", "P1"), ("b", "P1"), ("c", "P2")):
+        image = sitk.GetImageFromArray(neck)
+        image.SetMetaData("0010|0020", patient)
+        sitk.WriteImage(image, str(tmp_path / f"{name}.dcm"))
+    for second, told in (("b", False), ("c", True)):
+        line = ("--second", tmp_path / f"{second}.dcm", "--report", "none", "--out", tmp_path / "o")
+        code, out, err = mtbench("predict", packed, tmp_path / "a.dcm", *line)
+        assert (code, err) == (0, "")
+        assert any("of different patients" in n for n in json.loads(out)[0]["notes"]) == told
+        assert "P2" not in out
+
+
 def test_a_second_view_lies_at_the_same_place(
     mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
 ) -> None:

@@ -117,6 +117,19 @@ def test_what_lacks_its_partner_is_counted(tmp_path: Path) -> None:
     assert sum(count(collection, f"clips of TR{n}") for n in range(1, 6)) == 18
 
 
+def test_a_clip_of_two_categories_is_ungraded(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    table = root / "metadata.csv"
+    lines = table.read_text().splitlines()
+    other = lines[1].replace(",1,", ",5,")
+    table.write_text("\n".join([*lines, lines[2], other]))  # one is said again, and one otherwise
+    collection = load(root)
+    [problem] = collection.problems
+    assert "1_ has several categories" in problem
+    assert {c.readings[0].category for c in collection.cases if c.name.startswith("1_/")} == {None}
+    assert count(collection, "clips without a category") == 1
+
+
 def test_another_form_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"missing: dataset\.hdf5, metadata\.csv"):
         load(tmp_path)

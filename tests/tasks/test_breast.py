@@ -166,7 +166,8 @@ def test_what_is_broken_is_left_out_and_named(tmp_path: Path) -> None:
     root = write(tmp_path)
     change(root, 0, "BIRADS", "0")
     change(root, 1, "BIRADS", "4A")
-    change(root, 1, "Pixel_size", "unknown")
+    change(root, 1, "Pixel_size", "0,0078")
+    change(root, 5, "Pixel_size", 0.078)  # millimetres
     change(root, 2, "Image_filename", "../case003.png")
     (root / IMAGES / "case004_tumor.png").unlink()
     collection = load(root)
@@ -180,6 +181,11 @@ def test_what_is_broken_is_left_out_and_named(tmp_path: Path) -> None:
     ):
         assert f"clinical-data.xlsx line {line}: " in problem
         assert name in problem
+    assert [doubt.partition("line ")[2] for doubt in collection.doubts] == [
+        "3: Pixel_size '0,0078' is no length in centimetres: it counts as unknown",
+        "7: 0.78 mm per pixel is not what ultrasound has (0.02 to 0.5): "
+        "are lengths in other units?",
+    ]
 
 
 def test_another_form_is_one_line(tmp_path: Path) -> None:
@@ -205,6 +211,16 @@ def test_low_and_high_are_divided_at_the_biopsy() -> None:
     assert graded.grades[graded.high] == "4a"
     assert breast.Breast(target="low-high").grades == ("low", "high")
     assert breast.Breast(source="malignancy").grades == ("benign", "malignant")
+
+
+def test_models_are_asked_together_where_high_means_the_same() -> None:
+    graded, malignant, same = (
+        breast.Breast(source=source, target="low-high")
+        for source in ("birads", "malignancy", "birads")
+    )
+    assert graded.grades == malignant.grades
+    assert graded.joins(same)
+    assert not graded.joins(malignant)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +264,7 @@ def test_the_real_images() -> None:
     collection = load(DATA)
     counts = [count(collection, f"images of {grade}") for grade in collection.grades]
     assert counts == [30, 37, 44, 46, 49, 46]
-    assert not collection.problems
+    assert not (*collection.problems, *collection.doubts)
     malignancy = load(DATA, "Classification")
     assert [count(malignancy, f"images of {grade}") for grade in malignancy.grades] == [154, 98]
     for case in collection.cases[::20]:

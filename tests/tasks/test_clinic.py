@@ -772,6 +772,14 @@ def test_lookup_tables_padding_and_polarity(tmp_path: Path) -> None:
         found = read_image(file)
         assert (found[:10] == 0).all()
         assert np.ptp(found[10:]) == 255  # the padding has no part in the range
+        plain = np.clip(scan(), 40, 200)  # such numbers stay as they are
+        plain[:10] = 255
+        file = dicom(tmp_path / "f.dcm", plain, PixelPaddingValue=255,
+                     PhotometricInterpretation=polarity)  # fmt: skip
+        found = read_image(file)
+        assert (found[:10] == 0).all()
+        turned = polarity == "MONOCHROME1"
+        np.testing.assert_array_equal(found[10:], 255 - plain[10:] if turned else plain[10:])
 
 
 def test_another_modality_is_told(tmp_path: Path) -> None:
@@ -932,8 +940,8 @@ SMALL = ("--image-size", 32, "--width", 4, "--epochs", 1, "--threads", 1)
         ({"category": lambda i: ("-1", "0", "1")[i % 3]}, "no known scale", None),
         ({"category": lambda i: f"TR\u200b{1 + i % 5}.0"}, None, None),
         ({"category": lambda i: "TR4"}, None, "all categories are TR4"),
-        ({"category": lambda i: ""}, None, "no row has a category"),
-        ({"mask": lambda i: ""}, None, "no row has a mask"),
+        ({"category": lambda i: ""}, None, "no case has a category"),
+        ({"mask": lambda i: ""}, None, "no case has a mask"),
         ({"reader": lambda i: "Rr"[i % 2]}, None, "readers 'R' and 'r' are spelt alike"),
         ({"reader": lambda i: "\x1b[2J"}, None, None),
         ({"spacing": lambda i: "8"}, None, "8 mm per pixel is not what ultrasound has"),

@@ -291,6 +291,7 @@ def test_what_spreadsheets_make_of_it_is_read(folder: Path) -> None:
         ("images/1.png,,3,p,a\nimages/1.png,,3,q,b", "line 3 and 4: images/1.png has one patient"),
         ("images/1.png,,3,p,a\nimages/1.png,,4,p,a", "one row per reader, found 'a' twice"),
         ("images/1.png,,3,p,a\nimages/1.png,,3,p,a", "one row per reader, found 'a' twice"),
+        ("images/1.png,,3,p,a,,0", "line 3: mask_value: Input should be greater than"),
         ("images/1.png,,3,p,a,,255,0", "line 3: frame: Input should be greater than"),
     ],
 )
@@ -356,6 +357,26 @@ def test_other_columns_and_missing_patients_are_remarked(folder: Path) -> None:
     assert collection.remarks == ("columns that `mtbench evaluate` alone looks at: age, sex",)
     assert [dict(case.groups) for case in collection.cases] == [{"age": "61", "sex": "f"}, {}]
     assert {case.patient for case in collection.cases} == {"images/0.png", "images/1.png"}
+
+
+@pytest.mark.parametrize(
+    ("ids", "told"), [("XXY", True), ("XYZ", False), ("XXX", False), ("  Y", False)]
+)
+def test_one_patient_of_the_headers_who_is_two_here_is_told(
+    tmp_path: Path, ids: str, told: bool
+) -> None:
+    """All images of one ID have been made anonymous; and whose ID it is, is told nobody."""
+    rows = ["image,category,patient"]
+    for i, known in enumerate(ids):
+        save(tmp_path / f"{i}.dcm", picture(i)[0], **{"0010|0020": f"secret{known}".strip()})
+        rows.append(f"{i}.dcm,TR{i + 1},P{i}")
+    if ids.startswith(" "):  # no ID at all
+        for i in (0, 1):
+            save(tmp_path / f"{i}.dcm", picture(i)[0])
+    doubts = " ".join(load(tmp_path, "\n".join(rows)).doubts)
+    assert ("0.dcm and 1.dcm are of one patient by their headers (PatientID), and of P0 and P1 "
+            "here (of 1 such)" in doubts) == told  # fmt: skip
+    assert "secret" not in doubts
 
 
 def test_a_column_is_kept_where_its_filled_cells_agree(folder: Path) -> None:

@@ -144,6 +144,7 @@ def test_a_folder_without_our_table_is_read_by_its_layout(tmp_path: Path) -> Non
         ('{"labels": {"0": "background"}}', "is no dataset.json of nnU-Net's version 2"),
         ('{"labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".png"}', "one label"),
         ('{"labels": {"background": 0, "a": [1, 2]}, "file_ending": ".png"}', "one label"),
+        ('{"labels": {"background": 0, "a": -1}, "file_ending": ".png"}', "from 1 on, found"),
         (
             '{"labels": {"background": 0, "a": 1}, "file_ending": ".tif"}',
             "has no imagesTr",

@@ -14,7 +14,7 @@ from mtbench_tasks.thyroid import phantom, ultrasound
 from mtbench_tasks.thyroid.ultrasound import Descriptors
 
 SIZE = 100
-NOISE = "phantom: reader_noise must be finite and not negative, got "
+NOISE = "reader_noise must be finite and not negative, found "
 
 
 @pytest.fixture(scope="module")
@@ -318,10 +318,10 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"size": 0}, "phantom: size must be at least 1, got 0"),
-        ({"seed": -1}, "phantom: seed must be at least 0, got -1"),
-        ({"readers": 0}, "phantom: readers must be at least 1, got 0"),
-        ({"workers": 0}, "phantom: workers must be at least 1, got 0"),
+        ({"size": 0}, "size must be at least 1, found 0"),
+        ({"seed": -1}, "seed must be at least 0, found -1"),
+        ({"readers": 0}, "readers must be at least 1, found 0"),
+        ({"workers": 0}, "workers must be at least 1, found 0"),
         ({"reader_noise": -0.5}, NOISE + "-0.5"),
         ({"reader_noise": np.nan}, NOISE + "nan"),
     ],

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -610,6 +611,20 @@ def test_csv_text_is_nominal_and_groups_stay_together(tmp_path: Path) -> None:
     groups = [set(split.groups() or ()) for split in (splits.train, splits.val, splits.test)]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 30
     assert splits.notes["groups"] == [19, 5, 6]
+
+
+def test_a_group_that_is_spelt_in_two_ways_is_one(tmp_path: Path) -> None:
+    """Else a patient would train and be tested."""
+    rows = [f"{'Pp'[i % 2]}{i // 2:02d},{i},{i % 7}" for i in range(80)]
+    (data := tmp_path / "t.csv").write_text("\n".join(["patient,x,y", *rows]))
+    splits = setup(Multitarget(data=data, targets=("y",), group="patient"))
+    for split in (splits.train, splits.val, splits.test):
+        assert set(Counter(split.groups()).values()) == {2}
+    assert sum(splits.notes["groups"]) == 40
+    assert "patient 'p00' and 'P00' are spelt alike: they count as one" in splits.notes["looks odd"]
+    shown = {what: count for count, what, _ in Multitarget.inspect("multitarget", data,
+             targets=("y",), group="patient")}  # fmt: skip
+    assert shown["groups"] == "40"
 
 
 def test_every_known_name_has_two_targets_or_more() -> None:

@@ -104,6 +104,20 @@ def test_records_that_do_not_fit_are_counted(tmp_path: Path) -> None:
     assert "\n" not in problem
 
 
+def test_an_image_of_two_patients_is_left_out(tmp_path: Path) -> None:
+    """Whose it is nobody knows, and a split must not divide a patient."""
+    root = write(tmp_path)
+    twice = "00000001_2201CE10_0.png"
+    change(root, lambda records: records["00000009"]["images"].append(twice))
+    collection = load(root)
+    [problem] = collection.problems
+    assert f"{twice} is listed for patients 00000001 and 00000009: left out" in problem
+    assert twice.removesuffix(".png") not in {case.name for case in collection.cases}
+    assert count(collection, "images of two patients") == 1
+    assert count(collection, "records of an image that is not there") == 0
+    assert len(collection.cases) == 25
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"a": '])
 def test_a_broken_table_is_one_line(tmp_path: Path, text: str) -> None:
     root = write(tmp_path, 2, 1)

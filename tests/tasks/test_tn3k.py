@@ -8,9 +8,10 @@ import pytest
 from PIL import Image as Pil
 
 from mtbench.errors import DataError
+from mtbench_tasks._lesion import source as source_module
 from mtbench_tasks._lesion.cases import Collection
 from mtbench_tasks._lesion.splits import split_patients
-from mtbench_tasks.thyroid import tn3k
+from mtbench_tasks.thyroid import Thyroid, tn3k
 from tests.tasks.sources import SMALL, Mtbench, count, shown, silent, trained
 
 
@@ -59,6 +60,18 @@ def test_image_mask_and_label_belong_together(tmp_path: Path) -> None:
     assert (count(collection, "benign"), count(collection, "malignant")) == (25, 13)
     assert count(collection, "images of the test part") == 8
     assert not collection.problems
+
+
+def test_labels_that_name_no_image_are_told(tmp_path: Path) -> None:
+    """Else the category would silently not be learnt."""
+    root = write(tmp_path)
+    for part in tn3k.PARTS:
+        table = root / f"label4{part}.csv"
+        lines = table.read_text().splitlines()
+        table.write_text("\n".join(str(int(line[:4])) + line[4:] for line in lines))  # 3.jpg
+    source = Thyroid.sources["tn3k"]
+    [doubt] = source_module.load("tn3k", source, root, silent).doubts
+    assert doubt.startswith(f"{root}: no case has a category: is it in the right column")
 
 
 def test_nothing_is_decoded_or_held(tmp_path: Path) -> None:

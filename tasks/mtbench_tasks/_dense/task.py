@@ -11,6 +11,7 @@ from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, UsageError
 from mtbench.plugins import extras
 from mtbench.training.task import Batch, Meter, Metric, Predictor, Progress, Recipe, Splits, Task
+from mtbench_tasks._bounds import at_least
 from mtbench_tasks._dense import folder, losses
 from mtbench_tasks._dense.splits import DenseSplit, carve
 from mtbench_tasks._sources import only
@@ -53,8 +54,7 @@ class Dense(Task):
         validation: float = 0.1,
         strict: bool = False,
     ) -> None:
-        if width < 1:
-            raise UsageError(f"width must be at least 1, found {width}")
+        at_least(1, width=width)
         if not 0 < validation < 1:
             raise UsageError(f"validation must be between 0 and 1, found {validation}")
         if network == "deeplab_resnet50":

@@ -146,26 +146,19 @@ def scale_of(cells: Iterable[str]) -> Scale:
     counts = Counter(map(meant, cells))
     if not counts:
         return Scale(("low", "high"))
-    total = sum(counts.values())
     systems = {category.system for category in counts} - {""}
     if len(systems) > 1:
         return Scale(None, f"are of {' and of '.join(sorted(_NAMES[s] for s in systems))}")
     plain = Counter[str]()
     for category, count in counts.items():
         plain[category.grade] += count
-    found = None
-    for grades in SCALES:
-        if grades[0] == "TR1" and _ACR not in systems:
-            continue
-        levels = {meant(grade).grade for grade in grades}
-        if sum(plain[level] for level in levels) >= (1 - ODD) * total:
-            better = sum(plain[level] for level in levels)
-            if found is None or better > found[0]:
-                found = better, grades
-    if found is None:
+    scales = SCALES if _ACR in systems else SCALES[1:]
+    levels = {grades: {meant(grade).grade for grade in grades} for grades in scales}
+    fits = {grades: sum(plain[level] for level in own) for grades, own in levels.items()}
+    grades = max(fits, key=fits.__getitem__)  # of equals the first
+    if fits[grades] < (1 - ODD) * plain.total():
         return Scale(None, "fit no known scale")
-    grades = found[1]
-    used = {grade for grade in plain if grade in {meant(g).grade for g in grades}}
+    used = plain.keys() & levels[grades]
     if grades == SCALES[1] and not systems:
         if used <= {"1", "2"}:
             return Scale(None, "are 1 and 2 only, which are no five grades: benign and malignant?")
@@ -178,3 +171,8 @@ def scale_of(cells: Iterable[str]) -> Scale:
 
 def _one_system(a: str, b: str) -> bool:
     return a == b or not (a and b)
+
+
+def at_least(grades: Sequence[str], first: int) -> str:
+    """Return which grades are meant, in words."""
+    return grades[first] + " and above" * (first + 1 < len(grades))

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtbench.training.task import Predictor
 from mtbench_tasks._lesion.cases import Case
-
-BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -71,6 +68,12 @@ def labels(cases: Sequence[Case], lexicon: Lexicon) -> Tensor:
     return torch.tensor(found, dtype=torch.long).reshape(len(cases), len(lexicon))
 
 
+def by_descriptor(logits: Tensor, lexicon: Lexicon) -> tuple[Tensor, ...]:
+    """Return the logits (..., T) of all terms, parted by descriptor."""
+    parts: tuple[Tensor, ...] = logits.split([len(d.terms) for d in lexicon], dim=-1)
+    return parts
+
+
 def loss(logits: Tensor, said: Tensor, lexicon: Lexicon) -> Tensor:
     r"""Return the mean over descriptors of the cross-entropy over the cases where it is known.
 
@@ -82,11 +85,10 @@ def loss(logits: Tensor, said: Tensor, lexicon: Lexicon) -> Tensor:
         said: (B, D), of `labels`.
         lexicon: D descriptors of T terms together.
     """
-    parts = logits.float().split([len(descriptor.terms) for descriptor in lexicon], dim=1)
     losses = [
         F.cross_entropy(part, column, ignore_index=-1, reduction="sum")
         / (column >= 0).sum().clamp(min=1)
-        for part, column in zip(parts, said.unbind(1), strict=True)
+        for part, column in zip(by_descriptor(logits.float(), lexicon), said.unbind(1), strict=True)
     ]
     return torch.stack(losses).mean()
 
@@ -99,8 +101,7 @@ def read(logits: Tensor, lexicon: Lexicon) -> dict[str, dict[str, Any]]:
         lexicon: the descriptors.
     """
     found = {}
-    parts = logits.float().split([len(descriptor.terms) for descriptor in lexicon])
-    for descriptor, part in zip(lexicon, parts, strict=True):
+    for descriptor, part in zip(lexicon, by_descriptor(logits.float(), lexicon), strict=True):
         chance, place = part.softmax(0).max(0)
         found[descriptor.name] = {
             "term": descriptor.terms[int(place)], "probability": round(float(chance), 4)
@@ -108,24 +109,23 @@ def read(logits: Tensor, lexicon: Lexicon) -> dict[str, dict[str, Any]]:
     return found
 
 
-def judge(predictor: Predictor, split: Any, lexicon: Lexicon) -> dict[str, dict[str, Any]]:
-    """Return for each descriptor in how many of a split's cases it is known, and right.
+def judge(logits: Tensor, said: Tensor, lexicon: Lexicon) -> dict[str, dict[str, Any]]:
+    """Return for each descriptor in how many cases it is known, and right.
 
-    Beside it stands in how many the split's most frequent term would be right.
+    Beside it stands in how many the most frequent term would be right.
+
+    Args:
+        logits: (N, T), as in `loss`.
+        said: (N, D), of `labels`.
+        lexicon: D descriptors of T terms together.
     """
-    hits, said = [], []
-    for positions in torch.split(torch.arange(len(split)), BATCH):
-        batch = split.batch(positions)
-        logits = predictor(batch["inputs"])[1].descriptors.float().cpu()
-        parts = logits.split([len(descriptor.terms) for descriptor in lexicon], dim=1)
-        hits.append(torch.stack([part.argmax(1) for part in parts], 1))
-        said.append(batch["descriptors"])
-    predicted, known = torch.cat(hits), torch.cat(said)
     found = {}
-    for d, descriptor in enumerate(lexicon):
-        here = known[:, d] >= 0
-        truth = known[here, d]
-        frequent = int(truth.bincount().max()) if len(truth) else 0
-        right = int((predicted[here, d] == truth).sum())
-        found[descriptor.name] = {"known": len(truth), "right": right, "most_frequent": frequent}
+    parts = by_descriptor(logits, lexicon)
+    for descriptor, part, truth in zip(lexicon, parts, said.unbind(1), strict=True):
+        here = truth >= 0
+        found[descriptor.name] = {
+            "known": int(here.sum()),
+            "right": int((part.argmax(1) == truth)[here].sum()),
+            "most_frequent": int(truth[here].bincount().max()) if here.any() else 0,
+        }
     return found

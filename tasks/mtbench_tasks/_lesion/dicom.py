@@ -3,6 +3,7 @@
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,12 +54,15 @@ def inspect(path: Path) -> Geometry:
     Raises:
         DataError: it is no DICOM image.
     """
-    return _geometry(_open(path, header=True))
+    return _described(_open(path, header=True))
 
 
 def frames(path: Path) -> int:
-    """Return how many frames a file has."""
-    return count(_open(path, header=True))
+    """Return how many frames a file has, from its header."""
+    try:
+        return max(1, int(_open(path, header=True).get("NumberOfFrames") or 1))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"does not decode as DICOM ({_line(error)})") from error
 
 
 def load(path: Path, frame: int) -> Stored:
@@ -72,7 +76,7 @@ def load(path: Path, frame: int) -> Stored:
 
     with heard():  # pydicom mends what it warns of
         data = _open(path, header=False)
-        found = _geometry(data)
+        found = _described(data)
         try:
             values = pixel_array(data, index=frame - 1)
             if "palette" in _text(data, "PhotometricInterpretation").casefold():
@@ -113,17 +117,13 @@ def _syntax(data: "Dataset") -> "UID":
     return uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
 
 
-def count(data: "Dataset") -> int:
-    """Return how many frames a file has, from its header."""
-    try:
-        return max(1, int(data.get("NumberOfFrames") or 1))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"does not decode as DICOM ({_line(error)})") from error
-
-
 class _Region(NamedTuple):
     view: View
     spacing: tuple[float, float] | None
+
+
+def _described(data: "Dataset") -> Geometry:
+    return replace(_geometry(data), patient=_text(data, "PatientID"))
 
 
 def _geometry(data: "Dataset") -> Geometry:
@@ -235,6 +235,7 @@ def _grey(data: "Dataset", values: NDArray[Any], found: Geometry) -> Stored:
 
     hidden = _padding(data, values)
     inverse = _text(data, "PhotometricInterpretation") == "MONOCHROME1"
+    shown: tuple[float, float] | None = None
     width, centre = _first(data, "WindowWidth"), _first(data, "WindowCenter")
     try:
         values = processing.apply_modality_lut(values, data)
@@ -249,18 +250,11 @@ def _grey(data: "Dataset", values: NDArray[Any], found: Geometry) -> Stored:
             ends = np.array([-1e12, 1e12])
             low, high = processing.apply_windowing(ends, data)
             values, shown = processing.apply_windowing(values, data), (float(low), float(high))
-        elif inverse and values.min() >= 0 and values.max() <= 255 and _whole(values):
-            shown = (0.0, 255.0)
-        elif inverse:
-            seen = values if hidden is None else values[~hidden]
-            shown = tuple(np.percentile(seen, (0.5, 99.5)))
-        else:
-            return Stored(values, found, None, hidden)
     except DataError:
         raise
     except Exception as error:  # pydicom's own, of tables that do not fit
         raise DataError(f"does not decode as DICOM ({_line(error)})") from error
-    return Stored(values, found, shown[::-1] if inverse else shown, hidden)
+    return Stored(values, found, shown, hidden, inverse)
 
 
 def _widen(table: "Dataset") -> None:
@@ -268,10 +262,6 @@ def _widen(table: "Dataset") -> None:
     entries, said = int(table.LUTDescriptor[0]) or 2**16, table.get("LUTData")
     if isinstance(said, bytes) and len(said) < 2 * entries:
         table.LUTData = np.frombuffer(said, np.uint8)[:entries].astype(np.uint16).tobytes()
-
-
-def _whole(values: NDArray[Any]) -> bool:
-    return values.dtype.kind in "iu" or bool((values == np.round(values)).all())
 
 
 def _padding(data: "Dataset", values: NDArray[Any]) -> NDArray[np.bool_] | None:

@@ -16,17 +16,17 @@ from mtbench.errors import UsageError
 from mtbench_tasks._lesion import judging
 from mtbench_tasks._lesion.agreement import MODEL, agreement
 from mtbench_tasks._lesion.asking import Answer, Ask, together
-from mtbench_tasks._lesion.calipers import calipers
 from mtbench_tasks._lesion.cases import Case
 from mtbench_tasks._lesion.categories import visible
 from mtbench_tasks._lesion.consensus import with_consensus
-from mtbench_tasks._lesion.descriptors import Lexicon
-from mtbench_tasks._lesion.doubts import NEAR, copies, parts
+from mtbench_tasks._lesion.descriptors import Lexicon, by_descriptor
+from mtbench_tasks._lesion.doubts import NEAR, copies
 from mtbench_tasks._lesion.familiar import Familiar, sight
 from mtbench_tasks._lesion.grid import Placement
 from mtbench_tasks._lesion.judging import Flags, Floats
 from mtbench_tasks._lesion.scores import overlap
 from mtbench_tasks._lesion.splits import TRUTH, CaseSplit, Opinion, join_patients
+from mtbench_tasks._lesion.spread import LENGTHS, lengths
 
 BATCH = 32
 SUBGROUPS = ("scanner", "site", "sex", "age", "size")
@@ -55,7 +55,6 @@ class Judged:
             is an outline, and long and short axes of both.
         groups: what the data says of each image, a column each.
         grades: of the model.
-        comparable: whether the reference's grades are those of the model.
         agreement: how far raters agree: of `agreement.agreement`.
         readers: for each reader, what they said of high risk, by row: 1, 0 or NaN.
         lexicon: the descriptors that the model has learnt.
@@ -244,8 +243,7 @@ def _terms(logits: Tensor, case: Case, lexicon: Lexicon) -> dict[str, str | None
     """Return what a model and the data say of each descriptor."""
     record = dict[str, str | None]()
     if lexicon:
-        parts_ = logits.split([len(descriptor.terms) for descriptor in lexicon])
-        for descriptor, part in zip(lexicon, parts_, strict=True):
+        for descriptor, part in zip(lexicon, by_descriptor(logits, lexicon), strict=True):
             known = descriptor.place(case.descriptors)
             record[f"{descriptor.name}, said"] = descriptor.terms[int(part.argmax())]
             record[f"{descriptor.name}, known"] = descriptor.terms[known] if known >= 0 else None
@@ -259,15 +257,16 @@ def _outlines(logits: Tensor, drawn: Tensor | None, spacing: float | None) -> di
     shape = (drawn.shape[0], drawn.shape[1])
     found = Placement(shape, logits.shape[-1]).from_grid(logits) > 0
     dice, iou, distance = overlap(found, drawn)
-    own, true = (parts(mask.numpy()) for mask in (found, drawn))
+    said, known = (lengths(mask.numpy()) for mask in (found, drawn))
     scale = spacing or math.nan
     record = {"dice": dice, "iou": iou, "hd95": distance, "hd95_mm": scale * distance}
-    if own and true:
-        both = calipers(own[0]), calipers(true[0])
-        for name in AXES:
-            said, known = (found[name.replace(" ", "_")].length for found in both)
-            record |= {f"{name} px": said, f"{name} px, reference": known}
-            record |= {f"{name} mm": scale * said, f"{name} mm, reference": scale * known}
+    if said and known:
+        for name, axis in zip(AXES, LENGTHS, strict=True):
+            for unit, size in (("px", 1.0), ("mm", scale)):
+                record |= {
+                    f"{name} {unit}": size * said[axis],
+                    f"{name} {unit}, reference": size * known[axis],
+                }
     return record
 
 
@@ -363,7 +362,7 @@ def _metrics(judged: Judged, of: Of, w: Floats) -> Iterator[dict[str, Any]]:
         "balanced_accuracy": judging.balanced_accuracy(table),
         "kappa": judging.kappa(table),
         "brier": judging.mean((of.score - of.positive) ** 2, of.w),
-        "calibration_error": judging.calibration_error(*of),
+        "calibration_error_high": judging.calibration_error(*of),
         "observed / expected": judging.ratio(of.w @ of.positive, of.w @ of.score),
     }
     for name, values in found.items():
@@ -380,8 +379,7 @@ def _readers(judged: Judged, w: Floats) -> Iterator[dict[str, Any]]:
     for name, said in judged.readers.items():
         both = np.isfinite(said) & np.isfinite(positive)
         pair = judged.agreement
-        row = pair[(pair["rater"] == name) & (pair["other"] == MODEL)]
-        row = row if len(row) else pair[(pair["rater"] == MODEL) & (pair["other"] == name)]
+        row = pair[(pair["rater"] == name) & (pair["other"] == MODEL)]  # the model is the second
         cells = {key: float(row[key].iloc[0]) for key in ("kappa", "graded", "dice", "drawn")}
         against = {key: None if math.isnan(v) else v for key, v in cells.items()}
         rates = judging.rates(positive[both] == 1, said[both] == 1, w[:, both])

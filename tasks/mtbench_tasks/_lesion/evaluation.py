@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from mtbench.training.task import Evaluation, Table
 from mtbench_tasks._lesion import sheets
+from mtbench_tasks._lesion.categories import at_least
 from mtbench_tasks._lesion.evaluating import Judged
 from mtbench_tasks._lesion.familiar import UNKNOWN
 from mtbench_tasks._lesion.judging import RESAMPLES
@@ -31,7 +32,7 @@ NAMES = {
     "hd95_mm": "95 % Hausdorff distance, mm", "auroc_high": "AUROC of high risk",
     "auroc": "AUROC, mean over grades", "balanced_accuracy": "Balanced accuracy",
     "kappa": "Kappa, quadratic weights", "brier": "Brier score of high risk",
-    "calibration_error": "Calibration error of high risk",
+    "calibration_error_high": "Calibration error of high risk",
     "observed / expected": "High risk: observed / expected",
 }  # fmt: skip
 RATES = ("sensitivity", "specificity", "PPV", "NPV")
@@ -276,11 +277,6 @@ def _plain(value: float | None) -> str:
     if value is None:
         return "–"
     return (f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}").replace("-", "−")
-
-
-def at_least(grades: Sequence[str], first: int) -> str:
-    """Return which grades are meant, in words."""
-    return grades[first] + " and above" * (first + 1 < len(grades))
 
 
 def _page(record: Record, tables: Sequence[Table]) -> str:

@@ -12,6 +12,7 @@ from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Evaluation, Trained
 from mtbench_tasks._lesion import evaluating, evaluation, operating
 from mtbench_tasks._lesion.asking import Ask, Panel
+from mtbench_tasks._lesion.categories import at_least
 from mtbench_tasks._lesion.familiar import Familiar
 from mtbench_tasks._lesion.grid import prepare
 from mtbench_tasks._lesion.source import Source, graded, load
@@ -84,7 +85,7 @@ def evaluate(
         "source": source,
         "mirror": mirror,
         "high": origin.grades[limit],
-        "high_risk": f"{origin.system} {evaluation.at_least(origin.grades, limit)}".strip(),
+        "high_risk": f"{origin.system} {at_least(origin.grades, limit)}".strip(),
         "reference": authority(split.cases) if truth is None else truth + others,
         "grades": list(names),
         **evaluating.judge(judged, points, by),

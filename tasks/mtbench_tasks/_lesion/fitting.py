@@ -48,7 +48,7 @@ def fit(
     for positions in torch.split(torch.arange(len(train)), BATCH):
         inputs = train.images(positions)
         seen += map(sight, inputs[:, 0], predictor(inputs)[1].texture)
-    others, outputs = list[NDArray[np.float64]](), []
+    others, outputs, terms = list[NDArray[np.float64]](), [], []
     pairs: list[tuple[dict[str, float], dict[str, float]]] = []
     for positions in torch.split(torch.arange(len(val)), BATCH):
         batch = val.batch(positions)
@@ -57,6 +57,8 @@ def fit(
         meter.update(found, batch)
         pairs += _lengths(found[0][:, 0].float().cpu(), batch["masks"], size)
         outputs.append(found[1].logits.float().cpu())
+        if lexicon:
+            terms.append(found[1].descriptors.float().cpu())
     measured = {k: None if math.isnan(v) else v for k, v in meter.compute().items()}
     graded = val.category >= 0
     logits, category = torch.cat(outputs)[graded], val.category[graded]
@@ -64,9 +66,12 @@ def fit(
     chances = (logits / scale).softmax(1).double().numpy()
     errors = [calibration_error(z, category) for z in (logits, logits / scale)]
     before, after = (None if math.isnan(error) else error for error in errors)
-    described = descriptors.judge(predictor, val, lexicon) if lexicon else None
+    described = dict[str, Any]()
+    if lexicon:
+        known = descriptors.labels(val.cases, lexicon)
+        described["descriptors"] = descriptors.judge(torch.cat(terms), known, lexicon)
     return {
-        **({} if described is None else {"descriptors": described}),
+        **described,
         "calibration": {
             "temperature": scale,
             "readings": len(category),

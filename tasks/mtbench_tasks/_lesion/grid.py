@@ -1,6 +1,7 @@
 """From images of any size to the network's square grid, once for all, on disk."""
 
 import hashlib
+import itertools
 import json
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ from mtbench.training.task import Progress
 from mtbench_tasks._lesion.cases import Collection, Image, digest
 from mtbench_tasks._lesion.doubts import examine
 
-VERSION = 4  # part of every cache key: raise it when the same cases give another grid or doubt
+VERSION = 5  # part of every cache key: raise it when the same cases give another grid or doubt
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,12 @@ def _make(
     collection: Collection, size: int, folder: Path | None, progress: Progress | None
 ) -> Prepared:
     cases = collection.cases
-    rows: list[list[int]] = []
-    count = 0
-    for case in cases:
-        drawn = [reading.contour is not None for reading in case.said]
-        rows.append([count + sum(drawn[:i]) if here else -1 for i, here in enumerate(drawn)])
-        count += sum(drawn)
+    numbers = itertools.count()
+    rows = [
+        [-1 if reading.contour is None else next(numbers) for reading in case.said]
+        for case in cases
+    ]
+    count = next(numbers)
 
     def empty(name: str, shape: tuple[int, ...], kind: type) -> NDArray[Any]:
         if folder is None or 0 in shape:

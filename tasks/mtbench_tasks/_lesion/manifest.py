@@ -8,18 +8,18 @@ from functools import cache, partial
 from pathlib import Path
 
 from mtbench.errors import DataError, UsageError, did_you_mean
-from mtbench.training.task import Progress, Recipe
+from mtbench.training.task import Progress
 from mtbench_tasks._lesion import nnunet
 from mtbench_tasks._lesion.cases import Case, Collection, Reading, United
 from mtbench_tasks._lesion.categories import ODD, SCALES, place, scale_of, unsaid, visible
 from mtbench_tasks._lesion.doubts import spelt_alike
 from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, read_geometry
-from mtbench_tasks._lesion.pixels import implausible
+from mtbench_tasks._lesion.pixels import Geometry, implausible
 from mtbench_tasks._lesion.radiomics import STEP
-from mtbench_tasks._lesion.source import Source
+from mtbench_tasks._lesion.source import Source, held_back
 from mtbench_tasks._lesion.table import COLUMNS, Row, Table, locate_in, read
 
-VERSION = 3  # part of the fingerprint: raise it when the same files give other cases
+VERSION = 4  # part of the fingerprint: raise it when the same files give other cases
 
 Images = Mapping[tuple[Path, int | None], Mapping[int, Row]]
 """By image and frame, its rows by their line."""
@@ -54,13 +54,16 @@ def scale(path: Path, *wanted: tuple[str, ...]) -> tuple[str, ...]:
         DataError: the file is absent or broken, or its categories fit no known scale.
     """
     path = nnunet.find(path)
-    cells = _cells(read(path))
-    if found := _fitting(cells, wanted):
-        return found
+    return _scale(path, read(path), wanted)
+
+
+def _scale(path: Path, table: Table, wanted: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    cells = _cells(table)
     meant = scale_of(cells)
-    if meant.grades is None:
+    grades = _fitting(cells, wanted) or meant.grades
+    if grades is None:
         raise DataError(_unknown(path, cells, meant.why))
-    return meant.grades
+    return grades
 
 
 def _fitting(cells: Sequence[str], wanted: Sequence[tuple[str, ...]]) -> tuple[str, ...] | None:
@@ -120,25 +123,26 @@ def load(
     owners = spelt_alike(row.patient for row in table.rows.values() if row.patient)
     doubts += [*table.doubts, *_patients(path, table, owners), *_readers(path, table)]
     read_from: list[tuple[Case, Mapping[int, Row]]] = []
+    by_header = defaultdict[str, dict[str, str]](dict)
     for rows in images.values():
         try:
-            case, odd = _case(path, rows, order, owners, table.groups, locate)
+            case, odd, patient = _case(path, rows, order, owners, table.groups, locate)
         except DataError as error:
             problems.append(str(error))
             continue
         doubts += odd
         read_from.append((case, rows))
+        by_header[patient].setdefault(case.patient, case.name)
     cases = [case for case, _ in read_from]
     if not cases and not problems:
         raise DataError(f"{path}: has no row with a mask or a category: nothing to learn from")
     doubts += [*_shared(path, images), *_differing(path, images, table.groups)]
+    doubts += _headers(path, by_header)
     if below:
         doubts.append(
             f"{path}: the category is a negative number in {below} of {len(table.rows)} rows: they "
             "count as not graded"
         )
-    if cases:
-        doubts += _unsaid(path, cases, order)
     remarks = []
     if 0 < (measured := sum(case.spacing is not None for case in cases)) < len(cases):
         remarks.append(
@@ -223,15 +227,15 @@ def _graded(data: Path | None, grades: tuple[str, ...] | None, *wanted: tuple[st
         raise DataError(f"source manifest needs --data PATH: {SOURCE.what}")
     if grades is not None and len({g.casefold() for g in grades}) < max(2, len(grades)):
         raise UsageError(f"grades must be two or more, all different, found {','.join(grades)}")
-    order = grades or scale(data or Path(), *wanted)
-    rows = [] if data is None else read(nnunet.find(data)).rows.values()
-    tested = any(row.split == "test" for row in rows)
+    path = nnunet.find(data or Path())
+    table = Table() if data is None else read(path)
+    order = grades or _scale(path, table, wanted)
     return replace(
         SOURCE,
         load=partial(load, grades=grades, wanted=wanted),
         grades=order,
         high=(len(order) + 1) // 2,
-        tested=tested,
+        tested=any(row.split == "test" for row in table.rows.values()),
     )
 
 
@@ -239,10 +243,7 @@ SOURCE = Source(
     load=load,
     grades=(),
     high=0,
-    # As for DDTI: few graded cases, learnt longer, held back.
-    recipe=Recipe(
-        epochs=18, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
-    ),
+    recipe=held_back(epochs=18, batch_size=8),
     what="a CSV file with a row per image and reader (`mtbench data template` writes one), or a "
     "folder in nnU-Net's layout",
     graded=_graded,
@@ -327,18 +328,6 @@ def _shared(path: Path, images: Images) -> Iterator[str]:
             yield f"{path}: {mask} is the mask of {number} images"
 
 
-def _unsaid(path: Path, cases: Sequence[Case], grades: Sequence[str]) -> Iterator[str]:
-    """Yield what there is nothing to learn from."""
-    readings = [reading for case in cases for reading in case.readings]
-    found = {grades[reading.category] for reading in readings if reading.category is not None}
-    if not found:
-        yield f"{path}: no row has a category: is it in a column of that name?"
-    elif len(found) == 1 and len(cases) > 1:
-        yield f"{path}: all categories are {found.pop()}: there is nothing to tell apart"
-    if all(reading.contour is None for reading in readings):
-        yield f"{path}: no row has a mask: is it in a column of that name?"
-
-
 def _names(folder: Path) -> dict[str, str]:
     """Return what a folder holds, by its names in small letters without suffix."""
     try:
@@ -382,8 +371,8 @@ def _case(
     owners: Mapping[str, str],
     groups: Mapping[int, Mapping[str, str]],
     locate: Locate,
-) -> tuple[Case, list[str]]:
-    """Return the case of one image from its rows, by line, and what is odd about it."""
+) -> tuple[Case, list[str], str]:
+    """Return the case of one image from its rows, by line; what is odd; the header's patient."""
     image, frame = next((row.image, row.frame) for row in rows.values())
     where = f"{path} line {' and '.join(map(str, rows))}: {image}"
     patients = list(dict.fromkeys(owners[row.patient] for row in rows.values() if row.patient))
@@ -411,7 +400,8 @@ def _case(
         masks = tuple(MaskFile(locate(m or ""), file, value) for m, value in drawn)
         contour = None if not masks else masks[0] if len(masks) == 1 else United(masks)
         readings.append(Reading(reader, contour, next(iter(found), None)))
-    spacing, odd = _spacing(where, file, next(iter(spacings), None))
+    lies = read_geometry(file)
+    spacing, odd = _spacing(where, lies, next(iter(spacings), None))
     more = {name: own[0] for name, own in _about(rows, groups).items() if len(own) == 1}
     case = Case(
         name=image if frame is None else f"{image} frame {frame}",
@@ -423,7 +413,7 @@ def _case(
         groups=more,
         descriptors={name: cell.casefold() for name, cell in more.items()},
     )
-    return case, doubts + odd
+    return case, doubts + odd, "" if lies is None else lies.patient
 
 
 def _about(rows: Iterable[int], groups: Mapping[int, Mapping[str, str]]) -> dict[str, list[str]]:
@@ -436,6 +426,24 @@ def _about(rows: Iterable[int], groups: Mapping[int, Mapping[str, str]]) -> dict
         for name, cell in groups[line].items():
             found[name].setdefault(visible(cell).casefold(), cell)
     return {name: list(cells.values()) for name, cells in found.items()}
+
+
+def _headers(path: Path, by_header: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """Yield the patient of images' headers who is several here; who that is, is not told.
+
+    Where all images have one, it is the name that somebody has put in the place of all.
+
+    Args:
+        path: the CSV file.
+        by_header: by the headers' patients, an image of each patient of the file.
+    """
+    several = [names for known, names in by_header.items() if known and len(names) > 1]
+    if several and len(by_header) > 1:
+        (a, first), (b, second), *_ = several[0].items()
+        yield (
+            f"{path}: {first} and {second} are of one patient by their headers (PatientID), and of "
+            f"{a} and {b} here (of {len(several)} such): a split may part them; name one"
+        )
 
 
 def _differing(
@@ -456,9 +464,10 @@ def _differing(
         )
 
 
-def _spacing(where: str, file: Path, said: float | None) -> tuple[float | None, list[str]]:
+def _spacing(
+    where: str, lies: Geometry | None, said: float | None
+) -> tuple[float | None, list[str]]:
     """Return an image's spacing, its own before the CSV's, and what is odd about it."""
-    lies = read_geometry(file)
     own = lies.scale if lies is not None else None
     if own is None:
         return said, [f"{where}: {text}" for text in implausible(said)]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from mtbench.errors import DataError
 from mtbench_tasks._lesion.pixels import LARGEST, Geometry, Pose, Stored, geometry
@@ -149,14 +150,7 @@ def _disagree(header: "sitk.ImageFileReader") -> bool:
         return False
     b, c, d = (number(f"quatern_{axis}") for axis in "bcd")
     a = math.sqrt(max(0.0, 1 - b * b - c * c - d * d))
-    # The first two columns of a quaternion's rotation: the directions of columns and rows.
-    by_qform = np.array(
-        [
-            [a * a + b * b - c * c - d * d, 2 * b * c - 2 * a * d],
-            [2 * b * c + 2 * a * d, a * a + c * c - b * b - d * d],
-            [2 * b * d - 2 * a * c, 2 * c * d + 2 * a * b],
-        ]
-    )
+    by_qform = Rotation.from_quat([b, c, d, a]).as_matrix()[:, :2]  # of columns and of rows
     rows = (header.GetMetaData(f"srow_{axis}").split()[:2] for axis in "xyz")
     by_sform = np.array([[float(value) for value in row] for row in rows])
     lengths = np.linalg.norm(by_sform, axis=0)

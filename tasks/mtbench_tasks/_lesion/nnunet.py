@@ -122,8 +122,11 @@ def rows(index: Path) -> list[dict[str, Any]]:
         ) from error
     labels = {name: value for name, value in said.labels.items() if value != 0}
     value = next(iter(labels.values()), None)
-    if len(labels) != 1 or not isinstance(value, int):
-        raise DataError(f"{index}: one label beside the background is read, found {list(labels)}")
+    if len(labels) != 1 or not isinstance(value, int) or value < 1:
+        raise DataError(
+            f"{index}: one label beside the background is read, of a whole number from 1 on, "
+            f"found {labels}"
+        )
     found = []
     for side in ("Tr", "Ts"):
         if several := sorted(index.parent.glob(f"images{side}/*_0001{said.file_ending}")):

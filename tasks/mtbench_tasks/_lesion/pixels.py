@@ -48,6 +48,7 @@ class Geometry:
         sector: the part that was scanned; None where the file does not say.
         pose: where it lies in the room; None where the file does not say.
         told: what a person should know of it.
+        patient: whose it is, as its header says; empty where that says nothing.
     """
 
     shape: tuple[int, int]
@@ -56,6 +57,7 @@ class Geometry:
     sector: View | None = None
     pose: Pose | None = None
     told: tuple[str, ...] = ()
+    patient: str = ""
 
     @property
     def squared(self) -> tuple[int, int]:
@@ -91,8 +93,9 @@ class Stored:
     Attributes:
         values: (H, W), or (H, W, 3) 8-bit colours, or (H, W, 4) with opacity.
         geometry: how they lie.
-        shown: the values that are shown as black and as white; None: as `to_grey` finds.
+        shown: the lowest and the highest value that are told apart; None: as `to_grey` finds.
         hidden: (H, W) where nothing was measured (DICOM's padding); None: nowhere.
+        inverse: whether the lowest value is white, and not black.
         lossy: whether zero need not be zero.
     """
 
@@ -100,6 +103,7 @@ class Stored:
     geometry: Geometry
     shown: tuple[float, float] | None = None
     hidden: Mask | None = None
+    inverse: bool = False
     lossy: bool = False
 
 
@@ -113,6 +117,7 @@ class Picture:
         spacing: millimetres per pixel as the file says, else None.
         told: what a person should know of it.
         step: how many of the file's columns and rows a pixel is.
+        patient: whose it is, as in `Geometry`.
     """
 
     pixels: Image
@@ -120,6 +125,7 @@ class Picture:
     spacing: float | None
     told: tuple[str, ...]
     step: tuple[float, float] = (1.0, 1.0)
+    patient: str = ""
 
 
 def geometry(
@@ -170,33 +176,40 @@ def picture(stored: Stored) -> Picture:
     Raises:
         DataError: values are not finite.
     """
-    values, told = stored.values, list(stored.geometry.told)
+    values, lies, told = stored.values, stored.geometry, list(stored.geometry.told)
     if values.ndim == 3:
         colours = _blocks(values[..., :3])
         grey = np.concatenate([np.asarray(Pil.fromarray(rows).convert("L")) for rows in colours])
-        scanned = _blocks(values[stored.geometry.sector or ...][..., :3])
+        scanned = _blocks(values[lies.sector or ...][..., :3])
         coloured = sum(np.count_nonzero(np.ptp(rows, axis=2) > COLOURED) for rows in scanned)
         told += _colours(coloured / sum(rows[..., 0].size for rows in scanned))
     else:
-        grey = to_grey(values, stored.shown, stored.hidden)
-    height, width = stored.geometry.squared
+        grey = to_grey(values, stored.shown, stored.hidden, inverse=stored.inverse)
+    height, width = lies.squared
     if grey.shape != (height, width):
         grey = np.asarray(Pil.fromarray(grey).resize((width, height), Pil.Resampling.BILINEAR))
-    scale = stored.geometry.scale
-    rows, columns = stored.geometry.shape
+    scale = lies.scale
+    rows, columns = lies.shape
     step = columns / width, rows / height
-    return Picture(grey, stored.geometry.scanned, scale, (*told, *implausible(scale)), step)
+    told += implausible(scale)
+    return Picture(grey, lies.scanned, scale, tuple(told), step, lies.patient)
 
 
 def to_grey(
-    values: NDArray[Any], shown: tuple[float, float] | None = None, hidden: Mask | None = None
+    values: NDArray[Any],
+    shown: tuple[float, float] | None = None,
+    hidden: Mask | None = None,
+    *,
+    inverse: bool = False,
 ) -> Image:
     """Return values (H, W) as 8 bits; hidden ones are black.
 
     Args:
         values: numbers of any type.
-        shown: those that are black and white; white may be the lower one.
+        shown: what is black and what is white. Without it, 0 and 255 where all are whole numbers
+            between these, else the percentiles `RANGE` of what is not hidden.
         hidden: (H, W) which ones are none.
+        inverse: black is the highest.
 
     Raises:
         DataError: one of them is not finite.
@@ -209,15 +222,15 @@ def to_grey(
     if not np.isfinite(seen).all():
         raise DataError("has values that are not finite")
     if shown is None:
-        if seen.min() >= 0 and seen.max() <= 255 and (seen == np.round(seen)).all():
-            grey: Image = values.astype(np.uint8)
-            return grey
-        shown = tuple(np.percentile(seen, RANGE))
-    low, high = shown
+        whole = seen.min() >= 0 and seen.max() <= 255 and (seen == np.round(seen)).all()
+        if whole and hidden is None and not inverse:
+            return np.asarray(values, np.uint8)
+        shown = (0.0, 255.0) if whole else tuple(np.percentile(seen, RANGE))
+    low, high = shown[::-1] if inverse else shown
     scaled = values.astype(np.float32)
     scaled -= low
     scaled *= 255 / (high - low if abs(high - low) > 1e-12 else 1e-12)
-    grey = np.round(scaled.clip(0, 255, out=scaled), out=scaled).astype(np.uint8)
+    grey: Image = np.round(scaled.clip(0, 255, out=scaled), out=scaled).astype(np.uint8)
     if hidden is not None:
         grey[hidden] = 0
     return grey

@@ -25,6 +25,11 @@ NO_VOLUME = (
     "spacing of both"
 )
 
+OTHERS = (
+    "the two images are of different patients, by their headers (PatientID): are they of one "
+    "lesion?"
+)
+
 
 class Look(NamedTuple):
     """An image file that is about to be read: nothing has been written yet."""
@@ -89,6 +94,8 @@ class Reader:
         measured = volume([view for record, _ in written for view in record["views"]])
         for record, rest in written:
             record["volume"] = measured
+            if len({found.picture.patient for found in looked} - {""}) > 1:
+                record["notes"].append(OTHERS)
             if second is not None and measured is None:
                 record["notes"].append(NO_VOLUME)
             rest()

@@ -1,7 +1,7 @@
 """Where the cases of a lesion task may come from."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mtbench.errors import DataError, UsageError
@@ -55,10 +55,18 @@ class Source:
     graded: "Callable[..., Source] | None" = None
 
 
+def held_back(epochs: int, batch_size: int) -> Recipe:
+    """Return the optimisation that suits few graded cases: learnt for longer, held back."""
+    return Recipe(
+        epochs=epochs, batch_size=batch_size, lr=1e-3, encoder_lr=0.3, weight_decay=0.05,
+        select="last",
+    )  # fmt: skip
+
+
 def load(
     name: str, source: Source, data: Path | None, progress: Progress, option: str = "--data"
 ) -> Collection:
-    """Return the cases of a source.
+    """Return the cases of a source, and tell what there is nothing to learn from.
 
     Raises:
         DataError: its data is not said, absent or broken.
@@ -68,7 +76,22 @@ def load(
         must_read(name, source, option)
     elif source.what is not None:
         raise DataError(f"source {name} needs {option} PATH: {source.what}")
-    return source.load(data or Path(), progress)
+    found = source.load(data or Path(), progress)
+    return replace(found, doubts=(*found.doubts, *_unsaid(data or name, found)))
+
+
+def _unsaid(where: Path | str, collection: Collection) -> Iterator[str]:
+    """Yield what there is nothing to learn from."""
+    readings = [reading for case in collection.cases for reading in case.readings]
+    used = {reading.category for reading in readings if reading.category is not None}
+    right = "is it in the right column, under the right name?"
+    if readings and not used:
+        yield f"{where}: no case has a category: {right}"
+    elif len(used) == 1 and len(collection.cases) > 1:
+        grade = collection.grades[used.pop()]
+        yield f"{where}: all categories are {grade}: there is nothing to tell apart"
+    if readings and all(reading.contour is None for reading in readings):
+        yield f"{where}: no case has a mask: {right}"
 
 
 def must_read(name: str, source: Source, option: str = "--data") -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mtbench.errors import DataError
+from mtbench.errors import DataError, first_fault
 from mtbench.training.data import regular
 from mtbench_tasks._lesion import nnunet
 from mtbench_tasks._lesion.cases import Part
@@ -66,7 +66,7 @@ class Row(BaseModel):
     patient: str | None = None
     reader: str = "reader"
     spacing: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    mask_value: int | None = None
+    mask_value: int | None = Field(default=None, ge=1)  # 0 is what is no lesion
     frame: int | None = Field(default=None, ge=1)
     split: Part | None = None
 
@@ -139,9 +139,8 @@ def read(path: Path) -> Table:
         try:
             table.rows[line] = Row.model_validate(given)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = str(first["loc"][0])
-            fault = f"{where}: {first['msg']}, found {given.get(where, '')!r}"
+            where = str(error.errors()[0]["loc"][0])
+            fault = f"{first_fault(error)}, found {given.get(where, '')!r}"
             table.problems.append(f"{path} line {line}: {fault}")
     return table
 

@@ -24,6 +24,7 @@ from mtbench.training.task import (
     Trained,
     Verdict,
 )
+from mtbench_tasks._bounds import at_least, check_dropout
 from mtbench_tasks._lesion import descriptors, manifest, nnunet, radiomics
 from mtbench_tasks._lesion.calipers import Plane
 from mtbench_tasks._lesion.cases import PARTS, Case, Collection
@@ -150,8 +151,7 @@ class LesionTask(Task):
         }  # fmt: skip
         if not 0 <= self.augmentation <= 1:
             raise UsageError(f"augmentation must be between 0 and 1, found {augmentation}")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout must be at least 0 and below 1, found {dropout}")
+        check_dropout(self.dropout)
         if not 0 <= self.guide < float("inf"):
             raise UsageError(f"guide must not be negative, found {guide}")
         if not 0 <= descriptors < float("inf"):
@@ -189,8 +189,7 @@ class LesionTask(Task):
             )
         if self.pretrained is not None and width is not None:
             raise UsageError(f"encoder {self.encoder} has its own widths: leave out --width")
-        if width is not None and width < 1:
-            raise UsageError(f"width must be at least 1, found {width}")
+        at_least(1, width=width)
         step = 2**LEVELS if self.pretrained is None else encoders.DEEPEST
         if image_size < 32 or image_size % step:
             raise UsageError(
@@ -612,9 +611,12 @@ class LesionTask(Task):
         return evaluate(self, trained, data, to, source, grades, high, truth, by, mirror)
 
     def joins(self, other: Task) -> bool:
-        """Return whether both see the same grid and tell the same grades."""
+        """Return whether both see the same grid and mean the same by the same grades."""
         assert isinstance(other, LesionTask)
-        mine, its = ((t.image_size, t.grades, t.high, t.lexicon) for t in (self, other))
+        mine, its = (
+            (t.image_size, t.grades, t.high, t.lexicon, t.origin.grades, t.origin.high)
+            for t in (self, other)
+        )
         return mine == its
 
     def meaning(self) -> dict[str, str]:

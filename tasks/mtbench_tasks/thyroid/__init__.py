@@ -8,10 +8,11 @@ from typing import Any, Literal
 from mtbench.errors import UsageError
 from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Progress, Recipe
+from mtbench_tasks._bounds import at_least
 from mtbench_tasks._lesion import manifest
 from mtbench_tasks._lesion.cases import Collection
 from mtbench_tasks._lesion.screen import split_views
-from mtbench_tasks._lesion.source import Source
+from mtbench_tasks._lesion.source import Source, held_back
 from mtbench_tasks._lesion.task import LesionTask
 from mtbench_tasks.thyroid import acr, aimi, ddti, phantom, thyroidxl, tn3k, ultrasound
 
@@ -64,9 +65,7 @@ class Thyroid(LesionTask):
             high=HIGH,
             lexicon=acr.DDTI,
             system="TI-RADS",
-            recipe=Recipe(
-                epochs=20, batch_size=16, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
-            ),
+            recipe=held_back(epochs=20, batch_size=16),
             image_size=128,
             guide=2.0,
             what="the folder or zip as published",
@@ -77,30 +76,24 @@ class Thyroid(LesionTask):
             load=tn3k.load,
             grades=tn3k.GRADES,
             high=1,
-            recipe=Recipe(
-                epochs=10, batch_size=16, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
-            ),
+            recipe=held_back(epochs=10, batch_size=16),
             what="the folder of trainval-image and its siblings, as published",
             tested=True,
         ),
         "aimi": Source(
             load=aimi.load,
-            grades=aimi.GRADES,
+            grades=ultrasound.GRADES,
             high=HIGH,
             system="ACR TI-RADS",
-            recipe=Recipe(
-                epochs=18, batch_size=8, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
-            ),
+            recipe=held_back(epochs=18, batch_size=8),
             what="the folder of dataset.hdf5 and metadata.csv, as published",
         ),
         "thyroidxl": Source(
             load=thyroidxl.load,
-            grades=thyroidxl.GRADES,
+            grades=ultrasound.GRADES,
             high=HIGH,
             system="ACR TI-RADS",
-            recipe=Recipe(
-                epochs=5, batch_size=16, lr=1e-3, encoder_lr=0.3, weight_decay=0.05, select="last"
-            ),
+            recipe=held_back(epochs=5, batch_size=16),
             what="the folder of train, test and stats, as published",
             tested=True,
         ),
@@ -122,12 +115,9 @@ class Thyroid(LesionTask):
     ) -> None:
         if cases < 20:
             raise UsageError(f"cases must be at least 20 to be split, found {cases}")
-        if test_cases is not None and test_cases < 1:
-            raise UsageError(f"test_cases must be at least 1, found {test_cases}")
+        at_least(1, test_cases=test_cases, frames=frames)
         if phantom_seed == phantom.TEST_SEED:
             raise UsageError(f"phantom_seed {phantom_seed} is that of the test: take another")
-        if frames < 1:
-            raise UsageError(f"frames must be at least 1, found {frames}")
         if split == "public" and source != "ddti":
             raise UsageError(f"split public is one of DDTI's: leave it out of source {source}")
         self.frames, self.split = frames, split

@@ -9,11 +9,10 @@ from typing import Any
 
 from mtbench_tasks._lesion.descriptors import Descriptor, Lexicon, Threshold
 from mtbench_tasks._lesion.reading import CLEAR, clear
-from mtbench_tasks.thyroid.ultrasound import GRADES, POINTS, grade
+from mtbench_tasks.thyroid import ultrasound
+from mtbench_tasks.thyroid.ultrasound import GRADES, POINTS, Descriptors, grade
 
 SHAPE = "shape"  # what a transverse view measures
-FLUID = ("cystic", "spongiform")  # compositions to which nothing is added
-UPRIGHT = POINTS[SHAPE]["taller-than-wide"]
 
 LEXICON: Lexicon = tuple(
     Descriptor(name.replace("_", " "), tuple(terms), name) for name, terms in POINTS.items()
@@ -96,15 +95,15 @@ def points(terms: Mapping[str, str], taller: bool | None) -> tuple[int, int] | N
     >>> points(terms | {"echogenic foci": "none"}, None)
     (4, 7)
     """
-    table = {name.replace("_", " "): values for name, values in POINTS.items()}
-    if not table.keys() - {SHAPE} <= terms.keys():
+    names = [descriptor.name for descriptor in LEXICON]
+    if not {*names} - {SHAPE} <= terms.keys():
         return None
-    if terms["composition"] in FLUID:
-        return 0, 0
-    total = sum(table[name][terms[name]] for name in table if name in terms)
-    if SHAPE in terms:
-        return total, total
-    return total + UPRIGHT * (taller is True), total + UPRIGHT * (taller is not False)
+
+    def total(shape: str) -> int:
+        return ultrasound.points(Descriptors(*(terms.get(name, shape) for name in names)))
+
+    wide, tall = POINTS[SHAPE]
+    return total(tall if taller else wide), total(wide if taller is False else tall)
 
 
 def advice(level: str, size: float | None) -> str:

@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 from mtbench.errors import DataError
 from mtbench.training.task import Progress
 from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, Reading, digest
+from mtbench_tasks.thyroid.ultrasound import GRADES
 
 if TYPE_CHECKING:
     import h5py
 
-GRADES = ("TR1", "TR2", "TR3", "TR4", "TR5")
 FRAMES = 4
 MOST = 10_000_000  # frames, and pixels of one: a bound on what a file's header makes us allocate
 VERSION = 1  # part of the fingerprint: raise it when the same files give other cases
@@ -67,7 +67,8 @@ def load(path: Path, progress: Progress, frames: int = FRAMES) -> Collection:
             f"{path} is no folder of AIMI's cine-clips: it must hold dataset.hdf5 and "
             f"metadata.csv; missing: {', '.join(missing)}"
         )
-    levels = _levels(table)
+    problems: list[str] = []
+    levels = _levels(table, problems)
     count: Counter[str] = Counter()
     content = hashlib.sha256(f"aimi {VERSION} {frames} {sorted(levels.items())}".encode())
     cases: list[Case] = []
@@ -100,7 +101,7 @@ def load(path: Path, progress: Progress, frames: int = FRAMES) -> Collection:
     count["nodules without a clip"] = len(levels.keys() - set(map(str, clips)))
     count["patients"], count["frames used"] = len({case.patient for case in cases}), len(cases)
     report = tuple((count[what], what, why) for what, why in _WHY.items())
-    return Collection(tuple(cases), GRADES, content.hexdigest(), report)
+    return Collection(tuple(cases), GRADES, content.hexdigest(), report, tuple(problems))
 
 
 @contextmanager
@@ -145,8 +146,8 @@ def _index(file: Path, store: "h5py.File") -> tuple[NDArray[Any], NDArray[np.int
         ) from error
 
 
-def _levels(table: Path) -> dict[str, int | None]:
-    """Return the category of each annot_id of the metadata, None where there is none."""
+def _levels(table: Path, problems: list[str]) -> dict[str, int | None]:
+    """Return the category of each annot_id of the metadata, None where there is none, or two."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.DictReader(stream))
@@ -158,9 +159,12 @@ def _levels(table: Path) -> dict[str, int | None]:
             f"{table}: must have columns annot_id and ti-rads_level, found: "
             f"{', '.join(map(str, columns)) or 'none'}"
         )
-    return {
-        row["annot_id"]: _category(row["ti-rads_level"] or "") for row in rows if row["annot_id"]
-    }
+    levels: dict[str, int | None] = {}
+    for name, level in ((row["annot_id"], row["ti-rads_level"] or "") for row in rows):
+        if name and levels.setdefault(name, _category(level)) != _category(level):
+            levels[name] = None
+            problems.append(f"{table}: {name} has several categories: its clip counts as ungraded")
+    return levels
 
 
 def _category(level: str) -> int | None:

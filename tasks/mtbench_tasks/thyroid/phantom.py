@@ -22,6 +22,7 @@ from scipy import ndimage
 from mtbench.errors import UsageError
 from mtbench.training.machine.cache import writing
 from mtbench.training.task import Progress
+from mtbench_tasks._bounds import at_least
 from mtbench_tasks._lesion.cases import Case, Collection, Mask, Reading
 from mtbench_tasks.thyroid.ultrasound import (
     GRADES,
@@ -196,14 +197,10 @@ def load(
         workers: processes to generate with; None: all cores.
         progress: called with (what, done, total) while generating.
     """
-    for name, value, least in (("size", size, 1), ("seed", seed, 0), ("readers", readers, 1)):
-        if value < least:
-            raise UsageError(f"phantom: {name} must be at least {least}, got {value}")
+    at_least(1, size=size, readers=readers, workers=workers)
+    at_least(0, seed=seed)
     if not 0 <= reader_noise < np.inf:
-        raise UsageError(f"phantom: reader_noise must be finite and not negative, "
-                         f"got {reader_noise}")  # fmt: skip
-    if workers is not None and workers < 1:
-        raise UsageError(f"phantom: workers must be at least 1, got {workers}")
+        raise UsageError(f"reader_noise must be finite and not negative, found {reader_noise}")
     population: dict[str, float] = {"version": VERSION, "size": size, "seed": seed}
     fingerprint = _digest(population | {"reader_noise": float(reader_noise), "readers": readers})
     cases, readings = (

@@ -17,18 +17,19 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from mtbench.errors import DataError
+from mtbench.errors import DataError, first_fault
 from mtbench.training.data import regular
 from mtbench.training.task import Progress
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint
+from mtbench_tasks.thyroid.ultrasound import GRADES
 
-GRADES = ("TR1", "TR2", "TR3", "TR4", "TR5")
 PARTS = ("train", "test")
 VERSION = 1  # part of the fingerprint: raise it when the same files give other cases
 
 _WHY = {
     "images found": "PNG files in train/images and test/images",
+    "images of two patients": "dropped: the JSON lists them for both",
     "images without a record": "kept for their masks: the JSON does not name them",
     "images without a category": "kept for their masks",
     "categories outside the scale": "taken as missing: TIRADS is a number from 1 to 5",
@@ -65,11 +66,16 @@ def load(path: Path, progress: Progress) -> Collection:
     root, table = _root(path)
     problems: list[str] = []
     count: Counter[str] = Counter()
-    record_of = {
-        name: (patient, record.nodule_1)
-        for patient, record in _patients(table, problems).items()
-        for name in record.images
-    }
+    record_of: dict[str, tuple[str, Nodule | None]] = {}
+    disputed = set[str]()
+    for patient, record in _patients(table, problems).items():
+        for name in record.images:
+            owner, _ = record_of.setdefault(name, (patient, record.nodule_1))
+            if owner != patient:
+                disputed.add(name)
+                problems.append(
+                    f"{table}: {name} is listed for patients {owner} and {patient}: left out"
+                )
     cases: list[Case] = []
     files: list[Path] = []
     for part in PARTS:
@@ -77,6 +83,9 @@ def load(path: Path, progress: Progress) -> Collection:
         masks = {file.name: file for file in (root / part / "masks").glob("*.png")}
         count["images found"] += len(images)
         for image in images:
+            if image.name in disputed:
+                count["images of two patients"] += 1
+                continue
             patient, nodule = record_of.get(image.name, (image.name.split("_")[0], None))
             count["images without a record"] += image.name not in record_of
             category, mask = _category(nodule, count), masks.get(image.name)
@@ -98,7 +107,7 @@ def load(path: Path, progress: Progress) -> Collection:
     if not cases:
         raise DataError(f"{root}: has no PNG files in train/images or test/images")
     there = {f"{case.name}.png" for case in cases}
-    count["records of an image that is not there"] = len(record_of.keys() - there)
+    count["records of an image that is not there"] = len(record_of.keys() - there - disputed)
     tested, learnt = ({c.patient for c in cases if c.part == part} for part in ("test", None))
     count["patients in both parts"] = len(tested & learnt)
     count["patients"] = len(tested | learnt)
@@ -140,21 +149,15 @@ def _patients(table: Path, problems: list[str]) -> dict[str, Patient]:
     try:
         records = TypeAdapter(dict[str, object]).validate_json(regular(table).read_bytes())
     except (OSError, ValidationError) as error:
-        raise DataError(f"{table}: is no JSON object of patients ({_first(error)})") from error
+        why = first_fault(error) if isinstance(error, ValidationError) else error
+        raise DataError(f"{table}: is no JSON object of patients ({why})") from error
     patients: dict[str, Patient] = {}
     for patient, record in records.items():
         try:
             patients[patient] = Patient.model_validate(record)
         except ValidationError as error:
-            problems.append(f"{table}: patient {patient}: {_first(error)}")
+            problems.append(f"{table}: patient {patient}: {first_fault(error)}")
     return patients
-
-
-def _first(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    return ".".join(map(str, first["loc"])) + ": " * bool(first["loc"]) + first["msg"]
 
 
 def _category(nodule: Nodule | None, count: Counter[str]) -> int | None:
