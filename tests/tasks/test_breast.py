@@ -17,7 +17,7 @@ from mtbench_tasks import breast
 from mtbench_tasks._lesion.cases import Collection
 from mtbench_tasks._lesion.categories import SCALES
 from mtbench_tasks._lesion.doubts import examine
-from mtbench_tasks._lesion.external import _limit
+from mtbench_tasks._lesion.evaluate import _limit
 from mtbench_tasks.thyroid import Thyroid
 from tests.tasks.sources import ALL_KINDS, Mtbench, count, shown, silent, trained
 

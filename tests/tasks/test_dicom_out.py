@@ -16,8 +16,8 @@ from mtbench.errors import DataError
 from mtbench.training.task import Trained
 from mtbench_tasks import breast
 from mtbench_tasks._lesion import dicom_out, reading
-from mtbench_tasks._lesion.asking import Panel
 from mtbench_tasks._lesion.calipers import volume
+from mtbench_tasks._lesion.ensemble import Ensemble
 from mtbench_tasks._lesion.files import read_picture
 from mtbench_tasks._lesion.source import whole
 from mtbench_tasks.thyroid import acr
@@ -58,7 +58,7 @@ def written(
     header = dicom_out.source(source)
     picture = read_picture(source, frame)
     record, _ = reading.read(
-        Panel(Trained(predictor(draw), "model", {})), picture, reading.boxes(picture, whole),
+        Ensemble(Trained(predictor(draw), "model", {})), picture, reading.boxes(picture, whole),
         source, folder / "a", 96, GRADES, None, reading.Reference(), ("transverse",),
     )  # fmt: skip
     record["frame"], record["volume"] = frame, more.get("volume")

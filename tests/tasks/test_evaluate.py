@@ -30,13 +30,13 @@ from mtbench import cli
 from mtbench.errors import DataError, UsageError
 from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Evaluation, Trained
-from mtbench_tasks._lesion import evaluating, evaluation, judging, operating
-from mtbench_tasks._lesion.asking import Panel, together
+from mtbench_tasks._lesion import bootstrap, evaluation_numbers, evaluation_page, operating
 from mtbench_tasks._lesion.cases import Case, Reading, digest
 from mtbench_tasks._lesion.doubts import perceptual
-from mtbench_tasks._lesion.familiar import KEY, Familiar, sight
+from mtbench_tasks._lesion.ensemble import Ensemble, together
 from mtbench_tasks._lesion.grid import prepare, to_input
 from mtbench_tasks._lesion.network import Described, Risk
+from mtbench_tasks._lesion.ood import KEY, OutOfDistribution, features
 from mtbench_tasks.thyroid import Thyroid, acr, phantom, ultrasound
 from tests.conftest import Mtbench
 from tests.refusals import refused
@@ -54,7 +54,7 @@ Drawn = st.lists(
 def test_auroc_is_that_of_scikit_learn(drawn: list[tuple[int, bool, int]]) -> None:
     score, positive, weight = (np.array(part) for part in zip(*drawn, strict=True))
     w = np.stack([np.ones(len(score)), weight.astype(float)])
-    found = judging.auroc(score.astype(float), positive, w)
+    found = bootstrap.auroc(score.astype(float), positive, w)
     for value, row in zip(found, w, strict=True):
         seen = row > 0
         if positive[seen].all() or not positive[seen].any():
@@ -66,9 +66,9 @@ def test_auroc_is_that_of_scikit_learn(drawn: list[tuple[int, bool, int]]) -> No
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=3, max_size=30))
 def test_grades_are_judged_as_by_scikit_learn(drawn: list[tuple[int, int]]) -> None:
     truth, said = (np.array(part) for part in zip(*drawn, strict=True))
-    table = judging.confusion(truth, said, np.ones((1, len(truth))), 4)
-    [accuracy], [kappa] = judging.balanced_accuracy(table), judging.kappa(table)
-    [nominal] = judging.kappa(table, ordered=False)
+    table = bootstrap.confusion(truth, said, np.ones((1, len(truth))), 4)
+    [accuracy], [kappa] = bootstrap.balanced_accuracy(table), bootstrap.kappa(table)
+    [nominal] = bootstrap.kappa(table, ordered=False)
     present = set(truth)  # scikit-learn warns of grades that are only said
     recall = np.mean([(said[truth == g] == g).mean() for g in present])
     assert accuracy == pytest.approx(recall)
@@ -86,15 +86,15 @@ def test_grades_are_judged_as_by_scikit_learn(drawn: list[tuple[int, int]]) -> N
 def test_net_benefit_by_hand() -> None:
     """At 1/4, a false alarm costs a third of what a hit gains."""
     score, positive = np.array([0.1, 0.3, 0.6, 0.9]), np.array([False, False, True, True])
-    [found] = judging.net_benefit(score, positive, np.array([0.25, 0.5]), np.ones((1, 4)))
+    [found] = bootstrap.net_benefit(score, positive, np.array([0.25, 0.5]), np.ones((1, 4)))
     assert found == pytest.approx([(2 - 1 / 3) / 4, 2 / 4])
-    [everybody] = judging.net_benefit(np.ones(4), positive, np.array([0.5]), np.ones((1, 4)))
+    [everybody] = bootstrap.net_benefit(np.ones(4), positive, np.array([0.5]), np.ones((1, 4)))
     assert everybody == pytest.approx([0])
 
 
 def test_limits_of_agreement_by_hand() -> None:
     difference = np.array([1.0, 2.0, 3.0, 4.0])
-    found = judging.agreement(difference, np.ones((1, 4)))
+    found = bootstrap.agreement(difference, np.ones((1, 4)))
     spread = 1.96 * np.std(difference, ddof=1)
     assert [v.item() for v in found.values()] == pytest.approx([2.5, 2.5 - spread, 2.5 + spread])
 
@@ -103,15 +103,19 @@ def test_more_images_of_the_same_patients_do_not_narrow_an_interval() -> None:
     rng = np.random.default_rng(1)
     value = rng.normal(size=40)
     patients = [f"p{i}" for i in range(40)]
-    once = judging.interval(judging.mean(value, judging.weights(patients)))
-    thrice = judging.interval(judging.mean(value.repeat(3), judging.weights(sorted(patients * 3))))
+    once = bootstrap.interval(bootstrap.mean(value, bootstrap.weights(patients)))
+    thrice = bootstrap.interval(
+        bootstrap.mean(value.repeat(3), bootstrap.weights(sorted(patients * 3)))
+    )
     by_name = value[np.argsort(patients)]  # the draws are by the patients' names
-    again = judging.interval(judging.mean(by_name, judging.weights(sorted(patients))))
-    other = judging.interval(judging.mean(by_name.repeat(3), judging.weights(sorted(patients * 3))))
+    again = bootstrap.interval(bootstrap.mean(by_name, bootstrap.weights(sorted(patients))))
+    other = bootstrap.interval(
+        bootstrap.mean(by_name.repeat(3), bootstrap.weights(sorted(patients * 3)))
+    )
     assert other == pytest.approx(again)
     assert thrice.high - thrice.low == pytest.approx(once.high - once.low, rel=0.3)
-    alone = judging.weights([str(i) for i in range(120)])
-    naive = judging.interval(judging.mean(value.repeat(3), alone))
+    alone = bootstrap.weights([str(i) for i in range(120)])
+    naive = bootstrap.interval(bootstrap.mean(value.repeat(3), alone))
     assert naive.high - naive.low < 0.7 * (once.high - once.low)
 
 
@@ -123,14 +127,16 @@ def test_an_interval_covers_what_it_says() -> None:
         effect = rng.normal(size=60).repeat(rng.integers(1, 4, 60))
         patients = [str(v) for v in effect]
         noise = effect + 0.3 * rng.normal(size=len(effect))
-        found = judging.interval(judging.mean(noise, judging.weights(patients, 400, seed)))
+        found = bootstrap.interval(bootstrap.mean(noise, bootstrap.weights(patients, 400, seed)))
         held += found.low < 0 < found.high
     assert 0.9 < held / 200 < 0.985
 
 
 @pytest.mark.parametrize("same", [1.0, 135.7645019878171])  # sums of the second differ in a bit
 def test_no_interval_where_no_draw_differs(same: float) -> None:
-    found = judging.interval(judging.mean(np.full(10, same), judging.weights([*"abcdefghij"])))
+    found = bootstrap.interval(
+        bootstrap.mean(np.full(10, same), bootstrap.weights([*"abcdefghij"]))
+    )
     assert found.value == pytest.approx(same)
     assert np.isnan([found.low, found.high]).all()
 
@@ -162,9 +168,9 @@ def test_patients_that_the_model_has_seen_are_left_out() -> None:
     cases = [case("again", "p", shown), case("new", "p", images[1]), case("other", "q", images[2])]
     hashes = {i: perceptual(c.image) for i, c in enumerate(cases)}
     seen = [perceptual(images[0])[0]]
-    assert evaluating.unseen(cases, hashes, seen) == [2]
-    assert evaluating.unseen(cases, hashes, [perceptual(images[3])[0]]) == [0, 1, 2]
-    assert evaluating.unseen(cases, hashes, []) == [0, 1, 2]
+    assert evaluation_numbers.unseen(cases, hashes, seen) == [2]
+    assert evaluation_numbers.unseen(cases, hashes, [perceptual(images[3])[0]]) == [0, 1, 2]
+    assert evaluation_numbers.unseen(cases, hashes, []) == [0, 1, 2]
 
 
 def test_patients_that_training_starts_from_are_told() -> None:
@@ -190,11 +196,13 @@ def test_patients_who_share_an_image_are_one() -> None:
     names = ["a", "b", "c", "d", "e", "f"]
     cases = [case(str(i), name, shown[i]) for i, name in enumerate(names)]
     hashes = {i: perceptual(image) for i, image in enumerate(shown)}
-    found, merged = evaluating.joined(cases, [digest(image) for image in shown], hashes)
+    found, merged = evaluation_numbers.joined(cases, [digest(image) for image in shown], hashes)
     assert [c.patient for c in found] == ["a", "b", "c", "d", "a", "b"]
     assert merged == 2
-    assert evaluating.unseen(found, hashes, [hashes[4][0]]) == [1, 2, 3, 5]
-    broken, joined = evaluating.joined(cases, [""] * 6, {})  # what cannot be read has no image
+    assert evaluation_numbers.unseen(found, hashes, [hashes[4][0]]) == [1, 2, 3, 5]
+    broken, joined = evaluation_numbers.joined(
+        cases, [""] * 6, {}
+    )  # what cannot be read has no image
     assert (broken, joined) == (cases, 0)
 
 
@@ -204,13 +212,13 @@ def test_one_reader_may_be_the_truth() -> None:
         case("b", "b", np.zeros((4, 4)), ("x", 1)),
     ]
     cases.append(case("c", "c", np.zeros((4, 4)), ("pathology", 1)))
-    [both, alone], lent = evaluating.with_truth(cases, "pathology")
+    [both, alone], lent = evaluation_numbers.with_truth(cases, "pathology")
     assert not lent
     assert both.truth is not None
     assert (both.truth.category, [r.reader for r in both.readings]) == (0, ["x"])
     assert alone == cases[2]
     with pytest.raises(UsageError, match="--truth y: is no reader of the data: pathology, x"):
-        evaluating.with_truth(cases, "y")
+        evaluation_numbers.with_truth(cases, "y")
 
 
 def test_a_truth_without_an_outline_takes_the_other_readers() -> None:
@@ -221,7 +229,7 @@ def test_a_truth_without_an_outline_takes_the_other_readers() -> None:
     x, y, own = (Reading(name, mask, 0) for name in ("x", "y", "pathology"))
     of = {"two": (x, graded, y), "one": (x, graded), "own": (x, own), "none": (graded,)}
     cases = [Case(name, name, image, readings) for name, readings in of.items()]
-    found, lent = evaluating.with_truth(cases, "pathology")
+    found, lent = evaluation_numbers.with_truth(cases, "pathology")
     assert lent == {"two", "one"}
     for case_ in found[:3]:
         assert case_.truth is not None
@@ -284,7 +292,7 @@ FITTED = {
 
 @pytest.fixture
 def _undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "_figures", lambda _: iter(()))
+    monkeypatch.setattr(evaluation_page, "_figures", lambda _: iter(()))
 
 
 undrawn = pytest.mark.usefixtures("_undrawn")
@@ -440,7 +448,9 @@ def test_spacing_of_some_images_only_is_told(clinic: Path, tmp_path: Path) -> No
 )  # fmt: skip
 def test_subgroups_of_numbers_are_told_apart(cells: Iterable[object], names: list[str]) -> None:
     """Dates have more digits than `g` shows; what is infinite has no third."""
-    assert evaluating._grouped(pd.Series([*map(str, cells)])).cat.categories.tolist() == names
+    assert (
+        evaluation_numbers._grouped(pd.Series([*map(str, cells)])).cat.categories.tolist() == names
+    )
 
 
 @undrawn
@@ -483,7 +493,7 @@ def test_where_the_truth_is_silent_nothing_is_judged(clinic: Path, tmp_path: Pat
     write(file := clinic.with_name("some.csv"), some)
     task = Thyroid(source="manifest", data=file)
     every = task.origin.load(file, lambda *_: None)
-    both = (*evaluating.with_truth(every.cases, "pathology")[0], *every.cases[12:])
+    both = (*evaluation_numbers.with_truth(every.cases, "pathology")[0], *every.cases[12:])
     kept = replace(every, cases=both, fingerprint=f"{every.fingerprint} truth pathology")
     prepare(task.with_consensus(kept), 64, cache_dir())
     _, record = evaluated(file, tmp_path, truth="pathology")
@@ -554,8 +564,8 @@ def test_what_is_odd_or_absent_is_told(clinic: Path, tmp_path: Path) -> None:
 def test_what_the_model_may_have_seen_or_not_know_is_told(clinic: Path, tmp_path: Path) -> None:
     """Weights of another model have seen what it was trained on; another organ looks otherwise."""
     grids = [to_input(c.image, 64)[0] for c in phantom.load(size=30, readers=1).cases]
-    known = np.array([sight(grid, grid[0, :0]) for grid in grids])
-    fitted = FITTED | {KEY: Familiar.fit(known, known).to_json()}
+    known = np.array([features(grid, grid[0, :0]) for grid in grids])
+    fitted = FITTED | {KEY: OutOfDistribution.fit(known, known).to_json()}
     task = Thyroid(image_size=64, width=2)
     found = task.evaluate(Trained(dark, "dark", fitted, init="abc"), clinic, tmp_path)
     assert any("started from another's weights" in note for note in found.notes)
@@ -570,7 +580,7 @@ def test_what_the_model_may_have_seen_or_not_know_is_told(clinic: Path, tmp_path
     )
     with (tmp_path / "cases.csv").open() as file:
         assert {row["unlike"] for row in csv.DictReader(file)} == {""}  # nobody knows
-    of_its_kind = Familiar.of(fitted)
+    of_its_kind = OutOfDistribution.of(fitted)
     assert of_its_kind is not None
     assert sum(of_its_kind.doubt(seen) is not None for seen in known) <= 1
 
@@ -616,10 +626,10 @@ def test_few_graded_images_have_a_curve_and_a_band_only_where_nearly_all_draws_h
         }
     )  # fmt: skip
     nothing = pd.DataFrame(index=range(40))
-    judged = evaluating.Judged(frame, nothing, ("low", "high"), pd.DataFrame(), {})
+    judged = evaluation_numbers.Judged(frame, nothing, ("low", "high"), pd.DataFrame(), {})
     about = {"models": [], "data": "", "reference": "", "high_risk": "", "notes": []}
-    record = evaluating.judge(judged, [], None)
-    evaluation.write(about | record, judged, tmp_path)
+    record = evaluation_numbers.judge(judged, [], None)
+    evaluation_page.write(about | record, judged, tmp_path)
     assert np.isfinite(record["decision"]["model"]).all()
     assert (record["decision"]["low"] is not None) == band
 
@@ -627,7 +637,7 @@ def test_few_graded_images_have_a_curve_and_a_band_only_where_nearly_all_draws_h
 def test_a_mirrored_look_is_the_mean_of_two(clinic: Path) -> None:
     inputs = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     trained = Trained(dark, "dark", {})
-    plain, turned = Panel(trained, mirror=True)(inputs)
+    plain, turned = Ensemble(trained, mirror=True)(inputs)
     logits, risk = dark(inputs.flip(-1))
     assert torch.equal(turned.logits, logits[:, 0].flip(-1))
     assert torch.equal(turned.chances, risk.logits.softmax(1))

@@ -21,18 +21,18 @@ from torch.nn import functional as F
 
 from mtbench.errors import DataError
 from mtbench.training.task import Trained
-from mtbench_tasks._lesion import burnt, calipers, radiomics, reading, report, spread
-from mtbench_tasks._lesion.asking import Panel
+from mtbench_tasks._lesion import burnt, calipers, conformal, radiomics, reading, report
 from mtbench_tasks._lesion.calibration import calibration_error, likeliest, temperature
-from mtbench_tasks._lesion.familiar import KEY, Familiar, sight
+from mtbench_tasks._lesion.conformal import LENGTHS
+from mtbench_tasks._lesion.ensemble import Ensemble
 from mtbench_tasks._lesion.files import is_image, read_image, read_picture
 from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks._lesion.network import Risk
+from mtbench_tasks._lesion.ood import KEY, OutOfDistribution, features
 from mtbench_tasks._lesion.pixels import Picture
 from mtbench_tasks._lesion.reading import Reference
 from mtbench_tasks._lesion.screen import split_views
 from mtbench_tasks._lesion.source import whole
-from mtbench_tasks._lesion.spread import LENGTHS
 
 GRADES = ("low", "high")
 
@@ -75,7 +75,7 @@ def read(
     boxes = reading.boxes(picture, split_views)
     place = (picture, boxes, folder / "a.png", folder / "a")
     fitted = {"calibration": {"temperature": temperature, "readings": 9 if temperature else 0}}
-    ask = Panel(Trained(predict, "model", fitted))
+    ask = Ensemble(Trained(predict, "model", fitted))
     return reading.read(ask, *place, 96, GRADES, spacing, reference, planes)[0]
 
 
@@ -385,7 +385,7 @@ def necks(count: int, seed: int = 0) -> list[np.ndarray]:
 
 def sights(images: list[np.ndarray], size: int = 64) -> np.ndarray:
     """What images are like, without an encoder."""
-    return np.array([sight(to_input(image, size)[0], torch.zeros(0)) for image in images])
+    return np.array([features(to_input(image, size)[0], torch.zeros(0)) for image in images])
 
 
 def strange() -> dict[str, np.ndarray]:
@@ -407,8 +407,8 @@ def strange() -> dict[str, np.ndarray]:
 
 
 def test_what_is_not_like_the_training_is_told() -> None:
-    known = Familiar.fit(sights(necks(120)), sights(necks(120, seed=4)))
-    again = Familiar.of({KEY: json.loads(json.dumps(known.to_json()))})
+    known = OutOfDistribution.fit(sights(necks(120)), sights(necks(120, seed=4)))
+    again = OutOfDistribution.of({KEY: json.loads(json.dumps(known.to_json()))})
     assert again is not None
     known = again
     fresh = [known.doubt(seen) is not None for seen in sights(necks(100, seed=5))]
@@ -424,10 +424,10 @@ def test_what_is_not_like_the_training_is_told() -> None:
 def test_what_the_training_is_like_takes_little_room() -> None:
     """Large encoders show hundreds of channels."""
     seen = np.random.default_rng(0).normal(size=(300, 100)) @ np.diag(np.logspace(0, 3, 100))
-    known = Familiar.fit(seen, seen)
+    known = OutOfDistribution.fit(seen, seen)
     text = json.dumps(known.to_json())
     assert len(text) < 3 * 100**2
-    again = Familiar.of({KEY: json.loads(text)})
+    again = OutOfDistribution.of({KEY: json.loads(text)})
     assert again is not None
     np.testing.assert_allclose(again.whitening, known.whitening, rtol=1e-6)
     white = (seen - seen.mean(axis=0)) @ again.whitening.T
@@ -439,7 +439,7 @@ def test_a_reading_says_so(tmp_path: Path) -> None:
     images = necks(60)
     features = [radiomics.extract(image, tissue() > 0) for image in images[:1]]
     known = radiomics.Standardiser(np.zeros(len(features[0])), np.full(len(features[0]), 1e-3))
-    reference = Reference(known, Familiar.fit(sights(images, 96), sights(images, 96)))
+    reference = Reference(known, OutOfDistribution.fit(sights(images, 96), sights(images, 96)))
     fine = read(predictor(standing), necks(1, 7)[0], tmp_path, reference=reference)["notes"]
     odd = read(predictor(standing), strange()["noise"], tmp_path, reference=reference)["notes"]
     assert not any("does not look like" in note for note in fine)
@@ -559,9 +559,9 @@ def test_an_interval_holds_as_often_as_it_promises() -> None:
         true, said, chances, grade = drawn(60)
         pairs = [(dict.fromkeys(LENGTHS, a), dict.fromkeys(LENGTHS, b))
                  for a, b in zip(said, true, strict=True)]  # fmt: skip
-        known = spread.fit(pairs, chances, grade)
+        known = conformal.fit(pairs, chances, grade)
         for t, s, p, g in zip(*drawn(20), strict=True):
-            found = spread.interval([(known, dict.fromkeys(LENGTHS, s), p)], grades, 0.1)
+            found = conformal.interval([(known, dict.fromkeys(LENGTHS, s), p)], grades, 0.1)
             assert found is not None
             low, high = found["long_axis_mm"]
             held["length"] += low <= 0.1 * t <= high
@@ -575,17 +575,17 @@ def test_several_looks_are_told_by_their_hull() -> None:
     one = known, {"long_axis": 10.0, "short_axis": 5.0}, (0.1, 0.1, 0.2, 0.6)
     other = known, {"long_axis": 12.0, "short_axis": 5.0}, (0.1, 0.5, 0.2, 0.2)
     grades = ("a", "b", "c", "d")
-    assert spread.interval([one], grades, 0.5) == {
+    assert conformal.interval([one], grades, 0.5) == {
         "level": 0.9, "long_axis_mm": [2.5, 10.0], "short_axis_mm": None, "categories": ["d"],
     }  # fmt: skip
-    both = spread.interval([one, other], grades, None)
+    both = conformal.interval([one, other], grades, None)
     assert both is not None
     assert both["long_axis_px"] == [5.0, 24.0]
     assert both["categories"] == ["b", "c", "d"]  # and what is between
-    missed = spread.interval([one, (known, None, (0.1, 0.1, 0.2, 0.6))], grades, None)
+    missed = conformal.interval([one, (known, None, (0.1, 0.1, 0.2, 0.6))], grades, None)
     assert missed is not None
     assert missed["long_axis_px"] == [0.0, 20.0]
-    assert spread.interval([one, (None, one[1], one[2])], grades, None) is None
+    assert conformal.interval([one, (None, one[1], one[2])], grades, None) is None
 
 
 def test_a_reading_has_its_interval(tmp_path: Path) -> None:
@@ -594,7 +594,7 @@ def test_a_reading_has_its_interval(tmp_path: Path) -> None:
              "graded": 20}  # fmt: skip
     picture = Picture(tissue(), (slice(0, height), slice(0, width)), None, ())
     for mirror in (False, True):
-        ask = Panel(Trained(predictor(standing), "model", {"spread": known}), mirror)
+        ask = Ensemble(Trained(predictor(standing), "model", {"spread": known}), mirror)
         place = (picture, reading.boxes(picture, whole), tmp_path / "a.png", tmp_path / "a")
         record, _ = reading.read(ask, *place, 96, GRADES, 0.1, Reference())
         [view] = record["views"]
@@ -654,7 +654,7 @@ def test_text_is_found_and_blackened() -> None:
 def test_blackened_text_is_in_no_picture(tmp_path: Path) -> None:
     pytest.importorskip("rapidocr")
     picture = Picture(screen(), (slice(0, 300), slice(0, 420)), None, ())
-    ask = Panel(Trained(predictor(standing), "model", {}))
+    ask = Ensemble(Trained(predictor(standing), "model", {}))
     place = (picture, [SCAN], tmp_path / "a.png", tmp_path / "a")
     line = (96, GRADES, None, Reference(), (), ())
     for text, white in (("keep", True), ("blank", False)):

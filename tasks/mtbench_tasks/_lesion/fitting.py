@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from mtbench.training.task import Meter, Predictor
-from mtbench_tasks._lesion import descriptors, familiar, radiomics, spread
+from mtbench_tasks._lesion import conformal, descriptors, ood, radiomics
 from mtbench_tasks._lesion.calibration import calibration_error, temperature
 from mtbench_tasks._lesion.descriptors import Lexicon
-from mtbench_tasks._lesion.familiar import Familiar, sight
 from mtbench_tasks._lesion.grid import Placement
+from mtbench_tasks._lesion.ood import OutOfDistribution, features
 from mtbench_tasks._lesion.operating import points
 from mtbench_tasks._lesion.splits import CaseSplit
 
@@ -47,13 +47,13 @@ def fit(
     seen = list[NDArray[np.float64]]()
     for positions in torch.split(torch.arange(len(train)), BATCH):
         inputs = train.images(positions)
-        seen += map(sight, inputs[:, 0], predictor(inputs)[1].texture)
+        seen += map(features, inputs[:, 0], predictor(inputs)[1].texture)
     others, outputs, terms = list[NDArray[np.float64]](), [], []
     pairs: list[tuple[dict[str, float], dict[str, float]]] = []
     for positions in torch.split(torch.arange(len(val)), BATCH):
         batch = val.batch(positions)
         found = predictor(batch["inputs"])
-        others += map(sight, batch["inputs"][:, 0], found[1].texture)
+        others += map(features, batch["inputs"][:, 0], found[1].texture)
         meter.update(found, batch)
         pairs += _lengths(found[0][:, 0].float().cpu(), batch["masks"], size)
         outputs.append(found[1].logits.float().cpu())
@@ -85,9 +85,9 @@ def fit(
             "outlined": int(val.has_mask.sum()),
         },
         "operating": points(chances[:, high:].sum(1), (category >= high).numpy()),
-        "spread": spread.fit(pairs, chances, category.numpy()),
+        "spread": conformal.fit(pairs, chances, category.numpy()),
         "seen": train.hashes() + val.hashes(),
-        familiar.KEY: Familiar.fit(np.array(seen), np.array(others)).to_json(),
+        ood.KEY: OutOfDistribution.fit(np.array(seen), np.array(others)).to_json(),
         "radiomics": {
             "features": [feature.name for feature in radiomics.FEATURES],
             "outlines": len(spaced),
@@ -104,9 +104,9 @@ def _lengths(
     """Return a lesion's lengths as said and as drawn, where both have an outline."""
     pairs = []
     for plane, drawn in zip(logits, masks, strict=True):
-        if (known := spread.lengths(drawn.numpy())) is None:
+        if (known := conformal.lengths(drawn.numpy())) is None:
             continue
         shown = Placement((drawn.shape[0], drawn.shape[1]), size)
-        if said := spread.lengths(shown.from_grid(plane).numpy() > 0):
+        if said := conformal.lengths(shown.from_grid(plane).numpy() > 0):
             pairs.append((said, known))
     return pairs

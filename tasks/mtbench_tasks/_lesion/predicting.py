@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mtbench.errors import DataError, UsageError
 from mtbench.training.task import Trained
-from mtbench_tasks._lesion import dicom_out, familiar, files, reading
+from mtbench_tasks._lesion import dicom_out, files, ood, reading
 from mtbench_tasks._lesion import report as page
-from mtbench_tasks._lesion.asking import Panel, temperature
 from mtbench_tasks._lesion.calipers import Plane, volume
 from mtbench_tasks._lesion.cases import View
+from mtbench_tasks._lesion.ensemble import Ensemble, temperature
 from mtbench_tasks._lesion.pixels import Picture
 from mtbench_tasks._lesion.source import whole
 
@@ -121,7 +121,7 @@ class Reader:
         task, trained = self.task, self.trained
         meaning = task.meaning()
         record, shown = reading.read(
-            Panel(trained, self.mirror), found.picture, found.boxes, found.path, to,
+            Ensemble(trained, self.mirror), found.picture, found.boxes, found.path, to,
             task.image_size, task.grades, self.spacing, self.reference,
             planes, task.lexicon, self.text,
         )  # fmt: skip
@@ -129,8 +129,8 @@ class Reader:
         record["models"] = [model.name for model in trained.members]
         record["temperatures"] = [temperature(model) for model in trained.members]
         record["scale"] = task.scale
-        if self.reference.familiar is None:
-            record["notes"].append(familiar.UNKNOWN)
+        if self.reference.ood is None:
+            record["notes"].append(ood.UNKNOWN)
         record["thresholds"] = [row._asdict() for row in task.thresholds]
         for view in record["views"]:
             view["means"] = meaning.get(view["category"])

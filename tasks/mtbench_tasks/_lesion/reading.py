@@ -17,15 +17,15 @@ from skimage.measure import find_contours
 
 from mtbench.errors import DataError
 from mtbench_tasks._lesion import burnt, calipers, descriptors
-from mtbench_tasks._lesion.asking import Answer, Ask, together
 from mtbench_tasks._lesion.cases import Image, Mask, View
+from mtbench_tasks._lesion.conformal import interval, lengths
 from mtbench_tasks._lesion.doubts import of_image, parts
-from mtbench_tasks._lesion.familiar import Familiar, Vector, sight
+from mtbench_tasks._lesion.ensemble import Answer, Ask, together
 from mtbench_tasks._lesion.grid import Placement, to_input
+from mtbench_tasks._lesion.ood import OutOfDistribution, Vector, features
 from mtbench_tasks._lesion.pixels import Picture, implausible
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES, Standardiser, extract, usable
 from mtbench_tasks._lesion.screen import lit_box
-from mtbench_tasks._lesion.spread import interval, lengths
 
 CONTOUR = (255, 196, 0)
 SHOWN = 4096  # pixels: the longer side of what is drawn for a person
@@ -48,13 +48,13 @@ class Reference:
 
     Attributes:
         standardise: the training's radiomics, None where they are not known.
-        familiar: what the training's images are like, None where that is not known.
+        ood: what the training's images are like, None where that is not known.
         spaced: of how many of the training's outlines the spacing was known, and how many there
             were, None where that is not recorded.
     """
 
     standardise: Standardiser | None = None
-    familiar: Familiar | None = None
+    ood: OutOfDistribution | None = None
     spaced: tuple[int, int] | None = None
 
     def compares(self, spacing: float | None) -> bool:
@@ -73,7 +73,7 @@ class Reference:
         mean, scale = (np.array(known[key]) for key in ("mean", "scale"))
         # Earlier code wrote no counts.
         spaced = (known["of known spacing"], known["outlines"]) if known.get("outlines") else None
-        return cls(Standardiser(mean, scale), Familiar.of(fitted), spaced)
+        return cls(Standardiser(mean, scale), OutOfDistribution.of(fitted), spaced)
 
 
 def clean(path: Path, to: Path) -> None:
@@ -185,7 +185,7 @@ def read(
         answer, shape = together(answers), image[box].shape
         regions, probabilities = _regions(answer, shape), answer.chances[0].numpy()
         terms = answer.terms[0]
-        sights.append(sight(grid[0], answer.texture[0]))
+        sights.append(features(grid[0], answer.texture[0]))
         whole[box] = np.logical_or.reduce([np.zeros(whole[box].shape, dtype=bool), *regions])
         largest = regions[0] if regions else np.zeros(whole[box].shape, dtype=bool)
         rows, columns = box
@@ -245,7 +245,7 @@ def _notes(
         left, top, right, bottom = view["box"]
         pixels = picture.pixels[top:bottom, left:right]
         yield from (which + text for text in of_image(pixels))
-        if reference.familiar is not None and (odd := reference.familiar.doubt(seen)):
+        if reference.ood is not None and (odd := reference.ood.doubt(seen)):
             yield which + odd
         known = [found["z"] for found in (view["radiomics"] or {}).values()]
         scores = [z for z in known if z is not None]

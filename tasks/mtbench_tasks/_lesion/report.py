@@ -20,6 +20,7 @@ from mtbench.training.task import Trained
 from mtbench_tasks._lesion.calipers import draw
 from mtbench_tasks._lesion.card import calibrated, described, judged
 from mtbench_tasks._lesion.cases import Image
+from mtbench_tasks._lesion.conformal import LENGTHS
 from mtbench_tasks._lesion.page import BAR, INK, QUIET, WARNING, any_name, fill
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES
 from mtbench_tasks._lesion.reading import (
@@ -30,7 +31,6 @@ from mtbench_tasks._lesion.reading import (
     mask_of,
     outlined,
 )  # fmt: skip
-from mtbench_tasks._lesion.spread import LENGTHS
 
 TITLE = "Reading by a trained model"
 EXPLAINED = (

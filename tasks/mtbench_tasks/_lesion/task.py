@@ -371,7 +371,7 @@ class LesionTask(Task):
         """Yield what of validation and test has been seen by what training starts from."""
         if not self._seen:
             return
-        from mtbench_tasks._lesion.evaluating import unseen  # which takes seconds to import
+        from mtbench_tasks._lesion.evaluation_numbers import unseen  # which takes seconds to import
 
         new = set(unseen(cases, hashes, self._seen))
         for part, positions in (("test", parts[2]), ("val", parts[1])):
@@ -606,7 +606,7 @@ class LesionTask(Task):
                 sex, age and size, where they are there.
             mirror: whether the model is asked of each mirror image too, and the mean taken.
         """
-        from mtbench_tasks._lesion.external import evaluate
+        from mtbench_tasks._lesion.evaluate import evaluate
 
         return evaluate(self, trained, data, to, source, grades, high, truth, by, mirror)
 

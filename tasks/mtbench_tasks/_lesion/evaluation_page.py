@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 
 from mtbench.training.task import Evaluation, Table
 from mtbench_tasks._lesion import sheets
+from mtbench_tasks._lesion.bootstrap import RESAMPLES
 from mtbench_tasks._lesion.categories import at_least
-from mtbench_tasks._lesion.evaluating import Judged
-from mtbench_tasks._lesion.familiar import UNKNOWN
-from mtbench_tasks._lesion.judging import RESAMPLES
+from mtbench_tasks._lesion.evaluation_numbers import Judged
+from mtbench_tasks._lesion.ood import UNKNOWN
 from mtbench_tasks._lesion.page import BAR, INK, LINE, QUIET, WARNING, fill, svg
 from mtbench_tasks._lesion.reading import USE
 
@@ -44,7 +44,7 @@ def write(record: Record, judged: Judged, to: Path) -> Evaluation:
     """Write ``index.html``, ``evaluation.json``, ``metrics.csv`` and ``cases.csv``.
 
     Args:
-        record: of `evaluating.judge`, with ``models``, ``data``, ``reference``, ``high``,
+        record: of `evaluation_numbers.judge`, with ``models``, ``data``, ``reference``, ``high``,
             ``high_risk`` and ``notes``.
         judged: the answers.
         to: the folder.

@@ -10,11 +10,11 @@ import numpy as np
 from mtbench.errors import DataError, UsageError
 from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Evaluation, Trained
-from mtbench_tasks._lesion import evaluating, evaluation, operating
-from mtbench_tasks._lesion.asking import Ask, Panel
+from mtbench_tasks._lesion import evaluation_numbers, evaluation_page, operating
 from mtbench_tasks._lesion.categories import at_least
-from mtbench_tasks._lesion.familiar import Familiar
+from mtbench_tasks._lesion.ensemble import Ask, Ensemble
 from mtbench_tasks._lesion.grid import prepare
+from mtbench_tasks._lesion.ood import OutOfDistribution
 from mtbench_tasks._lesion.source import Source, graded, load
 from mtbench_tasks._lesion.splits import CaseSplit, authority
 
@@ -40,7 +40,7 @@ def evaluate(
     collection = load(source, origin, data, lambda *_: None)
     count, lent = len(collection.cases), set[str]()
     if truth is not None:
-        said, lent = evaluating.with_truth(collection.cases, truth)
+        said, lent = evaluation_numbers.with_truth(collection.cases, truth)
         collection = replace(
             collection,
             cases=tuple(said),
@@ -50,11 +50,13 @@ def evaluate(
     silent = count - len(collection.cases)
     collection = task.with_consensus(collection)
     prepared = prepare(collection, task.image_size, cache_dir())
-    cases, merged = evaluating.joined(collection.cases, prepared.images, prepared.hashes)
+    cases, merged = evaluation_numbers.joined(collection.cases, prepared.images, prepared.hashes)
     problems = [*collection.problems, *prepared.broken.values()]
     fitted = [model.fitted for model in trained.members]
     seen = [known.get("seen") for known in fitted]
-    chosen = evaluating.unseen(cases, prepared.hashes, [h for own in seen for h in own or ()])
+    chosen = evaluation_numbers.unseen(
+        cases, prepared.hashes, [h for own in seen for h in own or ()]
+    )
     if not chosen:
         broken = len(cases) - len(prepared.hashes)
         why = f"; the first problem: {problems[0]}" if problems else ""
@@ -67,13 +69,13 @@ def evaluate(
         cases, prepared, [(i, len(cases[i].said) - 1) for i in chosen],
         np.zeros((len(chosen), 0)), None if same else limit, 0.0,
     )  # fmt: skip
-    ask: Ask = Panel(trained, mirror)
+    ask: Ask = Ensemble(trained, mirror)
     names, from_ = task.grades, task.high
     if not same and len(names) > 2:
-        ask, names, from_ = evaluating.reduced(ask, task.high), ("low", "high"), 1
-    lexicon = evaluating.worded(task.lexicon, origin.lexicon)
-    kind = Familiar.of(trained.fitted)
-    judged = evaluating.ask_all(ask, split, names, from_, lexicon, kind)
+        ask, names, from_ = evaluation_numbers.reduced(ask, task.high), ("low", "high"), 1
+    lexicon = evaluation_numbers.worded(task.lexicon, origin.lexicon)
+    kind = OutOfDistribution.of(trained.fitted)
+    judged = evaluation_numbers.ask_all(ask, split, names, from_, lexicon, kind)
     points = operating.shared(fitted)
     drawn = sum(case.name in lent for case in split.cases)
     others = f"; of {drawn} images, which it did not outline, the other readers' outline" * (
@@ -88,10 +90,10 @@ def evaluate(
         "high_risk": f"{origin.system} {at_least(origin.grades, limit)}".strip(),
         "reference": authority(split.cases) if truth is None else truth + others,
         "grades": list(names),
-        **evaluating.judge(judged, points, by),
+        **evaluation_numbers.judge(judged, points, by),
     }
     record["notes"] = list(
-        evaluation.notes(
+        evaluation_page.notes(
             record,
             silent=(truth, silent),
             left_out=len(prepared.hashes) - len(chosen),
@@ -100,14 +102,14 @@ def evaluate(
             doubts=[*collection.doubts, *itertools.chain(*prepared.doubts.values())],
             known=all(own is not None for own in seen),
             started=any(model.init for model in trained.members),
-            unworded=evaluating.unworded(split.cases, lexicon),
-            ungrouped=evaluating.ungrouped(judged.groups, by),
-            scattered=evaluating.scattered(judged, by),
+            unworded=evaluation_numbers.unworded(split.cases, lexicon),
+            ungrouped=evaluation_numbers.ungrouped(judged.groups, by),
+            scattered=evaluation_numbers.scattered(judged, by),
             unlike=None if kind is None else int(judged.frame["unlike"].sum()),
             reduced=None if same else (origin.grades, limit, task.grades, task.high),
         )
     )
-    return evaluation.write(record, judged, to)
+    return evaluation_page.write(record, judged, to)
 
 
 def _origin(

@@ -13,20 +13,20 @@ from sklearn.metrics import roc_curve
 from torch import Tensor
 
 from mtbench.errors import UsageError
-from mtbench_tasks._lesion import judging
+from mtbench_tasks._lesion import bootstrap
 from mtbench_tasks._lesion.agreement import MODEL, agreement
-from mtbench_tasks._lesion.asking import Answer, Ask, together
+from mtbench_tasks._lesion.bootstrap import Flags, Floats
 from mtbench_tasks._lesion.cases import Case
 from mtbench_tasks._lesion.categories import visible
+from mtbench_tasks._lesion.conformal import LENGTHS, lengths
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.descriptors import Lexicon, by_descriptor
 from mtbench_tasks._lesion.doubts import NEAR, copies
-from mtbench_tasks._lesion.familiar import Familiar, sight
+from mtbench_tasks._lesion.ensemble import Answer, Ask, together
 from mtbench_tasks._lesion.grid import Placement
-from mtbench_tasks._lesion.judging import Flags, Floats
+from mtbench_tasks._lesion.ood import OutOfDistribution, features
 from mtbench_tasks._lesion.scores import overlap
 from mtbench_tasks._lesion.splits import TRUTH, CaseSplit, Opinion, join_patients
-from mtbench_tasks._lesion.spread import LENGTHS, lengths
 
 BATCH = 32
 SUBGROUPS = ("scanner", "site", "sex", "age", "size")
@@ -181,7 +181,7 @@ def ask_all(
     grades: Sequence[str],
     high: int,
     lexicon: Lexicon,
-    familiar: Familiar | None,
+    ood: OutOfDistribution | None,
 ) -> Judged:
     """Ask a model about each image of a split, and set its answers beside the reference's.
 
@@ -191,7 +191,7 @@ def ask_all(
         grades: of both.
         high: the first of them that counts as high risk.
         lexicon: the descriptors that the model has learnt, as the data words them.
-        familiar: what the training's images are like, where that is known.
+        ood: what the training's images are like, where that is known.
     """
     rows, opinions = [], []
     for positions in torch.split(torch.arange(len(split)), BATCH):
@@ -210,7 +210,7 @@ def ask_all(
                     "positive": grade >= high if grade >= 0 else math.nan,
                     "score": min(1.0, float(chances[high:].sum())),
                     **{f"p[{g}]": float(p) for g, p in zip(grades, chances, strict=True)},
-                    "unlike": _unlike(familiar, batch["inputs"][i, 0], answer.texture[i]),
+                    "unlike": _unlike(ood, batch["inputs"][i, 0], answer.texture[i]),
                     **_terms(answer.terms[i], case, lexicon),
                     **_outlines(logits, drawn, case.spacing),
                 }
@@ -230,9 +230,9 @@ def ask_all(
     )
 
 
-def _unlike(familiar: Familiar | None, grid: Tensor, texture: Tensor) -> float:
+def _unlike(ood: OutOfDistribution | None, grid: Tensor, texture: Tensor) -> float:
     """Return whether a picture looks otherwise than the training's; NaN where nobody knows."""
-    return math.nan if familiar is None else familiar.doubt(sight(grid, texture)) is not None
+    return math.nan if ood is None else ood.doubt(features(grid, texture)) is not None
 
 
 def _high(opinion: Opinion | None, high: int) -> float:
@@ -284,7 +284,7 @@ def judge(
         UsageError: the data has no such column.
     """
     frame = judged.frame
-    w = judging.weights(frame["patient"].tolist())
+    w = bootstrap.weights(frame["patient"].tolist())
     of = Of.among(frame, w)
     return {
         "images": len(frame),
@@ -295,7 +295,7 @@ def judge(
         "missed": _count(frame, "dice") - _count(frame, f"{AXES[0]} px"),
         "metrics": list(_metrics(judged, of, w)),
         "operating": [
-            {**point, "here": _said(judging.rates(of.positive, of.score >= t, of.w))}
+            {**point, "here": _said(bootstrap.rates(of.positive, of.score >= t, of.w))}
             for point in points
             for t in [point["threshold"]]
         ],
@@ -335,7 +335,7 @@ def _count(frame: pd.DataFrame, column: str) -> int:
 
 def _number(values: Floats) -> dict[str, float | None]:
     """Return an estimate and its interval."""
-    found = judging.interval(values)
+    found = bootstrap.interval(values)
     return {k: v if math.isfinite(v) else None for k, v in found._asdict().items()}
 
 
@@ -347,23 +347,27 @@ def _metrics(judged: Judged, of: Of, w: Floats) -> Iterator[dict[str, Any]]:
     frame = judged.frame
     for name in ("dice", "iou", "hd95", "hd95_mm"):
         if count := _count(frame, name):
-            yield {"name": name, "images": count, **_number(judging.mean(_column(frame, name), w))}
+            yield {
+                "name": name,
+                "images": count,
+                **_number(bootstrap.mean(_column(frame, name), w)),
+            }
     count = len(of.score)
     if not count:
         return
-    found = {"auroc_high": judging.auroc(*of)}
+    found = {"auroc_high": bootstrap.auroc(*of)}
     known = frame[frame["grade"] >= 0]
     truth, said = (known[name].to_numpy() for name in ("grade", "said"))
     chances = known[[f"p[{g}]" for g in judged.grades]].to_numpy()
-    table = judging.confusion(truth, said, of.w, len(judged.grades))
+    table = bootstrap.confusion(truth, said, of.w, len(judged.grades))
     if len(judged.grades) > 2:
-        found["auroc"] = judging.macro_auroc(chances, truth, of.w)
+        found["auroc"] = bootstrap.macro_auroc(chances, truth, of.w)
     found |= {
-        "balanced_accuracy": judging.balanced_accuracy(table),
-        "kappa": judging.kappa(table),
-        "brier": judging.mean((of.score - of.positive) ** 2, of.w),
-        "calibration_error_high": judging.calibration_error(*of),
-        "observed / expected": judging.ratio(of.w @ of.positive, of.w @ of.score),
+        "balanced_accuracy": bootstrap.balanced_accuracy(table),
+        "kappa": bootstrap.kappa(table),
+        "brier": bootstrap.mean((of.score - of.positive) ** 2, of.w),
+        "calibration_error_high": bootstrap.calibration_error(*of),
+        "observed / expected": bootstrap.ratio(of.w @ of.positive, of.w @ of.score),
     }
     for name, values in found.items():
         yield {"name": name, "images": count, **_number(values)}
@@ -382,7 +386,7 @@ def _readers(judged: Judged, w: Floats) -> Iterator[dict[str, Any]]:
         row = pair[(pair["rater"] == name) & (pair["other"] == MODEL)]  # the model is the second
         cells = {key: float(row[key].iloc[0]) for key in ("kappa", "graded", "dice", "drawn")}
         against = {key: None if math.isnan(v) else v for key, v in cells.items()}
-        rates = judging.rates(positive[both] == 1, said[both] == 1, w[:, both])
+        rates = bootstrap.rates(positive[both] == 1, said[both] == 1, w[:, both])
         yield {"reader": name, "graded": int(both.sum()), "model": against, **_said(rates)}
 
 
@@ -401,15 +405,17 @@ def _descriptors(judged: Judged, w: Floats) -> Iterator[dict[str, Any]]:
             np.array([descriptor.terms.index(term) for term in column[here]])
             for column in (said, known)
         )
-        table = judging.confusion(truth, at, w[:, here], len(descriptor.terms))
+        table = bootstrap.confusion(truth, at, w[:, here], len(descriptor.terms))
         yield {
             "descriptor": descriptor.name,
             "images": int(here.sum()),
             "most_frequent": float(np.bincount(truth).max() / len(truth)),
             **_said(
                 {
-                    "accuracy": judging.ratio(np.trace(table, axis1=1, axis2=2), table.sum((1, 2))),
-                    "kappa": judging.kappa(table, ordered=False),
+                    "accuracy": bootstrap.ratio(
+                        np.trace(table, axis1=1, axis2=2), table.sum((1, 2))
+                    ),
+                    "kappa": bootstrap.kappa(table, ordered=False),
                 }
             ),
         }
@@ -434,12 +440,12 @@ def _decision(of: Of) -> dict[str, list[float] | None] | None:
     """Return the decision curve; its band, as an interval, only where nearly all draws have one."""
     if not of.told:
         return None
-    everybody = judging.net_benefit(np.ones_like(of.score), of.positive, DECISIONS, of.w[:1])[0]
-    values = judging.net_benefit(of.score, of.positive, DECISIONS, of.w)
+    everybody = bootstrap.net_benefit(np.ones_like(of.score), of.positive, DECISIONS, of.w[:1])[0]
+    values = bootstrap.net_benefit(of.score, of.positive, DECISIONS, of.w)
     drawn = values[1:][np.isfinite(values[1:, 0])]  # others drew no graded patient
     low = high = None
-    if len(drawn) >= judging.DEFINED * (len(values) - 1):
-        low, high = np.percentile(drawn, judging.LEVEL, axis=0).tolist()
+    if len(drawn) >= bootstrap.DEFINED * (len(values) - 1):
+        low, high = np.percentile(drawn, bootstrap.LEVEL, axis=0).tolist()
     return {
         "threshold": DECISIONS.tolist(), "model": values[0].tolist(), "low": low, "high": high,
         "all": everybody.tolist(),
@@ -459,7 +465,7 @@ def _sizes(frame: pd.DataFrame, w: Floats) -> Iterator[dict[str, Any]]:
                 continue
             yield {
                 "axis": name, "unit": unit, "images": int(known.sum()),
-                **_said(judging.agreement((said - true)[known], w[:, known])),
+                **_said(bootstrap.agreement((said - true)[known], w[:, known])),
                 "mean": ((said + true) / 2)[known].tolist(),
                 "difference": (said - true)[known].tolist(),
             }  # fmt: skip
@@ -545,11 +551,11 @@ def _subgroup(
     frame: pd.DataFrame, w: Floats, points: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     of = Of.among(frame, w)
-    found = {"auroc_high": judging.auroc(*of)} if len(of.score) else {}
+    found = {"auroc_high": bootstrap.auroc(*of)} if len(of.score) else {}
     if _count(frame, "dice"):
-        found["dice"] = judging.mean(_column(frame, "dice"), w)
+        found["dice"] = bootstrap.mean(_column(frame, "dice"), w)
     if points:
-        rates = judging.rates(of.positive, of.score >= points[0]["threshold"], of.w)
+        rates = bootstrap.rates(of.positive, of.score >= points[0]["threshold"], of.w)
         found |= {name: rates[name] for name in ("sensitivity", "specificity")}
     return {
         "images": len(frame),

@@ -1,9 +1,9 @@
-"""How often images of another kind are told: `python benchmarks/familiar.py RUN ddti/ breast/`.
+"""How often images of another kind are told: `python benchmarks/ood.py RUN ddti/ breast/`.
 
 RUN is a finished run of `thyroid` or `breast`. The images of its test are asked about as they are,
 mirrored, turned and inverted; beside them noise, blank images, scikit-image's photographs, the
 other organ, and phantoms; and with a coloured box, as of Doppler and of an elastogram. What is
-familiar is fitted anew: on the pictures alone, with the encoder's second level, which is what a run
+told is fitted anew: on the pictures alone, with the encoder's second level, which is what a run
 keeps, and with its deepest level in the place of that.
 """
 
@@ -24,10 +24,10 @@ from mtbench.training.cell.rundir import RunDirectory
 from mtbench.training.trained.model import load_trained
 from mtbench_tasks import breast
 from mtbench_tasks._lesion.cases import Image
-from mtbench_tasks._lesion.familiar import COUNT, Familiar, sight
 from mtbench_tasks._lesion.files import read_picture
 from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks._lesion.network import texture
+from mtbench_tasks._lesion.ood import COUNT, OutOfDistribution
 from mtbench_tasks._lesion.splits import CaseSplit
 from mtbench_tasks._lesion.task import LesionTask
 from mtbench_tasks.thyroid import ddti, phantom
@@ -53,7 +53,7 @@ def sights(images: Sequence[Image]) -> Sights:
             features = model.encode(grid[None])
         for how, level in (("second level", features[1]), ("deepest", features[-1])):
             rows = level.repeat_interleave(3, 2)  # the deepest may have fewer than three
-            found[how].append(sight(grid[0], texture(rows)[0]))
+            found[how].append(features(grid[0], texture(rows)[0]))
         found["alone"].append(found["deepest"][-1][:COUNT])
     return {how: np.array(rows) for how, rows in found.items()}
 
@@ -74,7 +74,7 @@ def told_by_colour(image: Image, share: float) -> bool:
 
 
 train, val = sights(of(splits.train)), sights(of(splits.val))
-known = {how: Familiar.fit(train[how], val[how]) for how in train}
+known = {how: OutOfDistribution.fit(train[how], val[how]) for how in train}
 print(f"{'':20}" + "".join(f"{how:>14}" for how in known))
 
 

@@ -22,7 +22,7 @@ DARK, LIGHT = 0.03, 0.97  # grey values, of 1, that count as black and as white
 SMALLEST = 8  # pixels of the grid: less shows nothing
 LEAST = 0.01  # deviation of a statistic: one that hardly varies in training may do so a little
 LIMIT = 99.0  # percentile of distances: what lies beyond is told
-KEY = "kind"  # of what `LesionTask.fit` writes; a new one wherever `sight` or what is in it changes
+KEY = "kind"  # of what `LesionTask.fit` writes; a new one where `features` change
 UNKNOWN = (
     "the model does not know what its training's images are like, for other code has made it: an "
     "image of another kind or organ is not told; a model trained by this mtbench tells it"
@@ -64,13 +64,13 @@ def describe(grid: NDArray[np.float32]) -> Vector:
     )  # fmt: skip
 
 
-def sight(grid: Tensor, texture: Tensor) -> Vector:
+def features(grid: Tensor, texture: Tensor) -> Vector:
     """Return what a picture (S, S) is like, and what the encoder makes of it, (COUNT + 3 C,)."""
     return np.concatenate([describe(grid.numpy()), texture.float().cpu().numpy()])
 
 
 @dataclass(frozen=True)
-class Familiar:
+class OutOfDistribution:
     r"""What training's pictures are like.
 
     A picture's distance is Mahalanobis',
@@ -78,7 +78,7 @@ class Familiar:
     shrunk as Ledoit and Wolf (2004) do.
 
     Attributes:
-        mean: (D,), of the training's `sight`.
+        mean: (D,), of the training's `features`.
         whitening: W, (D, D), lower triangular.
         limit: the distance within which `LIMIT` per cent of the training's lie, and of the
             validation's: what mean and covariance are of is nearer than others.
@@ -90,7 +90,7 @@ class Familiar:
 
     @classmethod
     def fit(cls, found: Vector, others: Vector) -> Self:
-        """Fit on the `sight` of the training's pictures, (N, D), and the validation's, (M, D)."""
+        """Fit on `features` of the training's pictures, (N, D), and the validation's, (M, D)."""
         from sklearn.covariance import LedoitWolf
 
         scale = np.maximum(found.std(axis=0), LEAST)  # shrinking is towards equal variances
@@ -119,9 +119,9 @@ class Familiar:
             "limit": self.limit,
         }
 
-    def doubt(self, sight: Vector) -> str | None:
+    def doubt(self, row: Vector) -> str | None:
         """Return what speaks against a picture being of the training's kind, if anything."""
-        distance = self._distance(sight)
+        distance = self._distance(row)
         if distance <= self.limit:
             return None
         return (

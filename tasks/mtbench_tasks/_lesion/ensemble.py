@@ -18,7 +18,7 @@ class Answer(NamedTuple):
         chances: (B, G), the calibrated probabilities of the categories.
         terms: (B, T), the logits of the descriptors' terms; T is 0 where none were learnt.
         texture: (B, 3 C), of `network.Risk`.
-        spread: how far it was off on validation, of `spread.fit`; None where that is not known.
+        spread: how far it was off on validation, of `conformal.fit`; None where that is not known.
     """
 
     logits: Tensor
@@ -33,7 +33,7 @@ Ask = Callable[[Tensor], list[Answer]]
 
 
 @dataclass(frozen=True)
-class Panel:
+class Ensemble:
     """One model or several, each asked of the image, and of its mirror image if that is wanted.
 
     Attributes:
