@@ -295,9 +295,11 @@ def judge(
         "missed": _count(frame, "dice") - _count(frame, f"{AXES[0]} px"),
         "metrics": list(_metrics(judged, of, w)),
         "operating": [
-            {**point, "here": _said(bootstrap.rates(of.positive, of.score >= t, of.w))}
+            {
+                **point,
+                "here": _said(bootstrap.rates(of.positive, of.score >= point["threshold"], of.w)),
+            }
             for point in points
-            for t in [point["threshold"]]
         ],
         "readers": list(_readers(judged, w)),
         "descriptors": list(_descriptors(judged, w)),

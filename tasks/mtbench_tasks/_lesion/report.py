@@ -152,10 +152,9 @@ def compose(
             radiomics=_radiomics(view["radiomics"], words),
             terms=[_term(*entry) for entry in (view["descriptors"] or {}).items()],
             by_points=_by_points(view.get("assessment")),
-            assessed=[f"{a['system']}, {line}" for a in assessed for line in a["says"]],
+            assessed=_assessed(view.get("assessment")),
         )
         for view in record["views"]
-        for assessed in [list(filter(None, [view.get("assessment")]))]
     ]
     guided = record.get("thresholds", ()) if any(s.assessed for s in sections) else ()
     return Page(
@@ -269,6 +268,13 @@ def _term(name: str, found: Mapping[str, Any]) -> tuple[str, str, str]:
     """Return a descriptor, its term, and how likely that is."""
     sure, term = found["probability"], found["term"]
     return name, term if sure >= CLEAR else f"unclear ({term}?)", f"{100 * sure:.0f} %"
+
+
+def _assessed(assessment: Mapping[str, Any] | None) -> list[str]:
+    """Return what a guideline says, a line each."""
+    if assessment is None:
+        return []
+    return [f"{assessment['system']}, {line}" for line in assessment["says"]]
 
 
 def _by_points(found: Mapping[str, Any] | None) -> str:

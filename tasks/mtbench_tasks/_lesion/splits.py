@@ -159,13 +159,13 @@ def with_test_of(
     )
     spelt = spelt_alike([*ours, *theirs])
     known = {spelt[patient] for patient in ours}
-    both = [patient for patient in theirs if spelt[patient] in known]
-    doubts = [
-        f"test source {name}: {len(both)} of its {len(theirs)} patients, the first {patient!r}, "
-        "are called as some who are trained on: leave them out of one, or, if they are others, "
-        "call them otherwise"
-        for patient in both[:1]
-    ]
+    doubts = list[str]()
+    if both := [patient for patient in theirs if spelt[patient] in known]:
+        doubts.append(
+            f"test source {name}: {len(both)} of its {len(theirs)} patients, the first "
+            f"{both[0]!r}, are called as some who are trained on: leave them out of one, or, if "
+            "they are others, call them otherwise"
+        )
     return replace(
         own,
         cases=(*learnt, *tested),

@@ -32,11 +32,12 @@ from mtbench_tasks._lesion.categories import place
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.descriptors import Threshold
 from mtbench_tasks._lesion.doubts import alike, halved, survey
-from mtbench_tasks._lesion.grid import prepare
+from mtbench_tasks._lesion.grid import Prepared, prepare
 from mtbench_tasks._lesion.source import Source, graded, load, must_read
 from mtbench_tasks._lesion.splits import (
     FOLDS,
     CaseSplit,
+    Sample,
     authority,
     join_patients,
     radiomics_of,
@@ -210,12 +211,8 @@ class LesionTask(Task):
         Raises:
             UsageError: there is no such source.
         """
-        if source in self.sources:
-            return self._origin(source)
-        if source != "manifest":
-            known = [*self.sources, "manifest"]
-            raise UsageError(f"there is no source {source!r}: {did_you_mean(source, known)}")
-        return manifest.SOURCE
+        self._known(source, "manifest")
+        return self._origin(source) if source in self.sources else manifest.SOURCE
 
     def _elsewhere(
         self, source: str | None, data: Path | None, target: str
@@ -281,18 +278,18 @@ class LesionTask(Task):
         joined = join_patients([cases[i] for i in usable], [prepared.images[i] for i in usable])
         for i, case in zip(usable, joined, strict=True):
             cases[i] = case
-        if self.elsewhere is not None:
-            # The test is the other source's alone, and none of its patients trains.
+        if self.elsewhere is not None:  # the test is the other source's alone
             tested = {case.patient for case in joined if case.part == "test"}
-            alone = [i for i in usable if cases[i].part == "test" or cases[i].patient not in tested]
-            both = sorted({*usable} - {*alone})
-            usable = alone
-            joined = [cases[i] for i in usable]
-            problems = [
-                f"{self.source}: {len(both)} images, the first {cases[i].name}, do not train: "
-                f"their patients have an image that test source {self.elsewhere[0]} has too"
-                for i in both[:1]
-            ] + problems
+            both = [i for i in usable if cases[i].part != "test" and cases[i].patient in tested]
+            if both:
+                problems.insert(
+                    0,
+                    f"{self.source}: {len(both)} images, the first {cases[both[0]].name}, do not "
+                    f"train: their patients have an image that test source {self.elsewhere[0]} has "
+                    "too",
+                )
+                usable = sorted({*usable} - {*both})
+                joined = [cases[i] for i in usable]
         parts = split_patients(joined, rng, self.fold)
         hashes = {p: prepared.hashes[i] for p, i in enumerate(usable)}
         doubts = [*self._met(joined, hashes, parts), *doubts]
@@ -304,38 +301,49 @@ class LesionTask(Task):
                 f"{self.source}: {len(usable)} cases are too few to be split in three{why}"
             )
         reader = rng.integers(0, 2**31, len(usable))
-        train, val = (
+        samples = [
             [
                 (usable[p], number)
                 for p in part
                 for number in self._labelled(cases[usable[p]], int(reader[p]))
             ]
             for part in parts[:2]
-        )
+        ]
         # What is best known comes last: the truth, else the consensus, else the one reading.
-        test = [(usable[p], len(cases[usable[p]].said) - 1) for p in parts[2]]
-        targets = radiomics_of(cases, prepared, train + val, cache_dir(), progress)
+        samples.append([(usable[p], len(cases[usable[p]].said) - 1) for p in parts[2]])
+        train, val, test = self._splits(cases, prepared, samples, progress)
+        notes = self._notes((train, val, test), collection, problems, doubts)
+        fingerprint = collection.fingerprint + self._load_encoder()
+        return Splits(train, val, test, fingerprint=fingerprint, notes=notes)
+
+    def _splits(
+        self,
+        cases: Sequence[Case],
+        prepared: Prepared,
+        samples: Sequence[Sequence[Sample]],
+        progress: Progress,
+    ) -> list[CaseSplit]:
+        """Return training, validation and test; only the first two have radiomics to learn from."""
+        train, val, test = samples
+        targets = radiomics_of(cases, prepared, [*train, *val], cache_dir(), progress)
         standardise = radiomics.Standardiser.fit(targets[: len(train)])
         unknown = np.full((len(test), len(radiomics.FEATURES)), np.nan)
         rows = np.split(np.concatenate([standardise(targets), unknown]), [len(train), len(targets)])
         high = self.origin.high if self.target == "low-high" else None
-        made = [
+        return [
             CaseSplit(
                 cases,
                 prepared,
-                samples,
+                own,
                 part,
                 high,
                 self.augmentation,
                 standardise,
                 self.lexicon,
-                keep=samples is val,  # each epoch's end asks for its masks
+                keep=own is val,  # each epoch's end asks for its masks
             )
-            for samples, part in zip((train, val, test), rows, strict=True)
+            for own, part in zip(samples, rows, strict=True)
         ]
-        notes = self._notes(made, collection, problems, doubts)
-        fingerprint = collection.fingerprint + self._load_encoder()
-        return Splits(made[0], made[1], made[2], fingerprint=fingerprint, notes=notes)
 
     def _must_keep_parts(
         self, cases: Sequence[Case], broken: Mapping[int, str], problems: Sequence[str]
@@ -687,8 +695,7 @@ class LesionTask(Task):
         """Draw cases of a source with their contours and grades."""
         from mtbench_tasks._lesion import pictures
 
-        collection = load(source, cls.sources[cls._known(source)], data, lambda *_: None)
-        pictures.preview(collection, picture)
+        pictures.preview(cls._collection(source, data, None), picture)
 
     @classmethod
     def export(
@@ -753,7 +760,8 @@ class LesionTask(Task):
         return load(source, origin, data, lambda *_: None)
 
     @classmethod
-    def _known(cls, source: str) -> str:
-        if source not in cls.sources:
-            raise UsageError(f"there is no source {source!r}: {did_you_mean(source, cls.sources)}")
+    def _known(cls, source: str, *more: str) -> str:
+        known = [*cls.sources, *more]
+        if source not in known:
+            raise UsageError(f"there is no source {source!r}: {did_you_mean(source, known)}")
         return source
