@@ -100,7 +100,6 @@ def command(
     K encoder backwards, nothing else.
     """  # fmt: skip
     import os
-    import platform
     import sys
     from dataclasses import replace
 
@@ -112,6 +111,7 @@ def command(
     from rich.text import Text
 
     from mtbench.errors import UsageError
+    from mtbench.training.machine import numerics
     from mtbench.training.machine.device import resolve_device
     from mtbench_speed import measure, memory, peers, report
     from mtbench_speed.timing import settled
@@ -152,7 +152,7 @@ def command(
             if What.memory in wanted:
                 rows += memory.memory(replace(settings, methods=few))
     environment = {
-        "device": torch.cuda.get_device_name(where) if where != "cpu" else platform.machine(),
+        "device": numerics.hardware(torch.device(where)),
         "torch": torch.__version__, "threads": threads, "batched": batched.value, "rounds": rounds,
         "precision": precision.value,
     }  # fmt: skip
