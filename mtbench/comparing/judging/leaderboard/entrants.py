@@ -89,7 +89,7 @@ class Group:
         return MARGIN if self.suite is None else self.suite.margin
 
     @property
-    def resplit(self) -> float:
+    def test_train_ratio(self) -> float:
         """The ratio of test to training samples where units split one collection again, else 0."""
         return 0.0 if self.suite is None else self.suite.resplit or 0.0
 
