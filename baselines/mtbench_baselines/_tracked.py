@@ -136,9 +136,7 @@ class Following(Tracking):
         positive(self, gamma=gamma)
         nonnegative(self, rho=rho)
         self.gamma, self.rho = gamma, rho
-        uniform = torch.full(
-            (num_objectives,), 1 / num_objectives, dtype=torch.float64, device="cpu"
-        )
+        uniform = torch.full((num_objectives,), 1 / num_objectives, dtype=torch.float64)
         self.register_buffer("simplex", uniform)
 
     def follow(self, product: Tensor, live: Tensor) -> Tensor:

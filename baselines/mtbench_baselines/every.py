@@ -54,14 +54,12 @@ class Every(Wrapper):
 
     def __init__(self, base: Balancer, seed: int = 0, *, steps: int = 10) -> None:
         super().__init__(base, seed)
-        self.base = weighting("every", base)
+        self.base = weighting(self._called, base)
         at_least(self, 1, steps=steps)
         self.steps = steps
-        self.register_buffer(
-            "kept", torch.zeros(self.num_objectives, dtype=torch.float64, device="cpu")
-        )
+        self.register_buffer("kept", torch.zeros(self.num_objectives, dtype=torch.float64))
         # Steps till the next ask.
-        self.register_buffer("left", torch.zeros((), dtype=torch.long, device="cpu"))
+        self.register_buffer("left", torch.zeros((), dtype=torch.long))
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:

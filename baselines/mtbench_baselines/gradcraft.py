@@ -77,9 +77,7 @@ class GradCraft(Weighting):
         fraction(self, margin=margin, beta=beta)
         self.relax, self.margin, self.beta = relax, margin, beta
         for name in ("norms", "count"):
-            self.register_buffer(
-                name, torch.zeros(num_objectives, dtype=torch.float64, device="cpu")
-            )
+            self.register_buffer(name, torch.zeros(num_objectives, dtype=torch.float64))
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:

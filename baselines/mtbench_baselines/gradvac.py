@@ -72,7 +72,7 @@ class GradVac(Weighting):
         super().__init__(num_objectives, seed)
         unit_interval(self, beta=beta)
         self.beta = beta
-        zeros = torch.zeros(num_objectives, num_objectives, dtype=torch.float64, device="cpu")
+        zeros = torch.zeros(num_objectives, num_objectives, dtype=torch.float64)
         self.register_buffer("targets", zeros)
 
     @classmethod

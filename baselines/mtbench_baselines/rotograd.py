@@ -105,13 +105,13 @@ class RotoGrad(Balancer):
         super().__init__(num_objectives, seed)
         positive(self, lr=lr)
         if not 0 < decay <= 1:
-            raise UsageError(f"rotograd: decay must be above 0 and at most 1, found {decay}")
+            raise UsageError(f"{self._called}: decay must be above 0 and at most 1, found {decay}")
         at_least(self, 0, burn_in=burn_in)
         if size is not None:
             at_least(self, 1, size=size)
         self.decay, self.burn_in, self.size = decay, burn_in, size
         self.latent = -1  # which feature is z; torch.export indexes by no tensor
-        self.register_buffer("place", torch.tensor(-1, device="cpu"))  # the same, saved
+        self.register_buffer("place", torch.tensor(-1))  # the same, saved
         zeros = torch.zeros(num_objectives, dtype=torch.float64)
         self.register_buffer("initial", zeros)  # ||G_k^0||
         self.register_buffer("count", zeros.clone())  # steps with a gradient

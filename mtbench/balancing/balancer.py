@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from mtbench.balancing.accumulation import Held
 from mtbench.balancing.distributed import Ranks, differ, lengths_of, processes, refuse_wrapped
 from mtbench.balancing.engine import Engine, largest
-from mtbench.balancing.signatures import must_take
+from mtbench.balancing.signatures import must_take, name_of
 from mtbench.balancing.step import Again, Space, Step
 from mtbench.balancing.told import Residuals, Shared, scalars
 from mtbench.balancing.watch import HOOKS, Watch, noted
@@ -126,8 +126,8 @@ class Balancer(nn.Module, ABC):
             and L-BFGS in every step.
         sized_later: buffers whose shape is not known before the first step; a state is loaded
             whatever their shape in it.
-        on_host: buffers that stay on the CPU, as they are, wherever the method is moved: those that
-            a solver reads there.
+        on_host: buffers that are and stay on the CPU, wherever the method is moved: those that a
+            solver reads there.
     """
 
     paper: ClassVar[str] = ""
@@ -149,7 +149,7 @@ class Balancer(nn.Module, ABC):
         """Refuse a parameter without its name, which would be taken for the seed."""
         if len(first) > 1:
             raise UsageError(
-                f"{_name(cls)}: all but the first goes by its name, as in seed=0, found "
+                f"{name_of(cls)}: all but the first goes by its name, as in seed=0, found "
                 f"{first[1]!r} without one"
             )
         return super().__new__(cls)
@@ -459,7 +459,7 @@ class Balancer(nn.Module, ABC):
 
     @property
     def _called(self) -> str:
-        return _name(type(self))
+        return name_of(type(self))
 
     def forward(self, *_: object, **__: object) -> Never:
         """Refuse to be called: what a balancer does is `backward`."""
@@ -524,6 +524,12 @@ class Balancer(nn.Module, ABC):
         self.generator.set_state(drawn)
         self._names = tuple(json.loads(bytes(names.tolist()) or "[]"))
 
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Keep a buffer, on the CPU if `on_host` names it: torch may make it on a GPU."""
+        if tensor is not None and name in self.on_host:
+            tensor = tensor.cpu()
+        super().register_buffer(name, tensor, persistent)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         kept = {name: self._buffers[name] for name in self.on_host}
 
@@ -545,11 +551,6 @@ class Balancer(nn.Module, ABC):
                 own: Tensor = getattr(self, name)
                 setattr(self, name, own.new_empty(saved.shape, dtype=saved.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _name(method: type) -> str:
-    """Return what a method is called: its module's name."""
-    return method.__module__.rpartition(".")[2]
 
 
 def _asked(after_step: Callable[[Any, LossesFn], None]) -> Callable[[Any, LossesFn], None]:
