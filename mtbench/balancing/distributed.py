@@ -62,7 +62,7 @@ class Ranks:
         return self
 
     def of(self, samples: int) -> "Ranks":
-        """Return who shares a batch: `ALONE`, every rank the whole of it, if it is below R."""
+        """Return `ALONE` for a batch below R, which every rank computes whole; else these ranks."""
         return self if samples >= self.size else ALONE
 
     def share(self, tree: Any) -> tuple[Any, list[int]]:

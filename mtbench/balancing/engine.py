@@ -222,9 +222,9 @@ class Engine:
         self.batched, self.parts, self.notebook = batched, parts, notebook
         self._buffer = torch.empty(0)
         self.layered = True
-        """Whether layers' gradients need not be formed: they are what they are computed to be."""
+        """Whether layers' gradients need not be formed: until autograd's are found to differ."""
         self.factored = 0
-        """The steps in which they were not."""
+        """The steps in which they were not formed."""
         self.compiled = weakref.WeakKeyDictionary[type, Arrivals]()
         self.hooked: dict[int, Tensor] = {}
         """Parameters whose ``.grad`` is new, and whose hooks are yet to be told."""

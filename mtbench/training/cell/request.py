@@ -144,8 +144,9 @@ class Request:
         """Return the spec of one cell. Locations of data are no part of it, its fingerprint is."""
         return Spec(
             task=self.entry.name,
-            task_params={k: v for k, v in self.task_params.items() if not isinstance(v, Path)}
-            | {k: None for k, v in self.task_params.items() if isinstance(v, Path)},
+            task_params={
+                k: None if isinstance(v, Path) else v for k, v in self.task_params.items()
+            },
             method=choice.method.name,
             method_params=choice.params,
             plugins=choice.method.digests | {self.entry.name: self.entry.digest()},

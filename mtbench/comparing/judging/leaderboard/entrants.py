@@ -44,7 +44,7 @@ class Row:
         return [cell for unit in sorted(self.units) for cell in self.units[unit]]
 
     def take(self, other: "Row") -> None:
-        """Show another's cells too: of other data, where each repetition has its own."""
+        """Add the cells of another row, as where each repetition has data of its own."""
         for unit, cells in other.units.items():
             self.units.setdefault(unit, []).extend(cells)
         for (repetition, _), trial in other.trials.items():
