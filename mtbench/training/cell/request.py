@@ -198,7 +198,7 @@ def reload(
                 f"{origin}: was made with another version of {entry.name!r} than "
                 f"{entry.path}; give the plugin file that it was made with"
             )
-        if made not in (None, entry.digest()):  # the first specs know files alone
+        if made != entry.digest():
             changed.append(repr(entry.name))
     if changed:
         logging.getLogger(__name__).warning(
