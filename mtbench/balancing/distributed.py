@@ -342,6 +342,20 @@ def differ(found: Sequence[float]) -> bool:
     )
 
 
+def must_agree(losses: Sequence[float], trained: Iterable[Tensor]) -> None:
+    """Refuse losses or gradients that differ between the processes that torch.distributed joins.
+
+    Raises:
+        StepError: they do.
+    """
+    if differ([*losses, *lengths_of(p.grad for p in trained)]):
+        raise StepError(
+            "losses or gradients differ between the processes that torch.distributed joins: "
+            "give ranks=Group() of mtbench.balancing.distributed, with losses of the whole "
+            "batch and no DistributedDataParallel; or ranks=ALONE if each trains by itself"
+        )
+
+
 def lengths_of(gradients: Iterable[Tensor | None]) -> list[float]:
     """Return gradients' lengths, but for those of which each process has a part.
 

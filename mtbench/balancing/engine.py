@@ -255,6 +255,13 @@ class Engine:
         """Forget what objectives had in common: they may be of another model."""
         self._common.clear()
 
+    def tell_hooks(self) -> None:
+        """Call the hooks of the parameters whose ``.grad`` is new."""
+        hooked, self.hooked = self.hooked, {}
+        for parameter in hooked.values():
+            for hook in list((parameter._post_accumulate_grad_hooks or {}).values()):
+                hook(parameter)
+
     def choose(self, pull: Callable[[bool], object], sizes: str) -> bool:
         """Return whether all objectives had better go back at once: as noted, or measured now.
 
