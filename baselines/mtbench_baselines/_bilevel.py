@@ -50,9 +50,13 @@ class Bilevel(Balancer):
         positive(self, rate=rate, lr=lr)
         fraction(self, share=share)
         self.rate, self.lr, self.holds_out = rate, lr, share
-        self.register_buffer("state", torch.full((num_objectives,), start, dtype=torch.float64))
+        self.register_buffer(
+            "state", torch.full((num_objectives,), start, dtype=torch.float64, device="cpu")
+        )
         for name in ("first_moment", "second_moment", "count"):
-            self.register_buffer(name, torch.zeros(num_objectives, dtype=torch.float64))
+            self.register_buffer(
+                name, torch.zeros(num_objectives, dtype=torch.float64, device="cpu")
+            )
 
     @abstractmethod
     def current(self) -> Tensor:

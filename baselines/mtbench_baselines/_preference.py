@@ -19,14 +19,21 @@ def _equal(num_objectives: int) -> Tensor:
     return torch.full((num_objectives,), 1 / num_objectives, dtype=torch.float64, device="cpu")
 
 
-def ray(method: Balancer, preference: tuple[float, ...] | None, default: float = 1.0) -> Tensor:
-    """Return a preference as numbers, (K,), float64; `default` each where there is none.
+def ray(
+    method: Balancer,
+    preference: tuple[float, ...] | None,
+    default: float = 1.0,
+    device: str | None = None,
+) -> Tensor:
+    """Return a preference as numbers, (K,), float64, on a device or where tensors are made.
+
+    Where there is none, it is `default` each.
 
     Raises:
         UsageError: not one finite number above 0 per objective.
     """
     values = per_objective(method, POSITIVE, default, preference=preference)
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device=device)
 
 
 def drawn(trial: "Trial", num_objectives: int) -> tuple[float, ...]:
@@ -51,7 +58,7 @@ class Preferring(Weighting):
         self, num_objectives: int, seed: int = 0, *, preference: tuple[float, ...] | None = None
     ) -> None:
         super().__init__(num_objectives, seed)
-        self.ray = None if preference is None else ray(self, preference).cpu()
+        self.ray = None if preference is None else ray(self, preference, device="cpu")
         self.sees_zero_rows = preference is not None  # to know whose preferences are left
 
     @abstractmethod

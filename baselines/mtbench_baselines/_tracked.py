@@ -136,7 +136,9 @@ class Following(Tracking):
         positive(self, gamma=gamma)
         nonnegative(self, rho=rho)
         self.gamma, self.rho = gamma, rho
-        uniform = torch.full((num_objectives,), 1 / num_objectives, dtype=torch.float64)
+        uniform = torch.full(
+            (num_objectives,), 1 / num_objectives, dtype=torch.float64, device="cpu"
+        )
         self.register_buffer("simplex", uniform)
 
     def follow(self, product: Tensor, live: Tensor) -> Tensor:

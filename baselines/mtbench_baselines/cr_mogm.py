@@ -53,8 +53,12 @@ class CRMOGM(WeightingWrapper):
         super().__init__(base, seed)
         fraction(self, alpha=alpha)
         self.alpha = alpha
-        self.register_buffer("average", torch.zeros(self.num_objectives, dtype=torch.float64))
-        self.register_buffer("started", torch.zeros(self.num_objectives, dtype=torch.bool))
+        self.register_buffer(
+            "average", torch.zeros(self.num_objectives, dtype=torch.float64, device="cpu")
+        )
+        self.register_buffer(
+            "started", torch.zeros(self.num_objectives, dtype=torch.bool, device="cpu")
+        )
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:

@@ -70,8 +70,10 @@ class Cyclic(Wrapper, Remembering):
         self.base = weighting(self._called, base, at_shared=True)
         fraction(self, beta=beta)
         self.beta = beta
-        self.register_buffer("count", torch.zeros(self.num_objectives, dtype=torch.float64))
-        self.register_buffer("turn", torch.zeros((), dtype=torch.long))
+        self.register_buffer(
+            "count", torch.zeros(self.num_objectives, dtype=torch.float64, device="cpu")
+        )
+        self.register_buffer("turn", torch.zeros((), dtype=torch.long, device="cpu"))
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class DBMTL(Tracking):
         fraction(self, beta=beta)
         nonnegative(self, decay=decay)
         self.beta, self.decay = beta, decay
-        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long, device="cpu"))
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:

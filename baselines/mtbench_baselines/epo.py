@@ -71,7 +71,7 @@ class EPO(Weighting):
         tolerance: float = 1e-4,
     ) -> None:
         super().__init__(num_objectives, seed)
-        self.ray = ray(self, preference).cpu()
+        self.ray = ray(self, preference, device="cpu")
         positive(self, tolerance=tolerance)
         self.tolerance = tolerance
 

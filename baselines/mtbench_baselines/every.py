@@ -57,9 +57,11 @@ class Every(Wrapper):
         self.base = weighting(self._called, base)
         at_least(self, 1, steps=steps)
         self.steps = steps
-        self.register_buffer("kept", torch.zeros(self.num_objectives, dtype=torch.float64))
+        self.register_buffer(
+            "kept", torch.zeros(self.num_objectives, dtype=torch.float64, device="cpu")
+        )
         # Steps till the next ask.
-        self.register_buffer("left", torch.zeros((), dtype=torch.long))
+        self.register_buffer("left", torch.zeros((), dtype=torch.long, device="cpu"))
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:

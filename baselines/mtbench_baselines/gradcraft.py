@@ -77,7 +77,9 @@ class GradCraft(Weighting):
         fraction(self, margin=margin, beta=beta)
         self.relax, self.margin, self.beta = relax, margin, beta
         for name in ("norms", "count"):
-            self.register_buffer(name, torch.zeros(num_objectives, dtype=torch.float64))
+            self.register_buffer(
+                name, torch.zeros(num_objectives, dtype=torch.float64, device="cpu")
+            )
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:

@@ -88,14 +88,14 @@ class GradNorm(Balancer):
         at_least(self, 1, update_weights_every=update_weights_every)
         self.alpha, self.lr, self.update_weights_every = alpha, lr, update_weights_every
         self.space = space
-        zeros = torch.zeros(num_objectives, dtype=torch.float64)
+        zeros = torch.zeros(num_objectives, dtype=torch.float64, device="cpu")
         self.register_buffer("loss_weights", zeros + 1)
         self.register_buffer("initial", zeros.clone())  # 0: no label seen yet
         self.register_buffer("first_moment", zeros.clone())
         self.register_buffer("second_moment", zeros.clone())
         self.register_buffer("count", zeros.clone())
         # Steps till the next move.
-        self.register_buffer("left", torch.zeros((), dtype=torch.long))
+        self.register_buffer("left", torch.zeros((), dtype=torch.long, device="cpu"))
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class GradVac(Weighting):
         super().__init__(num_objectives, seed)
         unit_interval(self, beta=beta)
         self.beta = beta
-        zeros = torch.zeros(num_objectives, num_objectives, dtype=torch.float64)
+        zeros = torch.zeros(num_objectives, num_objectives, dtype=torch.float64, device="cpu")
         self.register_buffer("targets", zeros)
 
     @classmethod

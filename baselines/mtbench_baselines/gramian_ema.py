@@ -52,8 +52,8 @@ class GramianEMA(WeightingWrapper):
         fraction(self, beta=beta)
         self.beta = beta
         K = self.num_objectives
-        self.register_buffer("average", torch.zeros(K, K, dtype=torch.float64))
-        self.register_buffer("presence", torch.zeros(K, dtype=torch.float64))
+        self.register_buffer("average", torch.zeros(K, K, dtype=torch.float64, device="cpu"))
+        self.register_buffer("presence", torch.zeros(K, dtype=torch.float64, device="cpu"))
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:

@@ -62,8 +62,8 @@ class NashMTL(Weighting):
         nonnegative(self, max_norm=max_norm)
         at_least(self, 1, update_weights_every=update_weights_every)
         self.max_norm, self.update_weights_every = max_norm, update_weights_every
-        self.register_buffer("last", torch.ones(num_objectives, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+        self.register_buffer("last", torch.ones(num_objectives, dtype=torch.float64, device="cpu"))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long, device="cpu"))
 
     @property
     def weighs_only(self) -> bool:

@@ -69,7 +69,7 @@ class NTKWeights(Scalarizer):
         self.steps, self.probes = steps, probes
         self.register_buffer("kept", torch.ones(num_objectives, dtype=torch.float64))
         # Steps till the traces are looked at again; -1: none were found yet.
-        self.register_buffer("left", torch.tensor(-1))
+        self.register_buffer("left", torch.tensor(-1, device="cpu"))
 
     def objective(self, step: Step) -> tuple[Tensor, Tensor]:
         """Find new weights where they are due; return the weighted sum, and the weights."""

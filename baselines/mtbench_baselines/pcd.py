@@ -70,7 +70,7 @@ class PCD(Weighting):
         unit_interval(self, tau=tau)
         fraction(self, beta=beta)
         self.tau, self.beta = tau, beta
-        zeros = torch.zeros(num_objectives, dtype=torch.float64)
+        zeros = torch.zeros(num_objectives, dtype=torch.float64, device="cpu")
         self.register_buffer("square", zeros)
         self.register_buffer("count", zeros.clone())
 

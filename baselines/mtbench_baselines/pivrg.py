@@ -91,7 +91,7 @@ class PIVRG(Weighting):
         nonnegative(self, max_norm=max_norm)
         self.single_task, self.bound = single_task, bound
         self.min_temperature, self.max_norm = min_temperature, max_norm
-        self.register_buffer("omega", torch.ones(num_objectives, dtype=torch.float64))
+        self.register_buffer("omega", torch.ones(num_objectives, dtype=torch.float64, device="cpu"))
 
     @classmethod
     def suggest(cls, trial: "Trial", num_objectives: int) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class RotoGrad(Balancer):
             at_least(self, 1, size=size)
         self.decay, self.burn_in, self.size = decay, burn_in, size
         self.latent = -1  # which feature is z; torch.export indexes by no tensor
-        self.register_buffer("place", torch.tensor(-1))  # the same, saved
+        self.register_buffer("place", torch.tensor(-1, device="cpu"))  # the same, saved
         zeros = torch.zeros(num_objectives, dtype=torch.float64)
         self.register_buffer("initial", zeros)  # ||G_k^0||
         self.register_buffer("count", zeros.clone())  # steps with a gradient

@@ -126,8 +126,8 @@ class Balancer(nn.Module, ABC):
             and L-BFGS in every step.
         sized_later: buffers whose shape is not known before the first step; a state is loaded
             whatever their shape in it.
-        on_host: buffers that are and stay on the CPU, wherever the method is moved: those that a
-            solver reads there.
+        on_host: buffers that stay on the CPU, as they are, wherever the method is moved: those that
+            a solver reads there.
     """
 
     paper: ClassVar[str] = ""
@@ -519,12 +519,6 @@ class Balancer(nn.Module, ABC):
         drawn, names = state.cpu().tensor_split([self.generator.get_state().numel()])
         self.generator.set_state(drawn)
         self._names = tuple(json.loads(bytes(names.tolist()) or "[]"))
-
-    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """Keep a buffer, on the CPU if `on_host` names it: torch may make it on a GPU."""
-        if tensor is not None and name in self.on_host:
-            tensor = tensor.cpu()
-        super().register_buffer(name, tensor, persistent)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         kept = {name: self._buffers[name] for name in self.on_host}
