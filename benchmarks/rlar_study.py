@@ -133,8 +133,8 @@ def answer(
     found, words = [], []
     for gains, margin in ((category, INTEREST), (mask, LOSS)):
         told = decide(
-            -np.asarray(gains, float), margin=margin, most=planned, comparisons=comparisons,
-            resplit=resplit,
+            -np.asarray(gains, float), margin=margin, planned=planned, comparisons=comparisons,
+            test_train_ratio=resplit,
         )  # fmt: skip
         found.append(Interval(-float(told.difference), -float(told.high), -float(told.low)))
         words.append(str(told.told))
@@ -201,7 +201,7 @@ def _ask(
     least = limit = math.nan
     if len(units) >= FIRST:
         deviation = gains[:, 0].std(ddof=1)
-        least = deviation * smallest_effect(planned, asked, POWER, resplit=resplit)
+        least = deviation * smallest_effect(planned, asked, POWER, test_train_ratio=resplit)
         reach = stats.norm.isf(ALPHA / asked / 2) + stats.norm.isf(1 - POWER)
         limit = float(deviation * reach * math.sqrt(resplit))
     return Question(row, other, gains, said, least, limit)

@@ -63,21 +63,11 @@ def _row(values: list[float]) -> str:
     return " / ".join(dict.fromkeys(shown))
 
 
-class _Encoder(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
-            nn.Linear(width, 64),
-        )  # fmt: skip
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (self.body(x),)
-
-
-class _Head(nn.Linear):
-    def forward(self, features: tuple[torch.Tensor, ...]) -> torch.Tensor:  # type: ignore[override]
-        return super().forward(features[0])
+def _model(width: int, objectives: int) -> MultitaskModel:
+    encoder = nn.Sequential(
+        nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 64)
+    )
+    return MultitaskModel.single_feature(encoder, [nn.Linear(64, 1) for _ in range(objectives)])
 
 
 def _counted(sent: list[int]) -> None:
@@ -127,7 +117,7 @@ def measured() -> None:
                 given = dict(option.split("=") for option in options)
                 parts = int(given.pop("parts", 1))
                 torch.manual_seed(0)
-                model = MultitaskModel(_Encoder(1000), [_Head(64, 1) for _ in range(K)])
+                model = _model(1000, K)
                 balancer = Method.find(name)(K, 0, **given)
                 engine, times = Engine(batched=False, parts=parts), []
                 for _ in range(5):

@@ -5,6 +5,7 @@ What is shown goes through here, once for each kind of place; HTML is escaped by
 
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 
 _MARKDOWN = re.compile(r"([\\`*_<>|~#&]|(?<=\])\()")
 _FORMULA = re.compile(r"[=@]|[+-](?!\d*[.,]?\d+$)")  # a number is none
@@ -43,6 +44,16 @@ def markdown(text: str) -> str:
     'a\\|b \\<img\\> [x]\\(y)'
     """
     return _MARKDOWN.sub(r"\\\1", plain(text))
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table; the texts are to be inert already.
+
+    >>> table(["a", "b"], [["1", "2"]])
+    ['| a | b |', '|---|---|', '| 1 | 2 |']
+    """
+    first, *others = (f"| {' | '.join(line)} |" for line in (heads, *rows))
+    return [first, f"|{'---|' * len(heads)}", *others]
 
 
 def spreadsheet(text: str) -> str:

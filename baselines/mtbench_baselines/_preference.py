@@ -2,14 +2,13 @@
 
 from abc import abstractmethod
 from functools import cache
-from math import inf
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mtbench.balancing.balancer import Weighting
-from mtbench.errors import UsageError
+from mtbench.balancing.balancer import Balancer, Weighting
+from mtbench_baselines._checks import POSITIVE, per_objective
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -21,19 +20,19 @@ def _equal(num_objectives: int) -> Tensor:
 
 
 def ray(
-    owner: str, preference: tuple[float, ...], num_objectives: int, device: str | None = None
+    method: Balancer,
+    preference: tuple[float, ...] | None,
+    default: float = 1.0,
+    device: str | None = None,
 ) -> Tensor:
     """Return a preference as numbers, (K,), float64, on a device or where tensors are made.
+
+    Where there is none, it is `default` each.
 
     Raises:
         UsageError: not one finite number above 0 per objective.
     """
-    values = tuple(preference)
-    if len(values) != num_objectives or not all(0 < r < inf for r in values):
-        raise UsageError(
-            f"{owner}: preference must hold one finite number above 0 per objective "
-            f"({num_objectives}), found {values}"
-        )
+    values = per_objective(method, POSITIVE, default, preference=preference)
     return torch.tensor(values, dtype=torch.float64, device=device)
 
 
@@ -59,10 +58,7 @@ class Preferring(Weighting):
         self, num_objectives: int, seed: int = 0, *, preference: tuple[float, ...] | None = None
     ) -> None:
         super().__init__(num_objectives, seed)
-        owner = type(self).__module__.rpartition(".")[2]
-        self.ray = (
-            None if preference is None else ray(owner, preference, num_objectives, device="cpu")
-        )
+        self.ray = None if preference is None else ray(self, preference, device="cpu")
         self.sees_zero_rows = preference is not None  # to know whose preferences are left
 
     @abstractmethod

@@ -59,7 +59,7 @@ class AlignedMTL(Preferring):
         num_objectives: int,
         seed: int = 0,
         *,
-        scale: Literal["min", "median", "rmse"] = "min",
+        scale: Scale = "min",
         preference: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__(num_objectives, seed, preference=preference)

@@ -75,7 +75,7 @@ class AutoLambda(Bilevel):
         self.primary = tuple(range(num_objectives)) if primary is None else tuple(primary)
         if not self.primary or not set(self.primary) <= set(range(num_objectives)):
             raise UsageError(
-                f"auto_lambda: primary must be numbers from 0 to {num_objectives - 1}, at least "
+                f"{self._called}: primary must be numbers from 0 to {num_objectives - 1}, at least "
                 f"one, found {self.primary}"
             )
 

@@ -1,6 +1,6 @@
 """Chebyshev scalarization: descend the worst weighted loss."""
 
-from math import inf, isfinite
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import FINITE, POSITIVE, per_objective
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -55,18 +55,8 @@ class Chebyshev(Balancer):
         ideal: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__(num_objectives, seed)
-        preferences = (1.0,) * num_objectives if weights is None else tuple(weights)
-        aims = (0.0,) * num_objectives if ideal is None else tuple(ideal)
-        for name, values in (("weights", preferences), ("ideal", aims)):
-            if len(values) != num_objectives:
-                raise UsageError(
-                    f"chebyshev: {name} must hold one number per objective ({num_objectives}), "
-                    f"found {values}"
-                )
-        if not all(0 < w < inf for w in preferences):
-            raise UsageError(f"chebyshev: weights must be finite and above 0, found {preferences}")
-        if not all(map(isfinite, aims)):
-            raise UsageError(f"chebyshev: ideal must be finite, found {aims}")
+        preferences = per_objective(self, POSITIVE, 1.0, weights=weights)
+        aims = per_objective(self, FINITE, 0.0, ideal=ideal)
         for name, values in (("preferences", preferences), ("ideal", aims)):
             self.register_buffer(name, torch.tensor(values), persistent=False)
 

@@ -65,10 +65,8 @@ class COSMOS(Scalarizer):
     ) -> None:
         super().__init__(num_objectives, seed)
         nonnegative(self, penalty=penalty)
-        if preference is None:
-            preference = (1 / num_objectives,) * num_objectives
         self.penalty = penalty
-        values = ray("cosmos", preference, num_objectives)
+        values = ray(self, preference, 1 / num_objectives)
         self.register_buffer("preference", values, persistent=False)
 
     @classmethod

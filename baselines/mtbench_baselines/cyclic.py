@@ -10,7 +10,6 @@ from mtbench.balancing.engine import gramian
 from mtbench.balancing.jacobian import vector
 from mtbench.balancing.step import Step
 from mtbench.balancing.wrapper import Wrapper, weighting
-from mtbench.errors import UsageError
 from mtbench_baselines._checks import fraction
 from mtbench_baselines._tracked import Remembering
 
@@ -68,12 +67,7 @@ class Cyclic(Wrapper, Remembering):
 
     def __init__(self, base: Balancer, seed: int = 0, *, beta: float = 0.9) -> None:
         super().__init__(base, seed)
-        self.base = weighting("cyclic", base)
-        if self.base.space != "shared":
-            raise UsageError(
-                "cyclic wraps methods on the gradients of shared parameters, found "
-                f"{base._called} with space={self.base.space}"
-            )
+        self.base = weighting(self._called, base, at_shared=True)
         fraction(self, beta=beta)
         self.beta = beta
         self.register_buffer(

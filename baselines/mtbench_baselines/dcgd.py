@@ -64,12 +64,12 @@ class DCGD(Weighting):
         seed: int = 0,
         *,
         first: int = 1,
-        variant: Literal["center", "average", "projection"] = "center",
+        variant: Variant = "center",
     ) -> None:
         super().__init__(num_objectives, seed)
         most = max(num_objectives - 1, 1)
         if not 1 <= first <= most:
-            raise UsageError(f"dcgd: first must be from 1 to {most}, found {first}")
+            raise UsageError(f"{self._called}: first must be from 1 to {most}, found {first}")
         one_of(self, get_args(Variant), variant=variant)
         self.first, self.variant = first, variant
 

@@ -74,10 +74,7 @@ class EnCodec(Balancer):
         positive(self, total_norm=total_norm)
         unit_interval(self, decay=decay)
         self.total_norm, self.decay = total_norm, decay
-        if preference is None:
-            preference = (1.0,) * num_objectives
-        values = ray("encodec", preference, num_objectives)
-        self.register_buffer("preference", values, persistent=False)
+        self.register_buffer("preference", ray(self, preference), persistent=False)
         for name in ("total", "count"):
             self.register_buffer(name, torch.zeros(num_objectives, dtype=torch.float64))
 

@@ -71,9 +71,7 @@ class EPO(Weighting):
         tolerance: float = 1e-4,
     ) -> None:
         super().__init__(num_objectives, seed)
-        if preference is None:
-            preference = (1.0,) * num_objectives
-        self.ray = ray("epo", preference, num_objectives, device="cpu")
+        self.ray = ray(self, preference, device="cpu")
         positive(self, tolerance=tolerance)
         self.tolerance = tolerance
 

@@ -54,7 +54,7 @@ class Every(Wrapper):
 
     def __init__(self, base: Balancer, seed: int = 0, *, steps: int = 10) -> None:
         super().__init__(base, seed)
-        self.base = weighting("every", base)
+        self.base = weighting(self._called, base)
         at_least(self, 1, steps=steps)
         self.steps = steps
         self.register_buffer(

@@ -1,6 +1,5 @@
 """FAMO: all losses fall at one rate, found without any objective's own gradient."""
 
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,9 +7,8 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import LossesFn, Scalarizer
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
 from mtbench_baselines._adam import descend
-from mtbench_baselines._checks import nonnegative, positive
+from mtbench_baselines._checks import FINITE, nonnegative, per_objective, positive
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -86,14 +84,9 @@ class FAMO(Scalarizer):
         minima: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__(num_objectives, seed)
-        bounds = (0.0,) * num_objectives if minima is None else tuple(minima)
         positive(self, lr=lr)
         nonnegative(self, decay=decay)
-        if len(bounds) != num_objectives or not all(map(isfinite, bounds)):
-            raise UsageError(
-                f"famo: minima must hold one finite number per objective ({num_objectives}), "
-                f"found {bounds}"
-            )
+        bounds = per_objective(self, FINITE, 0.0, minima=minima)
         self.lr, self.decay = lr, decay
         self.register_buffer("minima", torch.tensor(bounds, dtype=torch.float64), persistent=False)
         for name in ("logits", "losses", "first_moment", "second_moment", "count"):

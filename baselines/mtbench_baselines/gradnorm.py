@@ -1,12 +1,12 @@
 """GradNorm: loss weights that make objectives train at one rate."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer
-from mtbench.balancing.step import Step
+from mtbench.balancing.step import Space, Step
 from mtbench_baselines._adam import descend
 from mtbench_baselines._checks import at_least, nonnegative, one_of, positive
 
@@ -78,16 +78,16 @@ class GradNorm(Balancer):
         *,
         alpha: float = 1.5,
         lr: float = 0.025,
-        space: Literal["shared", "features"] = "shared",
+        space: Space = "shared",
         update_weights_every: int = 1,
     ) -> None:
         super().__init__(num_objectives, seed)
         nonnegative(self, alpha=alpha)
         positive(self, lr=lr)
-        one_of(self, ("shared", "features"), space=space)
+        one_of(self, get_args(Space), space=space)
         at_least(self, 1, update_weights_every=update_weights_every)
         self.alpha, self.lr, self.update_weights_every = alpha, lr, update_weights_every
-        self.space: Literal["shared", "features"] = space
+        self.space = space
         zeros = torch.zeros(num_objectives, dtype=torch.float64, device="cpu")
         self.register_buffer("loss_weights", zeros + 1)
         self.register_buffer("initial", zeros.clone())  # 0: no label seen yet

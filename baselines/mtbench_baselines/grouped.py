@@ -64,30 +64,25 @@ class Grouped(Wrapper):
     ) -> None:
         super().__init__(base, seed)
         if not isinstance(base, Aggregator) or type(base).balance is not Aggregator.balance:
-            base = weighting("grouped", base)
-            if base.space != "shared":
-                raise UsageError(
-                    "grouped wraps methods on the gradients of shared parameters, found "
-                    f"{base._called} with space={base.space}"
-                )
+            base = weighting(self._called, base, at_shared=True)
         if any(True for _ in base.parameters()):
             raise UsageError(
-                f"grouped: {base._called} has trainable parameters, and how many groups "
+                f"{self._called}: {base._called} has trainable parameters, and how many groups "
                 "there are is not known before the first step: choose another method"
             )
-        self.by, self.named = checked("grouped", by, named)
+        self.by, self.named = checked(self._called, by, named)
         self.groups = nn.ModuleList()  # copies of the base as it was made, which stays so
 
     def balance(self, step: Step) -> None:
         """Find each group's direction, and apply them all."""
         step.release()
-        groups = grouped("grouped", step, self.by, self.named)
+        groups = grouped(self._called, step, self.by, self.named)
         if self.groups and len(self.groups) != len(groups):
             raise StepError(
-                f"grouped: {len(self.groups)} groups of shared parameters in the first step, found "
-                f"{len(groups)} now: say shared=encoder.parameters(), so that each stays itself "
-                "where an objective has no label; after freezing or unfreezing, begin with a new "
-                "balancer"
+                f"{self._called}: {len(self.groups)} groups of shared parameters in the first "
+                f"step, found {len(groups)} now: say shared=encoder.parameters(), so that each "
+                "stays itself where an objective has no label; after freezing or unfreezing, begin "
+                "with a new balancer"
             )
         self._grow(len(groups))
         if isinstance(self.base, Aggregator):

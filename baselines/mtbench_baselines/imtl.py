@@ -1,6 +1,6 @@
 """IMTL: equal projections on the shared parameters, and losses scaled to 1."""
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ class IMTL(Weighting):
         num_objectives: int,
         seed: int = 0,
         *,
-        space: Literal["shared", "features"] = "shared",
+        space: Space = "shared",
     ) -> None:
         super().__init__(num_objectives, seed)
         one_of(self, get_args(Space), space=space)

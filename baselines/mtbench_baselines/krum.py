@@ -54,8 +54,8 @@ class Krum(Weighting):
         super().__init__(num_objectives, seed)
         if byzantine < 0 or (byzantine > 0 and num_objectives < 2 * byzantine + 3):
             raise UsageError(
-                f"krum: byzantine must be 0, or at most (K - 3) / 2 for K = {num_objectives}, "
-                f"found {byzantine}"
+                f"{self._called}: byzantine must be 0, or at most (K - 3) / 2 for K = "
+                f"{num_objectives}, found {byzantine}"
             )
         at_least(self, 1, selected=selected)
         self.byzantine, self.selected = byzantine, selected

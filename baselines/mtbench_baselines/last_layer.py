@@ -48,22 +48,22 @@ class LastLayer(Wrapper):
         super().__init__(base, seed)
         if isinstance(base, Scalarizer) or not base.is_weighted_sum or base.at_features:
             raise UsageError(
-                "last_layer wraps methods that find weights from gradients of shared parameters, "
-                f"found {base._called}"
+                f"{self._called} wraps methods that find weights from gradients of shared "
+                f"parameters, found {base._called}"
             )
-        _, patterns = checked("last_layer", "layer", (named,))
+        _, patterns = checked(self._called, "layer", (named,))
         self.pattern = patterns[0] if named else None
 
     def balance(self, step: Step) -> Tensor | None:
         """Let the base balance the step as if the last layer were all that is shared."""
         if self.pattern is None:
-            *_, last = grouped("last_layer", step, "layer", ())
+            *_, last = grouped(self._called, step, "layer", ())
             return self.base.balance(step.at([step.named_shared[i] for i in last]))
         chosen = [pair for pair in step.named_shared if self.pattern.search(pair[0])]
         if not chosen:
             names = ", ".join(name for name, _ in step.named_shared)
             raise StepError(
-                f"last_layer: no shared parameter is called like {self.pattern.pattern!r}, found "
-                f"{names}"
+                f"{self._called}: no shared parameter is called like {self.pattern.pattern!r}, "
+                f"found {names}"
             )
         return self.base.balance(step.at(chosen))

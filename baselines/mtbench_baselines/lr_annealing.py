@@ -8,8 +8,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.engine import largest
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
-from mtbench_baselines._checks import fraction
+from mtbench_baselines._checks import fraction, index
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -57,10 +56,7 @@ class LearningRateAnnealing(Balancer):
         self, num_objectives: int, seed: int = 0, *, main: int = 0, beta: float = 0.9
     ) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 <= main < num_objectives:
-            raise UsageError(
-                f"lr_annealing: main must be at least 0 and below {num_objectives}, found {main}"
-            )
+        index(self, main=main)
         fraction(self, beta=beta)
         self.main, self.beta = main, beta
         self.register_buffer("factors", torch.ones(num_objectives, dtype=torch.float64))

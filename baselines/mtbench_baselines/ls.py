@@ -1,6 +1,5 @@
 """Fixed weights: the linear scalarization that every method has to beat, tuned."""
 
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
+from mtbench_baselines._checks import NONNEGATIVE, per_objective
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -41,15 +41,9 @@ class LinearScalarization(Scalarizer):
         self, num_objectives: int, seed: int = 0, *, weights: tuple[float, ...] | None = None
     ) -> None:
         super().__init__(num_objectives, seed)
-        values = (1.0,) * num_objectives if weights is None else tuple(weights)
-        if len(values) != num_objectives:
-            raise UsageError(
-                f"ls: weights must hold one number per objective ({num_objectives}), found {values}"
-            )
-        if not all(isfinite(w) and w >= 0 for w in values) or not any(values):
-            raise UsageError(
-                f"ls: weights must be finite, at least 0 and not all 0, found {values}"
-            )
+        values = per_objective(self, NONNEGATIVE, 1.0, weights=weights)
+        if not any(values):
+            raise UsageError(f"{self._called}: weights must not all be 0, found {values}")
         self.fixed = values
         self.register_buffer("recorded", torch.tensor(values), persistent=False)
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.engine import lengths
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
-from mtbench_baselines._checks import fraction, unit_interval
+from mtbench_baselines._checks import fraction, index, unit_interval
 from mtbench_baselines._tracked import Whose, begins_anew
 
 if TYPE_CHECKING:
@@ -71,10 +70,7 @@ class MetaBalance(Balancer):
         beta: float = 0.9,
     ) -> None:
         super().__init__(num_objectives, seed)
-        if not 0 <= main < num_objectives:
-            raise UsageError(
-                f"metabalance: main must be at least 0 and below {num_objectives}, found {main}"
-            )
+        index(self, main=main)
         unit_interval(self, relax=relax)
         fraction(self, beta=beta)
         self.main, self.relax, self.beta = main, relax, beta

@@ -9,6 +9,7 @@ from mtbench.balancing.balancer import Weighting
 from mtbench.balancing.solvers import min_norm
 from mtbench.balancing.step import Space
 from mtbench_baselines._checks import one_of
+from mtbench_baselines._norms import divisors
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -53,8 +54,8 @@ class MGDA(Weighting):
         num_objectives: int,
         seed: int = 0,
         *,
-        normalise: Literal["none", "l2", "loss", "loss+"] = "none",
-        space: Literal["shared", "features"] = "shared",
+        normalise: Normalise = "none",
+        space: Space = "shared",
     ) -> None:
         super().__init__(num_objectives, seed)
         one_of(self, get_args(Normalise), normalise=normalise)
@@ -73,6 +74,6 @@ class MGDA(Weighting):
             if self.normalise in ("l2", "loss+"):
                 scale = scale * gramian.diagonal().sqrt()
             if self.normalise in ("loss", "loss+"):
-                scale = scale * losses.abs().masked_fill(losses == 0, 1)
+                scale = scale * divisors(losses)
             gramian = gramian / torch.outer(scale, scale)
         return min_norm(gramian)

@@ -63,7 +63,7 @@ class MoCo(Following):
     ) -> None:
         super().__init__(num_objectives, seed, gamma, rho)
         if not 0 < beta <= 1:
-            raise UsageError(f"moco: beta must be above 0 and at most 1, found {beta}")
+            raise UsageError(f"{self._called}: beta must be above 0 and at most 1, found {beta}")
         self.beta = beta
 
     @classmethod

@@ -1,6 +1,6 @@
 """MOML: weights that descend all validation losses which the next step would lead to."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from mtbench_baselines._checks import one_of
 
 if TYPE_CHECKING:
     from optuna import Trial
+
+Normalise = Literal["l2", "none"]
 
 
 class MOML(Bilevel):
@@ -69,11 +71,11 @@ class MOML(Bilevel):
         *,
         rate: float = 1e-3,
         lr: float = 1e-3,
-        normalise: Literal["l2", "none"] = "l2",
+        normalise: Normalise = "l2",
         share: float = 0.0,
     ) -> None:
         super().__init__(num_objectives, seed, 0.0, rate, lr, share)
-        one_of(self, ("l2", "none"), normalise=normalise)
+        one_of(self, get_args(Normalise), normalise=normalise)
         self.normalise = normalise
 
     @classmethod

@@ -1,7 +1,7 @@
 """NTKMTL: weights that level the largest eigenvalues of the objectives' tangent kernels."""
 
 from math import log
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ class NTKMTL(Weighting):
         num_objectives: int,
         seed: int = 0,
         *,
-        space: Literal["shared", "features"] = "shared",
+        space: Space = "shared",
         splits: int = 4,
         power: float = 0.5,
     ) -> None:

@@ -42,8 +42,8 @@ class Only(WeightingWrapper):
         chosen = range(max(K - 1, 1)) if objectives is None else tuple(objectives)
         if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= set(range(K)):
             raise UsageError(
-                f"only: objectives must be different numbers from 0 to {K - 1}, at least one, "
-                f"found {chosen}"
+                f"{self._called}: objectives must be different numbers from 0 to {K - 1}, at least "
+                f"one, found {chosen}"
             )
         self.chosen = torch.tensor([k in chosen for k in range(K)], device="cpu")
 

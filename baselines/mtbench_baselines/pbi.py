@@ -1,6 +1,5 @@
 """PBI: progress along a preferred direction, with a penalty on leaving it."""
 
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,8 +7,7 @@ from torch import Tensor
 
 from mtbench.balancing.balancer import Scalarizer
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
-from mtbench_baselines._checks import nonnegative
+from mtbench_baselines._checks import FINITE, nonnegative, per_objective
 from mtbench_baselines._preference import drawn, ray
 
 if TYPE_CHECKING:
@@ -67,16 +65,9 @@ class PenaltyBoundaryIntersection(Scalarizer):
         reference: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__(num_objectives, seed)
-        origin = (0.0,) * num_objectives if reference is None else tuple(reference)
         nonnegative(self, theta=theta)
-        if preference is None:
-            preference = (1.0,) * num_objectives
-        wanted = ray("pbi", preference, num_objectives)
-        if len(origin) != num_objectives or not all(map(isfinite, origin)):
-            raise UsageError(
-                f"pbi: reference must hold one finite number per objective ({num_objectives}), "
-                f"found {origin}"
-            )
+        wanted = ray(self, preference)
+        origin = per_objective(self, FINITE, 0.0, reference=reference)
         self.theta = theta
         self.register_buffer("preference", wanted, persistent=False)
         self.register_buffer("reference_point", wanted.new_tensor(origin), persistent=False)

@@ -82,9 +82,11 @@ class PIVRG(Weighting):
     ) -> None:
         super().__init__(num_objectives, seed)
         if single_task is not None and not all(isfinite(r) and r for r in single_task):
-            raise UsageError(f"pivrg: single_task must be finite and not 0, found {single_task}")
+            raise UsageError(
+                f"{self._called}: single_task must be finite and not 0, found {single_task}"
+            )
         if not 1 < bound < inf:
-            raise UsageError(f"pivrg: bound must be finite and above 1, found {bound}")
+            raise UsageError(f"{self._called}: bound must be finite and above 1, found {bound}")
         positive(self, min_temperature=min_temperature)
         nonnegative(self, max_norm=max_norm)
         self.single_task, self.bound = single_task, bound
@@ -115,8 +117,8 @@ class PIVRG(Weighting):
         """
         if not isinstance(metrics, Sequence) or not all(isinstance(m, Judged) for m in metrics):
             raise UsageError(
-                "pivrg: after_evaluation takes a sequence of mtbench.Judged, one for each metric, "
-                f"found {metrics!r}"
+                f"{self._called}: after_evaluation takes a sequence of mtbench.Judged, one for "
+                f"each metric, found {metrics!r}"
             )
         if self.single_task is None:
             return
@@ -125,18 +127,19 @@ class PIVRG(Weighting):
         judged = {metric.objective for metric in own if metric.objective is not None}
         if unknown := sorted(judged - known):
             raise UsageError(
-                f"pivrg: objectives are numbered from 0 to {self.num_objectives - 1}, and metrics "
-                f"judge {', '.join(map(str, unknown))}: give each metric its objective's number"
+                f"{self._called}: objectives are numbered from 0 to {self.num_objectives - 1}, and "
+                f"metrics judge {', '.join(map(str, unknown))}: give each metric its objective's "
+                "number"
             )
         if missing := sorted(known - judged):
             raise UsageError(
-                "pivrg: every objective must have a primary metric to set its share by, and of "
-                f"those numbered from 0 these have none: {', '.join(map(str, missing))}; leave "
-                "single_task out for equal shares, or choose another method"
+                f"{self._called}: every objective must have a primary metric to set its share by, "
+                f"and of those numbered from 0 these have none: {', '.join(map(str, missing))}; "
+                "leave single_task out for equal shares, or choose another method"
             )
         if len(own) != len(self.single_task):
             raise UsageError(
-                f"pivrg: single_task must hold a number for each primary metric "
+                f"{self._called}: single_task must hold a number for each primary metric "
                 f"({', '.join(metric.name for metric in own)}), found {self.single_task}"
             )
         drops: list[list[float]] = [[] for _ in range(self.num_objectives)]

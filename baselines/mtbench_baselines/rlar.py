@@ -1,7 +1,7 @@
 """RLAR: penalise the alignment of the objectives' adversarial directions in latent space."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from mtbench_baselines._checks import at_least, fraction, nonnegative, one_of
 
 if TYPE_CHECKING:
     from optuna import Trial
+
+Mode = Literal["positive", "absolute"]
+Where = Literal["bottleneck", "pooled", "both"]
 
 _EPS = 1e-4
 _LOOKS = {"bottleneck": (False,), "pooled": (True,), "both": (False, True)}
@@ -95,15 +98,15 @@ class RLAR(Scalarizer):
         weight: float = 0.1,
         margin: float = 0.0,
         warmup: int = 1,
-        mode: Literal["positive", "absolute"] = "positive",
-        where: Literal["bottleneck", "pooled", "both"] = "bottleneck",
+        mode: Mode = "positive",
+        where: Where = "bottleneck",
     ) -> None:
         super().__init__(num_objectives, seed)
         nonnegative(self, weight=weight)
         fraction(self, margin=margin)
         at_least(self, 0, warmup=warmup)
-        one_of(self, ("positive", "absolute"), mode=mode)
-        one_of(self, _LOOKS, where=where)
+        one_of(self, get_args(Mode), mode=mode)
+        one_of(self, get_args(Where), where=where)
         self.weight, self.margin, self.warmup, self.mode = weight, margin, warmup, mode
         self.where = where
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
@@ -115,12 +118,12 @@ class RLAR(Scalarizer):
         Tau is drawn where it acts. On the thyroid task nine in ten cosines are below 0.08 at the
         bottleneck, and below 0.25 at the pooled embedding: it is from [0, 0.02] and [0, 0.1].
         """
-        where = trial.suggest_categorical("where", list(_LOOKS))
+        where = trial.suggest_categorical("where", get_args(Where))
         return {
             "weight": trial.suggest_float("weight", 1e-3, 10.0, log=True),
             "margin": trial.suggest_float("margin", 0.0, 0.1 if where == "pooled" else 0.02),
             "warmup": trial.suggest_int("warmup", 0, 5),
-            "mode": trial.suggest_categorical("mode", ["positive", "absolute"]),
+            "mode": trial.suggest_categorical("mode", get_args(Mode)),
             "where": where,
         }
 

@@ -46,7 +46,7 @@ class RandomLossWeighting(Scalarizer):
         num_objectives: int,
         seed: int = 0,
         *,
-        distribution: Literal["normal", "dirichlet"] = "normal",
+        distribution: Distribution = "normal",
     ) -> None:
         super().__init__(num_objectives, seed)
         one_of(self, get_args(Distribution), distribution=distribution)

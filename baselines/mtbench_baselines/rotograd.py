@@ -105,7 +105,7 @@ class RotoGrad(Balancer):
         super().__init__(num_objectives, seed)
         positive(self, lr=lr)
         if not 0 < decay <= 1:
-            raise UsageError(f"rotograd: decay must be above 0 and at most 1, found {decay}")
+            raise UsageError(f"{self._called}: decay must be above 0 and at most 1, found {decay}")
         at_least(self, 0, burn_in=burn_in)
         if size is not None:
             at_least(self, 1, size=size)

@@ -86,16 +86,13 @@ class SAMO(Wrapper):
         mu: float = 0.01,
     ) -> None:
         super().__init__(base, seed)
-        if base.needs_residuals:
-            raise UsageError(
-                "samo gives its base gradients of K moved points, which have no residuals in "
-                f"common, found {base._called}, which looks at them: wrap another method"
-            )
-        if base.at_features:
-            raise UsageError(
-                "samo gives its base gradients of K moved points, which have no features in "
-                f"common, found {base._called}, which looks at them: wrap another method"
-            )
+        for what, looks in (("residuals", base.needs_residuals), ("features", base.at_features)):
+            if looks:
+                raise UsageError(
+                    f"{self._called} gives its base gradients of K moved points, which have no "
+                    f"{what} in common, found {base._called}, which looks at them: wrap another "
+                    "method"
+                )
         positive(self, rho=rho, mu=mu)
         unit_interval(self, alpha=alpha)
         self.rho, self.alpha, self.mu = rho, alpha, mu

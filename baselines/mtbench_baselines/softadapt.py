@@ -63,11 +63,11 @@ class SoftAdapt(Scalarizer):
         seed: int = 0,
         *,
         beta: float = 0.1,
-        variant: Literal["original", "normalised", "loss-weighted"] = "original",
+        variant: Variant = "original",
     ) -> None:
         super().__init__(num_objectives, seed)
         if not -inf < beta < inf:
-            raise UsageError(f"softadapt: beta must be finite, found {beta}")
+            raise UsageError(f"{self._called}: beta must be finite, found {beta}")
         one_of(self, get_args(Variant), variant=variant)
         self.beta, self.variant = beta, variant
         zeros = torch.zeros(num_objectives, dtype=torch.float64)  # 0: no label seen yet

@@ -43,7 +43,7 @@ class TrimmedMean(Aggregator):
     def __init__(self, num_objectives: int, seed: int = 0, *, trim: float = 0.4) -> None:
         super().__init__(num_objectives, seed)
         if not 0 <= trim < 0.5:
-            raise UsageError(f"trimmed_mean: trim must be at least 0 and below 1/2, found {trim}")
+            raise UsageError(f"{self._called}: trim must be at least 0 and below 1/2, found {trim}")
         self.trim = trim
 
     @classmethod

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from mtbench.balancing.accumulation import Held
-from mtbench.balancing.distributed import Ranks, differ, lengths_of, processes, refuse_wrapped
+from mtbench.balancing.distributed import Ranks, lengths_of, must_agree, processes, refuse_wrapped
 from mtbench.balancing.engine import Engine, largest
-from mtbench.balancing.signatures import must_take
+from mtbench.balancing.signatures import must_take, name_of
 from mtbench.balancing.step import Again, Space, Step
 from mtbench.balancing.told import Residuals, Shared, scalars
 from mtbench.balancing.watch import HOOKS, Watch, noted
@@ -149,7 +149,7 @@ class Balancer(nn.Module, ABC):
         """Refuse a parameter without its name, which would be taken for the seed."""
         if len(first) > 1:
             raise UsageError(
-                f"{_name(cls)}: all but the first goes by its name, as in seed=0, found "
+                f"{name_of(cls)}: all but the first goes by its name, as in seed=0, found "
                 f"{first[1]!r} without one"
             )
         return super().__new__(cls)
@@ -227,7 +227,8 @@ class Balancer(nn.Module, ABC):
         # If this is refused, nothing is left of what it was to end.
         held, self._held = self._held, None
         step, names = self._step(losses, said)
-        unspoken = not self.watch.calls and not step.speaks_of_ranks and processes() > 1
+        among = not self.watch.calls and processes() > 1  # the first step of one of several
+        unspoken = among and not step.speaks_of_ranks
         if self.watch.begins():
             own, hooks = self.parameters(), self._hooks()
             self.watch.look(self._called, own, lambda: step.trained, hooks, step.transient)
@@ -241,32 +242,20 @@ class Balancer(nn.Module, ABC):
         # On another rank there may be labels, and what is summed over ranks waits for this one.
         empty = step.ranks.size == 1 and not any(loss.requires_grad for loss in step.losses)
         self.watch.idle = overflows or empty
-        weights: Tensor | None
         trained = list(step.trained) if unspoken else []  # of a graph that is still there
+        weights: Tensor | None
         if self.watch.idle:
             step.descend(step.total())
             weights = torch.full_like(step.host_values, float(overflows))
         else:
-            weights = self.balance(step)
-            K = self.num_objectives
-            if weights is not None and not (isinstance(weights, Tensor) and weights.shape == (K,)):
-                self._refuse("balance", f"weights of shape ({K},), or None", weights)
+            weights = self._weights_or_none(self.balance(step))
             if step.transient and step.is_apart:
                 self.watch.parted(self._called, bool(step.shared))
-            # Of whom each is said to train by itself, those who took gradients apart.
-            alone = self.watch.calls == 1 and not unspoken and step.ranks.size == 1
-            if alone and step.is_apart and processes() > 1:
-                refuse_wrapped(step.shared)
-        if unspoken and differ([*step.read, *lengths_of(p.grad for p in trained)]):
-            raise StepError(
-                "losses or gradients differ between the processes that torch.distributed joins: "
-                "give ranks=Group() of mtbench.balancing.distributed, with losses of the whole "
-                "batch and no DistributedDataParallel; or ranks=ALONE if each trains by itself"
-            )
-        hooked, step.engine.hooked = step.engine.hooked, {}
-        for parameter in hooked.values():
-            for hook in list(parameter._post_accumulate_grad_hooks.values()):
-                hook(parameter)
+            if among and not unspoken and step.ranks.size == 1 and step.is_apart:
+                refuse_wrapped(step.shared)  # each is said to train by itself
+        if unspoken:
+            must_agree(step.read, trained)
+        step.engine.tell_hooks()
         if weights is None or not names:
             return weights
         return dict(zip(names, weights.unbind(), strict=True))
@@ -431,6 +420,13 @@ class Balancer(nn.Module, ABC):
                 f"construct it with num_objectives={found}, or hand over {K}"
             )
 
+    def _weights_or_none(self, found: Tensor | None) -> Tensor | None:
+        """Return what `balance` answers, if it is weights or None."""
+        shape = (self.num_objectives,)
+        if found is not None and not (isinstance(found, Tensor) and found.shape == shape):
+            self._refuse("balance", f"weights of shape {shape}, or None", found)
+        return found
+
     def _vector(self, what: str, found: Any, shape: torch.Size) -> Tensor:
         """Return what a method answers, if it is a vector of this shape, off the graph."""
         if not isinstance(found, Tensor) or found.shape != shape or found.requires_grad:
@@ -459,7 +455,7 @@ class Balancer(nn.Module, ABC):
 
     @property
     def _called(self) -> str:
-        return _name(type(self))
+        return name_of(type(self))
 
     def forward(self, *_: object, **__: object) -> Never:
         """Refuse to be called: what a balancer does is `backward`."""
@@ -545,11 +541,6 @@ class Balancer(nn.Module, ABC):
                 own: Tensor = getattr(self, name)
                 setattr(self, name, own.new_empty(saved.shape, dtype=saved.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _name(method: type) -> str:
-    """Return what a method is called: its module's name."""
-    return method.__module__.rpartition(".")[2]
 
 
 def _asked(after_step: Callable[[Any, LossesFn], None]) -> Callable[[Any, LossesFn], None]:

@@ -62,7 +62,7 @@ class Ranks:
         return self
 
     def of(self, samples: int) -> "Ranks":
-        """Return who shares a batch: `ALONE`, every rank the whole of it, if it is below R."""
+        """Return `ALONE` for a batch below R, which every rank computes whole; else these ranks."""
         return self if samples >= self.size else ALONE
 
     def share(self, tree: Any) -> tuple[Any, list[int]]:
@@ -340,6 +340,20 @@ def differ(found: Sequence[float]) -> bool:
         len(other) == len(found) and np.allclose(other, found, rtol=1e-3, atol=0, equal_nan=True)
         for other in theirs
     )
+
+
+def must_agree(losses: Sequence[float], trained: Iterable[Tensor]) -> None:
+    """Refuse losses or gradients that differ between the processes that torch.distributed joins.
+
+    Raises:
+        StepError: they do.
+    """
+    if differ([*losses, *lengths_of(p.grad for p in trained)]):
+        raise StepError(
+            "losses or gradients differ between the processes that torch.distributed joins: "
+            "give ranks=Group() of mtbench.balancing.distributed, with losses of the whole "
+            "batch and no DistributedDataParallel; or ranks=ALONE if each trains by itself"
+        )
 
 
 def lengths_of(gradients: Iterable[Tensor | None]) -> list[float]:

@@ -222,9 +222,9 @@ class Engine:
         self.batched, self.parts, self.notebook = batched, parts, notebook
         self._buffer = torch.empty(0)
         self.layered = True
-        """Whether layers' gradients need not be formed: they are what they are computed to be."""
+        """Whether layers' gradients need not be formed: until autograd's are found to differ."""
         self.factored = 0
-        """The steps in which they were not."""
+        """The steps in which they were not formed."""
         self.compiled = weakref.WeakKeyDictionary[type, Arrivals]()
         self.hooked: dict[int, Tensor] = {}
         """Parameters whose ``.grad`` is new, and whose hooks are yet to be told."""
@@ -254,6 +254,13 @@ class Engine:
     def forget(self) -> None:
         """Forget what objectives had in common: they may be of another model."""
         self._common.clear()
+
+    def tell_hooks(self) -> None:
+        """Call the hooks of the parameters whose ``.grad`` is new."""
+        hooked, self.hooked = self.hooked, {}
+        for parameter in hooked.values():
+            for hook in list((parameter._post_accumulate_grad_hooks or {}).values()):
+                hook(parameter)
 
     def choose(self, pull: Callable[[bool], object], sizes: str) -> bool:
         """Return whether all objectives had better go back at once: as noted, or measured now.

@@ -1,10 +1,15 @@
-"""Whether a plugin's class defines things as they are called."""
+"""What a plugin's class is called, and whether it defines things as they are called."""
 
 from inspect import signature
 from types import FunctionType
 from typing import Any
 
 from mtbench.errors import UsageError
+
+
+def name_of(plugin: type) -> str:
+    """Return what a method or task is called: its module's name."""
+    return plugin.__module__.rpartition(".")[2]
 
 
 def must_take(plugin: type, name: str) -> None:

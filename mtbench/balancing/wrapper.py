@@ -99,8 +99,13 @@ class WeightingWrapper(Wrapper, Weighting):
         self.space = self.base.space
 
 
-def weighting(owner: str, base: Balancer) -> Weighting:
+def weighting(owner: str, base: Balancer, *, at_shared: bool = False) -> Weighting:
     """Return a base that a wrapper may ask for weights in the place of its whole step.
+
+    Args:
+        owner: the wrapper's name.
+        base: what it wraps.
+        at_shared: whether it must look at the gradients of shared parameters.
 
     Raises:
         UsageError: it is none.
@@ -109,5 +114,10 @@ def weighting(owner: str, base: Balancer) -> Weighting:
         raise UsageError(
             f"{owner} wraps methods that find weights from the Gramian and do no more, found "
             f"{base._called}"
+        )
+    if at_shared and base.space != "shared":
+        raise UsageError(
+            f"{owner} wraps methods on the gradients of shared parameters, found {base._called} "
+            f"with space={base.space}"
         )
     return base

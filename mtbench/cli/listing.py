@@ -2,24 +2,15 @@
 
 import re
 from collections.abc import Callable
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from mtbench.cli.options import Plugins, methods, tasks
 
 
-class Kinds(StrEnum):
-    """What can be listed."""
-
-    methods = "methods"
-    tasks = "tasks"
-    suites = "suites"
-
-
 def list_(
-    kind: Annotated[Kinds, typer.Argument()],
+    kind: Annotated[Literal["methods", "tasks", "suites"], typer.Argument()],
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Methods only: as a table of all that is known.")
     ] = False,
@@ -30,16 +21,16 @@ def list_(
     from mtbench.plugins.extras import command
     from mtbench.plugins.registry import entries
 
-    if markdown and kind is not Kinds.methods:
+    if markdown and kind != "methods":
         raise UsageError("--markdown is for methods; `mtbench info NAME` tells of a task")
-    if kind is Kinds.suites:
+    if kind == "suites":
         from mtbench.comparing.planning.suite import load
         from mtbench.comparing.shipped import shipped
 
         for name in shipped():
             typer.echo(f"{name}  {load(name).title.removeprefix(f'{name}: ')}")
         return
-    found = entries("method" if kind is Kinds.methods else "task", plugin or [])
+    found = entries("method" if kind == "methods" else "task", plugin or [])
     if not markdown:
         for name, entry in found.items():
             extra = entry.extra() if entry.missing() else None

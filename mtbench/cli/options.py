@@ -70,7 +70,9 @@ Epochs = Annotated[
     int | None, typer.Option(help="Passes over the training split; the task has a default.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Precision = Annotated[str | None, typer.Option(help="fp32, the default, or bf16 autocast.")]
+Precision = Annotated[
+    Literal["fp32", "bf16"] | None, typer.Option(help="fp32, the default, or bf16 autocast.")
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="A parameter of method, task or recipe."),
@@ -177,21 +179,6 @@ def load_suite(given: str, plugins: Sequence[Path] | None) -> "Suite":
     return suite
 
 
-def check_precision(given: str | None) -> Literal["fp32", "bf16"]:
-    """Return the precision, fp32 by default.
-
-    Raises:
-        UsageError: there is no such one.
-    """
-    from mtbench.errors import UsageError
-
-    if given in (None, "fp32"):
-        return "fp32"
-    if given == "bf16":
-        return "bf16"
-    raise UsageError(f"--precision must be fp32 or bf16, found {given!r}")
-
-
 def at_least(least: int, **numbers: int | None) -> None:
     """Check numbers that options give.
 
@@ -207,15 +194,15 @@ def at_least(least: int, **numbers: int | None) -> None:
 
 
 def number_of_jobs(given: int | None) -> int:
-    """Return the number of worker processes.
+    """Return the number of worker processes: as many as this process may use cores, by default.
 
     Raises:
         UsageError: it is below 1.
     """
-    from mtbench.training.machine.numerics import cores
+    from joblib import cpu_count
 
     at_least(1, jobs=given)
-    return given or cores()
+    return given or int(cpu_count())
 
 
 def own(callee: Callable[..., Any], context: typer.Context, words: Sequence[str]) -> dict[str, Any]:

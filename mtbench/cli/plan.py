@@ -155,7 +155,7 @@ def _power(
             )
             continue
         resplit = sample.resplit or 0.0
-        least = smallest_effect(units, comparisons, resplit=resplit)
+        least = smallest_effect(units, comparisons, test_train_ratio=resplit)
         lines.append(
             f"{task}: told with probability {POWER:g}, as one of {comparisons} comparisons at "
             f"5 %: a difference of {least:.2f} standard deviations of a {unit}'s paired difference"
@@ -182,8 +182,9 @@ def _power(
             # A difference that is smaller than the margin may be told as either.
             words = ["equivalent"] * (effect < margin) + ["worse"] * (effect > 0)
             ending = partial(
-                prospect, effect, deviation, margin=margin, comparisons=comparisons, resplit=resplit
-            )
+                prospect, effect, deviation, margin=margin, comparisons=comparisons,
+                test_train_ratio=resplit,
+            )  # fmt: skip
             now = ending(units, looks=looks_of(units))
             needed = next(
                 (n for n in REPETITIONS if ending(n, studies=1_000).told(words) >= POWER), None

@@ -97,7 +97,7 @@ def reproduce(
     given = options.overrides(context, settings, data=data, epochs=epochs)
     options.at_least(0, seed=seed)
     options.at_least(1, seeds=seeds, threads=threads)
-    exact = options.check_precision(precision)
+    exact = precision or "fp32"
     asked = [reference, *method]
     request = Request.of(task, asked, given, plugin or [], options.names(context))
     for name in reported.metrics:

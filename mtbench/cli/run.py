@@ -1,9 +1,8 @@
 """``mtbench run``."""
 
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -21,20 +20,8 @@ from mtbench.cli.options import (
     Threads,
 )
 
-
-class Jacobian(StrEnum):
-    """How the K gradients of the shared parameters are computed."""
-
-    auto = "auto"
-    loop = "loop"
-    batched = "batched"
-
-
-class WeightsOf(StrEnum):
-    """Which weights of a run are taken as constants."""
-
-    mean = "mean"
-    final = "final"
+Jacobian = Literal["auto", "loop", "batched"]
+WeightsOf = Literal["mean", "final"]
 
 
 def run(
@@ -64,7 +51,7 @@ def run(
     jacobian: Annotated[
         Jacobian,
         typer.Option(help="A backward per objective, or all in one: measured by default."),
-    ] = Jacobian.auto,
+    ] = "auto",
     jacobian_parts: Annotated[
         int,
         typer.Option(help="Compute it in so many parts: less memory, more time (Gramian only)."),
@@ -132,7 +119,6 @@ def run(
         meant = next((f": {hint}" for hint in hints if "--method'" in hint), "")
         raise UsageError(f"say which method to run: --method NAME, or --config FILE{rest}{meant}")
     named, task = task is not None, task or options.REFERENCE
-    exact = options.check_precision(precision)
     if weights_from is None and weights_of is not None:
         raise UsageError("--weights-of says which of a run's weights: add --weights-from RUN")
 
@@ -145,18 +131,17 @@ def run(
     if not named and not started():
         options.say_default()
     if weights_from is not None:
-        given |= _weights(
-            weights_from, weights_of or WeightsOf.mean, task, method, given, plugin or []
-        )
+        given |= _weights(weights_from, weights_of or "mean", task, method, given, plugin or [])
     request = Request.of(task, method, given, plugin or [], known)
     if nproc > 1 and not started():  # what is wrong is told once
         launch(nproc, sys.argv[1:])
         return
-    batched = {Jacobian.auto: None, Jacobian.loop: False, Jacobian.batched: True}[jacobian]
+    batched = {"auto": None, "loop": False, "batched": True}[jacobian]
     engine = partial(Engine, batched=batched, parts=jacobian_parts, notebook=cache_dir())
     run_cells(
-        request, range(seed, seed + seeds), device, exact, out, fresh=not resume, threads=threads,
-        engine=engine, init=init, diagnose=diagnose, plugins=plugin or [],
+        request, range(seed, seed + seeds), device, precision or "fp32", out,
+        fresh=not resume, threads=threads, engine=engine, init=init, diagnose=diagnose,
+        plugins=plugin or [],
     )  # fmt: skip
 
 
@@ -188,5 +173,5 @@ def _weights(
     if twice := {"weights", *takers} & set(given):
         raise UsageError(f"{min(twice)} is given twice: as such, and by --weights-from")
     giver = RunDirectory(run)
-    found = frozen_weights(giver, kind.value, task, Method.find(giver.spec().method, plugins))
+    found = frozen_weights(giver, kind, task, Method.find(giver.spec().method, plugins))
     return dict.fromkeys(takers, ",".join(map(repr, found)))

@@ -57,7 +57,7 @@ def run_cells(
     runs: list[RunDirectory] = []
     pictures: list[Path] = []
     with (
-        joined(where) as ranks,
+        joined(where if device == "auto" else device) as ranks,
         Display(console := terminal(quiet=ranks.rank > 0), primary) as display,
     ):
         with ranks.in_turn():

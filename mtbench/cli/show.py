@@ -1,35 +1,19 @@
 """``mtbench leaderboard``."""
 
 import re
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from mtbench.cli.options import BASELINE, PLAIN, Plain
 
-
-class Format(StrEnum):
-    """How a leaderboard is written."""
-
-    table = "table"
-    markdown = "markdown"
-    csv = "csv"
-    json = "json"
-    latex = "latex"
-
-
-class Width(StrEnum):
-    """What a LaTeX table fits."""
-
-    column = "column"
-    page = "page"
+Format = Literal["table", "markdown", "csv", "json", "latex"]
 
 
 def leaderboard(
     runs: Annotated[list[Path], typer.Argument(help="Folders that hold run directories.")],
-    form: Annotated[Format, typer.Option("--format", "-f", help="How to write it.")] = Format.table,
+    form: Annotated[Format, typer.Option("--format", "-f", help="How to write it.")] = "table",
     to: Annotated[Path | None, typer.Option(help="Write there instead of to the terminal.")] = None,
     html: Annotated[
         Path | None,
@@ -47,7 +31,7 @@ def leaderboard(
         ),
     ] = None,
     width: Annotated[
-        Width | None,
+        Literal["column", "page"] | None,
         typer.Option(help="LaTeX only: what each table fits; a page's text by default."),
     ] = None,
     raw: Annotated[
@@ -68,13 +52,13 @@ def leaderboard(
     from mtbench.errors import UsageError
     from mtbench.training.cell.rundir import find_runs
 
-    if form is Format.table and to is not None:
+    if form == "table" and to is not None:
         raise UsageError("--to needs --format markdown, csv, json or latex")
-    if cost and form is not Format.csv:
+    if cost and form != "csv":
         raise UsageError("--cost is for --format csv; the other formats have the cost anyway")
-    if width is not None and form is not Format.latex:
+    if width is not None and form != "latex":
         raise UsageError("--width is for --format latex")
-    if columns is not None and form in (Format.csv, Format.json):
+    if columns is not None and form in ("csv", "json"):
         raise UsageError(f"--columns is for tables; {form} has every column")
     found = boards.boards(list(find_runs(runs)), baseline, plain)
     wanted = None
@@ -93,20 +77,16 @@ def leaderboard(
         from mtbench.comparing.judging import report
 
         typer.echo(f"page: {report.write(found, html)}", err=True)
-    if form is Format.table:
+    if form == "table":
         print_boards(terminal(), found, wanted)
         return
     together = boards.overall(found)
     tail = [boards.overall_markdown(together)] if together else []
     text = {
-        Format.markdown: lambda: "\n".join(
-            [*(boards.to_markdown(one, wanted) for one in found), *tail]
-        ),
-        Format.latex: lambda: boards.to_latex(
-            found, wanted, "page" if width is None else width.value
-        ),
-        Format.csv: lambda: boards.to_csv(found, cost=cost),
-        Format.json: lambda: boards.to_json(found) + "\n",
+        "markdown": lambda: "\n".join([*(boards.to_markdown(one, wanted) for one in found), *tail]),
+        "latex": lambda: boards.to_latex(found, wanted, width or "page"),
+        "csv": lambda: boards.to_csv(found, cost=cost),
+        "json": lambda: boards.to_json(found) + "\n",
     }[form]()
     if to is None:
         typer.echo(text, nl=False)

@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,26 +24,7 @@ if TYPE_CHECKING:
     from mtbench.comparing.running.executors import Executor
 
 
-class Until(StrEnum):
-    """When a sweep ends."""
-
-    done = "done"
-    decided = "decided"
-
-
-class OtherCode(StrEnum):
-    """What is done with cells that other code has made."""
-
-    keep = "keep"
-    anew = "anew"
-
-
-class Where(StrEnum):
-    """Where workers run."""
-
-    local = "local"
-    slurm = "slurm"
-    dask = "dask"
+Where = Literal["local", "slurm", "dask"]
 
 
 def sweep(
@@ -54,7 +34,7 @@ def sweep(
     data: Data = None,
     executor: Annotated[
         Where, typer.Option(help="Where cells are run: processes here, SLURM jobs or Dask tasks.")
-    ] = Where.local,
+    ] = "local",
     slurm: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,14 +48,14 @@ def sweep(
         int | None, typer.Option(help="Cells in a SLURM job or a Dask task; 1 by default.")
     ] = None,
     until: Annotated[
-        Until,
+        Literal["done", "decided"],
         typer.Option(
             help="All repetitions, or only as many as it takes to tell each row from those that "
             "the suite asks `against`; the error rate holds either way."
         ),
-    ] = Until.done,
+    ] = "done",
     other_code: Annotated[
-        OtherCode | None,
+        Literal["keep", "anew"] | None,
         typer.Option(
             help="Where another mtbench, or other code of a plugin, has made cells: count them, "
             "and go on with the rest; or train them anew. Cells that it has only begun are begun "
@@ -117,13 +97,12 @@ def sweep(
                 f"--out {out}: {others}: say --other-code keep to count them and go on with the "
                 f"rest, or --other-code anew to train them again{again if begun else ''}"
             )
-        said = "kept" if other_code is OtherCode.keep else "trained anew"
+        said = "kept" if other_code == "keep" else "trained anew"
         also = ", what is begun begins again" if begun else ""
         console.print(inert.plain(f"{others}: {said}{also}"), soft_wrap=True)
     # Also where there is none yet: who says what is to be done, may meet some on the way.
     if other_code is not None:
-        keep = other_code is OtherCode.keep
-        order = replace(order, other_code="keep" if keep else "anew")
+        order = replace(order, other_code=other_code)
         grid = Grid(order)
     prepare(out)
     for line in grid.tell_left_out():
@@ -133,7 +112,7 @@ def sweep(
         return _executor(executor, out, workers, slurm or [], scheduler or "", batch or 1)
 
     def all_of(part: Grid) -> dict[Cell, State]:
-        with Watch(console, part, workers if executor is Where.local else 1) as watch:
+        with Watch(console, part, workers if executor == "local" else 1) as watch:
             return run(part, out, start(), watch)
 
     def tell(look: int, questions: Sequence[str]) -> None:
@@ -145,7 +124,7 @@ def sweep(
     with _stopped_by_sigterm():
         with Display(console, []) as display:
             check_data(grid, display.prepare)
-        if until is Until.decided:
+        if until == "decided":
             states = until_decided(order, out, plain, all_of, tell)
         else:
             states = all_of(grid)
@@ -175,16 +154,16 @@ def _check(
     from mtbench.errors import UsageError
 
     for option, value, meant in (
-        ("jobs", jobs, (Where.local,)),
-        ("slurm", slurm, (Where.slurm,)),
-        ("scheduler", scheduler, (Where.dask,)),
-        ("batch", batch, (Where.slurm, Where.dask)),
+        ("jobs", jobs, ("local",)),
+        ("slurm", slurm, ("slurm",)),
+        ("scheduler", scheduler, ("dask",)),
+        ("batch", batch, ("slurm", "dask")),
     ):
         if value is not None and where not in meant:
             raise UsageError(
                 f"--{option} is for --executor {' and '.join(meant)}, found --executor {where}"
             )
-    if where is Where.dask and scheduler is None:
+    if where == "dask" and scheduler is None:
         raise UsageError("--executor dask needs --scheduler ADDRESS")
     if batch is not None and batch < 1:
         raise UsageError(f"--batch must be at least 1, found {batch}")
@@ -198,10 +177,10 @@ def _executor(
 ) -> "Executor":
     from mtbench.comparing.running.executors import Dask, Local, Slurm
 
-    if where is Where.slurm:
+    if where == "slurm":
         pairs = (text.partition("=") for text in slurm)
         return Slurm(out, batch, {key: value for key, _, value in pairs})
-    if where is Where.dask:
+    if where == "dask":
         return Dask(scheduler, batch)
     return Local(jobs, out)
 

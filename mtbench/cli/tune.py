@@ -87,7 +87,7 @@ def tune(
     given = options.overrides(context, settings, data=data, epochs=epochs)
     options.at_least(0, seed=seed)
     options.at_least(1, trials=trials, threads=threads)
-    exact = options.check_precision(precision)
+    exact = precision or "fp32"
     options.check_names(task, [method], plugin)
     if task is None:
         task = options.REFERENCE

@@ -5,12 +5,10 @@ ranked comes from the suite, and this is where the folder remembers it. A cell m
 """
 
 import json
-import re
 from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -23,13 +21,6 @@ from mtbench.errors import RunError, first_fault
 from mtbench.training.cell.rundir import RunDirectory
 
 FILE = "suites.json"
-
-
-def _as_now(title: Any) -> Any:
-    """Return a task's title as it is written now: the first ones had Python's `True` and `None`."""
-    if not isinstance(title, str):
-        return title
-    return re.sub(r"(?<=[=,])(True|False|None)(?=[ ,]|$)", lambda word: word[0].lower(), title)
 
 
 class Claim(BaseModel):
@@ -61,7 +52,7 @@ class Claim(BaseModel):
 
     suite: str
     digest: str
-    task: Annotated[str, BeforeValidator(_as_now)]
+    task: str
     label: str
     repetition: Annotated[int, Field(ge=0, lt=1000)]
     draw: Annotated[int, Field(ge=0, lt=1000)] | None

@@ -69,8 +69,7 @@ class Record:
             if result.reason is not None:
                 tags["reason"] = result.reason
             once = _numbers({"selected": result.val or {}, "cost": result.cost.model_dump()})
-            # The first results leave times to their files' own.
-            times = result.times or {"ended": (run.path / "result.json").stat().st_mtime}
+            times = result.times
         if (run.path / "test.opened").exists():
             once |= _numbers({"test": run.open_test()})
         return cls(

@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Mapping
 
+from mtbench import inert
 from mtbench.balancing.balancer import Aggregator, Balancer, Scalarizer, Weighting
 from mtbench.balancing.wrapper import WeightingWrapper, Wrapper
 from mtbench.plugins import params
@@ -66,12 +67,9 @@ def _markdown(text: str) -> str:
 
 def markdown(methods: Mapping[str, Entry]) -> str:
     """Return the methods as a Markdown table, and their deviations as a list."""
-    lines = [
-        "| method | what it does | works on | a step costs | parameters (search space) | paper | "
-        "checked against |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    notes = []
+    heads = ["method", "what it does", "works on", "a step costs", "parameters (search space)"]
+    heads += ["paper", "checked against"]
+    rows, notes = [], []
     for name, entry in methods.items():
         method = entry.load(Balancer)
         space = search_space(method)
@@ -101,7 +99,8 @@ def markdown(methods: Mapping[str, Entry]) -> str:
             method.paper,
             method.checked_against,
         )
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        rows.append([cell.replace("|", "\\|") for cell in cells])
         if said := deviations(method):
             notes.append(f"- `{name}`: {said}")
-    return "\n".join([*lines, "", "## Deviations from the papers", "", *notes, ""])
+    lines = [*inert.table(heads, rows), "", "## Deviations from the papers", "", *notes, ""]
+    return "\n".join(lines)

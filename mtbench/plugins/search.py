@@ -28,8 +28,8 @@ class _Recorder:
         return choices[0]
 
 
-def search_space(method: type[Balancer], num_objectives: int = 2) -> dict[str, str]:
-    """Return what a method's `suggest` draws, by parameter, in words."""
+def search_space(method: type[Balancer]) -> dict[str, str]:
+    """Return what a method's `suggest` draws, by parameter, in words, for two objectives."""
     recorder = _Recorder()
-    method.suggest(recorder, num_objectives)  # type: ignore[arg-type]
+    method.suggest(recorder, 2)  # type: ignore[arg-type]
     return recorder.asked

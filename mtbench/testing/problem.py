@@ -28,25 +28,6 @@ class Make(Protocol):
         ...
 
 
-class _Encoder(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Linear(3, 6)
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        return (torch.tanh(self.body(inputs)),)
-
-
-class _Head(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 1))
-
-    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        output: Tensor = self.body(features[0])
-        return output
-
-
 class Problem:
     """A small regression with K objectives: model, batches, losses, one step of training.
 
@@ -69,8 +50,12 @@ class Problem:
         self.order = range(self.K) if order is None else order
         with torch.random.fork_rng():
             torch.default_generator.manual_seed(0)  # the CPU's, which is all that is drawn from
-            model = MultitaskModel(_Encoder(), [_Head() for _ in range(self.K)])
-        self.model = balancer.wrap(model.to(dtype))
+            encoder = nn.Sequential(nn.Linear(3, 6), nn.Tanh())
+            heads = [
+                nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 1)) for _ in range(self.K)
+            ]
+        model = MultitaskModel.single_feature(encoder, heads).to(dtype)
+        self.model = balancer.wrap(model)
         self.engine = Engine(batched=False)
 
     def residuals(self, features: tuple[Tensor, ...], batch: int) -> list[Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.model import MultitaskModel
-from mtbench.balancing.signatures import must_take
+from mtbench.balancing.signatures import must_take, name_of
 from mtbench.errors import PluginError, UsageError
 
 Batch = dict[str, Any]
@@ -509,11 +509,6 @@ class Task(ABC):
     def template(cls) -> str:
         """Return a text file that describes a user's own data, with examples, to be filled in."""
         raise UsageError(f"task {name_of(cls)} has no template: it does not read a user's own data")
-
-
-def name_of(task: type[Task]) -> str:
-    """Return what a task is called: its module's name."""
-    return task.__module__.rpartition(".")[2]
 
 
 def _of_splits(setup: Any) -> Callable[..., Splits]:

@@ -515,7 +515,7 @@ def test_several_processes_have_to_be_spoken_of(monkeypatch: pytest.MonkeyPatch)
     net = Net()
     expected = made(net)
     monkeypatch.setattr("mtbench.balancing.balancer.processes", lambda: 2)
-    monkeypatch.setattr("mtbench.balancing.balancer.differ", lambda found: len(found) == 2 + 8)
+    monkeypatch.setattr("mtbench.balancing.distributed.differ", lambda found: len(found) == 2 + 8)
     with pytest.raises(StepError, match=r"losses or gradients differ .*: give ranks=Group\(\)"):
         made(net)
     same(made(Net(), ranks=ALONE), expected)

@@ -74,10 +74,10 @@ def test_reaches_the_middle_of_a_concave_front():
 @pytest.mark.parametrize(
     ("parameters", "words"),
     [
-        ({"weights": (1.0,)}, r"weights must hold one number per objective \(2\), found \(1.0,\)"),
-        ({"weights": (1.0, 0.0)}, r"weights must be finite and above 0, found \(1.0, 0.0\)"),
-        ({"ideal": (0.0,)}, r"ideal must hold one number per objective \(2\), found \(0.0,\)"),
-        ({"ideal": (0.0, float("inf"))}, "ideal must be finite"),
+        ({"weights": (1.0,)}, r"weights must hold one .* objective \(2\), .*, found \(1.0,\)"),
+        ({"weights": (1.0, 0.0)}, r"weights .*, each finite and above 0, found \(1.0, 0.0\)"),
+        ({"ideal": (0.0,)}, r"ideal must hold one .* objective \(2\), .*, found \(0.0,\)"),
+        ({"ideal": (0.0, float("inf"))}, "ideal .*, each finite, found"),
     ],
 )
 def test_refuses(parameters, words):

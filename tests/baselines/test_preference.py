@@ -73,5 +73,5 @@ def test_an_objective_without_a_gradient_takes_its_preference_along(method):
 @pytest.mark.parametrize("wrong", [(1.0, 2.0), (1.0, 0.0, 1.0, 1.0), (1.0, 1.0, 1.0, float("inf"))])
 def test_refuses(method, wrong):
     name = method.__module__.rpartition(".")[2]
-    with pytest.raises(UsageError, match=f"{name}: preference must hold one finite number above 0"):
+    with pytest.raises(UsageError, match=f"{name}: preference .*, each finite and above 0"):
         method(4, preference=wrong)

@@ -11,6 +11,7 @@ import torch
 
 from mtbench import Engine, Method
 from mtbench.cli import bench
+from mtbench.training.machine import numerics
 from mtbench_speed import peers
 from mtbench_speed.contestants import floor, ours, plain
 from mtbench_speed.models import KINDS, Problem
@@ -63,6 +64,12 @@ def test_a_step_in_bf16(mtbench: Mtbench, tmp_path: Path) -> None:
     assert ours == {"mgda", "graddrop"}
     assert {row["precision"] for row in rows} == {"bf16"}
     assert "precision bf16" in text
+
+
+def test_a_device_may_have_a_number(mtbench: Mtbench, tmp_path: Path) -> None:
+    line = ["--what", "aggregation", "-m", "ew", "--device", "cpu:0"]
+    _, text = measured(mtbench, tmp_path / "a.csv", *line)
+    assert f"device {numerics.hardware(torch.device('cpu'))}" in text
 
 
 def test_solvers_and_aggregations_are_timed(mtbench: Mtbench, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_final_seeds_are_fresh(tuned: Path, mtbench: Mtbench, tiny: Path, tmp_pa
     [
         ("task = 3", ["best.toml: task: ", "found 3"]),
         ("method = 'ew'", ["task: Field required"]),
-        ("task", ["is no TOML file"]),
+        ("task", ["best.toml: is no TOML: "]),
         ("task='tiny'\nmethod='ew'\nspeed=2", ["speed: ", "found 2"]),
         ("task='tiny'\nmethod='ew'\nversion=2", ["version: ", "found 2"]),
         ("task='tiny'\nmethod='ewe'", ["best.toml: unknown method 'ewe'"]),

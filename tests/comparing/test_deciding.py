@@ -28,7 +28,7 @@ def reached(draws: np.ndarray, words: tuple[str, ...], **rule: float) -> np.ndar
     most = draws.shape[1]
     found = np.zeros(len(draws), bool)
     for n in range(FIRST, most + 1):
-        found |= np.isin(decide(draws[:, :n], most=most, **rule).told, words)  # type: ignore[arg-type]
+        found |= np.isin(decide(draws[:, :n], planned=most, **rule).told, words)  # type: ignore[arg-type]
     return found
 
 
@@ -151,7 +151,7 @@ def test_nadeau_and_bengio_hold_where_units_split_one_collection() -> None:
     shared = rng.normal(size=(STUDIES, 1)) * math.sqrt(rho)
     draws = shared + rng.normal(size=(STUDIES, 10)) * math.sqrt(1 - rho)
     plain, corrected = (
-        np.isin(decide(draws, margin=1e-9, resplit=r).told, ("better", "worse")).mean()
+        np.isin(decide(draws, margin=1e-9, test_train_ratio=r).told, ("better", "worse")).mean()
         for r in (0.0, 0.25)
     )
     assert plain > 0.25
@@ -159,7 +159,7 @@ def test_nadeau_and_bengio_hold_where_units_split_one_collection() -> None:
 
 
 def false_alarms(differences: np.ndarray, resplit: float) -> float:
-    told = decide(differences, margin=1e-9, resplit=resplit).told
+    told = decide(differences, margin=1e-9, test_train_ratio=resplit).told
     return float(np.isin(told, ("better", "worse")).mean())
 
 
@@ -196,7 +196,7 @@ def test_folds_of_one_collection_keep_the_level() -> None:
     d = np.array(differences)
     assert false_alarms(d, 0.0) > 0.3
     assert 0.02 < false_alarms(d, setting.resplit or 0.0) < 0.08
-    assert ever(d, ("better", "worse"), margin=1e-9, resplit=setting.resplit or 0.0) < 0.07
+    assert ever(d, ("better", "worse"), margin=1e-9, test_train_ratio=setting.resplit or 0.0) < 0.07
 
 
 def test_populations_of_their_own_keep_the_level() -> None:
@@ -229,15 +229,19 @@ def test_power_and_what_looking_saves() -> None:
 @pytest.mark.parametrize(("comparisons", "resplit"), [(7, 0.0), (70, 1.25)])
 def test_the_smallest_effect_is_told_as_often_as_stated(comparisons: int, resplit: float) -> None:
     """Also where it is large: six units of two folds, and all methods."""
-    effect = smallest_effect(FIRST, comparisons, resplit=resplit)
-    found = prospect(-effect, 1.0, FIRST, margin=1e-9, comparisons=comparisons, resplit=resplit)
+    effect = smallest_effect(FIRST, comparisons, test_train_ratio=resplit)
+    found = prospect(
+        -effect, 1.0, FIRST, margin=1e-9, comparisons=comparisons, test_train_ratio=resplit
+    )
     assert found.told(["better"]) == pytest.approx(0.8, abs=0.01)
 
 
 def test_folds_take_more_than_populations() -> None:
-    plain, folds = (prospect(-1.0, 1.0, MOST, margin=1e-9, resplit=rho) for rho in (0.0, 0.25))
+    plain, folds = (
+        prospect(-1.0, 1.0, MOST, margin=1e-9, test_train_ratio=rho) for rho in (0.0, 0.25)
+    )
     assert plain.shares["better"] > 0.9 > 0.6 > folds.shares["better"]
-    null = prospect(0.0, 1.0, MOST, margin=1e-9, resplit=0.25)
+    null = prospect(0.0, 1.0, MOST, margin=1e-9, test_train_ratio=0.25)
     assert 0.02 < null.shares["better"] + null.shares["worse"] < 0.06  # the last look has 3.4 %
 
 

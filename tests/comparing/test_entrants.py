@@ -249,25 +249,6 @@ PAIRED = ["difference_low", "difference_high", "p", "p_equivalence", "told"]
 """What depends on how many comparisons there are."""
 
 
-@pytest.mark.parametrize(
-    ("written", "now"),
-    [
-        ("digits width=8 epochs=16", "digits width=8 epochs=16"),
-        ("t strict=True by=None", "t strict=true by=none"),
-        ("t on=True,False", "t on=true,false"),
-        ("t name=Nonesuch True", "t name=Nonesuch True"),
-    ],
-)
-def test_a_task_is_called_as_the_first_records_call_it(written: str, now: str) -> None:
-    fields = {
-        "suite": "core", "digest": "d" * 12, "task": written, "label": "ew", "repetition": 0,
-        "draw": None, "sampler": "sobol", "places": {}, "trials": 0, "repetitions": 1, "seeds": 1,
-        "rows": 4, "margin": 2.0, "against": [],
-    }  # fmt: skip
-    [found] = claim.parse(json.dumps([fields]).encode(), "suites.json")
-    assert found.task == now
-
-
 def test_data_that_has_changed_makes_two_boards(folder: Path) -> None:
     before = board(folder, "ls")
     claimed(cell(folder, "good", 0, dice=0.9, method_params={"w": 1}, data="other"), draw=1)

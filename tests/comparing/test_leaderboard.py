@@ -36,6 +36,7 @@ def result(spec: Spec, **own: Any) -> dict[str, Any]:
         "version": 1, "status": "finished", "task": spec.task, "method": spec.method,
         "reference": spec.method == "stl", "seed": spec.seed, "hash": spec.hash,
         "selection": "rule", "epochs": 2, "metrics": METRICS, "notes": {}, "environment": {},
+        "idle": [], "nonfinite": [], "plugins": {}, "times": {},
         "best_epoch": 1, "val": {}, "score": 0.5,
         "cost": {
             "seconds_per_step": 0.25, "peak_mib": 100.0, "train_seconds": 1800.0,

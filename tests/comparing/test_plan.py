@@ -73,7 +73,7 @@ def test_the_board_tells_as_often_as_was_promised(
         [found] = leaderboard.boards([], "ls")
         told += found.pairs.loc[found.pairs["method"] == "new", "told"].tolist()
     promised = prospect(
-        effect, DEVIATION, REPETITIONS, margin=2.0, comparisons=2, resplit=resplit or 0.0
+        effect, DEVIATION, REPETITIONS, margin=2.0, comparisons=2, test_train_ratio=resplit or 0.0
     )
     assert len(told) == STUDIES
     for word, share in promised.shares.items():

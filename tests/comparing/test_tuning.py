@@ -19,11 +19,12 @@ from mtbench.training.cell.config import Config
 from mtbench.training.cell.request import Request
 from mtbench.training.cell.rundir import RunDirectory, find_runs
 from mtbench.training.task import Recipe
+from mtbench.training.trainer.observer import Silent
 
 SEARCH = Search((1e-4, 1e-2), (1e-5, 1e-3))
 
 
-class Silent:
+class Cutting(Silent):
     """An observer that may be told to cut a trial off."""
 
     def __init__(self, cut_after: int | None = None) -> None:
@@ -32,17 +33,11 @@ class Silent:
     def started(self, spec, epochs, steps, done):
         self.done.append(done)
 
-    def stepped(self, epoch, losses):
-        pass
-
     def evaluated(self, record):
         if self.left is not None:
             self.left -= 1
             if self.left < 0:
                 raise KeyboardInterrupt
-
-    def finished(self, result):
-        pass
 
 
 @pytest.fixture
@@ -160,7 +155,7 @@ def test_mode_names() -> None:
 
 def test_official_trials_are_the_draws_and_sealed(make, tmp_path: Path) -> None:
     with make() as study:
-        study.run(3, Silent())
+        study.run(3, Cutting())
         outcomes = study.outcomes()
         drawn = study.draws(3)
     assert sorted(o.number for o in outcomes) == [0, 1, 2]
@@ -179,15 +174,15 @@ def test_official_trials_are_the_draws_and_sealed(make, tmp_path: Path) -> None:
 
 def test_a_study_grows_and_its_first_trials_stay(make) -> None:
     with make() as study:
-        study.run(2, Silent())
+        study.run(2, Cutting())
         before = study.outcomes()
     with make() as study:
-        study.run(4, Silent())
+        study.run(4, Cutting())
         after = {outcome.number: outcome for outcome in study.outcomes()}
     assert sorted(after) == [0, 1, 2, 3]
     assert all(after[outcome.number] == outcome for outcome in before)
     with make() as study:
-        watcher = Silent()
+        watcher = Cutting()
         study.run(4, watcher)
         assert watcher.done == []
 
@@ -197,10 +192,10 @@ def test_a_study_grows_and_its_first_trials_stay(make) -> None:
 def test_a_trial_that_was_cut_off_is_taken_up(make, mode: Mode, storage, tmp_path: Path) -> None:
     own = {"mode": mode, "storage": storage.format(tmp_path)}
     with make(**own) as study, pytest.raises(KeyboardInterrupt):
-        study.run(3, Silent(cut_after=5))  # in the second epoch of the second trial
+        study.run(3, Cutting(cut_after=5))  # in the second epoch of the second trial
     with make(**own) as study:
         assert len(study.study.get_trials(states=(optuna.trial.TrialState.RUNNING,))) == 1
-        watcher = Silent()
+        watcher = Cutting()
         study.run(3, watcher)
         outcomes = study.outcomes()
         assert study.elsewhere == 0
@@ -213,12 +208,12 @@ def test_a_trial_that_was_cut_off_is_taken_up(make, mode: Mode, storage, tmp_pat
 def test_an_epoch_that_is_repeated_is_reported_once(make, tmp_path: Path) -> None:
     """Killed after the record was written and before the checkpoint."""
     with make() as study, pytest.raises(KeyboardInterrupt):
-        study.run(2, Silent(cut_after=5))
+        study.run(2, Cutting(cut_after=5))
     [unfinished] = [run for run in find_runs([tmp_path]) if run.result() is None]
     assert unfinished.history()
     (unfinished.path / "checkpoint.pt").unlink()
     with make() as study:
-        study.run(2, watcher := Silent())
+        study.run(2, watcher := Cutting())
         assert len(study.outcomes()) == 2
     assert watcher.done == [0]
 
@@ -226,13 +221,13 @@ def test_an_epoch_that_is_repeated_is_reported_once(make, tmp_path: Path) -> Non
 def test_two_folders_share_a_storage(make, tmp_path: Path) -> None:
     own = {"storage": f"sqlite:///{tmp_path / 'shared.db'}"}
     with make(out=tmp_path / "a", **own) as one, pytest.raises(KeyboardInterrupt):
-        one.run(4, Silent(cut_after=1))
+        one.run(4, Cutting(cut_after=1))
     with make(out=tmp_path / "b", **own) as other:
-        other.run(4, Silent())
+        other.run(4, Cutting())
         assert other.elsewhere == 1  # left alone
         assert sorted(o.number for o in other.outcomes()) == [1, 2, 3]
     with make(out=tmp_path / "a", **own) as one:
-        one.run(4, Silent())
+        one.run(4, Cutting())
         assert sorted(o.number for o in one.outcomes()) == [0, 1, 2, 3]
 
 
@@ -244,10 +239,10 @@ def test_two_processes_share_a_folder(make, tmp_path: Path) -> None:
         run = RunDirectory.at(tmp_path, other.cell(first, other.draws(3)))
         first.set_user_attr("cell", run.path.relative_to(tmp_path).as_posix())
         with run.claim():  # alive
-            one.run(3, Silent())
+            one.run(3, Cutting())
             assert one.elsewhere == 1
             assert sorted(o.number for o in one.outcomes()) == [1, 2]
-        one.run(3, Silent())  # dead
+        one.run(3, Cutting())  # dead
         assert one.elsewhere == 0
         assert sorted(o.number for o in one.outcomes()) == [0, 1, 2]
         with pytest.raises(optuna.exceptions.UpdateFinishedTrialError):
@@ -268,8 +263,8 @@ def test_folders_that_queue_at_once_run_nothing_twice(make, mode: Mode, tmp_path
             )
         second = other.study.get_trials()[1]
         assert other.queue.counts(optuna.trial.Trial(other.study, second._trial_id), 1) is False
-        one.run(2, Silent())
-        other.run(2, Silent())
+        one.run(2, Cutting())
+        other.run(2, Cutting())
         assert len(one.outcomes()) == len(other.outcomes()) == 2
         assert len({outcome.cell for outcome in one.outcomes()}) == 2
     assert len(list(find_runs([tmp_path]))) == 2
@@ -313,7 +308,7 @@ class Hopeless(optuna.pruners.BasePruner):
 def test_a_pruned_cell_is_not_finished(make, tmp_path: Path) -> None:
     with make(mode=Mode("random", "median")) as study:
         study.study.pruner = Hopeless()
-        study.run(2, Silent())
+        study.run(2, Cutting())
         outcomes = study.outcomes()
         assert [outcome.status for outcome in outcomes] == ["pruned", "pruned"]
         assert study.best(outcomes) is None
@@ -325,7 +320,7 @@ def test_a_pruned_cell_is_not_finished(make, tmp_path: Path) -> None:
 def test_diverged_trials_are_the_worst_and_count(make) -> None:
     for mode in (Mode(), Mode("tpe"), Mode("tpe", multi=True)):
         with make(mode=mode, given={"explode": "true"}) as study:
-            study.run(2, Silent())
+            study.run(2, Cutting())
             outcomes = study.outcomes()
             assert [o.status for o in outcomes] == ["diverged", "diverged"]
             assert study.best(outcomes) is None
@@ -335,7 +330,7 @@ def test_diverged_trials_are_the_worst_and_count(make) -> None:
 @pytest.mark.parametrize("explode", ["false", "true"])
 def test_a_trial_that_has_ended_keeps_no_checkpoint(make, tmp_path: Path, explode: str) -> None:
     with make(given={"explode": explode}) as study:
-        study.run(2, Silent())
+        study.run(2, Cutting())
     assert len(list(tmp_path.rglob("result.json"))) == 2
     assert not list(tmp_path.rglob("checkpoint.pt"))
 
@@ -344,7 +339,7 @@ def test_samplers_do_not_repeat_themselves_when_resumed(make) -> None:
     mode = Mode("random")
     for count in (1, 2, 3):
         with make(mode=mode) as study:
-            study.run(count, Silent())
+            study.run(count, Cutting())
     assert len({outcome.recipe["lr"] for outcome in study.outcomes()}) == 3
 
 
@@ -353,14 +348,14 @@ def test_every_sampler_runs(make, sampler: str) -> None:
     given = {"epochs": "1"}
     for mode in (Mode(sampler, "hyperband"), Mode(sampler, multi=True)):
         with make(mode=mode, given=given) as study:
-            study.run(3, Silent())
+            study.run(3, Cutting())
             assert len(study.outcomes()) == 3
 
 
 @pytest.mark.parametrize("method", ["ls", "damped+mgda"])
 def test_best_is_what_ran(make, method: str, tmp_path: Path, tiny: Path) -> None:
     with make(method=method) as study:
-        study.run(3, Silent())
+        study.run(3, Cutting())
         outcomes = study.outcomes()
     best = study.best(outcomes)
     assert best is not None

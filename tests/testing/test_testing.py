@@ -580,10 +580,10 @@ RULES = {
         (InTurn, "treat them alike, or say is_symmetric = False"),
     ],
     gradients: [
-        (Idle, r"encoder\.body\.weight has no \.grad: write it by"),
-        (NanGradient, r"encoder\.body\.weight\.grad is not finite"),
+        (Idle, r"encoder\.body\.0\.weight has no \.grad: write it by"),
+        (NanGradient, r"encoder\.body\.0\.weight\.grad is not finite"),
         (HeadsAlone, "the encoder get zero gradients"),
-        (MovesModel, r"encoder\.body\.weight was changed: write \.grad only"),
+        (MovesModel, r"encoder\.body\.0\.weight was changed: write \.grad only"),
     ],
     contract.test_global_generators_are_left_alone: [
         (GlobalDraw, "torch's global generator was drawn from"),

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -27,21 +27,6 @@ class Model(StrEnum):
     resnet = "resnet"
     resnet50 = "resnet50"
     vit_b = "vit_b"
-
-
-class Precision(StrEnum):
-    """Of the forward pass; bf16 by autocast."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class Jacobian(StrEnum):
-    """How the K gradients are computed."""
-
-    auto = "auto"
-    loop = "loop"
-    batched = "batched"
 
 
 MODELS = (Model.mlp, Model.cnn, Model.resnet)  # that a CPU is done with in minutes
@@ -75,8 +60,9 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     batched: Annotated[
-        Jacobian, typer.Option(help="A backward per objective, all in one, or as measured.")
-    ] = Jacobian.auto,
+        Literal["auto", "loop", "batched"],
+        typer.Option(help="A backward per objective, all in one, or as measured."),
+    ] = "auto",
     width: Annotated[
         int | None, typer.Option(help="Of the models, in the place of their own.")
     ] = None,
@@ -84,8 +70,8 @@ def command(
         int | None, typer.Option(help="Samples in a batch, in the place of the models' own.")
     ] = None,
     precision: Annotated[
-        Precision, typer.Option(help="Of the forward pass; bf16 by autocast.")
-    ] = Precision.fp32,
+        Literal["fp32", "bf16"], typer.Option(help="Of the forward pass; bf16 by autocast.")
+    ] = "fp32",
     columns: Annotated[int, typer.Option(help="Of the matrix that is aggregated.")] = 1_000_000,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE.csv", help="Write every number there.")
@@ -100,7 +86,6 @@ def command(
     K encoder backwards, nothing else.
     """  # fmt: skip
     import os
-    import platform
     import sys
     from dataclasses import replace
 
@@ -112,6 +97,7 @@ def command(
     from rich.text import Text
 
     from mtbench.errors import UsageError
+    from mtbench.training.machine import numerics
     from mtbench.training.machine.device import resolve_device
     from mtbench_speed import measure, memory, peers, report
     from mtbench_speed.timing import settled
@@ -132,8 +118,8 @@ def command(
     with console.status("") as status:
         settings = measure.Settings(
             [kind.value for kind in model or MODELS], chosen, methods, rounds, where, threads,
-            {Jacobian.auto: None, Jacobian.loop: False, Jacobian.batched: True}[batched],
-            width, batch, precision.value, columns, lambda text: status.update(Text(text)),
+            {"auto": None, "loop": False, "batched": True}[batched],
+            width, batch, precision, columns, lambda text: status.update(Text(text)),
         )  # fmt: skip
         for library, version in peers.versions().items():
             found = f"version {version}" if version else "not installed: left out"
@@ -152,9 +138,9 @@ def command(
             if What.memory in wanted:
                 rows += memory.memory(replace(settings, methods=few))
     environment = {
-        "device": torch.cuda.get_device_name(where) if where != "cpu" else platform.machine(),
-        "torch": torch.__version__, "threads": threads, "batched": batched.value, "rounds": rounds,
-        "precision": precision.value,
+        "device": numerics.hardware(torch.device(where)),
+        "torch": torch.__version__, "threads": threads, "batched": batched, "rounds": rounds,
+        "precision": precision,
     }  # fmt: skip
     if out is not None:
         report.write(out, rows, environment)

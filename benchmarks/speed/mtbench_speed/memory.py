@@ -69,7 +69,8 @@ def _contestants(settings: Settings, tiny: Problem) -> Iterator[tuple[str, str]]
 def _measured(settings: Settings, model: str, K: int, by: str, method: str) -> float | None:
     """Return MiB; None, and a note, where it raises."""
     job = {
-        "by": by, "method": method, "model": model, "objectives": K, "device": settings.device,
+        "by": by, "method": method, "model": model, "objectives": K,
+        "device": str(torch.empty(0, device=settings.device).device),  # which of several, too
         "threads": settings.threads, "batched": settings.batched, "width": settings.width,
         "batch": settings.batch, "precision": settings.precision,
     }  # fmt: skip

@@ -14,25 +14,6 @@ BATCHES = 4
 """Batches that a problem turns through, so that no step sees the Gramian of the one before."""
 
 
-class _Encoder(nn.Module):
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        return (self.body(inputs),)
-
-
-class _Head(nn.Module):
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.body = nn.Linear(size, 1)
-
-    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        output: Tensor = self.body(features[0])[:, 0]
-        return output
-
-
 class _Block(nn.Module):
     """Two convolutions beside a shortcut; group norm, which does not mix samples."""
 
@@ -160,10 +141,11 @@ class Problem:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             inputs = torch.randn(BATCHES, batch, *kind.shape(width))
-            encoder = _Encoder(kind.encoder(width))
+            encoder = kind.encoder(width)
             with torch.no_grad():
-                size = encoder(inputs[0])[0].shape[1]
-            model = MultitaskModel(encoder, [_Head(size) for _ in range(objectives)])
+                size = encoder(inputs[0]).shape[1]
+            heads = [nn.Sequential(nn.Linear(size, 1), nn.Flatten(0)) for _ in range(objectives)]
+            model = MultitaskModel.single_feature(encoder, heads)
             targets = torch.randn(BATCHES, objectives, batch)
         return cls(name, model.to(device), inputs.to(device), targets.to(device), precision)
 

@@ -43,57 +43,55 @@ _NODES = 400
 _FAR = 9.0  # standard deviations: what lies beyond is nothing
 
 
-def level(n: int, most: int, alpha: float = ALPHA) -> float:
-    """Return the level of a two-sided test at n of `most` units; 0 where there is none yet.
+def level(n: int, planned: int, alpha: float = ALPHA) -> float:
+    """Return the level of a two-sided test at n of `planned` units; 0 where there is none yet.
 
     Args:
         n: units that are there.
-        most: units that are planned.
+        planned: units that are planned.
         alpha: of all looks together.
 
     Example:
         >>> [round(level(n, 20), 4) for n in (5, 6, 10, 20)]
         [0.0, 0.0001, 0.0025, 0.0338]
     """
-    passed = int(np.searchsorted(_looks(most), n, side="right"))
-    return _levels(most, alpha)[passed - 1] if passed else 0.0
+    passed = int(np.searchsorted(_looks(planned), n, side="right"))
+    return _levels(planned, alpha)[passed - 1] if passed else 0.0
 
 
-def _looks(most: int) -> NDArray[np.int_]:
-    step = max(1, math.ceil((most - FIRST + 1) / _LOOKS))
-    return np.arange(most, FIRST - 1, -step)[::-1]
+def _looks(planned: int) -> NDArray[np.int_]:
+    step = max(1, math.ceil((planned - FIRST + 1) / _LOOKS))
+    return np.arange(planned, FIRST - 1, -step)[::-1]
 
 
 @lru_cache(maxsize=256)
-def _levels(most: int, alpha: float) -> tuple[float, ...]:
+def _levels(planned: int, alpha: float) -> tuple[float, ...]:
     """Return the levels at each look: Armitage, McPherson and Rowe's integration."""
-    looks = _looks(most)
-    spent = 4 * stats.norm.sf(stats.norm.isf(alpha / 4) / np.sqrt(looks / most))
+    looks = _looks(planned)
+    spent = 4 * stats.norm.sf(stats.norm.isf(alpha / 4) / np.sqrt(looks / planned))
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
     found: list[float] = []
     points, density = np.zeros(1), np.ones(1)  # of the sum of units so far, not yet stopped
     before, last = 0.0, 0
     for n, so_far in zip(looks.tolist(), spent.tolist(), strict=True):
         spread = math.sqrt(n - last)
-
-        def beyond(
-            bound: float, u: Floats = points, f: Floats = density, s: float = spread
-        ) -> float:
-            return float(f @ (stats.norm.sf((bound - u) / s) + stats.norm.sf((bound + u) / s)))
-
-        far = _FAR * math.sqrt(n)
-        share = so_far - before
-        bound = far
-        if beyond(far) < share:
-            bound = float(optimize.brentq(lambda b, q=share: beyond(b) - q, 0.0, far))
-            found.append(2 * float(stats.norm.sf(bound / math.sqrt(n))))
-        else:
-            found.append(0.0)
+        known = points, density, spread, so_far - before
+        bound, own = _FAR * math.sqrt(n), 0.0
+        if _excess(bound, *known) < 0:
+            bound = float(optimize.brentq(_excess, 0.0, bound, args=known))
+            own = 2 * float(stats.norm.sf(bound / math.sqrt(n)))
+        found.append(own)
         here = bound * nodes
         steps = stats.norm.pdf((here[:, None] - points) / spread) / spread
         points, density = here, (steps @ density) * weights * bound
         before, last = so_far, n
     return tuple(found)
+
+
+def _excess(bound: float, points: Floats, density: Floats, spread: float, share: float) -> float:
+    """Return how much more than a share stops beyond a bound."""
+    tails = stats.norm.sf((bound - points) / spread) + stats.norm.sf((bound + points) / spread)
+    return float(density @ tails) - share
 
 
 class Verdicts(NamedTuple):
@@ -123,10 +121,10 @@ def decide(
     differences: ArrayLike,
     *,
     margin: float = MARGIN,
-    most: int | None = None,
+    planned: int | None = None,
     comparisons: int = 1,
     alpha: float = ALPHA,
-    resplit: float = 0.0,
+    test_train_ratio: float = 0.0,
 ) -> Verdicts:
     r"""Return what is told of pairs, each by its differences of a cost: lower is better.
 
@@ -141,19 +139,19 @@ def decide(
     Args:
         differences: d, (..., n). NaN makes a pair untold.
         margin: in units of d.
-        most: units that were planned, None where they are looked at once.
+        planned: units that were planned, None where they are looked at once.
         comparisons: m.
         alpha: of all comparisons and looks together.
-        resplit: rho. Where all units split one collection again, their differences are correlated,
-            and the plain test rejects true hypotheses several times too often; with the ratio of
-            test to training samples here it is Nadeau and Bengio's corrected test (Machine
+        test_train_ratio: rho. Where all units split one collection again, their differences are
+            correlated, and the plain test rejects true hypotheses several times too often; with the
+            ratio of test to training samples here it is Nadeau and Bengio's corrected test (Machine
             Learning 2003).
 
     Example:
         >>> d = [-3.0, -6.0, -1.0, -4.5, -5.0, -2.0]
         >>> decide(d).told.item()
         'better'
-        >>> decide(d, most=20).told.item()  # a glance at 6 of 20
+        >>> decide(d, planned=20).told.item()  # a glance at 6 of 20
         'not told apart'
         >>> decide([0.1, -0.2, 0.3, 0.0, 0.2, -0.1], margin=2.0).told.item()
         'equivalent'
@@ -163,13 +161,13 @@ def decide(
     mean = d.mean(axis=-1) if n else np.full(d.shape[:-1], np.nan)
     each = alpha / comparisons
     two_sided, one_sided = (each, each) if n >= FIRST else (0.0, 0.0)
-    if most is not None:
-        two_sided, one_sided = level(n, most, each), level(n, most, 2 * each) / 2
+    if planned is not None:
+        two_sided, one_sided = level(n, planned, each), level(n, planned, 2 * each) / 2
     if n < 2:
         unknown, told = np.full(mean.shape, np.nan), np.full(mean.shape, VERDICTS[3])
         return Verdicts(mean, unknown, unknown, unknown, unknown, unknown, told)
     deviation = d.std(axis=-1, ddof=1)
-    error = deviation * math.sqrt(1 / n + resplit)
+    error = deviation * math.sqrt(1 / n + test_train_ratio)
     with np.errstate(divide="ignore", invalid="ignore"):  # equal differences have no error
         p = np.where((error == 0) & (mean == 0), 1.0, 2 * stats.t.sf(np.abs(mean) / error, n - 1))
         inside = (margin - np.abs(mean)) / error
@@ -190,7 +188,7 @@ def decide(
     )  # fmt: skip
 
 
-def beats_guess(gains: Floats, resplit: float = 0.0) -> bool:
+def beats_guess(gains: Floats, test_train_ratio: float = 0.0) -> bool:
     """Return whether gains over a guess, one number a unit, are told from none.
 
     A one-sided t-test at `ALPHA`, corrected as in `decide`; of one unit, the number itself.
@@ -199,7 +197,7 @@ def beats_guess(gains: Floats, resplit: float = 0.0) -> bool:
         >>> beats_guess(np.array([0.1, 0.2, 0.1])), beats_guess(np.array([0.3, -0.2, 0.1]))
         (True, False)
     """
-    found = decide(-gains, resplit=resplit)
+    found = decide(-gains, test_train_ratio=test_train_ratio)
     return bool(found.difference < 0 and (len(gains) == 1 or found.p <= 2 * ALPHA))
 
 
@@ -222,12 +220,12 @@ class Prospect(NamedTuple):
 def prospect(
     effect: float,
     deviation: float,
-    most: int,
+    planned: int,
     *,
     margin: float = MARGIN,
     comparisons: int = 1,
     looks: Sequence[int] | None = None,
-    resplit: float = 0.0,
+    test_train_ratio: float = 0.0,
     studies: int = 4_000,
 ) -> Prospect:
     """Return how the test that is really made ends, by simulating it with normal differences.
@@ -235,11 +233,11 @@ def prospect(
     Args:
         effect: the true difference, percent of delta-m; below 0 is better.
         deviation: of one unit's paired difference.
-        most: units that are planned.
+        planned: units that are planned.
         margin: of equivalence.
         comparisons: with one baseline.
         looks: the numbers of units at which it may stop; by default only at the end.
-        resplit: as in `decide`; what all units of a study then share is simulated too.
+        test_train_ratio: as in `decide`; what all units of a study then share is simulated too.
         studies: how many are simulated.
 
     Example:
@@ -248,23 +246,27 @@ def prospect(
         (0.0, True)
     """
     generator = np.random.default_rng(0)
-    draws = generator.normal(effect, deviation, (studies, most))
-    draws += deviation * math.sqrt(resplit) * generator.standard_normal((studies, 1))
+    draws = generator.normal(effect, deviation, (studies, planned))
+    draws += deviation * math.sqrt(test_train_ratio) * generator.standard_normal((studies, 1))
     told = np.full(studies, VERDICTS[3], dtype="<U14")
-    units = np.full(studies, most)
-    for n in looks or (most,):
+    units = np.full(studies, planned)
+    for n in looks or (planned,):
         open_ = told == VERDICTS[3]
         found = decide(
-            draws[open_, :n], margin=margin, most=most, comparisons=comparisons, resplit=resplit
+            draws[open_, :n],
+            margin=margin,
+            planned=planned,
+            comparisons=comparisons,
+            test_train_ratio=test_train_ratio,
         ).told
         told[open_] = found
-        units[open_] = np.where(found == VERDICTS[3], most, n)
+        units[open_] = np.where(found == VERDICTS[3], planned, n)
     shares = {word: float((told == word).mean()) for word in VERDICTS}
     return Prospect(shares, float(units.mean()))
 
 
 def smallest_effect(
-    most: int, comparisons: int, power: float = 0.8, *, resplit: float = 0.0
+    planned: int, comparisons: int, power: float = 0.8, *, test_train_ratio: float = 0.0
 ) -> float:
     """Return the difference that is told with some probability, in deviations of one unit.
 
@@ -272,11 +274,18 @@ def smallest_effect(
         >>> round(smallest_effect(20, 1), 1), smallest_effect(5, 1)
         (0.7, inf)
     """
-    if most < FIRST:
+    if planned < FIRST:
         return math.inf
 
     def lacking(effect: float) -> float:
-        found = prospect(-effect, 1.0, most, margin=1e-9, comparisons=comparisons, resplit=resplit)
+        found = prospect(
+            -effect,
+            1.0,
+            planned,
+            margin=1e-9,
+            comparisons=comparisons,
+            test_train_ratio=test_train_ratio,
+        )
         return found.shares["better"] - power
 
     beyond = 10.0
@@ -285,14 +294,14 @@ def smallest_effect(
     return float(optimize.bisect(lacking, 0.0, beyond, xtol=0.01))
 
 
-def looks_of(most: int) -> list[int]:
-    """Return the numbers of units at which a sweep asks whether to go on: ten, the last is `most`.
+def looks_of(planned: int) -> list[int]:
+    """Return the numbers of units at which a sweep asks whether to go on.
 
-    Any others were as good: `level` holds at each.
+    They are ten, and the last is `planned`. Any others were as good: `level` holds at each.
 
     Example:
         >>> looks_of(20), looks_of(8)
         ([6, 8, 10, 12, 14, 16, 18, 20], [6, 7, 8])
     """
-    step = max(1, math.ceil(most / 10))
-    return [n for n in range(most, 0, -step) if n >= min(FIRST, most)][::-1]
+    step = max(1, math.ceil(planned / 10))
+    return [n for n in range(planned, 0, -step) if n >= min(FIRST, planned)][::-1]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mtbench import inert
 from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.leaderboard.board import headed
 from mtbench.comparing.shipped import shipped as packaged
@@ -131,7 +132,7 @@ class Published(_Strict):
             [label, *(_number(board.value(label, column), column) for column in board.columns)]
             for label in board.by_delta_m()
         ]
-        lines = [f"### {task}: {board.title}", "", table(heads, body), ""]
+        lines = [f"### {task}: {board.title}", "", *inert.table(heads, body), ""]
         known = ", ".join(f"{key} {value}" for key, value in board.recipe.items())
         said = [
             f"source: {board.source}",
@@ -176,14 +177,10 @@ def load(task: str, file: Path | None = None) -> Published:
         file = known[task]
     try:
         return Published.model_validate(toml.load(file))
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read ({error.strerror})") from error
     except ValidationError as error:
         raise UsageError(
             f"{file}: no published results of version 1: {first_fault(error)}"
         ) from error
-    except ValueError as error:  # broken TOML or UTF-8
-        raise UsageError(f"{file}: is no TOML: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -206,7 +203,7 @@ class Comparison:
 
     def markdown(self) -> str:
         """Return it as Markdown."""
-        lines = [f"### {self.title}", "", table(self.heads, self.rows), ""]
+        lines = [f"### {self.title}", "", *inert.table(self.heads, self.rows), ""]
         return "\n".join([*lines, *(f"- {note}" for note in self.notes)]) + "\n"
 
 
@@ -321,12 +318,6 @@ def _differences(paper: PaperBoard, board: leaderboard.Board, method: str) -> li
         if what:
             notes.append(f"here: {params.own_keys(what)}")
     return notes
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _number(value: float, column: str, *, sign: str = "") -> str:

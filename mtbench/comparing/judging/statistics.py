@@ -286,13 +286,11 @@ class Friedman(NamedTuple):
     """Friedman's test and what Nemenyi's makes of its ranks.
 
     Attributes:
-        mean_ranks: over blocks, (methods,), 1 the best.
-        p: of Friedman's test; NaN where it cannot be made.
+        p: of Friedman's test.
         critical_difference: two methods differ whose mean ranks are further apart.
-        needed: with fewer blocks nothing can be significant; infinite for two methods.
+        needed: with fewer blocks nothing can be significant.
     """
 
-    mean_ranks: Floats
     p: float
     critical_difference: float
     needed: float
@@ -334,31 +332,25 @@ def friedman_nemenyi(costs: ArrayLike, alpha: float = 0.05) -> Friedman:
     resemble each other.
 
     Args:
-        costs: (N, k), blocks x methods, lower is better; leave out methods that lack a block.
+        costs: (N, k), at least two blocks x at least three methods, lower is better; leave out
+            methods that lack a block.
         alpha: level of the critical difference.
 
     Returns:
-        Mean ranks, p, critical difference and how many blocks it takes.
+        p, critical difference and how many blocks it takes.
 
     Example:
         >>> found = friedman_nemenyi([[1, 2, 3], [1, 2, 3], [1, 3, 2], [1, 2, 3]])
-        >>> found.mean_ranks.tolist(), round(found.p, 3), round(found.critical_difference, 3)
-        ([1.0, 2.25, 2.75], 0.039, 1.657)
-        >>> found.needed
-        3
+        >>> round(found.p, 3), round(found.critical_difference, 3), found.needed
+        (0.039, 1.657, 3)
     """
     array = np.asarray(costs, float)
     N, k = array.shape
     ranks = stats.rankdata(array, axis=1)
-    mean_ranks = ranks.mean(axis=0)
-    if k < 3:
-        return Friedman(mean_ranks, math.nan, math.nan, math.inf)
     unit = stats.studentized_range.ppf(1 - alpha, k, np.inf) * math.sqrt(k * (k + 1) / 12)
     needed = math.ceil(max((unit / (k - 1)) ** 2, stats.chi2.isf(alpha, k - 1) / (k - 1), 2))
-    if N < 2:
-        return Friedman(mean_ranks, math.nan, math.nan, needed)
     p = 1.0 if np.ptp(ranks) == 0 else float(stats.friedmanchisquare(*array.T).pvalue)
-    return Friedman(mean_ranks, p, float(unit / math.sqrt(N)), needed)
+    return Friedman(p, float(unit / math.sqrt(N)), needed)
 
 
 def pareto_mask(costs: ArrayLike) -> NDArray[np.bool_]:
@@ -385,36 +377,24 @@ def pareto_mask(costs: ArrayLike) -> NDArray[np.bool_]:
 
 
 def hypervolume(costs: ArrayLike, reference: ArrayLike) -> float:
-    r"""Return the volume that a set of points dominates, up to a reference point.
+    """Return the area that a set of points dominates, up to a reference point.
 
-    .. math:: \lambda\big(\{z : \exists\, p \in \text{costs},\; p \le z \le \text{reference}\}\big)
-
-    Exact, by slicing along the last objective; for N points in K dimensions about
-    :math:`N^{K-1} \log N`. Its value depends on units and reference point: use the same for all.
+    Its value depends on units and reference point: use the same for all.
 
     Args:
-        costs: (points, K), lower is better. Points beyond the reference, or with NaN, add nothing.
-        reference: (K,).
-
-    Returns:
-        The volume.
+        costs: (points, 2), lower is better. Points beyond the reference, or with NaN, add nothing.
+        reference: (2,).
 
     Example:
         >>> hypervolume([[0.0, 0.5], [0.5, 0.0]], [1.0, 1.0])
         0.75
     """
-    bound = np.asarray(reference, float)
-    points = np.asarray(costs, float).reshape(-1, len(bound))
-    points = points[(points < bound).all(axis=1)]
-    points = points[np.argsort(points[:, -1])]
-    if len(bound) == 1:
-        return float(bound[0] - points[0, 0]) if len(points) else 0.0
-    depths = np.diff(points[:, -1], append=bound[-1])
-    if len(bound) == 2:
-        widths = bound[0] - np.minimum.accumulate(points[:, 0])
-        return float(widths @ depths)
-    slices = (hypervolume(points[: i + 1, :-1], bound[:-1]) for i in np.flatnonzero(depths))
-    return float(sum(v * d for v, d in zip(slices, depths[depths != 0], strict=True)))
+    x, y = np.asarray(reference, float)
+    points = np.asarray(costs, float).reshape(-1, 2)
+    points = points[(points < (x, y)).all(axis=1)]
+    points = points[np.argsort(points[:, 1])]
+    widths = x - np.minimum.accumulate(points[:, 0])
+    return float(widths @ np.diff(points[:, 1], append=y))
 
 
 def _costs(scores: Floats, higher: Sequence[bool]) -> Floats:

@@ -315,13 +315,7 @@ def load(given: str) -> Suite:
             raise UsageError(f"unknown suite {given!r}: {hint} (or give a .toml file)")
         file = known[given]
     try:
-        content = toml.load(file)
-    except OSError as error:
-        raise UsageError(f"suite {file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:  # broken TOML or UTF-8
-        raise UsageError(f"{file}: is no TOML: {error}") from error
-    try:
-        return Suite.model_validate(content)
+        return Suite.model_validate(toml.load(file))
     except ValidationError as error:
         raise UsageError(f"{file}: {_explain(error)}") from error
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mtbench.errors import RunError, UsageError, writable
+from mtbench.errors import UsageError, writable
 from mtbench.plugins import params
 from mtbench.training.cell import toml
 from mtbench.training.machine.cache import writing
@@ -71,20 +71,16 @@ class Config(_Strict):
         """Return what a file says.
 
         Raises:
-            RunError: there is none, or it is no TOML.
-            UsageError: a key that is missing, unknown, or has no such value.
+            UsageError: there is none, it is no TOML, or a key is missing, unknown, or has no such
+                value.
         """
         try:
             return cls.model_validate(toml.load(file))
-        except OSError as error:
-            raise RunError(f"--config {file}: cannot be read ({error.strerror})") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             found = "" if first["type"] == "missing" else f", found {first['input']!r}"
             raise UsageError(f"{file}: {where}: {first['msg']}{found}") from error
-        except ValueError as error:  # no UTF-8, or no TOML
-            raise RunError(f"{file}: is no TOML file: {error}") from error
 
     def check(
         self, file: Path, seeds: range, plugins: Sequence[Path], options: Sequence[str]

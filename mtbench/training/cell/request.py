@@ -144,8 +144,9 @@ class Request:
         """Return the spec of one cell. Locations of data are no part of it, its fingerprint is."""
         return Spec(
             task=self.entry.name,
-            task_params={k: v for k, v in self.task_params.items() if not isinstance(v, Path)}
-            | {k: None for k, v in self.task_params.items() if isinstance(v, Path)},
+            task_params={
+                k: None if isinstance(v, Path) else v for k, v in self.task_params.items()
+            },
             method=choice.method.name,
             method_params=choice.params,
             plugins=choice.method.digests | {self.entry.name: self.entry.digest()},
@@ -197,7 +198,7 @@ def reload(
                 f"{origin}: was made with another version of {entry.name!r} than "
                 f"{entry.path}; give the plugin file that it was made with"
             )
-        if made not in (None, entry.digest()):  # the first specs know files alone
+        if made != entry.digest():
             changed.append(repr(entry.name))
     if changed:
         logging.getLogger(__name__).warning(

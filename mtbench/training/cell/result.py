@@ -35,7 +35,7 @@ class Spent(Part):
 
 
 class Result(Part):
-    """The file; what a diverged cell lacks, and what came later, has a default."""
+    """The file; what a diverged cell lacks has a default."""
 
     version: Literal[1]
     status: Literal["finished", "diverged"]
@@ -48,17 +48,17 @@ class Result(Part):
     epochs: int
     metrics: dict[str, Declared]
     notes: dict[str, Any]
-    idle: list[str] = []
+    idle: list[str]
     acts: float | None = None
     reason: str | None = None
-    nonfinite: list[dict[str, Any]] = []
+    nonfinite: list[dict[str, Any]]
     best_epoch: int | None = None
     val: dict[str, float] | None = None
     score: float | None = None
     cost: Spent
     environment: dict[str, str | int]
-    plugins: dict[str, str] = {}
-    times: dict[str, float] = {}
+    plugins: dict[str, str]
+    times: dict[str, float]
 
     @field_validator("metrics")
     @classmethod

@@ -45,8 +45,7 @@ class Spec(BaseModel):
         version: of this format.
         task: its name, and `task_params` with every default filled in.
         method: its name, and `method_params` likewise.
-        plugins: sha256 of the code of the task and of each part of the method, by name; the first
-            specs have those of plugin files alone.
+        plugins: sha256 of the code of the task and of each part of the method, by name.
         data: the data's fingerprint.
         init: sha256 of the weights that training started from, None for fresh ones.
         recipe: the optimisation, defaults filled in.
@@ -232,15 +231,12 @@ class RunDirectory:
             sealed.rmdir()
 
     def opened(self) -> float | None:
-        """Return when the test metrics were first opened, None if they never were.
-
-        The file says it. Of the first ones, which were empty, its own time is taken.
-        """
+        """Return when the test metrics were first opened, None if they never were."""
         file = self._file("test.opened")
         if file is None:
             return None
         try:
-            return float(_text(file) or Path(file).stat().st_mtime)
+            return float(_text(file))
         except ValueError as error:
             raise RunError(f"{file}: is no time ({error}); remove it") from error
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from mtbench.errors import RunError
@@ -118,13 +118,13 @@ def fit(path: Path, model: nn.Module) -> Fit:
     )
 
 
-def unpack(file: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the model's and the balancer's tensors of a packaged model.
+def unpack(content: bytes) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the model's and the balancer's tensors of a packaged model's file.
 
     Raises:
-        RunError: it does not load.
+        SafetensorError: it is none.
     """
-    tensors = _safetensors(file)
+    tensors: dict[str, Tensor] = load(content)
     model, balancer = (
         {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
         for part in (MODEL, BALANCER)

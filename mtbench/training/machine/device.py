@@ -13,7 +13,7 @@ from mtbench.training.task import Batch
 
 
 def resolve_device(name: str) -> str:
-    """Return the device's type to train on.
+    """Return the type of the device to train on; of several GPUs, the named one becomes torch's.
 
     Raises:
         UsageError: torch knows no such device, or this machine has none.
@@ -30,7 +30,9 @@ def resolve_device(name: str) -> str:
         raise UsageError(
             f"--device {name}: not available here ({reason}); use --device cpu"
         ) from error
-    return str(device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # which one it is, is no part of a cell
+    return device.type
 
 
 def autocast(precision: str, device: str) -> AbstractContextManager[Any]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from joblib import cpu_count
 
 
 @contextmanager
@@ -34,19 +35,13 @@ def deterministic() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def cores() -> int:
-    """Return how many of the machine's cores this process may use."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return found or 1
-
-
 def fastest_threads(work: Callable[[], object]) -> int:
     """Return the number of threads with which `work` runs fastest, and set it.
 
     One thread and all cores are timed in turns, best of three; more than one must win by 15 %,
     since a busy machine punishes waiting threads.
     """
-    times: dict[int, float] = {1: float("inf"), cores(): float("inf")}
+    times: dict[int, float] = {1: float("inf"), cpu_count(): float("inf")}
     for _ in range(3 if len(times) > 1 else 0):
         for threads in times:
             torch.set_num_threads(threads)
@@ -61,7 +56,7 @@ def fastest_threads(work: Callable[[], object]) -> int:
 
 def fair_threads() -> int:
     """Return this process's share of the machine's cores, where several were started together."""
-    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, int(cpu_count()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -17,9 +17,11 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from mtbench import inert
 from mtbench.balancing.model import MultitaskModel
 from mtbench.errors import DataError, RunError, UsageError, first_fault, writable
 from mtbench.plugins import extras
@@ -145,8 +147,8 @@ def load(path: Path, plugins: Sequence[Path] = (), hook: str = "") -> tuple[Task
     _refuse_without(task, hook)
     spec = known.spec.model_copy(update={"precision": known.precision})
     try:
-        trained = restore(spec, task, method, *unpack(path / PACKED))
-    except (KeyError, RuntimeError) as error:
+        trained = restore(spec, task, method, *unpack(content))
+    except (KeyError, RuntimeError, SafetensorError) as error:
         raise RunError(
             f"{path}: its weights are not those of this model ({type(error).__name__}); mtbench or "
             f"a plugin has changed since {known.mtbench}: package it again"
@@ -409,9 +411,9 @@ def _card(
     if (run.path / "test.opened").exists():
         columns["test"] = run.open_test()
     rows = [
-        f"| {key} | {' | '.join(_number(column.get(key)) for column in columns.values())} |"
-        for key in result.metrics
+        [key, *(_number(column.get(key)) for column in columns.values())] for key in result.metrics
     ]
+    metrics = "\n".join(inert.table(["metric", *columns], rows))
     facts = {
         "task": spec.task, "method": spec.method, "seed": spec.seed, "spec": spec.hash,
         "data": spec.data, "started from": spec.init or "fresh weights",
@@ -438,9 +440,7 @@ training data allows it, before you give them away.
 
 ## Metrics
 
-| metric | {" | ".join(columns)} |
-|---|{"---|" * len(columns)}
-{chr(10).join(rows)}{sealed}
+{metrics}{sealed}
 
 ## Training
 

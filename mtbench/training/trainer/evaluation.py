@@ -8,9 +8,10 @@ from torch import Tensor
 from mtbench.balancing.balancer import Judged
 from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.model import PerObjective
+from mtbench.balancing.signatures import name_of
 from mtbench.errors import PluginError
 from mtbench.training.machine.device import to_device
-from mtbench.training.task import Batch, Metric, Split, Task, name_of
+from mtbench.training.task import Batch, Metric, Split, Task
 from mtbench.training.trainer.learner import Learner
 
 

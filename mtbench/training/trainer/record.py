@@ -24,17 +24,11 @@ from mtbench.training.machine import numerics
 from mtbench.training.trainer.learner import Learner
 from mtbench.training.trainer.numbers import Made
 from mtbench.training.trainer.optimization import Descent
-from mtbench.training.trainer.selection import SELECTION
 
 CHECKPOINT_VERSION = 1
 
 LOGGED = 500
 """About how many steps have a line in ``steps.csv``."""
-
-_REMEDY = (
-    "begin it again with --no-resume (a sweep: --other-code keep), or go on with the mtbench that "
-    "wrote it"
-)
 
 
 class OutdatedError(RunError):
@@ -63,7 +57,6 @@ class Progress:
     notes: dict[str, list[float]] = field(default_factory=dict)  # sum and count of each, so far
     validation_passes: int = 0  # asked by the method beside the steps' own
     search_passes: int = 0  # asked by the optimizer, each with its backward pass
-    selection: str = SELECTION  # the rule of `best_score`
 
 
 class Recorder:
@@ -263,8 +256,7 @@ def refuse_outdated(file: Path, state: Mapping[str, Any]) -> None:
     """Check that this mtbench can go on with a checkpoint.
 
     Raises:
-        OutdatedError: it is of another version, or was begun with other code or another selection
-            rule of mtbench. The first checkpoints do not say with which.
+        OutdatedError: it is of another version, or was begun with other code of mtbench.
     """
     if state.get("version") != CHECKPOINT_VERSION:
         raise OutdatedError(
@@ -272,13 +264,10 @@ def refuse_outdated(file: Path, state: Mapping[str, Any]) -> None:
             f"{CHECKPOINT_VERSION}: go on with the mtbench that wrote it, or delete the folder "
             "to train this cell from its start"
         )
-    if state.get("code", core_digest()) != core_digest():
-        raise OutdatedError(f"{file}: was begun with other code of mtbench: {_REMEDY}")
-    rule = vars(Progress()) | dict(state.get("progress", {}))
-    if rule["selection"] != SELECTION:
+    if state.get("code") != core_digest():
         raise OutdatedError(
-            f"{file}: selects epochs by the rule {rule['selection']!r}, and this mtbench by "
-            f"{SELECTION!r}: {_REMEDY}"
+            f"{file}: was begun with other code of mtbench: begin it again with --no-resume (a "
+            "sweep: --other-code keep), or go on with the mtbench that wrote it"
         )
 
 
@@ -298,12 +287,12 @@ def is_outdated(run: RunDirectory) -> bool:
 
 
 def check_cell(file: Path, state: Mapping[str, Any], cell: str) -> None:
-    """Check that a tensor file is of a cell, as far as it says so: the first ones do not.
+    """Check that a tensor file is of a cell.
 
     Raises:
         RunError: it is of another one.
     """
-    if (found := state.get("cell", cell)) != cell:
+    if (found := state.get("cell")) != cell:
         raise RunError(
             f"{file}: is of another cell ({found}, wanted {cell}); it was moved here: delete the "
             "folder to train this cell from its start"

@@ -7,8 +7,6 @@ import platform
 import statistics
 import time
 from collections.abc import Iterator, Mapping
-from functools import cache
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -233,27 +231,21 @@ class Trainer:
 
     def _origins(self) -> dict[str, str]:
         """Return which package and version, or which file, each plugin comes from."""
-        parts = zip(self.method.name.split("+"), self.method.classes, strict=True)
-        return {self.spec.task: origin(type(self.task))} | {n: origin(c) for n, c in parts}
+        parts = zip(self.method.entries, self.method.classes, strict=True)
+        return {self.spec.task: origin(type(self.task))} | {e.name: origin(c) for e, c in parts}
 
     def _environment(self, record: Recorder) -> dict[str, Any]:
         return {
             "mtbench": __version__,
             "code": core_digest(),
             "python": platform.python_version(),
-            "torch": _torch_version(),
+            "torch": torch.__version__,
             "platform": platform.platform(),
             "hardware": numerics.hardware(torch.device(self.spec.device)),
             "threads": record.at.threads,
             "processes": self.ranks.size,
             "jacobian": {None: "none", False: "loop", True: "batched"}[self.engine.batched],
         }
-
-
-@cache
-def _torch_version() -> str:
-    """Look once: all that torch's metadata says is parsed each time."""
-    return version("torch")
 
 
 def _tensors(learner: Learner) -> Iterator[Tensor]:

@@ -125,6 +125,7 @@ def _cell(
             "train_seconds": 60.0, "passes": "F + B", "parameters": 9,
         },
         "environment": {"mtbench": "0.1.0", "torch": "2.13.0", "platform": "Linux", "threads": 1},
+        "idle": [], "nonfinite": [], "plugins": {}, "times": {},
     }  # fmt: skip
     (path / "result.json").write_text(json.dumps(result))
     return path

@@ -91,7 +91,7 @@ class Checked(Finished):
     @property
     def substance(self) -> str:
         """What two runs of one cell must agree on: all but how and when they were made."""
-        made = {"cost", "environment", "idle", "plugins", "times"}  # the first do not say "idle"
+        made = {"cost", "environment", "plugins", "times"}
         result = self.result.model_dump(mode="json", exclude=made)
         test = json.loads(self.files.get("test.json", b"null"))
         return json.dumps([result, test], sort_keys=True)

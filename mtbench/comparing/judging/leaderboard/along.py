@@ -87,8 +87,8 @@ def _fixed(board: Board, name: str, cells: list[Recorded]) -> Mapping[str, Any]:
     if board.suite is None:
         spec = cells[0].spec
         return spec.method_params | {f"recipe.{k}": v for k, v in spec.recipe.items()}
-    # Claims of before there was such a field say nothing.
-    return next((claim.fixed for claim in cells[0].claimed(board.suite, name) if claim.fixed), {})
+    claims = cells[0].claimed(board.suite, name)
+    return claims[0].fixed if claims else {}
 
 
 def _panels(board: Board, names: list[str]) -> list[Panel]:

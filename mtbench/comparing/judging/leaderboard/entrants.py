@@ -44,7 +44,7 @@ class Row:
         return [cell for unit in sorted(self.units) for cell in self.units[unit]]
 
     def take(self, other: "Row") -> None:
-        """Show another's cells too: of other data, where each repetition has its own."""
+        """Add the cells of another row, as where each repetition has data of its own."""
         for unit, cells in other.units.items():
             self.units.setdefault(unit, []).extend(cells)
         for (repetition, _), trial in other.trials.items():
@@ -89,7 +89,7 @@ class Group:
         return MARGIN if self.suite is None else self.suite.margin
 
     @property
-    def resplit(self) -> float:
+    def test_train_ratio(self) -> float:
         """The ratio of test to training samples where units split one collection again, else 0."""
         return 0.0 if self.suite is None else self.suite.resplit or 0.0
 

@@ -185,8 +185,6 @@ def to_markdown(board: Board, columns: Sequence[str] | None = None) -> str:
     shown = readable(board, columns)
     lines = [f"### {inert.markdown(board.title)}", ""]
     if not shown.empty:
-        lines.append("| " + " | ".join(inert.markdown(column) for column in shown.columns) + " |")
-        lines.append("|" + "---|" * len(shown.columns))
         texts = [
             [
                 _MARKED[mark].format(inert.markdown(str(text)))
@@ -194,7 +192,8 @@ def to_markdown(board: Board, columns: Sequence[str] | None = None) -> str:
             ]
             for column in shown.columns
         ]
-        lines += ["| " + " | ".join(row) + " |" for row in zip(*texts, strict=True)]
+        heads = [inert.markdown(column) for column in shown.columns]
+        lines += inert.table(heads, zip(*texts, strict=True))
         apart = f"; {board.reference} takes no part" if board.reference in board.cells else ""
         lines += ["", f"{LEGEND} Best in bold, second in italics{inert.markdown(apart)}."]
     lines += [f"- {inert.markdown(note)}" for note in notes(board)]
@@ -226,14 +225,16 @@ def overall_markdown(overall: Overall) -> str:
     """Return the boards together as Markdown: ranks, and delta-m where it is known."""
     lines = ["### All boards", "", f"Ranks by {overall.ranked_by} among these methods.", ""]
     heads = ["method", "rank ↓", "mean Δm % ↓", *short_titles(overall.boards)]
-    lines += ["| " + " | ".join(map(inert.markdown, heads)) + " |", "|" + "---|" * len(heads)]
-    for i, method in enumerate(overall.methods):
-        numbers = [
+    rows = [
+        [
+            inert.markdown(method),
             _number(overall.rank[:, i].mean(), 2),
             _number(overall.delta_m[:, i].mean(), 2),
             *(_number(rank, 1) for rank in overall.rank[:, i]),
         ]
-        lines.append("| " + " | ".join([inert.markdown(method), *numbers]) + " |")
+        for i, method in enumerate(overall.methods)
+    ]
+    lines += inert.table([*map(inert.markdown, heads)], rows)
     notes = [f"- {inert.markdown(note)}" for note in (overall.note, *overall.remarks)]
     return "\n".join([*lines, "", *notes]) + "\n"
 

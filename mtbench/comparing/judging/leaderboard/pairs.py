@@ -76,10 +76,10 @@ class Pairs:
             n = int(units.sum())
             told = decide(
                 deltas[rows][:, units] - deltas[anchor, units], margin=group.margin,
-                most=None if suite is None else max(suite.planned, n),
+                planned=None if suite is None else max(suite.planned, n),
                 # As many as were asked, whoever is there yet.
                 comparisons=len(others) if suite is None else max(suite.rows - 1, 1),
-                resplit=group.resplit,
+                test_train_ratio=group.test_train_ratio,
             )  # fmt: skip
             for i, *values in zip(rows.tolist(), *(v.tolist() for v in told), strict=True):
                 if not self._decidable:
@@ -103,7 +103,7 @@ class Pairs:
             for i in (anchor, self.plain)
         )
         gaps = np.array([own[unit] - plain[unit] for unit in own.keys() & plain.keys()])
-        told = decide(gaps[np.isfinite(gaps)], resplit=self.scores.group.resplit)
+        told = decide(gaps[np.isfinite(gaps)], test_train_ratio=self.scores.group.test_train_ratio)
         if not (told.difference < 0 and told.p <= 2 * ALPHA):
             return
         name, other = names[anchor], names[self.plain]

@@ -96,7 +96,7 @@ class Ranking:
                 x[rows][:, units], x[[reference]][:, units], seed=_SEED,
             )  # fmt: skip
             # As in the verdict's test.
-            wider = math.sqrt(1 + units.sum() * self.scores.group.resplit)
+            wider = math.sqrt(1 + units.sum() * self.scores.group.test_train_ratio)
             found[:, rows] = value, value - wider * (value - low), value + wider * (high - value)
         return found
 
@@ -137,7 +137,7 @@ class Ranking:
         draws = statistics.resample(
             place, self._shared(values), seed=_SEED, resamples=2_000,
             # As in the verdict's test: a mean over folds varies as one over fewer units.
-            drawn=max(1, round(n / (1 + n * self.scores.group.resplit))),
+            drawn=max(1, round(n / (1 + n * self.scores.group.test_train_ratio))),
         )  # fmt: skip
         places = statistics.rank_probabilities(draws)
         first[self.ranked] = places[:, 0]

@@ -176,7 +176,7 @@ class Scores:
             if (chance := self._chance.get(name)) is None:
                 continue
             gain = (own[:, m] - chance) * (1 if higher else -1)
-            if not beats_guess(gain, self.group.resplit):
+            if not beats_guess(gain, self.group.test_train_ratio):
                 self.remarks.append(
                     f"the single-task {name}, {own[:, m].mean():.3g}, is not told from a guess, "
                     f"{chance:g}: what Δm counts in percent of it may be luck"
