@@ -27,12 +27,12 @@ from mtbench_tasks._lesion.cases import Image
 from mtbench_tasks._lesion.files import read_picture
 from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks._lesion.network import texture
-from mtbench_tasks._lesion.ood import COUNT, OutOfDistribution
+from mtbench_tasks._lesion.ood import COUNT, OutOfDistribution, features
 from mtbench_tasks._lesion.splits import CaseSplit
 from mtbench_tasks._lesion.task import LesionTask
 from mtbench_tasks.thyroid import ddti, phantom
 
-Sights = dict[str, NDArray[np.float64]]
+Seen = dict[str, NDArray[np.float64]]
 
 path, ddti_folder, breast_folder = map(Path, sys.argv[1:4])
 run = RunDirectory(path)
@@ -44,14 +44,14 @@ splits = task.setup(run.spec().seed, lambda *_: None)
 model = load_trained(run, task, method).model.eval()
 
 
-def sights(images: Sequence[Image]) -> Sights:
+def described(images: Sequence[Image]) -> Seen:
     """Return what images are like, (N, D), in three ways."""
     found: dict[str, list[Any]] = {"alone": [], "second level": [], "deepest": []}
     for image in images:
         grid = to_input(np.ascontiguousarray(image), task.image_size)
         with torch.no_grad():
-            features = model.encode(grid[None])
-        for how, level in (("second level", features[1]), ("deepest", features[-1])):
+            levels = model.encode(grid[None])
+        for how, level in (("second level", levels[1]), ("deepest", levels[-1])):
             rows = level.repeat_interleave(3, 2)  # the deepest may have fewer than three
             found[how].append(features(grid[0], texture(rows)[0]))
         found["alone"].append(found["deepest"][-1][:COUNT])
@@ -73,7 +73,7 @@ def told_by_colour(image: Image, share: float) -> bool:
         return any("coloured" in text for text in read_picture(Path(folder) / "a.jpg").told)
 
 
-train, val = sights(of(splits.train)), sights(of(splits.val))
+train, val = described(of(splits.train)), described(of(splits.val))
 known = {how: OutOfDistribution.fit(train[how], val[how]) for how in train}
 print(f"{'':20}" + "".join(f"{how:>14}" for how in known))
 
@@ -81,7 +81,7 @@ print(f"{'':20}" + "".join(f"{how:>14}" for how in known))
 def count(name: str, images: Sequence[Image]) -> None:
     rates = [
         np.mean([known[how].doubt(row) is not None for row in rows])
-        for how, rows in sights(images).items()
+        for how, rows in described(images).items()
     ]
     print(f"{name:20}" + "".join(f"{rate:14.0%}" for rate in rates))
 

@@ -43,7 +43,8 @@ def global_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # Of the one that trains: a cell may go on at another.
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
 
 
@@ -56,8 +57,8 @@ def set_global_state(state: dict[str, Any]) -> None:
         ("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss)
     )
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from mtbench.balancing.engine import gramian, largest
-from mtbench.errors import UsageError
+from mtbench_baselines._checks import share
 from mtbench_baselines._tracked import Following
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ class MoCo(Following):
         rho: float = 0.0,
     ) -> None:
         super().__init__(num_objectives, seed, gamma, rho)
-        if not 0 < beta <= 1:
-            raise UsageError(f"{self._called}: beta must be above 0 and at most 1, found {beta}")
+        share(self, beta=beta)
         self.beta = beta
 
     @classmethod

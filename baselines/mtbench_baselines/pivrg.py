@@ -115,11 +115,12 @@ class PIVRG(Weighting):
             UsageError: there are more or fewer metrics than references, an objective has none, or a
                 metric is of no objective that there is, or not a `Judged`.
         """
-        if not isinstance(metrics, Sequence) or not all(isinstance(m, Judged) for m in metrics):
-            raise UsageError(
-                f"{self._called}: after_evaluation takes a sequence of mtbench.Judged, one for "
-                f"each metric, found {metrics!r}"
-            )
+        for metric in metrics if isinstance(metrics, Sequence) else [metrics]:
+            if not isinstance(metric, Judged):
+                raise UsageError(
+                    f"{self._called}: after_evaluation takes a sequence of mtbench.Judged, one for "
+                    f"each metric, found {metric!r}"
+                )
         if self.single_task is None:
             return
         own = [metric for metric in metrics if metric.primary and metric.objective is not None]

@@ -10,9 +10,8 @@ from torch import Tensor
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.distributed import Ranks
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
 from mtbench_baselines._adam import descend
-from mtbench_baselines._checks import at_least, positive
+from mtbench_baselines._checks import at_least, positive, share
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -104,8 +103,7 @@ class RotoGrad(Balancer):
     ) -> None:
         super().__init__(num_objectives, seed)
         positive(self, lr=lr)
-        if not 0 < decay <= 1:
-            raise UsageError(f"{self._called}: decay must be above 0 and at most 1, found {decay}")
+        share(self, decay=decay)
         at_least(self, 0, burn_in=burn_in)
         if size is not None:
             at_least(self, 1, size=size)

@@ -222,7 +222,7 @@ class Engine:
         self.batched, self.parts, self.notebook = batched, parts, notebook
         self._buffer = torch.empty(0)
         self.layered = True
-        """Whether layers' gradients need not be formed: until autograd's are found to differ."""
+        """Whether layers' gradients need not be formed: so until autograd's are found to differ."""
         self.factored = 0
         """The steps in which they were not formed."""
         self.compiled = weakref.WeakKeyDictionary[type, Arrivals]()

@@ -134,7 +134,7 @@ def _meetings(
 ) -> set[Node]:
     """Return the nodes that several losses pass before parameters are read.
 
-    They are none if each of them has a single edge onwards.
+    An empty set if no way parts there: each node has a single edge onwards.
     """
     found: set[Node] = set()
     parts = False

@@ -47,7 +47,8 @@ SuiteName = Annotated[
 ]
 Data = Annotated[Path | None, typer.Option(help="Where the data lies, if the suite needs any.")]
 Jobs = Annotated[
-    int | None, typer.Option("--jobs", "-j", help="Worker processes; by default one a core.")
+    int | None,
+    typer.Option("--jobs", "-j", help="Worker processes; by default one a usable core."),
 ]
 
 REFERENCE = "thyroid"
@@ -194,7 +195,7 @@ def at_least(least: int, **numbers: int | None) -> None:
 
 
 def number_of_jobs(given: int | None) -> int:
-    """Return the number of worker processes: as many as this process may use cores, by default.
+    """Return the number of worker processes: by default one for each core that may be used.
 
     Raises:
         UsageError: it is below 1.

@@ -17,7 +17,7 @@ from mtbench.comparing.judging import leaderboard
 from mtbench.errors import UsageError, writable
 from mtbench.training.cell.request import Request, initial_weights
 from mtbench.training.cell.rundir import Precision, Reader, RunDirectory
-from mtbench.training.machine.device import resolve_device
+from mtbench.training.machine.device import use_device
 from mtbench.training.machine.processes import joined
 from mtbench.training.task import History, is_texts
 from mtbench.training.trained import figures
@@ -51,12 +51,13 @@ def run_cells(
         UsageError: for `one_table`, where seeds have data of their own, before any is trained.
     """
     request.recipe.refuse_precision(precision)
-    task, where = request.entry.name, resolve_device(device)
+    task, where = request.entry.name, use_device(device)
     primary = primary_metrics(request.task.metrics)
     start, digest, weights = None, None, None
     runs: list[RunDirectory] = []
     pictures: list[Path] = []
     with (
+        # A number names one GPU, and each process has one of its own.
         joined(where if device == "auto" else device) as ranks,
         Display(console := terminal(quiet=ranks.rank > 0), primary) as display,
     ):

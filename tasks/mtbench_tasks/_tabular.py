@@ -20,7 +20,7 @@ from mtbench.training.data import TensorSplit, known, labelled_loss, regular
 from mtbench.training.task import Batch, Meter, Metric, Splits, Task
 from mtbench_tasks._bounds import at_least, check_dropout
 from mtbench_tasks._folds import divide
-from mtbench_tasks._lesion.doubts import spelt_alike
+from mtbench_tasks._names import spelt_alike
 from mtbench_tasks._sources import only
 
 Floats = NDArray[np.float64]

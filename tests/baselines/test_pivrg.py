@@ -104,11 +104,17 @@ def test_wants_metrics_of_objectives_that_there_are(number):
         method.after_evaluation([judged(0, 2.0), judged(1, 3.0), judged(number, 1.0)])
 
 
-@pytest.mark.parametrize("metrics", [[0.9, 0.2], {"a": 0.9}, judged(0, 2.0), 0.9, None])
-def test_wants_metrics_that_say_what_they_judge(metrics):
+@pytest.mark.parametrize(
+    ("metrics", "found"),
+    [
+        ([judged(0, 2.0), 0.2], 0.2), ({"a": 0.9}, {"a": 0.9}), (judged(0, 2.0), "m2.0"),
+        (0.9, 0.9), (None, None),
+    ],
+)  # fmt: skip
+def test_wants_metrics_that_say_what_they_judge(metrics, found):
     with pytest.raises(UsageError, match=r"takes a sequence of mtbench\.Judged, ") as told:
         PIVRG(2).after_evaluation(metrics)
-    assert str(told.value).endswith(f"found {metrics!r}")
+    assert str(told.value).endswith(f"found {found!r}")
 
 
 def test_metrics_reach_it_in_training(tiny, tmp_path):

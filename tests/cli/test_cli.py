@@ -905,7 +905,7 @@ def test_what_names_one_owner_holds_beside_what_is_for_all(
 def test_what_we_raise_is_ours(
     mtbench: Mtbench, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtbench.cli.running.resolve_device", lambda _: 1 / 0)
+    monkeypatch.setattr("mtbench.cli.running.use_device", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mtbench(*words(tiny, tmp_path / "out"))
 

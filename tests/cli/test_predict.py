@@ -529,16 +529,19 @@ def test_planes_at_the_command_line(
 def test_a_second_view_of_another_patient_is_told(
     mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
 ) -> None:
-    for name, patient in (("a", "P1"), ("b", "P1"), ("c", "P2")):
+    for name, patient in (("a", "SECRET1"), ("b", "SECRET1"), ("c", "SECRET2")):
         image = sitk.GetImageFromArray(neck)
         image.SetMetaData("0010|0020", patient)
         sitk.WriteImage(image, str(tmp_path / f"{name}.dcm"))
-    for second, told in (("b", False), ("c", True)):
-        line = ("--second", tmp_path / f"{second}.dcm", "--report", "none", "--out", tmp_path / "o")
+    Image.fromarray(neck).save(tmp_path / "d.png")
+    for second, told in (("b.dcm", False), ("c.dcm", True), ("d.png", False)):
+        line = ("--second", tmp_path / second, "--out", tmp_path / "o")
         code, out, err = mtbench("predict", packed, tmp_path / "a.dcm", *line)
         assert (code, err) == (0, "")
-        assert any("of different patients" in n for n in json.loads(out)[0]["notes"]) == told
-        assert "P2" not in out
+        [record] = json.loads(out)
+        assert any("of different patients" in note for note in record["notes"]) == told
+        page = Path(record["reports"][0]).read_text()
+        assert not any(name in text for name in ("SECRET1", "SECRET2") for text in (out, page))
 
 
 def test_a_second_view_lies_at_the_same_place(

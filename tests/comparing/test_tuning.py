@@ -422,6 +422,10 @@ def test_the_front_is_what_no_trial_dominates(
     for number, (a, b) in enumerate([(1.0, 1.0), (2.0, 3.0), (2.0, 2.0), (0.0, 1.0), (0.0, 0.5)]):
         study.add_trial(optuna.trial.create_trial(values=[a, b]))
         found.append(Outcome(number, "finished", a - b, {}, {"a": a, "b": b}, {}, {}, ""))
+    worst = {"values": [-math.inf, math.inf]}
+    study.add_trial(optuna.trial.create_trial(**worst))
+    found.append(Outcome(5, "diverged", -math.inf, {}, {}, {}, {}, ""))
+    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED))
     file = tmp_path / "p.png"
     assert tuning_figures.pareto(study, found, {"a": True, "b": False}, "t", file) == file
     assert drawn["Pareto front"] == [(0.0, 0.5), (1.0, 1.0), (2.0, 2.0)]

@@ -266,7 +266,9 @@ def test_scribbled_manifests(tmp_path_factory: pytest.TempPathFactory, text: str
     folder = tmp_path_factory.getbasetemp()
     (folder / "a.png").write_bytes(PNG)
     (folder / "m.csv").write_text(text, encoding="utf-8", newline="")
-    told(lambda: manifest.scale(folder / "m.csv"))
+    graded = manifest.SOURCE.graded
+    assert graded is not None
+    told(lambda: graded(folder / "m.csv", None))
     told(lambda: manifest.load(folder / "m.csv", silent))
 
 

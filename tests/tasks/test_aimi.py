@@ -122,7 +122,8 @@ def test_a_clip_of_two_categories_is_ungraded(tmp_path: Path) -> None:
     table = root / "metadata.csv"
     lines = table.read_text().splitlines()
     other = lines[1].replace(",1,", ",5,")
-    table.write_text("\n".join([*lines, lines[2], other]))  # one is said again, and one otherwise
+    said = [lines[2], lines[3].replace(",3.0,", ",,").replace(",3,", ",,")]  # again, or not
+    table.write_text("\n".join([*lines, *said, other, lines[1], other]))
     collection = load(root)
     [problem] = collection.problems
     assert "1_ has several categories" in problem

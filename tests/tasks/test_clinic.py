@@ -35,7 +35,7 @@ from mtbench.errors import DataError
 from mtbench_tasks._lesion import categories, doubts, manifest, pictures
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.categories import place, said, scale_of
-from mtbench_tasks._lesion.doubts import alike, examine, parts, perceptual, spelt_alike, survey
+from mtbench_tasks._lesion.doubts import alike, examine, parts, perceptual, survey
 from mtbench_tasks._lesion.files import (
     ImageFile,
     MaskFile,
@@ -46,6 +46,7 @@ from mtbench_tasks._lesion.files import (
     read_mask,
     read_picture,
 )
+from mtbench_tasks._names import spelt_alike
 from mtbench_tasks.thyroid import Thyroid
 
 Mtbench = Callable[..., tuple[int, str, str]]

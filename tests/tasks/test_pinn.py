@@ -39,7 +39,7 @@ from mtbench_tasks.pinn import (
     exact,
 )  # fmt: skip
 from tests.soak import differences
-from tests.training.test_trainer import Silent
+from tests.training.test_trainer import Remembering
 
 SMALL = partial(Pinn, samples=64, width=20, depth=2)
 
@@ -248,7 +248,7 @@ def lbfgs(out: Path, method: str, stop: int = -1, **given: str) -> RunDirectory:
     request = Request.of("pinn", [method], small | searched | given, [])
     splits = request.task.setup(0, lambda *_: None)
     spec = request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu")
-    run, observer, seen = RunDirectory.at(out, spec), Silent(), itertools.count(1)
+    run, observer, seen = RunDirectory.at(out, spec), Remembering(), itertools.count(1)
 
     def stepped(*_: object) -> None:
         if next(seen) == stop:

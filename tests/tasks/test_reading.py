@@ -383,7 +383,7 @@ def necks(count: int, seed: int = 0) -> list[np.ndarray]:
     return [image.astype(np.uint8) for image in found]
 
 
-def sights(images: list[np.ndarray], size: int = 64) -> np.ndarray:
+def described(images: list[np.ndarray], size: int = 64) -> np.ndarray:
     """What images are like, without an encoder."""
     return np.array([features(to_input(image, size)[0], torch.zeros(0)) for image in images])
 
@@ -407,16 +407,16 @@ def strange() -> dict[str, np.ndarray]:
 
 
 def test_what_is_not_like_the_training_is_told() -> None:
-    known = OutOfDistribution.fit(sights(necks(120)), sights(necks(120, seed=4)))
+    known = OutOfDistribution.fit(described(necks(120)), described(necks(120, seed=4)))
     again = OutOfDistribution.of({KEY: json.loads(json.dumps(known.to_json()))})
     assert again is not None
     known = again
-    fresh = [known.doubt(seen) is not None for seen in sights(necks(100, seed=5))]
+    fresh = [known.doubt(seen) is not None for seen in described(necks(100, seed=5))]
     assert np.mean(fresh) < 0.06
     mirrored = [np.ascontiguousarray(image[:, ::-1]) for image in necks(40, seed=6)]
-    assert np.mean([known.doubt(seen) is not None for seen in sights(mirrored)]) < 0.1
+    assert np.mean([known.doubt(seen) is not None for seen in described(mirrored)]) < 0.1
     for name, image in strange().items():
-        said = known.doubt(sights([image])[0])
+        said = known.doubt(described([image])[0])
         assert said is not None, name
         assert "does not look like the training's images" in said
 
@@ -439,7 +439,9 @@ def test_a_reading_says_so(tmp_path: Path) -> None:
     images = necks(60)
     features = [radiomics.extract(image, tissue() > 0) for image in images[:1]]
     known = radiomics.Standardiser(np.zeros(len(features[0])), np.full(len(features[0]), 1e-3))
-    reference = Reference(known, OutOfDistribution.fit(sights(images, 96), sights(images, 96)))
+    reference = Reference(
+        known, OutOfDistribution.fit(described(images, 96), described(images, 96))
+    )
     fine = read(predictor(standing), necks(1, 7)[0], tmp_path, reference=reference)["notes"]
     odd = read(predictor(standing), strange()["noise"], tmp_path, reference=reference)["notes"]
     assert not any("does not look like" in note for note in fine)

@@ -71,7 +71,7 @@ def test_labels_that_name_no_image_are_told(tmp_path: Path) -> None:
         table.write_text("\n".join(str(int(line[:4])) + line[4:] for line in lines))  # 3.jpg
     source = Thyroid.sources["tn3k"]
     [doubt] = source_module.load("tn3k", source, root, silent).doubts
-    assert doubt.startswith(f"{root}: no case has a category: is it in the right column")
+    assert doubt.startswith(f"{root}: no case has a category: are columns and files")
 
 
 def test_nothing_is_decoded_or_held(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mtbench.training.data import TensorSplit
 from mtbench.training.trainer.batches import Batches
 from mtbench.training.trainer.trainer import Trainer
 from tests.soak import differences
-from tests.training.test_trainer import Silent
+from tests.training.test_trainer import Remembering
 
 BILEVEL = Path(__file__).with_name("bilevel.py")
 
@@ -32,7 +32,7 @@ def train(tiny: Path, out: Path, name: str = "bilevel", stop: int = -1, **given:
     request = Request.of("tiny", [name], {"epochs": "3", **given}, [tiny, BILEVEL])
     splits, choice = request.task.setup(0, lambda *_: None), request.choices[0]
     spec = request.spec(choice, splits.fingerprint, 0, "fp32", "cpu")
-    run, observer = RunDirectory.at(out, spec), Silent()
+    run, observer = RunDirectory.at(out, spec), Remembering()
 
     def stepped(epoch: int, losses: dict[str, float]) -> None:
         observer.losses.append(losses)

@@ -22,7 +22,7 @@ from mtbench.training.trainer.trainer import Trainer
 from tests.soak import differences
 from tests.training.own_inputs import SIZES, Domains
 from tests.training.test_bilevel import BILEVEL
-from tests.training.test_trainer import Silent
+from tests.training.test_trainer import Remembering
 
 DOMAINS = Path(__file__).with_name("own_inputs.py")
 
@@ -47,7 +47,7 @@ def learner(method: str = "ew") -> tuple[Learner, Any]:
 
 def train(out: Path, method: str, stop: int = -1) -> RunDirectory:
     request, splits, spec = cell(method)
-    run, observer, seen = RunDirectory.at(out, spec), Silent(), iter(range(1, 100))
+    run, observer, seen = RunDirectory.at(out, spec), Remembering(), iter(range(1, 100))
 
     def stepped(*_: object) -> None:
         if next(seen) == stop:

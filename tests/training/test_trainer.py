@@ -33,7 +33,7 @@ DEVICES = [
 ]
 
 
-class Silent:
+class Remembering:
     """An observer that remembers."""
 
     def __init__(self) -> None:
@@ -54,13 +54,13 @@ class Silent:
 def train(
     tiny: Path, out: Path, method: str = "ew", seed: int = 0, stop_after: int | None = None,
     precision: str = "fp32", device: str = "cpu", checkpoint_seconds: float = 30.0, **given: str,
-) -> tuple[RunDirectory, Silent]:  # fmt: skip
+) -> tuple[RunDirectory, Remembering]:  # fmt: skip
     """Run a cell of the tiny task, or break off after some steps."""
     request = Request.of("tiny", [method], given, [tiny])
     splits = request.task.setup(seed, lambda *_: None)
     spec = request.spec(request.choices[0], splits.fingerprint, seed, precision, device)
     run = RunDirectory.at(out, spec)
-    observer = Silent()
+    observer = Remembering()
     trainer = Trainer(
         spec, request.task, splits, request.choices[0].method, run, observer, 1,
         checkpoint_seconds=checkpoint_seconds,
@@ -167,7 +167,7 @@ def test_ranks_look_after_the_same_steps_whatever_their_clocks(
     spec = request.spec(choice, splits.fingerprint, 0, "fp32", "cpu")
     for seconds in (0.0, math.inf):
         monkeypatch.setattr("mtbench.training.trainer.loop.LOOK_SECONDS", seconds)
-        observer, run = Silent(), RunDirectory.at(tmp_path / str(seconds), spec)
+        observer, run = Remembering(), RunDirectory.at(tmp_path / str(seconds), spec)
         trainer = Trainer(
             spec, request.task, splits, choice.method, run, observer, 1, ranks=_Pair(),
             checkpoint_seconds=seconds,
@@ -280,7 +280,7 @@ def test_a_balancers_parameters_do_not_decay(tiny: Path, tmp_path: Path) -> None
     choice = request.choices[0]
     spec = request.spec(choice, splits.fingerprint, 0, "fp32", "cpu")
     trainer = Trainer(
-        spec, request.task, splits, choice.method, RunDirectory(tmp_path), Silent(), 1
+        spec, request.task, splits, choice.method, RunDirectory(tmp_path), Remembering(), 1
     )
     groups = trainer.prepare().descent.state_dict()["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
@@ -471,7 +471,7 @@ def test_training_starts_from_another_runs_weights(tiny: Path, tmp_path: Path) -
     splits = request.task.setup(0, lambda *_: None)
     spec = request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu", digest)
     assert spec.hash != request.spec(request.choices[0], splits.fingerprint, 0, "fp32", "cpu").hash
-    observer = Silent()
+    observer = Remembering()
     run = RunDirectory.at(tmp_path, spec)
     Trainer(spec, request.task, splits, request.choices[0].method, run, observer, 1, given).run()
     assert observer.losses[0]["sum"] < 0.5 * fresh.losses[0]["sum"]
@@ -528,7 +528,7 @@ def test_a_trial_never_sees_the_test_split(tiny: Path, tmp_path: Path) -> None:
 
     splits.test.__class__ = Forbidden
     run = RunDirectory.at(tmp_path, spec)
-    result = Trainer(spec, request.task, splits, choice.method, run, Silent(), 1).run()
+    result = Trainer(spec, request.task, splits, choice.method, run, Remembering(), 1).run()
     assert result["status"] == "finished"
     assert set(result["val"]) == {"mae_sum", "within", "mae_difference"}
     assert not (run.path / "test.json").exists()
@@ -561,7 +561,7 @@ def test_gradients_are_compared_on_request_or_where_that_is_free(
         spec = request.spec(choice, splits.fingerprint, 0, "fp32", "cpu")
         run = RunDirectory.at(tmp_path / str(diagnose), spec)
         trainer = Trainer(
-            spec, request.task, splits, choice.method, run, Silent(), 1, diagnose=diagnose
+            spec, request.task, splits, choice.method, run, Remembering(), 1, diagnose=diagnose
         )
         trainer.run()
         found[method, diagnose] = run.history()[1], weights(run)

@@ -18,6 +18,7 @@ from mtbench.balancing.balancer import Weighting
 from mtbench.balancing.engine import Engine
 from mtbench.plugins.method import Method
 from mtbench.training.machine import numerics
+from mtbench.training.machine.device import use_device
 from mtbench_speed import peers
 from mtbench_speed.contestants import Run, floor, ours, plain
 from mtbench_speed.measure import Row, Settings
@@ -115,6 +116,7 @@ def _peak(
 
 
 def _main(job: dict[str, Any]) -> None:
+    use_device(job["device"])
     with settled(job.pop("threads")):
         print(_peak(**job))
 

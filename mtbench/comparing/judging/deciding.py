@@ -297,7 +297,8 @@ def smallest_effect(
 def looks_of(planned: int) -> list[int]:
     """Return the numbers of units at which a sweep asks whether to go on.
 
-    They are ten, and the last is `planned`. Any others were as good: `level` holds at each.
+    At most ten, none before `FIRST`, the last is `planned`. Any others were as good: `level` holds
+    at each.
 
     Example:
         >>> looks_of(20), looks_of(8)

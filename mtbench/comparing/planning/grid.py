@@ -20,7 +20,7 @@ from mtbench.plugins.registry import entries
 from mtbench.training.cell.fit import UnfitError, refuse_unfit
 from mtbench.training.cell.request import Choice, Request
 from mtbench.training.cell.rundir import RunDirectory, Spec
-from mtbench.training.machine.device import resolve_device
+from mtbench.training.machine.device import use_device
 from mtbench.training.task import Recipe
 from mtbench.training.trained.frozen import Kind, does_more, frozen_weights, moves
 
@@ -151,7 +151,7 @@ class Grid:
     def __init__(self, order: Order) -> None:
         self.left_out: dict[tuple[str, str], str] = {}
         self.order, self.suite = order, order.suite
-        self.device = resolve_device(self.suite.device)
+        self.device = use_device(self.suite.device)
         methods = _methods(self.suite, order.plugins)
         self.entries: list[Entry] = []
         self.cells: list[Cell] = []

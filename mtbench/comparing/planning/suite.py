@@ -280,9 +280,10 @@ class Suite(_Strict):
     def digest(self) -> str:
         """Of all that the suite says, but its title and what was measured."""
         content = self.model_dump(mode="json", exclude={"title"})
+        content["device"] = self.device.partition(":")[0]  # which of several is no part of a cell
         for task in content["tasks"]:
             del task["measured"]
-            if task["resample"] is None:  # as before there was such a key
+            if task["resample"] is None:  # so that digests from before there was such a key stay
                 del task["resample"]
         for method in content["methods"]:
             if method["times"] == 1:

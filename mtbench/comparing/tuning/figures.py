@@ -127,7 +127,7 @@ def pareto(
 
     Args:
         study: of several objectives, which knows its Pareto front.
-        outcomes: the trials.
+        outcomes: the trials, by Optuna's numbers: the official ruleset has one objective.
         directions: whether higher is better, by metric.
         title: of the picture.
         file: where to.

@@ -16,9 +16,9 @@ def load(file: Path) -> dict[str, Any]:
         UsageError: it cannot be read, is no TOML, no UTF-8, larger than `LARGEST`, or nested too
             deeply.
     """
-    if file.exists() and not file.is_file():  # a pipe would be waited for, a device has no end
-        raise UsageError(f"{file}: cannot be read (it is no regular file)")
     try:
+        if file.exists() and not file.is_file():  # a pipe would be waited for, a device has no end
+            raise UsageError(f"{file}: cannot be read (it is no regular file)")
         with file.open("rb") as stream:
             raw = stream.read(LARGEST + 1)
         if len(raw) > LARGEST:

@@ -12,14 +12,14 @@ from mtbench.errors import PluginError, UsageError
 from mtbench.training.task import Batch
 
 
-def resolve_device(name: str) -> str:
-    """Return the type of the device to train on; of several GPUs, the named one becomes torch's.
+def use_device(name: str) -> str:
+    """Make a device the one to train on; return its type: which of several is no part of a cell.
 
     Raises:
         UsageError: torch knows no such device, or this machine has none.
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda", "mps"):
@@ -30,8 +30,8 @@ def resolve_device(name: str) -> str:
         raise UsageError(
             f"--device {name}: not available here ({reason}); use --device cpu"
         ) from error
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # which one it is, is no part of a cell
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)
     return device.type
 
 

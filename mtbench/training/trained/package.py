@@ -86,7 +86,7 @@ def load_all(
         if type(other) is not type(task) or not task.joins(other):
             raise UsageError(
                 f"{path}: cannot be asked together with {paths[0]}: models are of one task that "
-                "allows it, with inputs and outputs of one kind"
+                "allows it, with inputs of one size and outputs that mean the same"
             )
         if trained.name in known:
             raise UsageError(

@@ -6,7 +6,10 @@ from mtbench.training.cell.rundir import Spec
 
 
 class Observer(Protocol):
-    """Is told how a cell goes."""
+    """Is told how a cell goes.
+
+    Each method has a body, so that who inherits need not define it.
+    """
 
     def started(self, spec: Spec, epochs: int, steps: int, done: int) -> None:
         """A cell begins, or goes on after `done` of its epochs x steps."""

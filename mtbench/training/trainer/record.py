@@ -218,8 +218,14 @@ class Recorder:
 
     def select(self) -> dict[str, Any]:
         """Load the selected weights; return the record of their epoch."""
-        best = self._run.load("best.pt", self._learner.device) or {}
-        check_cell(self._run.path / "best.pt", best, self._cell)
+        file = self._run.path / "best.pt"
+        best = self._run.load(file.name, self._learner.device)
+        if best is None:
+            raise RunError(
+                f"{file}: is gone, which had the selected weights: delete the folder to train this "
+                "cell from its start"
+            )
+        check_cell(file, best, self._cell)
         with fits(self._run, "best.pt"):
             self._learner.load(best)
             self._learner.precision = best["precision"]
@@ -293,9 +299,10 @@ def check_cell(file: Path, state: Mapping[str, Any], cell: str) -> None:
         RunError: it is of another one.
     """
     if (found := state.get("cell")) != cell:
+        whose = "names no cell (" if found is None else f"is of another cell ({found}, "
         raise RunError(
-            f"{file}: is of another cell ({found}, wanted {cell}); it was moved here: delete the "
-            "folder to train this cell from its start"
+            f"{file}: {whose}wanted {cell}); it was moved here: delete the folder to train this "
+            "cell from its start"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mtbench_tasks._lesion import screen
 from mtbench_tasks._lesion.cases import Image, View
-from mtbench_tasks._lesion.categories import at_least
+from mtbench_tasks._lesion.categories import and_above
 from mtbench_tasks._lesion.descriptors import Lexicon
 from mtbench_tasks._lesion.reading import LESSER, USE
 
@@ -34,7 +34,7 @@ def card(
     return f"""## What it does
 
 It marks one lesion in a grey-scale ultrasound image and gives its risk category:
-{", ".join(grades)}. High risk is {at_least(grades, high)}.
+{", ".join(grades)}. High risk is {and_above(grades, high)}.
 
 - In: `inputs`, (batch, 1, {size}, {size}), grey values from 0 to 1. The image is scaled by its
   longer side and padded with zeros; nothing else is normalised.

@@ -1,10 +1,11 @@
 """How readers spell a category, and which scale their categories are of."""
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from mtbench_tasks._names import visible
 
 SCALES = (
     ("TR1", "TR2", "TR3", "TR4", "TR5"),
@@ -19,8 +20,8 @@ SCALES = (
 
 NONE = {
     "", "-", "--", "?", ".", "nan", "n/a", "n.a.", "na", "n/d", "nd", "<na>", "#n/a", "#value!",
-    "#ref!", "#div/0!", "#num!", "#name?", "none", "null", "nil", "missing", "unknown", "anonymous",
-    "not available", "not graded", "not done", "pending",
+    "#ref!", "#div/0!", "#num!", "#name?", "none", "null", "nil", "missing", "unknown", "anon",
+    "anonymous", "not available", "not graded", "not done", "pending",
 }  # fmt: skip
 """What means that nothing was said."""
 
@@ -75,16 +76,6 @@ def said(cell: str) -> str | None:
     if text.casefold() in NONE:
         return None
     return re.sub(r"^(\D*\d+)[.,]0+$", r"\1", text)
-
-
-def visible(cell: str) -> str:
-    """Return a text in one Unicode form, without what is not seen, all dashes a hyphen.
-
-    >>> visible("P\u201301\u200b ")
-    'P-01'
-    """
-    seen = [c for c in unicodedata.normalize("NFKC", cell) if unicodedata.category(c) != "Cf"]
-    return re.sub(r"[\u2010-\u2015\u2212]", "-", "".join(seen)).strip()
 
 
 def meant(cell: str) -> Category:
@@ -173,6 +164,6 @@ def _one_system(a: str, b: str) -> bool:
     return a == b or not (a and b)
 
 
-def at_least(grades: Sequence[str], first: int) -> str:
+def and_above(grades: Sequence[str], first: int) -> str:
     """Return which grades are meant, in words."""
     return grades[first] + " and above" * (first + 1 < len(grades))

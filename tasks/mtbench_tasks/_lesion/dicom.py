@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mtbench.errors import DataError
 from mtbench_tasks._lesion.cases import View
+from mtbench_tasks._lesion.categories import said
 from mtbench_tasks._lesion.pixels import LARGEST, Geometry, Stored, geometry
 from mtbench_tasks._lesion.warned import heard
 
@@ -54,7 +55,8 @@ def inspect(path: Path) -> Geometry:
     Raises:
         DataError: it is no DICOM image.
     """
-    return _described(_open(path, header=True))
+    with heard():
+        return _described(_open(path, header=True))
 
 
 def frames(path: Path) -> int:
@@ -123,7 +125,10 @@ class _Region(NamedTuple):
 
 
 def _described(data: "Dataset") -> Geometry:
-    return replace(_geometry(data), patient=_text(data, "PatientID"))
+    patient = said(str(data.get("PatientID") or ""))  # it is unique within its issuer
+    issuer = said(str(data.get("IssuerOfPatientID") or ""))
+    whose = " of ".join(filter(None, (patient, patient and issuer)))
+    return replace(_geometry(data), patient=whose)
 
 
 def _geometry(data: "Dataset") -> Geometry:

@@ -1,8 +1,7 @@
 """What of a person's data is broken, and what looks odd: told, and not mended in silence."""
 
 import itertools
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,6 @@ from scipy import ndimage
 
 from mtbench.errors import DataError
 from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, look
-from mtbench_tasks._lesion.categories import visible
 from mtbench_tasks._lesion.consensus import with_consensus
 
 HALF = 0.5  # of the image: a lesion seldom covers more
@@ -198,33 +196,6 @@ def parts(mask: Mask) -> list[Mask]:
             part = np.zeros_like(mask)
             part[box] = regions == number
             found.append(part)
-    return found
-
-
-def spelt_alike(names: Iterable[str]) -> dict[str, str]:
-    """Return for each name of a person the first spelling of it.
-
-    Spellings are one where they differ by case, Unicode form, kind of dash, what is not seen (such
-    as spaces), a dash between a letter and a number, the order of names, a spreadsheet's ``.0``,
-    what parts thousands, or leading zeros.
-
-    >>> spelt_alike(["P01", "p 1", "P02", "7.0", "007", "P-2"])
-    {'P01': 'P01', 'p 1': 'P01', 'P02': 'P02', '7.0': '7.0', '007': '7.0', 'P-2': 'P02'}
-    >>> spelt_alike(["Doe, John", "DOE^JOHN", "John Doe", "1,234", "1234"])
-    {'Doe, John': 'Doe, John', 'DOE^JOHN': 'Doe, John', 'John Doe': 'Doe, John', '1,234': '1,234', '1234': '1,234'}
-    """  # noqa: E501
-    first: dict[str, str] = {}
-    found = {}
-    for name in names:
-        text = visible(name).casefold().strip("'")
-        words = re.split(r"[\s,^]+", text.strip(", ^"))
-        key = "".join(sorted(words) if all(map(str.isalpha, words)) else text.split())
-        if re.fullmatch(r"\d{1,3}(['.,]\d{3})+", key):
-            key = re.sub(r"\D", "", key)
-        key = re.sub(r"^(\d+)\.0+$", r"\1", key)
-        key = re.sub(r"(?<=[^\W\d])[-_.](?=\d)", "", key)
-        key = re.sub(r"(?<!\d)0+(?=\d)", "", key)
-        found[name] = first.setdefault(key, name)
     return found
 
 

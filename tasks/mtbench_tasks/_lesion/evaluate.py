@@ -11,7 +11,7 @@ from mtbench.errors import DataError, UsageError
 from mtbench.training.machine.cache import cache_dir
 from mtbench.training.task import Evaluation, Trained
 from mtbench_tasks._lesion import evaluation_numbers, evaluation_page, operating
-from mtbench_tasks._lesion.categories import at_least
+from mtbench_tasks._lesion.categories import and_above
 from mtbench_tasks._lesion.ensemble import Ask, Ensemble
 from mtbench_tasks._lesion.grid import prepare
 from mtbench_tasks._lesion.ood import OutOfDistribution
@@ -87,7 +87,7 @@ def evaluate(
         "source": source,
         "mirror": mirror,
         "high": origin.grades[limit],
-        "high_risk": f"{origin.system} {at_least(origin.grades, limit)}".strip(),
+        "high_risk": f"{origin.system} {and_above(origin.grades, limit)}".strip(),
         "reference": authority(split.cases) if truth is None else truth + others,
         "grades": list(names),
         **evaluation_numbers.judge(judged, points, by),

@@ -17,7 +17,6 @@ from mtbench_tasks._lesion import bootstrap
 from mtbench_tasks._lesion.agreement import MODEL, agreement
 from mtbench_tasks._lesion.bootstrap import Flags, Floats
 from mtbench_tasks._lesion.cases import Case
-from mtbench_tasks._lesion.categories import visible
 from mtbench_tasks._lesion.conformal import LENGTHS, lengths
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.descriptors import Lexicon, by_descriptor
@@ -27,6 +26,7 @@ from mtbench_tasks._lesion.grid import Placement
 from mtbench_tasks._lesion.ood import OutOfDistribution, features
 from mtbench_tasks._lesion.scores import overlap
 from mtbench_tasks._lesion.splits import TRUTH, CaseSplit, Opinion, join_patients
+from mtbench_tasks._names import visible
 
 BATCH = 32
 SUBGROUPS = ("scanner", "site", "sex", "age", "size")

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from mtbench.training.task import Evaluation, Table
 from mtbench_tasks._lesion import sheets
 from mtbench_tasks._lesion.bootstrap import RESAMPLES
-from mtbench_tasks._lesion.categories import at_least
+from mtbench_tasks._lesion.categories import and_above
 from mtbench_tasks._lesion.evaluation_numbers import Judged
 from mtbench_tasks._lesion.ood import UNKNOWN
 from mtbench_tasks._lesion.page import BAR, INK, LINE, QUIET, WARNING, fill, svg
@@ -94,9 +94,9 @@ def notes(
     """
     if reduced is not None:
         grades, at, own, from_ = reduced
-        model = f", and {at_least(own, from_)} of the model's {', '.join(own)}"
+        model = f", and {and_above(own, from_)} of the model's {', '.join(own)}"
         yield (
-            f"grades are reduced to low and high: high is {at_least(grades, at)} of the data's "
+            f"grades are reduced to low and high: high is {and_above(grades, at)} of the data's "
             f"{', '.join(grades)}{model * (len(own) > 2)}"
         )
     if silent[1]:

@@ -11,13 +11,13 @@ from mtbench.errors import DataError, UsageError, did_you_mean
 from mtbench.training.task import Progress
 from mtbench_tasks._lesion import nnunet
 from mtbench_tasks._lesion.cases import Case, Collection, Reading, United
-from mtbench_tasks._lesion.categories import ODD, SCALES, place, scale_of, unsaid, visible
-from mtbench_tasks._lesion.doubts import spelt_alike
+from mtbench_tasks._lesion.categories import ODD, SCALES, place, scale_of, unsaid
 from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, read_geometry
 from mtbench_tasks._lesion.pixels import Geometry, implausible
 from mtbench_tasks._lesion.radiomics import STEP
 from mtbench_tasks._lesion.source import Source, held_back
 from mtbench_tasks._lesion.table import COLUMNS, Row, Table, locate_in, read
+from mtbench_tasks._names import spelt_alike, visible
 
 VERSION = 4  # part of the fingerprint: raise it when the same files give other cases
 
@@ -42,22 +42,18 @@ def template() -> str:
     return "\n".join([*comments, more, ",".join(COLUMNS), *rows, ""])
 
 
-def scale(path: Path, *wanted: tuple[str, ...]) -> tuple[str, ...]:
+def _scale(path: Path, table: Table, wanted: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     """Return the grades of a file's categories, from benign to malignant.
 
     Args:
-        path: the CSV file.
+        path: the file.
+        table: what it says.
         wanted: scales; the first on which they have a place, but for a few slips, is it. Without
             one the first known scale that they fit.
 
     Raises:
-        DataError: the file is absent or broken, or its categories fit no known scale.
+        DataError: they fit no known scale.
     """
-    path = nnunet.find(path)
-    return _scale(path, read(path), wanted)
-
-
-def _scale(path: Path, table: Table, wanted: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     cells = _cells(table)
     meant = scale_of(cells)
     grades = _fitting(cells, wanted) or meant.grades
@@ -96,7 +92,7 @@ def load(
         progress: is told how many files have been read for the fingerprint.
         grades: the categories from benign to malignant; None: the known scale that they fit, or,
             for a look at the data, in alphabetical order.
-        wanted: scales that come before the known ones, as in `scale`.
+        wanted: scales that come before the known ones, as in `_scale`.
 
     Raises:
         DataError: the file is no such CSV, there is nothing in it to learn from, or its categories
@@ -429,20 +425,24 @@ def _about(rows: Iterable[int], groups: Mapping[int, Mapping[str, str]]) -> dict
 
 
 def _headers(path: Path, by_header: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """Yield the patient of images' headers who is several here; who that is, is not told.
+    """Yield that one patient of the headers is several here; who that is, is not told.
 
-    Where all images have one, it is the name that somebody has put in the place of all.
+    Where all images with a name have one, somebody has put it in the place of all.
 
     Args:
         path: the CSV file.
         by_header: by the headers' patients, an image of each patient of the file.
     """
-    several = [names for known, names in by_header.items() if known and len(names) > 1]
-    if several and len(by_header) > 1:
+    known = defaultdict[str, dict[str, str]](dict)
+    for name, first in spelt_alike(filter(None, by_header)).items():
+        known[first] |= by_header[name]
+    several = [names for names in known.values() if len(names) > 1]
+    if several and len(known) > 1:
         (a, first), (b, second), *_ = several[0].items()
         yield (
-            f"{path}: {first} and {second} are of one patient by their headers (PatientID), and of "
-            f"{a} and {b} here (of {len(several)} such): a split may part them; name one"
+            f"{path}: {first} and {second} have one PatientID in their headers, and are patients "
+            f"{a} and {b} here (the first of {len(several)} such IDs): give them one name in "
+            "column patient, unless two hospitals number alike"
         )
 
 

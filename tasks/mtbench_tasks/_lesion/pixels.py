@@ -206,10 +206,10 @@ def to_grey(
 
     Args:
         values: numbers of any type.
-        shown: what is black and what is white. Without it, 0 and 255 where all are whole numbers
-            between these, else the percentiles `RANGE` of what is not hidden.
+        shown: the lowest and the highest value that are told apart. Without it, 0 and 255 where
+            all are whole numbers between these, else the percentiles `RANGE` of what is not hidden.
         hidden: (H, W) which ones are none.
-        inverse: black is the highest.
+        inverse: the highest is black.
 
     Raises:
         DataError: one of them is not finite.
@@ -224,7 +224,8 @@ def to_grey(
     if shown is None:
         whole = seen.min() >= 0 and seen.max() <= 255 and (seen == np.round(seen)).all()
         if whole and hidden is None and not inverse:
-            return np.asarray(values, np.uint8)
+            plain: Image = values.astype(np.uint8)
+            return plain
         shown = (0.0, 255.0) if whole else tuple(np.percentile(seen, RANGE))
     low, high = shown[::-1] if inverse else shown
     scaled = values.astype(np.float32)

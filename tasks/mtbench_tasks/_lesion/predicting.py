@@ -14,6 +14,7 @@ from mtbench_tasks._lesion.cases import View
 from mtbench_tasks._lesion.ensemble import Ensemble, temperature
 from mtbench_tasks._lesion.pixels import Picture
 from mtbench_tasks._lesion.source import whole
+from mtbench_tasks._names import spelt_alike
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -94,7 +95,8 @@ class Reader:
         measured = volume([view for record, _ in written for view in record["views"]])
         for record, rest in written:
             record["volume"] = measured
-            if len({found.picture.patient for found in looked} - {""}) > 1:
+            named = spelt_alike(found.picture.patient for found in looked if found.picture.patient)
+            if len({*named.values()}) > 1:
                 record["notes"].append(OTHERS)
             if second is not None and measured is None:
                 record["notes"].append(NO_VOLUME)

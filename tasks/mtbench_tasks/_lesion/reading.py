@@ -170,22 +170,22 @@ def read(
         (``pixel``: 1, unless the file's pixels are not square), notes, and, per view, its box
         (left, top, right, bottom), its plane, the category, the probability of each, the likeliest
         term of each descriptor that was learnt, and of the largest segmented region what `calipers`
-        measures, ``interval`` (of `spread`), whether it is taller than wide (known in a transverse
-        plane only), and its radiomics, with ``z`` in standard deviations from the mean of the
-        training's contours, null where these are in other units. ``others`` has the lengths of
-        further regions. Where nothing is segmented, there is no lesion: lengths are 0, and the rest
+        measures, ``interval`` (of `conformal`), whether it is taller than wide (known in a
+        transverse plane only), and its radiomics, with ``z`` in standard deviations from the mean
+        of the training's contours, null where these are in other units. ``others`` has the lengths
+        of further regions. Where nothing is segmented, there is no lesion: lengths are 0, and the rest
         is null; the probabilities are those of a lesion, if there were one.
     """
     image, spacing = picture.pixels, picture.spacing or given
     whole = np.zeros(image.shape, dtype=bool)
-    views, sights = [], []
+    views, described = [], []
     for box, plane in zip_longest(boxes, planes[: len(boxes)]):
         grid = to_input(image[box], size)
         answers = ask(grid[None])
         answer, shape = together(answers), image[box].shape
         regions, probabilities = _regions(answer, shape), answer.chances[0].numpy()
         terms = answer.terms[0]
-        sights.append(features(grid[0], answer.texture[0]))
+        described.append(features(grid[0], answer.texture[0]))
         whole[box] = np.logical_or.reduce([np.zeros(whole[box].shape, dtype=bool), *regions])
         largest = regions[0] if regions else np.zeros(whole[box].shape, dtype=bool)
         rows, columns = box
@@ -220,7 +220,7 @@ def read(
         "image": str(path), "use": USE, "spacing_mm": spacing,
         "spacing_from": _origin(picture, given), "pixel": picture.step,
         "mask": str(mask_file), "overlay": str(overlay_file),
-        "views": views, "notes": [*_notes(picture, given, views, sights, reference), *told],
+        "views": views, "notes": [*_notes(picture, given, views, described, reference), *told],
     }  # fmt: skip
     return record, shown
 
@@ -235,12 +235,12 @@ def _notes(
     picture: Picture,
     given: float | None,
     views: Sequence[Mapping[str, Any]],
-    sights: Sequence[Vector],
+    described: Sequence[Vector],
     reference: Reference,
 ) -> Iterator[str]:
     """Yield what a person should know before they believe a reading."""
     yield from picture.told
-    for number, (view, seen) in enumerate(zip(views, sights, strict=True), 1):
+    for number, (view, seen) in enumerate(zip(views, described, strict=True), 1):
         which = f"view {number}: " if len(views) > 1 else ""
         left, top, right, bottom = view["box"]
         pixels = picture.pixels[top:bottom, left:right]

@@ -56,7 +56,7 @@ class Source:
 
 
 def held_back(epochs: int, batch_size: int) -> Recipe:
-    """Return the optimisation that suits few graded cases: learnt for longer, held back."""
+    """Return the optimisation by which all real images are learnt: held back."""
     return Recipe(
         epochs=epochs, batch_size=batch_size, lr=1e-3, encoder_lr=0.3, weight_decay=0.05,
         select="last",
@@ -66,7 +66,7 @@ def held_back(epochs: int, batch_size: int) -> Recipe:
 def load(
     name: str, source: Source, data: Path | None, progress: Progress, option: str = "--data"
 ) -> Collection:
-    """Return the cases of a source, and tell what there is nothing to learn from.
+    """Return the cases of a source, and doubt whether there is something to learn.
 
     Raises:
         DataError: its data is not said, absent or broken.
@@ -81,10 +81,10 @@ def load(
 
 
 def _unsaid(where: Path | str, collection: Collection) -> Iterator[str]:
-    """Yield what there is nothing to learn from."""
+    """Yield that no case has a category, or a mask, or that all have one category."""
     readings = [reading for case in collection.cases for reading in case.readings]
     used = {reading.category for reading in readings if reading.category is not None}
-    right = "is it in the right column, under the right name?"
+    right = "are columns and files called as they should be?"
     if readings and not used:
         yield f"{where}: no case has a category: {right}"
     elif len(used) == 1 and len(collection.cases) > 1:

@@ -19,10 +19,10 @@ from mtbench.training.task import Batch, Progress, Split
 from mtbench_tasks._lesion.augment import augment
 from mtbench_tasks._lesion.cases import PARTS, Case, Collection, Reading, read
 from mtbench_tasks._lesion.descriptors import Lexicon, labels
-from mtbench_tasks._lesion.doubts import spelt_alike
 from mtbench_tasks._lesion.grid import Prepared
 from mtbench_tasks._lesion.radiomics import FEATURES, Standardiser, extract_all
 from mtbench_tasks._lesion.source import Source
+from mtbench_tasks._names import spelt_alike
 
 TRUTH = "ground truth"
 FOLDS = "1/5"

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from mtbench.errors import DataError, first_fault
 from mtbench.training.data import regular
@@ -27,7 +27,7 @@ COLUMNS = {
     "patient": "whose image it is: a patient's images stay together; empty: the image is a patient",
     "reader": "who drew and graded; an image may have rows of several readers; masks of one unite",
     "spacing": "millimetres per pixel, where the image's own header (DICOM, NIfTI) does not say",
-    "mask_value": "which value of a mask of several is the lesion; may be left out",
+    "mask_value": "which value of a mask of several, from 1 on, is the lesion; may be left out",
     "frame": "which frame of a DICOM of several is meant, from 1; may be left out",
     "split": "train, val or test, where you hold patients out yourself; may be left out",
 }
@@ -66,9 +66,19 @@ class Row(BaseModel):
     patient: str | None = None
     reader: str = "reader"
     spacing: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    mask_value: int | None = Field(default=None, ge=1)  # 0 is what is no lesion
+    mask_value: int | None = None
     frame: int | None = Field(default=None, ge=1)
     split: Part | None = None
+
+    @field_validator("mask_value")
+    @classmethod
+    def _is_a_lesion(cls, value: int | None) -> int | None:
+        if value is not None and value < 1:
+            raise ValueError(
+                "0 is the background: leave the cell empty; where the lesion is black, invert the "
+                "mask"
+            )
+        return value
 
 
 @dataclass

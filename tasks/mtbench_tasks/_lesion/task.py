@@ -622,7 +622,7 @@ class LesionTask(Task):
         """Return whether both see the same grid and mean the same by the same grades."""
         assert isinstance(other, LesionTask)
         mine, its = (
-            (t.image_size, t.grades, t.high, t.lexicon, t.origin.grades, t.origin.high)
+            (t.image_size, t.grades, t.high, t.lexicon, t.origin.grades[t.origin.high])
             for t in (self, other)
         )
         return mine == its

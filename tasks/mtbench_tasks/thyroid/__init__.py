@@ -115,7 +115,8 @@ class Thyroid(LesionTask):
     ) -> None:
         if cases < 20:
             raise UsageError(f"cases must be at least 20 to be split, found {cases}")
-        at_least(1, test_cases=test_cases, frames=frames)
+        at_least(1, test_cases=test_cases, readers=readers, frames=frames)
+        at_least(0, phantom_seed=phantom_seed)
         if phantom_seed == phantom.TEST_SEED:
             raise UsageError(f"phantom_seed {phantom_seed} is that of the test: take another")
         if split == "public" and source != "ddti":

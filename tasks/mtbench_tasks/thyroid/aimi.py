@@ -159,10 +159,15 @@ def _levels(table: Path, problems: list[str]) -> dict[str, int | None]:
             f"{table}: must have columns annot_id and ti-rads_level, found: "
             f"{', '.join(map(str, columns)) or 'none'}"
         )
+    found: dict[str, set[int | None]] = {}
+    for row in rows:
+        if row["annot_id"]:
+            found.setdefault(row["annot_id"], set()).add(_category(row["ti-rads_level"] or ""))
     levels: dict[str, int | None] = {}
-    for name, level in ((row["annot_id"], row["ti-rads_level"] or "") for row in rows):
-        if name and levels.setdefault(name, _category(level)) != _category(level):
-            levels[name] = None
+    for name, several in found.items():
+        known = several - {None}
+        levels[name] = known.pop() if len(known) == 1 else None
+        if known:  # there were more
             problems.append(f"{table}: {name} has several categories: its clip counts as ungraded")
     return levels
 

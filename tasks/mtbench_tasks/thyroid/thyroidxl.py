@@ -12,7 +12,7 @@ it is benign by cytology or histology is recorded too, in codes that we found de
 is not used. The published test part, by patient, is the test split.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -67,15 +67,16 @@ def load(path: Path, progress: Progress) -> Collection:
     problems: list[str] = []
     count: Counter[str] = Counter()
     record_of: dict[str, tuple[str, Nodule | None]] = {}
-    disputed = set[str]()
+    owners = defaultdict[str, dict[str, None]](dict)
     for patient, record in _patients(table, problems).items():
         for name in record.images:
-            owner, _ = record_of.setdefault(name, (patient, record.nodule_1))
-            if owner != patient:
-                disputed.add(name)
-                problems.append(
-                    f"{table}: {name} is listed for patients {owner} and {patient}: left out"
-                )
+            owners[name][patient] = None
+            record_of[name] = patient, record.nodule_1
+    disputed = {name: own for name, own in owners.items() if len(own) > 1}
+    problems += [
+        f"{table}: {name} is listed for patients {' and '.join(own)}: left out"
+        for name, own in disputed.items()
+    ]
     cases: list[Case] = []
     files: list[Path] = []
     for part in PARTS:
@@ -107,7 +108,7 @@ def load(path: Path, progress: Progress) -> Collection:
     if not cases:
         raise DataError(f"{root}: has no PNG files in train/images or test/images")
     there = {f"{case.name}.png" for case in cases}
-    count["records of an image that is not there"] = len(record_of.keys() - there - disputed)
+    count["records of an image that is not there"] = len(record_of.keys() - there - disputed.keys())
     tested, learnt = ({c.patient for c in cases if c.part == part} for part in ("test", None))
     count["patients in both parts"] = len(tested & learnt)
     count["patients"] = len(tested | learnt)
