@@ -173,8 +173,8 @@ def read(
         measures, ``interval`` (of `conformal`), whether it is taller than wide (known in a
         transverse plane only), and its radiomics, with ``z`` in standard deviations from the mean
         of the training's contours, null where these are in other units. ``others`` has the lengths
-        of further regions. Where nothing is segmented, there is no lesion: lengths are 0, and the rest
-        is null; the probabilities are those of a lesion, if there were one.
+        of further regions. Where nothing is segmented, there is no lesion: lengths are 0, and the
+        rest is null; the probabilities are those of a lesion, if there were one.
     """
     image, spacing = picture.pixels, picture.spacing or given
     whole = np.zeros(image.shape, dtype=bool)
