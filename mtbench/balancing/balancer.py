@@ -251,7 +251,7 @@ class Balancer(nn.Module, ABC):
             weights = self._weights_or_none(self.balance(step))
             if step.transient and step.is_apart:
                 self.watch.parted(self._called, bool(step.shared))
-            if among and not unspoken and step.ranks.size == 1 and step.is_apart:
+            if among and step.speaks_of_ranks and step.ranks.size == 1 and step.is_apart:
                 refuse_wrapped(step.shared)  # each is said to train by itself
         if unspoken:
             must_agree(step.read, trained)

@@ -125,6 +125,7 @@ class _Region(NamedTuple):
 
 
 def _described(data: "Dataset") -> Geometry:
+    """Return how the pixels lie, and whose they are."""
     patient = said(str(data.get("PatientID") or ""))  # it is unique within its issuer
     issuer = said(str(data.get("IssuerOfPatientID") or ""))
     whose = " of ".join(filter(None, (patient, patient and issuer)))

@@ -56,7 +56,7 @@ class Source:
 
 
 def held_back(epochs: int, batch_size: int) -> Recipe:
-    """Return the optimisation by which all real images are learnt: held back."""
+    """Return the optimisation for real images, which are few: a slow encoder, strong decay."""
     return Recipe(
         epochs=epochs, batch_size=batch_size, lr=1e-3, encoder_lr=0.3, weight_decay=0.05,
         select="last",
@@ -66,7 +66,7 @@ def held_back(epochs: int, batch_size: int) -> Recipe:
 def load(
     name: str, source: Source, data: Path | None, progress: Progress, option: str = "--data"
 ) -> Collection:
-    """Return the cases of a source, and doubt whether there is something to learn.
+    """Return the cases of a source, with a doubt where they hold nothing to learn.
 
     Raises:
         DataError: its data is not said, absent or broken.
