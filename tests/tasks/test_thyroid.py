@@ -711,7 +711,8 @@ def test_a_grade_that_does_not_occur_is_left_out() -> None:
     assert math.isnan(found["auroc_high"])
     found = measure(p, [0, 0, 0])  # only one grade at all
     assert math.isnan(found["auroc"])
-    assert math.isnan(found["kappa"])
+    assert found["kappa"] == 0  # as `evaluate` has it: chance would agree as often
+    assert math.isnan(measure(p[:2], [0, 0])["kappa"])
     assert found["balanced_accuracy"] == pytest.approx(2 / 3)
 
 

@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 from monai.metrics.meandice import compute_dice
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_cohen_kappa
 
 from mtbench.training.task import Predictor
+from mtbench_tasks._lesion.scores import kappa
 from mtbench_tasks._lesion.splits import TRUTH, CaseSplit, Opinion
 
 MODEL = "this model"
@@ -64,7 +64,7 @@ def agreement(cases: Iterable[Mapping[str, Opinion]], grades: int) -> pd.DataFra
     rows = [
         (
             *pair,
-            _kappa(torch.tensor(said[pair]), grades),
+            kappa(torch.tensor(said[pair]).reshape(-1, 2), grades),
             len(said[pair]),
             math.fsum(dice[pair]) / len(dice[pair]) if dice[pair] else math.nan,
             len(dice[pair]),
@@ -72,11 +72,3 @@ def agreement(cases: Iterable[Mapping[str, Opinion]], grades: int) -> pd.DataFra
         for pair in itertools.combinations(order, 2)
     ]
     return pd.DataFrame(rows, columns=["rater", "other", "kappa", "graded", "dice", "drawn"])
-
-
-def _kappa(said: Tensor, grades: int) -> float:
-    """Return the kappa of (N, 2) categories."""
-    if len(said.unique()) < 2:
-        return math.nan
-    first, second = said.T
-    return float(multiclass_cohen_kappa(first, second, num_classes=grades, weights="quadratic"))

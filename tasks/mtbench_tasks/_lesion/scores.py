@@ -88,12 +88,20 @@ class LesionMeter(Meter):
         f1 = multiclass_f1_score(p, y, num_classes=count, average="none")
         found["balanced_accuracy"] = float(recall[present].mean())
         found["macro_f1"] = float(f1[present].mean())
-        if len(present) > 1:
-            found["kappa"] = float(
-                multiclass_cohen_kappa(p, y, num_classes=count, weights="quadratic")
-            )
+        found["kappa"] = kappa(torch.stack([p.argmax(1), y], 1), count)
         found["calibration_error"] = float(multiclass_calibration_error(p, y, num_classes=count))
         return found
+
+
+def kappa(said: Tensor, grades: int) -> float:
+    """Return the quadratic-weighted kappa of two raters' categories, (N, 2).
+
+    It is NaN where both say one and the same throughout.
+    """
+    if len(said.unique()) < 2:
+        return math.nan
+    first, second = said.T
+    return float(multiclass_cohen_kappa(first, second, num_classes=grades, weights="quadratic"))
 
 
 def _auroc(score: Tensor, positive: Tensor) -> float:
