@@ -19,7 +19,7 @@ class CAGrad(Weighting):
     .. math:: \max_d \min_k \langle g_k, d\rangle \quad \text{s.t.}\quad \|d - g_0\| \le c\|g_0\|,
         \qquad g_0 = \tfrac1K \textstyle\sum_k g_k
 
-    (paper, eq. 2), solved exactly by `mtbench.balancing.solvers.cagrad`. c = 0 is ``ew``; for c < 1
+    (paper, eq. 3), solved exactly by `mtbench.balancing.solvers.cagrad`. c = 0 is ``ew``; for c < 1
     the fixed points are those of the mean loss.
 
     Scale: the step is :math:`K d / (1 + c^2)`, as in the authors' code (``rescale=1``, then times K
@@ -38,7 +38,7 @@ class CAGrad(Weighting):
         tensor([1.2000, 1.2000], dtype=torch.float64)
     """
 
-    paper = "Liu et al., NeurIPS 2021, arXiv 2110.14048, eq. 2 and Algorithm 1"
+    paper = "Liu et al., NeurIPS 2021, arXiv 2110.14048, eq. 3 and Algorithm 1"
     checked_against = "scipy SLSQP in gradient space; torchjd 0.18 at scale 1; LibMTL 1.1.5, K = 3"
 
     def __init__(self, num_objectives: int, seed: int = 0, *, c: float = 0.5) -> None:

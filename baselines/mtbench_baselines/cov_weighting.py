@@ -31,7 +31,7 @@ class CoVWeighting(Scalarizer):
     Deviations:
         - c_k is taken by its absolute value: losses may be negative.
         - An objective whose loss is exactly 0 (no label in this batch) is left out of the weights
-          and of its own statistics.
+          and of its own statistics. Until each that is there has had two labels, all weigh alike.
 
     Args:
         num_objectives: K.

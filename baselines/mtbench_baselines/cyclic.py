@@ -28,8 +28,9 @@ class Cyclic(Wrapper, Remembering):
     with the base's weights w for the Gramian of the :math:`\hat m_j`. A step costs one encoder
     backward instead of K. ``cyclic+config`` is the direction of M-ConFIG.
 
-    Deviations: the paper divides d by a second moment, as Adam does, which is the optimizer's part
-    here: take one with a second moment and without a momentum of its own. Heads get the gradient of
+    Deviations: M-ConFIG divides d by the second moment of d with its averaging undone. That is left
+    out. An optimizer with a second moment and without a momentum of its own comes near: it divides
+    by that of d itself, and so steps further where gradients are noisy. Heads get the gradient of
     their own loss in every step. An objective without a label is passed over, of which the paper
     does not speak. One that had no turn yet is left out; the authors' code stands still until each
     had one.

@@ -29,8 +29,7 @@ class DBMTL(Tracking):
 
     Deviations:
         - The divisor is :math:`|L_k|`, and 1 where that is 0: a log loss needs positive losses, and
-          negative ones keep their direction here. LibMTL, after 1.1.5, adds 1e-8 to losses and to
-          norms.
+          negative ones keep their direction here. The paper adds 1e-8 to losses and to norms.
         - The average of objective k stays as it is while k has no gradient.
 
     Args:

@@ -20,7 +20,8 @@ class EDM(Weighting):
     elsewhere.
 
     Deviations: the minimum is exact (the authors' Frank-Wolfe is approximate). The paper itself
-    could not be read: the rule is that of code of others which names the authors' as its source.
+    could not be read. For two objectives the rule is that of the authors' demonstration; for more
+    it is that of others' code, which names the authors' as its source.
 
     Example:
         Gradients (1, 0) and (0, 2): w = (1, 1) / 2, gamma = 4/3, and d = (2, 2) / 3.

@@ -31,7 +31,8 @@ class EnCodec(Balancer):
     the gradient of their own loss.
 
     Deviations: an objective without a gradient keeps its mean, and its share goes to the others
-    (as in the code, where such a loss is not handed over). No constant is added to the norms.
+    (our decision: the authors' code expects every loss that it has seen). No constant is added to
+    the norms.
 
     Args:
         num_objectives: K.

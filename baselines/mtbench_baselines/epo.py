@@ -43,6 +43,8 @@ class EPO(Weighting):
         - G is divided by its mean diagonal entry, which changes no solution.
         - Where a program has none, w is r, normalised, as in the authors' code.
         - Losses are meant to be positive: one that is not, or without a gradient, is left out.
+        - w sums to 1, is of the shared parameters' gradients, and heads get that of their own loss.
+          The authors' training multiplies w by K, finds it from all parameters, and weighs heads.
 
     Args:
         num_objectives: K.

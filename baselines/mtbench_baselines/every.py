@@ -19,7 +19,8 @@ class Every(Wrapper):
 
     Weights change less from step to step than gradients do, and finding them is what costs K
     encoder backwards: the steps in between cost one. ``every+mgda`` is PSMGD, as far as its
-    abstract tells. Heads get the gradient of their own loss in every step.
+    abstract tells; by others' account it averages the weights, too: ``every+cr_mogm+mgda``. Heads
+    get the gradient of their own loss in every step.
 
     An objective without a gradient when weights are found keeps those that it had (0 before its
     first). A step with gradients that are not finite finds no weights, and the next one tries

@@ -33,7 +33,8 @@ class FAMO(Scalarizer):
     by Adam: an objective that improved more than the others loses weight.
 
     The decay, gamma, is ``weight_decay`` of Adam, as in the authors' code, whose module has 0.01
-    and whose benchmark has 1e-5; torchjd reads 0.001 from the paper's Algorithm 2. Tune it.
+    and whose benchmark has 1e-5; the paper's Algorithm 2 has 0.001. Tune it. That module also clips
+    the shared gradient to the norm 1; in their benchmark the clip comes too early to act.
 
     Deviations:
         - nothing is added to :math:`L - b` before the logarithm (1e-8 in the authors' code), so

@@ -22,7 +22,7 @@ _RANK = 1e-12
 class GradCraft(Weighting):
     r"""Follow the mean of gradients that oppose none of those that they opposed.
 
-    With running means n_k of the gradients' norms, gradients are first brought near the longest:
+    With the gradients' norms n_k, gradients are first brought near the longest:
 
     .. math:: \tilde g_k = \Bigl(r\, \frac{\max_j n_j}{n_k} + 1 - r\Bigr) g_k
 
@@ -39,14 +39,17 @@ class GradCraft(Weighting):
     Deviations: where the gradients of C_i depend on each other, the system is solved in the sense
     of least squares; the authors' code inverts its matrix. An objective without a gradient keeps
     its mean and leaves the sums; as that makes means of different age, they are corrected for their
-    start, which changes nothing where all have gradients. Our source is the authors' code.
+    start, which changes nothing where all have gradients. Heads get the gradient of their own loss;
+    in the authors' code norms and products are of all parameters, and heads get K w_k times that
+    gradient. Our source is that code.
 
     Args:
         num_objectives: K.
         seed: unused.
         relax: r, in [0, 1]; the authors' tau. 0 leaves lengths alone.
         margin: epsilon, at least 0 and below 1.
-        beta: memory of the norms, in [0, 1).
+        beta: n_k is a running mean of the norms with this memory, in [0, 1); 0, as in the authors'
+            runs, takes this step's.
 
     Example:
         Equal lengths, at cosine -0.6: each is projected, and half of their sum is left.
@@ -70,7 +73,7 @@ class GradCraft(Weighting):
         *,
         relax: float = 1.0,
         margin: float = 0.0,
-        beta: float = 0.9,
+        beta: float = 0.0,
     ) -> None:
         super().__init__(num_objectives, seed)
         unit_interval(self, relax=relax)

@@ -26,9 +26,10 @@ class GradDrop(Aggregator):
     :math:`\{k : g_{kn} < 0\}` otherwise; of the other gradients the share ``leak`` passes. In
     expectation, the direction is that of ``ew``.
 
-    Deviation: the gradients are those of the shared parameters; the paper puts the layer at
+    Deviations: the gradients are those of the shared parameters; the paper puts the layer at
     activations, where samples are merged after multiplication with the activation's sign. One leak
-    serves all objectives.
+    serves all objectives. The authors' layer (lingvo) brings the result to the plain sum's norm by
+    default, as no one else's does; nor does this.
 
     Args:
         num_objectives: K.

@@ -34,12 +34,14 @@ class IMGrad(Weighting):
     Scale: the step is :math:`K d / (1 + c^2)`, as for ``cagrad``.
 
     Deviations: the solutions are exact. A factor :math:`s / (\tfrac32 - s)` below 1e-4 counts as
-    that. Our source is the authors' code for NYUv2; their code for Cityscapes differs.
+    that. Our source is the authors' code for NYUv2; their code for Cityscapes differs, and the
+    paper (eq. 11) has 1 in the place of 3/2.
 
     Args:
         num_objectives: K.
         seed: unused.
-        c: how long the combination is, in units of the mean's norm; at least 0.
+        c: how long the combination is, in units of the mean's norm; at least 0. The authors'
+            runs have 0.8.
 
     Example:
         Gradients (1, 0) and (0, 2): m = (4, 2) / 5, at cosine 0.8 with g_0 = (1/2, 1); w = (1, 0),

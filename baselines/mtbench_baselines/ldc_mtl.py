@@ -35,7 +35,8 @@ class LossDiscrepancyControl(Scalarizer):
     **Our reading**, where the authors' runs differ from one another: the weights come from free
     logits (as in their CelebA and QM9 runs) and not from a router network that reads the features
     (NYUv2); through a softmax (NYUv2), where CelebA has sigmoids over their sum; relative losses
-    are as NYUv2's but for a common factor, where QM9 takes their logarithms and CelebA none.
+    are as NYUv2's but for a common factor, where QM9 takes their logarithms, CelebA none, and
+    Cityscapes, whose lambda is the default here, penalises the losses' plain difference.
 
     A loss of exactly 0 (no label in this batch) is left out, and its neighbours become neighbours;
     sigma is then the softmax over the rest. :math:`L_k^0` is the absolute loss of the first step

@@ -24,11 +24,13 @@ class LearningRateAnnealing(Balancer):
         \lambda_k \leftarrow \beta \lambda_k + (1 - \beta)\, \hat\lambda_k
 
     from :math:`\lambda = 1`. As :math:`\lambda_k` is in the divisor too, it settles at the root of
-    the ratio of largest to mean entry. Heads get the gradient of their own loss.
+    the ratio of largest to mean entry; without it, as in the preprint (eq. 40), at that ratio.
 
-    Deviations: the weights move in every step, in the authors' code in every tenth, after the step;
-    there the mean is one of layers' means, biases left out. The paper itself could not be read.
-    Where either gradient is zero or not finite a weight stays, which is our decision.
+    Deviations: the paper's gradients are of all parameters, and heads are weighted too; here they
+    are of the shared ones, and heads get the gradient of their own loss. The weights move in every
+    step, which the paper allows; in the authors' code in every tenth, after the step, and there the
+    mean is one of layers' means, biases left out. Where either gradient is zero or not finite a
+    weight stays, which is our decision.
 
     Args:
         num_objectives: K.
@@ -44,7 +46,7 @@ class LearningRateAnnealing(Balancer):
         tensor([1.0000, 1.3000], dtype=torch.float64)
     """
 
-    paper = "Wang, Teng and Perdikaris, SISC 43(5), 2021, arXiv 2001.04536, by the authors' code"
+    paper = "Wang, Teng and Perdikaris, SISC 43(5), 2021, eq. 2.30 (preprint: arXiv 2001.04536)"
     passes = "F + H + K E"
     checked_against = "a plain twin"
     is_symmetric = False

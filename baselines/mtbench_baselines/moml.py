@@ -43,8 +43,8 @@ class MOML(Bilevel):
         seed: unused.
         rate: alpha, the length of the virtual step; above 0.
         lr: Adam's learning rate for a; above 0.
-        normalise: ``l2`` divides each h_k by its length, as the authors do on Office-31; ``none``
-            is the paper's.
+        normalise: ``l2`` divides each h_k by its length, as LibMTL does after 1.1.5; the authors'
+            code for Office-31 does so only to find gamma. ``none`` is the paper's.
         share: of the training samples that are kept for validation and not trained on, in [0, 1);
             0 takes another batch of those that are, as the authors' later code does.
 

@@ -1,4 +1,4 @@
-"""NTK weights: every objective's residuals converge at the same mean rate."""
+"""NTK weights: residuals converge at one mean rate, where objectives have as many of them."""
 
 import torch
 from torch import Tensor
@@ -18,8 +18,10 @@ class NTKWeights(Scalarizer):
         \operatorname{tr} K_k = \sum_i \lVert \nabla r_{ki} \rVert^2
 
     over all parameters, heads too, and the weights are kept in between. The mean of a kernel's
-    eigenvalues is the mean rate at which its residuals fall. A loss's own factor is not in them:
-    half the mean square gets the same weight. Heads are weighted too.
+    eigenvalues is the mean rate at which its residuals fall, up to a loss's own factor, which is
+    left out: half the mean square gets the same weight. With N_k residuals in the mean, weighted
+    rates go as :math:`1 / N_k^2`: they are equal where all N_k are, as in the paper. Heads are
+    weighted too.
 
     It needs the residuals: ``balancer.backward(losses, residuals=[r_1, ...])`` or
     `mtbench.Task.residuals`, as ``pinn`` has it. The first step checks, by gradients, that each
@@ -40,7 +42,7 @@ class NTKWeights(Scalarizer):
     Args:
         num_objectives: K.
         seed: draws the residuals.
-        steps: R, at least 1.
+        steps: R, at least 1; 100 as in the authors' code, in the paper 1,000.
         probes: how many residuals of each objective, at least 1.
 
     Example:

@@ -63,7 +63,7 @@ class PIVRG(Weighting):
         tensor([1.3333, 0.6667], dtype=torch.float64)
     """
 
-    paper = "Qin et al., CVPR 2025, by the authors' code"
+    paper = "Qin, Wang and Yan, CVPR 2025 (variance reduction), by the authors' code"
     checked_against = "scipy's least_squares on the equation; fairgrad at equal shares"
     sees_zero_rows = True
     on_host = ("omega",)

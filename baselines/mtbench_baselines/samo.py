@@ -36,10 +36,11 @@ class SAMO(Wrapper):
     .. math:: \hat g_k = \frac{L_k(\theta + \mu z_k) - L_k(\theta - \mu z_k)}{2\mu}\, z_k, \qquad
         z_k \sim N(0, I)
 
-    and scaled, layer by layer (one parameter tensor each), to the norm of g_0 there; so of the
-    difference only its sign counts. Head k's parameters are moved by rho along their own gradient
-    meanwhile. All parameters are put back bit for bit. ``alpha=1`` is sharpness-aware minimisation
-    with the global gradient (G-SAM in the paper), and needs no estimate.
+    and scaled, layer by layer (one parameter tensor each), to the norm of g_0 there (in the
+    authors' runs on CelebA, not on NYUv2); so of the difference only its sign counts. Head k's
+    parameters are moved by rho along their own gradient meanwhile. All parameters are put back bit
+    for bit. ``alpha=1`` is sharpness-aware minimisation with the global gradient (G-SAM in the
+    paper), and needs no estimate.
 
     The base sees the losses at theta, with these gradients, and no features: a method that needs
     features, or works at them, cannot be the base.

@@ -69,7 +69,7 @@ def test_dependent_conflicts_have_a_least_squares_solution():
 
 def test_a_missing_label_leaves_its_norm_alone():
     J = gradients(4, 0)
-    method, other = GradCraft(4), GradCraft(3)
+    method, other = GradCraft(4, beta=0.9), GradCraft(3, beta=0.9)
     method.weights(J @ J.T, ONES)
     left = [0, 2, 3]
     other.weights((J @ J.T)[left][:, left], ONES[left])

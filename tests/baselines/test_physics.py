@@ -49,10 +49,11 @@ def test_relobralo_twin(K, alpha, lookback):
 
     weights = [1.0] * K
     for t, now in enumerate(rows):
+        own = 0 if t == 1 else alpha  # the authors' schedule
         keep = torch.rand((), generator=generator).item() < lookback
         old = weights if keep else balanced(now, rows[0])
         new = balanced(now, rows[max(t - 1, 0)])
-        weights = [alpha * a + (1 - alpha) * b for a, b in zip(old, new, strict=True)]
+        weights = [own * a + (1 - own) * b for a, b in zip(old, new, strict=True)]
         torch.testing.assert_close(found[t], torch.tensor(weights).double())
         assert found[t].sum().item() == pytest.approx(K)
     assert found[0].tolist() == pytest.approx([1.0] * K)

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 import pandas as pd
 import torch
 from monai.metrics.meandice import compute_dice
-from torch import Tensor
 
 from mtbench.training.task import Predictor
 from mtbench_tasks._lesion.scores import kappa

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -143,14 +143,28 @@ def notes(board: Board) -> list[str]:
     return lines + board.remarks
 
 
-LEGEND = (
-    "Test split, mean ± standard deviation over seeds. Δm: by how many percent a row is worse than "
-    "a model for each objective alone, the mean over metrics [95 % paired bootstrap interval, that "
-    "reference resampled too]. − ROW: Δm minus that row's, over what both were run on, in points "
-    "[interval at the level of its verdict]. Rank: the mean over metrics. P(first): how often the "
-    "row would stand first here, were seeds or repetitions drawn anew from those that were run. "
-    "Cost ×: the time of all training steps, as a multiple of the plain sum's."
-)
+LEGEND = {
+    "Δm": "Δm: by how many percent a row is worse than a model for each objective alone, the mean "
+    "over metrics [95 % paired bootstrap interval, that reference resampled too].",
+    "− ": "− ROW: Δm minus that row's, over what both were run on, in points [interval at the "
+    "level of its verdict].",
+    "rank": "Rank: the mean over metrics.",
+    "P(first)": "P(first): how often the row would stand first here, were seeds or repetitions "
+    "drawn anew from those that were run.",
+    "cost ×": "Cost ×: the time of all training steps, as a multiple of the plain sum's.",
+}
+"""What columns say that are no metrics, by the beginnings of their names."""
+
+
+def legend(columns: Iterable[str]) -> str:
+    """Return what a reader must know of a table with these columns.
+
+    >>> legend(["method", "rank ↓"])
+    'Test split, mean ± standard deviation over seeds. Rank: the mean over metrics.'
+    """
+    begun = tuple(columns)
+    said = [text for start, text in LEGEND.items() if any(c.startswith(start) for c in begun)]
+    return " ".join(["Test split, mean ± standard deviation over seeds.", *said])
 
 
 def marks(board: Board, column: str) -> list[str]:
@@ -195,7 +209,7 @@ def to_markdown(board: Board, columns: Sequence[str] | None = None) -> str:
         heads = [inert.markdown(column) for column in shown.columns]
         lines += inert.table(heads, zip(*texts, strict=True))
         apart = f"; {board.reference} takes no part" if board.reference in board.cells else ""
-        lines += ["", f"{LEGEND} Best in bold, second in italics{inert.markdown(apart)}."]
+        lines += ["", f"{legend(shown)} Best in bold, second in italics{inert.markdown(apart)}."]
     lines += [f"- {inert.markdown(note)}" for note in notes(board)]
     return "\n".join(lines) + "\n"
 

@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from mtbench import inert
-from mtbench.comparing.judging.leaderboard import LEGEND, Board, overall, short_titles
+from mtbench.comparing.judging.leaderboard import LEGEND, Board, legend, overall, short_titles
 from mtbench.comparing.judging.report.content import finite, section
 from mtbench.errors import writable
 from mtbench.version import __version__
@@ -29,7 +29,7 @@ def render(boards: Sequence[Board]) -> str:
         style=Markup((_HERE / "page.css").read_text("utf-8")),  # noqa: S704  # our own files
         script=Markup((_HERE / "page.js").read_text("utf-8")),  # noqa: S704
         version=__version__,
-        legend=LEGEND,
+        legend=legend(LEGEND),
     )
 
 
