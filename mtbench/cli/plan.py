@@ -60,7 +60,8 @@ def plan(
             costs.append(cost)
             display.prepare("timing a few steps", len(costs), len(grid.entries))
     _print_costs(console, grid, costs)
-    lines = [*_time(grid, costs, workers), *_power(grid, costs, measured, workers)]
+    unknown = "finished runs on it tell: --pilot RUNS" if pilot is None else "the pilot has none"
+    lines = [*_time(grid, costs, workers), *_power(grid, costs, measured, unknown, workers)]
     for line in [*grid.tell_left_out(), *lines]:
         mark = "" if line.startswith(_BELOW) else "- "
         console.print(f"{mark}{inert.plain(line)}", soft_wrap=True)
@@ -128,9 +129,16 @@ def _time(grid: "Grid", costs: "list[Cost]", workers: int) -> list[str]:
 
 
 def _power(
-    grid: "Grid", costs: "list[Cost]", measured: "Mapping[str, Scatter]", workers: int
+    grid: "Grid",
+    costs: "list[Cost]",
+    measured: "Mapping[str, Scatter]",
+    unknown: str,
+    workers: int,
 ) -> list[str]:
-    """Return what the test that is really made will tell, and what it would take to tell more."""
+    """Return what the test that is really made will tell, and what it would take to tell more.
+
+    Where nothing is measured, `unknown` is said.
+    """
     from functools import partial
 
     from mtbench.cli.status import duration
@@ -169,7 +177,7 @@ def _power(
         else:
             lines.append(
                 f"{_BELOW}nothing is measured here: what that is in points of delta-m, and how "
-                "many repetitions it takes, is not known; finished runs on it tell: --pilot RUNS"
+                f"many repetitions it takes, is not known; {unknown}"
             )
             continue
         own = _seconds(grid, [cost for cost in costs if cost.entry.task == task]) / units

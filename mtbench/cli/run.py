@@ -99,6 +99,7 @@ def run(
 
     from mtbench.errors import UsageError, did_you_mean
 
+    chosen = {}
     known = options.names(context)
     given = options.overrides(context, settings, data=data, epochs=epochs)
     options.at_least(0, seed=seed)
@@ -113,6 +114,14 @@ def run(
         task, method = task or read.task, method or [read.method]
         precision = precision or read.precision
         given = read.overrides(task, method) | given
+        if read.chosen is not None and task == read.task:
+            chosen = {read.method: read.chosen}
+            searched = [f"{key}={read.recipe[key]:.4g}" for key in read.chosen.search]
+            if searched and (others := [name for name in method if name != read.method]):
+                typer.echo(
+                    f"{config}: {', '.join(searched)} was found for {read.method}, and is taken "
+                    f"for {', '.join(others)} too"
+                )
     if not method:
         rest = f"; found {shlex.join(context.args)}" if context.args else ""
         hints = (did_you_mean(key, ["method"], {"method": "--method"}) for key in given)
@@ -141,7 +150,7 @@ def run(
     run_cells(
         request, range(seed, seed + seeds), device, precision or "fp32", out,
         fresh=not resume, threads=threads, engine=engine, init=init, diagnose=diagnose,
-        plugins=plugin or [],
+        plugins=plugin or [], chosen=chosen,
     )  # fmt: skip
 
 

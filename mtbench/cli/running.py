@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from mtbench.cli.tables import print_boards
 from mtbench.cli.terminal import terminal
 from mtbench.comparing.judging import leaderboard
 from mtbench.errors import UsageError, writable
+from mtbench.training.cell.config import Chosen
 from mtbench.training.cell.request import Request, initial_weights
 from mtbench.training.cell.rundir import Precision, Reader, RunDirectory
 from mtbench.training.machine.device import use_device
@@ -43,9 +45,12 @@ def run_cells(
     init: Path | None,
     diagnose: bool,
     plugins: Sequence[Path],
+    chosen: Mapping[str, Chosen] = MappingProxyType({}),
     one_table: bool = False,
 ) -> list[RunDirectory]:
     """Run every method at every seed, print the table, write the report; return the cells.
+
+    What is `chosen` of a method, how its parameters were tuned, is noted beside its cells.
 
     Raises:
         UsageError: for `one_table`, where seeds have data of their own, before any is trained.
@@ -90,6 +95,8 @@ def run_cells(
                 with nullcontext() if ranks.rank else run.claim():
                     if fresh and not ranks.rank:
                         run.clear()
+                    if choice.method.name in chosen and not ranks.rank:
+                        chosen[choice.method.name].write(run)
                     if start is not None and not ranks.rank:
                         run.write_text("init.json", json.dumps(start.record(), indent=2))
                     with ranks.in_turn():
@@ -99,11 +106,13 @@ def run_cells(
                         console.print(done)
                     else:
                         own = Reader(run.path) if ranks.rank else run
-                        Trainer(
+                        made = Trainer(
                             spec, request.task, splits, choice.method, own, display,
                             threads=threads, init=weights, engine=engine(), diagnose=diagnose,
                             ranks=ranks,
                         ).run()  # fmt: skip
+                        # Alike for all cells: another number adds in another order.
+                        threads = threads or made["environment"]["threads"]
                     # A finished cell that was killed before this gets it now.
                     if not ranks.rank:
                         run.drop_checkpoint()

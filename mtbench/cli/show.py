@@ -49,7 +49,7 @@ def leaderboard(
     from mtbench.cli.tables import print_boards
     from mtbench.cli.terminal import terminal
     from mtbench.comparing.judging import leaderboard as boards
-    from mtbench.errors import UsageError
+    from mtbench.errors import UsageError, did_you_mean
     from mtbench.training.cell.rundir import find_runs
 
     if form == "table" and to is not None:
@@ -60,7 +60,13 @@ def leaderboard(
         raise UsageError("--width is for --format latex")
     if columns is not None and form in ("csv", "json"):
         raise UsageError(f"--columns is for tables; {form} has every column")
+    if to is not None and raw is not None and to.absolute() == raw.absolute():
+        raise UsageError(f"--to and --raw are one file, {to}: the second would replace the first")
     found = boards.boards(list(find_runs(runs)), baseline, plain)
+    rows = {row: cells[0].spec.method for board in found for row, cells in board.cells.items()}
+    for option, name, usual in (("baseline", baseline, BASELINE), ("plain", plain, PLAIN)):
+        if name not in {usual, *rows, *rows.values()}:
+            raise UsageError(f"--{option}: no row is called {name!r}; {did_you_mean(name, rows)}")
     wanted = None
     if columns is not None:
         names = [name.strip() for name in columns.split(",")]

@@ -51,6 +51,7 @@ def status(
             said = inert.plain(f"failed: {cell}: {state.note}")
             console.print(said, soft_wrap=True)
     console.print(_summary(states, 1))
+    console.print(inert.plain(f"its boards: suite={asked.tag}"), soft_wrap=True)
     if said := of_other_code(states, len(survey.begun())):
         console.print(inert.plain(said), soft_wrap=True)
 

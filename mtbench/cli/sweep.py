@@ -140,6 +140,7 @@ def sweep(
             said += f"; mend it and delete {state.run}/failed.json to try again"
         console.print(inert.plain(said), style="red", soft_wrap=True)
     console.print(f"compare: mtbench leaderboard {out} --html {out}/site", soft_wrap=True)
+    console.print(inert.plain(f"its boards: suite={order.suite.tag}"), soft_wrap=True)
     if failures:
         raise typer.Exit(1)
 

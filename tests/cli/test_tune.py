@@ -13,7 +13,7 @@ import optuna
 import pytest
 
 from mtbench.plugins.registry import entries
-from mtbench.training.cell.config import Config
+from mtbench.training.cell.config import Chosen, Config
 from mtbench.training.cell.request import Request
 from mtbench.training.cell.rundir import find_runs
 from tests.conftest import TINY
@@ -118,10 +118,18 @@ def test_best_runs(tuned: Path, mtbench: Mtbench, tiny: Path, tmp_path: Path) ->
     assert spec.recipe["lr"] == best["recipe"]["lr"]
     assert spec.method_params["temperature"] == best["method_params"]["temperature"]
     assert run.open_test()
+    chosen = Chosen.read(run)
+    assert chosen is not None
+    assert (chosen.ruleset, chosen.trials) == ("official", {"finished": 11})
 
     more = ["--method", "dwa", "--method", "ew", "--epochs", 1, "--lr", 0.5, "--temperature", 3]
-    code, _, err = mtbench(*line, "--out", tmp_path / "more", *more)
+    code, text, err = mtbench(*line, "--out", tmp_path / "more", *more)
     assert code == 0, err
+    assert re.search(r"best.toml: lr=[\d.]+, .* was found for dwa, and is taken for ew too", text)
+    known = {
+        run.spec().method: Chosen.read(run) is not None for run in find_runs([tmp_path / "more"])
+    }
+    assert known == {"dwa": True, "ew": False}
     specs = {run.spec().method: run.spec() for run in find_runs([tmp_path / "more"])}
     assert set(specs) == {"dwa", "ew"}
     assert specs["dwa"].method_params["temperature"] == 3

@@ -19,6 +19,7 @@ from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.leaderboard.entrants import largest_block
 from mtbench.comparing.running.deciding import open_questions
 from mtbench.errors import RunError
+from mtbench.training.cell.config import Chosen
 from mtbench.training.cell.rundir import RunDirectory, find_runs
 from tests.comparing.test_leaderboard import board, cell, diverge, rows
 
@@ -428,14 +429,54 @@ def test_what_nobody_has_costs_nobody(folder: Path) -> None:
     assert not any("undefined" in note for note in found.remarks)
 
 
+def test_to_whom_diverged_nothing_is_equivalent(folder: Path) -> None:
+    """The worst number of a board may be next to the others."""
+    assert rows(board(folder, "ls"))["stl"]["told"] == "equivalent"
+    for file in folder.glob("made_up/stl/seed?-*/result.json"):
+        diverge(file)
+    found = board(folder, "ls")
+    assert rows(found)["stl"]["told"] in ("worse", "not told apart")
+    assert any(note.endswith("equivalent to it: stl (8 of 8 cells)") for note in found.remarks)
+    assert rows(found)["bad"]["told"] == "worse"
+
+
 def test_a_baseline_that_diverges_proves_little(folder: Path) -> None:
-    said = "to be better than a row says less where its cells diverge"
+    said = "to be better than such a row says less"
     assert not any(said in one for one in board(folder, "ls").remarks)
     for file in folder.glob("made_up/ls/seed3-*/result.json"):
         if RunDirectory(file.parent).spec().stage == "final":
             diverge(file)
     [note] = [one for one in board(folder, "ls").remarks if said in one]
-    assert note.endswith("the worst on the board: ls (1 of 8 cells)")
+    assert note.endswith("equivalent to it: ls (1 of 8 cells)")
+    assert "equivalent" not in [row["told"] for row in rows(board(folder, "ls")).values()]
+
+
+def test_without_a_plain_sum_a_search_is_not_checked(folder: Path) -> None:
+    said = "there is no plain sum, which a search of ls can miss"
+    assert [said in "".join(board(folder, "ls", plain).remarks) for plain in ("ew", "stl")] == [
+        True, False,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ruleset", ["official", "exploratory"])
+def test_parameters_that_were_tuned_elsewhere_give_no_verdict(tmp_path: Path, ruleset: str) -> None:
+    for method, offset in (("stl", 0.0), ("ls", 0.0), ("good", 0.1)):
+        for seed in range(8):
+            run = cell(tmp_path, method, seed, 0.5 + offset + seed / 100)
+            if method == "good":
+                Chosen(
+                    ruleset=ruleset, mode="tpe", by="val", score=0.5, trial=1,
+                    trials={"finished": 9, "diverged": 1}, seed=1000, search={}, cell="", study="",
+                ).write(run)  # fmt: skip
+    found = board(tmp_path, "ls")
+    good = rows(found)["good"]
+    assert (good["trials"], good["complete"]) == (10, ruleset == "official")
+    if ruleset == "official":
+        assert found.verdict.startswith("No verdict")
+    else:
+        assert good["reason"] == "its parameters were chosen by exploratory tuning"
+    (run.path / "chosen.json").write_text('{"ruleset": "tpe"}')
+    assert any("chosen.json: ruleset: " in note for note in board(tmp_path, "ls").remarks)
 
 
 def test_a_decided_row_that_shares_no_unit_with_others_unranks_nobody(tmp_path: Path) -> None:

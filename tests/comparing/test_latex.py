@@ -13,7 +13,8 @@ from mtbench.comparing.judging import leaderboard
 from mtbench.comparing.judging.leaderboard import Board, Width
 from mtbench.comparing.judging.leaderboard.latex import GAP, POINTS, text_width
 from mtbench.training.cell.rundir import find_runs
-from tests.comparing.test_leaderboard import cell, paired
+from tests.comparing.test_entrants import claimed
+from tests.comparing.test_leaderboard import cell, diverge, paired
 
 HOSTILE = "\\input{x} $a_b^c$ 50% {~#&} [é ðÞ ÷ λ 中] a--b---c ''d'' \x1b[2J"
 WIDTHS = get_args(Width)
@@ -86,6 +87,34 @@ def test_best_second_stars_and_caption(found: list[Board]) -> None:
     body = text[text.index(r"\midrule") :].splitlines()
     assert body[1].startswith(r"\raggedright stl &")
     assert body[2] == r"\midrule"
+
+
+def test_a_caption_names_rows_of_another_budget_and_what_diverged(tmp_path: Path) -> None:
+    """It had the best row's budget for all of them."""
+    for method, epochs, dice in (
+        ("stl", 2, 0.5),
+        ("ls", 2, 0.5),
+        ("ew", 2, 0.5),
+        ("long", 20, 0.8),
+    ):
+        recipe = {"epochs": epochs, "batch_size": 4}
+        for seed in range(16):
+            run = cell(tmp_path, method, seed, dice + seed / 1000, recipe=recipe)
+            claimed(run, repetition=seed // 2, seeds=2)
+        if method != "stl":
+            trial = cell(tmp_path, method, 1000, stage="trial", recipe=recipe)
+            claimed(trial, repetition=0, seeds=2)
+    for file in tmp_path.glob("made_up/ew/seed[01]-*/result.json"):
+        diverge(file)
+    [found] = leaderboard.boards(list(find_runs([tmp_path])), "ls", "ew")
+    [caption, *_] = re.findall(r"\\caption\{(.*)\}", leaderboard.to_latex([found], width="column"))
+    for part in (
+        "deviation over runs, 8 repetitions of 2 runs; 2 trials each, 2 epochs of batches of 4. ",
+        "Without trials: stl. ",
+        "Of another budget: long 20 epochs of batches of 4. ",
+        "Runs that diverged, the worst in $\\Delta$m and left out of metrics: ew (2). ",
+    ):
+        assert part in caption
 
 
 def test_one_of_a_thing_is_no_plural(tmp_path: Path) -> None:

@@ -400,7 +400,25 @@ def test_units_that_are_copies_are_told(tmp_path: Path) -> None:
         cell(tmp_path, "copied", seed, dice=0.9)
         cell(tmp_path, "ew", seed, dice=0.5 + seed / 100)
     [note] = [one for one in board(tmp_path, "ew").remarks if "same numbers" in one]
-    assert note.endswith("say no more than one: copied")
+    assert note.endswith("say no more than one, and nothing is told: copied")
+    assert rows(board(tmp_path, "ew"))["copied"]["told"] == "not told apart"
+
+
+def test_a_finished_cell_without_its_test_is_damaged(tmp_path: Path) -> None:
+    """It counted as the worst, as if a metric were undefined."""
+    runs = [cell(tmp_path, method, 0) for method in ("ew", "ls")]
+    (runs[0].path / "test.json").unlink()
+    found = board(tmp_path)
+    assert list(rows(found)) == ["ls"]
+    [note] = [one for one in found.remarks if "damaged" in one]
+    assert f"{runs[0].path / 'test.json'}: is missing" in note
+
+
+def test_a_cost_below_0_is_no_result(tmp_path: Path) -> None:
+    file = cell(tmp_path, "ew", 0).path / "result.json"
+    file.write_text(file.read_text().replace('"train_seconds": ', '"train_seconds": -'))
+    with pytest.raises(RunError, match="train_seconds must be at least 0, found -"):
+        board(tmp_path)
 
 
 def test_a_seed_that_parameters_were_chosen_on_is_told(tmp_path: Path) -> None:
@@ -580,7 +598,8 @@ def test_verdicts_against_the_baseline(tmp_path: Path) -> None:
     assert math.isnan(by_name["ls"]["difference"])
     assert found.verdict.startswith(
         "Against ls: better: better; worse: stl, worse; equivalent within 2 %: same; "
-        "not told apart: noisy. (8 seeds; paired t-tests, 5 % for all comparisons together.)"
+        "not told apart: noisy. (8 seeds; paired t-tests, 5 % for all comparisons together, if "
+        "their number was fixed beforehand.)"
     )
     shown = leaderboard.readable(found).set_index("method")
     assert shown.loc["same", "verdict"] == "equivalent"

@@ -292,6 +292,11 @@ class Suite(_Strict):
                 del method["weights_from"], method["weights_of"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
+    @property
+    def tag(self) -> str:
+        """What titles of boards call it."""
+        return f"{self.name}@{self.digest[:6]}"
+
 
 _TABLES: dict[str, type[BaseModel]] = {
     "": Suite, "tasks": TaskSetting, "methods": MethodSetting, "budget": Budget, "search": Ranges,

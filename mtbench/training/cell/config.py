@@ -7,10 +7,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mtbench.errors import UsageError, writable
+from mtbench.errors import RunError, UsageError, first_fault, writable
 from mtbench.plugins import params
 from mtbench.training.cell import toml
+from mtbench.training.cell.rundir import RunDirectory
 from mtbench.training.machine.cache import writing
+
+FILE = "chosen.json"
 
 
 class _Strict(BaseModel):
@@ -18,7 +21,7 @@ class _Strict(BaseModel):
 
 
 class Chosen(_Strict):
-    """How the parameters were found.
+    """How the parameters were found; a cell that is run with them has it as `FILE`.
 
     Attributes:
         ruleset: ``official`` for trials drawn beforehand, else ``exploratory``: not to be ranked.
@@ -43,6 +46,36 @@ class Chosen(_Strict):
     search: dict[str, list[float]]
     cell: str
     study: str
+
+    @classmethod
+    def parse(cls, raw: bytes, origin: str) -> "Chosen":
+        """Return what a cell's file says.
+
+        Raises:
+            RunError: it does not parse.
+        """
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            raise RunError(
+                f"{origin}: {first_fault(error)}; repeat the `mtbench run --config` that wrote it"
+            ) from error
+
+    @classmethod
+    def read(cls, run: RunDirectory) -> "Chosen | None":
+        """Return how a cell's parameters were found, None where nothing is said of it.
+
+        Raises:
+            RunError: it does not parse.
+        """
+        found = run.read(FILE, "repeat the `mtbench run --config` that wrote it")
+        return (
+            None if found is None else cls.parse(json.dumps(found).encode(), str(run.path / FILE))
+        )
+
+    def write(self, run: RunDirectory) -> None:
+        """Note it beside a cell; the caller holds the cell."""
+        run.write_text(FILE, self.model_dump_json(indent=2))
 
 
 class Config(_Strict):

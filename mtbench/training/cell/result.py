@@ -33,6 +33,13 @@ class Spent(Part):
     validation_passes: int = 0
     search_passes: int = 0
 
+    @model_validator(mode="after")
+    def _is_no_gain(self) -> Self:
+        for name, value in self:
+            if isinstance(value, int | float) and value < 0:  # NaN where no step was made
+                raise ValueError(f"{name} must be at least 0, found {value}")
+        return self
+
 
 class Result(Part):
     """The file; what a diverged cell lacks has a default."""

@@ -3,9 +3,9 @@
 ``spec.json`` (what), ``epochs.jsonl`` and ``steps.csv`` (how it went), ``checkpoint.pt`` (where to
 go on, while it is unfinished), ``best.pt`` (the selected weights), ``test.json`` (sealed: opened by
 those who compare), ``result.json`` (written last: with it a cell is finished), ``fitted.json``
-(what reading new files needs beside the weights), ``init.json`` (what it started from). Every file
-is replaced atomically.
-``.lock`` is held by the process that works on the cell.
+(what reading new files needs beside the weights), ``init.json`` (what it started from),
+``chosen.json`` (how its parameters were tuned, where a file from `mtbench tune` says so). Every
+file is replaced atomically. ``.lock`` is held by the process that works on the cell.
 """
 
 import hashlib

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mtbench.comparing.judging.leaderboard import Board
 from mtbench.comparing.judging.report import content
 from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
 from tests.comparing.report.made_up import METRICS, write
+from tests.comparing.test_leaderboard import cell
 
 METHODS = ("cagrad", "rlar", "ls", "mgda", "stl", "uw", "ew")
 HOSTILE = "</script><img src=x onerror=alert(1)>'\"{{7*7}}&amp;${1}"
@@ -148,6 +150,17 @@ def test_a_card_says_what_made_the_row(page: Path, runs: Path) -> None:
     assert (seed, status) == (2, "finished")
     assert Spec(**spec, seed=2).hash == digest
     assert digest in page.read_text()
+
+
+def test_a_card_has_no_parameters_of_one_cell_alone(tmp_path: Path) -> None:
+    for seed, w in enumerate((0.1, 0.2)):
+        cell(tmp_path, "ls", seed, method_params={"w": w, "v": 1})
+    [one] = boards(tmp_path)  # without a suite each is a row: here they are made one
+    joined = replace(one, cells={"ls": [c for cells in one.cells.values() for c in cells]})
+    joined = replace(joined, trials={"ls": {}}, rows=one.rows.iloc[:1].assign(method="ls"))
+    [card] = content.section(joined).cards
+    assert json.loads(card["spec"])["method_params"] == {"v": 1}
+    assert card["facts"]["cells differ in"].startswith("method_params.w (leaderboard --raw")
 
 
 def test_a_board_without_results_is_a_page(tmp_path: Path) -> None:

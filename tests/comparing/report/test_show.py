@@ -19,6 +19,7 @@ from mtbench.comparing.judging.report import figures
 from mtbench.training.cell.rundir import find_runs
 from tests.comparing.report.made_up import write
 from tests.comparing.test_leaderboard import DIVERGED
+from tests.refusals import refused
 
 Mtbench = Callable[..., tuple[int, str, str]]
 
@@ -45,8 +46,15 @@ def test_a_page_beside_the_table(mtbench: Mtbench, runs: Path, tmp_path: Path) -
 def test_the_baseline_is_a_choice(mtbench: Mtbench, runs: Path) -> None:
     _, text, _ = mtbench("leaderboard", runs, "--baseline", "uw", "--plain", "uw")
     assert "− uw ↓" in text
-    _, text, _ = mtbench("leaderboard", runs, "--baseline", "nobody")
-    assert "no comparison with nobody" in text
+    for option in ("--baseline", "--plain"):
+        line = mtbench("leaderboard", runs, option, "uww")
+        refused(line, f"{option}: no row is called 'uww'; did you mean 'uw'?")
+
+
+def test_two_tables_in_one_file_are_refused(mtbench: Mtbench, runs: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x"
+    refused(mtbench("leaderboard", runs, "-f", "csv", "--to", file, "--raw", file), "are one file")
+    assert not file.exists()
 
 
 def test_csv_has_the_cost_when_asked(mtbench: Mtbench, runs: Path) -> None:

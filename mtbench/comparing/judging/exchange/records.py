@@ -9,11 +9,12 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mtbench.comparing import claim
 from mtbench.errors import RunError, UsageError, first_fault
+from mtbench.training.cell import config
 from mtbench.training.cell.result import Part, Result
 from mtbench.training.cell.rundir import Spec, parse
 from mtbench.training.task import Recipe
 
-RECORDS = ("epochs.jsonl", "result.json", "spec.json", claim.FILE, "test.json")
+RECORDS = (config.FILE, "epochs.jsonl", "result.json", "spec.json", claim.FILE, "test.json")
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .+-]{0,99}")
 """What may be called so in a path."""
@@ -81,6 +82,8 @@ class Checked(Finished):
         _check_test(result, spec, files.get("test.json"), f"{origin}/test.json")
         if claim.FILE in files:
             claim.parse(files[claim.FILE], f"{origin}/{claim.FILE}")
+        if config.FILE in files:
+            config.Chosen.parse(files[config.FILE], f"{origin}/{config.FILE}")
         return cls(origin, spec, result, files)
 
     @property

@@ -100,8 +100,8 @@ def boards(
     for board in made:
         if others := [other.title for other in made if is_replanned(board, other)]:
             board.remarks.append(
-                "take all verdicts from the board of the suite as it is now, for it was changed "
-                f"and has others: {some(others)}"
+                "take all verdicts from the board of the suite as it is now, which `mtbench "
+                f"status OUT SUITE` names, for it was changed and has others: {some(others)}"
             )
     if damaged:  # whose board they would be on, they may not say
         for board in made:
@@ -127,9 +127,9 @@ def _board(group: Group, baseline: str | None, plain: str | None) -> Board:
     columns: dict[str, Any] = {
         "method": scores.names,
         "seeds": [sum(not c.diverged for c in row.finals) for row in scores.rows],
-        "diverged": [sum(c.diverged for c in row.finals) for row in scores.rows],
+        "diverged": [row.diverged for row in scores.rows],
         "units": scores.known.sum(axis=1),
-        "trials": [len(row.trials) for row in scores.rows],
+        "trials": [row.tried for row in scores.rows],
         "complete": ranking.ranked,
         "reason": ranking.reasons,
         **_measured(scores),

@@ -13,6 +13,7 @@ from mtbench.comparing import claim
 from mtbench.comparing.claim import Claim
 from mtbench.errors import RunError
 from mtbench.plugins import params
+from mtbench.training.cell.config import Chosen
 from mtbench.training.cell.result import Result
 from mtbench.training.cell.rundir import RunDirectory, Spec
 
@@ -33,6 +34,7 @@ class Recorded:
         claims: of suites.
         test: the test metrics of a final cell that has a result.
         odd: what speaks against believing it, a line each.
+        chosen: how its parameters were found, where it was run from a file that says so.
     """
 
     run: RunDirectory
@@ -41,6 +43,7 @@ class Recorded:
     claims: list[Claim] = field(default_factory=list)
     test: dict[str, float] = field(default_factory=dict)
     odd: list[str] = field(default_factory=list)
+    chosen: Chosen | None = None
 
     @classmethod
     def read(cls, run: RunDirectory) -> "Recorded":
@@ -49,7 +52,7 @@ class Recorded:
         Raises:
             RunError: a file does not parse, or lacks what it must have.
         """
-        cell = cls(run, run.spec(), run.result(), claim.read(run))
+        cell = cls(run, run.spec(), run.result(), claim.read(run), chosen=Chosen.read(run))
         for key in BUDGET:
             if not _counts(found := cell.spec.recipe.get(key)):
                 raise RunError(
@@ -63,7 +66,7 @@ class Recorded:
                     f"seed {cell.spec.seed}; delete it to train the cell again"
                 )
             if cell.spec.stage == "final":
-                cell.test.update(_numbers(run))
+                cell.test.update(_numbers(run, tested=not cell.diverged))
         return cell
 
     def claimed(self, suite: Claim | None, row: str) -> list[Claim]:
@@ -109,9 +112,14 @@ class Recorded:
         return self.done.times.get("ended", -math.inf)
 
 
-def _numbers(run: RunDirectory) -> dict[str, float]:
+def _numbers(run: RunDirectory, *, tested: bool) -> dict[str, float]:
     """Return the test metrics; what is undefined is left out."""
-    found = {k: value for k, value in run.open_test().items() if value is not None}
+    metrics = run.open_test()
+    if tested and not metrics and not (file := run.path / "test.json").exists():
+        raise RunError(
+            f"{file}: is missing; delete result.json and repeat the run, which writes both again"
+        )
+    found = {k: value for k, value in metrics.items() if value is not None}
     if odd := [value for value in found.values() if not is_number(value)]:
         raise RunError(
             f"{run.path / 'test.json'}: {odd[0]!r} is no number; delete the folder to run the cell "

@@ -62,15 +62,11 @@ def of_rows(group: Group, primary: Collection[str]) -> list[str]:
 
 def _repeated(rows: Rows, unit: str) -> list[str]:
     """Name rows of which most cells measured the same: their units are none of their own."""
-    found = []
-    for name, row in rows.items():
-        measured = [cell.measured for cell in row.finals if not cell.diverged]
-        found += [name] if 2 * len(set(measured)) < len(measured) else []
     said = (
         f"most cells have exactly the same numbers, as copies have, so that many {unit}s say no "
-        "more than one: "
+        "more than one, and nothing is told: "
     )
-    return naming(said, found)
+    return naming(said, [name for name, row in rows.items() if row.repeats])
 
 
 def _budgets(rows: Rows) -> list[str]:

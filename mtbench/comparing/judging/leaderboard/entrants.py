@@ -31,17 +31,40 @@ class Row:
     Attributes:
         units: the final ones, by what is compared: a repetition of the study, or a seed.
         trials: those that its parameters were chosen by, by repetition and number.
-        official: whether the suite knows it; without a suite, every row is.
+        why_not: why it takes no part; empty if it does.
     """
 
     units: dict[int, list[Recorded]] = field(default_factory=dict)
     trials: dict[tuple[int, int], Recorded] = field(default_factory=dict)
-    official: bool = True
+    why_not: str = ""
+
+    @property
+    def official(self) -> bool:
+        """Whether it takes part."""
+        return not self.why_not
 
     @property
     def finals(self) -> list[Recorded]:
         """The final cells, by unit."""
         return [cell for unit in sorted(self.units) for cell in self.units[unit]]
+
+    @property
+    def diverged(self) -> int:
+        """How many final cells diverged."""
+        return sum(cell.diverged for cell in self.finals)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether most final cells measured the same: its units are none of their own."""
+        measured = [cell.measured for cell in self.finals if not cell.diverged]
+        return 2 * len(set(measured)) < len(measured)
+
+    @property
+    def tried(self) -> int:
+        """How many trials have chosen its parameters, here or, as its cells say, elsewhere."""
+        return max(
+            len(self.trials), *(sum(c.chosen.trials.values()) for c in self.finals if c.chosen), 0
+        )
 
     def take(self, other: "Row") -> None:
         """Add the cells of another row, as where each repetition has data of its own."""
@@ -98,7 +121,7 @@ class Group:
         """Whether all units share parameters that were chosen once."""
         if self.suite is not None:
             return self.suite.chosen_once
-        return any(row.trials for row in self.rows.values())
+        return any(row.tried for row in self.rows.values())
 
     @property
     def reused(self) -> list[str]:
@@ -160,7 +183,7 @@ def groups(cells: Sequence[Recorded]) -> list[Group]:
             continue
         for label, row in made.rows.items():
             shown = f"{label} (not of the suite)"
-            beside = homes[key].rows.setdefault(shown, Row(official=False))
+            beside = homes[key].rows.setdefault(shown, Row(why_not="not of the suite"))
             if not beside.official:  # a suite may call a row so
                 beside.take(row)
     kept = [(group, cell) for group, cell in alone if cell is not None]
@@ -269,6 +292,8 @@ def _unclaimed(cells: Sequence[Recorded]) -> Group:
     for row in group.rows.values():
         trials = origins.get(_origin(row.finals[0]), [])
         row.trials = {(0, number): trial for number, trial in enumerate(trials)}
+        if any(c.chosen and c.chosen.ruleset == "exploratory" for c in row.finals):
+            row.why_not = "its parameters were chosen by exploratory tuning"
     return group
 
 

@@ -171,7 +171,7 @@ def marks(board: Board, column: str) -> list[str]:
     """Return which rows of a readable column are ``best`` and ``second``, as printed.
 
     The single-task reference takes no part, nor does what is not ranked, nor the metrics of a row
-    of which some diverged.
+    of which some diverged. No metric is marked where rows have more units than others.
     """
     sources = {title: (name, board.primary[name], 3) for title, name in board.heads.items()}
     sources |= {"Δm % ↓": ("delta_m", False, 2), "rank ↓": ("mean_rank", False, 2)}
@@ -180,7 +180,9 @@ def marks(board: Board, column: str) -> list[str]:
         return found
     key, higher, digits = sources[column]
     taking_part = board.rows["complete"] & (board.rows["method"] != board.reference)
-    if key in board.primary:  # the mean of those that did not diverge is of other seeds
+    if key in board.primary:  # a mean over other seeds is another quantity
+        if board.rows["units"][taking_part].nunique() > 1:
+            return found
         taking_part &= board.rows["diverged"] == 0
     # Of 0.7125, which is printed as 0.713, `round` makes 0.712.
     values = [float(f"{value:.{digits}f}") for value in board.rows[key].where(taking_part)]
@@ -209,7 +211,10 @@ def to_markdown(board: Board, columns: Sequence[str] | None = None) -> str:
         heads = [inert.markdown(column) for column in shown.columns]
         lines += inert.table(heads, zip(*texts, strict=True))
         apart = f"; {board.reference} takes no part" if board.reference in board.cells else ""
-        lines += ["", f"{legend(shown)} Best in bold, second in italics{inert.markdown(apart)}."]
+        lines += [
+            "",
+            f"{legend(map(str, shown))} Best in bold, second in italics{inert.markdown(apart)}.",
+        ]
     lines += [f"- {inert.markdown(note)}" for note in notes(board)]
     return "\n".join(lines) + "\n"
 

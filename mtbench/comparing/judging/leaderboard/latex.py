@@ -97,20 +97,35 @@ def _board(board: Board, number: int, columns: Sequence[str] | None, width: Widt
 
 
 def _caption(board: Board, compared: bool) -> str:
-    first = next(iter(board.cells.values()))[0].spec
+    specs = {name: cells[0].spec for name, cells in board.cells.items()}
+    [task] = {spec.task for spec in specs.values()}
+    spent = {name: (s.recipe["epochs"], s.recipe["batch_size"]) for name, s in specs.items()}
+    usual = max(spent.values(), key=list(spent.values()).count)
     ranked = board.rows["units"][board.rows["complete"]]
     units = board.rows["units"] if ranked.empty else ranked
     least, most = int(units.min()), int(units.max())
     planned = 0 if board.suite is None else board.suite.planned
     count = f"{most}" if least == most else f"{least} to {most}"
     count += f" of {planned}" if planned > most else ""
-    epochs = first.recipe["epochs"]
     trials = board.suite.trials if board.suite is not None else int(board.rows["trials"].max())
+    seeds = board.suite.seeds if board.suite is not None and board.suite.study_is_unit else 1
+    over, runs = (" over runs", f" of {seeds} runs") if seeds > 1 else ("", "")
     said = [
-        f"{first.task}: test split, mean ± standard deviation, {count} {board.unit}"
-        f"{'s' * (count != '1')}; {trials or 'no'} trial{'s' * (trials != 1)} each, "
-        f"{epochs} epoch{'s' * (epochs != 1)} of batches of {first.recipe['batch_size']}"
+        f"{task}: test split, mean ± standard deviation{over}, {count} {board.unit}"
+        f"{'s' * (count != '1')}{runs}; {trials or 'no'} trial{'s' * (trials != 1)} each, "
+        f"{_budget(*usual)}"
     ]
+    if other := [f"{name} {_budget(*own)}" for name, own in spent.items() if own != usual]:
+        said.append(f"Of another budget: {', '.join(other)}")
+    without = board.rows["method"][board.rows["trials"] == 0]
+    if trials and len(without):
+        said.append(f"Without trials: {', '.join(without)}")
+    lost = board.rows[board.rows["diverged"] > 0]
+    if len(lost):
+        named = (f"{n} ({d})" for n, d in zip(lost["method"], lost["diverged"], strict=True))
+        said.append(
+            f"Runs that diverged, the worst in Δm and left out of metrics: {', '.join(named)}"
+        )
     if board.reference is not None:
         said.append(f"Δm against {board.reference} with 95 % bootstrap intervals, lower is better")
     if compared and (board.rows["told"].isin(VERDICTS)).any():
@@ -120,6 +135,10 @@ def _caption(board: Board, compared: bool) -> str:
         )
     said.append("Best in bold, second underlined")
     return ". ".join(said) + "."
+
+
+def _budget(epochs: int, batch: int) -> str:
+    return f"{epochs} epoch{'s' * (epochs != 1)} of batches of {batch}"
 
 
 def _side_by_side(boards: Sequence[Board], width: Width) -> str:

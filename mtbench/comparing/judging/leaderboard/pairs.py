@@ -82,10 +82,24 @@ class Pairs:
                 test_train_ratio=group.test_train_ratio,
             )  # fmt: skip
             for i, *values in zip(rows.tolist(), *(v.tolist() for v in told), strict=True):
-                if not self._decidable:
-                    values[-1] = ""
+                values[-1] = self._told(values[-1], i, anchor)
                 found[i] = [names[i], names[anchor], n, *values]
         return [found[i] for i in others]
+
+    def _told(self, word: str, *pair: int) -> str:
+        """Return what a test's word comes to, given what the pair's cells are.
+
+        Copies say no more than one. How bad a diverged cell is, the worst number of a board bounds
+        from one side alone.
+        """
+        rows = [self.scores.rows[i] for i in pair]
+        if not self._decidable:
+            return ""
+        if any(row.repeats for row in rows):
+            return VERDICTS[3]
+        if word == "equivalent" and any(row.diverged for row in rows):
+            return VERDICTS[3]
+        return word
 
     def _doubt(self, anchor: int) -> None:
         """Take back what is better than a tuned row that validates below the plain one.
@@ -93,10 +107,16 @@ class Pairs:
         That it does is told by a paired t-test, one-sided at `ALPHA`: a gap may be luck. Models for
         each objective alone are below it where sharing helps, which no search mends.
         """
-        if self.plain is None or anchor in (self.plain, self.scores.reference):
-            return
         rows, names = self.scores.rows, self.scores.names
+        if anchor in (self.plain, self.scores.reference):
+            return
         if not (self._decidable and rows[anchor].trials):
+            return
+        if self.plain is None:
+            self.remarks.append(
+                f"there is no plain sum, which a search of {names[anchor]} can miss: whether it "
+                "was tuned well is not known"
+            )
             return
         own, plain = (
             {u: np.mean([c.score for c in cells]) for u, cells in rows[i].units.items()}
@@ -178,7 +198,7 @@ class Pairs:
         least = int(pairs["units"].min())
         count = f"{most}" if least == most else f"{least} to {most}"
         planned = 0 if group.suite is None else group.suite.planned
-        of, looks = "", ""
+        of, looks = "", "" if group.suite else ", if their number was fixed beforehand"
         if planned > most:
             of, looks = f" of {planned} planned", ", however often one looks before the last"
         return (
@@ -189,16 +209,13 @@ class Pairs:
         )
 
     def doubts(self) -> list[str]:
-        """Name rows that others are compared with, and some of whose cells diverge."""
-        found = []
-        for i in sorted({i for i in (self.base, *self._asked) if i is not None}):
-            ended = [cell.diverged for cell in self.scores.rows[i].finals]
-            if any(ended):
-                found.append(f"{self.scores.names[i]} ({sum(ended)} of {len(ended)} cells)")
+        """Name rows some of whose cells diverge."""
+        named = zip(self.scores.names, self.scores.rows, strict=True)
         said = (
-            "to be better than a row says less where its cells diverge, for their numbers are the "
-            "worst on the board: "
+            "cells diverged, for which the worst numbers on the board stand: to be better than "
+            "such a row says less, and nothing is equivalent to it: "
         )
+        found = [f"{n} ({r.diverged} of {len(r.finals)} cells)" for n, r in named if r.diverged]
         return naming(said, found)
 
 

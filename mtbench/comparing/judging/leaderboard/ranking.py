@@ -53,7 +53,7 @@ class Ranking:
         if self.ranked[i]:
             return ""
         if not scores.official[i]:
-            return "not of the suite"
+            return scores.rows[i].why_not
         reasons = []
         if (count := int(scores.there[i].sum())) < len(scores.units):
             reasons.append(f"{count} of {len(scores.units)} {scores.group.unit}s")
@@ -69,7 +69,7 @@ class Ranking:
         """
         key = self.delta[0] if self._by_delta else self.mean_rank
         names = self.scores.names
-        diverged = [sum(cell.diverged for cell in row.finals) for row in self.scores.rows]
+        diverged = [row.diverged for row in self.scores.rows]
         return sorted(
             range(len(names)),
             key=lambda i: (not self.ranked[i], math.isnan(key[i]), key[i], diverged[i], names[i]),

@@ -320,8 +320,7 @@ def _smaller(data: bytes) -> bytes:
 def _card(board: Board, name: str) -> dict[str, Any]:
     """Return what it takes to make a row again, and what it was made with."""
     cells = sorted(board.cells[name], key=lambda c: c.spec.seed)
-    spec = cells[0].spec.model_dump(mode="json")
-    del spec["seed"]
+    spec, differing = _shared([c.spec.model_dump(mode="json", exclude={"seed"}) for c in cells])
     environment: dict[str, list[str]] = {}
     for cell in cells:
         for key, value in cell.done.environment.items():
@@ -330,15 +329,38 @@ def _card(board: Board, name: str) -> dict[str, Any]:
                 seen.append(str(value))
     trials = board.trials[name]
     facts = {
-        "data": str(spec["data"]),
+        "data": ", ".join(dict.fromkeys(str(cell.spec.data) for cell in cells)),
         "selected by": cells[0].done.selection,
         "tuning trials": str(len(trials)),
-        "device": spec["device"],
+        "device": cells[0].spec.device,
         **{key: ", ".join(values) for key, values in environment.items()},
     }
+    if differing:
+        facts["cells differ in"] = f"{', '.join(differing)} (leaderboard --raw has each one's)"
     return {
         "name": name,
         "facts": facts,
         "seeds": [(c.spec.seed, c.spec.hash, c.done.status) for c in cells],
         "spec": json.dumps(spec, indent=2, sort_keys=True),
     }
+
+
+def _shared(specs: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], list[str]]:
+    """Return what all say alike, and the names of what they do not.
+
+    >>> _shared([{"a": 1, "b": {"c": 2}}, {"a": 1, "b": {"c": 3}}])
+    ({'a': 1, 'b': {}}, ['b.c'])
+    """
+    common: dict[str, Any] = {}
+    differing = []
+    for key in dict.fromkeys(key for spec in specs for key in spec):
+        values = [spec.get(key) for spec in specs]
+        parts = [value for value in values if isinstance(value, dict)]
+        if len(parts) == len(values):
+            common[key], inner = _shared(parts)
+            differing += [f"{key}.{name}" for name in inner]
+        elif values.count(values[0]) == len(values):
+            common[key] = values[0]
+        else:
+            differing.append(key)
+    return common, differing
