@@ -111,7 +111,7 @@ def test_a_caption_names_rows_of_another_budget_and_what_diverged(tmp_path: Path
     for part in (
         "deviation over runs, 8 repetitions of 2 runs; 2 trials each, 2 epochs of batches of 4. ",
         "Without trials: stl. ",
-        "Of another budget: long 20 epochs of batches of 4. ",
+        "Of another budget: long (20 epochs of batches of 4). ",
         "Runs that diverged, the worst in $\\Delta$m and left out of metrics: ew (2). ",
     ):
         assert part in caption

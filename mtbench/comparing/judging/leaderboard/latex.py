@@ -115,7 +115,7 @@ def _caption(board: Board, compared: bool) -> str:
         f"{'s' * (count != '1')}{runs}; {trials or 'no'} trial{'s' * (trials != 1)} each, "
         f"{_budget(*usual)}"
     ]
-    if other := [f"{name} {_budget(*own)}" for name, own in spent.items() if own != usual]:
+    if other := [f"{name} ({_budget(*own)})" for name, own in spent.items() if own != usual]:
         said.append(f"Of another budget: {', '.join(other)}")
     without = board.rows["method"][board.rows["trials"] == 0]
     if trials and len(without):
