@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Aggregator, Weighting
+from mtbench.balancing.jacobian import accumulate
 from mtbench.balancing.step import Step
 from mtbench.balancing.wrapper import Wrapper
 from mtbench_baselines._norms import norm
@@ -49,7 +50,9 @@ class NormMatched(Wrapper):
             if new is not None:
                 new.div_(divisor).mul_(plain)  # their ratio may be out of range
             if old is not None:
-                parameter.grad = old if new is None else old.add_(new)
+                parameter.grad = old
+                if new is not None:
+                    accumulate(parameter, new)
         if weights is None:
             return None
         return weights.to(divisor, non_blocking=True) * (plain / divisor)

@@ -372,6 +372,7 @@ class Balancer(nn.Module, ABC):
                 f"{self._called}: {whose} needs a function that computes the losses, found a "
                 f"{type(losses_fn).__name__}: say lambda: compute_losses(...)"
             )
+        torch.clear_autocast_cache()  # parameters may have moved since their copies were made
         losses = losses_fn()
         if isinstance(losses, Step):
             self._count(losses.num_objectives)
@@ -537,8 +538,11 @@ class Balancer(nn.Module, ABC):
         self.engine.forget()
         for name in self.sized_later:
             saved = state_dict.get(prefix + name)
-            if saved is not None:
-                own: Tensor = getattr(self, name)
+            own: Tensor = getattr(self, name)
+            # Left as it is, a state of another K is refused by torch.
+            if saved is None or own.shape[:1] == (self.num_objectives,) != saved.shape[:1]:
+                continue
+            with torch.inference_mode(mode=False):
                 setattr(self, name, own.new_empty(saved.shape, dtype=saved.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
