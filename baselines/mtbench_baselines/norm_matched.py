@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Aggregator, Weighting
+from mtbench.balancing.engine import unhooked
 from mtbench.balancing.jacobian import accumulate
 from mtbench.balancing.step import Step
 from mtbench.balancing.wrapper import Wrapper
@@ -42,13 +43,16 @@ class NormMatched(Wrapper):
         before = [parameter.grad for parameter in step.shared]
         for parameter in step.shared:
             parameter.grad = None
-        weights = self.base.balance(step)
+        with unhooked(step.shared, after=True):  # they are to see what is rescaled
+            weights = self.base.balance(step)
         length = norm([parameter.grad for parameter in step.shared])
         divisor = torch.where(length > 0, length, 1)
         for parameter, old in zip(step.shared, before, strict=True):
             new = parameter.grad
             if new is not None:
                 new.div_(divisor).mul_(plain)  # their ratio may be out of range
+                if parameter._post_accumulate_grad_hooks:
+                    step.engine.hooked[id(parameter)] = parameter
             if old is not None:
                 parameter.grad = old
                 if new is not None:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from mtbench.balancing.accumulation import Held
 from mtbench.balancing.distributed import Ranks, lengths_of, must_agree, processes, refuse_wrapped
-from mtbench.balancing.engine import Engine, largest
+from mtbench.balancing.engine import Engine, largest, without_autocast
 from mtbench.balancing.signatures import must_take, name_of
 from mtbench.balancing.step import Again, Space, Step
 from mtbench.balancing.told import Residuals, Shared, scalars
@@ -697,8 +697,13 @@ class Aggregator(Balancer):
     def direct(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         """Return the direction, objectives without a gradient left out.
 
-        Where a gradient is not finite it is the plain sum, as in `Weighting.weigh`.
+        Where a gradient is not finite it is the plain sum, as in `Weighting.weigh`. Autocast does
+        not round it.
         """
+        with without_autocast(jacobian):
+            return self._direct(jacobian, losses)
+
+    def _direct(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         width = jacobian.shape[1:]
         if self.asks_nothing:
             return self._vector("direction", self.direction(jacobian, losses), width)
