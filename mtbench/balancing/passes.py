@@ -217,9 +217,9 @@ class Passes:
             for k in unread:
                 if not shared.isdisjoint(map(id, around(self.losses[k], self.features))):
                     raise StepError(
-                        f"Step: losses[{k}] reaches shared parameters, but not by way of the latent "
-                        "representation: hand over what every head gets, or take gradients at the "
-                        "shared parameters (space='shared', or another method)"
+                        f"Step: losses[{k}] reaches shared parameters, but not by way of the "
+                        "latent representation: hand over what every head gets, or take gradients "
+                        "at the shared parameters (space='shared', or another method)"
                     )
         elif any(f.requires_grad for f in self.features) or self.parting.shared:
             raise StepError(
