@@ -48,7 +48,8 @@ class Held:
             if self.versions.setdefault(id(parameter), version) != version:
                 raise StepError(
                     "accumulate: parameters have moved since an earlier micro-batch: step the "
-                    "optimizer after backward, which takes the last one, and begin again now"
+                    "optimizer after backward, which takes the last one, and begin again now (an "
+                    "embedding with max_norm= moves in its forward pass: leave that out)"
                 )
         if step.told:
             self.shared |= {id(p): (name, p) for name, p in step.named_shared}

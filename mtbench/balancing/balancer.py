@@ -124,8 +124,8 @@ class Balancer(nn.Module, ABC):
         is_weighted_sum: whether the weights that `backward` returns say all: what it writes at the
             shared parameters is the gradient of the losses' sum with these. The contract checks it,
             and L-BFGS in every step.
-        sized_later: buffers whose shape is not known before the first step; a state is loaded
-            whatever their shape in it.
+        sized_later: buffers whose shape is not known before the first step; a state of as many
+            objectives is loaded whatever their shape in it.
         on_host: buffers that stay on the CPU, as they are, wherever the method is moved: those that
             a solver reads there.
     """

@@ -958,7 +958,7 @@ def test_the_graph_is_freed(name: str, where: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ew", "mgda", "graddrop", "samo+ew", "norm_matched+uw", "norm_matched+mgda"]
+    "name", ["ew", "mgda", "graddrop", "samo+ew", "norm_matched+stch", "norm_matched+mgda"]
 )
 def test_hooks_after_accumulation_run_once(name: str) -> None:
     net, seen = Net(), []
@@ -1128,7 +1128,7 @@ def test_the_order_of_names_is_in_the_state(name: str, tmp_path: Path) -> None:
     assert list(before.backward(turned)) == ["q", "\u03bc"]
 
 
-@pytest.mark.parametrize("name", ["db_mtl", "metabalance", "rotograd"])
+@pytest.mark.parametrize("name", ["db_mtl", "metabalance"])
 def test_a_state_of_another_number_of_objectives_is_refused(name: str) -> None:
     net, saved = Net(), mtbench.balancer(name, num_objectives=2)
     drive(net, saved, net.of)
@@ -1233,7 +1233,7 @@ def test_micro_batches_are_of_one_model() -> None:
         for p in net.parameters():
             p.grad = torch.ones_like(p)
         optimizer.step()
-        with pytest.raises(StepError, match="moved since an earlier micro-batch: step the optim"):
+        with pytest.raises(StepError, match=r"moved since .*: step the optim.* max_norm="):
             refused(net.losses(slice(6, 12)))
     optimizer.zero_grad()
     balancer.backward(net.losses())  # nothing is left of what was refused
@@ -1291,13 +1291,14 @@ def test_micro_batches_in_half_precision(scale: float) -> None:
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-6)
 
 
-@pytest.mark.parametrize("last", [None, torch.tensor(0), torch.tensor(1.0, dtype=torch.bfloat16)])
-def test_losses_of_micro_batches_add_up_in_float32(last: Tensor | None) -> None:
+@pytest.mark.parametrize(
+    ("last", "whole"), [(None, 256.5), (torch.tensor(0), 256.5), (torch.bfloat16, 257.5)]
+)
+def test_losses_of_micro_batches_add_up_in_float32(last: Any, whole: float) -> None:
     x, balancer = nn.Parameter(torch.ones(2)), mtbench.balancer("famo", num_objectives=2)
     balancer.accumulate([256.5 * x[0], x[1]])
-    more = last * x[0] if last is not None and last.any() else last
-    balancer.backward([more, x[1]])
-    assert balancer.losses.tolist() == [256.5 if last is None else 256.5 + last.item(), 2.0]
+    balancer.backward([x[0].to(last) if isinstance(last, torch.dtype) else last, x[1]])
+    assert balancer.losses.tolist() == [whole, 2.0]
 
 
 def test_shared_parameters_of_any_micro_batch_count() -> None:
