@@ -43,7 +43,7 @@ class NormMatched(Wrapper):
         before = [parameter.grad for parameter in step.shared]
         for parameter in step.shared:
             parameter.grad = None
-        with unhooked(step.shared, after=True):  # they are to see what is rescaled
+        with unhooked(step.shared, after=True):  # they are told of the rescaled one
             weights = self.base.balance(step)
         length = norm([parameter.grad for parameter in step.shared])
         divisor = torch.where(length > 0, length, 1)
