@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer
-from mtbench.balancing.engine import products
+from mtbench.balancing.engine import products, without_autocast
 from mtbench.balancing.jacobian import vector, views
 from mtbench.balancing.step import Step
 from mtbench_baselines._adam import descend
@@ -77,7 +77,7 @@ class Bilevel(Balancer):
                 kept = (self.state, self.first_moment, self.second_moment, self.count)
                 descend(*kept, slope, self.lr, ahead.live)
             weights = self.current()
-        step.assign(weights.to(ahead.jacobian) @ ahead.jacobian, weights)
+        step.assign(ahead.mixed(weights), weights)
         return weights
 
 
@@ -108,9 +108,14 @@ class Ahead:
         found = found.cpu()  # in one piece: each makes the host wait
         self.live, self.finite = found[:-1], bool(found[-1])
 
+    def mixed(self, weights: Tensor) -> Tensor:
+        """Return the weighted sum of the shared parameters' gradients, (d,)."""
+        with without_autocast(self.jacobian):
+            return weights.to(self.jacobian) @ self.jacobian
+
     def offsets(self, weights: Tensor) -> list[Tensor]:
         """Return the weighted sum of the gradients, parameter by parameter."""
-        parts = [(weights.to(self.jacobian) @ self.jacobian, self._shared)]
+        parts = [(self.mixed(weights), self._shared)]
         parts += [
             (weight * own, head)
             for weight, own, head in zip(weights.tolist(), self._own, self._heads, strict=True)

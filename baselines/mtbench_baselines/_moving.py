@@ -16,8 +16,10 @@ def moved(parameters: Sequence[Tensor], offsets: Sequence[Tensor | None]) -> Ite
             for parameter, offset in zip(parameters, offsets, strict=True):
                 if offset is not None:
                     parameter.add_(offset)
+        torch.clear_autocast_cache()  # it has copies from before the move
         yield
     finally:
         with torch.no_grad():
             for parameter, value in zip(parameters, saved, strict=True):
                 parameter.copy_(value)
+        torch.clear_autocast_cache()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Balancer, Weighting
-from mtbench.balancing.engine import gramian
+from mtbench.balancing.engine import gramian, without_autocast
 from mtbench.balancing.jacobian import vector
 from mtbench.balancing.step import Step
 from mtbench.balancing.wrapper import Wrapper, weighting
@@ -95,7 +95,8 @@ class Cyclic(Wrapper, Remembering):
             corrections = 1 - self.beta ** self.count.clamp(min=1)
             product = gramian([tracked]) / corrections[:, None] / corrections
             weights = self.base.weigh(product, step.host_values).to(corrections)
-            step.assign((weights / corrections).to(tracked) @ tracked)
+            with without_autocast(tracked):
+                step.assign((weights / corrections).to(tracked) @ tracked)
         else:
             weights = torch.zeros_like(self.count)
             weights[k] = 1

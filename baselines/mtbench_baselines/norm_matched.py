@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 
 from mtbench.balancing.balancer import Aggregator, Weighting
+from mtbench.balancing.engine import unhooked
+from mtbench.balancing.jacobian import accumulate
 from mtbench.balancing.step import Step
 from mtbench.balancing.wrapper import Wrapper
 from mtbench_baselines._norms import norm
@@ -41,15 +43,20 @@ class NormMatched(Wrapper):
         before = [parameter.grad for parameter in step.shared]
         for parameter in step.shared:
             parameter.grad = None
-        weights = self.base.balance(step)
+        with unhooked(step.shared, after=True):  # they are told of the rescaled one
+            weights = self.base.balance(step)
         length = norm([parameter.grad for parameter in step.shared])
         divisor = torch.where(length > 0, length, 1)
         for parameter, old in zip(step.shared, before, strict=True):
             new = parameter.grad
             if new is not None:
                 new.div_(divisor).mul_(plain)  # their ratio may be out of range
+                if parameter._post_accumulate_grad_hooks:
+                    step.engine.hooked[id(parameter)] = parameter
             if old is not None:
-                parameter.grad = old if new is None else old.add_(new)
+                parameter.grad = old
+                if new is not None:
+                    accumulate(parameter, new)
         if weights is None:
             return None
         return weights.to(divisor, non_blocking=True) * (plain / divisor)

@@ -116,11 +116,12 @@ class SAMO(Wrapper):
         head_grads = [list(islice(grads, len(head))) for head in step.heads]
         losses = []
         for k, head in enumerate(step.heads):
+            reached = step.reached_by(k)
             moves = self._towards(self._direction(step, k, global_grads))
             with moved((*shared, *head), (*moves, *self._towards(head_grads[k]))):
                 there = step.again()
-                found = there.gradient(there.losses[k], (*shared, *head))
-            losses.append(tangent(step.losses[k], (*shared, *head), found))
+                found = there.gradient(there.losses[k], reached)
+            losses.append(tangent(step.losses[k], reached, found))
         return self.base.balance(
             Step(
                 losses,

@@ -21,26 +21,35 @@ class Held:
     """
 
     def __init__(self, objectives: int) -> None:
-        self.values: list[Tensor] = [torch.zeros(())] * objectives
+        self.values: list[Tensor] = [torch.zeros((), dtype=torch.float32)] * objectives
         self.grads: list[dict[int, Tensor]] = [{} for _ in range(objectives)]
         self.parameters: dict[int, Tensor] = {}
         self.shared: dict[int, tuple[str, Tensor]] = {}
         self.versions: dict[int, int] = {}
+        self.scale: float | None = None
 
     def add(self, step: Step) -> None:
         """Take in a micro-batch, whose graph is freed.
 
         Raises:
-            StepError: parameters are others than for the micro-batches before. What moved them must
-                count as torch's versions do, and its fused optimizers do not.
+            StepError: parameters or the loss scale are others than for the micro-batches before.
+                What moved parameters must count as torch's versions do, and its fused optimizers do
+                not.
         """
+        if self.scale not in (None, step.loss_scale):
+            raise StepError(
+                "accumulate: micro-batches of one step must have one loss_scale, "
+                f"found {self.scale:g} and {step.loss_scale:g}: say loss_scale=scaler in each call"
+            )
+        self.scale = step.loss_scale
         common = [*step.roles.shared, *step.roles.rest]
         for parameter in chain(common, *step.heads):
             version = parameter._version
             if self.versions.setdefault(id(parameter), version) != version:
                 raise StepError(
                     "accumulate: parameters have moved since an earlier micro-batch: step the "
-                    "optimizer after backward, which takes the last one, and begin again now"
+                    "optimizer after backward, which takes the last one, and begin again now (an "
+                    "embedding with max_norm= moves in its forward pass: leave that out)"
                 )
         if step.told:
             self.shared |= {id(p): (name, p) for name, p in step.named_shared}
@@ -55,7 +64,8 @@ class Held:
         told = [not step.says_no_label(k, [g for _, g in own]) for k, own in enumerate(grads)]
         labelled = step.ranks.maximum(torch.tensor(told, dtype=torch.float32)).tolist()
         for k, loss in enumerate(step.losses):
-            self.values[k] = self.values[k].to(loss) + (loss.detach() if labelled[k] else 0)
+            value = self.values[k].to(loss.device)  # float32 or wider, whatever the loss is
+            self.values[k] = value + loss.detach() if labelled[k] else value
             for parameter, grad in grads[k] if labelled[k] else ():
                 self.parameters[id(parameter)] = parameter
                 held = self.grads[k].get(id(parameter))
@@ -67,9 +77,9 @@ class Held:
         for value, grads in zip(self.values, self.grads, strict=True):
             touched = [self.parameters[key] for key in grads]
             sums = last.ranks.sums(list(grads.values()))
-            unscaled = [grad / last.loss_scale for grad in sums if grad is not None]
+            unscaled = [last.unscaled(grad) for grad in sums if grad is not None]
             losses.append(tangent(value, touched, unscaled))
-        shared = self.shared.values() if last.told else None
+        shared = self.shared.values() if self.shared else None
         return last.like(losses, shared=shared, ranks=Summed(last.ranks))
 
 

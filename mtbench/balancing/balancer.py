@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from mtbench.balancing.accumulation import Held
 from mtbench.balancing.distributed import Ranks, lengths_of, must_agree, processes, refuse_wrapped
-from mtbench.balancing.engine import Engine, largest
+from mtbench.balancing.engine import Engine, largest, without_autocast
 from mtbench.balancing.signatures import must_take, name_of
 from mtbench.balancing.step import Again, Space, Step
 from mtbench.balancing.told import Residuals, Shared, scalars
@@ -124,8 +124,8 @@ class Balancer(nn.Module, ABC):
         is_weighted_sum: whether the weights that `backward` returns say all: what it writes at the
             shared parameters is the gradient of the losses' sum with these. The contract checks it,
             and L-BFGS in every step.
-        sized_later: buffers whose shape is not known before the first step; a state is loaded
-            whatever their shape in it.
+        sized_later: buffers whose shape is not known before the first step; a state of as many
+            objectives is loaded whatever their shape in it.
         on_host: buffers that stay on the CPU, as they are, wherever the method is moved: those that
             a solver reads there.
     """
@@ -372,6 +372,7 @@ class Balancer(nn.Module, ABC):
                 f"{self._called}: {whose} needs a function that computes the losses, found a "
                 f"{type(losses_fn).__name__}: say lambda: compute_losses(...)"
             )
+        torch.clear_autocast_cache()  # parameters may have moved since their copies were made
         losses = losses_fn()
         if isinstance(losses, Step):
             self._count(losses.num_objectives)
@@ -537,8 +538,11 @@ class Balancer(nn.Module, ABC):
         self.engine.forget()
         for name in self.sized_later:
             saved = state_dict.get(prefix + name)
-            if saved is not None:
-                own: Tensor = getattr(self, name)
+            own: Tensor = getattr(self, name)
+            # Left as it is, a state of another K is refused by torch.
+            if saved is None or own.shape[:1] == (self.num_objectives,) != saved.shape[:1]:
+                continue
+            with torch.inference_mode(mode=False):
                 setattr(self, name, own.new_empty(saved.shape, dtype=saved.dtype))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -693,8 +697,13 @@ class Aggregator(Balancer):
     def direct(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         """Return the direction, objectives without a gradient left out.
 
-        Where a gradient is not finite it is the plain sum, as in `Weighting.weigh`.
+        Where a gradient is not finite it is the plain sum, as in `Weighting.weigh`. Autocast does
+        not round it.
         """
+        with without_autocast(jacobian):
+            return self._direct(jacobian, losses)
+
+    def _direct(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         width = jacobian.shape[1:]
         if self.asks_nothing:
             return self._vector("direction", self.direction(jacobian, losses), width)

@@ -155,9 +155,15 @@ def must_be_whole(parameters: Iterable[Tensor]) -> None:
 
 
 @contextmanager
-def unhooked(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Keep parameters' hooks from gradients that are not those of a step."""
-    hooks = [(p._backward_hooks, dict(p._backward_hooks)) for p in parameters if p._backward_hooks]
+def unhooked(parameters: Iterable[Tensor], after: bool = False) -> Iterator[None]:
+    """Keep parameters' hooks from gradients that are not those of a step.
+
+    Args:
+        parameters: whose.
+        after: whether it is the hooks after accumulation.
+    """
+    kind = "_post_accumulate_grad_hooks" if after else "_backward_hooks"
+    hooks = [(live, dict(live)) for p in parameters if (live := getattr(p, kind))]
     for live, _ in hooks:
         live.clear()
     try:

@@ -290,6 +290,13 @@ def part_at(
     )
 
 
+def around(loss: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+    """Return the trainable leaves that a loss reaches otherwise than through features."""
+    stops = {(edge.node, edge.output_nr) for edge in map(edge_of, features) if edge is not None}
+    _, parents = _owners([edge_of(loss)], [stops])
+    return list(_trainable(parents, ()).values())
+
+
 def comers(losses: Sequence[Tensor]) -> dict[tuple[Node, int], set[int]]:
     """Return the losses that come to each edge of the graph, a node and one of its outputs."""
     found: dict[tuple[Node, int], set[int]] = {}
@@ -333,7 +340,7 @@ def is_hooked(cut: Sequence[GradientEdge]) -> bool:
     with _Noticed() as noticed:  # type: ignore[no-untyped-call]
         try:
             found = torch.autograd.grad(cut, cut, seeds, retain_graph=True)
-        except RuntimeError:  # a hook writes where it looks, and these zeros lie on one another
+        except Exception:  # a hook refuses zeros, or writes where these lie on one another
             return True
     return noticed.asked or any(a is not b for a, b in zip(found, seeds, strict=True))
 

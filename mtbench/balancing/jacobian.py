@@ -56,7 +56,10 @@ def views(vector: Tensor, parameters: Sequence[Tensor]) -> Iterator[tuple[Tensor
     sizes = [width(p) for p in parameters]
     for parameter, part in zip(parameters, torch.split(vector, sizes), strict=True):
         if parameter.is_complex():
-            part = torch.view_as_complex(part.reshape(-1, 2))
+            pairs = part.reshape(-1, 2)
+            if pairs.storage_offset() % 2:  # torch sees no complex numbers there
+                pairs = pairs.clone()
+            part = torch.view_as_complex(pairs)
         yield parameter, part.view(parameter.shape)
 
 
@@ -84,7 +87,13 @@ def accumulate(parameter: Tensor, value: Tensor) -> None:
             value = value.to(parameter)
         if not (parameter.is_contiguous() and value.is_contiguous()):  # expanded, perhaps
             value = torch.empty_like(parameter).copy_(value)
-    parameter.grad = value if parameter.grad is None else parameter.grad.add_(value)
+    own = parameter.grad
+    if own is None:
+        parameter.grad = value
+    elif own.layout in (torch.strided, value.layout):
+        own.add_(value)
+    else:  # torch adds a sparse gradient to a dense one, but not a dense one to it
+        parameter.grad = value.add_(own)
 
 
 def beside(gradients: Tensor, weights: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from torch.autograd.graph import GradientEdge
 
 from mtbench.balancing.compiled import Compiled
 from mtbench.balancing.distributed import ALONE, Ranks
-from mtbench.balancing.engine import Engine, due, grad, must_be_whole
+from mtbench.balancing.engine import Engine, due, explain, grad, must_be_whole
 from mtbench.balancing.graph import (
     Parting,
+    around,
     as_read,
     edge_of,
     is_hooked,
@@ -201,13 +202,26 @@ class Passes:
         """Return whether any loss depends on a parameter."""
         return id(parameter) in self._reached
 
-    def refuse_unread(self) -> None:
-        """Refuse features that no loss was computed from, unless nothing depends on them.
+    def refuse_unread(self, unread: Sequence[int]) -> None:
+        """Refuse features that losses were not computed from, unless nothing depends on them.
+
+        Args:
+            unread: the losses that were not.
 
         Raises:
-            StepError: they require grad, or losses have parameters in common without them.
+            StepError: they are all, and features require grad or losses have parameters in common;
+                or one reaches shared parameters without the features.
         """
-        if any(f.requires_grad for f in self.features) or self.parting.shared:
+        if len(unread) < len(self.losses):
+            shared = {id(p) for p in self.parting.shared}
+            for k in unread:
+                if not shared.isdisjoint(map(id, around(self.losses[k], self.features))):
+                    raise StepError(
+                        f"Step: losses[{k}] reaches shared parameters, but not by way of the "
+                        "latent representation: hand over what every head gets, or take gradients "
+                        "at the shared parameters (space='shared', or another method)"
+                    )
+        elif any(f.requires_grad for f in self.features) or self.parting.shared:
             raise StepError(
                 "Step: no loss was computed from the latent representation that was handed over: "
                 "give the very tensor that the heads get, not a copy or a compiled module's output "
@@ -281,8 +295,10 @@ class Passes:
                 for loss, seed in zip(self.losses, self._seeds, strict=True)
             ]
             columns = list(map(list, zip(*rows, strict=True)))
-        if self.features and not any(g is not None for column in columns for g in column):
-            self.refuse_unread()
+        rows = list(zip(*columns, strict=True))
+        unread = [k for k, row in enumerate(rows) if all(g is None for g in row)]
+        if self.features and unread:
+            self.refuse_unread(unread)
         like = self.features or [next((g for g in c if g is not None), None) for c in columns]
         return tuple(
             tuple(
@@ -290,7 +306,7 @@ class Passes:
                 for value, shape in zip(row, like, strict=True)
                 if shape is not None
             )
-            for row in zip(*columns, strict=True)
+            for row in rows
         )
 
     @cached_property
@@ -299,7 +315,11 @@ class Passes:
         shared = self.roles.shared
         # Other ranks' samples are not at hand, and products of sums are no sums of products.
         engine, usable = self.engine, self.ranks.size == 1 and self.engine.layered
-        layers = find(self.parting.parents if usable else {}, shared, len(self.losses))
+        try:
+            layers = find(self.parting.parents if usable else {}, shared, len(self.losses))
+        except RuntimeError as error:  # what the graph had saved is gone
+            explain(error)
+            raise
         if layers:
             if due(engine.factored, _PAUSE):
                 engine.layered = all(map(self._bears_out, engine.groups(layers)))

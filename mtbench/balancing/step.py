@@ -371,9 +371,10 @@ class Step(Passes):
         objective does not use gets zeros.
         """
         self._need_features("feature_grads")
-        return tuple(tuple(map(self._unscaled, row)) for row in self._feature_grads)
+        return tuple(tuple(map(self.unscaled, row)) for row in self._feature_grads)
 
-    def _unscaled(self, value: Tensor) -> Tensor:
+    def unscaled(self, value: Tensor) -> Tensor:
+        """Return a gradient without the loss scale; half precision would not hold it."""
         if self.loss_scale == 1:
             return value
         return value.to(torch.promote_types(value.dtype, torch.float32)) / self.loss_scale
@@ -389,12 +390,12 @@ class Step(Passes):
             grad([loss], [self.z], [seed], create_graph=True)[0]
             for loss, seed in zip(self.losses, self._seeds, strict=True)
         ]
-        if all(value is None for value in found):
-            self.refuse_unread()
+        if unread := [k for k, value in enumerate(found) if value is None]:
+            self.refuse_unread(unread)
         if processes():  # nobody shards else; the heads' backward is to be differentiated
             must_be_whole(chain(*self.parting.heads))
         return tuple(
-            torch.zeros_like(self.z) if value is None else self._unscaled(value) for value in found
+            torch.zeros_like(self.z) if value is None else self.unscaled(value) for value in found
         )
 
     def jacobian(self) -> Tensor:
@@ -404,7 +405,7 @@ class Step(Passes):
         """
         _ = self._sent
         blocks = self.whole.blocks
-        return self._unscaled(blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1))
+        return self.unscaled(blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1))
 
     @cached_property
     def _sent(self) -> tuple[Tensor, torch.cuda.Event | None]:
@@ -516,6 +517,10 @@ class Step(Passes):
         if not objective.requires_grad:  # a batch may hold no label at all
             return
         _ = self._sent
+        absent = self._perhaps_absent  # whose heads the graph tells, which is freed on the way
+        silent = [self.parting.heads[k] for k in absent]
+        if absent:  # where losses lie in one tensor, a head without labels is nobody's
+            silent += [(p,) for p in chain(*part([self.total()]).heads) if not self.reaches(p)]
         if self.ranks.size == 1:
             seed = None if self.loss_scale == 1 else torch.full_like(objective, self.loss_scale)
             try:
@@ -535,9 +540,8 @@ class Step(Passes):
                 if mine is not None:
                     self._write(parameter, mine if value is None else value)
         # A zero would let an optimizer's momentum move the head of an objective without labels.
-        for k in self._perhaps_absent:
-            head = self.parting.heads[k]
-            if self.says_no_label(k, [parameter.grad for parameter in head]):
+        for head in silent:
+            if self.says_no_label(absent[0], [parameter.grad for parameter in head]):
                 for parameter in head:
                     parameter.grad = None
 
@@ -557,7 +561,7 @@ class Step(Passes):
             seed = torch.full_like(objective, self.loss_scale)
             found = grad([objective], points, [seed], free=self._frees)
         sums = self.ranks.sums(found)
-        return [None if value is None else self._unscaled(value) for value in sums]
+        return [None if value is None else self.unscaled(value) for value in sums]
 
     def _assign_heads(self, head_weights: Tensor | None) -> None:
         sums = iter(self.ranks.sums(list(chain(*self.head_grads))))

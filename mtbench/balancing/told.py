@@ -38,6 +38,9 @@ def scalars(losses: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         if loss.numel() != 1:
             shape = tuple(loss.shape)
             raise StepError(f"Step: losses[{k}] must be a scalar, found shape {shape}")
+        made = loss.is_leaf and loss.requires_grad and not isinstance(loss, nn.Parameter)
+        if made and not loss.detach().any():  # torch.tensor(0.0, requires_grad=True): no label
+            found[k] = loss = loss.detach()
         if loss.is_complex():
             raise StepError(f"Step: losses[{k}] must be real, found {loss.dtype}")
         if first is None:

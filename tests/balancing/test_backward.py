@@ -4,7 +4,8 @@ import copy
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,23 @@ def test_features_that_no_loss_reads_are_refused(
         balancer.backward(Step(net.of(z), features=away(z), shared=net.encoder.parameters()))
 
 
+@pytest.mark.parametrize("name", ["unit+mgda", "rotograd", "rlar", "consmtl", "encodec"])
+@pytest.mark.parametrize("told", ["latent", "features"])
+def test_a_loss_that_goes_round_the_features_is_refused(name: str, told: str) -> None:
+    net, early = Net(), nn.Linear(8, 1).double()
+    options = {"mgda.space": "features"} if "mgda" in name else {}
+    balancer = mtbench.balancer(name, num_objectives=3, **options)
+    h = net.encoder[:2](net.x)
+    z = net.encoder[2:](h)
+    with pytest.raises(StepError, match=r"losses\[2\] reaches shared parameters, but not by way"):
+        balancer.backward([*net.of(z), early(h).square().mean()], **{told: z})
+    for away in (h.detach(), None):  # nothing of it is to reach the encoder
+        z = net.z()
+        third = None if away is None else early(away).square().mean()
+        balancer.backward([*net.of(z), third], **{told: z})
+    assert early.weight.grad is not None
+
+
 @pytest.mark.parametrize("how", [lambda z, h: [z, z], lambda z, h: [h, z]])
 def test_latent_space_does_not_count_twice(how: Callable[..., list[Tensor]]) -> None:
     net = Net()
@@ -264,6 +282,11 @@ def test_a_graph_that_is_gone_is_refused(name: str) -> None:
     first.backward(losses[:2])
     with pytest.raises(StepError, match="an earlier backward pass freed it: balance all losses"):
         second.backward(losses[2:])
+    z = nn.Linear(600, 600)(torch.ones(4, 600))  # a layer whose gradients are not formed
+    losses = [z.square().sum(), z.exp().sum()]
+    sum(losses).backward()
+    with pytest.raises(StepError, match="an earlier backward pass freed it: balance all losses"):
+        first.backward(losses)
 
 
 @pytest.mark.parametrize("name", ["ew", "uw", "mgda", "graddrop"])
@@ -344,6 +367,42 @@ def test_other_forward_passes_may_be_steps() -> None:
                 net.losses(),
                 again=lambda form=form: form([net.losses()[0].detach(), net.losses()[1]]),
             )
+
+
+def test_what_is_repeated_within_autocast_sees_the_parameters_of_now() -> None:
+    region, found = partial(torch.autocast, "cpu", torch.bfloat16), []
+    for whole, each in ((region, nullcontext), (nullcontext, region)):
+        net, balancer = Net(dtype=torch.float32), mtbench.balancer("famo", num_objectives=2)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+        def losses(net: Net = net, each: Any = each) -> list[Tensor]:
+            with each():
+                return net.losses()
+
+        with whole():
+            balancer.backward(losses())
+            optimizer.step()
+            balancer.after_step(losses)
+        found.append(balancer.logits)
+    assert found[0].any()
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("name", ["moco", "modo", "db_mtl", "moml", "auto_lambda", "cyclic+mgda"])
+def test_autocast_does_not_round_the_direction(name: str) -> None:
+    x, target = nn.Parameter(torch.randn(300)), torch.randn(2, 300)
+
+    def losses() -> list[Tensor]:
+        return [(k + 1) * (x - y).square().sum() for k, y in enumerate(target)]
+
+    found = []
+    for enabled in (False, True):
+        balancer = mtbench.balancer(name, num_objectives=2)
+        x.grad, said = None, {"validation": losses}
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            balancer.backward(losses(), shared=[x], **said)
+        found.append(x.grad)
+    torch.testing.assert_close(*found)
 
 
 def test_other_forward_passes_may_name_their_losses() -> None:
@@ -736,6 +795,19 @@ def test_a_hook_on_features_runs_once(
     check_encoder(net, losses()[0], name)
 
 
+@pytest.mark.parametrize("name", ["cagrad", "graddrop"])
+def test_a_hook_on_features_may_refuse_zeros(name: str) -> None:
+    def lives(gradient: Tensor) -> None:
+        if not gradient.any():
+            raise ValueError("the gradient has vanished")
+
+    net = Net(3)
+    z = net.z()
+    z.register_hook(lives)
+    mtbench.balancer(name, num_objectives=3).backward(net.of(z))
+    check_encoder(net, net.losses(), name)
+
+
 def of_chunks(net: Net) -> tuple[list[Tensor], list[Tensor]]:
     a, b = net.z().chunk(2, 1)
     z = torch.tanh(b.square())
@@ -885,7 +957,9 @@ def test_the_graph_is_freed(name: str, where: str) -> None:
         assert losses[0].grad_fn is not None
 
 
-@pytest.mark.parametrize("name", ["ew", "mgda", "graddrop", "samo+ew"])
+@pytest.mark.parametrize(
+    "name", ["ew", "mgda", "graddrop", "samo+ew", "norm_matched+stch", "norm_matched+mgda"]
+)
 def test_hooks_after_accumulation_run_once(name: str) -> None:
     net, seen = Net(), []
     for p in net.parameters():
@@ -927,6 +1001,20 @@ def test_what_no_loss_reaches_keeps_no_gradient() -> None:
     for name in ("mgda", "graddrop"):
         made(net, name, shared=[*net.encoder.parameters(), idle])
         assert idle.grad is None
+
+
+@pytest.mark.parametrize("name", ["ew", "mgda", "graddrop", "norm_matched+mgda"])
+def test_a_sparse_gradient_may_be_there(name: str) -> None:
+    words, heads = nn.Embedding(5, 3, sparse=True), [nn.Linear(3, 1) for _ in range(2)]
+    found = []
+    for before in (0.0, 1.0):
+        words.zero_grad()
+        (before * words(torch.arange(4)).sum()).backward()
+        z = words(torch.arange(4))
+        losses = [(head(z) - k).square().mean() for k, head in enumerate(heads)]
+        mtbench.balancer(name, num_objectives=2).backward(losses)
+        found.append(words.weight.grad.to_dense())
+    torch.testing.assert_close(found[1][:4], found[0][:4] + 1)
 
 
 def test_channels_last_gradients_stay_so() -> None:
@@ -976,6 +1064,31 @@ def test_the_head_of_an_objective_without_labels_does_not_move(name: str, how: s
     assert all(p.isfinite().all() for p in parameters)
 
 
+@pytest.mark.parametrize("name", ["ew", "uw", "dwa", "famo", "mgda"])
+@pytest.mark.parametrize("count", [0.0, 1.0], ids=["nan", "zero"])
+def test_a_mask_without_labels_in_joined_outputs(name: str, count: float) -> None:
+    net = Net(3)
+    outputs = torch.cat([head(net.z()) for head in net.heads], 1)
+    labelled = torch.tensor([12.0, 0.0, 12.0]).double()
+    squares = torch.where(labelled > 0, (outputs - 1).square(), 0).sum(0)
+    losses = squares / labelled.clamp(min=count)
+    mtbench.balancer(name, num_objectives=3).backward(list(losses))
+    assert [head.weight.grad is None for head in net.heads] == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["ew", "mgda", "moco"])
+@pytest.mark.parametrize("one", [True, False])
+def test_a_leaf_of_value_0_is_no_label(name: str, one: bool) -> None:
+    net, balancer = Net(), mtbench.balancer(name, num_objectives=2)
+    balancer.backward(net.losses())
+    before = tensors(balancer)
+    net.zero_grad()
+    zeros = [torch.tensor(0.0, requires_grad=True) for _ in range(2)]
+    balancer.backward([zeros[0], zeros[not one]])
+    assert not any(g is not None and g.any() for g in (*grads(net), *(x.grad for x in zeros)))
+    torch.testing.assert_close(tensors(balancer), before)
+
+
 @pytest.mark.parametrize("name", ["ew", "dwa", "cagrad", "upgrad", "graddrop"])
 @pytest.mark.parametrize("pieces", [[slice(0, 12)], [slice(0, 5), slice(5, 12)]])
 def test_a_loss_of_value_0_with_a_gradient_trains_its_head(name: str, pieces: list[slice]) -> None:
@@ -1013,6 +1126,14 @@ def test_the_order_of_names_is_in_the_state(name: str, tmp_path: Path) -> None:
     assert before.generator.get_state().equal(loaded.generator.get_state())
     turned = dict(zip("q\u03bc", reversed(net.losses()), strict=True))
     assert list(before.backward(turned)) == ["q", "\u03bc"]
+
+
+@pytest.mark.parametrize("name", ["db_mtl", "metabalance"])
+def test_a_state_of_another_number_of_objectives_is_refused(name: str) -> None:
+    net, saved = Net(), mtbench.balancer(name, num_objectives=2)
+    drive(net, saved, net.of)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        mtbench.balancer(name, num_objectives=3).load_state_dict(saved.state_dict())
 
 
 def test_a_copy_of_a_balancer_starts_afresh() -> None:
@@ -1112,7 +1233,7 @@ def test_micro_batches_are_of_one_model() -> None:
         for p in net.parameters():
             p.grad = torch.ones_like(p)
         optimizer.step()
-        with pytest.raises(StepError, match="moved since an earlier micro-batch: step the optim"):
+        with pytest.raises(StepError, match=r"moved since .*: step the optim.* max_norm="):
             refused(net.losses(slice(6, 12)))
     optimizer.zero_grad()
     balancer.backward(net.losses())  # nothing is left of what was refused
@@ -1145,6 +1266,49 @@ def test_micro_batches_without_labels_and_by_name() -> None:
     whole = [net.losses()[0], net.losses(slice(6, 12))[1]]
     mtbench.balancer("mgda", num_objectives=2).backward(whole)
     same(found, grads(net))
+
+
+@pytest.mark.parametrize("scales", [(1024.0, 1.0), (1.0, 1024.0)])
+def test_micro_batches_have_one_loss_scale(scales: tuple[float, float]) -> None:
+    net, balancer = Net(), mtbench.balancer("mgda", num_objectives=2)
+    balancer.accumulate(net.losses(), loss_scale=scales[0])
+    with pytest.raises(StepError, match=r"found \d+ and \d+: say loss_scale=scaler in"):
+        balancer.backward(net.losses(), loss_scale=scales[1])
+
+
+@pytest.mark.parametrize("scale", [1.0, 65536.0])
+def test_micro_batches_in_half_precision(scale: float) -> None:
+    found = []
+    for parts in (1, 2):
+        net, balancer = Net(dtype=torch.float16), mtbench.balancer("mgda", num_objectives=2)
+        losses = [1e-4 / parts * loss.float() for loss in net.losses()]
+        if parts == 2:
+            balancer.accumulate(losses, loss_scale=scale)
+            losses = [1e-4 / parts * loss.float() for loss in net.losses()]
+        balancer.backward(losses, loss_scale=scale)
+        found.append(grads(net))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("last", "whole"), [(None, 256.5), (torch.tensor(0), 256.5), (torch.bfloat16, 257.5)]
+)
+def test_losses_of_micro_batches_add_up_in_float32(last: Any, whole: float) -> None:
+    x, balancer = nn.Parameter(torch.ones(2)), mtbench.balancer("famo", num_objectives=2)
+    balancer.accumulate([256.5 * x[0], x[1]])
+    balancer.backward([x[0].to(last) if isinstance(last, torch.dtype) else last, x[1]])
+    assert balancer.losses.tolist() == [whole, 2.0]
+
+
+def test_shared_parameters_of_any_micro_batch_count() -> None:
+    net, found = Net(), []
+    shared = [*net.encoder[2].parameters()]
+    for first, last in [(shared, shared), (shared, None)]:
+        balancer = mtbench.balancer("mgda", num_objectives=2)
+        balancer.accumulate(net.losses(slice(0, 6)), shared=first)
+        found.append(balancer.backward(net.losses(slice(6, 12)), shared=last))
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,18 @@ def test_what_an_aggregator_answers_is_not_the_gradients_memory(method):
         assert method.momentum.tolist() == [8] * 2
 
 
+def test_a_state_may_be_loaded_under_inference_mode():
+    x = torch.ones(2, requires_grad=True)
+    first, second = Momentum(2), Momentum(2)
+    first.backward(Step([x.sum(), x.prod()], shared=[x]))
+    with torch.inference_mode():
+        second.load_state_dict(first.state_dict())
+    for method in (first, second):
+        x.grad = None
+        method.backward(Step([x.sum(), x.prod()], shared=[x]))
+        assert x.grad.tolist() == [4, 4]
+
+
 @pytest.mark.parametrize("method", [Asked(2), Summed(2)])
 def test_no_gradient_at_all_is_no_step(method):
     x = torch.ones(2, requires_grad=True)

@@ -427,10 +427,14 @@ def two_dtypes() -> Loop:
 
 
 def complex_parameters() -> Loop:
-    weight, heads = nn.Parameter(torch.complex(data(4, 6), data(4, 6, seed=1))), heads_of(6)
-    return Loop(
-        lambda: seen(heads, ((data(9, 4) + 0j) @ weight).abs()), [weight], parameters(heads)
-    )
+    """Behind an odd number of real ones."""
+    shift, heads = nn.Parameter(data(3, 1)), heads_of(6)
+    weight = nn.Parameter(torch.complex(data(4, 6), data(4, 6, seed=1)))
+
+    def losses() -> list[Tensor]:
+        return seen(heads, ((data(9, 4) + shift.sum() + 0j) @ weight).abs())
+
+    return Loop(losses, [shift, weight], parameters(heads))
 
 
 def sparse_embedding() -> Loop:

@@ -9,6 +9,7 @@ from torch import nn
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench.plugins.method import Method
+from mtbench_baselines._moving import moved
 from mtbench_baselines.ew import EqualWeights
 from mtbench_baselines.mgda import MGDA
 from mtbench_baselines.samo import SAMO
@@ -151,6 +152,27 @@ def test_a_small_move_is_the_base_alone():
     SAMO(MGDA(K), rho=1e-9).backward(wrapped.step())
     for p, q in zip(alone.parameters(), wrapped.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_what_lies_beside_the_compared_parameters_is_trained():
+    found = []
+    for method in (MGDA(K), SAMO(MGDA(K), rho=1e-9)):
+        net = Net()
+        part = net.encoder[2].parameters()
+        method.backward(Step(net.losses(), shared=part, again=net.losses))
+        found.append(net.encoder[0].weight.grad)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)
+
+
+def test_autocast_keeps_no_copy_of_parameters_that_move():
+    layer, x = nn.Linear(3, 1), torch.ones(2, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = layer(x)
+        with moved([layer.weight], [torch.ones(1, 3)]):
+            there = layer(x)
+        after = layer(x)
+    torch.testing.assert_close(there, before + 3, rtol=1e-2, atol=1e-2)
+    assert after.equal(before)
 
 
 def test_a_grad_scaler_changes_nothing_but_the_scale():
