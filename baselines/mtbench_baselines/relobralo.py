@@ -93,7 +93,7 @@ class ReLoBRaLo(Scalarizer):
         last = torch.where(self.last == 0, losses, self.last)
         draw = torch.rand((), generator=self.generator, device="cpu").item()
         past = self.factors if draw < self.lookback else self._balanced(losses, self.first)
-        alpha = self.alpha * (self.labels != 1)
+        alpha = self.alpha * (self.labels != 1).to(self.labels)
         moved = alpha * past + (1 - alpha) * self._balanced(losses, last)
         self.factors.copy_(torch.where(seen, moved, self.factors))
         self.labels += seen

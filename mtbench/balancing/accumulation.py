@@ -65,7 +65,7 @@ class Held:
         labelled = step.ranks.maximum(torch.tensor(told, dtype=torch.float32)).tolist()
         for k, loss in enumerate(step.losses):
             value = self.values[k].to(loss.device)  # float32 or wider, whatever the loss is
-            self.values[k] = value + loss.detach() if labelled[k] else value
+            self.values[k] = value + loss.detach().reshape(()) if labelled[k] else value
             for parameter, grad in grads[k] if labelled[k] else ():
                 self.parameters[id(parameter)] = parameter
                 held = self.grads[k].get(id(parameter))

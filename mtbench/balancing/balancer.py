@@ -522,6 +522,11 @@ class Balancer(nn.Module, ABC):
         self._names = tuple(json.loads(bytes(names.tolist()) or "[]"))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if isinstance(self.on_host, str) or not self._buffers.keys() >= {*self.on_host}:
+            raise UsageError(
+                f"{self._called}: on_host must be a tuple of its buffers' names, as in ('mean',), "
+                f"found {self.on_host!r}"
+            )
         kept = {name: self._buffers[name] for name in self.on_host}
 
         def moved(state: Tensor) -> Tensor:  # half precision would not hold a running mean

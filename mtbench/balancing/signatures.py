@@ -28,6 +28,8 @@ def must_take(plugin: type, name: str) -> None:
     """
     first = next((vars(c)[name] for c in reversed(plugin.__mro__) if name in vars(c)), None)
     both: list[Any] = [first, vars(plugin).get(name)]
+    if isinstance(first, classmethod) and isinstance(both[1], FunctionType):
+        raise UsageError(f"{plugin.__name__}.{name} must be a class method: put @classmethod above")
     if len({*map(type, both)}) > 1 or not isinstance(first, FunctionType | classmethod):
         return
     wanted, taken = (  # not what a decorator wraps

@@ -519,7 +519,7 @@ class Step(Passes):
         _ = self._sent
         absent = self._perhaps_absent  # whose heads the graph tells, which is freed on the way
         silent = [self.parting.heads[k] for k in absent]
-        if absent:  # where losses lie in one tensor, a head without labels is nobody's
+        if absent and not self.parting.apart:  # in one tensor, a head without labels is nobody's
             silent += [(p,) for p in chain(*part([self.total()]).heads) if not self.reaches(p)]
         if self.ranks.size == 1:
             seed = None if self.loss_scale == 1 else torch.full_like(objective, self.loss_scale)

@@ -99,7 +99,6 @@ def run(
 
     from mtbench.errors import UsageError, did_you_mean
 
-    chosen = {}
     known = options.names(context)
     given = options.overrides(context, settings, data=data, epochs=epochs)
     options.at_least(0, seed=seed)
@@ -114,14 +113,6 @@ def run(
         task, method = task or read.task, method or [read.method]
         precision = precision or read.precision
         given = read.overrides(task, method) | given
-        if read.chosen is not None and task == read.task:
-            chosen = {read.method: read.chosen}
-            searched = [f"{key}={read.recipe[key]:.4g}" for key in read.chosen.search]
-            if searched and (others := [name for name in method if name != read.method]):
-                typer.echo(
-                    f"{config}: {', '.join(searched)} was found for {read.method}, and is taken "
-                    f"for {', '.join(others)} too"
-                )
     if not method:
         rest = f"; found {shlex.join(context.args)}" if context.args else ""
         hints = (did_you_mean(key, ["method"], {"method": "--method"}) for key in given)
@@ -142,6 +133,24 @@ def run(
     if weights_from is not None:
         given |= _weights(weights_from, weights_of or "mean", task, method, given, plugin or [])
     request = Request.of(task, method, given, plugin or [], known)
+    chosen = {}
+    if config is not None and read.chosen is not None and task == read.task:
+        own = Request.of(task, [read.method], read.overrides(task, [read.method]), plugin or [])
+        kept = {
+            key: value
+            for key in read.chosen.search
+            if (value := getattr(request.recipe, key)) == getattr(own.recipe, key)
+        }
+        [tuned] = own.choices
+        if kept or (tuned.params and tuned in request.choices):  # what was chosen is still there
+            chosen = {read.method: read.chosen}
+        others = [name for name in method if name != read.method]
+        if kept and others and not started():
+            values = ", ".join(f"{key}={value:.4g}" for key, value in kept.items())
+            typer.echo(
+                f"{config}: {values} was found for {read.method}, and is taken for "
+                f"{', '.join(others)} too"
+            )
     if nproc > 1 and not started():  # what is wrong is told once
         launch(nproc, sys.argv[1:])
         return

@@ -111,7 +111,7 @@ def run_cells(
                             threads=threads, init=weights, engine=engine(), diagnose=diagnose,
                             ranks=ranks,
                         ).run()  # fmt: skip
-                        # Alike for all cells: another number adds in another order.
+                        # Alike for all that are trained now: another number adds in another order.
                         threads = threads or made["environment"]["threads"]
                     # A finished cell that was killed before this gets it now.
                     if not ranks.rank:

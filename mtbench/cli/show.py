@@ -64,8 +64,9 @@ def leaderboard(
         raise UsageError(f"--to and --raw are one file, {to}: the second would replace the first")
     found = boards.boards(list(find_runs(runs)), baseline, plain)
     rows = {row: cells[0].spec.method for board in found for row, cells in board.cells.items()}
+    begun = {one.split()[0] for board in found for one in board.pending}
     for option, name, usual in (("baseline", baseline, BASELINE), ("plain", plain, PLAIN)):
-        if name not in {usual, *rows, *rows.values()}:
+        if name not in {usual, *rows, *rows.values(), *begun}:
             raise UsageError(f"--{option}: no row is called {name!r}; {did_you_mean(name, rows)}")
     wanted = None
     if columns is not None:

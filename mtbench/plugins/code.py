@@ -95,12 +95,12 @@ def place_of(error: BaseException) -> str:
     lines = [
         f"{frame.f_code.co_filename}, line {number}, in {frame.f_code.co_name}"
         for frame, number in walk_tb(error.__traceback__)
-        if _is_foreign(str(frame.f_globals.get("__name__")))
+        if is_foreign(str(frame.f_globals.get("__name__")))
     ]
     return lines[-1] if lines else ""
 
 
-def _is_foreign(module: str) -> bool:
+def is_foreign(module: str) -> bool:
     """Return whether a module is of a plugin that we have not written."""
     package = module.partition(".")[0]
     return package == PACKAGE or _distributions().get(package, (TOOLKIT,))[0] != TOOLKIT

@@ -171,6 +171,8 @@ def _constructed(
     found = part(first, seed=seed, **share)
     if "num_objectives" not in vars(found):
         raise PluginError(f"{what} does not construct its base: begin it with super().__init__")
+    if not isinstance(found.generator, torch.Generator):
+        raise PluginError(f"{what} overwrites self.generator, which is its base's: rename yours")
     return found
 
 

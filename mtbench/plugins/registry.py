@@ -110,7 +110,8 @@ class Entry:
                 return import_module(self.module)
             return _import_file(self.path)
         except (Exception, SystemExit) as error:
-            where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            line = error.lineno if isinstance(error, SyntaxError) else None
+            where = f", line {line}" if line else ""
             raise PluginError(
                 f"{self.path}{where}: does not import: {type(error).__name__}: {error}"
             ) from error

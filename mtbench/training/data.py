@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from mtbench import seeding
 from mtbench.balancing.distributed import map_leaves
 from mtbench.balancing.model import PerObjective
-from mtbench.errors import DataError, UsageError
+from mtbench.errors import DataError, PluginError, UsageError
 from mtbench.training.task import Batch, Meter, Split, Task
 
 if TYPE_CHECKING:
@@ -96,6 +96,12 @@ class DatasetSplit(Split):
             seeding.seed_everything(int(drawn))
             samples = [self._dataset[i] for i in indices.tolist()]
         if self._names is not None:
+            counts = {len(sample) for sample in samples} - {len(self._names)}
+            if counts:
+                raise UsageError(
+                    f"the dataset's samples have {max(counts)} parts, and names has "
+                    f"{len(self._names)}: {', '.join(self._names)}"
+                )
             samples = [dict(zip(self._names, sample, strict=True)) for sample in samples]
         batch: Batch = default_collate(samples)
         return batch
@@ -212,8 +218,15 @@ def labelled_loss(loss: Callable[..., Tensor], output: Tensor, labels: Tensor) -
         labels: (B, ...).
     """
     here = known(labels)
-    labels = torch.where(_beside(labels, here), labels, 0)
-    return mean_where(here, loss(output.float(), labels, reduction="none"))
+    given = torch.where(_beside(labels, here), labels, 0)
+    values = loss(output.float(), given, reduction="none")
+    if values.shape != labels.shape[: values.ndim]:  # as (B, 1) beside (B,) makes it (B, B)
+        raise UsageError(
+            f"labelled_loss: an output of {tuple(output.shape)} and labels of "
+            f"{tuple(labels.shape)} give losses of {tuple(values.shape)}: flatten the head's "
+            "output, or give the labels its shape"
+        )
+    return mean_where(here, values)
 
 
 def mean_where(here: Tensor, values: Tensor) -> Tensor:
@@ -267,7 +280,15 @@ class TorchmetricsMeter(Meter):
             labels = batch[self._names[k]]
             here = known(labels)
             if here.any():
-                metric.update(outputs[k][here].detach().float().cpu(), labels[here].cpu())
+                given = outputs[k][here].detach().float().cpu(), labels[here].cpu()
+                try:
+                    metric.update(*given)
+                except (RuntimeError, ValueError) as error:
+                    output, label = (tuple(value.shape) for value in given)
+                    raise PluginError(
+                        f"metric {name!r} does not take an output of {output} and labels of "
+                        f"{label}: {error}"
+                    ) from error
 
     def compute(self) -> dict[str, float]:
         """Return every metric."""

@@ -524,6 +524,8 @@ def _of_splits(setup: Any) -> Callable[..., Splits]:
                 f"{name}: setup must return mtbench.Splits(train, val, test, fingerprint='...'), "
                 f"found {what or type(found).__name__}"
             )
+        for part in ("train", "val", "test"):
+            _must_be_usable(getattr(found, part), f"{name}: setup's split {part}", self.objectives)
         try:
             json.dumps(dict(found.notes))
         except (TypeError, ValueError) as error:
@@ -531,6 +533,18 @@ def _of_splits(setup: Any) -> Callable[..., Splits]:
         return found
 
     return checked
+
+
+def _must_be_usable(split: Split, what: str, objectives: Sequence[str]) -> None:
+    """Refuse a split without a sample, or with objectives' own samples in another order."""
+    if not len(split):
+        raise PluginError(f"{what} is empty: give it a sample, or raise mtbench.DataError")
+    own = getattr(split, "splits", None)  # of a PerObjectiveSplit
+    if isinstance(own, Mapping) and tuple(own) != tuple(objectives):
+        raise PluginError(
+            f"{what} has samples of {', '.join(own)}: give those of {', '.join(objectives)}, in "
+            "this order"
+        )
 
 
 def must_declare(task: Task) -> None:
@@ -544,6 +558,8 @@ def must_declare(task: Task) -> None:
         raise PluginError(
             f"{name}: objectives must be a tuple of names, as in ('mask', 'risk'), found {names!r}"
         )
+    if len(set(names)) < len(names):
+        raise PluginError(f"{name}: objectives must have names of their own, found {names!r}")
     metrics = getattr(task, "metrics", None)
     if not isinstance(metrics, Mapping):
         raise PluginError(f"{name}: metrics must be mtbench.Metric by name, found {metrics!r}")

@@ -168,6 +168,20 @@ def on_graph(*_):
     return torch.ones(2, requires_grad=True) * 2
 
 
+def test_a_search_space_is_a_class_method():
+    said = "Mine.suggest must be a class method: put @classmethod above"
+    with pytest.raises(UsageError, match=said):
+        type("Mine", (Weighting,), {"suggest": lambda self, trial, num_objectives: {}})
+
+
+@pytest.mark.parametrize("names", ["mean", ("maen",)])
+def test_what_stays_on_the_host_is_named(names):
+    method = type("Mine", (Weighting,), {"weights": lambda *_: None, "on_host": names})(2)
+    method.register_buffer("mean", torch.zeros(2))
+    with pytest.raises(UsageError, match="on_host must be a tuple of its buffers' names"):
+        method.double()
+
+
 @pytest.mark.parametrize(
     ("family", "name", "answer", "found"),
     [

@@ -37,7 +37,7 @@ def softmax(values):
 
 
 @pytest.mark.parametrize("lookback", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("alpha", [0.0, 0.7])
+@pytest.mark.parametrize("alpha", [0.0, 0.7, 0.999])
 @pytest.mark.parametrize("K", SIZES)
 def test_relobralo_twin(K, alpha, lookback):
     losses = history(K)
@@ -54,7 +54,7 @@ def test_relobralo_twin(K, alpha, lookback):
         old = weights if keep else balanced(now, rows[0])
         new = balanced(now, rows[max(t - 1, 0)])
         weights = [own * a + (1 - own) * b for a, b in zip(old, new, strict=True)]
-        torch.testing.assert_close(found[t], torch.tensor(weights).double())
+        torch.testing.assert_close(found[t], torch.tensor(weights, dtype=torch.float64))
         assert found[t].sum().item() == pytest.approx(K)
     assert found[0].tolist() == pytest.approx([1.0] * K)
 

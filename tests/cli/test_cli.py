@@ -843,6 +843,14 @@ ODD_TASKS = {
         "odd: setup must return mtbench.Splits(", "found tuple",
     ),
     "fingerprint": ('fingerprint="tiny-1"', "fingerprint=None", "no text as its fingerprint"),
+    "empty": ("48, self.missing", "48 * (i != 1), self.missing", "odd: setup's split val is empty"),
+    "losses": ("return found\n", "return found[:1]\n", "return a list of 2 scalars", "a list of 1"),
+    "width": (
+        "MultitaskModel(encoder, [First(16, 1), First(16, 1)])",
+        "MultitaskModel.single_feature(nn.Linear(5, 16), [nn.Linear(16, 1), nn.Linear(16, 1)])",
+        "odd: its model or losses fail on inputs (8, 4) of torch.float32: mat1 and mat2 shapes",
+    ),
+    "same": ('("sum", "difference")', '("sum", "sum")', "must have names of their own"),
     "notes": ('{"rows": 48}', '{"rows": parts}', "odd: setup's notes go into result.json: Object"),
     "arguments": (
         "outputs: Sequence[Any], batch: Batch) -> list", "outputs) -> list",

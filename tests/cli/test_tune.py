@@ -125,7 +125,10 @@ def test_best_runs(tuned: Path, mtbench: Mtbench, tiny: Path, tmp_path: Path) ->
     more = ["--method", "dwa", "--method", "ew", "--epochs", 1, "--lr", 0.5, "--temperature", 3]
     code, text, err = mtbench(*line, "--out", tmp_path / "more", *more)
     assert code == 0, err
-    assert re.search(r"best.toml: lr=[\d.]+, .* was found for dwa, and is taken for ew too", text)
+    assert re.search(
+        r"best.toml: weight_decay=[\d.e-]+ was found for dwa, and is taken for ew too", text
+    )
+    assert "lr=0.5" not in text  # the user's own
     known = {
         run.spec().method: Chosen.read(run) is not None for run in find_runs([tmp_path / "more"])
     }

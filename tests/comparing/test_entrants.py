@@ -475,6 +475,9 @@ def test_parameters_that_were_tuned_elsewhere_give_no_verdict(tmp_path: Path, ru
         assert found.verdict.startswith("No verdict")
     else:
         assert good["reason"] == "its parameters were chosen by exploratory tuning"
+        assert found.verdict.startswith("Against ls: ")  # of the others, all may be told
+        why = "no comparison with good: its parameters were chosen by exploratory tuning"
+        assert why in board(tmp_path, "good").remarks
     (run.path / "chosen.json").write_text('{"ruleset": "tpe"}')
     assert any("chosen.json: ruleset: " in note for note in board(tmp_path, "ls").remarks)
 

@@ -401,7 +401,9 @@ def test_units_that_are_copies_are_told(tmp_path: Path) -> None:
         cell(tmp_path, "ew", seed, dice=0.5 + seed / 100)
     [note] = [one for one in board(tmp_path, "ew").remarks if "same numbers" in one]
     assert note.endswith("say no more than one, and nothing is told: copied")
-    assert rows(board(tmp_path, "ew"))["copied"]["told"] == "not told apart"
+    found = board(tmp_path, "ew")
+    assert rows(found)["copied"]["told"] == "not told apart"
+    assert found.pairs["open"].tolist() == [False]  # more of them would tell no more
 
 
 def test_a_finished_cell_without_its_test_is_damaged(tmp_path: Path) -> None:

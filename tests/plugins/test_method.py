@@ -180,8 +180,13 @@ class Mine({base}):
         ("self", "super().__init__(2)", "too many positional arguments"),
         ("self, num_objectives, alpha, seed=0", "pass", "missing a required argument: 'alpha'"),
         ("self, num_objectives, seed=0", "self.alpha = 1", "does not construct its base: begin"),
+        (
+            "self, num_objectives, seed=0",
+            "super().__init__(num_objectives); self.generator = 2",
+            "overwrites self.generator, which is its base's",
+        ),
     ],
-    ids=["seed", "nothing", "another", "base"],
+    ids=["seed", "nothing", "another", "base", "generator"],
 )
 def test_a_constructor_that_is_not_as_all_are(tmp_path, takes, does, said):
     (file := tmp_path / "mine.py").write_text(

@@ -79,6 +79,21 @@ def test_a_dataset_of_dictionaries():
     assert (len(split), split.groups()) == (3, [7, 7, 8])
 
 
+def test_samples_of_more_parts_than_names_are_refused():
+    split = DatasetSplit([(torch.ones(2), 1.0, 2.0)], ("inputs", "y"))
+    with pytest.raises(UsageError, match="samples have 3 parts, and names has 2: inputs, y"):
+        split.batch(torch.tensor([0]))
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_a_loss_that_is_broadcast_is_refused():
+    """(B, 1) beside (B,) trains on every pair of samples."""
+    with pytest.raises(
+        UsageError, match=r"output of \(4, 1\) and labels of \(4,\) give .* \(4, 4\)"
+    ):
+        labelled_loss(mse_loss, torch.ones(4, 1), torch.ones(4))
+
+
 def test_a_dataset_that_has_run_out_gives_no_sample():
     """In a batch of all objectives' own samples, as ``once`` makes them."""
     longer, shorter = ([(torch.ones(2, 3), 1.0)] * count for count in (5, 2))
@@ -157,6 +172,13 @@ def test_a_meter_of_torchmetrics():
     found = one.compute()
     assert np.isnan([found["auroc"], found["r2"]]).all()
     assert found["mse"] == 0
+
+
+def test_a_metric_that_does_not_take_what_it_is_fed_is_named():
+    own = TorchmetricsMeter(Judged(), {name: MeanSquaredError() for name in Judged.metrics})
+    kind, size = torch.ones(4), torch.ones(4)
+    with pytest.raises(PluginError, match=r"^metric 'auroc' does not take .* \(4, 2\) .* \(4,\)"):
+        own.update([torch.ones(4, 2), torch.ones(4)], {"kind": kind, "size": size})
 
 
 def test_a_meter_of_metrics_that_the_task_does_not_declare():

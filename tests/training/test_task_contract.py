@@ -154,12 +154,7 @@ class OwnSamplesSplit(SamplesSplit):
     def setup(self, seed, progress):
         splits = super().setup(seed, progress)
         parts = {
-            name: PerObjectiveSplit(
-                dict.fromkeys(
-                    self.objectives[:: -1 if name == "val" else 1], getattr(splits, name)
-                ),
-                "once",
-            )
+            name: PerObjectiveSplit(dict.fromkeys(self.objectives, getattr(splits, name)), "once")
             for name in ("train", "val", "test")
         }
         return replace(splits, **parts)

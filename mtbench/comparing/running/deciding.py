@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtbench.comparing.judging import leaderboard
-from mtbench.comparing.judging.deciding import VERDICTS, looks_of
+from mtbench.comparing.judging.deciding import looks_of
 from mtbench.comparing.planning.grid import Cell, Grid, Order
 from mtbench.comparing.planning.survey import State
 from mtbench.errors import UsageError
@@ -77,5 +77,5 @@ def open_questions(digest: str, out: Path, plain: str) -> list[tuple[str, str, s
         for board in leaderboard.boards(list(find_runs([out])), plain=plain)
         if board.suite is not None and board.suite.digest == digest
         for pair in board.pairs.to_dict("records")
-        if pair["told"] == VERDICTS[3]
+        if pair["open"]
     ]

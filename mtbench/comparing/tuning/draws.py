@@ -104,6 +104,7 @@ def draw(method: Method, num_objectives: int, search: Search, count: int, seed: 
             else:
                 common[key] = point.suggest_float(f"recipe.{key}", *bounds, log=True)
         params = method.suggest(point, num_objectives)  # type: ignore[arg-type]
+        method.resolve(params)  # an unknown name is told before anything is trained
         found.append(Draw(params, common, point.asked, point.places))
     return found
 

@@ -3,15 +3,17 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mtbench.errors import RunError, UsageError, first_fault, writable
 from mtbench.plugins import params
 from mtbench.training.cell import toml
-from mtbench.training.cell.rundir import RunDirectory
 from mtbench.training.machine.cache import writing
+
+if TYPE_CHECKING:
+    from mtbench.training.cell.rundir import RunDirectory
 
 FILE = "chosen.json"
 
@@ -48,32 +50,20 @@ class Chosen(_Strict):
     study: str
 
     @classmethod
-    def parse(cls, raw: bytes, origin: str) -> "Chosen":
-        """Return what a cell's file says.
-
-        Raises:
-            RunError: it does not parse.
-        """
-        try:
-            return cls.model_validate_json(raw)
-        except ValidationError as error:
-            raise RunError(
-                f"{origin}: {first_fault(error)}; repeat the `mtbench run --config` that wrote it"
-            ) from error
-
-    @classmethod
-    def read(cls, run: RunDirectory) -> "Chosen | None":
+    def read(cls, run: "RunDirectory") -> "Chosen | None":
         """Return how a cell's parameters were found, None where nothing is said of it.
 
         Raises:
             RunError: it does not parse.
         """
-        found = run.read(FILE, "repeat the `mtbench run --config` that wrote it")
-        return (
-            None if found is None else cls.parse(json.dumps(found).encode(), str(run.path / FILE))
-        )
+        remedy = "repeat the `mtbench run --config` that wrote it"
+        found = run.read(FILE, remedy)
+        try:
+            return None if found is None else cls.model_validate(found)
+        except ValidationError as error:
+            raise RunError(f"{run.path / FILE}: {first_fault(error)}; {remedy}") from error
 
-    def write(self, run: RunDirectory) -> None:
+    def write(self, run: "RunDirectory") -> None:
         """Note it beside a cell; the caller holds the cell."""
         run.write_text(FILE, self.model_dump_json(indent=2))
 

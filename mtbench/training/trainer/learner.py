@@ -1,6 +1,7 @@
 """What is trained: a task's model, and the method that balances its objectives."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -9,11 +10,13 @@ from torch import Tensor, nn
 
 from mtbench import seeding
 from mtbench.balancing.balancer import Balancer
-from mtbench.balancing.distributed import ALONE, Ranks
+from mtbench.balancing.distributed import ALONE, Ranks, map_leaves
 from mtbench.balancing.engine import Engine
 from mtbench.balancing.model import MultitaskModel, PerObjective
+from mtbench.balancing.signatures import name_of
 from mtbench.balancing.step import Step
-from mtbench.errors import PluginError, UsageError
+from mtbench.errors import MtbenchError, PluginError, UsageError
+from mtbench.plugins.code import is_foreign, place_of
 from mtbench.plugins.method import Method
 from mtbench.training.cell.fit import NO_FEATURES, NO_RESIDUALS, UnfitError
 from mtbench.training.cell.rundir import Precision, Spec
@@ -80,17 +83,50 @@ class Learner:
                 raise UsageError(
                     "a task with a batch per objective is trained by one process: leave out --nproc"
                 )
-            with autocast(self.precision, self.device):
+            with autocast(self.precision, self.device), self._faults_told(batch):
                 outputs = [
                     self._decode(self._encode(own), k) for k, own in enumerate(batch["inputs"])
                 ]
-                return Pass((), outputs, self.task.losses(outputs, batch))
+                return Pass((), outputs, self._losses(outputs, batch))
         inputs, sizes = ranks.share(batch["inputs"])
-        with autocast(self.precision, self.device):
+        with autocast(self.precision, self.device), self._faults_told(batch):
             features = self._encode(inputs)
             outputs = [self._decode(features, k) for k in range(len(self.model.heads))]
             outputs = ranks.gather(outputs, sizes)
-            return Pass(features, outputs, self.task.losses(outputs, batch))
+            return Pass(features, outputs, self._losses(outputs, batch))
+
+    def _losses(self, outputs: list[Any], batch: Batch) -> list[Tensor]:
+        found = self.task.losses(outputs, batch)
+        if not isinstance(found, list | tuple) or len(found) != len(self.task.objectives):
+            count = f" of {len(found)}" if isinstance(found, list | tuple) else ""
+            raise PluginError(
+                f"{name_of(type(self.task))}: losses must return a list of "
+                f"{len(self.task.objectives)} scalars, one for each objective, found a "
+                f"{type(found).__name__}{count}"
+            )
+        return list(found)
+
+    @contextmanager
+    def _faults_told(self, batch: Batch) -> Iterator[None]:
+        """Say on what inputs a model of somebody's task fails, where no line of it is known."""
+        try:
+            yield
+        except (MtbenchError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, TypeError, ValueError) as error:
+            if place_of(error) or not is_foreign(type(self.task).__module__):
+                raise
+            kinds: list[str] = []
+
+            def note(leaf: Any) -> None:
+                shape = f"{tuple(leaf.shape)} of {leaf.dtype}" if isinstance(leaf, Tensor) else leaf
+                kinds.append(f"{shape}")
+
+            map_leaves(note, batch["inputs"])
+            raise PluginError(
+                f"{name_of(type(self.task))}: its model or losses fail on inputs "
+                f"{', '.join(kinds)}: {str(error).strip().partition(chr(10))[0]}"
+            ) from error
 
     @property
     def _read(self) -> Iterable[Tensor]:

@@ -83,7 +83,7 @@ class Checked(Finished):
         if claim.FILE in files:
             claim.parse(files[claim.FILE], f"{origin}/{claim.FILE}")
         if config.FILE in files:
-            config.Chosen.parse(files[config.FILE], f"{origin}/{config.FILE}")
+            parsed(config.Chosen, files[config.FILE], f"{origin}/{config.FILE}")
         return cls(origin, spec, result, files)
 
     @property

@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mtbench.comparing import claim
@@ -165,7 +165,7 @@ def read_cells(runs: Iterable[RunDirectory]) -> tuple[list[Recorded], list[str]]
         if left.result is not None and left.measured != kept.measured:
             kept.odd.append(f"another result of it lies in {left.run.path}: {kept.run.path}")
         kept.claims.extend(one for one in left.claims if one not in kept.claims)
-        known[key] = kept
+        known[key] = replace(kept, chosen=kept.chosen or left.chosen)
     return list(known.values()), damaged
 
 

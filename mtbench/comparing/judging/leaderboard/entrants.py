@@ -121,7 +121,7 @@ class Group:
         """Whether all units share parameters that were chosen once."""
         if self.suite is not None:
             return self.suite.chosen_once
-        return any(row.tried for row in self.rows.values())
+        return any(row.tried for row in self.rows.values() if row.official)
 
     @property
     def reused(self) -> list[str]:

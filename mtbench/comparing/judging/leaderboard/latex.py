@@ -98,7 +98,7 @@ def _board(board: Board, number: int, columns: Sequence[str] | None, width: Widt
 
 def _caption(board: Board, compared: bool) -> str:
     specs = {name: cells[0].spec for name, cells in board.cells.items()}
-    [task] = {spec.task for spec in specs.values()}
+    task = next(iter(specs.values())).task
     spent = {name: (s.recipe["epochs"], s.recipe["batch_size"]) for name, s in specs.items()}
     usual = max(spent.values(), key=list(spent.values()).count)
     ranked = board.rows["units"][board.rows["complete"]]

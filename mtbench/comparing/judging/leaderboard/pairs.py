@@ -26,7 +26,8 @@ class Pairs:
         plain: likewise.
         deltas: (rows, units), whose mean over units is delta-m: lower is better; None without what
             it can be measured in.
-        table: a pair for each official row and each that it is compared with.
+        table: a pair for each official row and each that it is compared with; ``open`` where more
+            units may tell.
         doubted: tuned rows that validate below the plain one: nothing is called better than they.
         remarks: of these.
     """
@@ -39,10 +40,11 @@ class Pairs:
         self._asked = [i for i in asked if i is not None]
         self.deltas = self._deltas()
         self._decidable = not scores.group.chosen_once
+        self._repeats = [row.repeats for row in scores.rows]
         anchors = dict.fromkeys(a for a in (self.base, *self._asked) if a is not None)
         self.table = pd.DataFrame(
             [pair for a in anchors if scores.official[a] for pair in self._against(a)],
-            columns=["method", "against", "units", *Verdicts._fields],
+            columns=["method", "against", "units", *Verdicts._fields, "open"],
         )
         self.doubted: list[str] = []
         self.remarks: list[str] = []
@@ -82,8 +84,9 @@ class Pairs:
                 test_train_ratio=group.test_train_ratio,
             )  # fmt: skip
             for i, *values in zip(rows.tolist(), *(v.tolist() for v in told), strict=True):
-                values[-1] = self._told(values[-1], i, anchor)
-                found[i] = [names[i], names[anchor], n, *values]
+                by_test = values[-1]
+                values[-1] = self._told(by_test, i, anchor)
+                found[i] = [names[i], names[anchor], n, *values, by_test == VERDICTS[3]]
         return [found[i] for i in others]
 
     def _told(self, word: str, *pair: int) -> str:
@@ -95,7 +98,7 @@ class Pairs:
         rows = [self.scores.rows[i] for i in pair]
         if not self._decidable:
             return ""
-        if any(row.repeats for row in rows):
+        if any(self._repeats[i] for i in pair):
             return VERDICTS[3]
         if word == "equivalent" and any(row.diverged for row in rows):
             return VERDICTS[3]
@@ -114,8 +117,8 @@ class Pairs:
             return
         if self.plain is None:
             self.remarks.append(
-                f"there is no plain sum, which a search of {names[anchor]} can miss: whether it "
-                "was tuned well is not known"
+                "there is not exactly one finished row of the plain sum, which a search of "
+                f"{names[anchor]} can miss: whether it was tuned well is not known"
             )
             return
         own, plain = (
@@ -134,7 +137,7 @@ class Pairs:
             f"search did not find what {other} is, so nothing is called better than it",
         )
         taken_back = (self.table["against"] == name) & (self.table["told"] == "better")
-        self.table.loc[taken_back, "told"] = VERDICTS[3]
+        self.table.loc[taken_back, ["told", "open"]] = VERDICTS[3], True
 
     @property
     def with_base(self) -> pd.DataFrame:
@@ -167,7 +170,9 @@ class Pairs:
         """Return why nothing is compared with the baseline that is asked for; empty if it is."""
         if self._wanted is None:
             return ""
-        if self.base is None or not self.scores.official[self.base]:
+        if self.base is not None and (why_not := self.scores.rows[self.base].why_not):
+            return f"no comparison with {self._wanted}: {why_not}"
+        if self.base is None:
             return f"no comparison with {self._wanted}: it takes exactly one finished row of it"
         if not self.scores.known[self.base].any():
             return f"no comparison: {self.scores.is_undefined(self.base)}"
@@ -215,7 +220,11 @@ class Pairs:
             "cells diverged, for which the worst numbers on the board stand: to be better than "
             "such a row says less, and nothing is equivalent to it: "
         )
-        found = [f"{n} ({r.diverged} of {len(r.finals)} cells)" for n, r in named if r.diverged]
+        found = [
+            f"{name} ({row.diverged} of {len(row.finals)} cells)"
+            for name, row in named
+            if row.official and row.diverged
+        ]
         return naming(said, found)
 
 

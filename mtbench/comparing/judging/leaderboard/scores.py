@@ -146,9 +146,11 @@ class Scores:
 
     def _reference(self) -> int | None:
         """Return the single-task row; several (two learning rates), or one at 0, leave none."""
-        found = [i for i, r in enumerate(self.rows) if r.official and r.finals[0].done.reference]
+        every = [i for i, row in enumerate(self.rows) if row.finals[0].done.reference]
+        found = [i for i in every if self.rows[i].official]
         if len(found) != 1:
-            self.remarks.append("no Δm: it needs exactly one locally run single-task row")
+            why = "".join(f" ({self.rows[i].why_not})" for i in every[:1] if i not in found)
+            self.remarks.append(f"no Δm: it needs exactly one locally run single-task row{why}")
             return None
         reference = found[0]
         sizes = np.abs(mean_over_units(self.x))

@@ -327,11 +327,11 @@ def _card(board: Board, name: str) -> dict[str, Any]:
             seen = environment.setdefault(key, [])
             if str(value) not in seen:
                 seen.append(str(value))
-    trials = board.trials[name]
+    trials = int(board.rows.set_index("method")["trials"][name])
     facts = {
         "data": ", ".join(dict.fromkeys(str(cell.spec.data) for cell in cells)),
         "selected by": cells[0].done.selection,
-        "tuning trials": str(len(trials)),
+        "tuning trials": str(trials),
         "device": cells[0].spec.device,
         **{key: ", ".join(values) for key, values in environment.items()},
     }
