@@ -106,6 +106,9 @@ class Odd:
             "again": trial.suggest_int("int", 2, 5),
         }  # fmt: skip
 
+    def resolve(self, given):
+        return given
+
 
 def test_every_kind_of_parameter() -> None:
     found = [d.params for d in draw(Odd(), 2, Search(None, None), 257, 0)[1:]]  # type: ignore[arg-type]
