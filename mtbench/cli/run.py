@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -19,6 +19,10 @@ from mtbench.cli.options import (
     TaskData,
     Threads,
 )
+
+if TYPE_CHECKING:
+    from mtbench.training.cell.config import Chosen, Config
+    from mtbench.training.cell.request import Request
 
 Jacobian = Literal["auto", "loop", "batched"]
 WeightsOf = Literal["mean", "final"]
@@ -135,22 +139,7 @@ def run(
     request = Request.of(task, method, given, plugin or [], known)
     chosen = {}
     if config is not None and read.chosen is not None and task == read.task:
-        own = Request.of(task, [read.method], read.overrides(task, [read.method]), plugin or [])
-        kept = {
-            key: value
-            for key in read.chosen.search
-            if (value := getattr(request.recipe, key)) == getattr(own.recipe, key)
-        }
-        [tuned] = own.choices
-        if kept or (tuned.params and tuned in request.choices):  # what was chosen is still there
-            chosen = {read.method: read.chosen}
-        others = [name for name in method if name != read.method]
-        if kept and others and not started():
-            values = ", ".join(f"{key}={value:.4g}" for key, value in kept.items())
-            typer.echo(
-                f"{config}: {values} was found for {read.method}, and is taken for "
-                f"{', '.join(others)} too"
-            )
+        chosen = _chosen(config, read, request, plugin or [], quiet=started())
     if nproc > 1 and not started():  # what is wrong is told once
         launch(nproc, sys.argv[1:])
         return
@@ -161,6 +150,31 @@ def run(
         fresh=not resume, threads=threads, engine=engine, init=init, diagnose=diagnose,
         plugins=plugin or [], chosen=chosen,
     )  # fmt: skip
+
+
+def _chosen(
+    file: Path, config: "Config", request: "Request", plugins: Sequence[Path], *, quiet: bool
+) -> "dict[str, Chosen]":
+    """Return how a method's parameters were tuned, if any that were found are still in use.
+
+    Recipe values that other methods take too are told, unless `quiet`.
+    """
+    from mtbench.training.cell.request import Request
+
+    assert config.chosen is not None
+    task, method = config.task, config.method
+    own = Request.of(task, [method], config.overrides(task, [method]), plugins)
+    found, here = vars(own.recipe), vars(request.recipe)
+    kept = [key for key in config.chosen.search if key in found and found[key] == here[key]]
+    others = [choice.method.name for choice in request.choices if choice.method.name != method]
+    if kept and others and not quiet:
+        values = ", ".join(f"{key}={found[key]:.4g}" for key in kept)
+        typer.echo(
+            f"{file}: {values} was found for {method}, and is taken for {', '.join(others)} too"
+        )
+    [tuned] = own.choices
+    is_used = bool(kept) or (tuned.params != {} and tuned in request.choices)
+    return {method: config.chosen} if is_used else {}
 
 
 def _weights(
