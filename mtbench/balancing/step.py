@@ -540,7 +540,7 @@ class Step(Passes):
                 if mine is not None:
                     self._write(parameter, mine if value is None else value)
         # A zero would let an optimizer's momentum move the head of an objective without labels.
-        for head in silent:
+        for head in silent:  # the first stands for all that are absent
             if self.says_no_label(absent[0], [parameter.grad for parameter in head]):
                 for parameter in head:
                     parameter.grad = None

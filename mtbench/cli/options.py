@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -133,6 +133,24 @@ def overrides(
             )
     # What names one owner comes after what is for all, and so holds.
     return dict(sorted(given.items(), key=lambda item: "." in item[0]))
+
+
+def check_row(option: str, name: str, usual: str, rows: Mapping[str, str]) -> None:
+    """Refuse a row that is not there; the usual one may be absent.
+
+    Args:
+        option: that names it.
+        name: of a row or a method.
+        usual: what is meant where nobody says.
+        rows: each row's method.
+
+    Raises:
+        UsageError: it is no row, and no method of one.
+    """
+    from mtbench.errors import UsageError, did_you_mean
+
+    if name not in {usual, *rows, *rows.values()}:
+        raise UsageError(f"{option}: no row is called {name!r}; {did_you_mean(name, rows)}")
 
 
 def check_names(

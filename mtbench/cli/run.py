@@ -21,7 +21,7 @@ from mtbench.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from mtbench.training.cell.config import Chosen, Config
+    from mtbench.training.cell.config import Chosen
     from mtbench.training.cell.request import Request
 
 Jacobian = Literal["auto", "loop", "batched"]
@@ -113,7 +113,7 @@ def run(
 
         read = Config.read(config)
         options.check_names(read.task, [read.method], plugin, f"{config}: ")
-        read.check(config, range(seed, seed + seeds), plugin or [], known)
+        tuned = read.check(config, range(seed, seed + seeds), plugin or [], known)
         task, method = task or read.task, method or [read.method]
         precision = precision or read.precision
         given = read.overrides(task, method) | given
@@ -139,7 +139,7 @@ def run(
     request = Request.of(task, method, given, plugin or [], known)
     chosen = {}
     if config is not None and read.chosen is not None and task == read.task:
-        chosen = _chosen(config, read, request, plugin or [], quiet=started())
+        chosen = _chosen(config, read.chosen, tuned, request, quiet=started())
     if nproc > 1 and not started():  # what is wrong is told once
         launch(nproc, sys.argv[1:])
         return
@@ -153,28 +153,24 @@ def run(
 
 
 def _chosen(
-    file: Path, config: "Config", request: "Request", plugins: Sequence[Path], *, quiet: bool
+    file: Path, chosen: "Chosen", tuned: "Request", request: "Request", *, quiet: bool
 ) -> "dict[str, Chosen]":
     """Return how a method's parameters were tuned, if any that were found are still in use.
 
     Recipe values that other methods take too are told, unless `quiet`.
     """
-    from mtbench.training.cell.request import Request
-
-    assert config.chosen is not None
-    task, method = config.task, config.method
-    own = Request.of(task, [method], config.overrides(task, [method]), plugins)
-    found, here = vars(own.recipe), vars(request.recipe)
-    kept = [key for key in config.chosen.search if key in found and found[key] == here[key]]
-    others = [choice.method.name for choice in request.choices if choice.method.name != method]
+    [choice] = tuned.choices
+    method = choice.method.name
+    found, here = vars(tuned.recipe), vars(request.recipe)
+    kept = [key for key in chosen.search if key in found and found[key] == here[key]]
+    others = [one.method.name for one in request.choices if one.method.name != method]
     if kept and others and not quiet:
         values = ", ".join(f"{key}={found[key]:.4g}" for key in kept)
         typer.echo(
             f"{file}: {values} was found for {method}, and is taken for {', '.join(others)} too"
         )
-    [tuned] = own.choices
-    is_used = bool(kept) or (tuned.params != {} and tuned in request.choices)
-    return {method: config.chosen} if is_used else {}
+    is_used = bool(kept) or (choice.params != {} and choice in request.choices)
+    return {method: chosen} if is_used else {}
 
 
 def _weights(

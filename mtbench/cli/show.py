@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mtbench.cli.options import BASELINE, PLAIN, Plain
+from mtbench.cli.options import BASELINE, PLAIN, Plain, check_row
 
 Format = Literal["table", "markdown", "csv", "json", "latex"]
 
@@ -49,7 +49,7 @@ def leaderboard(
     from mtbench.cli.tables import print_boards
     from mtbench.cli.terminal import terminal
     from mtbench.comparing.judging import leaderboard as boards
-    from mtbench.errors import UsageError, did_you_mean
+    from mtbench.errors import UsageError
     from mtbench.training.cell.rundir import find_runs
 
     if form == "table" and to is not None:
@@ -64,10 +64,10 @@ def leaderboard(
         raise UsageError(f"--to and --raw are one file, {to}: the second would replace the first")
     found = boards.boards(list(find_runs(runs)), baseline, plain)
     rows = {row: cells[0].spec.method for board in found for row, cells in board.cells.items()}
-    begun = {one.split()[0] for board in found for one in board.pending}
-    for option, name, usual in (("baseline", baseline, BASELINE), ("plain", plain, PLAIN)):
-        if name not in {usual, *rows, *rows.values(), *begun}:
-            raise UsageError(f"--{option}: no row is called {name!r}; {did_you_mean(name, rows)}")
+    begun = (one.rpartition(" ")[0] for board in found for one in board.pending)
+    rows |= {label: label.partition(" ")[0] for label in begun}
+    check_row("--baseline", baseline, BASELINE, rows)
+    check_row("--plain", plain, PLAIN, rows)
     wanted = None
     if columns is not None:
         names = [name.strip() for name in columns.split(",")]

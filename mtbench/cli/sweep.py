@@ -16,6 +16,7 @@ from mtbench.cli.options import (
     Plain,
     Plugins,
     SuiteName,
+    check_row,
     load_suite,
     number_of_jobs,
 )
@@ -87,6 +88,8 @@ def sweep(
     order = Order(asked, data, tuple(plugin or ()))
     needs_data(order)
     grid = Grid(order)
+    rows = {entry.label: entry.choice.method.name for entry in grid.entries}
+    check_row("--plain", plain, PLAIN, rows)
     console = terminal()
     survey = Survey(grid, out)
     states, begun = survey.look(), len(survey.begun())

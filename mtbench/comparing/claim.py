@@ -23,6 +23,11 @@ from mtbench.training.cell.rundir import RunDirectory
 FILE = "suites.json"
 
 
+def tag(suite: str, digest: str) -> str:
+    """Return what titles of boards call a suite of some content."""
+    return f"{suite}@{digest[:6]}"
+
+
 class Claim(BaseModel):
     """One suite's claim on a cell.
 
@@ -80,6 +85,11 @@ class Claim(BaseModel):
     def board(self) -> tuple[str, str]:
         """What claims on one board have in common."""
         return self.digest, self.task
+
+    @property
+    def tag(self) -> str:
+        """What titles of boards call the suite."""
+        return tag(self.suite, self.digest)
 
     @property
     def plan(self) -> tuple[Any, ...]:

@@ -539,11 +539,12 @@ def _must_be_usable(split: Split, what: str, objectives: Sequence[str]) -> None:
     """Refuse a split without a sample, or with objectives' own samples in another order."""
     if not len(split):
         raise PluginError(f"{what} is empty: give it a sample, or raise mtbench.DataError")
-    own = getattr(split, "splits", None)  # of a PerObjectiveSplit
-    if isinstance(own, Mapping) and tuple(own) != tuple(objectives):
+    from mtbench.training.data import PerObjectiveSplit  # which imports this module
+
+    if isinstance(split, PerObjectiveSplit) and tuple(split.splits) != tuple(objectives):
         raise PluginError(
-            f"{what} has samples of {', '.join(own)}: give those of {', '.join(objectives)}, in "
-            "this order"
+            f"{what} has samples of {', '.join(split.splits)}: give those of "
+            f"{', '.join(objectives)}, in this order"
         )
 
 

@@ -295,7 +295,9 @@ class Suite(_Strict):
     @property
     def tag(self) -> str:
         """What titles of boards call it."""
-        return f"{self.name}@{self.digest[:6]}"
+        from mtbench.comparing.claim import tag  # torch, which reading a suite does not take
+
+        return tag(self.name, self.digest)
 
 
 _TABLES: dict[str, type[BaseModel]] = {

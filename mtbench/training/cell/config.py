@@ -13,6 +13,7 @@ from mtbench.training.cell import toml
 from mtbench.training.machine.cache import writing
 
 if TYPE_CHECKING:
+    from mtbench.training.cell.request import Request
     from mtbench.training.cell.rundir import RunDirectory
 
 FILE = "chosen.json"
@@ -107,8 +108,10 @@ class Config(_Strict):
 
     def check(
         self, file: Path, seeds: range, plugins: Sequence[Path], options: Sequence[str]
-    ) -> None:
-        """Check what only the task and the method can tell, and that the seeds are fresh.
+    ) -> "Request":
+        """Return it as what can be run; check what only the task and the method can tell.
+
+        That the seeds are fresh is checked, too.
 
         Raises:
             UsageError: an unknown name or parameter, a value that does not fit, or a seed that
@@ -118,7 +121,7 @@ class Config(_Strict):
 
         try:
             given = self.overrides(self.task, [self.method])
-            Request.of(self.task, [self.method], given, plugins, options)
+            found = Request.of(self.task, [self.method], given, plugins, options)
         except UsageError as error:
             raise UsageError(f"{file}: {error}") from error
         if self.chosen is not None and self.chosen.seed in seeds:
@@ -126,6 +129,7 @@ class Config(_Strict):
                 f"{file}: its parameters were chosen on seed {self.chosen.seed}; final seeds must "
                 "be others: give another --seed"
             )
+        return found
 
     def overrides(self, task: str, methods: list[str]) -> dict[str, str]:
         """Return the overrides, as of the command line, of a run of that task and those methods.

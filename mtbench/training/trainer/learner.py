@@ -119,13 +119,14 @@ class Learner:
             kinds: list[str] = []
 
             def note(leaf: Any) -> None:
-                shape = f"{tuple(leaf.shape)} of {leaf.dtype}" if isinstance(leaf, Tensor) else leaf
-                kinds.append(f"{shape}")
+                if isinstance(leaf, Tensor):
+                    kinds.append(f"{tuple(leaf.shape)} of {leaf.dtype}")
 
             map_leaves(note, batch["inputs"])
+            said = str(error).strip().partition("\n")[0]
             raise PluginError(
                 f"{name_of(type(self.task))}: its model or losses fail on inputs "
-                f"{', '.join(kinds)}: {str(error).strip().partition(chr(10))[0]}"
+                f"{', '.join(kinds)}: {said}"
             ) from error
 
     @property

@@ -177,6 +177,13 @@ def _is_of_another(cell: Recorded) -> bool:
     return recorded != own or (named is not None and named[1] != own)
 
 
+def budgets(specs: Mapping[str, Spec]) -> tuple[tuple[int, int], dict[str, tuple[int, int]]]:
+    """Return the epochs and the batch size of most rows, and those of the others by name."""
+    spent = {name: (s.recipe["epochs"], s.recipe["batch_size"]) for name, s in specs.items()}
+    usual = max(spent.values(), key=list(spent.values()).count)
+    return usual, {name: own for name, own in spent.items() if own != usual}
+
+
 def group_key(spec: Spec) -> str:
     """Return what cells have in common that may be compared."""
     recipe = {k: spec.recipe[k] for k in BUDGET}

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from mtbench.comparing.claim import Claim
+from mtbench.comparing.judging.leaderboard.cells import budgets
 from mtbench.comparing.judging.leaderboard.entrants import Group, Row
 from mtbench.training.trainer.selection import LEAST
 
@@ -71,13 +72,10 @@ def _repeated(rows: Rows, unit: str) -> list[str]:
 
 def _budgets(rows: Rows) -> list[str]:
     """Name rows of another budget than most, such as those of equal cost."""
-    recipes = {name: row.finals[0].spec.recipe for name, row in rows.items()}
-    spent = {name: (recipe["epochs"], recipe["batch_size"]) for name, recipe in recipes.items()}
-    usual = max(spent.values(), key=list(spent.values()).count)
+    _, others = budgets({name: row.finals[0].spec for name, row in rows.items()})
     return [
         f"{name} has another budget: epochs={epochs}, batch_size={batch}"
-        for name, (epochs, batch) in spent.items()
-        if (epochs, batch) != usual
+        for name, (epochs, batch) in others.items()
     ]
 
 

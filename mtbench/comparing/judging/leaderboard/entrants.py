@@ -215,7 +215,7 @@ def _claimed(claims: Sequence[tuple[Claim, Recorded]], data: str) -> Group:
     [(plan, _)] = plans.most_common(1)
     # Claims of one suite may differ in the number of rows, as `all` methods do: the most are meant.
     suite = max((c for c, _ in claims if c.plan == plan), key=lambda claim: claim.rows)
-    group = Group(f"{suite.task} suite={suite.suite}@{suite.digest[:6]}{data}", suite)
+    group = Group(f"{suite.task} suite={suite.tag}{data}", suite)
     group.contradicted = len(plans) > 1
     rivals: dict[tuple[str, int, int], dict[Recorded, Claim]] = {}
     pending: dict[tuple[str, int, int], Recorded] = {}

@@ -9,6 +9,7 @@ import pandas as pd
 from mtbench import inert
 from mtbench.comparing.judging.deciding import ALPHA, VERDICTS
 from mtbench.comparing.judging.leaderboard.board import Board
+from mtbench.comparing.judging.leaderboard.cells import budgets
 from mtbench.comparing.judging.leaderboard.formats import marks, notes, readable, short_titles
 
 Width = Literal["column", "page"]
@@ -99,8 +100,7 @@ def _board(board: Board, number: int, columns: Sequence[str] | None, width: Widt
 def _caption(board: Board, compared: bool) -> str:
     specs = {name: cells[0].spec for name, cells in board.cells.items()}
     task = next(iter(specs.values())).task
-    spent = {name: (s.recipe["epochs"], s.recipe["batch_size"]) for name, s in specs.items()}
-    usual = max(spent.values(), key=list(spent.values()).count)
+    usual, others = budgets(specs)
     ranked = board.rows["units"][board.rows["complete"]]
     units = board.rows["units"] if ranked.empty else ranked
     least, most = int(units.min()), int(units.max())
@@ -115,8 +115,9 @@ def _caption(board: Board, compared: bool) -> str:
         f"{'s' * (count != '1')}{runs}; {trials or 'no'} trial{'s' * (trials != 1)} each, "
         f"{_budget(*usual)}"
     ]
-    if other := [f"{name} ({_budget(*own)})" for name, own in spent.items() if own != usual]:
-        said.append(f"Of another budget: {', '.join(other)}")
+    if others:
+        named = (f"{name} ({_budget(*own)})" for name, own in others.items())
+        said.append(f"Of another budget: {', '.join(named)}")
     without = board.rows["method"][board.rows["trials"] == 0]
     if trials and len(without):
         said.append(f"Without trials: {', '.join(without)}")

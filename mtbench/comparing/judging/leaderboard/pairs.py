@@ -48,8 +48,9 @@ class Pairs:
         )
         self.doubted: list[str] = []
         self.remarks: list[str] = []
-        for name in self.table["against"].unique():
-            self._doubt(scores.names.index(name))
+        if plain is not None:
+            for name in self.table["against"].unique():
+                self._doubt(scores.names.index(name))
 
     def _deltas(self) -> Floats | None:
         """Return one number a row and unit.
@@ -84,25 +85,22 @@ class Pairs:
                 test_train_ratio=group.test_train_ratio,
             )  # fmt: skip
             for i, *values in zip(rows.tolist(), *(v.tolist() for v in told), strict=True):
-                by_test = values[-1]
-                values[-1] = self._told(by_test, i, anchor)
-                found[i] = [names[i], names[anchor], n, *values, by_test == VERDICTS[3]]
+                *numbers, word = values
+                found[i] = [names[i], names[anchor], n, *numbers, *self._told(word, i, anchor)]
         return [found[i] for i in others]
 
-    def _told(self, word: str, *pair: int) -> str:
-        """Return what a test's word comes to, given what the pair's cells are.
+    def _told(self, word: str, *pair: int) -> tuple[str, bool]:
+        """Return what a test's word comes to, given the pair's cells, and whether it is open.
 
         Copies say no more than one. How bad a diverged cell is, the worst number of a board bounds
-        from one side alone.
+        from one side alone. More units change neither.
         """
-        rows = [self.scores.rows[i] for i in pair]
         if not self._decidable:
-            return ""
-        if any(self._repeats[i] for i in pair):
-            return VERDICTS[3]
-        if word == "equivalent" and any(row.diverged for row in rows):
-            return VERDICTS[3]
-        return word
+            return "", False
+        diverged = any(self.scores.rows[i].diverged for i in pair)
+        if any(self._repeats[i] for i in pair) or (word == "equivalent" and diverged):
+            return VERDICTS[3], False
+        return word, word == VERDICTS[3]
 
     def _doubt(self, anchor: int) -> None:
         """Take back what is better than a tuned row that validates below the plain one.

@@ -29,7 +29,7 @@ def render(boards: Sequence[Board]) -> str:
         style=Markup((_HERE / "page.css").read_text("utf-8")),  # noqa: S704  # our own files
         script=Markup((_HERE / "page.js").read_text("utf-8")),  # noqa: S704
         version=__version__,
-        legend=legend(LEGEND),
+        legend=legend(LEGEND),  # the page has all columns
     )
 
 
