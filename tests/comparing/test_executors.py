@@ -361,6 +361,7 @@ def test_a_worker_that_does_not_see_the_folder_says_so(tiny: Path, tmp_path: Pat
             '--slurm: Parameter "timeout_min"',
         ),
         (["--executor", "pbs"], "'pbs' is not one of"),
+        (["--plain", "eww"], "--plain: no row is called 'eww'; did you mean 'ew'?"),
     ],
 )
 def test_bad_options(
