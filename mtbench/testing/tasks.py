@@ -19,7 +19,6 @@ from mtbench.balancing.model import MultitaskModel, PerObjective
 from mtbench.balancing.step import Step
 from mtbench.plugins import params
 from mtbench.testing.equality import alike
-from mtbench.training.data import PerObjectiveSplit
 from mtbench.training.machine.device import to_device
 from mtbench.training.task import Batch, Metric, Split, Splits, Task, shadows
 
@@ -165,8 +164,7 @@ class TaskContract:
     def test_no_group_in_two_splits(self, splits: Splits) -> None:
         """No group (patient, subject, source image) lies in two splits of one objective."""
         own = [
-            dict(part.splits) if isinstance(part, PerObjectiveSplit) else {"all": part}
-            for part in (splits.train, splits.val, splits.test)
+            part.by_objective or {"all": part} for part in (splits.train, splits.val, splits.test)
         ]
         declared = [_disjoint([parts[name] for parts in own]) for name in own[0]]
         if not any(declared):

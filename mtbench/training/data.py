@@ -133,7 +133,7 @@ class PerObjectiveSplit(Split):
             begin again. ``once`` for validation and test: who has run out has no sample left.
 
     Attributes:
-        splits: each objective's samples, which know their groups.
+        by_objective: the splits, which know their groups.
 
     Raises:
         DataError: a split has no sample.
@@ -142,10 +142,11 @@ class PerObjectiveSplit(Split):
     def __init__(self, splits: Mapping[str, Split], rule: Literal["cycle", "once"]) -> None:
         if empty := [name for name, split in splits.items() if not len(split)]:
             raise DataError(f"every objective needs a sample of its own, {empty[0]!r} has none")
-        self.splits, self._rule = splits, rule
+        self.by_objective: Mapping[str, Split] = splits
+        self._rule = rule
 
     def __len__(self) -> int:
-        return max(map(len, self.splits.values()))
+        return max(map(len, self.by_objective.values()))
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """Return the samples at `indices` of each split."""
@@ -154,7 +155,7 @@ class PerObjectiveSplit(Split):
                 indices % len(split) if self._rule == "cycle" else indices[indices < len(split)],
                 generator,
             )
-            for name, split in self.splits.items()
+            for name, split in self.by_objective.items()
         }
         inputs = PerObjective(batch["inputs"] for batch in own.values())
         return {"inputs": inputs} | {name: batch[name] for name, batch in own.items()}

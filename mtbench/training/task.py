@@ -171,7 +171,14 @@ def shadows(name: str, metrics: Container[str]) -> bool:
 
 
 class Split(ABC):
-    """One part of the data."""
+    """One part of the data.
+
+    Attributes:
+        by_objective: each objective's own samples, as `mtbench.data.PerObjectiveSplit` has them;
+            None if all objectives share each sample.
+    """
+
+    by_objective: "Mapping[str, Split] | None" = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -539,11 +546,9 @@ def _must_be_usable(split: Split, what: str, objectives: Sequence[str]) -> None:
     """Refuse a split without a sample, or with objectives' own samples in another order."""
     if not len(split):
         raise PluginError(f"{what} is empty: give it a sample, or raise mtbench.DataError")
-    from mtbench.training.data import PerObjectiveSplit  # which imports this module
-
-    if isinstance(split, PerObjectiveSplit) and tuple(split.splits) != tuple(objectives):
+    if split.by_objective is not None and tuple(split.by_objective) != tuple(objectives):
         raise PluginError(
-            f"{what} has samples of {', '.join(split.splits)}: give those of "
+            f"{what} has samples of {', '.join(split.by_objective)}: give those of "
             f"{', '.join(objectives)}, in this order"
         )
 

@@ -107,7 +107,7 @@ def test_threads_read_photos_in_their_order(
 
 def test_training_photos_are_mirrored_by_half(made: partial[Office]) -> None:
     split = setup(made()).train
-    split.splits["amazon" if "amazon" in split.splits else "art"].pixels = (
+    split.by_objective["amazon" if "amazon" in split.by_objective else "art"].pixels = (
         torch.arange(32, dtype=torch.uint8)
         .expand(999, 32, 32)
         .unsqueeze(3)

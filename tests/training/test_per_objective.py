@@ -83,7 +83,7 @@ def test_every_sample_is_judged_once() -> None:
     it, splits = learner()
     losses, metrics = evaluate(it, splits.val, 3)
     for k, (name, size) in enumerate(SIZES.items()):
-        own = splits.val.splits[name].batch(torch.arange(size))
+        own = splits.val.by_objective[name].batch(torch.arange(size))
         error = it.predict(PerObjective((own["inputs"], own["inputs"])))[k][:, 0] - own[name]
         assert losses[name] == pytest.approx(error.square().mean().item(), rel=1e-5)
         assert metrics[name] == pytest.approx(error.abs().mean().item(), rel=1e-5)

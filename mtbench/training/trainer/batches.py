@@ -9,7 +9,6 @@ from torch import Tensor
 from mtbench import seeding
 from mtbench.errors import UsageError
 from mtbench.training.cell.fit import NO_HELD_OUT, UnfitError
-from mtbench.training.data import PerObjectiveSplit
 from mtbench.training.machine.device import to_device
 from mtbench.training.task import Batch, Split
 
@@ -81,7 +80,7 @@ def _held_out(split: Split, share: float, seed: int) -> Tensor:
     if share == 0:
         return torch.zeros(count, dtype=torch.bool)
     numbers: dict[Hashable, int] = {}
-    if isinstance(split, PerObjectiveSplit):
+    if split.by_objective is not None:
         raise UnfitError(f"this method {NO_HELD_OUT}")
     own = split.groups()
     names: Sequence[Hashable] = range(count) if own is None else own
