@@ -60,7 +60,7 @@ class Answer(NamedTuple):
     @property
     def told(self) -> str:
         """Both, in a few words."""
-        return f"category {self.category_told}, mask {self.mask_told}"
+        return f"category: {self.category_told}; mask: {self.mask_told}"
 
 
 class Question(NamedTuple):
@@ -142,11 +142,11 @@ def answer(
     if category_told == "equivalent":
         category_told = f"no difference of {INTEREST}"
     elif category_told == "not told apart":
-        category_told = "not told"
+        category_told = "undecided"
     elif category_told == "better" and doubted:
         category_told = "in doubt"
     kept = found[1].low > -LOSS
-    mask_told = "kept" if kept else "lost" if found[1].high < -LOSS else "not told"
+    mask_told = "kept" if kept else "lost" if found[1].high < -LOSS else "undecided"
     return Answer(found[0], found[1], category_told, mask_told)
 
 

@@ -49,12 +49,12 @@ CATEGORY_WORDS = {
     "worse": "makes the category worse",
     f"no difference of {INTEREST}": f"changes the category by less than {INTEREST}",
     "in doubt": "has the better category, which does not count",
-    "not told": "may help or harm the category",
+    "undecided": "may help or harm the category",
 }
 MASK_WORDS = {
     "kept": "keeps the mask",
     "lost": f"makes the mask worse by more than {LOSS}",
-    "not told": "whether it keeps the mask is not told",
+    "undecided": "may or may not keep the mask",
 }
 
 
@@ -65,7 +65,8 @@ def say(study: Study) -> str:
         n = f"{len(q.gains)} of {study.planned} repetitions"
         if q.early:
             said.append(
-                f"`{q.row}` against `{q.other}`: {n} are there, and nothing is told before {FIRST}."
+                f"`{q.row}` against `{q.other}`: {n} are there, and nothing is answered before "
+                f"{FIRST}."
             )
             continue
         said.append(
@@ -75,7 +76,7 @@ def say(study: Study) -> str:
         )
     if not math.isnan(least := max(q.least for q in study.questions)):
         able = (
-            f"After all {study.planned} repetitions a difference in AUROC of {least:.3f} is told "
+            f"After all {study.planned} repetitions a difference in AUROC of {least:.3f} is found "
             "four times in five"
         )
         if max(q.limit for q in study.questions) > INTEREST:
@@ -106,7 +107,7 @@ def _level(study: Study) -> list[str]:
     if len(values) < FIRST or study.board.suite is None:
         return []
     is_told = beats_guess(values[:, 0] - GUESS, study.board.suite.resplit or 0.0)
-    guess = "" if is_told else f", **which is not told from a guess ({GUESS})**"
+    guess = "" if is_told else f", **which cannot be told from a guess ({GUESS})**"
     auroc, dice = values.mean(axis=0)
     return [f"`{PLAIN}` itself has an AUROC of {auroc:.3f}{guess}, and a Dice of {dice:.3f}."]
 
@@ -150,7 +151,7 @@ def text(found: Sequence[Study]) -> dict[str, str]:
 
 def _questions(found: Sequence[Study]) -> str:
     lines = [
-        "| data | row | against | pairs | AUROC | Dice | told |", "|---|---|---|---|---|---|---|",
+        "| data | row | against | pairs | AUROC | Dice | answer |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for study in found:
         for q in study.questions:
@@ -167,8 +168,8 @@ def _questions(found: Sequence[Study]) -> str:
     ]
     if any(q.answer.category_told.startswith("no diff") for s in found for q in s.questions):
         lines.append(
-            "That there is no difference is told by two one-sided tests. Their interval is shorter "
-            "than the one shown, which may reach a little further."
+            '"No difference" is the answer of two one-sided tests. Their interval is shorter than '
+            "the one shown, which may reach a little further."
         )
     return "\n".join(lines)
 

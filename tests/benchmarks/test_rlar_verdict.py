@@ -25,12 +25,12 @@ spread = np.linspace(-0.01, 0.01, 20)
 @pytest.mark.parametrize(
     ("category", "mask", "told"),
     [
-        (0.03, 0.00, "category better, mask kept"),
-        (0.03, -0.03, "category better, mask lost"),
-        (0.03, -0.01, "category better, mask not told"),
-        (-0.03, 0.03, "category worse, mask kept"),
-        (0.01, 0.00, "category no difference of 0.02, mask kept"),
-        (0.02, 0.00, "category better, mask kept"),
+        (0.03, 0.00, "category: better; mask: kept"),
+        (0.03, -0.03, "category: better; mask: lost"),
+        (0.03, -0.01, "category: better; mask: undecided"),
+        (-0.03, 0.03, "category: worse; mask: kept"),
+        (0.01, 0.00, "category: no difference of 0.02; mask: kept"),
+        (0.02, 0.00, "category: better; mask: kept"),
     ],
 )
 def test_the_rule(category: float, mask: float, told: str) -> None:
@@ -48,7 +48,7 @@ def test_intervals_point_to_where_rlar_is_higher_and_folds_widen_them() -> None:
 
 def test_few_pairs_tell_nothing() -> None:
     found = study.answer([0.1] * 5, [0.1] * 5, planned=20)
-    assert found.told.startswith("category not told")
+    assert found.told.startswith("category: undecided")
 
 
 def test_a_cell_that_is_claimed_twice_counts_once() -> None:
@@ -107,7 +107,7 @@ def test_what_so_few_patients_could_never_tell_is_said() -> None:
     text = told(board(0.5 + NOISE, 0.5 - NOISE, resplit=0.3125))["answer"]
     assert "`rlar` may help or harm the category" in text
     assert "never as often, by any number of repetitions on this data" in text
-    assert "not told from a guess" in text
+    assert "cannot be told from a guess" in text
     text = told(board(0.7 + NOISE / 100, [0.7] * 10))["answer"]
     assert "changes the category by less than 0.02" in text
     assert "could not be" not in text
@@ -116,7 +116,7 @@ def test_what_so_few_patients_could_never_tell_is_said() -> None:
 
 def test_what_is_not_there_is_said() -> None:
     found = told(board([0.7, 0.8], [0.6, 0.6]))
-    assert "2 of 10 repetitions are there, and nothing is told before 6" in found["answer"]
+    assert "2 of 10 repetitions are there, and nothing is answered before 6" in found["answer"]
     assert "0.8" not in found["questions"]
     assert (
         "**Not run:** BrEaST-Lesions, the phantom, other readers of the phantom." in found["answer"]
