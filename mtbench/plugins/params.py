@@ -15,6 +15,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mtbench.errors import UsageError, did_you_mean
 
+_KINDS = (
+    "parameters have one of int, float, bool, str, Path, Literal, tuple[X, ...] and unions of these"
+)
+
 
 class Bare(str):
     """The value of an option that was given none: true, if it is one of what is true or false."""
@@ -31,7 +35,7 @@ def declared(callee: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     [('width', 64), ('depth', 4)]
 
     Raises:
-        UsageError: an annotation names what is not there.
+        UsageError: an annotation names what is not there, or what no text can be read as.
     """
     found: dict[str, inspect.Parameter] = {}
     chain = map(_constructor, _chain(callee)) if isinstance(callee, type) else [callee]
@@ -41,11 +45,15 @@ def declared(callee: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         except NameError as error:
             raise UsageError(
                 f"{function.__module__.rpartition('.')[2]}: {function.__qualname__} has a type "
-                f"that is not there ({error}): parameters have one of int, float, bool, str, Path, "
-                "Literal, tuple[X, ...] and unions of these"
+                f"that is not there ({error}): {_KINDS}"
             ) from None
         for parameter in _own(function):
             hint = hints.get(parameter.name, str)
+            if not _readable(hint):
+                raise UsageError(
+                    f"{function.__module__.rpartition('.')[2]}: {parameter.name!r} of "
+                    f"{function.__qualname__} is {inspect.formatannotation(hint)}: {_KINDS}"
+                )
             found.setdefault(parameter.name, parameter.replace(annotation=hint))
     return found
 
@@ -172,6 +180,20 @@ def _name(option: Any) -> str:
     if option is bool:
         return "true or false"
     return "none" if option is type(None) else str(option.__name__).lower()
+
+
+def _readable(annotation: Any) -> bool:
+    """Return whether text can be read as what is annotated."""
+    return all(_is_one(option) or _is_several(option) for option in _options(annotation))
+
+
+def _is_several(option: Any) -> bool:
+    kind = get_args(option)
+    return get_origin(option) is tuple and kind[1:] == (...,) and _is_one(kind[0])
+
+
+def _is_one(option: Any) -> bool:
+    return get_origin(option) is Literal or option in (int, float, bool, str, Path, type(None))
 
 
 def _options(annotation: Any) -> Iterable[Any]:

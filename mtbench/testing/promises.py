@@ -407,7 +407,7 @@ class Promises:
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         optuna.logging.set_verbosity(told)
         for _ in range(DRAWS):
-            drawn = suggest(study.ask(), 2)
+            drawn = suggest(trial := study.ask(), 2)
             for key in drawn:
                 assert key.rpartition(".")[2] in known, (
                     f"`suggest` returns {key!r}, which is no parameter of __init__ (there are: "
@@ -415,6 +415,10 @@ class Promises:
                 )
             if not drawn:
                 return
+            assert trial.params, (
+                f"`suggest` returns {drawn} and draws nothing: every trial would have these, so "
+                "take values from `trial.suggest_...`"
+            )
             said = ", ".join(f"{key}={value!r}" for key, value in drawn.items())
             tried = Problem(make(2, **drawn))
             tried.train(2)

@@ -39,7 +39,7 @@ def test_text_becomes_a_value(text: Any, annotation: Any, value: Any) -> None:
 
 
 def test_a_default_of_another_type_is_taken_back_from_a_record() -> None:
-    def function(*, rate: float = None, shares: list[float] = [1.0]) -> None: ...  # type: ignore[assignment] # noqa: B006, RUF013
+    def function(*, rate: float = None, shares: tuple[float, ...] = [1.0]) -> None: ...  # type: ignore[assignment] # noqa: RUF013
 
     kept = {"rate": None, "shares": [1.0]}
     assert resolve(function, kept, "mine") == kept  # type: ignore[arg-type]
@@ -51,6 +51,17 @@ def test_a_type_that_is_not_there_is_told() -> None:
     def function(*, rate: "Missing") -> None: ...  # type: ignore[name-defined] # noqa: F821
 
     with pytest.raises(UsageError, match=r"function has a type that is not there \(name 'Missing'"):
+        declared(function)
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [list[float], dict, tuple, tuple[int, str], tuple[int | None, ...], float | list[int]],
+)
+def test_a_type_that_no_text_can_be_read_as_is_refused(annotation: Any) -> None:
+    def function(*, rate: annotation = None) -> None: ...  # type: ignore[valid-type]
+
+    with pytest.raises(UsageError, match=r"'rate' of .*function is .*: parameters have one of int"):
         declared(function)
 
 

@@ -380,6 +380,12 @@ class Misspelt(Tuned):
         return {"aplha": trial.suggest_float("alpha", 0.0, 1.0)}
 
 
+class DrawsNothing(Tuned):
+    @classmethod
+    def suggest(cls, trial, num_objectives):
+        return {"alpha": 0.5}
+
+
 class DrawsNan(Tuned):
     def weights(self, gramian, losses):
         return losses * (torch.nan if self.alpha != 0.5 else 1.0)
@@ -615,6 +621,7 @@ RULES = {
     ],
     contract.test_search_space_is_drawn: [
         (Misspelt, r"`suggest` returns 'aplha', which is no parameter .* \(there are: alpha\)"),
+        (DrawsNothing, r"`suggest` returns \{'alpha': 0\.5\} and draws nothing"),
         (DrawsNan, r"with alpha=0\.\d+, which `suggest` draws, the model is not finite"),
     ],
     divisors: [
