@@ -27,20 +27,20 @@ _HEADS = {DELTA_M: "Δm % ↓", MEAN_RANK: "mean rank ↓"}
 
 INTRODUCTION = """# Published results
 
-What do papers report of the tasks that are here? These tables are what `mtbench reproduce` prints
-beside a run of yours:
+These tables show what papers report of the tasks in mtbench. `mtbench reproduce` prints them beside
+a run of yours:
 
 ```sh
 mtbench reproduce TASK --method METHOD --data PATH
 ```
 
-It trains the single-task reference and the method with the task's recipe, prints both beside the
-paper's row, and says what was done otherwise than in the paper. A method that no paper reports,
-such as your own (`--plugin mine.py --method mine`), becomes a row of their tables.
+It trains the method and the single-task reference with the task's recipe. It prints both beside the
+paper's row, and says what differs from the paper. A method that no paper reports, such as your own
+(`--plugin mine.py --method mine`), becomes a row of their tables.
 
-Rows have the names of our methods, with a setting where it is not our default; `ew` is what papers
-call LS. Δm is in percent against each paper's own single-task models, and a mean rank is one among
-the rows of its own table. So neither can be set beside another table's, or beside ours without the
+Rows have the names of our methods, with a setting where it is not our default. What papers call LS
+is `ew` here. Δm is in percent against each paper's own single-task models. A mean rank is among the
+rows of its own table. So compare neither with another table's, nor with ours unless you follow the
 paper's protocol. A dash is a number that the source does not print.
 
 """
