@@ -22,7 +22,7 @@ import typer
 
 from mtbench import cli
 from mtbench.cli.display import Display
-from mtbench.comparing.planning.grid import Order
+from mtbench.comparing.planning.grid import Grid, Order
 from mtbench.comparing.planning.suite import Suite
 from mtbench.comparing.running.sweep import prepare
 from mtbench.comparing.running.worker import Assignment
@@ -195,6 +195,7 @@ def test_a_full_disk_is_no_fault_of_a_sweeps_cell(
         "budget": {"trials": 0, "seeds": 1}, "tasks": [{"name": "tiny", "recipe": {"epochs": 1}}],
     }  # fmt: skip
     order = Order(Suite.model_validate(content), None, (TINY,))
+    digest = Grid(order).digest
     prepare(tmp_path)
 
     def full(*_: object) -> None:
@@ -203,9 +204,9 @@ def test_a_full_disk_is_no_fault_of_a_sweeps_cell(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
         for attempt in ("one", "two", "three"):  # more often than a cell may crash
-            report = Assignment(order, tmp_path, attempt, None)()
+            report = Assignment(order, tmp_path, attempt, None, digest)()
             assert isinstance(report.error, WriteError)
-    report = Assignment(order, tmp_path, "four", None)()
+    report = Assignment(order, tmp_path, "four", None, digest)()
     assert report.error is None
     assert report.closed == (0,)
     assert not list(tmp_path.rglob("crash.json"))

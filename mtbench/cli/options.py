@@ -212,8 +212,10 @@ def at_least(least: int, **numbers: int | None) -> None:
             raise UsageError(f"--{option} must be at least {least}, found {number}")
 
 
-def number_of_jobs(given: int | None) -> int:
+def number_of_jobs(given: int | None, device: str) -> int:
     """Return the number of worker processes: by default one for each core that may be used.
+
+    On another device than the CPU it is one: all workers of this machine would share it.
 
     Raises:
         UsageError: it is below 1.
@@ -221,7 +223,7 @@ def number_of_jobs(given: int | None) -> int:
     from joblib import cpu_count
 
     at_least(1, jobs=given)
-    return given or int(cpu_count())
+    return given or (int(cpu_count()) if device == "cpu" else 1)
 
 
 def own(callee: Callable[..., Any], context: typer.Context, words: Sequence[str]) -> dict[str, Any]:

@@ -48,11 +48,13 @@ def plan(
     from mtbench.comparing.planning.cost import probe
     from mtbench.comparing.planning.grid import Grid, Order, needs_data
     from mtbench.comparing.planning.pilot import scatter
+    from mtbench.training.machine.device import use_device
 
-    workers = number_of_jobs(jobs)
     order = Order(asked, data, tuple(plugin or ()))
     needs_data(order)
     grid, console, costs = Grid(order), terminal(), []
+    use_device(asked.device)
+    workers = number_of_jobs(jobs, grid.device)
     measured = {} if pilot is None else scatter(grid, pilot, BASELINE)
     with Display(console, []) as display:
         display.prepare("timing a few steps", 0, len(grid.entries))

@@ -19,7 +19,7 @@ from mtbench.errors import UsageError, writable
 from mtbench.training.cell.config import Chosen
 from mtbench.training.cell.request import Request, initial_weights
 from mtbench.training.cell.rundir import Precision, Reader, RunDirectory
-from mtbench.training.machine.device import use_device
+from mtbench.training.machine.device import device_type, use_device
 from mtbench.training.machine.processes import joined
 from mtbench.training.task import History, is_texts
 from mtbench.training.trained import figures
@@ -56,7 +56,7 @@ def run_cells(
         UsageError: for `one_table`, where seeds have data of their own, before any is trained.
     """
     request.recipe.refuse_precision(precision)
-    task, where = request.entry.name, use_device(device)
+    task, where = request.entry.name, device_type(device)
     primary = primary_metrics(request.task.metrics)
     start, digest, weights = None, None, None
     runs: list[RunDirectory] = []
@@ -66,6 +66,7 @@ def run_cells(
         joined(where if device == "auto" else device) as ranks,
         Display(console := terminal(quiet=ranks.rank > 0), primary) as display,
     ):
+        use_device(device)
         with ranks.in_turn():
             _must_be_writable(out)
         if init is not None:

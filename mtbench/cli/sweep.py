@@ -1,5 +1,6 @@
 """``mtbench sweep``."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -82,12 +83,15 @@ def sweep(
     from mtbench.comparing.running.sweep import check_data, prepare
     from mtbench.comparing.running.sweep import sweep as run
     from mtbench.errors import UsageError
+    from mtbench.training.machine.device import use_device
 
-    workers = number_of_jobs(jobs)
     _check(executor, jobs, slurm, scheduler, batch)
     order = Order(asked, data, tuple(plugin or ()))
     needs_data(order)
     grid = Grid(order)
+    workers = number_of_jobs(jobs, grid.device)
+    if executor == "local":
+        use_device(asked.device)
     rows = {entry.label: entry.choice.method.name for entry in grid.entries}
     check_row("--plain", plain, PLAIN, rows)
     console = terminal()
@@ -132,11 +136,22 @@ def sweep(
         else:
             states = all_of(grid)
     failures = {cell: state for cell, state in states.items() if state.status == "failed"}
-    diverged = sum(state.status == "diverged" for state in states.values())
+    counts = Counter(state.status for state in states.values())
     console.print(
-        f"{len(states)} cells: {len(states) - diverged - len(failures)} finished, {diverged} "
-        f"diverged, {len(failures)} failed"
+        f"{len(states)} cells: {counts['finished']} finished, {counts['diverged']} diverged, "
+        f"{counts['failed']} failed"
     )
+    # A worker may have seen another folder of this name, or other data or code.
+    if left := sum(not state.closed for state in states.values()):
+        said = (
+            f"{left} cells have no result in {out}, though the workers are done: do all machines "
+            "see this folder, the same data and the same plugins?"
+        )
+        console.print(inert.plain(said), style="red", soft_wrap=True)
+    for cell, state in states.items():
+        if state.incomplete:
+            said = f"without figures: {cell}: {state.incomplete}; mend it and sweep again"
+            console.print(inert.plain(said), style="red", soft_wrap=True)
     for cell, state in failures.items():
         said = f"failed: {cell}: {state.note}"
         if state.run is not None:
@@ -144,7 +159,7 @@ def sweep(
         console.print(inert.plain(said), style="red", soft_wrap=True)
     console.print(f"compare: mtbench leaderboard {out} --html {out}/site", soft_wrap=True)
     console.print(inert.plain(f"its boards: suite={order.suite.tag}"), soft_wrap=True)
-    if failures:
+    if failures or left:
         raise typer.Exit(1)
 
 
@@ -183,7 +198,7 @@ def _executor(
 
     if where == "slurm":
         pairs = (text.partition("=") for text in slurm)
-        return Slurm(out, batch, {key: value for key, _, value in pairs})
+        return Slurm(out, batch, [(key, value) for key, _, value in pairs])
     if where == "dask":
         return Dask(scheduler, batch)
     return Local(jobs, out)

@@ -99,7 +99,7 @@ def tune(
     from mtbench.comparing.tuning.mode import Mode
     from mtbench.comparing.tuning.study import Tuning
     from mtbench.training.cell.request import Request
-    from mtbench.training.machine.device import use_device
+    from mtbench.training.machine.device import device_type, use_device
     from mtbench.training.trainer.evaluation import primary_metrics
 
     exploratory = sampler or ("tpe" if multi or pruner != "none" else None)
@@ -109,7 +109,8 @@ def tune(
     search = search_of(request.recipe, lr_range, weight_decay_range)
     at = SEED if seed is None else seed
     refuse_searched(given, request, search, at)
-    where = use_device(device)
+    use_device(device)
+    where = device_type(device)
     console = terminal()
     with TrialDisplay(console, primary_metrics(request.task.metrics)) as display:
         splits = request.task.setup(at, display.prepare)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
@@ -28,6 +29,7 @@ from mtbench.errors import RunError, StepError, UsageError
 from mtbench.plugins.method import Method
 from mtbench.training.cell.request import Request
 from mtbench.training.cell.rundir import Reader, RunDirectory, Spec
+from mtbench.training.machine.processes import launch
 from mtbench.training.task import Batch, Meter, Progress, Recipe
 from mtbench.training.trainer.loop import Loop
 from mtbench.training.trainer.observer import Silent
@@ -670,6 +672,21 @@ def test_a_killed_rank_ends_the_job_and_it_goes_on_bit_for_bit(
     assert all(torch.equal(again[name], value) for name, value in expected.items())
     (result,) = killed.glob("tiny/nash_mtl/*/result.json")
     assert json.loads(result.read_text())["environment"]["processes"] == 2
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_who_started_them_is_a_stop(
+    monkeypatch: pytest.MonkeyPatch, sign: signal.Signals
+):
+    def started(*_: object) -> Any:
+        def stopped(*_: object) -> None:
+            raise SignalException("stopped", sign)
+
+        return stopped
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", started)
+    with pytest.raises(KeyboardInterrupt):
+        launch(2, [])
 
 
 @pytest.mark.parametrize(

@@ -316,6 +316,35 @@ def test_a_method_that_crashes_fails_alone(
     assert [record["crashes"] for record in records] == [2, 2]
 
 
+def test_figures_that_fail_are_reported_and_drawn_again(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
+    """The cell is finished all the same."""
+    flag = tmp_path / "mended"
+    fails = f"""
+    def figures(self, predictor, splits, folder):
+        if not Path({str(flag)!r}).exists():
+            raise ZeroDivisionError("no picture")
+        (folder / "a.png").write_bytes(b"")
+
+    def setup(self,"""
+    (plugin := tmp_path / "tiny.py").write_text(
+        tiny.read_text().replace("\n    def setup(self,", fails, 1)
+    )
+    file, out = suite(tmp_path, "ew", trials=0), tmp_path / "out"
+    line = ("sweep", file, "--plugin", plugin, "--jobs", 1, "--out", out)
+    code, said, err = mtbench(*line)
+    assert (code, err) == (0, "")
+    assert "2 cells: 2 finished, 0 diverged, 0 failed" in said
+    [told] = [text for text in said.splitlines() if text.startswith("without figures: ")]
+    assert "seed 0: ZeroDivisionError: no picture (tiny.py, line " in told
+    flag.touch()
+    code, said, err = mtbench(*line)
+    assert (code, err) == (0, "")
+    assert "without figures" not in said
+    assert len(list(out.rglob("a.png"))) == 1
+
+
 def test_a_killed_worker_is_replaced(tiny: Path, tmp_path: Path) -> None:
     file, out = suite(tmp_path, "ew", trials=0, sleep=0.3), tmp_path / "out"
     process = Command("sweep", file, "--plugin", tiny, "--jobs", 1, "--out", out)

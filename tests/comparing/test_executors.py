@@ -17,7 +17,7 @@ from mtbench.comparing.planning.suite import load
 from mtbench.comparing.planning.survey import State
 from mtbench.comparing.running import executors, sweep
 from mtbench.comparing.running.executors import Dask, Executor, Local, Slurm
-from mtbench.comparing.running.worker import Assignment, Worker
+from mtbench.comparing.running.worker import Assignment, Report, Worker
 from mtbench.errors import RunError, UsageError
 from mtbench.plugins import extras
 from tests.cli.test_sweep import BROKEN, ended, outcome, suite, wait_for
@@ -112,7 +112,7 @@ def test_a_job_that_crashes_is_tried_twice(tiny: Path, tmp_path: Path) -> None:
     plugin.write_text(BROKEN.format(what="raise ZeroDivisionError('x')"))
     own = order(tmp_path, "broken", "ew", plugins=(tiny, plugin), trials=0)
     out = tmp_path / "out"
-    ends = run(own, out, lambda: Slurm(out, 3, {"cluster": "debug"}))
+    ends = run(own, out, lambda: Slurm(out, 3, [("cluster", "debug")]))
     assert ends == ["failed", "failed", "finished", "finished"]
     assert [json.loads(f.read_text())["crashes"] for f in out.rglob("failed.json")] == [2, 2]
 
@@ -126,7 +126,7 @@ def test_a_killed_job_is_tried_again(
     own = order(tmp_path, "famo", plugins=(tiny,), trials=0, sleep=0.3)
     out = tmp_path / "out"
     strike = Strike(out, signal.SIGKILL)
-    ends = run(own, out, lambda: Slurm(out, 2, {"cluster": "local"}), watch=strike)
+    ends = run(own, out, lambda: Slurm(out, 2, [("cluster", "local")]), watch=strike)
     assert strike.struck
     assert ends == ["finished", "finished"]
     [crash] = out.rglob("crash.json")
@@ -141,7 +141,7 @@ def test_a_job_that_is_preempted_is_queued_again(
     own = order(tmp_path, "counted", plugins=(tiny, plugin), trials=0, sleep=0.3)
     out = tmp_path / "out"
     strike = Strike(out, signal.SIGUSR2)  # what SLURM sends by submitit's wish
-    ends = run(own, out, lambda: Slurm(out, 2, {"cluster": "local"}), watch=strike)
+    ends = run(own, out, lambda: Slurm(out, 2, [("cluster", "local")]), watch=strike)
     assert strike.struck
     assert ends == ["finished", "finished"]
     assert begun() == 3
@@ -335,9 +335,70 @@ def test_workers_that_die_before_any_cell_are_not_started_for_ever(
     assert dying.stopped
 
 
+class Boasting(Dying):
+    """One whose workers say that all is done, and have done nothing."""
+
+    def ended(self, seconds: float) -> Any:
+        return [(name, Report(closed=(0, 1))) for name in self.names]
+
+
+def test_cells_without_a_result_are_not_finished(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a worker writes into another folder of the same name, or has other data."""
+    monkeypatch.setattr("mtbench.cli.sweep._executor", lambda *_: Boasting(""))
+    file = suite(tmp_path, "ew", trials=0)
+    code, said, err = mtbench("sweep", file, "--plugin", tiny, "--out", tmp_path / "out")
+    assert (code, err) == (1, "")
+    assert "2 cells: 0 finished, 0 diverged, 0 failed" in said
+    assert f"2 cells have no result in {tmp_path / 'out'}" in said
+
+
+def test_a_worker_whose_cells_have_other_numbers_says_so(tiny: Path, tmp_path: Path) -> None:
+    own = order(tmp_path, "ew", plugins=(tiny,))
+    sweep.prepare(tmp_path)
+    report = Assignment(
+        own, tmp_path, "x", (0,), Grid(order(tmp_path, "uw", plugins=(tiny,))).digest
+    )()
+    assert "the same mtbench and plugins must be installed on all machines" in str(report.error)
+
+
+def test_a_suite_for_a_gpu_is_planned_where_there_is_none(tiny: Path, tmp_path: Path) -> None:
+    suite(tmp_path, "ew", trials=0)
+    (file := tmp_path / "mine.toml").write_text(f'device = "cuda:7"\n{file.read_text()}')
+    own = Order(load(str(file)), None, (tiny,))
+    assert Grid(own).device == "cuda"
+    sweep.prepare(tmp_path)
+    report = Assignment(own, tmp_path, "x", (0,), Grid(own).digest)()
+    assert "device cuda:7: not available here" in str(report.error)
+
+
+def test_what_sbatch_takes_is_read_as_what_it_is() -> None:
+    texts = (
+        "account=00123", "mem_gb=1.5", "use_srun=false", "srun_args=--mpi=none", "setup=a",
+        "setup=b", "exclusive=user", "time=90", "cluster=local",
+    )  # fmt: skip
+    pairs = [(key, text) for key, _, text in (text.partition("=") for text in texts)]
+    assert executors._parameters(pairs) == {
+        "timeout_min": 90, "slurm_account": "00123", "mem_gb": 1.5, "slurm_use_srun": False,
+        "slurm_srun_args": ["--mpi=none"], "slurm_setup": ["a", "b"], "slurm_exclusive": "user",
+    }  # fmt: skip
+
+
+def test_a_temporary_folder_that_takes_no_socket_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr(executors.forkserver, "ensure_running", refuse)
+    with pytest.raises(RunError, match=r"^TMPDIR .*AF_UNIX path too long.*short name"):
+        Local(1, tmp_path).submit([])
+
+
 def test_a_worker_that_does_not_see_the_folder_says_so(tiny: Path, tmp_path: Path) -> None:
     own = order(tmp_path, "ew", plugins=(tiny,))
-    report = Assignment(own, tmp_path / "none", "x", (0,))()
+    report = Assignment(own, tmp_path / "none", "x", (0,), Grid(own).digest)()
     assert "must lie on a file system that all machines share" in str(report.error)
 
 
@@ -358,7 +419,15 @@ def test_a_worker_that_does_not_see_the_folder_says_so(tiny: Path, tmp_path: Pat
         ),
         (
             ["--executor", "slurm", "--slurm", "cluster=debug", "--slurm", "time=1h"],
-            '--slurm: Parameter "timeout_min"',
+            "--slurm time must be int, found '1h'",
+        ),
+        (
+            ["--executor", "slurm", "--slurm", "nodes=2", "--slurm", "cluster=debug"],
+            "--slurm nodes: each job is one process on one machine: leave it out",
+        ),
+        (
+            ["--executor", "slurm", "--slurm", "time=1", "--slurm", "timeout_min=2"],
+            "--slurm timeout_min: is given twice",
         ),
         (["--executor", "pbs"], "'pbs' is not one of"),
         (["--plain", "eww"], "--plain: no row is called 'eww'; did you mean 'ew'?"),
@@ -377,7 +446,7 @@ def test_bad_options(
 @pytest.mark.parametrize(
     ("package", "make", "extra"),
     [
-        ("submitit", lambda out: Slurm(out, 1, {}), "slurm"),
+        ("submitit", lambda out: Slurm(out, 1, []), "slurm"),
         ("dask", lambda out: Dask("tcp://127.0.0.1:1", 1), "dask"),
     ],
 )

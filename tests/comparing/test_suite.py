@@ -201,7 +201,7 @@ def test_a_mark_of_the_byte_order_is_no_fault(tmp_path: Path) -> None:
         ({"methods": ["graddrop", {"name": "ls", "weights_from": "graddrop", "label": "a"}]},
          r"row 'a': weights_from: graddrop descends no weighted sum of the losses"),
         ({"search": {"lr": [0.1, 0.01]}}, r"range of lr must be 0 < low < high, found 0\.1 0\.01"),
-        ({"device": "tpu"}, r"--device tpu: not available"),
+        ({"device": "tpu"}, r"device tpu: not available"),
     ],
 )  # fmt: skip
 def test_names_that_are_not_there(tiny: Path, changed: dict[str, Any], said: str | None) -> None:

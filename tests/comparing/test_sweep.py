@@ -653,7 +653,7 @@ def test_a_folder_whose_name_is_no_unicode(make: Made, tmp_path: Path) -> None:
     [path] = work(grid, out)
     assert RunDirectory(path).result() is not None
     (path / "result.json").unlink()
-    assignment = Assignment(grid.order, out, "me", None)
+    assignment = Assignment(grid.order, out, "me", None, grid.digest)
     assignment.note.write_bytes(os.fsencode(path))
     assert assignment.blame("died")
     assert crash(RunDirectory(path)) is not None

@@ -98,7 +98,7 @@ def command(
 
     from mtbench.errors import UsageError
     from mtbench.training.machine import numerics
-    from mtbench.training.machine.device import use_device
+    from mtbench.training.machine.device import device_type, use_device
     from mtbench_speed import measure, memory, peers, report
     from mtbench_speed.timing import settled
 
@@ -112,7 +112,8 @@ def command(
                 raise UsageError(f"--{name} must be at least 1, found {value}")
     if out is not None and not out.resolve().parent.is_dir():
         raise UsageError(f"--out {out}: must be a file in a folder that exists")
-    where = use_device(device)
+    use_device(device)
+    where = device_type(device)
     methods = _methods(method)
     console = Console(stderr=markdown)
     with console.status("") as status:

@@ -1,6 +1,7 @@
 """A suite's cells."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from mtbench.plugins.registry import entries
 from mtbench.training.cell.fit import UnfitError, refuse_unfit
 from mtbench.training.cell.request import Choice, Request
 from mtbench.training.cell.rundir import RunDirectory, Spec
-from mtbench.training.machine.device import use_device
+from mtbench.training.machine.device import device_type
 from mtbench.training.task import Recipe
 from mtbench.training.trained.frozen import Kind, does_more, frozen_weights, moves
 
@@ -46,6 +47,10 @@ class Order:
     plugins: tuple[Path, ...] = ()
     repetitions: Mapping[tuple[str, str], int] | None = None
     other_code: Literal["keep", "anew"] | None = None
+
+    def concludes(self, spec: Spec) -> bool:
+        """Return whether a cell gets figures, and what the task fits to its model."""
+        return spec.stage == "final" and spec.seed == self.suite.budget.first_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +156,7 @@ class Grid:
     def __init__(self, order: Order) -> None:
         self.left_out: dict[tuple[str, str], str] = {}
         self.order, self.suite = order, order.suite
-        self.device = use_device(self.suite.device)
+        self.device = device_type(self.suite.device)
         methods = _methods(self.suite, order.plugins)
         self.entries: list[Entry] = []
         self.cells: list[Cell] = []
@@ -210,6 +215,12 @@ class Grid:
             for entry in self.tasks[cell.entry.task]
             if _gives(entry, cell.entry)
         ]
+
+    @cached_property
+    def digest(self) -> str:
+        """What a worker's cells must agree on with the sweep's, for they are known by number."""
+        said = "\n".join([self.device, *map(str, self.cells)])
+        return hashlib.sha256(said.encode(errors="surrogatepass")).hexdigest()
 
     @cached_property
     def tasks(self) -> dict[str, list[Entry]]:

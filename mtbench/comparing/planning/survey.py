@@ -18,6 +18,9 @@ from mtbench.training.trainer.record import is_outdated
 CRASHES = 2
 """How often a cell may crash before it counts as failed."""
 
+INCOMPLETE = "incomplete.json"
+"""Where a finished cell lacks figures, or what the task fits to its model: why."""
+
 TRAINED = "trained for another suite"
 """Said of an open cell that a sweep only has to claim."""
 
@@ -59,6 +62,12 @@ def crash(run: RunDirectory) -> dict[str, Any] | None:
     return None
 
 
+def record_incomplete(run: RunDirectory, reason: str, details: str = "") -> None:
+    """Note why a finished cell lacks its figures, or what the task fits to its model."""
+    record = {"reason": _written(" ".join(reason.split())), "details": _written(details)}
+    run.write_text(INCOMPLETE, json.dumps(record, indent=2))
+
+
 def failed(run: RunDirectory) -> bool:
     """Return whether a cell is given up."""
     return (run.path / "failed.json").exists()
@@ -79,6 +88,7 @@ class State:
         run: its directory, once there is one.
         other: what of a trained cell is not as it would be made now: ``mtbench``, plugins whose
             code has changed, or fields of its spec.
+        incomplete: why a finished cell lacks its figures, or what the task fits to its model.
     """
 
     status: Status
@@ -87,6 +97,7 @@ class State:
     seconds: float = math.nan
     run: Path | None = None
     other: tuple[str, ...] = ()
+    incomplete: str = ""
 
     @property
     def closed(self) -> bool:
@@ -212,6 +223,8 @@ class Survey:
             state = state_of(RunDirectory(path))
             if is_open(state, self.anew):
                 return State("running" if RunDirectory(path).holder() else "open", run=path)
+            if state.incomplete:  # until a worker has drawn its figures
+                return state
             self._closed[path] = state
         return self._closed[path]
 
@@ -231,7 +244,9 @@ def state_of(run: RunDirectory) -> State:
     if result.score is None:
         return State("diverged", result.reason or "", seconds=seconds, run=run.path, other=other)
     said = f"score {result.score:.4g}"
-    return State("finished", said, result.score, seconds, run.path, other)
+    lacking = run.read(INCOMPLETE, "delete it") or {}
+    incomplete = str(lacking.get("reason", ""))
+    return State("finished", said, result.score, seconds, run.path, other, incomplete)
 
 
 def is_open(state: State, anew: bool) -> bool:

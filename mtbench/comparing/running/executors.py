@@ -6,6 +6,7 @@ Each is given `Assignment`s and tells how they ended; what a worker does is the 
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mtbench.comparing.running.worker import PINNED, Assignment, Report
 from mtbench.errors import RunError, UsageError, did_you_mean
-from mtbench.plugins import extras
+from mtbench.plugins import extras, params
 
 if TYPE_CHECKING:
     from submitit import Job
@@ -125,7 +126,7 @@ class Local:
         """Start processes."""
         context = get_context("forkserver")
         context.set_forkserver_preload(list(PRELOADED))
-        with _environment(), _deaf():
+        with _environment(), _deaf(), _told():
             forkserver.ensure_running()  # workers have of it what it starts with
         for assignment in assignments:
             ours, theirs = context.Pipe(duplex=False)
@@ -156,6 +157,18 @@ class Local:
             process.kill()
         for process in started:
             process.join()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Name the folder of the socket to the server of processes: a path of 100 bytes is too long."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"TMPDIR {tempfile.gettempdir()}: no worker can be started ({error}); set TMPDIR to "
+            "another folder, with a short name"
+        ) from error
 
 
 def _death(code: int) -> str:
@@ -227,25 +240,27 @@ class Slurm(_Batches):
     Args:
         out: the sweep's folder; all machines must see it.
         batch: cells in a job.
-        options: submitit's parameters, most of them sbatch's, such as ``partition`` or
-            ``gpus_per_node``; ``time`` is in minutes. Beside them ``cluster``, which may be
-            ``local`` or ``debug``: submitit's executors without a SLURM.
+        options: submitit's parameters and their texts, most of them sbatch's, such as
+            ``partition`` or ``gpus_per_node``; ``time`` is in minutes; ``setup``, ``teardown`` and
+            ``srun_args`` may come several times. Beside them ``cluster``, which may be ``local``
+            or ``debug``: submitit's executors without a SLURM.
 
     Raises:
-        UsageError: submitit is not installed, or an option it does not know.
+        UsageError: submitit is not installed, an option that it does not know or that a cell does
+            not have, or a value that does not fit.
         RunError: there is no SLURM here.
     """
 
-    def __init__(self, out: Path, batch: int, options: Mapping[str, str]) -> None:
+    def __init__(self, out: Path, batch: int, options: Sequence[tuple[str, str]]) -> None:
         extras.need("slurm", "--executor slurm")
         import submitit
 
         self.batch, self.log = batch, str(out.absolute() / ".sweep" / "slurm")
-        own = dict(options)
-        cluster = own.pop("cluster", "slurm")
+        cluster = dict(options).get("cluster", "slurm")
         clusters = ("slurm", "local", "debug")
         if cluster not in clusters:
             raise UsageError(f"--slurm cluster={cluster}: {did_you_mean(cluster, clusters)}")
+        own = _parameters(options)
         again = {f"{name}_max_num_timeout": REQUEUES for name in ("slurm", "local")}
         try:
             self.executor = submitit.AutoExecutor(self.log, cluster, **again)
@@ -255,7 +270,7 @@ class Slurm(_Batches):
                 "it out with --slurm cluster=local"
             ) from error
         try:
-            self.executor.update_parameters(**_parameters(own))
+            self.executor.update_parameters(**own)
         except (NameError, ValueError, TypeError, AssertionError) as error:
             raise UsageError(f"--slurm: {str(error).partition('. Valid')[0]}") from error
         self.jobs: dict[str, Job[Report]] = {}
@@ -292,15 +307,42 @@ class Slurm(_Batches):
             job.cancel(check=False)
 
 
-def _parameters(options: Mapping[str, str]) -> dict[str, Any]:
-    """Return submitit's parameters: those that it has for every cluster, and SLURM's by prefix."""
-    common = {"time": "timeout_min", "timeout_min": "timeout_min", "name": "name"}
-    numbers = ("cpus_per_task", "gpus_per_node", "mem_gb")
-    found: dict[str, Any] = {"timeout_min": MINUTES}
-    for key, text in options.items():
-        value: Any = int(text) if text.isdecimal() else [text] if key == "setup" else text
-        found[common.get(key, key if key in numbers else f"slurm_{key}")] = value
-    return found
+_KINDS: Mapping[str, Any] = {
+    "timeout_min": int, "cpus_per_task": int, "gpus_per_node": int, "cpus_per_gpu": int,
+    "gpus_per_task": int, "num_gpus": int, "signal_delay_s": int, "array_parallelism": int,
+    "mem_gb": float, "use_srun": bool, "stderr_to_stdout": bool, "exclusive": bool | str,
+}  # fmt: skip
+"""What submitit's parameters are that are no text."""
+
+_COMMON = ("timeout_min", "name", "cpus_per_task", "gpus_per_node", "mem_gb")
+"""Those that it has for every cluster; SLURM's own have a prefix."""
+
+_LISTS = ("setup", "teardown", "srun_args")
+
+_OF_TASKS = ("nodes", "tasks_per_node", "ntasks_per_node")
+
+
+def _parameters(options: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Return submitit's parameters, read from text.
+
+    Raises:
+        UsageError: one that a cell does not have, one given twice, or a value that does not fit.
+    """
+    found: dict[str, Any] = {}
+    for given, text in options:
+        key = {"time": "timeout_min"}.get(given, given)
+        name = key if key in _COMMON else f"slurm_{key}"
+        if key in _OF_TASKS:
+            raise UsageError(
+                f"--slurm {given}: each job is one process on one machine: leave it out"
+            )
+        if key in _LISTS:
+            found.setdefault(name, []).append(text)
+        elif name in found:
+            raise UsageError(f"--slurm {given}: is given twice")
+        elif key != "cluster":
+            found[name] = params.convert(text, _KINDS.get(key, str), f"--slurm {given}")
+    return {"timeout_min": MINUTES} | found
 
 
 def _absolute(assignment: Assignment) -> Assignment:

@@ -100,7 +100,7 @@ class _Drive:
         """Start workers and listen to those that end; return whether there is more to do."""
         left = len(self.grid.cells) - len(self.closed)
         begun = [
-            Assignment(self.grid.order, self.out, uuid.uuid4().hex, cells)
+            Assignment(self.grid.order, self.out, uuid.uuid4().hex, cells, self.grid.digest)
             for cells in self.executor.shares(self._open, left, len(self.under_way))
         ]
         self.under_way |= {assignment.name: assignment for assignment in begun}

@@ -6,21 +6,32 @@ checkpoint.
 """
 
 import os
+import platform
 import threading
 import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mtbench.balancing.engine import Engine
 from mtbench.comparing import claim
 from mtbench.comparing.planning.grid import Cell, Entry, Grid, Order, best, frozen
-from mtbench.comparing.planning.survey import Earlier, failed, is_open, record_crash, state_of
+from mtbench.comparing.planning.survey import (
+    INCOMPLETE,
+    Earlier,
+    failed,
+    is_open,
+    record_crash,
+    record_incomplete,
+    state_of,
+)
 from mtbench.errors import MtbenchError, RunError
 from mtbench.training.cell.rundir import RunDirectory, Spec, WriteError
 from mtbench.training.machine.cache import cache_dir
+from mtbench.training.machine.device import use_device
 from mtbench.training.machine.locks import HeldError
 from mtbench.training.task import Splits
 from mtbench.training.trained.model import conclude
@@ -63,12 +74,14 @@ class Assignment:
         out: its folder.
         name: of the worker; no other has it.
         cells: their numbers in the grid; None for all, and then it waits for what others hold.
+        digest: of the grid in which these are the numbers.
     """
 
     order: Order
     out: Path
     name: str
     cells: tuple[int, ...] | None
+    digest: str
 
     @property
     def note(self) -> Path:
@@ -85,7 +98,16 @@ class Assignment:
                         "file system that all machines share"
                     )
                 self.blame("the worker at it died")
-                return Report(Worker(Grid(self.order), self.out, self.note).run(self.cells))
+                grid = Grid(self.order)
+                if grid.digest != self.digest:
+                    raise RunError(
+                        f"suite {self.order.suite.name}: a worker on {platform.node()} has other "
+                        f"cells ({len(grid.cells)}, on {grid.device}): the same mtbench and "
+                        "plugins must be installed on all machines, and the suite must name its "
+                        "device"
+                    )
+                use_device(self.order.suite.device)
+                return Report(Worker(grid, self.out, self.note).run(self.cells))
             except MtbenchError as error:
                 return Report(error=error)
 
@@ -106,6 +128,8 @@ class Assignment:
         run = RunDirectory(Path(path))
         if path and run.result() is None and not failed(run):
             record_crash(run, reason)
+        elif path and not failed(run) and self.order.concludes(run.spec()):
+            record_incomplete(run, reason)
         return bool(path)
 
 
@@ -190,6 +214,9 @@ class Worker:
                     return False
                 if is_open(state_of(run), anew):
                     return False
+        elif state_of(run).incomplete:
+            with suppress(HeldError), run.claim():
+                self._conclude(cell, spec, run)
         self.runs[cell] = run
         return True
 
@@ -224,18 +251,29 @@ class Worker:
                 run.clear(keep=claim.FILE)
                 trainer.run()
             run.drop_checkpoint()
-            if spec.stage == "final" and spec.seed == self.grid.suite.budget.first_seed:
-                conclude(run, task, splits, method, sealed=True)
         except (WriteError, OutdatedError):  # no fault of the cell
             self.note.unlink(missing_ok=True)
             raise
         except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            place = f" ({Path(where.filename).name}, line {where.lineno})"
-            known = isinstance(error, MtbenchError)
-            reason = str(error) if known else f"{type(error).__name__}: {error}{place}"
-            record_crash(run, reason, traceback.format_exc())
+            record_crash(run, *_said(error))
+        else:
+            self._conclude(cell, spec, run)
         self.note.unlink(missing_ok=True)
+
+    def _conclude(self, cell: Cell, spec: Spec, run: RunDirectory) -> None:
+        """Draw a finished cell's figures, if it is to have some; that this fails is on record."""
+        if not self.grid.order.concludes(spec):
+            return
+        request, _ = cell.entry.setting(cell.repetition, None)
+        splits, method = self._splits(cell), cell.entry.choice.method
+        try:
+            conclude(run, request.task, splits, method, sealed=True)
+        except WriteError:
+            raise
+        except Exception as error:
+            record_incomplete(run, *_said(error))
+        else:
+            (run.path / INCOMPLETE).unlink(missing_ok=True)
 
     def _fingerprint(self, cell: Cell) -> str:
         key = (cell.entry.task, cell.seed)
@@ -251,3 +289,12 @@ class Worker:
             if len(self.data) > KEPT:
                 self.data.popitem(last=False)
         return self.data[key]
+
+
+def _said(error: Exception) -> tuple[str, str]:
+    """Return what an error says and where it was raised, in a line and at length."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    place = f" ({Path(where.filename).name}, line {where.lineno})"
+    known = isinstance(error, MtbenchError)
+    reason = str(error) if known else f"{type(error).__name__}: {error}{place}"
+    return reason, "".join(traceback.format_exception(error))

@@ -1,7 +1,7 @@
 """Where a cell is computed, and at which precision."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,27 +12,46 @@ from mtbench.errors import PluginError, UsageError
 from mtbench.training.task import Batch
 
 
-def use_device(name: str) -> str:
-    """Make a device the one to train on; return its type: which of several is no part of a cell.
+def device_type(name: str) -> str:
+    """Return a device's type, which is part of a cell, as which of several is not.
+
+    This machine need not have it.
+
+    Args:
+        name: as torch has it; ``auto`` is ``cuda`` where this machine has it, and ``cpu`` else.
+
+    Raises:
+        UsageError: torch knows no such device.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    with _told(name):
+        kind = torch.device(name).type
+        if kind not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("mtbench trains on cpu, cuda and mps")
+    return kind
+
+
+def use_device(name: str) -> None:
+    """Make a device the one to train on; ``cuda`` is the GPU that is the current one.
 
     Raises:
         UsageError: torch knows no such device, or this machine has none.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("mtbench trains on cpu, cuda and mps")
+    device = torch.device(device_type(name) if name == "auto" else name)
+    with _told(name):
         torch.zeros(1, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    try:
+        yield
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
-        raise UsageError(
-            f"--device {name}: not available here ({reason}); use --device cpu"
-        ) from error
-    if device.type == "cuda":
-        torch.cuda.set_device(device.index or 0)
-    return device.type
+        raise UsageError(f"device {name}: not available here ({reason}); use cpu") from error
 
 
 def autocast(precision: str, device: str) -> AbstractContextManager[Any]:

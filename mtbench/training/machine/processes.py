@@ -65,7 +65,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
         RunError: one of them was killed, or failed where rank 0 did not.
         SystemExit: rank 0 failed, and has said why.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -83,6 +83,8 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
         )
         try:
             elastic_launch(config, sys.executable)("-m", "mtbench", *arguments)
+        except SignalException as error:  # Ctrl-C, or SIGTERM, which it has handed on
+            raise KeyboardInterrupt from error
         except ChildFailedError as error:
             failures = error.failures
             told = failures.get(0)
