@@ -1,6 +1,7 @@
 """A `LightningModule` that trains with any balancer, by manual optimisation."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -115,13 +116,18 @@ class Balanced(LightningModule):
             due.
 
         Raises:
-            UsageError: Lightning trains with several processes; or `forward` is no function, or
-                does not return what it should.
+            UsageError: Lightning trains with several processes; `accumulate` is no whole number of at least 1; or `forward` is no
+                function, or does not return what it should.
         """
         if not callable(forward):
             raise UsageError(
                 f"Balanced: balance takes a function, found a {type(forward).__name__}: say "
                 "self.balance(lambda: self.losses(batch))"
+            )
+        if isinstance(accumulate, bool) or not isinstance(accumulate, Integral) or accumulate < 1:
+            raise UsageError(
+                "Balanced: accumulate must be a whole number of at least 1, found "
+                f"{accumulate!r}: say self.balance(..., accumulate=4) for four batches as one"
             )
         trainer = self.trainer
         if trainer.world_size > 1:

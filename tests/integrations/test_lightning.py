@@ -202,6 +202,13 @@ def test_what_does_not_accumulate(tmp_path):
         trainer(tmp_path, max_epochs=1).fit(module, batches())
 
 
+@pytest.mark.parametrize("wrong", [-2, 0, 0.5, 2.0, "2", True, None])
+def test_accumulate_is_a_whole_number_of_batches(wrong, tmp_path):
+    words = rf"accumulate must be a whole number of at least 1, found {wrong!r}"
+    with pytest.raises(UsageError, match=words):
+        trainer(tmp_path, max_epochs=1).fit(Net(accumulate=wrong), batches())
+
+
 @pytest.mark.parametrize("name", ["ew", "uw", "mgda", "rlar"])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_mixed_precision(name, precision, tmp_path):
