@@ -116,7 +116,8 @@ class Balanced(LightningModule):
             due.
 
         Raises:
-            UsageError: Lightning trains with several processes; `accumulate` is no whole number of at least 1; or `forward` is no
+            UsageError: Lightning trains with several processes, or a gradient scaler and several
+                optimizers; `accumulate` is no whole number of at least 1; or `forward` is no
                 function, or does not return what it should.
         """
         if not callable(forward):
@@ -136,6 +137,15 @@ class Balanced(LightningModule):
                 f"{trainer.world_size} processes; use Trainer(devices=1)"
             )
         scaler = getattr(trainer.precision_plugin, "scaler", None)
+        found = self.optimizers()
+        optimizers = found if isinstance(found, list) else [found]
+        # Each optimizer's step in Lightning changes the scale, and the next one unscales by it.
+        if scaler is not None and len(optimizers) > 1:
+            raise UsageError(
+                "Balanced: with a gradient scaler (16-mixed) Lightning unscales rightly for one "
+                f"optimizer, found {len(optimizers)}: give one with parameter groups, or train in "
+                "bf16-mixed"
+            )
         # The encoder may be frozen for a while.
         parameters = () if shared is None else parameters_of(shared)
         window = trainer.current_epoch, trainer.fit_loop.batch_idx // accumulate
@@ -169,8 +179,6 @@ class Balanced(LightningModule):
             self.balancer.accumulate(step([forward]))
         else:
             weights = self.balancer.backward(step([forward]))
-            found = self.optimizers()
-            optimizers = found if isinstance(found, list) else [found]
             for optimizer in optimizers:
                 optimizer.step()
             self.balancer.after_step(lambda: _mean(forwards, accumulate)[0])

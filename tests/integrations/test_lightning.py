@@ -231,6 +231,22 @@ def test_mixed_precision(name, precision, tmp_path):
     assert all(p.isfinite().all() for p in module.parameters())
 
 
+def test_a_scaler_and_several_optimizers_are_refused(tmp_path):
+    """Lightning changes the scale after each optimizer's step, and the next one unscales by it."""
+
+    class Several(Net):
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.encoder, self.a)]
+
+    def plugin(precision):
+        scaler = torch.amp.GradScaler("cpu") if precision == "16-mixed" else None
+        return MixedPrecision(precision, "cpu", scaler)
+
+    trainer(tmp_path, max_epochs=1, plugins=plugin("bf16-mixed")).fit(Several(), batches())
+    with pytest.raises(UsageError, match=r"one optimizer, found 2: give one .* groups"):
+        trainer(tmp_path, max_epochs=1, plugins=plugin("16-mixed")).fit(Several(), batches())
+
+
 def test_clipping_sees_unscaled_gradients(tmp_path):
     class Clipped(Net):
         def on_before_optimizer_step(self, optimizer):
