@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtbench.errors import RunError
 from mtbench.training.cell.rundir import RunDirectory
 
 
@@ -14,7 +15,7 @@ class Record:
     """One cell.
 
     Attributes:
-        place: ``task/method/seedS-HASH``, its folder.
+        place: ``task/method/seedS-HASH``, wherever its folder lies.
         task: its name.
         hash: of its spec: what it is known by.
         status: ``unfinished``, ``finished`` or ``diverged``.
@@ -43,9 +44,15 @@ class Record:
         """Read a run directory, whose sealed test stays sealed.
 
         Raises:
-            RunError: one of its files does not parse.
+            RunError: one of its files does not parse, or its place would be outside of any folder.
         """
         spec, result = run.spec(), run.result()
+        place = Path(spec.path)
+        if place.is_absolute() or ".." in place.parts:  # nobody's `spec.json` says where we write
+            raise RunError(
+                f"{run.path / 'spec.json'}: task and method must be plain names, found "
+                f"{spec.path!r}; it was edited: remove the folder"
+            )
         params = {
             "task": spec.task,
             **{f"task.{key}": value for key, value in spec.task_params.items()},
@@ -73,7 +80,7 @@ class Record:
         if (run.path / "test.opened").exists():
             once |= _numbers({"test": run.open_test()})
         return cls(
-            place=Path(*run.path.resolve().parts[-3:]),
+            place=place,
             task=spec.task,
             hash=spec.hash,
             status=status,

@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -174,10 +175,10 @@ def test_a_diverged_cell(mtbench, tiny, client, tmp_path):
     assert "non-finite loss" in found.data.tags["mtbench.reason"]
 
 
-def read(folder, run):
+def read(folder, run, end=""):
     """Return what TensorBoard reads of a cell: its tags, and its scalars by name."""
     spec = run.spec()
-    place = folder / spec.task / spec.method / f"seed{spec.seed}-{spec.hash}"
+    place = folder / spec.task / spec.method / f"seed{spec.seed}-{spec.hash}{end}"
     found = events.EventAccumulator(str(place)).Reload()
     scalars = {
         name: [(event.step, event.value) for event in found.Scalars(name)]
@@ -255,6 +256,24 @@ def test_bad_places_are_refused(words, complaint, mtbench, runs, tmp_path):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert complaint.format(file=file) in err
+
+
+def test_a_cell_s_place_is_its_spec_s(runs, tmp_path):
+    """Wherever its folder lies now: two that were moved do not meet in one place."""
+    for method in ("ew", "samo+uw"):
+        run = of(runs, method)
+        moved = run.path.rename(tmp_path / method)
+        (found,) = find_runs([moved])
+        assert Record.of(found).place == Path(run.path.relative_to(runs))
+
+
+@pytest.mark.parametrize("task", ["..", "/etc", "a/../.."])
+def test_a_spec_that_leads_out_of_the_folder_is_refused(task, mtbench, runs, tmp_path):
+    file = of(runs, "ew").path / "spec.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "task": task}))
+    code, _, err = mtbench("log", runs, "--tensorboard", tmp_path / "tb")
+    assert code == 2
+    assert f"task and method must be plain names, found '{task}/ew/seed0-" in err
 
 
 def test_a_corrupt_cell_is_refused(mtbench, runs, tmp_path):
