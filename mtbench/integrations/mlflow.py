@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from mtbench.errors import RunError
+from mtbench.errors import RunError, UsageError
+from mtbench.inert import without_password, without_secrets
 from mtbench.integrations.record import Record
 from mtbench.plugins import extras
 
@@ -25,7 +26,7 @@ class Log:
         uri: MLflow's tracking URI, such as ``http://host:5000`` or ``sqlite:///mlflow.db``.
 
     Raises:
-        UsageError: MLflow is not installed.
+        UsageError: MLflow is not installed, or the database's driver is not.
         RunError: the server cannot be reached.
     """
 
@@ -123,7 +124,14 @@ def _told(uri: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    shown = without_password(uri)
     try:
         yield
+    except ImportError as error:
+        raise UsageError(
+            f"--mlflow {shown}: its driver is not installed ({error}); install it, or log to "
+            "sqlite:///FILE"
+        ) from error
     except (MlflowException, SQLAlchemyError) as error:
-        raise RunError(f"--mlflow {uri}: {str(error).splitlines()[0]}") from error
+        said = without_secrets(str(error).partition("\n")[0], uri)
+        raise RunError(f"--mlflow {shown}: {said}") from error

@@ -6,6 +6,7 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -256,6 +257,23 @@ def test_bad_places_are_refused(words, complaint, mtbench, runs, tmp_path):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert complaint.format(file=file) in err
+
+
+@pytest.mark.parametrize("uri", ["mysql://me:SECRET@host/db", "foo://me:SECRET@host/db"])
+def test_a_refusal_shows_no_password(uri, mtbench, runs):
+    """Of a database whose driver is not installed, and of one that nobody knows."""
+    code, out, err = mtbench("log", runs, "--mlflow", uri)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: --mlflow {uri.replace('me:SECRET', '...')}: ")
+    assert "SECRET" not in err
+    assert ("its driver is not installed (No module named" in err) == uri.startswith("mysql")
+
+
+def test_what_was_logged_is_told_without_the_password(mtbench, runs, monkeypatch):
+    to_any = SimpleNamespace(write=lambda record: True)
+    monkeypatch.setattr("mtbench.integrations.mlflow.Log", lambda uri: to_any)
+    _, out, _ = mtbench("log", runs, "--mlflow", "http://me:SECRET@host")
+    assert out == "http://...@host: 2 cells logged, 0 there already\n"
 
 
 def test_a_cell_s_place_is_its_spec_s(runs, tmp_path):
