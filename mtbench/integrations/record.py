@@ -1,5 +1,7 @@
 """What a run directory says, flattened to names and numbers for a tracking tool."""
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,6 +93,11 @@ class Record:
             started=times.get("started") or (run.path / "spec.json").stat().st_mtime,
             ended=times.get("ended"),
         )
+
+    def digest(self, count: int) -> str:
+        """Return what the first epochs are known by: a cell that is trained anew has others."""
+        epochs = json.dumps(self.epochs[:count], sort_keys=True)
+        return hashlib.sha256(epochs.encode()).hexdigest()[:12]
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:

@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ with warnings.catch_warnings():  # not ours
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
 from mtbench import cli
+from mtbench.integrations import tensorboard as to_tensorboard
 from mtbench.integrations.mlflow import Log
 from mtbench.integrations.record import Record
 from mtbench.plugins import extras
@@ -219,6 +221,56 @@ def test_tensorboard_has_the_spec(mtbench, runs, tmp_path):
     assert params["recipe.lr"].number_value == 0.01
     assert params["task.activation"].string_value == "tanh"
     assert params["method"].string_value == "ew"
+
+
+def again(record, count, times=1.5):
+    """Return what is known of a cell that is trained anew, in the epoch `count`."""
+    epochs = [{name: times * value for name, value in epoch.items()} for epoch in record.epochs]
+    return replace(record, status="unfinished", epochs=epochs[:count], once={}, ended=None)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_mlflow_begins_a_new_run_of_a_cell_that_is_trained_anew(count, runs, client):
+    old = Record.of(of(runs, "ew"))
+    new = again(old, 4)
+    new = replace(new, once=old.once, status="finished", ended=old.ended)
+    log = Log(client.tracking_uri)
+    told = [log.write(r) for r in (old, again(old, count), again(old, count), new, new, old)]
+    assert told == [True, True, False, True, False, False]
+    experiment = client.get_experiment_by_name("mtbench/tiny")
+    found = client.search_runs([experiment.experiment_id])
+    scores = {tuple(series(client, each, "score")) for each in found}
+    assert len(found) == 2
+    assert scores == {
+        tuple((step, epoch["score"]) for step, epoch in enumerate(record.epochs))
+        for record in (old, new)
+    }
+    assert {each.info.status for each in found} == {"FINISHED"}
+
+
+def test_mlflow_begins_a_new_run_where_only_the_cost_is_another(runs, client):
+    """The same numbers trained again: the old run keeps its cost."""
+    old = Record.of(of(runs, "ew"))
+    new = replace(old, once={name: 2 * value for name, value in old.once.items()})
+    log = Log(client.tracking_uri)
+    assert [log.write(r) for r in (old, new, new, old)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_tensorboard_begins_a_new_folder_of_a_cell_that_is_trained_anew(count, runs, tmp_path):
+    run = of(runs, "ew")
+    old = Record.of(run)
+    old.epochs[1].update({"large": 1e39, "small": 1e-50})  # float32 knows neither
+    new = replace(again(old, 4), once=old.once, status="finished", ended=old.ended)
+    log = to_tensorboard.Log(tmp_path)
+    told = [log.write(r) for r in (old, again(old, count), again(old, count), new, new, old)]
+    assert told == [True, True, False, True, False, False]
+    for record, end in ((old, ""), (new, "-2")):
+        scores = read(tmp_path, run, end)["scalars"]["score"]
+        assert [step for step, _ in scores] == [0, 1, 2, 3]
+        wanted = [epoch["score"] for epoch in record.epochs]
+        assert [value for _, value in scores] == pytest.approx(wanted)
+    assert not list(tmp_path.rglob("*-3"))
 
 
 def test_undefined_metrics_are_left_out(runs):
