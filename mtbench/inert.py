@@ -1,6 +1,7 @@
 """Foreign text made inert: labels, metric names and notes come from plugins and other people.
 
 What is shown goes through here, once for each kind of place; HTML is escaped by its template.
+URLs, which may hold a password, are shown without it.
 """
 
 import re
@@ -21,6 +22,8 @@ _TEX = {
     "τ": r"$\tau$", "φ": r"$\phi$", "χ": r"$\chi$", "ψ": r"$\psi$", "ω": r"$\omega$",
 }  # fmt: skip
 _LIGATURE = re.compile(r"(?<=[-–])(?=[-–])|(?<=')(?=')|(?<=,)(?=,)|(?<=[`?!])(?=`)")
+_QUERY = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key)[^=&;]*=)([^&;\s]+)")
+_USER = re.compile(r"://[^/@:]*:(.+)@")
 _UNKNOWN_TO_OT1 = "ÐÞðþ"  # the only letters of Latin-1 for which TeX's default fonts have no macro
 
 
@@ -81,3 +84,28 @@ def _typeset(character: str) -> str:
     latin = "\xc0" <= character <= "\xff" and character not in _UNKNOWN_TO_OT1
     known = character.isascii() or latin
     return _TEX.get(character, character if known else f"[U+{ord(character):04X}]")
+
+
+def without_password(url: str) -> str:
+    """Return a URL, or what was meant to be one, without what may be a password.
+
+    >>> without_password("postgresql://me:secret@host/db?sslpassword=x&a=1")
+    'postgresql://...@host/db?sslpassword=...&a=1'
+    >>> without_password("postgresql:/me:secret@host/db")
+    'postgresql:...@host/db'
+    """
+    shown = _QUERY.sub(r"\1...", url)
+    kind, separator, rest = shown.partition("://" if "://" in shown else ":")
+    return f"{kind}{separator}...@{rest.rpartition('@')[2]}" if "@" in rest else shown
+
+
+def without_secrets(said: str, url: str) -> str:
+    """Return what is said of a URL without its passwords, in the URL or by themselves.
+
+    >>> without_secrets("no user me with 'secret'", "postgresql://me:secret@host/db")
+    "no user me with '...'"
+    """
+    said = said.replace(url, without_password(url))
+    for secret in [*_USER.findall(url), *(value for _, value in _QUERY.findall(url))]:
+        said = said.replace(secret, "...")
+    return said

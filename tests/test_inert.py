@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mtbench import inert
 from mtbench.comparing.judging import leaderboard
-from mtbench.comparing.tuning.storage import reason, without_password
+from mtbench.comparing.tuning.storage import reason
+from mtbench.inert import without_password
 from mtbench.training.cell.rundir import find_runs
 from tests.comparing.test_leaderboard import cell
 

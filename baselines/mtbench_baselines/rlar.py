@@ -180,14 +180,20 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
     return values[0] if len(values) == 1 else sum(values[1:], start=values[0]) / len(values)
 
 
+def _largest(sizes: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """Return each objective's largest of (B, K, ...), 0 of no sample."""
+    return sizes.amax(dim) if len(sizes) else sizes.new_zeros(sizes.shape[1])
+
+
 def _directions(sensitivities: Sequence[Tensor], ranks: Ranks) -> tuple[Tensor, Tensor]:
     """Return the unit directions (B, K, D), and for which (B, K) they mean anything."""
-    g = torch.stack([s.reshape(len(s), -1) for s in sensitivities], dim=1)
+    # A rank may have no sample, of which -1 says nothing; a sample of z may be one number.
+    g = torch.stack([s[:, None].flatten(1) for s in sensitivities], dim=1)
     g = g.to(torch.promote_types(g.dtype, torch.float32))
     # a_k does not depend on the scale, which may be a constant therefore; squares stay in range.
-    scale = ranks.maximum(g.detach().abs().amax(dim=(0, 2)))
+    scale = ranks.maximum(_largest(g.detach().abs(), (0, 2)))
     g = g / scale.masked_fill(scale == 0, 1)[:, None]
     norms = g.detach().norm(dim=2)
-    live = norms > _EPS * ranks.maximum(norms.amax(dim=0))
+    live = norms > _EPS * ranks.maximum(_largest(norms, (0,)))
     g = torch.where(live[..., None], g, 1.0)  # before the division: no NaN from 0 / 0, twice over
     return g / g.norm(dim=2, keepdim=True), live

@@ -258,7 +258,9 @@ class Group(Ranks):
     def agreed(self, tensors: Iterable[Tensor]) -> bool:
         """Return whether all ranks hold the same tensors, judged by their sums in float64."""
         own = torch.stack([tensor.detach().double().sum().cpu() for tensor in tensors])
-        return torch.equal(*self.extremes(own))
+        # NaN is equal to nothing, and which of it and a number is the maximum is anybody's guess.
+        told = torch.cat([own.nan_to_num(), own.isnan().double()])
+        return torch.equal(*self.extremes(told))
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:

@@ -25,6 +25,7 @@ def log_(
 
     from mtbench.cli.terminal import terminal
     from mtbench.errors import UsageError
+    from mtbench.inert import without_password
     from mtbench.integrations import mlflow as to_mlflow
     from mtbench.integrations import tensorboard as to_tensorboard
     from mtbench.integrations.record import Record
@@ -32,7 +33,7 @@ def log_(
 
     logs: dict[str, to_mlflow.Log | to_tensorboard.Log] = {}
     if mlflow is not None:
-        logs[mlflow] = to_mlflow.Log(mlflow)
+        logs[without_password(mlflow)] = to_mlflow.Log(mlflow)
     if tensorboard is not None:
         logs[str(tensorboard)] = to_tensorboard.Log(tensorboard)
     if not logs:

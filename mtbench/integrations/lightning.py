@@ -1,6 +1,7 @@
 """A `LightningModule` that trains with any balancer, by manual optimisation."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -115,13 +116,19 @@ class Balanced(LightningModule):
             due.
 
         Raises:
-            UsageError: Lightning trains with several processes; or `forward` is no function, or
-                does not return what it should.
+            UsageError: Lightning trains with several processes, or a gradient scaler and several
+                optimizers; `accumulate` is no whole number of at least 1; or `forward` is no
+                function, or does not return what it should.
         """
         if not callable(forward):
             raise UsageError(
                 f"Balanced: balance takes a function, found a {type(forward).__name__}: say "
                 "self.balance(lambda: self.losses(batch))"
+            )
+        if isinstance(accumulate, bool) or not isinstance(accumulate, Integral) or accumulate < 1:
+            raise UsageError(
+                "Balanced: accumulate must be a whole number of at least 1, found "
+                f"{accumulate!r}: say self.balance(..., accumulate=4) for four batches as one"
             )
         trainer = self.trainer
         if trainer.world_size > 1:
@@ -130,6 +137,15 @@ class Balanced(LightningModule):
                 f"{trainer.world_size} processes; use Trainer(devices=1)"
             )
         scaler = getattr(trainer.precision_plugin, "scaler", None)
+        found = self.optimizers()
+        optimizers = found if isinstance(found, list) else [found]
+        # Each optimizer's step in Lightning changes the scale, and the next one unscales by it.
+        if scaler is not None and len(optimizers) > 1:
+            raise UsageError(
+                "Balanced: with a gradient scaler (16-mixed) Lightning unscales rightly for one "
+                f"optimizer, found {len(optimizers)}: give one with parameter groups, or train in "
+                "bf16-mixed"
+            )
         # The encoder may be frozen for a while.
         parameters = () if shared is None else parameters_of(shared)
         window = trainer.current_epoch, trainer.fit_loop.batch_idx // accumulate
@@ -163,8 +179,6 @@ class Balanced(LightningModule):
             self.balancer.accumulate(step([forward]))
         else:
             weights = self.balancer.backward(step([forward]))
-            found = self.optimizers()
-            optimizers = found if isinstance(found, list) else [found]
             for optimizer in optimizers:
                 optimizer.step()
             self.balancer.after_step(lambda: _mean(forwards, accumulate)[0])

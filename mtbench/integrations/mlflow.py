@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from mtbench.errors import RunError
+from mtbench.errors import RunError, UsageError
+from mtbench.inert import without_password, without_secrets
 from mtbench.integrations.record import Record
 from mtbench.plugins import extras
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _EPOCHS = "mtbench.epochs"  # the tag that says how many are there
+_DIGEST = "mtbench.digest"  # and the one that says which
 _METRICS, _PARAMS = 1000, 100  # what a request may hold
 _FOREIGN = re.compile(r"[^\w./: -]+")
 
@@ -25,7 +27,7 @@ class Log:
         uri: MLflow's tracking URI, such as ``http://host:5000`` or ``sqlite:///mlflow.db``.
 
     Raises:
-        UsageError: MLflow is not installed.
+        UsageError: MLflow is not installed, or the database's driver is not.
         RunError: the server cannot be reached.
     """
 
@@ -41,7 +43,8 @@ class Log:
     def write(self, record: Record) -> bool:
         """Add what is not there yet; return whether there was any.
 
-        A cell's run is found by its tag ``mtbench.hash``, so that logging again goes on with it.
+        A cell's run is found by its tag ``mtbench.hash``, so that logging again goes on with it. If
+        the cell was trained anew since then, another run is begun.
 
         Raises:
             RunError: the server cannot be reached, or refuses.
@@ -62,9 +65,9 @@ class Log:
         ]
         last = max(0, len(record.epochs) - 1)
         metrics += [
-            Metric(allowed(name), value, when, last)
-            for name, value in record.once.items()
-            if allowed(name) not in run.data.metrics
+            Metric(name, value, when, last)
+            for name, value in _once(record).items()
+            if name not in run.data.metrics
         ]
         params = [
             Param(allowed(name), str(value))
@@ -72,7 +75,8 @@ class Log:
             if allowed(name) not in run.data.params
         ]
         wanted = {f"mtbench.{name}": value for name, value in record.tags.items()}
-        wanted[_EPOCHS] = str(max(there, len(record.epochs)))
+        wanted[_EPOCHS] = str(len(record.epochs))
+        wanted[_DIGEST] = record.digest(len(record.epochs))
         tags = [RunTag(*tag) for tag in wanted.items() if run.data.tags.get(tag[0]) != tag[1]]
         if not (metrics or params or tags):
             return False
@@ -90,8 +94,9 @@ class Log:
     def _run(self, record: Record) -> "Run":
         experiment = self._experiment(f"mtbench/{record.task}")
         same = f"tags.`mtbench.hash` = '{record.hash}'"
-        for run in self.client.search_runs([experiment], same, max_results=1):
-            return run
+        for run in self.client.search_runs([experiment], same):
+            if _is_of(run, record):
+                return run
         return self.client.create_run(
             experiment,
             start_time=round(1000 * record.started),
@@ -106,6 +111,21 @@ class Log:
                 self.client.create_experiment(name) if found is None else found.experiment_id
             )
         return self.experiments[name]
+
+
+def _is_of(run: "Run", record: Record) -> bool:
+    """Return whether the record says all that a run holds, which else is an earlier training's."""
+    there = int(run.data.tags.get(_EPOCHS, 0))
+    digest = record.digest(there)
+    return (
+        there <= len(record.epochs)
+        and run.data.tags.get(_DIGEST, digest) == digest
+        and all(run.data.metrics.get(*item) == item[1] for item in _once(record).items())
+    )
+
+
+def _once(record: Record) -> dict[str, float]:
+    return {allowed(name): value for name, value in record.once.items()}
 
 
 def allowed(name: str) -> str:
@@ -123,7 +143,14 @@ def _told(uri: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    shown = without_password(uri)
     try:
         yield
+    except ImportError as error:
+        raise UsageError(
+            f"--mlflow {shown}: its driver is not installed ({error}); install it, or log to "
+            "sqlite:///FILE"
+        ) from error
     except (MlflowException, SQLAlchemyError) as error:
-        raise RunError(f"--mlflow {uri}: {str(error).splitlines()[0]}") from error
+        said = without_secrets(str(error).partition("\n")[0], uri)
+        raise RunError(f"--mlflow {shown}: {said}") from error

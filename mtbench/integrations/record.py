@@ -1,11 +1,14 @@
 """What a run directory says, flattened to names and numbers for a tracking tool."""
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtbench.errors import RunError
 from mtbench.training.cell.rundir import RunDirectory
 
 
@@ -14,7 +17,7 @@ class Record:
     """One cell.
 
     Attributes:
-        place: ``task/method/seedS-HASH``, its folder.
+        place: ``task/method/seedS-HASH``, wherever its folder lies.
         task: its name.
         hash: of its spec: what it is known by.
         status: ``unfinished``, ``finished`` or ``diverged``.
@@ -43,9 +46,15 @@ class Record:
         """Read a run directory, whose sealed test stays sealed.
 
         Raises:
-            RunError: one of its files does not parse.
+            RunError: one of its files does not parse, or its place would be outside of any folder.
         """
         spec, result = run.spec(), run.result()
+        place = Path(spec.path)
+        if place.is_absolute() or ".." in place.parts:  # nobody's `spec.json` says where we write
+            raise RunError(
+                f"{run.path / 'spec.json'}: task and method must be plain names, found "
+                f"{spec.path!r}; it was edited: remove the folder"
+            )
         params = {
             "task": spec.task,
             **{f"task.{key}": value for key, value in spec.task_params.items()},
@@ -73,7 +82,7 @@ class Record:
         if (run.path / "test.opened").exists():
             once |= _numbers({"test": run.open_test()})
         return cls(
-            place=Path(*run.path.resolve().parts[-3:]),
+            place=place,
             task=spec.task,
             hash=spec.hash,
             status=status,
@@ -84,6 +93,11 @@ class Record:
             started=times.get("started") or (run.path / "spec.json").stat().st_mtime,
             ended=times.get("ended"),
         )
+
+    def digest(self, count: int) -> str:
+        """Return what the first epochs are known by: a cell that is trained anew has others."""
+        epochs = json.dumps(self.epochs[:count], sort_keys=True)
+        return hashlib.sha256(epochs.encode()).hexdigest()[:12]
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:

@@ -604,6 +604,20 @@ def test_ranks_that_drift_apart_are_caught(found: dict[str, Any]):
     assert "the processes hold different weights" in found["drift"]
 
 
+def test_equal_tensors_agree_whatever_they_hold(monkeypatch: pytest.MonkeyPatch):
+    nan, inf = torch.nan, torch.inf
+    tensors = [[1.0, 2.0], [nan, nan], [-inf, inf], [inf, inf], [-inf, -inf], [0.0, 0.0]]
+    ranks, sent = Group.__new__(Group), list[Tensor]()  # a rank that is told what another has sent
+    for other, theirs in enumerate(tensors):
+        with monkeypatch.context() as patch:
+            patch.setattr(ranks, "maximum", lambda value: sent.append(value) or value)
+            ranks.agreed([torch.tensor(theirs)])
+        monkeypatch.setattr(ranks, "maximum", lambda value: torch.maximum(value, sent[-1]))
+        for own, ours in enumerate(tensors):
+            same = own == other or {own, other} == {1, 2}  # judged by sums, and both are NaN
+            assert ranks.agreed([torch.tensor(ours)]) == same, (ours, theirs)
+
+
 def test_what_cannot_be_shared_is_refused(found: dict[str, Any]):
     graph, few = found["refusals"]
     assert "its inputs hold a str" in graph

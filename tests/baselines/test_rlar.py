@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from mtbench.balancing.distributed import Ranks
 from mtbench.balancing.step import Step
 from mtbench.errors import UsageError
 from mtbench_baselines.rlar import RLAR
@@ -186,6 +187,48 @@ def test_scale_of_the_losses_does_not_matter():
         found = encoder_grad(net, RLAR(2).penalty(net.step(scale=scale).sensitivities))
         for a, b in zip(found, reference, strict=True):
             torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-5)
+
+
+class Told(Ranks):
+    """A rank whose numbers another one is told."""
+
+    def __init__(self):
+        self.sums, self.maxima = [], []
+
+    def total(self, share):
+        self.sums.append(share.detach())
+        return share
+
+    def maximum(self, value):
+        self.maxima.append(value.detach())
+        return value.detach()
+
+
+class Beside(Ranks):
+    """A rank that is told them."""
+
+    def __init__(self, told):
+        self.sums, self.maxima = iter(told.sums), iter(told.maxima)
+
+    def total(self, share):
+        return share + next(self.sums)
+
+    def maximum(self, value):
+        return torch.maximum(value.detach(), next(self.maxima))
+
+
+@pytest.mark.parametrize("where", ["bottleneck", "pooled", "both"])
+def test_a_rank_without_a_sample_finds_the_penalty_of_the_others(where):
+    method = RLAR(2, where=where)
+    told = Told()
+    rows = tuple(torch.randn(8, 4, 2, 3, requires_grad=True) for _ in range(2))
+    whole = method.penalty(rows, told)
+    without = tuple(s.detach()[:0].requires_grad_() for s in rows)
+    found = method.penalty(without, Beside(told))
+    assert whole > 0
+    assert torch.equal(found, whole)
+    found.backward()
+    assert without[0].grad.shape == (0, 4, 2, 3)
 
 
 def test_a_penalty_under_inference_mode_does_not_stop_training():

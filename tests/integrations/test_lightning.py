@@ -202,6 +202,13 @@ def test_what_does_not_accumulate(tmp_path):
         trainer(tmp_path, max_epochs=1).fit(module, batches())
 
 
+@pytest.mark.parametrize("wrong", [-2, 0, 0.5, 2.0, "2", True, None])
+def test_accumulate_is_a_whole_number_of_batches(wrong, tmp_path):
+    words = rf"accumulate must be a whole number of at least 1, found {wrong!r}"
+    with pytest.raises(UsageError, match=words):
+        trainer(tmp_path, max_epochs=1).fit(Net(accumulate=wrong), batches())
+
+
 @pytest.mark.parametrize("name", ["ew", "uw", "mgda", "rlar"])
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_mixed_precision(name, precision, tmp_path):
@@ -222,6 +229,22 @@ def test_mixed_precision(name, precision, tmp_path):
         not torch.equal(p, q) for p, q in zip(module.encoder.parameters(), start, strict=True)
     )
     assert all(p.isfinite().all() for p in module.parameters())
+
+
+def test_a_scaler_and_several_optimizers_are_refused(tmp_path):
+    """Lightning changes the scale after each optimizer's step, and the next one unscales by it."""
+
+    class Several(Net):
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.encoder, self.a)]
+
+    def plugin(precision):
+        scaler = torch.amp.GradScaler("cpu") if precision == "16-mixed" else None
+        return MixedPrecision(precision, "cpu", scaler)
+
+    trainer(tmp_path, max_epochs=1, plugins=plugin("bf16-mixed")).fit(Several(), batches())
+    with pytest.raises(UsageError, match=r"one optimizer, found 2: give one .* groups"):
+        trainer(tmp_path, max_epochs=1, plugins=plugin("16-mixed")).fit(Several(), batches())
 
 
 def test_clipping_sees_unscaled_gradients(tmp_path):

@@ -5,6 +5,9 @@ import math
 import shutil
 import sys
 import warnings
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +17,7 @@ with warnings.catch_warnings():  # not ours
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
 from mtbench import cli
+from mtbench.integrations import tensorboard as to_tensorboard
 from mtbench.integrations.mlflow import Log
 from mtbench.integrations.record import Record
 from mtbench.plugins import extras
@@ -174,10 +178,10 @@ def test_a_diverged_cell(mtbench, tiny, client, tmp_path):
     assert "non-finite loss" in found.data.tags["mtbench.reason"]
 
 
-def read(folder, run):
+def read(folder, run, end=""):
     """Return what TensorBoard reads of a cell: its tags, and its scalars by name."""
     spec = run.spec()
-    place = folder / spec.task / spec.method / f"seed{spec.seed}-{spec.hash}"
+    place = folder / spec.task / spec.method / f"seed{spec.seed}-{spec.hash}{end}"
     found = events.EventAccumulator(str(place)).Reload()
     scalars = {
         name: [(event.step, event.value) for event in found.Scalars(name)]
@@ -219,6 +223,56 @@ def test_tensorboard_has_the_spec(mtbench, runs, tmp_path):
     assert params["method"].string_value == "ew"
 
 
+def again(record, count, times=1.5):
+    """Return what is known of a cell that is trained anew, in the epoch `count`."""
+    epochs = [{name: times * value for name, value in epoch.items()} for epoch in record.epochs]
+    return replace(record, status="unfinished", epochs=epochs[:count], once={}, ended=None)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_mlflow_begins_a_new_run_of_a_cell_that_is_trained_anew(count, runs, client):
+    old = Record.of(of(runs, "ew"))
+    new = again(old, 4)
+    new = replace(new, once=old.once, status="finished", ended=old.ended)
+    log = Log(client.tracking_uri)
+    told = [log.write(r) for r in (old, again(old, count), again(old, count), new, new, old)]
+    assert told == [True, True, False, True, False, False]
+    experiment = client.get_experiment_by_name("mtbench/tiny")
+    found = client.search_runs([experiment.experiment_id])
+    scores = {tuple(series(client, each, "score")) for each in found}
+    assert len(found) == 2
+    assert scores == {
+        tuple((step, epoch["score"]) for step, epoch in enumerate(record.epochs))
+        for record in (old, new)
+    }
+    assert {each.info.status for each in found} == {"FINISHED"}
+
+
+def test_mlflow_begins_a_new_run_where_only_the_cost_is_another(runs, client):
+    """The same numbers trained again: the old run keeps its cost."""
+    old = Record.of(of(runs, "ew"))
+    new = replace(old, once={name: 2 * value for name, value in old.once.items()})
+    log = Log(client.tracking_uri)
+    assert [log.write(r) for r in (old, new, new, old)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_tensorboard_begins_a_new_folder_of_a_cell_that_is_trained_anew(count, runs, tmp_path):
+    run = of(runs, "ew")
+    old = Record.of(run)
+    old.epochs[1].update({"large": 1e39, "small": 1e-50})  # float32 knows neither
+    new = replace(again(old, 4), once=old.once, status="finished", ended=old.ended)
+    log = to_tensorboard.Log(tmp_path)
+    told = [log.write(r) for r in (old, again(old, count), again(old, count), new, new, old)]
+    assert told == [True, True, False, True, False, False]
+    for record, end in ((old, ""), (new, "-2")):
+        scores = read(tmp_path, run, end)["scalars"]["score"]
+        assert [step for step, _ in scores] == [0, 1, 2, 3]
+        wanted = [epoch["score"] for epoch in record.epochs]
+        assert [value for _, value in scores] == pytest.approx(wanted)
+    assert not list(tmp_path.rglob("*-3"))
+
+
 def test_undefined_metrics_are_left_out(runs):
     run = of(runs, "ew")
     lines = [json.loads(line) for line in (run.path / "epochs.jsonl").read_text().splitlines()]
@@ -255,6 +309,41 @@ def test_bad_places_are_refused(words, complaint, mtbench, runs, tmp_path):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert complaint.format(file=file) in err
+
+
+@pytest.mark.parametrize("uri", ["mysql://me:SECRET@host/db", "foo://me:SECRET@host/db"])
+def test_a_refusal_shows_no_password(uri, mtbench, runs):
+    """Of a database whose driver is not installed, and of one that nobody knows."""
+    code, out, err = mtbench("log", runs, "--mlflow", uri)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: --mlflow {uri.replace('me:SECRET', '...')}: ")
+    assert "SECRET" not in err
+    assert ("its driver is not installed (No module named" in err) == uri.startswith("mysql")
+
+
+def test_what_was_logged_is_told_without_the_password(mtbench, runs, monkeypatch):
+    to_any = SimpleNamespace(write=lambda record: True)
+    monkeypatch.setattr("mtbench.integrations.mlflow.Log", lambda uri: to_any)
+    _, out, _ = mtbench("log", runs, "--mlflow", "http://me:SECRET@host")
+    assert out == "http://...@host: 2 cells logged, 0 there already\n"
+
+
+def test_a_cell_s_place_is_its_spec_s(runs, tmp_path):
+    """Wherever its folder lies now: two that were moved do not meet in one place."""
+    for method in ("ew", "samo+uw"):
+        run = of(runs, method)
+        moved = run.path.rename(tmp_path / method)
+        (found,) = find_runs([moved])
+        assert Record.of(found).place == Path(run.path.relative_to(runs))
+
+
+@pytest.mark.parametrize("task", ["..", "/etc", "a/../.."])
+def test_a_spec_that_leads_out_of_the_folder_is_refused(task, mtbench, runs, tmp_path):
+    file = of(runs, "ew").path / "spec.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "task": task}))
+    code, _, err = mtbench("log", runs, "--tensorboard", tmp_path / "tb")
+    assert code == 2
+    assert f"task and method must be plain names, found '{task}/ew/seed0-" in err
 
 
 def test_a_corrupt_cell_is_refused(mtbench, runs, tmp_path):

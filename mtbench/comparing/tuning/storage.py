@@ -1,6 +1,5 @@
 """Where Optuna keeps studies, and what is said of it."""
 
-import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,9 +11,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from mtbench.errors import UsageError
-
-_QUERY = re.compile(r"(?i)([?&;][^=&;]*(?:pass|pwd|secret|token|key)[^=&;]*=)([^&;\s]+)")
-_USER = re.compile(r"://[^/@:]*:(.+)@")
+from mtbench.inert import without_password, without_secrets
 
 CONNECT = 10
 """Seconds in which a database server must answer."""
@@ -50,27 +47,11 @@ def open_storage(text: str) -> optuna.storages.BaseStorage:
     )
 
 
-def without_password(url: str) -> str:
-    """Return a URL, or what was meant to be one, without what may be a password.
-
-    >>> without_password("postgresql://me:secret@host/db?sslpassword=x&a=1")
-    'postgresql://...@host/db?sslpassword=...&a=1'
-    >>> without_password("postgresql:/me:secret@host/db")
-    'postgresql:...@host/db'
-    """
-    shown = _QUERY.sub(r"\1...", url)
-    kind, separator, rest = shown.partition("://" if "://" in shown else ":")
-    return f"{kind}{separator}...@{rest.rpartition('@')[2]}" if "@" in rest else shown
-
-
 def reason(error: BaseException, url: str) -> str:
     """Return an error's first line, that of what lies below where Optuna hides it; no password."""
     if isinstance(error, optuna.exceptions.StorageInternalError) and error.__cause__:
         error = error.__cause__
-    said = str(error).partition("\n")[0].rstrip(".").replace(url, without_password(url))
-    for secret in [*_USER.findall(url), *(value for _, value in _QUERY.findall(url))]:
-        said = said.replace(secret, "...")
-    return said
+    return without_secrets(str(error).partition("\n")[0].rstrip("."), url)
 
 
 @contextmanager

@@ -18,8 +18,9 @@ from mtbench.comparing.tuning.draws import Draw, Search, draw
 from mtbench.comparing.tuning.mode import Mode
 from mtbench.comparing.tuning.outcome import Outcome
 from mtbench.comparing.tuning.queue import Queue
-from mtbench.comparing.tuning.storage import open_storage, quiet, reason, without_password
+from mtbench.comparing.tuning.storage import open_storage, quiet, reason
 from mtbench.errors import MtbenchError, RunError, UsageError, writable
+from mtbench.inert import without_password
 from mtbench.training.cell.config import Chosen, Config
 from mtbench.training.cell.request import Choice, Request
 from mtbench.training.cell.rundir import Precision, RunDirectory, Spec
