@@ -19,17 +19,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtbench import cli
+from mtbench.comparing import claim
 from mtbench.comparing.judging import exchange
 from mtbench.comparing.judging.exchange import archive
 from mtbench.comparing.judging.leaderboard import boards
+from mtbench.comparing.judging.leaderboard.cells import read_cells
 from mtbench.errors import RunError
+from mtbench.training.cell.config import Chosen
 from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
+from mtbench.training.machine.locks import HeldError
+from tests.comparing.test_entrants import claimed
 from tests.comparing.test_leaderboard import DIVERGED
 from tests.conftest import TINY
 from tests.refusals import refused
 
 Mtbench = Callable[..., tuple[int, str, str]]
 Files = dict[str, bytes]
+CHOSEN = Chosen(
+    ruleset="exploratory", mode="tpe-median", by="x", score=1.0, trial=0, trials={"finished": 5},
+    seed=9, search={}, cell="x", study="y",
+)  # fmt: skip
 RECORDS = ("epochs.jsonl", "result.json", "spec.json", "test.json")
 
 
@@ -848,3 +857,56 @@ def test_what_was_cut_off_while_staging_is_no_run(finished: Path, tmp_path: Path
     assert len(seen) == 4
     assert all(result is not None for result in seen)
     assert tree(out) == {}
+
+
+def said_of(run: Path, suite: str = "", tuned: bool = False) -> Path:
+    """Let a suite claim a cell, or say that exploratory tuning chose its parameters."""
+    if suite:
+        claimed(RunDirectory(run), suite=suite, digest=suite * 12)
+    if tuned:
+        CHOSEN.write(RunDirectory(run))
+    return run
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["fresh", "there already"])
+def test_what_any_copy_of_a_cell_says_of_it_is_merged(
+    runs: Path, tmp_path: Path, held: bool
+) -> None:
+    """Else a board of a suite lacks it, or parameters of exploratory tuning are ranked."""
+    out = tmp_path / "all"
+    other = Path(shutil.copytree(runs, tmp_path / "other"))
+    said_of(cell(runs), "a")
+    said_of(cell(other), "b", tuned=True)
+    if held:
+        exchange.merge(out, [runs])
+    notes = exchange.merge(out, [runs, other]).notes
+    told = "added to cells that were there already: chosen.json of 1, suites.json of 1"
+    assert (told in notes) == held
+    joined, _ = read_cells(find_runs([runs, other]))
+    [merged] = [one for one in read_cells(find_runs([out]))[0] if one.chosen]
+    assert [one.suite for one in merged.claims] == ["a", "b"]
+    assert [merged.claims] == [one.claims for one in joined if one.chosen]
+    before = tree(out)
+    assert exchange.merge(out, [other, runs]).notes == []
+    assert tree(out) == before
+
+
+def test_what_a_file_says_of_a_cell_here_is_imported(
+    exported: bytes, runs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "ew.mtbench").write_bytes(exported)
+    exchange.import_([tmp_path / "ew.mtbench"], out := tmp_path / "out")
+    said_of(cell(runs), "a", tuned=True)
+    exchange.export([runs], "ew", None, tmp_path / "more.mtbench")
+    found = exchange.import_([tmp_path / "more.mtbench"], out)
+    assert found.identical == 2
+    assert "chosen.json of 1, suites.json of 1" in found.notes[0]
+    assert [one.suite for one in claim.read(RunDirectory(cell(out)))] == ["a"]
+
+
+def test_a_cell_that_is_worked_on_gets_nothing_added(runs: Path, tmp_path: Path) -> None:
+    exchange.merge(out := tmp_path / "all", [runs])
+    said_of(cell(runs), "a")
+    with RunDirectory(cell(out)).claim(), pytest.raises(HeldError, match="works on it; wait"):
+        exchange.merge(out, [runs])
+    assert claim.read(RunDirectory(cell(out))) == []

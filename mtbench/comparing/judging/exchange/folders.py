@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mtbench.comparing import claim
 from mtbench.comparing.judging.exchange.archive import pack, read, unpack
 from mtbench.comparing.judging.exchange.records import (
     RECORDS,
@@ -21,8 +22,9 @@ from mtbench.comparing.judging.exchange.records import (
 )
 from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key
 from mtbench.errors import RunError, did_you_mean, writable
+from mtbench.training.cell import config
 from mtbench.training.cell.result import Result
-from mtbench.training.cell.rundir import SEALED, Spec, find_runs
+from mtbench.training.cell.rundir import SEALED, RunDirectory, Spec, find_runs
 from mtbench.training.machine.cache import writing
 
 _SHOWN = 3
@@ -110,10 +112,10 @@ def import_(files: Sequence[Path], out: Path) -> Moved:
     packages = [read(file) for file in files]
     cells = [cell for package in packages for cell in package.cells]
     source = {cell.spec.hash: p for p in reversed(packages) for cell in p.cells}
-    moves, known, unfinished = _sift(cells, out)
-    if unfinished:
-        raise RunError(f"{unfinished[0]}: is unfinished here; finish or remove it first")
-    new = [cell for cell, _ in moves]
+    sifted = _sift(cells, out)
+    if sifted.begun:
+        raise RunError(f"{sifted.begun[0]}: is unfinished here; finish or remove it first")
+    new, known = [cell for cell, _ in sifted.moves], sifted.known
     notes = [*_own_boards(new, known), *_short(new, known), *_hardware(new, known)]
     date = datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -122,10 +124,10 @@ def import_(files: Sequence[Path], out: Path) -> Moved:
         package = source[cell.spec.hash]
         mark = {"file": package.file, "sha256": package.sha256, "date": date}
         (folder / "imported.json").write_text(json.dumps(mark, indent=2), encoding="utf-8")
-        for name in sorted(cell.files, key="spec.json".__eq__):
-            (folder / name).write_bytes(cell.files[name])
+        _write(cell, folder)
 
-    _place(moves, out, write)
+    _place(sifted.moves, out, write)
+    notes += _complete(sifted.same)
     return Moved([cell.path for cell in new], len(cells) - len(new), 0, notes)
 
 
@@ -143,9 +145,9 @@ def merge(out: Path, roots: Sequence[Path], weights: bool = False) -> Moved:
         RunError: a record is broken, or two folders hold other results of one cell.
     """
     cells, unfinished = _gather(roots, lambda _: True)
-    moves, known, _ = _sift(cells, out)
-    new = [cell for cell, _ in moves]
-    left = [".*", "spec.json", "checkpoint.pt", *([] if weights else ["best.pt"])]
+    sifted = _sift(cells, out)
+    new = [cell for cell, _ in sifted.moves]
+    left = [".*", "checkpoint.pt", *RECORDS, *([] if weights else ["best.pt"])]
     by_name = shutil.ignore_patterns(*left)
 
     def ignored(folder: str, names: list[str]) -> set[str]:
@@ -156,10 +158,10 @@ def merge(out: Path, roots: Sequence[Path], weights: bool = False) -> Moved:
 
     def write(cell: Checked, folder: Path) -> None:
         shutil.copytree(cell.origin, folder, ignore=ignored)
-        shutil.copy2(Path(cell.origin) / "spec.json", folder)
+        _write(cell, folder)
 
-    _place(moves, out, write)
-    notes = _hardware(new, known)
+    _place(sifted.moves, out, write)
+    notes = [*_complete(sifted.same), *_hardware(new, sifted.known)]
     return Moved([cell.path for cell in new], len(cells) - len(new), len(unfinished), notes)
 
 
@@ -186,22 +188,71 @@ def _gather(
     return found, unfinished - {cell.spec.hash for cell in found}
 
 
+def _write(cell: Checked, folder: Path) -> None:
+    """Write a cell's records, ``spec.json`` last: without it a folder is no run directory."""
+    for name in sorted(cell.files, key="spec.json".__eq__):
+        (folder / name).write_bytes(cell.files[name])
+
+
+def _complete(same: Sequence[tuple[Checked, Checked]]) -> list[str]:
+    """Add to cells that are here what another copy says of them, and tell of it in a line.
+
+    Args:
+        same: the cell here, and the other copy.
+
+    Raises:
+        RunError: one cannot be written, or another process works on it.
+    """
+    added: Counter[str] = Counter()
+    for here, other in same:
+        if here.united(other).files == here.files:
+            continue
+        run = RunDirectory(Path(here.origin))
+        with run.claim():
+            held = Checked.of(_records(run.path), here.origin)  # a sweep may have changed it
+            files = held.united(other).files
+            for name in (config.FILE, claim.FILE):
+                if files.get(name) != held.files.get(name):
+                    run.write_text(name, files[name].decode())
+                    added[name] += 1
+    told = ", ".join(f"{name} of {n}" for name, n in sorted(added.items()))
+    return [f"added to cells that were there already: {told}"] if added else []
+
+
 def _unique(cells: Iterable[Checked]) -> list[Checked]:
-    """Return each cell once; those that are there with other results are refused."""
+    """Return each cell once, with what all its copies say of it; other results are refused."""
     found: dict[str, Checked] = {}
     conflicts = []
     for cell in cells:
-        known = found.setdefault(cell.spec.hash, cell)
-        if known is not cell and known.substance != cell.substance:
+        if (known := found.get(cell.spec.hash)) is None:
+            found[cell.spec.hash] = cell
+        elif known.substance != cell.substance:
             conflicts.append((known.origin, cell.origin))
+        else:
+            found[cell.spec.hash] = known.united(cell)
     _refuse(conflicts)
     return list(found.values())
 
 
-def _sift(
-    cells: Sequence[Checked], out: Path
-) -> tuple[list[tuple[Checked, Path]], list[Finished], list[Path]]:
-    """Return which cells `out` lacks and where they go, what is finished there, and what is not.
+@dataclass(frozen=True)
+class _Sifted:
+    """What cells are to a folder.
+
+    Attributes:
+        moves: those that it lacks, and where each goes.
+        same: those that are finished there: the cell there, and the one that comes.
+        known: all that is finished there, of the cells' tasks.
+        begun: those that are unfinished there.
+    """
+
+    moves: list[tuple[Checked, Path]]
+    same: list[tuple[Checked, Checked]]
+    known: list[Finished]
+    begun: list[Path]
+
+
+def _sift(cells: Sequence[Checked], out: Path) -> _Sifted:
+    """Return what cells are to a folder.
 
     Raises:
         RunError: `out` holds other results of a cell, or a cell of its board other metrics.
@@ -219,23 +270,25 @@ def _sift(
                 finished[spec.hash] = Finished(str(run.path), spec, result)
             else:
                 begun[spec.hash] = run.path
-    known = list(finished.values())
-    moves, unfinished, conflicts = [], [], []
+    found = _Sifted([], [], list(finished.values()), [])
+    conflicts = []
     for cell in _unique(cells):
         target = out / cell.path
-        if here := finished.get(cell.spec.hash):
-            if Checked.of(_records(Path(here.origin)), here.origin).substance != cell.substance:
+        if there := finished.get(cell.spec.hash):
+            here = Checked.of(_records(Path(there.origin)), there.origin)
+            if here.substance != cell.substance:
                 conflicts.append((cell.origin, here.origin))
+            found.same.append((here, cell))
             continue
         if cell.spec.hash in begun:
             target = begun[cell.spec.hash]
-            unfinished.append(target)
+            found.begun.append(target)
         elif target.exists() or target.is_symlink():
             raise RunError(f"{target}: is in the way, and is no run directory of this cell")
-        moves.append((cell, target))
+        found.moves.append((cell, target))
     _refuse(conflicts)
-    _must_declare_alike([cell for cell, _ in moves], known)
-    return moves, known, unfinished
+    _must_declare_alike([cell for cell, _ in found.moves], found.known)
+    return found
 
 
 def _refuse(conflicts: Sequence[tuple[str, str]]) -> None:

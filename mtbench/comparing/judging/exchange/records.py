@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -90,6 +90,24 @@ class Checked(Finished):
     def path(self) -> str:
         """Where it belongs below a folder of runs."""
         return self.spec.path
+
+    @property
+    def claims(self) -> list[claim.Claim]:
+        """What suites say of it."""
+        return claim.parse(self.files.get(claim.FILE, b"[]"), f"{self.origin}/{claim.FILE}")
+
+    def united(self, other: "Checked") -> "Checked":
+        """Return it with what another copy says beside the results, as boards join the two.
+
+        That is all claims of suites, and how its parameters were found where it does not say so.
+        """
+        files = dict(self.files)
+        if config.FILE in other.files:
+            files.setdefault(config.FILE, other.files[config.FILE])
+        own = self.claims
+        if more := [one for one in other.claims if one not in own]:
+            files[claim.FILE] = claim.text([*own, *more]).encode()
+        return replace(self, files=files)
 
     @property
     def substance(self) -> str:
