@@ -910,3 +910,46 @@ def test_a_cell_that_is_worked_on_gets_nothing_added(runs: Path, tmp_path: Path)
     with RunDirectory(cell(out)).claim(), pytest.raises(HeldError, match="works on it; wait"):
         exchange.merge(out, [runs])
     assert claim.read(RunDirectory(cell(out))) == []
+
+
+def test_records_and_weights_that_are_links_are_merged(runs: Path, tmp_path: Path) -> None:
+    """As git-annex, DVC and what finds duplicates make them; read-only, too."""
+    (store := tmp_path / "store").mkdir()
+    names = ("result.json", "test.json", "epochs.jsonl", "spec.json", "best.pt", "steps.csv")
+    for name in names:
+        (cell(runs) / name).rename(store / name)
+        (store / name).chmod(0o444)
+        (cell(runs) / name).symlink_to(store / name)
+    out = tmp_path / "all"
+    notes = exchange.merge(out, [runs], weights=True).notes
+    assert notes == [
+        f"links and special files are not copied: 1, such as {cell(runs) / 'steps.csv'}"
+    ]
+    assert records(out) == records(runs)
+    for name in names[:-1]:
+        assert not (cell(out) / name).is_symlink()
+        assert (cell(out) / name).read_bytes() == (store / name).read_bytes()
+    assert exchange.merge(out, [runs], weights=True).identical == 4
+
+
+def test_weights_that_are_asked_for_later_are_added(
+    mtbench: Mtbench, runs: Path, tmp_path: Path
+) -> None:
+    exchange.merge(out := tmp_path / "all", [runs])
+    (cell(runs, "stl") / "best.pt").unlink()
+    code, said, _ = mtbench("merge", out, runs, "--weights")
+    assert (code, said) == (
+        0,
+        "cells: 0 copied, 4 there already\n"
+        "- added to cells that were there already: best.pt of 3\n"
+        f"- no copy has best.pt of 1 cells, such as {cell(out, 'stl')}\n",
+    )
+    assert (cell(out) / "best.pt").read_bytes() == (cell(runs) / "best.pt").read_bytes()
+
+
+def test_weights_and_what_was_fitted_come_from_any_copy(runs: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(runs, tmp_path / "other"))
+    (cell(runs) / "best.pt").unlink()
+    (cell(other) / "fitted.json").write_text("{}")
+    exchange.merge(out := tmp_path / "all", [runs, other], weights=True)
+    assert {"best.pt", "fitted.json"} <= {file.name for file in cell(out).iterdir()}

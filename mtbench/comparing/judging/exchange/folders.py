@@ -3,14 +3,13 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mtbench.comparing import claim
 from mtbench.comparing.judging.exchange.archive import pack, read, unpack
 from mtbench.comparing.judging.exchange.records import (
     RECORDS,
@@ -22,12 +21,15 @@ from mtbench.comparing.judging.exchange.records import (
 )
 from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key
 from mtbench.errors import RunError, did_you_mean, writable
-from mtbench.training.cell import config
 from mtbench.training.cell.result import Result
 from mtbench.training.cell.rundir import SEALED, RunDirectory, Spec, find_runs
 from mtbench.training.machine.cache import writing
 
 _SHOWN = 3
+
+_WEIGHTS = "best.pt"
+_BESIDE = ("fitted.json", "test.opened")
+"""What a copy of a cell may have beside its records, and another one may lack."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def import_(files: Sequence[Path], out: Path) -> Moved:
         _write(cell, folder)
 
     _place(sifted.moves, out, write)
-    notes += _complete(sifted.same)
+    notes += _complete(sifted.same, {})
     return Moved([cell.path for cell in new], len(cells) - len(new), 0, notes)
 
 
@@ -147,22 +149,43 @@ def merge(out: Path, roots: Sequence[Path], weights: bool = False) -> Moved:
     cells, unfinished = _gather(roots, lambda _: True)
     sifted = _sift(cells, out)
     new = [cell for cell, _ in sifted.moves]
-    left = [".*", "checkpoint.pt", *RECORDS, *([] if weights else ["best.pt"])]
-    by_name = shutil.ignore_patterns(*left)
+    beside = _beside(cells, (*_BESIDE, _WEIGHTS) if weights else _BESIDE)
+    by_name = shutil.ignore_patterns(".*", "checkpoint.pt", *RECORDS, *_BESIDE, _WEIGHTS)
+    odd: set[Path] = set()
 
     def ignored(folder: str, names: list[str]) -> set[str]:
         """Return what is not copied: a link may lead anywhere, and a pipe has no end."""
-        paths = [Path(folder) / name for name in names]
-        odd = {p.name for p in paths if p.is_symlink() or not (p.is_file() or p.is_dir())}
-        return (by_name(folder, names) - {SEALED}) | odd
+        left = by_name(folder, names) - {SEALED}
+        paths = [Path(folder) / name for name in names if name not in left]
+        links = {p for p in paths if p.is_symlink() or not (p.is_file() or p.is_dir())}
+        odd.update(links)
+        return left | {p.name for p in links}
 
     def write(cell: Checked, folder: Path) -> None:
         shutil.copytree(cell.origin, folder, ignore=ignored)
+        for name, file in beside[cell.spec.hash].items():
+            shutil.copyfile(file, folder / name)
         _write(cell, folder)
 
     _place(sifted.moves, out, write)
-    notes = [*_complete(sifted.same), *_hardware(new, sifted.known)]
+    notes = [*_complete(sifted.same, beside), *_hardware(new, sifted.known)]
+    if odd:
+        notes.append(f"links and special files are not copied: {len(odd)}, such as {min(odd)}")
+    if weights:
+        folders = [*(t for _, t in sifted.moves), *(Path(here.origin) for here, _ in sifted.same)]
+        if bare := [folder for folder in folders if not (folder / _WEIGHTS).exists()]:
+            notes.append(f"no copy has {_WEIGHTS} of {len(bare)} cells, such as {min(bare)}")
     return Moved([cell.path for cell in new], len(cells) - len(new), len(unfinished), notes)
+
+
+def _beside(cells: Iterable[Checked], names: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Return by cell and name the first of its copies' files; unlike a folder's, links count."""
+    found: dict[str, dict[str, Path]] = {}
+    for cell in cells:
+        files = {name: Path(cell.origin) / name for name in names}
+        own = {name: file for name, file in files.items() if file.is_file()}
+        found[cell.spec.hash] = own | found.get(cell.spec.hash, {})
+    return found
 
 
 def _records(path: Path) -> dict[str, bytes]:
@@ -194,27 +217,35 @@ def _write(cell: Checked, folder: Path) -> None:
         (folder / name).write_bytes(cell.files[name])
 
 
-def _complete(same: Sequence[tuple[Checked, Checked]]) -> list[str]:
-    """Add to cells that are here what another copy says of them, and tell of it in a line.
+def _complete(
+    same: Sequence[tuple[Checked, Checked]], beside: Mapping[str, Mapping[str, Path]]
+) -> list[str]:
+    """Add to cells that are here what other copies have beside the results; tell it in a line.
 
     Args:
-        same: the cell here, and the other copy.
+        same: the cell here, and the one that comes.
+        beside: further files that come, by cell and name.
 
     Raises:
         RunError: one cannot be written, or another process works on it.
     """
     added: Counter[str] = Counter()
     for here, other in same:
-        if here.united(other).files == here.files:
-            continue
         run = RunDirectory(Path(here.origin))
-        with run.claim():
+        files = beside.get(here.spec.hash, {})
+        lacking = [name for name in files if not (run.path / name).exists()]
+        if not lacking and here.united(other).files == here.files:
+            continue
+        with run.claim(), writable(str(run.path)):
             held = Checked.of(_records(run.path), here.origin)  # a sweep may have changed it
-            files = held.united(other).files
-            for name in (config.FILE, claim.FILE):
-                if files.get(name) != held.files.get(name):
-                    run.write_text(name, files[name].decode())
+            for name, raw in held.united(other).files.items():
+                if raw != held.files.get(name):
+                    run.write_text(name, raw.decode())
                     added[name] += 1
+            for name in lacking:
+                with writing(run.path / name) as temporary:
+                    shutil.copyfile(files[name], temporary)
+                added[name] += 1
     told = ", ".join(f"{name} of {n}" for name, n in sorted(added.items()))
     return [f"added to cells that were there already: {told}"] if added else []
 
