@@ -111,8 +111,11 @@ class Checked(Finished):
 
     @property
     def substance(self) -> str:
-        """What two runs of one cell must agree on: all but how and when they were made."""
-        made = {"cost", "environment", "plugins", "times"}
+        """What two runs of one cell must agree on: all but how, when and where they were made.
+
+        Notes name files where they lay; what they say of the data is in its fingerprint.
+        """
+        made = {"cost", "environment", "notes", "plugins", "times"}
         result = self.result.model_dump(mode="json", exclude=made)
         test = json.loads(self.files.get("test.json", b"null"))
         return json.dumps([result, test], sort_keys=True)
