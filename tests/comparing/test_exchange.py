@@ -953,3 +953,41 @@ def test_weights_and_what_was_fitted_come_from_any_copy(runs: Path, tmp_path: Pa
     (cell(other) / "fitted.json").write_text("{}")
     exchange.merge(out := tmp_path / "all", [runs, other], weights=True)
     assert {"best.pt", "fitted.json"} <= {file.name for file in cell(out).iterdir()}
+
+
+def test_a_merge_does_not_replace_a_cell_that_is_trained(finished: Path, runs: Path) -> None:
+    (cell(runs) / "result.json").unlink()
+    shutil.rmtree(cell(runs, "stl"))
+    before = tree(runs)
+    with RunDirectory(cell(runs)).claim(), pytest.raises(HeldError, match="works on it; wait"):
+        exchange.merge(runs, [finished])
+    assert tree(runs) == before
+    assert len(exchange.merge(runs, [finished]).cells) == 2
+
+
+def test_a_cell_trained_on_the_same_data_elsewhere_is_the_same(runs: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(runs, tmp_path / "other"))
+    result = json.loads((cell(runs) / "result.json").read_text())
+    result["notes"] |= {"doubts": ["/elsewhere/mine.csv: looks odd"]}
+    (cell(runs) / "result.json").write_text(json.dumps(result))
+    assert exchange.merge(runs, [other]).identical == 4
+
+
+@pytest.mark.parametrize("rest", ["finished", "begun"])
+def test_a_file_takes_no_own_cell_its_place_in_a_suite(
+    finished: Path, runs: Path, tmp_path: Path, rest: str
+) -> None:
+    said_of(cell(runs), "a")
+    foreign = put(tmp_path / "foreign", *forged(cell(finished), method="uw"))
+    claimed(RunDirectory(foreign), suite="a", digest="a" * 12, label="ew")
+    exchange.export([tmp_path / "foreign"], "uw", None, file := tmp_path / "uw.mtbench")
+    if rest == "begun":
+        (cell(runs) / "result.json").unlink()
+    before = tree(runs)
+    said = f"is 'ew' of suite a@aaaaaa at seed 0, and so is another cell, {cell(runs)}; a board"
+    with pytest.raises(RunError, match=said):
+        exchange.import_([file], runs)
+    assert tree(runs) == before
+    (cell(runs) / "suites.json").unlink()
+    assert len(exchange.import_([file], runs).cells) == 1
+    assert exchange.import_([file], runs).identical == 1

@@ -4,12 +4,14 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mtbench.comparing import claim
 from mtbench.comparing.judging.exchange.archive import pack, read, unpack
 from mtbench.comparing.judging.exchange.records import (
     RECORDS,
@@ -117,6 +119,7 @@ def import_(files: Sequence[Path], out: Path) -> Moved:
     sifted = _sift(cells, out)
     if sifted.begun:
         raise RunError(f"{sifted.begun[0]}: is unfinished here; finish or remove it first")
+    _refuse_rivals(sifted)
     new, known = [cell for cell, _ in sifted.moves], sifted.known
     notes = [*_own_boards(new, known), *_short(new, known), *_hardware(new, known)]
     date = datetime.now(UTC).isoformat(timespec="seconds")
@@ -144,7 +147,8 @@ def merge(out: Path, roots: Sequence[Path], weights: bool = False) -> Moved:
         weights: copy ``best.pt`` too.
 
     Raises:
-        RunError: a record is broken, or two folders hold other results of one cell.
+        RunError: a record is broken, two folders hold other results of one cell, or a process
+            trains one in `out`.
     """
     cells, unfinished = _gather(roots, lambda _: True)
     sifted = _sift(cells, out)
@@ -274,12 +278,14 @@ class _Sifted:
         same: those that are finished there: the cell there, and the one that comes.
         known: all that is finished there, of the cells' tasks.
         begun: those that are unfinished there.
+        places: which cells are at a place of a suite there, at a seed: their folders by hash.
     """
 
     moves: list[tuple[Checked, Path]]
     same: list[tuple[Checked, Checked]]
     known: list[Finished]
     begun: list[Path]
+    places: dict[tuple[tuple[Any, ...], int], dict[str, Path]]
 
 
 def _sift(cells: Sequence[Checked], out: Path) -> _Sifted:
@@ -291,6 +297,7 @@ def _sift(cells: Sequence[Checked], out: Path) -> _Sifted:
     tasks = {cell.spec.task for cell in cells}
     begun: dict[str, Path] = {}
     finished: dict[str, Finished] = {}
+    places: dict[tuple[tuple[Any, ...], int], dict[str, Path]] = {}
     for run in find_runs([out]) if out.is_dir() else ():
         spec = run.spec()
         if spec.task in tasks:
@@ -301,7 +308,9 @@ def _sift(cells: Sequence[Checked], out: Path) -> _Sifted:
                 finished[spec.hash] = Finished(str(run.path), spec, result)
             else:
                 begun[spec.hash] = run.path
-    found = _Sifted([], [], list(finished.values()), [])
+            for one in claim.read(run):
+                places.setdefault((one.place, spec.seed), {})[spec.hash] = run.path
+    found = _Sifted([], [], list(finished.values()), [], places)
     conflicts = []
     for cell in _unique(cells):
         target = out / cell.path
@@ -320,6 +329,22 @@ def _sift(cells: Sequence[Checked], out: Path) -> _Sifted:
     _refuse(conflicts)
     _must_declare_alike([cell for cell, _ in found.moves], found.known)
     return found
+
+
+def _refuse_rivals(sifted: _Sifted) -> None:
+    """Refuse cells in whose place of a suite the folder has others: boards count one of them.
+
+    That may be a stranger's in the stead of one's own, whatever its method.
+    """
+    for cell in [*(cell for cell, _ in sifted.moves), *(cell for _, cell in sifted.same)]:
+        for one in cell.claims:
+            here = sifted.places.get((one.place, cell.spec.seed), {})
+            if here and cell.spec.hash not in here:
+                raise RunError(
+                    f"{cell.origin}: is {show(one.label)} of suite {one.tag} at seed "
+                    f"{cell.spec.seed}, and so is another cell, {min(here.values())}; a board "
+                    "counts one of them: remove the one here, or import into another --out"
+                )
 
 
 def _refuse(conflicts: Sequence[tuple[str, str]]) -> None:
@@ -415,6 +440,9 @@ def _place(
     """Write each cell in a hidden folder of `out`, then rename them all into place, or none.
 
     `write` writes ``spec.json`` last: a folder that was cut off before is no run directory.
+
+    Raises:
+        RunError: they cannot be written, or a process trains one that is to be replaced.
     """
     if not moves:
         return
@@ -435,9 +463,11 @@ def _place(
             try:
                 for _, target in moves:
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    if target.exists():
-                        move(target, replaced / target.name)
-                    move(staged / target.name, target)
+                    with ExitStack() as held:
+                        if target.exists():
+                            held.enter_context(RunDirectory(target).claim())
+                            move(target, replaced / target.name)
+                        move(staged / target.name, target)
             except BaseException:
                 for source, target in reversed(undo):
                     target.rename(source)
