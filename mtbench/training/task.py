@@ -214,7 +214,7 @@ class Splits:
         test: what is reported.
         fingerprint: identifies the content; it is part of the cell's spec.
         notes: what a person should know of the data, printed and recorded; a list of texts gets
-            a line each.
+            a line each, and is left out of model cards and exports, for it may name patients.
     """
 
     train: Split

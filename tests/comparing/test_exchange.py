@@ -991,3 +991,17 @@ def test_a_file_takes_no_own_cell_its_place_in_a_suite(
     (cell(runs) / "suites.json").unlink()
     assert len(exchange.import_([file], runs).cells) == 1
     assert exchange.import_([file], runs).identical == 1
+
+
+def test_what_notes_say_of_single_cases_is_not_exported(runs: Path, tmp_path: Path) -> None:
+    """It may name patients."""
+    file = cell(runs) / "result.json"
+    notes = {"images": [8, 2, 2], "looks odd": 1, "doubts": ["patients 'Doe, John' ... alike"]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"notes": notes}))
+    exchange.export([runs], "ew", None, to := tmp_path / "ew.mtbench")
+    assert b"Doe" not in b"".join(members(to.read_bytes()).values())
+    exchange.import_([to], out := tmp_path / "out")
+    kept = RunDirectory(cell(out)).result()
+    assert kept is not None
+    assert kept.notes == {"images": [8, 2, 2], "looks odd": 1}
+    assert exchange.import_([to], runs).identical == 2

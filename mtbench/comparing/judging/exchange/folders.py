@@ -54,7 +54,8 @@ class Moved:
 def export(roots: Sequence[Path], method: str, task: str | None, to: Path) -> Moved:
     """Write a method's results as one file: the same results give the same bytes.
 
-    Final cells go with the trials that are comparable with them; unfinished ones are left out.
+    Final cells go with the trials that are comparable with them; unfinished ones are left out, and
+    so are notes on single cases.
 
     Args:
         roots: folders of runs.
@@ -87,7 +88,7 @@ def export(roots: Sequence[Path], method: str, task: str | None, to: Path) -> Mo
             f"{len(found)} trials); finish it first"
         )
     found = _unique(found)
-    cells = [cell for cell in found if group_key(cell.spec) in boards]
+    cells = [cell.public for cell in found if group_key(cell.spec) in boards]
     raw = pack(cells)
     try:
         unpack(raw)

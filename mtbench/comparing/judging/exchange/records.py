@@ -110,6 +110,15 @@ class Checked(Finished):
         return replace(self, files=files)
 
     @property
+    def public(self) -> "Checked":
+        """It as it may be given away: without notes on single cases."""
+        if (notes := self.result.public_notes) == self.result.notes:
+            return self
+        result = json.loads(self.files["result.json"]) | {"notes": notes}
+        files = self.files | {"result.json": json.dumps(result, indent=2).encode()}
+        return replace(self, result=self.result.model_copy(update={"notes": notes}), files=files)
+
+    @property
     def substance(self) -> str:
         """What two runs of one cell must agree on: all but how, when and where they were made.
 
