@@ -105,7 +105,7 @@ def test_the_card_says_nothing_of_single_cases(run: Path, tmp_path: Path) -> Non
     result = json.loads((copy / "result.json").read_text())
     result["notes"] |= {"looks odd": 77, "doubts": ["patients 'Doe, John' and 'DOE^JOHN'"]}
     (copy / "result.json").write_text(json.dumps(result))
-    package.write(copy, tmp_path / "p")
+    package.write(copy, tmp_path / "p", onnx=False)
     card = (tmp_path / "p" / "README.md").read_text()
     assert "Doe" not in card
     assert '"looks odd": 77' in card

@@ -510,6 +510,13 @@ CONTENT: dict[str, tuple[Callable[[Files], object], str]] = {
     "result of text": (_json("result.json", cost={}), "result.json: not of version 1: cost"),
     "chosen score": (_json("result.json", score=9.0), "val and score are not those of epoch"),
     "best of none": (_json("result.json", best_epoch=7), "best_epoch must be one of its epochs"),
+    "no metric": (_json("result.json", metrics={}), "metrics: Dictionary should have at least 1"),
+    "epoch without a metric": (
+        lambda files: files.update(
+            {"epochs.jsonl": files["epochs.jsonl"].replace(b'"within"', b'"without"')}
+        ),
+        "epochs.jsonl: val of epoch 0 lacks 'within'",
+    ),
     "foreign metric": (_json("test.json", metrics={"method": 1.0}), "'method' is no metric of"),
     "metric of text": (_json("test.json", metrics={"within": "1"}), "metrics.within: Input"),
     "shadowing metric": (

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mtbench.training.task import is_texts, shadows
 
@@ -53,7 +53,7 @@ class Result(Part):
     hash: str
     selection: str
     epochs: int
-    metrics: dict[str, Declared]
+    metrics: dict[str, Declared] = Field(min_length=1)
     notes: dict[str, Any]
     idle: list[str]
     acts: float | None = None

@@ -184,6 +184,9 @@ def _check_epochs(result: Result, spec: Spec, raw: bytes, origin: str) -> None:
     epochs = [parsed(_Epoch, line.encode(), where) for line in lines]
     if [epoch.epoch for epoch in epochs] != list(range(result.epochs)):
         raise RunError(f"{where}: must have epochs 0 to {result.epochs - 1}, one a line")
+    for epoch in epochs:
+        if lacking := set(result.metrics) - set(epoch.val):
+            raise RunError(f"{where}: val of epoch {epoch.epoch} lacks {show(min(lacking))}")
     budget = spec.recipe["epochs"]
     if result.epochs > budget or (result.status == "finished" and result.epochs < budget):
         raise RunError(f"{origin}: trained {result.epochs} epochs of its {budget}")
