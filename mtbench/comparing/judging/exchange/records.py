@@ -1,7 +1,6 @@
 """The records of a finished cell: what each must be, and how they must agree."""
 
 import json
-import re
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
@@ -9,15 +8,13 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mtbench.comparing import claim
 from mtbench.errors import RunError, UsageError, first_fault
+from mtbench.plugins.registry import NAME
 from mtbench.training.cell import config
 from mtbench.training.cell.result import Part, Result
 from mtbench.training.cell.rundir import Spec, parse
 from mtbench.training.task import Recipe
 
 RECORDS = (config.FILE, "epochs.jsonl", "result.json", "spec.json", claim.FILE, "test.json")
-
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .+-]{0,99}")
-"""What may be called so in a path."""
 
 _RECIPE = TypeAdapter(Recipe)
 
