@@ -132,8 +132,8 @@ def import_(files: Sequence[Path], out: Path) -> Moved:
         (folder / "imported.json").write_text(json.dumps(mark, indent=2), encoding="utf-8")
         _write(cell, folder)
 
-    _place(sifted.moves, out, write)
     notes += _complete(sifted.same, {})
+    _place(sifted.moves, out, write)
     return Moved([cell.path for cell in new], len(cells) - len(new), 0, notes)
 
 
@@ -172,13 +172,14 @@ def merge(out: Path, roots: Sequence[Path], weights: bool = False) -> Moved:
             shutil.copyfile(file, folder / name)
         _write(cell, folder)
 
-    _place(sifted.moves, out, write)
     notes = [*_complete(sifted.same, beside), *_hardware(new, sifted.known)]
+    _place(sifted.moves, out, write)
     if odd:
         notes.append(f"links and special files are not copied: {len(odd)}, such as {min(odd)}")
     if weights:
-        folders = [*(t for _, t in sifted.moves), *(Path(here.origin) for here, _ in sifted.same)]
-        if bare := [folder for folder in folders if not (folder / _WEIGHTS).exists()]:
+        places = [*sifted.moves, *((here, Path(here.origin)) for here, _ in sifted.same)]
+        trained = [place for cell, place in places if cell.result.status == "finished"]
+        if bare := [place for place in trained if not (place / _WEIGHTS).exists()]:
             notes.append(f"no copy has {_WEIGHTS} of {len(bare)} cells, such as {min(bare)}")
     return Moved([cell.path for cell in new], len(cells) - len(new), len(unfinished), notes)
 
