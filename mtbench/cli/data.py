@@ -112,8 +112,8 @@ def export(
         options = own(kind.export, context, context.args)
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
             raise RunError(f"--to {to}: exists already; choose an empty or a new folder")
-        with filling(to, "--to"):
-            found = kind.export(source, data, to, **options)
+        with filling(to, "--to") as place:
+            found = kind.export(source, data, place, **options)
     for line in found.problems:
         typer.echo(inert.plain(line))
     left = f"; left out: {len(found.problems)}" if found.problems else ""

@@ -40,8 +40,8 @@ def evaluate(
         raise UsageError("no model to evaluate: give a run directory or a packaged model")
     task, trained = package.load_all(named, plugin or [], "evaluate")
     options = own(task.evaluate, context, extra)
-    with filling(out, "--out"):
-        found = task.evaluate(trained, data, out, **options)
+    with filling(out, "--out") as folder:
+        found = task.evaluate(trained, data, folder, **options)
     console = terminal()
     for title, head, rows in found.tables:
         table = Table(*head, title=title, title_justify="left")
@@ -54,4 +54,5 @@ def evaluate(
     for note in found.notes:
         typer.echo(f"note: {inert.plain(note)}")
     for file in found.files:
-        typer.echo(f"written: {file}")
+        moved = file.is_relative_to(folder)
+        typer.echo(f"written: {out / file.relative_to(folder) if moved else file}")

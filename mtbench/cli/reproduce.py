@@ -100,9 +100,14 @@ def reproduce(
     exact = precision or "fp32"
     asked = [reference, *method]
     request = Request.of(task, asked, given, plugin or [], options.names(context))
-    for name in reported.metrics:
+    for name, higher in reported.metrics.items():
         if name not in request.task.metrics:
             raise UsageError(f"the published metric {name!r} is none of this task's")
+        if higher != request.task.metrics[name].higher_is_better:
+            raise UsageError(
+                f"the published metric {name!r} has higher is better = {str(higher).lower()}, this "
+                f"task's {str(not higher).lower()}; mend [metrics] in the published file"
+            )
     runs = run_cells(
         request, range(seed, seed + seeds), device, exact, out, fresh=False, threads=threads,
         engine=partial(Engine, notebook=cache_dir()), init=None, diagnose=False,

@@ -5,6 +5,7 @@ ranked comes from the suite, and this is where the folder remembers it. A cell m
 """
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import (
@@ -156,6 +157,10 @@ def add(run: RunDirectory, claim: Claim) -> None:
     """
     known = read(run)
     if claim not in known:
-        kept = [one for one in known if one.place != claim.place]
-        content = [one.model_dump(mode="json", exclude_defaults=True) for one in (*kept, claim)]
-        run.write_text(FILE, json.dumps(content, indent=1))
+        run.write_text(FILE, text([*(one for one in known if one.place != claim.place), claim]))
+
+
+def text(claims: Sequence[Claim]) -> str:
+    """Return what the file says of claims."""
+    content = [one.model_dump(mode="json", exclude_defaults=True) for one in claims]
+    return json.dumps(content, indent=1)

@@ -27,6 +27,9 @@ from mtbench.plugins.code import PACKAGE, digest_of, module_digest
 
 Kind = Literal["method", "task"]
 Plugin = TypeVar("Plugin")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .+-]{0,99}")
+"""What may be called so in a path; results of anything else could not be given away."""
+
 _EXTRA = rb"""^EXTRA *= *["']([\w-]+)["'] *(?:#.*)?\r?$"""
 
 
@@ -140,7 +143,8 @@ def entries(kind: Kind, plugins: Sequence[Path | str] = ()) -> dict[str, Entry]:
     """Return all plugins of a kind by name, sorted; plugin files count as both kinds.
 
     Raises:
-        PluginError: two plugins share a name, or a plugin file does not exist.
+        PluginError: two plugins share a name, one has none that a folder may have anywhere, or a
+            plugin file does not exist.
         UsageError: `plugins` is no list or tuple: of a text, each letter would be a file.
     """
     if not isinstance(plugins, list | tuple):
@@ -150,6 +154,11 @@ def entries(kind: Kind, plugins: Sequence[Path | str] = ()) -> dict[str, Entry]:
         )
     found: dict[str, Entry] = {}
     for entry in [*_installed(kind), *map(_from_file, plugins)]:
+        if not NAME.fullmatch(entry.name):
+            raise PluginError(
+                f"{entry.path}: the file's name is the plugin's and a folder's, so Latin letters, "
+                f"digits, and within it spaces and . + - only, found {entry.name!r}; rename it"
+            )
         if entry.name in found and found[entry.name].path != entry.path:
             raise PluginError(
                 f"two {kind}s are called {entry.name!r}: {found[entry.name].path} and "

@@ -214,7 +214,7 @@ class Splits:
         test: what is reported.
         fingerprint: identifies the content; it is part of the cell's spec.
         notes: what a person should know of the data, printed and recorded; a list of texts gets
-            a line each.
+            a line each, and is left out of model cards and exports, for it may name patients.
     """
 
     train: Split
@@ -457,7 +457,8 @@ class Task(ABC):
         Args:
             trained: the model.
             data: where the data lies.
-            to: a folder, which is there, for whatever is written.
+            to: a folder, which is there, for whatever is written. It may be moved at the end, so
+                what is written does not name it.
 
         Raises:
             DataError: the data is absent or broken, or the model was trained on all of it.
@@ -508,7 +509,7 @@ class Task(ABC):
         Args:
             source: its name.
             data: where it lies.
-            to: an empty folder, or one that is to be made.
+            to: an empty folder, or one that is to be made. It may be moved at the end.
         """
         raise UsageError(f"task {name_of(cls)} has no data to export")
 

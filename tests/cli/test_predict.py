@@ -99,6 +99,18 @@ def test_a_record_that_json_cannot_hold_is_one_line(tmp_path: Path) -> None:
 # Packaging
 
 
+def test_the_card_says_nothing_of_single_cases(run: Path, tmp_path: Path) -> None:
+    """It may name patients."""
+    copy = Path(shutil.copytree(run, tmp_path / run.name))
+    result = json.loads((copy / "result.json").read_text())
+    result["notes"] |= {"looks odd": 77, "doubts": ["patients 'Doe, John' and 'DOE^JOHN'"]}
+    (copy / "result.json").write_text(json.dumps(result))
+    package.write(copy, tmp_path / "p", onnx=False)
+    card = (tmp_path / "p" / "README.md").read_text()
+    assert "Doe" not in card
+    assert '"looks odd": 77' in card
+
+
 def test_the_package_holds_what_its_card_says(run: Path, packed: Path) -> None:
     assert files(packed) == {"README.md", "model.json", "model.safetensors", "model.onnx"}
     card = (packed / "README.md").read_text()

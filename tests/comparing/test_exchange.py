@@ -19,17 +19,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtbench import cli
+from mtbench.comparing import claim
 from mtbench.comparing.judging import exchange
 from mtbench.comparing.judging.exchange import archive
 from mtbench.comparing.judging.leaderboard import boards
+from mtbench.comparing.judging.leaderboard.cells import read_cells
 from mtbench.errors import RunError
+from mtbench.training.cell.config import Chosen
 from mtbench.training.cell.rundir import RunDirectory, Spec, find_runs
+from mtbench.training.machine.locks import HeldError
+from tests.comparing.test_entrants import claimed
 from tests.comparing.test_leaderboard import DIVERGED
 from tests.conftest import TINY
 from tests.refusals import refused
 
 Mtbench = Callable[..., tuple[int, str, str]]
 Files = dict[str, bytes]
+CHOSEN = Chosen(
+    ruleset="exploratory", mode="tpe-median", by="x", score=1.0, trial=0, trials={"finished": 5},
+    seed=9, search={}, cell="x", study="y",
+)  # fmt: skip
 RECORDS = ("epochs.jsonl", "result.json", "spec.json", "test.json")
 
 
@@ -501,6 +510,13 @@ CONTENT: dict[str, tuple[Callable[[Files], object], str]] = {
     "result of text": (_json("result.json", cost={}), "result.json: not of version 1: cost"),
     "chosen score": (_json("result.json", score=9.0), "val and score are not those of epoch"),
     "best of none": (_json("result.json", best_epoch=7), "best_epoch must be one of its epochs"),
+    "no metric": (_json("result.json", metrics={}), "metrics: Dictionary should have at least 1"),
+    "epoch without a metric": (
+        lambda files: files.update(
+            {"epochs.jsonl": files["epochs.jsonl"].replace(b'"within"', b'"without"')}
+        ),
+        "epochs.jsonl: val of epoch 0 lacks 'within'",
+    ),
     "foreign metric": (_json("test.json", metrics={"method": 1.0}), "'method' is no metric of"),
     "metric of text": (_json("test.json", metrics={"within": "1"}), "metrics.within: Input"),
     "shadowing metric": (
@@ -848,3 +864,151 @@ def test_what_was_cut_off_while_staging_is_no_run(finished: Path, tmp_path: Path
     assert len(seen) == 4
     assert all(result is not None for result in seen)
     assert tree(out) == {}
+
+
+def said_of(run: Path, suite: str = "", tuned: bool = False) -> Path:
+    """Let a suite claim a cell, or say that exploratory tuning chose its parameters."""
+    if suite:
+        claimed(RunDirectory(run), suite=suite, digest=suite * 12)
+    if tuned:
+        CHOSEN.write(RunDirectory(run))
+    return run
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["fresh", "there already"])
+def test_what_any_copy_of_a_cell_says_of_it_is_merged(
+    runs: Path, tmp_path: Path, held: bool
+) -> None:
+    """Else a board of a suite lacks it, or parameters of exploratory tuning are ranked."""
+    out = tmp_path / "all"
+    other = Path(shutil.copytree(runs, tmp_path / "other"))
+    said_of(cell(runs), "a")
+    said_of(cell(other), "b", tuned=True)
+    if held:
+        exchange.merge(out, [runs])
+    notes = exchange.merge(out, [runs, other]).notes
+    told = "added to cells that were there already: chosen.json of 1, suites.json of 1"
+    assert (told in notes) == held
+    joined, _ = read_cells(find_runs([runs, other]))
+    [merged] = [one for one in read_cells(find_runs([out]))[0] if one.chosen]
+    assert [one.suite for one in merged.claims] == ["a", "b"]
+    assert [merged.claims] == [one.claims for one in joined if one.chosen]
+    before = tree(out)
+    assert exchange.merge(out, [other, runs]).notes == []
+    assert tree(out) == before
+
+
+def test_what_a_file_says_of_a_cell_here_is_imported(
+    exported: bytes, runs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "ew.mtbench").write_bytes(exported)
+    exchange.import_([tmp_path / "ew.mtbench"], out := tmp_path / "out")
+    said_of(cell(runs), "a", tuned=True)
+    exchange.export([runs], "ew", None, tmp_path / "more.mtbench")
+    found = exchange.import_([tmp_path / "more.mtbench"], out)
+    assert found.identical == 2
+    assert "chosen.json of 1, suites.json of 1" in found.notes[0]
+    assert [one.suite for one in claim.read(RunDirectory(cell(out)))] == ["a"]
+
+
+def test_a_cell_that_is_worked_on_gets_nothing_added(runs: Path, tmp_path: Path) -> None:
+    exchange.merge(out := tmp_path / "all", [runs])
+    said_of(cell(runs), "a")
+    with RunDirectory(cell(out)).claim(), pytest.raises(HeldError, match="works on it; wait"):
+        exchange.merge(out, [runs])
+    assert claim.read(RunDirectory(cell(out))) == []
+
+
+def test_records_and_weights_that_are_links_are_merged(runs: Path, tmp_path: Path) -> None:
+    """As git-annex, DVC and what finds duplicates make them; read-only, too."""
+    (store := tmp_path / "store").mkdir()
+    names = ("result.json", "test.json", "epochs.jsonl", "spec.json", "best.pt", "steps.csv")
+    for name in names:
+        (cell(runs) / name).rename(store / name)
+        (store / name).chmod(0o444)
+        (cell(runs) / name).symlink_to(store / name)
+    out = tmp_path / "all"
+    notes = exchange.merge(out, [runs], weights=True).notes
+    assert notes == [
+        f"links and special files are not copied: 1, such as {cell(runs) / 'steps.csv'}"
+    ]
+    assert records(out) == records(runs)
+    for name in names[:-1]:
+        assert not (cell(out) / name).is_symlink()
+        assert (cell(out) / name).read_bytes() == (store / name).read_bytes()
+    assert exchange.merge(out, [runs], weights=True).identical == 4
+
+
+def test_weights_that_are_asked_for_later_are_added(
+    mtbench: Mtbench, runs: Path, tmp_path: Path
+) -> None:
+    exchange.merge(out := tmp_path / "all", [runs])
+    (cell(runs, "stl") / "best.pt").unlink()
+    code, said, _ = mtbench("merge", out, runs, "--weights")
+    assert (code, said) == (
+        0,
+        "cells: 0 copied, 4 there already\n"
+        "- added to cells that were there already: best.pt of 3\n"
+        f"- no copy has best.pt of 1 cells, such as {cell(out, 'stl')}\n",
+    )
+    assert (cell(out) / "best.pt").read_bytes() == (cell(runs) / "best.pt").read_bytes()
+
+
+def test_weights_and_what_was_fitted_come_from_any_copy(runs: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(runs, tmp_path / "other"))
+    (cell(runs) / "best.pt").unlink()
+    (cell(other) / "fitted.json").write_text("{}")
+    exchange.merge(out := tmp_path / "all", [runs, other], weights=True)
+    assert {"best.pt", "fitted.json"} <= {file.name for file in cell(out).iterdir()}
+
+
+def test_a_merge_does_not_replace_a_cell_that_is_trained(finished: Path, runs: Path) -> None:
+    (cell(runs) / "result.json").unlink()
+    shutil.rmtree(cell(runs, "stl"))
+    before = tree(runs)
+    with RunDirectory(cell(runs)).claim(), pytest.raises(HeldError, match="works on it; wait"):
+        exchange.merge(runs, [finished])
+    assert tree(runs) == before
+    assert len(exchange.merge(runs, [finished]).cells) == 2
+
+
+def test_a_cell_trained_on_the_same_data_elsewhere_is_the_same(runs: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(runs, tmp_path / "other"))
+    result = json.loads((cell(runs) / "result.json").read_text())
+    result["notes"] |= {"doubts": ["/elsewhere/mine.csv: looks odd"]}
+    (cell(runs) / "result.json").write_text(json.dumps(result))
+    assert exchange.merge(runs, [other]).identical == 4
+
+
+@pytest.mark.parametrize("rest", ["finished", "begun"])
+def test_a_file_takes_no_own_cell_its_place_in_a_suite(
+    finished: Path, runs: Path, tmp_path: Path, rest: str
+) -> None:
+    said_of(cell(runs), "a")
+    foreign = put(tmp_path / "foreign", *forged(cell(finished), method="uw"))
+    claimed(RunDirectory(foreign), suite="a", digest="a" * 12, label="ew")
+    exchange.export([tmp_path / "foreign"], "uw", None, file := tmp_path / "uw.mtbench")
+    if rest == "begun":
+        (cell(runs) / "result.json").unlink()
+    before = tree(runs)
+    said = f"is 'ew' of suite a@aaaaaa at seed 0, and so is another cell, {cell(runs)}; a board"
+    with pytest.raises(RunError, match=said):
+        exchange.import_([file], runs)
+    assert tree(runs) == before
+    (cell(runs) / "suites.json").unlink()
+    assert len(exchange.import_([file], runs).cells) == 1
+    assert exchange.import_([file], runs).identical == 1
+
+
+def test_what_notes_say_of_single_cases_is_not_exported(runs: Path, tmp_path: Path) -> None:
+    """It may name patients."""
+    file = cell(runs) / "result.json"
+    notes = {"images": [8, 2, 2], "looks odd": 1, "doubts": ["patients 'Doe, John' ... alike"]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"notes": notes}))
+    exchange.export([runs], "ew", None, to := tmp_path / "ew.mtbench")
+    assert b"Doe" not in b"".join(members(to.read_bytes()).values())
+    exchange.import_([to], out := tmp_path / "out")
+    kept = RunDirectory(cell(out)).result()
+    assert kept is not None
+    assert kept.notes == {"images": [8, 2, 2], "looks odd": 1}
+    assert exchange.import_([to], runs).identical == 2

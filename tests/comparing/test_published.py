@@ -115,7 +115,7 @@ def test_markdown_has_the_reference_first_and_then_the_best(paper: Path) -> None
     text = published.load("tiny", paper).markdown("tiny")
     first = text.split("###")[1].splitlines()
     assert first[0] == " tiny: first"
-    assert first[2] == "| method | mae_sum ↓ | within ↑ | mean rank ↓ | Δm % ↓ |"
+    assert first[2] == "| method | mae\\_sum ↓ | within ↑ | mean rank ↓ | Δm % ↓ |"
     assert first[4:7] == [
         "| stl | 0.5 | 0.25 | - | - |",
         "| ew | 0.25 | 0.5 | 1.00 | -75.00 |",
@@ -159,13 +159,13 @@ def test_reproduce_puts_a_run_beside_the_paper(
         for line in written.split("###")[1].splitlines()
         if line.startswith("| ")
     }
-    assert cells["mae_sum ↓"][1] == "0.5"
-    assert cells["mae_sum ↓"][3] == "0.25"
-    assert float(cells["mae_sum ↓"][2].split(" ±")[0]) == pytest.approx(
+    assert cells["mae\\_sum ↓"][1] == "0.5"
+    assert cells["mae\\_sum ↓"][3] == "0.25"
+    assert float(cells["mae\\_sum ↓"][2].split(" ±")[0]) == pytest.approx(
         rows.loc["stl", "mae_sum"], rel=1e-3
     )
     ours = float(rows.loc["ew", "mae_sum"])  # type: ignore[arg-type]
-    assert float(cells["mae_sum ↓"][5]) == pytest.approx(ours - 0.25, rel=1e-3)
+    assert float(cells["mae\\_sum ↓"][5]) == pytest.approx(ours - 0.25, rel=1e-3)
     delta = float(rows.loc["ew", "delta_m"])  # type: ignore[arg-type]
     assert cells["Δm % ↓"][4].startswith(f"{delta:.2f} [")
     assert float(cells["Δm % ↓"][5]) == pytest.approx(delta + 75, abs=0.01)
@@ -256,6 +256,20 @@ def test_reproduce_without_a_method_prints_the_tables(mtbench: Any) -> None:
     assert said == published.load("qm9").markdown("qm9")
 
 
+def test_foreign_text_is_inert(tiny: Path, paper: Path, tmp_path: Path, mtbench: Any) -> None:
+    odd = r"\u001b[31mred | <img src=x>"
+    for text in ('"first', '"a paper', '"no', '"rlw'):
+        paper.write_text(paper.read_text().replace(text, f'"{odd} {text[1:]}'))
+    code, shown, _ = mtbench("reproduce", "qm9", "--published", paper)
+    words = ("reproduce", "tiny", "--plugin", tiny, "--published", paper, "--threads", 1)
+    words = (*words, "--out", tmp_path / "runs", "--epochs", 1, "--seeds", 1, "--method", "ew")
+    assert (code, mtbench(*words)[0]) == (0, 0)
+    for text in (shown, (tmp_path / "runs" / "tiny" / "reproduce.md").read_text()):
+        assert "\x1b" not in text
+        assert r"red \| \<img src=x\>" in text
+        assert "<" not in text.replace(r"\<", "")
+
+
 def test_refusals(tiny: Path, paper: Path, tmp_path: Path, mtbench: Any) -> None:
     refused(mtbench("reproduce", "qm8"), "no published results", "qm9")
     refused(mtbench("reproduce", "--method", "ew"), "say which task")
@@ -268,4 +282,6 @@ def test_refusals(tiny: Path, paper: Path, tmp_path: Path, mtbench: Any) -> None
     words = ("reproduce", "tiny", "--plugin", tiny, "--published", paper, "--threads", 1)
     words = (*words, "--out", tmp_path / "runs", "--epochs", 1, "--seeds", 1, "--method", "ew")
     refused(mtbench(*words), "'mae_other' is none of this task's")
+    paper.write_text(PAPER.replace("mae_sum = false", "mae_sum = true"))
+    refused(mtbench(*words), "'mae_sum' has higher is better = true, this task's false; mend")
     assert not (tmp_path / "runs").exists()  # before anything is trained

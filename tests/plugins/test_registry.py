@@ -63,6 +63,16 @@ def test_a_file_becomes_a_method(tmp_path: Path) -> None:
     assert len(entry.digest()) == 64
 
 
+@pytest.mark.parametrize("name", ["méthode", ".hidden", "a" * 101])
+def test_a_file_that_no_folder_of_runs_could_be_called_by_is_refused(
+    tmp_path: Path, name: str
+) -> None:
+    """Its results could not be exported or merged."""
+    (file := tmp_path / f"{name}.py").write_text(METHOD)
+    with pytest.raises(PluginError, match=rf"{name}\.py: .* Latin letters.*found '{name}'; rename"):
+        find("method", name, [file])
+
+
 def test_every_function_takes_plugin_files(tmp_path: Path) -> None:
     (file := tmp_path / "mine.py").write_text(METHOD)
     rows = torch.tensor([[2.0, 0.0], [0.0, 4.0]])

@@ -377,9 +377,9 @@ def test_a_folder_that_could_not_be_filled_is_as_it_was(tmp_path: Path) -> None:
     (full / "old").touch()
 
     def fill(folder: Path) -> None:
-        with filling(folder, "--to"):
-            (folder / "file").touch()
-            (folder / "below").mkdir()
+        with filling(folder, "--to") as place:
+            (place / "file").touch()
+            (place / "below").mkdir()
             raise KeyboardInterrupt
 
     for folder in (new, empty, full):
@@ -388,3 +388,33 @@ def test_a_folder_that_could_not_be_filled_is_as_it_was(tmp_path: Path) -> None:
     assert not new.exists()
     assert not list(empty.iterdir())
     assert (full / "old").exists()
+
+
+def test_what_comes_into_a_folder_while_it_is_filled_is_not_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+
+    def fill(folder: Path, *, whole: bool) -> None:
+        with filling(folder, "--to") as place:
+            (place / "ours").touch()
+            with filling(folder, "--to") as other:  # as another process does
+                (other / "theirs").mkdir()
+            if not whole:
+                raise KeyboardInterrupt
+
+    for number, folder in enumerate((tmp_path / "new", tmp_path / "third", Path())):
+        whole = number != 1
+        with pytest.raises(RunError if whole else KeyboardInterrupt) as told:
+            fill(folder, whole=whole)
+        said = f"--to {folder}: theirs has come into it meanwhile; choose another folder"
+        assert str(told.value) == said * whole
+        assert [path.name for path in folder.iterdir()] == ["theirs"]
+
+
+def test_a_file_that_cannot_be_written_is_named_by_its_place(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as told, filling(tmp_path / "new", "--to") as place:
+        (place / "below" / "file").touch()
+    assert told.value.filename == str(tmp_path / "new" / "below" / "file")
+    assert not (tmp_path / "new").exists()

@@ -5,7 +5,7 @@ A package announced in the group ``mtbench.suites`` may have a folder ``publishe
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -132,7 +132,6 @@ class Published(_Strict):
             [label, *(_number(board.value(label, column), column) for column in board.columns)]
             for label in board.by_delta_m()
         ]
-        lines = [f"### {task}: {board.title}", "", *inert.table(heads, body), ""]
         known = ", ".join(f"{key} {value}" for key, value in board.recipe.items())
         said = [
             f"source: {board.source}",
@@ -140,7 +139,7 @@ class Published(_Strict):
             f"recipe: {known}" if known else "",
             *board.protocol,
         ]
-        return "\n".join([*lines, *(f"- {line}" for line in said if line)]) + "\n"
+        return _section(f"{task}: {board.title}", heads, body, filter(None, said))
 
     def head(self, column: str) -> str:
         """Return what a column is called in a table."""
@@ -203,8 +202,17 @@ class Comparison:
 
     def markdown(self) -> str:
         """Return it as Markdown."""
-        lines = [f"### {self.title}", "", *inert.table(self.heads, self.rows), ""]
-        return "\n".join([*lines, *(f"- {note}" for note in self.notes)]) + "\n"
+        return _section(self.title, self.heads, self.rows, self.notes)
+
+
+def _section(
+    title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], notes: Iterable[str]
+) -> str:
+    """Return a table under its title as Markdown, the notes below; all texts are made inert."""
+    safe = inert.markdown
+    table = inert.table([*map(safe, heads)], ([*map(safe, row)] for row in rows))
+    lines = [f"### {safe(title)}", "", *table, "", *(f"- {safe(note)}" for note in notes)]
+    return "\n".join(lines) + "\n"
 
 
 def compare(

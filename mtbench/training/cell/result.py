@@ -2,9 +2,9 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from mtbench.training.task import shadows
+from mtbench.training.task import is_texts, shadows
 
 
 class Part(BaseModel):
@@ -53,7 +53,7 @@ class Result(Part):
     hash: str
     selection: str
     epochs: int
-    metrics: dict[str, Declared]
+    metrics: dict[str, Declared] = Field(min_length=1)
     notes: dict[str, Any]
     idle: list[str]
     acts: float | None = None
@@ -74,6 +74,15 @@ class Result(Part):
             if shadows(name, metrics):
                 raise ValueError(f"metric {name!r:.80} is called like a column of leaderboards")
         return metrics
+
+    @property
+    def public_notes(self) -> dict[str, Any]:
+        """The notes that may be given away.
+
+        A list of texts tells of single cases and files, whose names may be patients'; how many
+        there are is a note of its own.
+        """
+        return {key: note for key, note in self.notes.items() if not is_texts(note)}
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:

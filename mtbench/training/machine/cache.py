@@ -1,16 +1,19 @@
 """Where computed things are kept between runs, and how files and folders are written whole."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import time
 from uuid import uuid4
 
 from platformdirs import user_cache_dir
 
-from mtbench.errors import UsageError, writable
+from mtbench.errors import RunError, UsageError, writable
+
+_STAGED = ".mtbench-"
+"""How the names of temporary files and folders begin."""
 
 _ABANDONED = 24 * 3600.0
 """Seconds since its last change after which nobody writes a temporary file any more."""
@@ -40,11 +43,11 @@ def writing(file: Path) -> Iterator[Path]:
     Each writer has its own, for other processes may make the same file meanwhile. What killed ones
     have left in the folder for a day is removed.
     """
-    for left in file.parent.glob(f".mtbench-{'[0-9a-f]' * 32}*"):
+    for left in file.parent.glob(f"{_STAGED}{'[0-9a-f]' * 32}*"):
         with suppress(OSError):  # another process has removed it, or may alone
             if time() - left.stat().st_mtime > _ABANDONED:
                 left.unlink()
-    temporary = file.with_name(f".mtbench-{uuid4().hex}{file.suffix}")
+    temporary = file.with_name(f"{_STAGED}{uuid4().hex}{file.suffix}")
     try:
         yield temporary
         temporary.replace(file)
@@ -53,31 +56,47 @@ def writing(file: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def filling(folder: Path, option: str) -> Iterator[None]:
-    """Make a folder for what this context writes; where that fails, a new one is removed again.
+def filling(folder: Path, option: str) -> Iterator[Path]:
+    """Yield a folder to write to, all of which then goes to `folder`, or on failure nothing.
 
-    One that was there and empty is left empty.
+    It is a hidden one in `folder`, for a mount and a working directory cannot be replaced; on
+    failure it alone is removed, for another process may fill `folder` meanwhile. A folder that has
+    content already is yielded itself.
 
     Args:
         folder: to be made, if it is not there.
         option: that asked for it.
 
     Raises:
-        RunError: it cannot be made.
+        RunError: it cannot be made, or something has come into it meanwhile.
     """
+
+    def content() -> list[Path]:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith(_STAGED))
+
     with writable(f"{option} {folder}"):
         made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        fresh = not any(folder.iterdir())
+        staged = None if content() else TemporaryDirectory(prefix=_STAGED, dir=folder)
+    if staged is None:
+        yield folder
+        return
+    place = Path(staged.name)
     try:
-        yield
-    except BaseException:
-        with suppress(OSError):
-            for left in folder.iterdir() if fresh else ():
-                if left.is_dir() and not left.is_symlink():
-                    shutil.rmtree(left)
-                else:
-                    left.unlink()
-            if made:
+        with staged:
+            yield place
+            with writable(f"{option} {folder}"):
+                if found := content():
+                    raise RunError(
+                        f"{option} {folder}: {found[0].name} has come into it meanwhile; choose "
+                        "another folder"
+                    )
+                for path in list(place.iterdir()):
+                    path.rename(folder / path.name)
+    except BaseException as error:
+        if made:
+            with suppress(OSError):  # another process has something in it
                 folder.rmdir()
+        if isinstance(error, OSError) and place in Path(str(error.filename)).parents:
+            error.filename = str(folder / Path(error.filename).relative_to(place))
         raise

@@ -422,7 +422,7 @@ def _card(
         "mtbench": result.environment["mtbench"],
     }  # fmt: skip
     settings = {
-        "data": result.notes,
+        "data": result.public_notes,
         "task": {k: v for k, v in spec.task_params.items() if k not in task.idle},
         "method": spec.method_params,
         "recipe": spec.recipe,

@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mtbench.comparing.judging.exchange.records import NAME, RECORDS, Checked, parsed, show
+from mtbench.comparing.judging.exchange.records import RECORDS, Checked, parsed, show
 from mtbench.errors import RunError
+from mtbench.plugins.registry import NAME
 from mtbench.training.cell.result import Part
 from mtbench.version import __version__
 

@@ -3,13 +3,15 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mtbench.comparing import claim
 from mtbench.comparing.judging.exchange.archive import pack, read, unpack
 from mtbench.comparing.judging.exchange.records import (
     RECORDS,
@@ -22,10 +24,14 @@ from mtbench.comparing.judging.exchange.records import (
 from mtbench.comparing.judging.leaderboard.cells import BUDGET, group_key
 from mtbench.errors import RunError, did_you_mean, writable
 from mtbench.training.cell.result import Result
-from mtbench.training.cell.rundir import SEALED, Spec, find_runs
+from mtbench.training.cell.rundir import SEALED, RunDirectory, Spec, find_runs
 from mtbench.training.machine.cache import writing
 
 _SHOWN = 3
+
+_WEIGHTS = "best.pt"
+_BESIDE = ("fitted.json", "test.opened")
+"""What a copy of a cell may have beside its records, and another one may lack."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ class Moved:
 def export(roots: Sequence[Path], method: str, task: str | None, to: Path) -> Moved:
     """Write a method's results as one file: the same results give the same bytes.
 
-    Final cells go with the trials that are comparable with them; unfinished ones are left out.
+    Final cells go with the trials that are comparable with them; unfinished ones are left out, and
+    so are notes on single cases.
 
     Args:
         roots: folders of runs.
@@ -81,7 +88,7 @@ def export(roots: Sequence[Path], method: str, task: str | None, to: Path) -> Mo
             f"{len(found)} trials); finish it first"
         )
     found = _unique(found)
-    cells = [cell for cell in found if group_key(cell.spec) in boards]
+    cells = [cell.public for cell in found if group_key(cell.spec) in boards]
     raw = pack(cells)
     try:
         unpack(raw)
@@ -110,10 +117,11 @@ def import_(files: Sequence[Path], out: Path) -> Moved:
     packages = [read(file) for file in files]
     cells = [cell for package in packages for cell in package.cells]
     source = {cell.spec.hash: p for p in reversed(packages) for cell in p.cells}
-    moves, known, unfinished = _sift(cells, out)
-    if unfinished:
-        raise RunError(f"{unfinished[0]}: is unfinished here; finish or remove it first")
-    new = [cell for cell, _ in moves]
+    sifted = _sift(cells, out)
+    if sifted.begun:
+        raise RunError(f"{sifted.begun[0]}: is unfinished here; finish or remove it first")
+    _refuse_rivals(sifted)
+    new, known = [cell for cell, _ in sifted.moves], sifted.known
     notes = [*_own_boards(new, known), *_short(new, known), *_hardware(new, known)]
     date = datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -122,10 +130,10 @@ def import_(files: Sequence[Path], out: Path) -> Moved:
         package = source[cell.spec.hash]
         mark = {"file": package.file, "sha256": package.sha256, "date": date}
         (folder / "imported.json").write_text(json.dumps(mark, indent=2), encoding="utf-8")
-        for name in sorted(cell.files, key="spec.json".__eq__):
-            (folder / name).write_bytes(cell.files[name])
+        _write(cell, folder)
 
-    _place(moves, out, write)
+    notes += _complete(sifted.same, {})
+    _place(sifted.moves, out, write)
     return Moved([cell.path for cell in new], len(cells) - len(new), 0, notes)
 
 
@@ -140,27 +148,50 @@ def merge(out: Path, roots: Sequence[Path], weights: bool = False) -> Moved:
         weights: copy ``best.pt`` too.
 
     Raises:
-        RunError: a record is broken, or two folders hold other results of one cell.
+        RunError: a record is broken, two folders hold other results of one cell, or a process
+            trains one in `out`.
     """
     cells, unfinished = _gather(roots, lambda _: True)
-    moves, known, _ = _sift(cells, out)
-    new = [cell for cell, _ in moves]
-    left = [".*", "spec.json", "checkpoint.pt", *([] if weights else ["best.pt"])]
-    by_name = shutil.ignore_patterns(*left)
+    sifted = _sift(cells, out)
+    new = [cell for cell, _ in sifted.moves]
+    beside = _beside(cells, (*_BESIDE, _WEIGHTS) if weights else _BESIDE)
+    by_name = shutil.ignore_patterns(".*", "checkpoint.pt", *RECORDS, *_BESIDE, _WEIGHTS)
+    odd: set[Path] = set()
 
     def ignored(folder: str, names: list[str]) -> set[str]:
         """Return what is not copied: a link may lead anywhere, and a pipe has no end."""
-        paths = [Path(folder) / name for name in names]
-        odd = {p.name for p in paths if p.is_symlink() or not (p.is_file() or p.is_dir())}
-        return (by_name(folder, names) - {SEALED}) | odd
+        left = by_name(folder, names) - {SEALED}
+        paths = [Path(folder) / name for name in names if name not in left]
+        links = {p for p in paths if p.is_symlink() or not (p.is_file() or p.is_dir())}
+        odd.update(links)
+        return left | {p.name for p in links}
 
     def write(cell: Checked, folder: Path) -> None:
         shutil.copytree(cell.origin, folder, ignore=ignored)
-        shutil.copy2(Path(cell.origin) / "spec.json", folder)
+        for name, file in beside[cell.spec.hash].items():
+            shutil.copyfile(file, folder / name)
+        _write(cell, folder)
 
-    _place(moves, out, write)
-    notes = _hardware(new, known)
+    notes = [*_complete(sifted.same, beside), *_hardware(new, sifted.known)]
+    _place(sifted.moves, out, write)
+    if odd:
+        notes.append(f"links and special files are not copied: {len(odd)}, such as {min(odd)}")
+    if weights:
+        places = [*sifted.moves, *((here, Path(here.origin)) for here, _ in sifted.same)]
+        trained = [place for cell, place in places if cell.result.status == "finished"]
+        if bare := [place for place in trained if not (place / _WEIGHTS).exists()]:
+            notes.append(f"no copy has {_WEIGHTS} of {len(bare)} cells, such as {min(bare)}")
     return Moved([cell.path for cell in new], len(cells) - len(new), len(unfinished), notes)
+
+
+def _beside(cells: Iterable[Checked], names: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Return by cell and name the first of its copies' files; unlike a folder's, links count."""
+    found: dict[str, dict[str, Path]] = {}
+    for cell in cells:
+        files = {name: Path(cell.origin) / name for name in names}
+        own = {name: file for name, file in files.items() if file.is_file()}
+        found[cell.spec.hash] = own | found.get(cell.spec.hash, {})
+    return found
 
 
 def _records(path: Path) -> dict[str, bytes]:
@@ -186,22 +217,81 @@ def _gather(
     return found, unfinished - {cell.spec.hash for cell in found}
 
 
+def _write(cell: Checked, folder: Path) -> None:
+    """Write a cell's records, ``spec.json`` last: without it a folder is no run directory."""
+    for name in sorted(cell.files, key="spec.json".__eq__):
+        (folder / name).write_bytes(cell.files[name])
+
+
+def _complete(
+    same: Sequence[tuple[Checked, Checked]], beside: Mapping[str, Mapping[str, Path]]
+) -> list[str]:
+    """Add to cells that are here what other copies have beside the results; tell it in a line.
+
+    Args:
+        same: the cell here, and the one that comes.
+        beside: further files that come, by cell and name.
+
+    Raises:
+        RunError: one cannot be written, or another process works on it.
+    """
+    added: Counter[str] = Counter()
+    for here, other in same:
+        run = RunDirectory(Path(here.origin))
+        files = beside.get(here.spec.hash, {})
+        lacking = [name for name in files if not (run.path / name).exists()]
+        if not lacking and here.united(other).files == here.files:
+            continue
+        with run.claim(), writable(str(run.path)):
+            held = Checked.of(_records(run.path), here.origin)  # a sweep may have changed it
+            for name, raw in held.united(other).files.items():
+                if raw != held.files.get(name):
+                    run.write_text(name, raw.decode())
+                    added[name] += 1
+            for name in lacking:
+                with writing(run.path / name) as temporary:
+                    shutil.copyfile(files[name], temporary)
+                added[name] += 1
+    told = ", ".join(f"{name} of {n}" for name, n in sorted(added.items()))
+    return [f"added to cells that were there already: {told}"] if added else []
+
+
 def _unique(cells: Iterable[Checked]) -> list[Checked]:
-    """Return each cell once; those that are there with other results are refused."""
+    """Return each cell once, with what all its copies say of it; other results are refused."""
     found: dict[str, Checked] = {}
     conflicts = []
     for cell in cells:
-        known = found.setdefault(cell.spec.hash, cell)
-        if known is not cell and known.substance != cell.substance:
+        if (known := found.get(cell.spec.hash)) is None:
+            found[cell.spec.hash] = cell
+        elif known.substance != cell.substance:
             conflicts.append((known.origin, cell.origin))
+        else:
+            found[cell.spec.hash] = known.united(cell)
     _refuse(conflicts)
     return list(found.values())
 
 
-def _sift(
-    cells: Sequence[Checked], out: Path
-) -> tuple[list[tuple[Checked, Path]], list[Finished], list[Path]]:
-    """Return which cells `out` lacks and where they go, what is finished there, and what is not.
+@dataclass(frozen=True)
+class _Sifted:
+    """What cells are to a folder.
+
+    Attributes:
+        moves: those that it lacks, and where each goes.
+        same: those that are finished there: the cell there, and the one that comes.
+        known: all that is finished there, of the cells' tasks.
+        begun: those that are unfinished there.
+        places: which cells are at a place of a suite there, at a seed: their folders by hash.
+    """
+
+    moves: list[tuple[Checked, Path]]
+    same: list[tuple[Checked, Checked]]
+    known: list[Finished]
+    begun: list[Path]
+    places: dict[tuple[tuple[Any, ...], int], dict[str, Path]]
+
+
+def _sift(cells: Sequence[Checked], out: Path) -> _Sifted:
+    """Return what cells are to a folder.
 
     Raises:
         RunError: `out` holds other results of a cell, or a cell of its board other metrics.
@@ -209,6 +299,7 @@ def _sift(
     tasks = {cell.spec.task for cell in cells}
     begun: dict[str, Path] = {}
     finished: dict[str, Finished] = {}
+    places: dict[tuple[tuple[Any, ...], int], dict[str, Path]] = {}
     for run in find_runs([out]) if out.is_dir() else ():
         spec = run.spec()
         if spec.task in tasks:
@@ -219,23 +310,43 @@ def _sift(
                 finished[spec.hash] = Finished(str(run.path), spec, result)
             else:
                 begun[spec.hash] = run.path
-    known = list(finished.values())
-    moves, unfinished, conflicts = [], [], []
+            for one in claim.read(run):
+                places.setdefault((one.place, spec.seed), {})[spec.hash] = run.path
+    found = _Sifted([], [], list(finished.values()), [], places)
+    conflicts = []
     for cell in _unique(cells):
         target = out / cell.path
-        if here := finished.get(cell.spec.hash):
-            if Checked.of(_records(Path(here.origin)), here.origin).substance != cell.substance:
+        if there := finished.get(cell.spec.hash):
+            here = Checked.of(_records(Path(there.origin)), there.origin)
+            if here.substance != cell.substance:
                 conflicts.append((cell.origin, here.origin))
+            found.same.append((here, cell))
             continue
         if cell.spec.hash in begun:
             target = begun[cell.spec.hash]
-            unfinished.append(target)
+            found.begun.append(target)
         elif target.exists() or target.is_symlink():
             raise RunError(f"{target}: is in the way, and is no run directory of this cell")
-        moves.append((cell, target))
+        found.moves.append((cell, target))
     _refuse(conflicts)
-    _must_declare_alike([cell for cell, _ in moves], known)
-    return moves, known, unfinished
+    _must_declare_alike([cell for cell, _ in found.moves], found.known)
+    return found
+
+
+def _refuse_rivals(sifted: _Sifted) -> None:
+    """Refuse cells in whose place of a suite the folder has others: boards count one of them.
+
+    That may be a stranger's in the stead of one's own, whatever its method.
+    """
+    for cell in [*(cell for cell, _ in sifted.moves), *(cell for _, cell in sifted.same)]:
+        for one in cell.claims:
+            here = sifted.places.get((one.place, cell.spec.seed), {})
+            if here and cell.spec.hash not in here:
+                raise RunError(
+                    f"{cell.origin}: is {show(one.label)} of suite {one.tag} at seed "
+                    f"{cell.spec.seed}, and so is another cell, {min(here.values())}; a board "
+                    "counts one of them: remove the one here, or import into another --out"
+                )
 
 
 def _refuse(conflicts: Sequence[tuple[str, str]]) -> None:
@@ -331,6 +442,9 @@ def _place(
     """Write each cell in a hidden folder of `out`, then rename them all into place, or none.
 
     `write` writes ``spec.json`` last: a folder that was cut off before is no run directory.
+
+    Raises:
+        RunError: they cannot be written, or a process trains one that is to be replaced.
     """
     if not moves:
         return
@@ -351,9 +465,11 @@ def _place(
             try:
                 for _, target in moves:
                     target.parent.mkdir(parents=True, exist_ok=True)
-                    if target.exists():
-                        move(target, replaced / target.name)
-                    move(staged / target.name, target)
+                    with ExitStack() as held:
+                        if target.exists():
+                            held.enter_context(RunDirectory(target).claim())
+                            move(target, replaced / target.name)
+                        move(staged / target.name, target)
             except BaseException:
                 for source, target in reversed(undo):
                     target.rename(source)

@@ -1,23 +1,20 @@
 """The records of a finished cell: what each must be, and how they must agree."""
 
 import json
-import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mtbench.comparing import claim
 from mtbench.errors import RunError, UsageError, first_fault
+from mtbench.plugins.registry import NAME
 from mtbench.training.cell import config
 from mtbench.training.cell.result import Part, Result
 from mtbench.training.cell.rundir import Spec, parse
 from mtbench.training.task import Recipe
 
 RECORDS = (config.FILE, "epochs.jsonl", "result.json", "spec.json", claim.FILE, "test.json")
-
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .+-]{0,99}")
-"""What may be called so in a path."""
 
 _RECIPE = TypeAdapter(Recipe)
 
@@ -92,9 +89,39 @@ class Checked(Finished):
         return self.spec.path
 
     @property
+    def claims(self) -> list[claim.Claim]:
+        """What suites say of it."""
+        return claim.parse(self.files.get(claim.FILE, b"[]"), f"{self.origin}/{claim.FILE}")
+
+    def united(self, other: "Checked") -> "Checked":
+        """Return it with what another copy says beside the results, as boards join the two.
+
+        That is all claims of suites, and how its parameters were found where it does not say so.
+        """
+        files = dict(self.files)
+        if config.FILE in other.files:
+            files.setdefault(config.FILE, other.files[config.FILE])
+        own = self.claims
+        if more := [one for one in other.claims if one not in own]:
+            files[claim.FILE] = claim.text([*own, *more]).encode()
+        return replace(self, files=files)
+
+    @property
+    def public(self) -> "Checked":
+        """It as it may be given away: without notes on single cases."""
+        if (notes := self.result.public_notes) == self.result.notes:
+            return self
+        result = json.loads(self.files["result.json"]) | {"notes": notes}
+        files = self.files | {"result.json": json.dumps(result, indent=2).encode()}
+        return replace(self, result=self.result.model_copy(update={"notes": notes}), files=files)
+
+    @property
     def substance(self) -> str:
-        """What two runs of one cell must agree on: all but how and when they were made."""
-        made = {"cost", "environment", "plugins", "times"}
+        """What two runs of one cell must agree on: all but how, when and where they were made.
+
+        Notes name files where they lay; what they say of the data is in its fingerprint.
+        """
+        made = {"cost", "environment", "notes", "plugins", "times"}
         result = self.result.model_dump(mode="json", exclude=made)
         test = json.loads(self.files.get("test.json", b"null"))
         return json.dumps([result, test], sort_keys=True)
@@ -154,6 +181,9 @@ def _check_epochs(result: Result, spec: Spec, raw: bytes, origin: str) -> None:
     epochs = [parsed(_Epoch, line.encode(), where) for line in lines]
     if [epoch.epoch for epoch in epochs] != list(range(result.epochs)):
         raise RunError(f"{where}: must have epochs 0 to {result.epochs - 1}, one a line")
+    for epoch in epochs:
+        if lacking := set(result.metrics) - set(epoch.val):
+            raise RunError(f"{where}: val of epoch {epoch.epoch} lacks {show(min(lacking))}")
     budget = spec.recipe["epochs"]
     if result.epochs > budget or (result.status == "finished" and result.epochs < budget):
         raise RunError(f"{origin}: trained {result.epochs} epochs of its {budget}")
