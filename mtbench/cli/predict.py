@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,8 +51,8 @@ def predict(
     if late := next(filter(package.is_model, named), None):  # its pictures are no input
         raise UsageError(f"{late}: is a model; models come before the files")
     task, trained = package.load_all(models, plugin or [], "predict")
-    found, passed_over = _gather(named, out, task.reads)
     options = own(task.predict, context, extra)
+    found, passed_over = _gather(named, out, task.reads, [k for k in task.apart if k in options])
     for key, value in options.items():  # such as another view: it would be of each image
         if isinstance(value, Path) and value.is_file() and len(found) > 1:
             raise UsageError(
@@ -163,12 +164,19 @@ def _begun(file: Path, unfinished: Path, call: str) -> list[dict[str, Any]]:
 
 
 def _gather(
-    named: Sequence[Path], out: Path, reads: Callable[[Path], bool]
+    named: Sequence[Path], out: Path, reads: Callable[[Path], bool], apart: Sequence[str]
 ) -> tuple[list[tuple[Path, Path]], int]:
     """Return each file to read and its place below OUT, and how many files of folders are not.
 
+    Args:
+        named: files and folders.
+        out: where what is read of them goes.
+        reads: whether the task is for a file.
+        apart: of `Task.apart` what is given.
+
     Raises:
-        UsageError: a file is absent or within OUT, two have one place, or folders have none.
+        UsageError: a file is absent or within OUT, two have one place, or one has that of another's
+            further readings, or folders have none.
     """
     from mtbench.errors import UsageError
 
@@ -198,7 +206,26 @@ def _gather(
                 )
     if not by_place:
         raise UsageError(f"{named[0]}: holds no file that this task reads")
+    for place, file in by_place.items():
+        for other in (by_place[whole] for whole in _wholes(place, apart) if whole in by_place):
+            raise UsageError(
+                f"{file} has the name of what --{' or --'.join(apart)} writes of {other}: rename "
+                "one, or read them into different folders"
+            )
     return [(file, place) for place, file in by_place.items()], passed_over
+
+
+def _wholes(place: Path, apart: Sequence[str]) -> Iterator[Path]:
+    """Yield the places of files of which a further reading would have this one.
+
+    >>> [whole.name for whole in _wholes(Path("a/clip_frame12_second"), ["frame", "second"])]
+    ['clip_frame12', 'clip']
+    """
+    further = re.compile(rf"(.+)_({'|'.join(apart)})\d*", re.DOTALL)
+    name = place.name
+    while apart and (found := further.fullmatch(name)):
+        name = found[1]
+        yield place.with_name(name)
 
 
 def _stem(name: str) -> str:

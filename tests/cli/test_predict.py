@@ -449,6 +449,29 @@ def test_a_clip_is_read_by_frame(mtbench: Mtbench, packed: Path, tmp_path: Path,
     assert len({found["mask"] for found in record["frames"]}) == 3
 
 
+def test_no_file_has_the_place_of_anothers_frame_or_second_view(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    """Its reading would overwrite that frame's mask, to which the first record points."""
+    data = tmp_path / "data"
+    data.mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(np.stack([neck] * 2)), str(data / "clip.dcm"))
+    sitk.WriteImage(sitk.GetImageFromArray(neck), str(data / "clip_frame1.dcm"))
+    Image.fromarray(neck).save(data / "clip_frame1_second.png")
+    line = ("--report", "none", "--out", tmp_path / "out")
+    for words, file, option, other in (
+        (("--frame", "all"), "clip_frame1.dcm", "--frame", "clip.dcm"),
+        (("--second", data), "clip_frame1_second.png", "--second", "clip_frame1.dcm"),
+    ):
+        refused(
+            mtbench("predict", packed, data, *words, *line),
+            f"{data / file} has the name of what {option} writes of {data / other}: rename one",
+        )
+    assert not (tmp_path / "out").exists()
+    stills = (data / "clip_frame1.dcm", data / "clip_frame1_second.png")
+    assert mtbench("predict", packed, *stills, *line)[0] == 0
+
+
 def test_where_the_spacing_is_from(
     mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
 ) -> None:
