@@ -41,6 +41,7 @@ def predict(
     TASK`, such as `mtbench info thyroid`, lists them.
     """
     from mtbench.errors import DataError, UsageError, writable
+    from mtbench.training.machine.locks import Lock
     from mtbench.training.trained import package
 
     named, extra = sort(files)
@@ -62,49 +63,54 @@ def predict(
     written, unfinished = out / "predictions.json", out / UNFINISHED
     also = [value for value in options.values() if isinstance(value, Path)]
     call = _digest([*models, *(path for path, _ in found), *also], options, out)
-    begun = _begun(written, unfinished, call)
-    errors = [record["error"] for record in begun if "error" in record]
-    done, broken = len(begun), len(errors)
     with writable(f"--out {out}"):
         out.mkdir(parents=True, exist_ok=True)
-    try:
-        if begun:
-            typer.echo(f"goes on: the first {done} of {len(found)} files had been read", err=True)
-            for error in errors:
-                typer.echo(f"error: {error}", err=True)
-        else:
-            unfinished.unlink(missing_ok=True)
-        for path, place in found[done:]:
-            to = out / place
-            to.parent.mkdir(parents=True, exist_ok=True)
-            here = {
-                key: value / place.with_name(path.name)
-                if isinstance(value, Path) and value.is_dir()
-                else value
-                for key, value in options.items()
-            }
-            try:
-                record = task.predict(trained, path, to, **here)
-            except DataError as error:
-                if len(found) == 1:
-                    raise
-                broken += 1
-                record = {"image": str(path), "error": str(error)}
-                typer.echo(f"error: {error}", err=True)
-            _append(written, record, first=not done)
-            if not done:
-                unfinished.write_text(call)
-            done += 1
-        unfinished.unlink()
-    except KeyboardInterrupt:
-        if done:
-            typer.echo(
-                f"the first {done} of {len(found)} files are in {written}; the same command goes "
-                "on from there",
-                err=True,
-            )
-        raise
-    typer.echo(written.read_text("utf-8"), nl=False)
+    # Two at once would each go on with the other's records.
+    with Lock(out / ".lock").hold(f"--out {out}"):
+        begun = _begun(written, unfinished, call)
+        errors = [record["error"] for record in begun if "error" in record]
+        done, broken = len(begun), len(errors)
+        try:
+            if begun:
+                typer.echo(
+                    f"goes on: the first {done} of {len(found)} files had been read", err=True
+                )
+                for error in errors:
+                    typer.echo(f"error: {error}", err=True)
+            else:
+                unfinished.unlink(missing_ok=True)
+            for path, place in found[done:]:
+                to = out / place
+                to.parent.mkdir(parents=True, exist_ok=True)
+                here = {
+                    key: value / place.with_name(path.name)
+                    if isinstance(value, Path) and value.is_dir()
+                    else value
+                    for key, value in options.items()
+                }
+                try:
+                    record = task.predict(trained, path, to, **here)
+                except DataError as error:
+                    if len(found) == 1:
+                        raise
+                    broken += 1
+                    record = {"image": str(path), "error": str(error)}
+                    typer.echo(f"error: {error}", err=True)
+                _append(written, record, first=not done)
+                if not done:
+                    unfinished.write_text(call)
+                done += 1
+            unfinished.unlink()
+        except KeyboardInterrupt:
+            if done:
+                typer.echo(
+                    f"the first {done} of {len(found)} files are in {written}; the same command "
+                    "goes on from there",
+                    err=True,
+                )
+            raise
+        records = written.read_text("utf-8")
+    typer.echo(records, nl=False)
     if passed_over:
         typer.echo(f"passed over: {passed_over} files that are no input of this task", err=True)
     if broken:

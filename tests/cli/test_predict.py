@@ -25,6 +25,7 @@ from mtbench.cli.predict import _append
 from mtbench.errors import PluginError
 from mtbench.plugins import extras
 from mtbench.training.cell.rundir import RunDirectory
+from mtbench.training.machine.locks import Lock
 from mtbench.training.trained import package
 from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks.thyroid import Thyroid
@@ -87,7 +88,9 @@ def neck() -> Any:
 
 
 def files(folder: Path) -> set[str]:
-    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    """What lies in a folder, but its lock."""
+    found = (file for file in folder.rglob("*") if file.is_file() and file.name != ".lock")
+    return {str(file.relative_to(folder)) for file in found}
 
 
 def test_a_record_that_json_cannot_hold_is_one_line(tmp_path: Path) -> None:
@@ -634,6 +637,20 @@ def test_what_was_read_outlives_what_comes(
             mtbench(*line, *change)
         assert read == ["0.png", "1.png", "2.png"]
         Image.fromarray(neck).save(tmp_path / "a" / "1.png")
+
+
+def test_only_one_writes_to_a_folder(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    """The records of two calls would lie in one predictions.json."""
+    Image.fromarray(neck).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    line = ("predict", packed, tmp_path / "a.png", "--report", "none", "--out", out)
+    out.mkdir()
+    with Lock(out / ".lock").hold("another call"):
+        refused(mtbench(*line), f"--out {out}: process {os.getpid()} on ", "works on it; wait")
+        assert not files(out)
+    assert mtbench(*line)[0] == 0
 
 
 def test_what_goes_on_names_again_what_was_broken(
