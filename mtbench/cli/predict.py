@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mtbench import inert
 from mtbench.cli.options import Plugins, own, sort
 from mtbench.version import __version__
 
@@ -76,7 +77,7 @@ def predict(
                     f"goes on: the first {done} of {len(found)} files had been read", err=True
                 )
                 for error in errors:
-                    typer.echo(f"error: {error}", err=True)
+                    typer.echo(f"error: {inert.plain(error)}", err=True)
             else:
                 unfinished.unlink(missing_ok=True)
             for path, place in found[done:]:
@@ -95,7 +96,7 @@ def predict(
                         raise
                     broken += 1
                     record = {"image": str(path), "error": str(error)}
-                    typer.echo(f"error: {error}", err=True)
+                    typer.echo(f"error: {inert.plain(str(error))}", err=True)
                 _append(written, record, first=not done)
                 if not done:
                     unfinished.write_text(call)

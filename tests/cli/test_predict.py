@@ -687,6 +687,18 @@ def test_what_goes_on_names_again_what_was_broken(
         assert "1 of 3 files could not be read: they are named above" in err
 
 
+def test_a_name_of_a_broken_file_does_not_act_on_the_terminal(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    Image.fromarray(neck).save(tmp_path / "a.png")
+    (bad := tmp_path / "b\x1b[2J.png").write_text("no image")
+    line = (tmp_path / "a.png", bad, "--report", "none", "--out", tmp_path / "out")
+    code, out, err = mtbench("predict", packed, *line)
+    assert code == 2
+    assert "b\ufffd[2J.png: does not decode" in err
+    assert "\x1b" not in out + err
+
+
 def test_flags_need_no_value(mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any) -> None:
     Image.fromarray(neck).save(tmp_path / "a.png")
     line = ("predict", packed, tmp_path / "a.png", "--report", "none", "--out", tmp_path / "out")
