@@ -525,6 +525,29 @@ def test_every_orientation_is_shown_upright(tmp_path: Path, name: str, orientati
     assert np.abs(found.astype(int) - scan()).mean() < (4 if name == "a.jpg" else 0.1)
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+@pytest.mark.parametrize(("turned", "own", "told"), [
+    (3, None, True), (3, 3, False), (3, 1, False), (1, None, False), (None, None, False),
+    (6, None, False),  # as stored, the mask would be of another size
+])  # fmt: skip
+def test_a_mask_that_may_not_have_been_turned_is_told(
+    tmp_path: Path, name: str, turned: int | None, own: int | None, told: bool
+) -> None:
+    def with_orientation(name: str, values: Any, orientation: int | None) -> Path:
+        exif = Pil.Exif()
+        if orientation is not None:
+            exif[274] = orientation
+        return saved(tmp_path / name, np.ascontiguousarray(values), exif=exif)
+
+    image = with_orientation(name, np.rot90(scan()) if turned == 6 else scan(), turned)
+    mask = with_orientation("m.png", lesion().astype(np.uint8) * 255, own)
+    assert any("shown turned" in t for t in read_picture(image).told) == (turned in (3, 6))
+    assert [t for t in read_mask(mask, image)[1] if "turned by its header" in t] == [
+        "its image is turned by its header (EXIF), and it has none: it must have been drawn on the "
+        "image as that is shown, and not as it is stored"
+    ] * told
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_a_tiff_whose_white_is_zero(tmp_path: Path, bits: int) -> None:
     kind = np.dtype(f"uint{bits}")
