@@ -5,6 +5,7 @@ themselves are read too.
 """
 
 import io
+import os
 import struct
 import unicodedata
 from collections.abc import Callable
@@ -46,6 +47,7 @@ from mtbench_tasks._lesion.files import (
     read_mask,
     read_picture,
 )
+from mtbench_tasks._lesion.nifti import inspect
 from mtbench_tasks._names import spelt_alike
 from mtbench_tasks.thyroid import Thyroid
 
@@ -587,6 +589,12 @@ def test_nifti_directions_place_the_mask_on_the_image(tmp_path: Path) -> None:
 
 def test_nifti_as_nibabel_writes_it_is_taken_as_stored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(nifti(tmp_path / "a.nii", scan(), NIBABEL)), scan())
+
+
+def test_a_nifti_of_a_name_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    """SimpleITK would abort the process: a test cannot fail of it softly."""
+    with pytest.raises(DataError, match="is no UTF-8, as NIfTI's reader needs it: rename it"):
+        inspect(tmp_path / os.fsdecode(b"caf\xe9.nii"))
 
 
 def test_nifti_that_is_not_packed_as_it_is_called(tmp_path: Path) -> None:
