@@ -33,7 +33,7 @@ from pydicom.uid import (
 from scipy import ndimage
 
 from mtbench.errors import DataError
-from mtbench_tasks._lesion import categories, doubts, manifest, pictures
+from mtbench_tasks._lesion import categories, dicom_out, doubts, manifest, pictures
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.categories import place, said, scale_of
 from mtbench_tasks._lesion.doubts import alike, examine, parts, perceptual, survey
@@ -745,6 +745,38 @@ def test_a_spacing_that_is_no_two_numbers(
     assert found.spacing == (spacing and pytest.approx(spacing))
     assert len(found.told) == bool(told)
     assert told in " ".join(found.told)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"LO\x02\x00P1", b"ZZ\x02\x00P1"),  # of no kind of value that there is
+        (b"LO\x02\x00P1", b"FD\x02\x00P1"),  # cut off
+    ],
+)
+def test_a_value_that_breaks_when_it_is_read_is_one_line(
+    tmp_path: Path, old: bytes, new: bytes
+) -> None:
+    ids = {"PatientID": "P1", "StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.2.4"}
+    file = rewritten(dicom(tmp_path / "a.dcm", scan(), **ids), old, new)
+    for read in (read_picture, read_geometry, read_mask, dicom_out.source):
+        with pytest.raises(DataError, match=r"does not decode as DICOM \(.*\)") as error:
+            read(file)
+        assert "\n" not in str(error.value)
+
+
+def test_a_count_of_frames_that_breaks_is_one_line(tmp_path: Path) -> None:
+    file = dicom(tmp_path / "a.dcm", scan(), NumberOfFrames="1")
+    rewritten(file, b"IS\x02\x001 ", b"FD\x02\x001 ")
+    with pytest.raises(DataError, match=r"does not decode as DICOM \(.*\)"):
+        frames(file)
+
+
+def test_units_of_two_values_give_no_spacing(tmp_path: Path) -> None:
+    box = region((0, 0, WIDTH - 1, HEIGHT - 1), PhysicalUnitsXDirection=[3, 3])
+    found = read_picture(dicom(tmp_path / "a.dcm", scan(), SequenceOfUltrasoundRegions=[box]))
+    assert found.spacing is None
+    assert "not in centimetres" in found.told[0]
 
 
 def test_an_aspect_ratio_that_is_no_two_numbers_is_told(tmp_path: Path) -> None:

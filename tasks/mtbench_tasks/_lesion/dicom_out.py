@@ -91,16 +91,17 @@ def source(path: Path) -> "Dataset":
         DataError: the file is no DICOM image, or does not say of which study and series it is.
     """
     try:
-        data = dicom.header(path)
+        with dicom.decoding():
+            data = dicom.header(path)
+            if absent := [name for name in NAMED if not data.get(name)]:
+                raise DataError(f"it has no {absent[0]}")
+            for name in MAY_BE_EMPTY:
+                # ACR-NEMA wrote 2004.01.19 and 13:54:38.
+                said = str(data.get(name, ""))
+                old = {"StudyDate": ".", "StudyTime": ":"}.get(name)
+                setattr(data, name, said.replace(old, "") if old else data.get(name, ""))
     except DataError as error:
         raise DataError(f"{path}: --dicom needs a DICOM image to refer to: {error}") from error
-    if absent := [name for name in NAMED if not data.get(name)]:
-        raise DataError(f"{path}: --dicom needs a DICOM image to refer to: it has no {absent[0]}")
-    for name in MAY_BE_EMPTY:
-        # ACR-NEMA wrote 2004.01.19 and 13:54:38.
-        said = str(data.get(name, ""))
-        old = {"StudyDate": ".", "StudyTime": ":"}.get(name)
-        setattr(data, name, said.replace(old, "") if old else data.get(name, ""))
     return data
 
 
