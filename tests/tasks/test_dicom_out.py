@@ -120,6 +120,21 @@ def test_a_scanners_file_comes_back(tmp_path: Path, name: str, frame: int | None
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("characters", "name"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞"),
+        ("ISO_IR 6", "Doe^Jane"),
+        ("ISO_IR 192", "Müller^Jö"),
+    ],
+)
+def test_names_survive_in_every_character_set(tmp_path: Path, characters: Any, name: str) -> None:
+    source = scan(tmp_path / "a.dcm", SpecificCharacterSet=characters, PatientName=name)
+    for made in written(source, tmp_path)[1]:
+        assert made.PatientName == name
+
+
 def test_the_report_has_the_measurements_and_the_finding(tmp_path: Path) -> None:
     source = scan(tmp_path / "a.dcm", PixelSpacing=[0.1, 0.1])
     along = {"plane": "longitudinal", "long_axis_mm": 4.0}

@@ -95,6 +95,7 @@ def source(path: Path) -> "Dataset":
             data = dicom.header(path)
             if absent := [name for name in NAMED if not data.get(name)]:
                 raise DataError(f"it has no {absent[0]}")
+            _name_characters(data)
             for name in MAY_BE_EMPTY:
                 # ACR-NEMA wrote 2004.01.19 and 13:54:38.
                 said = str(data.get(name, ""))
@@ -103,6 +104,18 @@ def source(path: Path) -> "Dataset":
     except DataError as error:
         raise DataError(f"{path}: --dicom needs a DICOM image to refer to: {error}") from error
     return data
+
+
+def _name_characters(data: "Dataset") -> None:
+    """Name the default repertoire as highdicom's check knows it: among others, or not at all.
+
+    An empty first value means ISO 2022 IR 6, PS3.3 C.12.1.1.2: all of Japan writes it so.
+    """
+    known = data.get("SpecificCharacterSet")
+    if known == "ISO_IR 6":
+        del data.SpecificCharacterSet
+    elif isinstance(known, Sequence) and not isinstance(known, str):
+        data.SpecificCharacterSet = [name or "ISO 2022 IR 6" for name in known]
 
 
 def write(
