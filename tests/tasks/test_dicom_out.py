@@ -15,7 +15,7 @@ from torch import Tensor
 from mtbench.errors import DataError
 from mtbench.training.task import Trained
 from mtbench_tasks import breast
-from mtbench_tasks._lesion import dicom_out, reading
+from mtbench_tasks._lesion import dicom_out, predicting, reading
 from mtbench_tasks._lesion.calipers import volume
 from mtbench_tasks._lesion.ensemble import Ensemble
 from mtbench_tasks._lesion.files import read_picture
@@ -118,6 +118,14 @@ def test_a_scanners_file_comes_back(tmp_path: Path, name: str, frame: int | None
     assert referred == {
         (of.SeriesInstanceUID, of.SOPInstanceUID), (seg.SeriesInstanceUID, seg.SOPInstanceUID)
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("wanted", [None, "all", "middle", "1"])
+def test_a_still_has_no_frames_number(tmp_path: Path, wanted: str | None) -> None:
+    """ReferencedFrameNumber is of multi-frame images only (PS3.3, type 1C)."""
+    still = scan(tmp_path / "a.dcm")
+    assert predicting.frames(still, wanted) == [None]
+    assert predicting.frames(still, "2") == [2]  # which is refused, when it is read
 
 
 @pytest.mark.parametrize(

@@ -148,8 +148,8 @@ class Reader:
         return record, rest
 
 
-def frames(path: Path, wanted: str | None) -> list[int | None]:
-    """Return which frames of a file are read; None is the only one.
+def frames(path: Path, wanted: str | None) -> Sequence[int | None]:
+    """Return which frames of a file are read; None is the only one, which has no number in DICOM.
 
     Raises:
         UsageError: `wanted` is no frame.
@@ -161,6 +161,8 @@ def frames(path: Path, wanted: str | None) -> list[int | None]:
     if wanted is None:
         if count > 1:
             raise DataError(f"{path}: has {count} frames: give --frame N, middle or all")
+        return [None]
+    if count == 1 and wanted in ("all", "middle", "1"):
         return [None]
     if wanted == "all":
         return list(range(1, count + 1))
