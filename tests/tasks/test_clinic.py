@@ -7,6 +7,7 @@ themselves are read too.
 import io
 import os
 import struct
+import tracemalloc
 import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +26,7 @@ from PIL import ImageDraw, ImageFilter
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
@@ -33,7 +35,7 @@ from pydicom.uid import (
 from scipy import ndimage
 
 from mtbench.errors import DataError
-from mtbench_tasks._lesion import categories, dicom_out, doubts, manifest, pictures
+from mtbench_tasks._lesion import categories, dicom_out, doubts, manifest, pictures, predicting
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.categories import place, said, scale_of
 from mtbench_tasks._lesion.doubts import alike, examine, parts, perceptual, survey
@@ -861,6 +863,27 @@ def test_frames_are_told_and_one_is_read(tmp_path: Path) -> None:
     for number in (0, 4):
         with pytest.raises(DataError, match=f"has no frame {number}: it has 3"):
             read_picture(file, number)
+
+
+def test_a_deflated_dicom_is_refused(tmp_path: Path) -> None:
+    """300 kB of it may be 600 MiB, which pydicom unpacks for the header alone."""
+    file = dicom(tmp_path / "a.dcm", scan(), syntax=DeflatedExplicitVRLittleEndian)
+    (bare := tmp_path / "b.dcm").write_bytes(file.read_bytes()[132:])
+    for trap in (file, bare):
+        for read in (frames, read_geometry, read_picture):
+            with pytest.raises(DataError, match="is deflated as a whole, and may unpack"):
+                read(trap)
+
+
+def test_a_count_of_frames_takes_no_memory(tmp_path: Path) -> None:
+    file = dicom(tmp_path / "a.dcm", scan(), NumberOfFrames="1000000")
+    frames(file)  # imports
+    tracemalloc.start()
+    try:
+        assert len(predicting.frames(file, "all")) == 1_000_000
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_dicom_without_preamble(tmp_path: Path) -> None:

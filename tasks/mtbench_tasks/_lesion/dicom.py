@@ -111,6 +111,7 @@ def _open(path: Path, *, header: bool) -> "Dataset":
     import pydicom  # takes a moment: not everybody reads DICOM
 
     with heard(), decoding():
+        _must_not_be_deflated(path)
         # force: the preamble may be absent.
         data = pydicom.dcmread(path, stop_before_pixels=header, force=True)
         size = data.get("Rows"), data.get("Columns")
@@ -121,6 +122,25 @@ def _open(path: Path, *, header: bool) -> "Dataset":
     if math.prod(size) > LARGEST:
         raise DataError(f"{size[1]} x {size[0]} pixels are too many")
     return data
+
+
+def _must_not_be_deflated(path: Path) -> None:
+    """Refuse a file that pydicom would unpack whole, to whatever size, for its header alone.
+
+    Raises:
+        DataError: it is deflated.
+    """
+    from pydicom.filereader import read_dataset, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    with path.open("rb") as file:
+        read_preamble(file, force=True)
+        meta = read_dataset(file, False, True, stop_when=lambda tag, _, __: tag >> 16 != 2)
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        raise DataError(
+            "is deflated as a whole, and may unpack to any size: save it in another transfer "
+            "syntax, such as Explicit VR Little Endian"
+        )
 
 
 def _syntax(data: "Dataset") -> "UID":

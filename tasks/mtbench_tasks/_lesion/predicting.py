@@ -165,5 +165,5 @@ def frames(path: Path, wanted: str | None) -> Sequence[int | None]:
     if count == 1 and wanted in ("all", "middle", "1"):
         return [None]
     if wanted == "all":
-        return list(range(1, count + 1))
+        return range(1, count + 1)  # and no list: a header may say two thousand million
     return [(count + 1) // 2 if wanted == "middle" else int(wanted)]
