@@ -769,7 +769,7 @@ def test_a_value_that_breaks_when_it_is_read_is_one_line(
 
 def test_a_count_of_frames_that_breaks_is_one_line(tmp_path: Path) -> None:
     file = dicom(tmp_path / "a.dcm", scan(), NumberOfFrames="1")
-    rewritten(file, b"IS\x02\x001 ", b"FD\x02\x001 ")
+    rewritten(file, b"IS\x02\x001 ", b"ZZ\x02\x001 ")
     with pytest.raises(DataError, match=r"does not decode as DICOM \(.*\)"):
         frames(file)
 

@@ -132,6 +132,8 @@ def test_a_still_has_no_frames_number(tmp_path: Path, wanted: str | None) -> Non
     ("characters", "name"),
     [
         (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        (["ISO 2022 IR 6", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        (["ISO_IR 100", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞"),
         (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞"),
         ("ISO_IR 6", "Doe^Jane"),
         ("ISO_IR 192", "Müller^Jö"),

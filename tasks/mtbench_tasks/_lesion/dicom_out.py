@@ -107,15 +107,17 @@ def source(path: Path) -> "Dataset":
 
 
 def _name_characters(data: "Dataset") -> None:
-    """Name the default repertoire as highdicom's check knows it: among others, or not at all.
+    """Name the characters so that highdicom takes them.
 
-    An empty first value means ISO 2022 IR 6, PS3.3 C.12.1.1.2: all of Japan writes it so.
+    It knows neither ``ISO_IR 6``, which is what holds where nothing is said, nor, among several
+    sets, an empty first one, as all of Japan writes it, and Korea's: those become UTF-8.
     """
     known = data.get("SpecificCharacterSet")
     if known == "ISO_IR 6":
         del data.SpecificCharacterSet
     elif isinstance(known, Sequence) and not isinstance(known, str):
-        data.SpecificCharacterSet = [name or "ISO 2022 IR 6" for name in known]
+        data.decode()
+        data.SpecificCharacterSet = "ISO_IR 192"
 
 
 def write(
