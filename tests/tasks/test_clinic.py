@@ -1152,6 +1152,16 @@ def test_what_excel_adds_is_understood(folder: Path) -> None:
     assert [c.spacing for c in collection.cases] == [0.08] * 3
 
 
+@pytest.mark.parametrize("character", ["\x0b", "\x1c", "\x85", "\u2028"])
+def test_a_row_ends_at_its_end(folder: Path, character: str) -> None:
+    """Text that was copied from elsewhere holds such characters; half a row was another patient."""
+    data = table(folder, patient=lambda i: f"P{i}" if i else f"Doe{character}Jane")
+    found = load(data)
+    assert not found.problems
+    [patient] = {case.patient for case in found.cases if case.patient.startswith("Doe")}
+    assert patient.endswith("Jane")
+
+
 def test_a_name_that_is_nearly_right_is_told(folder: Path) -> None:
     text = "image,category\n0.PNG,TR4\n1,TR4\nother.png,TR4\n2.png,TR3\n"
     (folder / "c.csv").write_text(text)
