@@ -242,8 +242,8 @@ def _orientation(found: Pil.Image) -> int | None:
     """Return how a header says that pixels are turned, 1 to 8; None where it does not say."""
     if found.format == "PNG" and "exif" not in found.info:
         return None  # to look behind its pixels, Pillow would decode them
-    said: int | None = found.getexif().get(_ORIENTATION)
-    return said
+    said = found.getexif().get(_ORIENTATION)
+    return said if said in range(1, 9) else None  # a broken one may be a text
 
 
 def _unturned(path: Path, image: Path, mask: Mask) -> list[str]:

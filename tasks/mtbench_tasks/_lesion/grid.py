@@ -21,7 +21,7 @@ from mtbench.training.task import Progress
 from mtbench_tasks._lesion.cases import Collection, Image, digest
 from mtbench_tasks._lesion.doubts import examine
 
-VERSION = 5  # part of every cache key: raise it when the same cases give another grid or doubt
+VERSION = 6  # part of every cache key: raise it when the same cases give another grid or doubt
 
 
 @dataclass(frozen=True)
