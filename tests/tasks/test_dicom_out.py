@@ -9,7 +9,7 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
-from pydicom.uid import UltrasoundImageStorage, generate_uid
+from pydicom.uid import UltrasoundImageStorage, UltrasoundMultiFrameImageStorage, generate_uid
 from torch import Tensor
 
 from mtbench.errors import DataError
@@ -118,6 +118,15 @@ def test_a_scanners_file_comes_back(tmp_path: Path, name: str, frame: int | None
     assert referred == {
         (of.SeriesInstanceUID, of.SOPInstanceUID), (seg.SeriesInstanceUID, seg.SOPInstanceUID)
     }  # fmt: skip
+
+
+def test_a_clip_of_one_frame_is_a_still(tmp_path: Path) -> None:
+    clip = UltrasoundMultiFrameImageStorage
+    source = scan(tmp_path / "a.dcm", SOPClassUID=clip, NumberOfFrames=1)
+    [seg, _] = written(source, tmp_path)[1]
+    [instance] = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert instance.ReferencedSOPClassUID == clip
+    assert "ReferencedFrameNumber" not in instance
 
 
 @pytest.mark.parametrize("wanted", [None, "all", "middle", "1"])

@@ -202,8 +202,8 @@ def _segmentation(
         for number, lesion in enumerate(lesions, 1)
     ]
     still = deepcopy(data)
-    if frame is not None:  # highdicom takes no clip without functional groups, which these have not
-        still.SOPClassUID = UltrasoundImageStorage
+    # highdicom takes no clip, be it of one frame, without functional groups, which these have not.
+    still.SOPClassUID = UltrasoundImageStorage
     if "ImagePositionPatient" not in data:  # a frame of reference alone places nothing
         still.pop("FrameOfReferenceUID", None)
     made = hd.seg.Segmentation(
@@ -217,13 +217,13 @@ def _segmentation(
     )
 
     def name(item: "Dataset", element: "DataElement") -> None:
-        """Name the clip and its frame where the still image is named."""
+        """Name the file as what it is, and its frame, where the still image is named."""
         if element.keyword == "ReferencedSOPInstanceUID" and element.value == data.SOPInstanceUID:
             item.ReferencedSOPClassUID = data.SOPClassUID
-            item.ReferencedFrameNumber = frame
+            if frame is not None:
+                item.ReferencedFrameNumber = frame
 
-    if frame is not None:
-        made.walk(name)
+    made.walk(name)
     return made
 
 

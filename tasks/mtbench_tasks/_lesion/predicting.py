@@ -162,8 +162,9 @@ def frames(path: Path, wanted: str | None) -> Sequence[int | None]:
         if count > 1:
             raise DataError(f"{path}: has {count} frames: give --frame N, middle or all")
         return [None]
-    if count == 1 and wanted in ("all", "middle", "1"):
-        return [None]
+    chosen: Sequence[int]
     if wanted == "all":
-        return range(1, count + 1)  # and no list: a header may say two thousand million
-    return [(count + 1) // 2 if wanted == "middle" else int(wanted)]
+        chosen = range(1, count + 1)  # and no list: a header may say two thousand million
+    else:
+        chosen = [(count + 1) // 2 if wanted == "middle" else int(wanted)]
+    return [None] if count == 1 and 1 in chosen else chosen
