@@ -3,14 +3,16 @@
 import hashlib
 import json
 import os
+import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from mtbench import inert
 from mtbench.cli.options import Plugins, own, sort
 from mtbench.version import __version__
 
@@ -40,6 +42,7 @@ def predict(
     TASK`, such as `mtbench info thyroid`, lists them.
     """
     from mtbench.errors import DataError, UsageError, writable
+    from mtbench.training.machine.locks import Lock
     from mtbench.training.trained import package
 
     named, extra = sort(files)
@@ -50,8 +53,8 @@ def predict(
     if late := next(filter(package.is_model, named), None):  # its pictures are no input
         raise UsageError(f"{late}: is a model; models come before the files")
     task, trained = package.load_all(models, plugin or [], "predict")
-    found, passed_over = _gather(named, out, task.reads)
     options = own(task.predict, context, extra)
+    found, passed_over = _gather(named, out, task.reads, [k for k in task.apart if k in options])
     for key, value in options.items():  # such as another view: it would be of each image
         if isinstance(value, Path) and value.is_file() and len(found) > 1:
             raise UsageError(
@@ -61,49 +64,54 @@ def predict(
     written, unfinished = out / "predictions.json", out / UNFINISHED
     also = [value for value in options.values() if isinstance(value, Path)]
     call = _digest([*models, *(path for path, _ in found), *also], options, out)
-    begun = _begun(written, unfinished, call)
-    errors = [record["error"] for record in begun if "error" in record]
-    done, broken = len(begun), len(errors)
     with writable(f"--out {out}"):
         out.mkdir(parents=True, exist_ok=True)
-    try:
-        if begun:
-            typer.echo(f"goes on: the first {done} of {len(found)} files had been read", err=True)
-            for error in errors:
-                typer.echo(f"error: {error}", err=True)
-        else:
-            unfinished.unlink(missing_ok=True)
-        for path, place in found[done:]:
-            to = out / place
-            to.parent.mkdir(parents=True, exist_ok=True)
-            here = {
-                key: value / place.with_name(path.name)
-                if isinstance(value, Path) and value.is_dir()
-                else value
-                for key, value in options.items()
-            }
-            try:
-                record = task.predict(trained, path, to, **here)
-            except DataError as error:
-                if len(found) == 1:
-                    raise
-                broken += 1
-                record = {"image": str(path), "error": str(error)}
-                typer.echo(f"error: {error}", err=True)
-            _append(written, record, first=not done)
-            if not done:
-                unfinished.write_text(call)
-            done += 1
-        unfinished.unlink()
-    except KeyboardInterrupt:
-        if done:
-            typer.echo(
-                f"the first {done} of {len(found)} files are in {written}; the same command goes "
-                "on from there",
-                err=True,
-            )
-        raise
-    typer.echo(written.read_text("utf-8"), nl=False)
+    # Two at once would each go on with the other's records.
+    with Lock(out / ".lock").hold(f"--out {out}"):
+        begun = _begun(written, unfinished, call)
+        errors = [record["error"] for record in begun if "error" in record]
+        done, broken = len(begun), len(errors)
+        try:
+            if begun:
+                typer.echo(
+                    f"goes on: the first {done} of {len(found)} files had been read", err=True
+                )
+                for error in errors:
+                    typer.echo(f"error: {inert.plain(error)}", err=True)
+            else:
+                unfinished.unlink(missing_ok=True)
+            for path, place in found[done:]:
+                to = out / place
+                to.parent.mkdir(parents=True, exist_ok=True)
+                here = {
+                    key: value / place.with_name(path.name)
+                    if isinstance(value, Path) and value.is_dir()
+                    else value
+                    for key, value in options.items()
+                }
+                try:
+                    record = task.predict(trained, path, to, **here)
+                except DataError as error:
+                    if len(found) == 1:
+                        raise
+                    broken += 1
+                    record = {"image": str(path), "error": str(error)}
+                    typer.echo(f"error: {inert.plain(str(error))}", err=True)
+                _append(written, record, first=not done)
+                if not done:
+                    unfinished.write_text(call)
+                done += 1
+            unfinished.unlink()
+        except KeyboardInterrupt:
+            if done:
+                typer.echo(
+                    f"the first {done} of {len(found)} files are in {written}; the same command "
+                    "goes on from there",
+                    err=True,
+                )
+            raise
+        records = written.read_text("utf-8")
+    typer.echo(records, nl=False)
     if passed_over:
         typer.echo(f"passed over: {passed_over} files that are no input of this task", err=True)
     if broken:
@@ -163,12 +171,19 @@ def _begun(file: Path, unfinished: Path, call: str) -> list[dict[str, Any]]:
 
 
 def _gather(
-    named: Sequence[Path], out: Path, reads: Callable[[Path], bool]
+    named: Sequence[Path], out: Path, reads: Callable[[Path], bool], apart: Sequence[str]
 ) -> tuple[list[tuple[Path, Path]], int]:
     """Return each file to read and its place below OUT, and how many files of folders are not.
 
+    Args:
+        named: files and folders.
+        out: where what is read of them goes.
+        reads: whether the task is for a file.
+        apart: of `Task.apart` what is given.
+
     Raises:
-        UsageError: a file is absent or within OUT, two have one place, or folders have none.
+        UsageError: a file is absent or within OUT, two have one place, or one has that of another's
+            further readings, or folders have none.
     """
     from mtbench.errors import UsageError
 
@@ -198,7 +213,26 @@ def _gather(
                 )
     if not by_place:
         raise UsageError(f"{named[0]}: holds no file that this task reads")
+    for place, file in by_place.items():
+        for other in (by_place[whole] for whole in _wholes(place, apart) if whole in by_place):
+            raise UsageError(
+                f"{file} has the name of what --{' or --'.join(apart)} writes of {other}: rename "
+                "one, or read them into different folders"
+            )
     return [(file, place) for place, file in by_place.items()], passed_over
+
+
+def _wholes(place: Path, apart: Sequence[str]) -> Iterator[Path]:
+    """Yield the places of files of which a further reading would have this one.
+
+    >>> [whole.name for whole in _wholes(Path("a/clip_frame12_second"), ["frame", "second"])]
+    ['clip_frame12', 'clip']
+    """
+    further = re.compile(rf"(.+)_({'|'.join(apart)})\d*", re.DOTALL)
+    name = place.name
+    while apart and (found := further.fullmatch(name)):
+        name = found[1]
+        yield place.with_name(name)
 
 
 def _stem(name: str) -> str:

@@ -350,6 +350,8 @@ class Task(ABC):
             card leave them out.
         own_inputs: whether every objective has samples of its own: a batch's inputs are
             `mtbench.PerObjective`.
+        apart: the options of `predict` by which one file has several readings: what is written of
+            the others begins with ``TO_OPTION``, or ``TO_OPTION1``, ``TO_OPTION2``, ...
     """
 
     objectives: tuple[str, ...]
@@ -358,6 +360,7 @@ class Task(ABC):
     dependent: Mapping[str, Any] = MappingProxyType({})
     idle: frozenset[str] = frozenset()
     own_inputs: bool = False
+    apart: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

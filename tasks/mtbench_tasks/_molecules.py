@@ -3,6 +3,8 @@
 import hashlib
 import importlib.util
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,18 +141,27 @@ def load(data: Path | None, strict: bool, progress: Progress) -> Molecules:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     fingerprint = f"qm9-1-{digest.hexdigest()[:16]}"
     cached = cache_dir() / f"{fingerprint}.npz"
-    if not cached.exists():
-        arrays = read(files, progress)
+    if (found := _fetch(cached)) is None:
+        found = read(files, progress)
         with writing(cached) as temporary:
-            np.savez(temporary, **arrays)
-    with np.load(cached, allow_pickle=False) as stored:
-        found = {name: stored[name] for name in stored.files}
+            np.savez(temporary, **found)
     broken = tuple(map(str, found.pop("broken")))
     if strict and broken:
         source = PACKAGE if data is None else data
         raise DataError(f"{source}: {len(broken)} molecules cannot be read (strict); {broken[0]}")
     excluded = int(found.pop("excluded"))
     return Molecules(**found, broken=broken, excluded=excluded, fingerprint=fingerprint)
+
+
+def _fetch(file: Path) -> dict[str, Any] | None:
+    """Read a file of arrays; None when it is absent or broken."""
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (
+        OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError,
+    ):  # fmt: skip
+        return None
 
 
 def _find(data: Path) -> tuple[_Reader, list[Path]]:

@@ -58,18 +58,30 @@ def decode(
     key = hashlib.sha256("\n".join([str(folder.resolve()), str(size), *lines]).encode())
     file = cache_dir() / f"{owner}-{key.hexdigest()[:16]}.npy"
     record = file.with_suffix(".json")
-    if not record.exists():  # written last
+    if (found := _fetch(file, record)) is None:
         _write(folder, names, size, file, record, progress)
-    made: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        found = _fetch(file, record)
+        assert found is not None
+    pixels, made = found
     broken = tuple(f"{folder / name}: {why}" for name, why in made["broken"].items())
     if strict and broken:
         raise DataError(f"{len(broken)} images cannot be read (strict); {broken[0]}")
     return Photos(
-        pixels=np.load(file, mmap_mode="r", allow_pickle=False),
+        pixels=pixels,
         names=[name for name in names if name not in made["broken"]],
         broken=broken,
         sha256=made["sha256"],
     )
+
+
+def _fetch(array: Path, record: Path) -> tuple[NDArray[np.uint8], dict[str, Any]] | None:
+    """Read what `_write` wrote; None when it is absent or broken."""
+    try:
+        made: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+        pixels: NDArray[np.uint8] = np.load(array, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return pixels, made
 
 
 def _write(

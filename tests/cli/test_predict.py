@@ -25,6 +25,7 @@ from mtbench.cli.predict import _append
 from mtbench.errors import PluginError
 from mtbench.plugins import extras
 from mtbench.training.cell.rundir import RunDirectory
+from mtbench.training.machine.locks import Lock
 from mtbench.training.trained import package
 from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks.thyroid import Thyroid
@@ -87,7 +88,9 @@ def neck() -> Any:
 
 
 def files(folder: Path) -> set[str]:
-    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    """What lies in a folder, but its lock."""
+    found = (file for file in folder.rglob("*") if file.is_file() and file.name != ".lock")
+    return {str(file.relative_to(folder)) for file in found}
 
 
 def test_a_record_that_json_cannot_hold_is_one_line(tmp_path: Path) -> None:
@@ -461,6 +464,29 @@ def test_a_clip_is_read_by_frame(mtbench: Mtbench, packed: Path, tmp_path: Path,
     assert len({found["mask"] for found in record["frames"]}) == 3
 
 
+def test_no_file_has_the_place_of_anothers_frame_or_second_view(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    """Its reading would overwrite that frame's mask, to which the first record points."""
+    data = tmp_path / "data"
+    data.mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(np.stack([neck] * 2)), str(data / "clip.dcm"))
+    sitk.WriteImage(sitk.GetImageFromArray(neck), str(data / "clip_frame1.dcm"))
+    Image.fromarray(neck).save(data / "clip_frame1_second.png")
+    line = ("--report", "none", "--out", tmp_path / "out")
+    for words, file, option, other in (
+        (("--frame", "all"), "clip_frame1.dcm", "--frame", "clip.dcm"),
+        (("--second", data), "clip_frame1_second.png", "--second", "clip_frame1.dcm"),
+    ):
+        refused(
+            mtbench("predict", packed, data, *words, *line),
+            f"{data / file} has the name of what {option} writes of {data / other}: rename one",
+        )
+    assert not (tmp_path / "out").exists()
+    stills = (data / "clip_frame1.dcm", data / "clip_frame1_second.png")
+    assert mtbench("predict", packed, *stills, *line)[0] == 0
+
+
 def test_where_the_spacing_is_from(
     mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
 ) -> None:
@@ -625,6 +651,20 @@ def test_what_was_read_outlives_what_comes(
         Image.fromarray(neck).save(tmp_path / "a" / "1.png")
 
 
+def test_only_one_writes_to_a_folder(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    """The records of two calls would lie in one predictions.json."""
+    Image.fromarray(neck).save(tmp_path / "a.png")
+    out = tmp_path / "out"
+    line = ("predict", packed, tmp_path / "a.png", "--report", "none", "--out", out)
+    out.mkdir()
+    with Lock(out / ".lock").hold("another call"):
+        refused(mtbench(*line), f"--out {out}: process {os.getpid()} on ", "works on it; wait")
+        assert not files(out)
+    assert mtbench(*line)[0] == 0
+
+
 def test_what_goes_on_names_again_what_was_broken(
     mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -657,6 +697,18 @@ def test_what_goes_on_names_again_what_was_broken(
         assert err.startswith("goes on: the first 2 of 3 ") is not changed
         assert err.count(f"error: {images / '0.png'}: ") == 1
         assert "1 of 3 files could not be read: they are named above" in err
+
+
+def test_a_name_of_a_broken_file_does_not_act_on_the_terminal(
+    mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any
+) -> None:
+    Image.fromarray(neck).save(tmp_path / "a.png")
+    (bad := tmp_path / "b\x1b[2J.png").write_text("no image")
+    line = (tmp_path / "a.png", bad, "--report", "none", "--out", tmp_path / "out")
+    code, out, err = mtbench("predict", packed, *line)
+    assert code == 2
+    assert "b\ufffd[2J.png: does not decode" in err
+    assert "\x1b" not in out + err
 
 
 def test_flags_need_no_value(mtbench: Mtbench, packed: Path, tmp_path: Path, neck: Any) -> None:

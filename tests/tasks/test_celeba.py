@@ -114,6 +114,18 @@ def test_decoding_is_done_once(whole: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert np.array_equal(loaded(whole).pixels, first.pixels)
 
 
+def test_a_broken_file_of_the_cache_is_made_anew(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTBENCH_CACHE", str(tmp_path))
+    first = np.array(loaded(whole).pixels)
+    for ending in (".npy", ".json"):
+        [file] = tmp_path.glob(f"*{ending}")
+        for left in (b"", file.read_bytes()[:-7], None):
+            file.unlink() if left is None else file.write_bytes(left)
+            assert np.array_equal(loaded(whole).pixels, first)
+
+
 def test_two_processes_may_decode_the_same_images(tmp_path: Path) -> None:
     folder = published(tmp_path)
     fingerprints = []

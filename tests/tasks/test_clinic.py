@@ -5,7 +5,9 @@ themselves are read too.
 """
 
 import io
+import os
 import struct
+import tracemalloc
 import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +26,7 @@ from PIL import ImageDraw, ImageFilter
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
@@ -32,7 +35,7 @@ from pydicom.uid import (
 from scipy import ndimage
 
 from mtbench.errors import DataError
-from mtbench_tasks._lesion import categories, doubts, manifest, pictures
+from mtbench_tasks._lesion import categories, dicom_out, doubts, manifest, pictures, predicting
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.categories import place, said, scale_of
 from mtbench_tasks._lesion.doubts import alike, examine, parts, perceptual, survey
@@ -46,6 +49,7 @@ from mtbench_tasks._lesion.files import (
     read_mask,
     read_picture,
 )
+from mtbench_tasks._lesion.nifti import inspect
 from mtbench_tasks._names import spelt_alike
 from mtbench_tasks.thyroid import Thyroid
 
@@ -525,6 +529,29 @@ def test_every_orientation_is_shown_upright(tmp_path: Path, name: str, orientati
     assert np.abs(found.astype(int) - scan()).mean() < (4 if name == "a.jpg" else 0.1)
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+@pytest.mark.parametrize(("turned", "own", "told"), [
+    (3, None, True), (3, 3, False), (3, 1, False), (1, None, False), (None, None, False),
+    (6, None, False),  # as stored, the mask would be of another size
+])  # fmt: skip
+def test_a_mask_that_may_not_have_been_turned_is_told(
+    tmp_path: Path, name: str, turned: int | None, own: int | None, told: bool
+) -> None:
+    def with_orientation(name: str, values: Any, orientation: int | None) -> Path:
+        exif = Pil.Exif()
+        if orientation is not None:
+            exif[274] = orientation
+        return saved(tmp_path / name, np.ascontiguousarray(values), exif=exif)
+
+    image = with_orientation(name, np.rot90(scan()) if turned == 6 else scan(), turned)
+    mask = with_orientation("m.png", lesion().astype(np.uint8) * 255, own)
+    assert any("shown turned" in t for t in read_picture(image).told) == (turned in (3, 6))
+    assert [t for t in read_mask(mask, image)[1] if "turned by its header" in t] == [
+        "its image is turned by its header (EXIF), and it has none: it must have been drawn on the "
+        "image as that is shown, and not as it is stored"
+    ] * told
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_a_tiff_whose_white_is_zero(tmp_path: Path, bits: int) -> None:
     kind = np.dtype(f"uint{bits}")
@@ -564,6 +591,12 @@ def test_nifti_directions_place_the_mask_on_the_image(tmp_path: Path) -> None:
 
 def test_nifti_as_nibabel_writes_it_is_taken_as_stored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(nifti(tmp_path / "a.nii", scan(), NIBABEL)), scan())
+
+
+def test_a_nifti_of_a_name_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    """SimpleITK would abort the process: a test cannot fail of it softly."""
+    with pytest.raises(DataError, match="is no UTF-8, as NIfTI's reader needs it: rename it"):
+        inspect(tmp_path / os.fsdecode(b"caf\xe9.nii"))
 
 
 def test_nifti_that_is_not_packed_as_it_is_called(tmp_path: Path) -> None:
@@ -716,6 +749,38 @@ def test_a_spacing_that_is_no_two_numbers(
     assert told in " ".join(found.told)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"LO\x02\x00P1", b"ZZ\x02\x00P1"),  # of no kind of value that there is
+        (b"LO\x02\x00P1", b"FD\x02\x00P1"),  # cut off
+    ],
+)
+def test_a_value_that_breaks_when_it_is_read_is_one_line(
+    tmp_path: Path, old: bytes, new: bytes
+) -> None:
+    ids = {"PatientID": "P1", "StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.2.4"}
+    file = rewritten(dicom(tmp_path / "a.dcm", scan(), **ids), old, new)
+    for read in (read_picture, read_geometry, read_mask, dicom_out.source):
+        with pytest.raises(DataError, match=r"does not decode as DICOM \(.*\)") as error:
+            read(file)
+        assert "\n" not in str(error.value)
+
+
+def test_a_count_of_frames_that_breaks_is_one_line(tmp_path: Path) -> None:
+    file = dicom(tmp_path / "a.dcm", scan(), NumberOfFrames="1")
+    rewritten(file, b"IS\x02\x001 ", b"ZZ\x02\x001 ")
+    with pytest.raises(DataError, match=r"does not decode as DICOM \(.*\)"):
+        frames(file)
+
+
+def test_units_of_two_values_give_no_spacing(tmp_path: Path) -> None:
+    box = region((0, 0, WIDTH - 1, HEIGHT - 1), PhysicalUnitsXDirection=[3, 3])
+    found = read_picture(dicom(tmp_path / "a.dcm", scan(), SequenceOfUltrasoundRegions=[box]))
+    assert found.spacing is None
+    assert "not in centimetres" in found.told[0]
+
+
 def test_an_aspect_ratio_that_is_no_two_numbers_is_told(tmp_path: Path) -> None:
     file = dicom(tmp_path / "a.dcm", scan(), PixelAspectRatio=["1", "2"])
     found = read_picture(rewritten(file, b"1\\2", b"1:2"))
@@ -798,6 +863,27 @@ def test_frames_are_told_and_one_is_read(tmp_path: Path) -> None:
     for number in (0, 4):
         with pytest.raises(DataError, match=f"has no frame {number}: it has 3"):
             read_picture(file, number)
+
+
+def test_a_deflated_dicom_is_refused(tmp_path: Path) -> None:
+    """300 kB of it may be 600 MiB, which pydicom unpacks for the header alone."""
+    file = dicom(tmp_path / "a.dcm", scan(), syntax=DeflatedExplicitVRLittleEndian)
+    (bare := tmp_path / "b.dcm").write_bytes(file.read_bytes()[132:])
+    for trap in (file, bare):
+        for read in (frames, read_geometry, read_picture):
+            with pytest.raises(DataError, match="is deflated as a whole, and may unpack"):
+                read(trap)
+
+
+def test_a_count_of_frames_takes_no_memory(tmp_path: Path) -> None:
+    file = dicom(tmp_path / "a.dcm", scan(), NumberOfFrames="1000000")
+    frames(file)  # imports
+    tracemalloc.start()
+    try:
+        assert len(predicting.frames(file, "all")) == 1_000_000
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_dicom_without_preamble(tmp_path: Path) -> None:
@@ -1064,6 +1150,16 @@ def test_what_excel_adds_is_understood(folder: Path) -> None:
     assert [c.patient for c in collection.cases] == ["000", "001", "002"]
     assert [c.readings[0].category for c in collection.cases] == [2, 3, 4]
     assert [c.spacing for c in collection.cases] == [0.08] * 3
+
+
+@pytest.mark.parametrize("character", ["\x0b", "\x1c", "\x85", "\u2028"])
+def test_a_row_ends_at_its_end(folder: Path, character: str) -> None:
+    """Text that was copied from elsewhere holds such characters; half a row was another patient."""
+    data = table(folder, patient=lambda i: f"P{i}" if i else f"Doe{character}Jane")
+    found = load(data)
+    assert not found.problems
+    [patient] = {case.patient for case in found.cases if case.patient.startswith("Doe")}
+    assert patient.endswith("Jane")
 
 
 def test_a_name_that_is_nearly_right_is_told(folder: Path) -> None:

@@ -9,13 +9,13 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.data import get_testdata_file
-from pydicom.uid import UltrasoundImageStorage, generate_uid
+from pydicom.uid import UltrasoundImageStorage, UltrasoundMultiFrameImageStorage, generate_uid
 from torch import Tensor
 
 from mtbench.errors import DataError
 from mtbench.training.task import Trained
 from mtbench_tasks import breast
-from mtbench_tasks._lesion import dicom_out, reading
+from mtbench_tasks._lesion import dicom_out, predicting, reading
 from mtbench_tasks._lesion.calipers import volume
 from mtbench_tasks._lesion.ensemble import Ensemble
 from mtbench_tasks._lesion.files import read_picture
@@ -118,6 +118,40 @@ def test_a_scanners_file_comes_back(tmp_path: Path, name: str, frame: int | None
     assert referred == {
         (of.SeriesInstanceUID, of.SOPInstanceUID), (seg.SeriesInstanceUID, seg.SOPInstanceUID)
     }  # fmt: skip
+
+
+def test_a_clip_of_one_frame_is_a_still(tmp_path: Path) -> None:
+    clip = UltrasoundMultiFrameImageStorage
+    source = scan(tmp_path / "a.dcm", SOPClassUID=clip, NumberOfFrames=1)
+    [seg, _] = written(source, tmp_path)[1]
+    [instance] = seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert instance.ReferencedSOPClassUID == clip
+    assert "ReferencedFrameNumber" not in instance
+
+
+@pytest.mark.parametrize("wanted", [None, "all", "middle", "1"])
+def test_a_still_has_no_frames_number(tmp_path: Path, wanted: str | None) -> None:
+    """ReferencedFrameNumber is of multi-frame images only (PS3.3, type 1C)."""
+    still = scan(tmp_path / "a.dcm")
+    assert predicting.frames(still, wanted) == [None]
+    assert predicting.frames(still, "2") == [2]  # which is refused, when it is read
+
+
+@pytest.mark.parametrize(
+    ("characters", "name"),
+    [
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        (["ISO 2022 IR 6", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        (["ISO_IR 100", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞"),
+        ("ISO_IR 6", "Doe^Jane"),
+        ("ISO_IR 192", "Müller^Jö"),
+    ],
+)
+def test_names_survive_in_every_character_set(tmp_path: Path, characters: Any, name: str) -> None:
+    source = scan(tmp_path / "a.dcm", SpecificCharacterSet=characters, PatientName=name)
+    for made in written(source, tmp_path)[1]:
+        assert made.PatientName == name
 
 
 def test_the_report_has_the_measurements_and_the_finding(tmp_path: Path) -> None:

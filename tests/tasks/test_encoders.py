@@ -73,7 +73,7 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise RuntimeError("features_only not implemented for flat_net")
         made: nn.Module = known[name]()
         if pretrained_cfg_overlay is not None:
-            given = torch.load(pretrained_cfg_overlay["file"])
+            given = torch.load(pretrained_cfg_overlay["file"], weights_only=False)  # as timm does
             made.load_state_dict(given, strict=not features_only)  # as timm does
         elif pretrained:
             raise FileNotFoundError("an error happened while trying to locate the file")
@@ -280,6 +280,23 @@ def test_weights_that_are_none_of_monais_are_one_line(
         with pytest.raises(DataError, match=said) as error:
             task.setup(0, silent)
         assert "\n" not in str(error.value)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("a foreign pickle ran",)
+
+
+def test_a_pickle_is_not_run(
+    timm: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(Net().state_dict() | {"more": Bomb()}, tmp_path / "net.pth")
+    given: dict[str, Any] = {"cases": 20, "test_cases": 2, "image_size": 32}
+    task = Thyroid(**given, encoder="timm:net", weights=tmp_path / "net.pth")
+    with pytest.raises(DataError, match="cannot be read as weights of timm net") as error:
+        task.setup(0, silent)
+    assert "\n" not in str(error.value)
+    assert capsys.readouterr().out == ""
 
 
 def test_what_is_missing_is_one_line(

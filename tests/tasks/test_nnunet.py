@@ -145,6 +145,9 @@ def test_a_folder_without_our_table_is_read_by_its_layout(tmp_path: Path) -> Non
         ('{"labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".png"}', "one label"),
         ('{"labels": {"background": 0, "a": [1, 2]}, "file_ending": ".png"}', "one label"),
         ('{"labels": {"background": 0, "a": -1}, "file_ending": ".png"}', "from 1 on, found"),
+        ('{"labels": {"background": 0, "a": 1}, "file_ending": "**"}', "file_ending must be a dot"),
+        ('{"labels": {"background": 0, "a": 1}, "file_ending": "/.png"}', "found '/.png'"),
+        ('{"labels": {"background": 0, "a": 1}, "file_ending": ""}', "found ''"),
         (
             '{"labels": {"background": 0, "a": 1}, "file_ending": ".tif"}',
             "has no imagesTr",

@@ -152,6 +152,19 @@ def test_torch_geometrics_file_gives_the_same_molecules(small: Path, tmp_path: P
     assert packed.fingerprint != raw.fingerprint
 
 
+def test_a_broken_file_of_the_cache_is_made_anew(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTBENCH_CACHE", str(tmp_path))
+    first = loaded(small)
+    [file] = tmp_path.glob("*.npz")
+    for left in (b"", b"no archive", file.read_bytes()[:-7]):
+        file.write_bytes(left)
+        again = loaded(small)
+        for name, value in vars(first).items():
+            assert np.array_equal(getattr(again, name), value), name
+
+
 class Bomb:
     def __reduce__(self) -> tuple[Any, ...]:
         return print, ("a foreign pickle ran",)

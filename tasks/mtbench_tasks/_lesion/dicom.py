@@ -2,7 +2,8 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,16 +56,18 @@ def inspect(path: Path) -> Geometry:
     Raises:
         DataError: it is no DICOM image.
     """
-    with heard():
+    with heard(), decoding():
         return _described(_open(path, header=True))
 
 
 def frames(path: Path) -> int:
-    """Return how many frames a file has, from its header."""
-    try:
+    """Return how many frames a file has, from its header.
+
+    Raises:
+        DataError: it is no DICOM image.
+    """
+    with heard(), decoding():
         return max(1, int(_open(path, header=True).get("NumberOfFrames") or 1))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"does not decode as DICOM ({_line(error)})") from error
 
 
 def load(path: Path, frame: int) -> Stored:
@@ -76,37 +79,68 @@ def load(path: Path, frame: int) -> Stored:
     from pydicom.pixels.processing import apply_color_lut
     from pydicom.pixels.utils import pixel_array
 
-    with heard():  # pydicom mends what it warns of
+    with heard(), decoding():  # pydicom mends what it warns of
         data = _open(path, header=False)
         found = _described(data)
-        try:
-            values = pixel_array(data, index=frame - 1)
-            if "palette" in _text(data, "PhotometricInterpretation").casefold():
-                values = apply_color_lut(values, data)
-        except Exception as error:  # of four decoders and of what a header may hold
-            raise DataError(f"does not decode as DICOM ({_line(error)})") from error
+        values = pixel_array(data, index=frame - 1)
+        if "palette" in _text(data, "PhotometricInterpretation").casefold():
+            values = apply_color_lut(values, data)
         if values.ndim == 3:
             return Stored(_eight_bits(values), found)
         return _grey(data, values, found)
 
 
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Make one line of whatever a broken file raises.
+
+    pydicom reads a value when it is asked for: each of them may raise, and not the file alone.
+
+    Raises:
+        DataError: anything was raised.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # of four decoders, of tables that do not fit, of any value
+        raise DataError(f"does not decode as DICOM ({_line(error)})") from error
+
+
 def _open(path: Path, *, header: bool) -> "Dataset":
     import pydicom  # takes a moment: not everybody reads DICOM
 
-    try:
-        with heard():
-            # force: the preamble may be absent.
-            data = pydicom.dcmread(path, stop_before_pixels=header, force=True)
-            size = data.get("Rows"), data.get("Columns")
-            if not hasattr(data.file_meta, "TransferSyntaxUID"):
-                data.file_meta.TransferSyntaxUID = _syntax(data)
-    except Exception as error:  # struct's, pydicom's, and those of any value's own reader
-        raise DataError(f"does not decode as DICOM ({_line(error)})") from error
+    with heard(), decoding():
+        _must_not_be_deflated(path)
+        # force: the preamble may be absent.
+        data = pydicom.dcmread(path, stop_before_pixels=header, force=True)
+        size = data.get("Rows"), data.get("Columns")
+        if not hasattr(data.file_meta, "TransferSyntaxUID"):
+            data.file_meta.TransferSyntaxUID = _syntax(data)
     if not all(isinstance(side, int) and side > 0 for side in size):
         raise DataError("does not decode as DICOM (it holds no image)")
     if math.prod(size) > LARGEST:
         raise DataError(f"{size[1]} x {size[0]} pixels are too many")
     return data
+
+
+def _must_not_be_deflated(path: Path) -> None:
+    """Refuse a file that pydicom would unpack whole, to whatever size, for its header alone.
+
+    Raises:
+        DataError: it is deflated.
+    """
+    from pydicom.filereader import read_dataset, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    with path.open("rb") as file:
+        read_preamble(file, force=True)
+        meta = read_dataset(file, False, True, stop_when=lambda tag, _, __: tag >> 16 != 2)
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        raise DataError(
+            "is deflated as a whole, and may unpack to any size: save it in another transfer "
+            "syntax, such as Explicit VR Little Endian"
+        )
 
 
 def _syntax(data: "Dataset") -> "UID":
@@ -189,9 +223,9 @@ def _regions(data: "Dataset", shape: tuple[int, int], told: list[str]) -> list[_
             )
             return []
         steps = [item.get(f"PhysicalDelta{axis}") for axis in "YX"]
-        units = {item.get(f"PhysicalUnits{axis}Direction") for axis in "YX"}
+        units = [item.get(f"PhysicalUnits{axis}Direction") for axis in "YX"]  # or lists of such
         deltas = _numbers(steps)
-        known = units == {CENTIMETRES} and deltas is not None
+        known = units == [CENTIMETRES] * 2 and deltas is not None
         view = slice(top, min(bottom + 1, shape[0])), slice(left, min(right + 1, shape[1]))
         found.append(_Region(view, (10 * deltas[0], 10 * deltas[1]) if known and deltas else None))
     return found
@@ -243,23 +277,18 @@ def _grey(data: "Dataset", values: NDArray[Any], found: Geometry) -> Stored:
     inverse = _text(data, "PhotometricInterpretation") == "MONOCHROME1"
     shown: tuple[float, float] | None = None
     width, centre = _first(data, "WindowWidth"), _first(data, "WindowCenter")
-    try:
-        values = processing.apply_modality_lut(values, data)
-        if lut := data.get("VOILUTSequence"):
-            bits = int(lut[0].LUTDescriptor[2])
-            if bits == 8:
-                _widen(lut[0])
-            values = np.rint(values).astype(np.int32) if values.dtype.kind == "f" else values
-            values, shown = processing.apply_voi(values, data), (0.0, 2.0**bits - 1)
-        elif width > 1 and math.isfinite(width + centre):
-            data.WindowWidth, data.WindowCenter = width, centre
-            ends = np.array([-1e12, 1e12])
-            low, high = processing.apply_windowing(ends, data)
-            values, shown = processing.apply_windowing(values, data), (float(low), float(high))
-    except DataError:
-        raise
-    except Exception as error:  # pydicom's own, of tables that do not fit
-        raise DataError(f"does not decode as DICOM ({_line(error)})") from error
+    values = processing.apply_modality_lut(values, data)
+    if lut := data.get("VOILUTSequence"):
+        bits = int(lut[0].LUTDescriptor[2])
+        if bits == 8:
+            _widen(lut[0])
+        values = np.rint(values).astype(np.int32) if values.dtype.kind == "f" else values
+        values, shown = processing.apply_voi(values, data), (0.0, 2.0**bits - 1)
+    elif width > 1 and math.isfinite(width + centre):
+        data.WindowWidth, data.WindowCenter = width, centre
+        ends = np.array([-1e12, 1e12])
+        low, high = processing.apply_windowing(ends, data)
+        values, shown = processing.apply_windowing(values, data), (float(low), float(high))
     return Stored(values, found, shown, hidden, inverse)
 
 

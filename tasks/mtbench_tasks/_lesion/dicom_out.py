@@ -91,17 +91,33 @@ def source(path: Path) -> "Dataset":
         DataError: the file is no DICOM image, or does not say of which study and series it is.
     """
     try:
-        data = dicom.header(path)
+        with dicom.decoding():
+            data = dicom.header(path)
+            if absent := [name for name in NAMED if not data.get(name)]:
+                raise DataError(f"it has no {absent[0]}")
+            _name_characters(data)
+            for name in MAY_BE_EMPTY:
+                # ACR-NEMA wrote 2004.01.19 and 13:54:38.
+                said = str(data.get(name, ""))
+                old = {"StudyDate": ".", "StudyTime": ":"}.get(name)
+                setattr(data, name, said.replace(old, "") if old else data.get(name, ""))
     except DataError as error:
         raise DataError(f"{path}: --dicom needs a DICOM image to refer to: {error}") from error
-    if absent := [name for name in NAMED if not data.get(name)]:
-        raise DataError(f"{path}: --dicom needs a DICOM image to refer to: it has no {absent[0]}")
-    for name in MAY_BE_EMPTY:
-        # ACR-NEMA wrote 2004.01.19 and 13:54:38.
-        said = str(data.get(name, ""))
-        old = {"StudyDate": ".", "StudyTime": ":"}.get(name)
-        setattr(data, name, said.replace(old, "") if old else data.get(name, ""))
     return data
+
+
+def _name_characters(data: "Dataset") -> None:
+    """Name the characters so that highdicom takes them.
+
+    It knows neither ``ISO_IR 6``, which is what holds where nothing is said, nor, among several
+    sets, an empty first one, as all of Japan writes it, and Korea's: those become UTF-8.
+    """
+    known = data.get("SpecificCharacterSet")
+    if known == "ISO_IR 6":
+        del data.SpecificCharacterSet
+    elif isinstance(known, Sequence) and not isinstance(known, str):
+        data.decode()
+        data.SpecificCharacterSet = "ISO_IR 192"
 
 
 def write(
@@ -186,8 +202,8 @@ def _segmentation(
         for number, lesion in enumerate(lesions, 1)
     ]
     still = deepcopy(data)
-    if frame is not None:  # highdicom takes no clip without functional groups, which these have not
-        still.SOPClassUID = UltrasoundImageStorage
+    # highdicom takes no clip, be it of one frame, without functional groups, which these have not.
+    still.SOPClassUID = UltrasoundImageStorage
     if "ImagePositionPatient" not in data:  # a frame of reference alone places nothing
         still.pop("FrameOfReferenceUID", None)
     made = hd.seg.Segmentation(
@@ -201,13 +217,13 @@ def _segmentation(
     )
 
     def name(item: "Dataset", element: "DataElement") -> None:
-        """Name the clip and its frame where the still image is named."""
+        """Name the file as what it is, and its frame, where the still image is named."""
         if element.keyword == "ReferencedSOPInstanceUID" and element.value == data.SOPInstanceUID:
             item.ReferencedSOPClassUID = data.SOPClassUID
-            item.ReferencedFrameNumber = frame
+            if frame is not None:
+                item.ReferencedFrameNumber = frame
 
-    if frame is not None:
-        made.walk(name)
+    made.walk(name)
     return made
 
 

@@ -218,6 +218,9 @@ def _timm(name: str) -> Kind:
     def weights(file: Path | None) -> Weights:
         overlay = {} if file is None else {"pretrained_cfg_overlay": {"file": str(regular(file))}}
         try:
+            if file is not None and file.suffix != ".safetensors":
+                # timm runs what a pickle holds (weights_only=False): it must hold tensors alone.
+                torch.load(regular(file), map_location="cpu", weights_only=True)
             if file is not None:  # strict, which it is not for the maps alone
                 timm.create_model(name, pretrained=True, **overlay)
             body = timm.create_model(name, features_only=True, pretrained=True, **overlay)

@@ -36,6 +36,7 @@ UNPACKED = 2**30  # bytes that a zip may unpack to: DDTI as published has 40 MB
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".nii", ".nii.gz"
 )  # fmt: skip
+TURNED = "its header turns it (EXIF): it is shown turned to how it is stored"
 LOSSY = ("JPEG", "MPO")  # their zero is not zero
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struct.error,
           OverflowError, Pil.DecompressionBombError)  # fmt: skip
@@ -43,6 +44,7 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struc
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")  # no other: Pillow gives EPS to Ghostscript to run
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF's tag
+_ORIENTATION, _UPRIGHT, _SWAPPED = 274, 1, 5  # EXIF's, and a TIFF's; rows become columns from 5 on
 
 Kind = Literal["photo", "dicom", "nifti"]
 
@@ -128,7 +130,7 @@ def read_mask(
             values = nifti.aligned(values, stored.geometry.pose, lies.pose)
         mask, told = outlined(values, lossy=stored.lossy, value=value)
     if lies is None:
-        return mask, told
+        return mask, told if image is None else [*told, *_unturned(path, image, mask)]
     height, width = lies.squared
     if mask.shape == lies.shape != lies.squared:
         flat = Pil.fromarray(mask.astype(np.uint8) * 255)
@@ -223,14 +225,49 @@ def decoded(source: Path | IO[bytes]) -> Iterator[Pil.Image]:
                 f"has {count} frames, and one image is needed: save the one that is meant, and "
                 "colours as one frame"
             )
+        orientation = _orientation(found)  # after loading, Pillow has turned a TIFF
         found.load()
         # Pillow skips tags that are broken; without them a TIFF's pixels are other pixels.
         skipped = [text for text in said if re.match("Tag data larger|Corrupt EXIF", text)]
         if found.format == "TIFF" and skipped:
             raise ValueError(skipped[0])
         if found.format != "TIFF":  # which Pillow turns by itself
+            orientation = _orientation(found)  # a PNG's may stand behind its pixels
             ImageOps.exif_transpose(found, in_place=True)
+        found.info[TURNED] = orientation not in (None, _UPRIGHT)
         yield found
+
+
+def _orientation(found: Pil.Image) -> int | None:
+    """Return how a header says that pixels are turned, 1 to 8; None where it does not say."""
+    if found.format == "PNG" and "exif" not in found.info:
+        return None  # to look behind its pixels, Pillow would decode them
+    said = found.getexif().get(_ORIENTATION)
+    return said if said in range(1, 9) else None  # a broken one may be a text
+
+
+def _unturned(path: Path, image: Path, mask: Mask) -> list[str]:
+    """Return what is odd where an image's header turns it, and its mask's says nothing, or a line.
+
+    One that was drawn on the pixels as they are stored has the right size all the same, unless the
+    turn swaps the sides of what is no square.
+    """
+    said = []
+    for file in (image, path):
+        try:
+            with heard(), Pil.open(file, formats=_FORMATS) as found:
+                said.append(_orientation(found))
+        except BROKEN:  # DICOM and NIfTI too, which have other headers
+            said.append(None)
+    turned, own = said
+    if own is not None or turned in (None, _UPRIGHT):
+        return []
+    if turned >= _SWAPPED and mask.shape[0] != mask.shape[1]:
+        return []
+    return [
+        "its image is turned by its header (EXIF), and it has none: it must have been drawn on the "
+        "image as that is shown, and not as it is stored"
+    ]
 
 
 @contextmanager
@@ -281,7 +318,8 @@ def _photo(path: Path) -> Stored:
     try:
         # A stream: of a path, Pillow maps TIFFs of orientation 5 to 8 into memory the wrong way.
         with path.open("rb") as stream, decoded(stream) as found:
-            lies = geometry((found.height, found.width), None, told=_density(found))
+            told = (TURNED,) * found.info[TURNED] + _density(found)
+            lies = geometry((found.height, found.width), None, told=told)
             lossy = found.format in LOSSY
             if found.mode[0] in "IF":
                 values = np.asarray(found)

@@ -21,7 +21,7 @@ from mtbench.training.task import Progress
 from mtbench_tasks._lesion.cases import Collection, Image, digest
 from mtbench_tasks._lesion.doubts import examine
 
-VERSION = 5  # part of every cache key: raise it when the same cases give another grid or doubt
+VERSION = 6  # part of every cache key: raise it when the same cases give another grid or doubt
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,9 @@ def prepare(
     Args:
         collection: the cases.
         size: S, side of the grid.
-        cache: folder for one folder per collection and size; a broken one is made anew. None:
-            everything is made, in memory.
+        cache: folder for one folder per collection and size; one that is broken, or that holds a
+            case as broken which can be read by now, is made anew. None: everything is made, in
+            memory.
         progress: called with (what, done, total).
 
     Raises:
@@ -115,7 +116,9 @@ def prepare(
         return _make(collection, size, None, progress)
     key = hashlib.sha256(f"{VERSION} {size} {collection.fingerprint}".encode()).hexdigest()[:24]
     folder = cache / "grids" / key
-    if (found := _fetch(folder)) is None:
+    found = _fetch(folder)
+    # A file that a share did not hand over at that moment would else be broken for ever.
+    if found is None or any(not examine(collection.cases[i]).faults for i in found.broken):
         try:
             shutil.rmtree(folder, ignore_errors=True)
             folder.parent.mkdir(parents=True, exist_ok=True)

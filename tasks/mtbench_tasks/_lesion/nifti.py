@@ -91,6 +91,10 @@ def _header(path: Path) -> "sitk.ImageFileReader":
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetImageIO("NiftiImageIO")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # of which SimpleITK ends the process
+        raise DataError("its name is no UTF-8, as NIfTI's reader needs it: rename it") from error
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()

@@ -111,7 +111,7 @@ def rows(index: Path) -> list[dict[str, Any]]:
     """Return a manifest's rows for a folder that has no CSV.
 
     Raises:
-        DataError: it has another layout, several channels, or not one label.
+        DataError: it has another layout, several channels, not one label, or no ending of files.
     """
     try:
         said = _Index.model_validate_json(regular(index).read_bytes())
@@ -126,6 +126,11 @@ def rows(index: Path) -> list[dict[str, Any]]:
         raise DataError(
             f"{index}: one label beside the background is read, of a whole number from 1 on, "
             f"found {labels}"
+        )
+    if not re.fullmatch(r"\.[A-Za-z0-9.]+", said.file_ending):
+        raise DataError(
+            f"{index}: file_ending must be a dot and letters or digits, such as .png or .nii.gz, "
+            f"found {said.file_ending!r}"
         )
     found = []
     for side in ("Tr", "Ts"):

@@ -148,8 +148,8 @@ class Reader:
         return record, rest
 
 
-def frames(path: Path, wanted: str | None) -> list[int | None]:
-    """Return which frames of a file are read; None is the only one.
+def frames(path: Path, wanted: str | None) -> Sequence[int | None]:
+    """Return which frames of a file are read; None is the only one, which has no number in DICOM.
 
     Raises:
         UsageError: `wanted` is no frame.
@@ -162,6 +162,9 @@ def frames(path: Path, wanted: str | None) -> list[int | None]:
         if count > 1:
             raise DataError(f"{path}: has {count} frames: give --frame N, middle or all")
         return [None]
+    chosen: Sequence[int]
     if wanted == "all":
-        return list(range(1, count + 1))
-    return [(count + 1) // 2 if wanted == "middle" else int(wanted)]
+        chosen = range(1, count + 1)  # and no list: a header may say two thousand million
+    else:
+        chosen = [(count + 1) // 2 if wanted == "middle" else int(wanted)]
+    return [None] if count == 1 and 1 in chosen else chosen

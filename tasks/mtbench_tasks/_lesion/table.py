@@ -187,7 +187,7 @@ def _says(column: str, cell: str) -> bool:
 
 def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
     """Yield number and cells of the lines that are not empty, from the header on."""
-    lines = text.splitlines(keepends=True)
+    lines = list(io.StringIO(text))  # splitlines parts text at vertical tabs and U+2028, too
     parted = SEPARATOR.fullmatch(lines[0]) if lines else None
     header = next((line for line in lines if line.strip() and line.lstrip('"')[:1] != "#"), "")
     delimiter = parted[1] if parted else max(",;\t|", key=header.count)

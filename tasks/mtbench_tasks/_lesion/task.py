@@ -102,6 +102,7 @@ class LesionTask(Task):
     """
 
     objectives = ("segmentation", "risk")
+    apart = ("frame", "second")
     sources: ClassVar[Mapping[str, Source]]
     organ: ClassVar[str]
     thresholds: ClassVar[Sequence[Threshold]] = ()
