@@ -745,8 +745,8 @@ def test_a_new_method_where_nothing_can_be_written(mtbench: Mtbench, tmp_path: P
         (["--seed", "-1"], ["--seed must be at least 0", "-1"]),
         (["--precision", "fp8"], ["--precision", "fp32", "'fp8'"]),
         (["--threads", "0"], ["--threads must be at least 1"]),
-        (["--device", "abacus"], ["--device abacus", "--device cpu"]),
-        (["--device", "meta"], ["--device meta", "--device cpu"]),
+        (["--device", "abacus"], ["device abacus: not available", "use cpu"]),
+        (["--device", "meta"], ["device meta: not available", "use cpu"]),
         (["--plugin", "absent.py"], ["absent.py", "existing Python file"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -762,8 +762,10 @@ def test_bad_words_are_refused(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_where_there_is_none(mtbench: Mtbench, tiny: Path, finished: Path) -> None:
     before = tree(finished)
-    refused(mtbench(*words(tiny, finished, "--device", "cuda")), "--device cuda", "--device cpu")
-    refused(mtbench(*words(tiny, finished, "--device", "cuda:7")), "--device cuda:7")
+    refused(
+        mtbench(*words(tiny, finished, "--device", "cuda")), "device cuda: not available", "use cpu"
+    )
+    refused(mtbench(*words(tiny, finished, "--device", "cuda:7")), "device cuda:7: not available")
     assert tree(finished) == before
 
 

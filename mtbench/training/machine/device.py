@@ -38,7 +38,8 @@ def use_device(name: str) -> None:
     Raises:
         UsageError: torch knows no such device, or this machine has none.
     """
-    device = torch.device(device_type(name) if name == "auto" else name)
+    kind = device_type(name)
+    device = torch.device(kind if name == "auto" else name)
     with _told(name):
         torch.zeros(1, device=device)
         if device.type == "cuda" and device.index is not None:
