@@ -380,8 +380,9 @@ def test_what_sbatch_takes_is_read_as_what_it_is() -> None:
     )  # fmt: skip
     pairs = [(key, text) for key, _, text in (text.partition("=") for text in texts)]
     assert executors._parameters(pairs) == {
-        "timeout_min": 90, "slurm_account": "00123", "mem_gb": 1.5, "slurm_use_srun": False,
-        "slurm_srun_args": ["--mpi=none"], "slurm_setup": ["a", "b"], "slurm_exclusive": "user",
+        "cluster": "local", "timeout_min": 90, "slurm_account": "00123", "mem_gb": 1.5,
+        "slurm_use_srun": False, "slurm_srun_args": ["--mpi=none"], "slurm_setup": ["a", "b"],
+        "slurm_exclusive": "user",
     }  # fmt: skip
 
 
@@ -428,6 +429,10 @@ def test_a_worker_that_does_not_see_the_folder_says_so(tiny: Path, tmp_path: Pat
         (
             ["--executor", "slurm", "--slurm", "time=1", "--slurm", "timeout_min=2"],
             "--slurm timeout_min: is given twice",
+        ),
+        (
+            ["--executor", "slurm", "--slurm", "cluster=debug", "--slurm", "cluster=local"],
+            "--slurm cluster: is given twice",
         ),
         (["--executor", "pbs"], "'pbs' is not one of"),
         (["--plain", "eww"], "--plain: no row is called 'eww'; did you mean 'ew'?"),

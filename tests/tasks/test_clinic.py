@@ -546,9 +546,9 @@ def test_a_mask_that_may_not_have_been_turned_is_told(
     image = with_orientation(name, np.rot90(scan()) if turned == 6 else scan(), turned)
     mask = with_orientation("m.png", lesion().astype(np.uint8) * 255, own)
     assert any("shown turned" in t for t in read_picture(image).told) == (turned in (3, 6))
-    assert [t for t in read_mask(mask, image)[1] if "turned by its header" in t] == [
-        "its image is turned by its header (EXIF), and it has none: it must have been drawn on the "
-        "image as that is shown, and not as it is stored"
+    assert [t for t in read_mask(mask, image)[1] if "turns the image" in t] == [
+        "the header (EXIF) of its image turns the image, and the mask has no such header: check "
+        "that it was drawn on the image as shown, not as stored"
     ] * told
 
 

@@ -256,11 +256,11 @@ class Slurm(_Batches):
         import submitit
 
         self.batch, self.log = batch, str(out.absolute() / ".sweep" / "slurm")
-        cluster = dict(options).get("cluster", "slurm")
+        own = _parameters(options)
+        cluster = own.pop("cluster", "slurm")
         clusters = ("slurm", "local", "debug")
         if cluster not in clusters:
             raise UsageError(f"--slurm cluster={cluster}: {did_you_mean(cluster, clusters)}")
-        own = _parameters(options)
         again = {f"{name}_max_num_timeout": REQUEUES for name in ("slurm", "local")}
         try:
             self.executor = submitit.AutoExecutor(self.log, cluster, **again)
@@ -314,8 +314,8 @@ _KINDS: Mapping[str, Any] = {
 }  # fmt: skip
 """What submitit's parameters are that are no text."""
 
-_COMMON = ("timeout_min", "name", "cpus_per_task", "gpus_per_node", "mem_gb")
-"""Those that it has for every cluster; SLURM's own have a prefix."""
+_COMMON = ("cluster", "timeout_min", "name", "cpus_per_task", "gpus_per_node", "mem_gb")
+"""Those that are of every cluster; SLURM's own have a prefix."""
 
 _LISTS = ("setup", "teardown", "srun_args")
 
@@ -340,7 +340,7 @@ def _parameters(options: Sequence[tuple[str, str]]) -> dict[str, Any]:
             found.setdefault(name, []).append(text)
         elif name in found:
             raise UsageError(f"--slurm {given}: is given twice")
-        elif key != "cluster":
+        else:
             found[name] = params.convert(text, _KINDS.get(key, str), f"--slurm {given}")
     return {"timeout_min": MINUTES} | found
 

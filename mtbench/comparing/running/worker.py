@@ -126,10 +126,11 @@ class Assignment:
             return False
         self.note.unlink()
         run = RunDirectory(Path(path))
-        if path and run.result() is None and not failed(run):
-            record_crash(run, reason)
-        elif path and not failed(run) and self.order.concludes(run.spec()):
-            record_incomplete(run, reason)
+        if path and not failed(run):
+            if run.result() is None:
+                record_crash(run, reason)
+            elif self.order.concludes(run.spec()):
+                record_incomplete(run, reason)
         return bool(path)
 
 
@@ -214,7 +215,7 @@ class Worker:
                     return False
                 if is_open(state_of(run), anew):
                     return False
-        elif state_of(run).incomplete:
+        elif (run.path / INCOMPLETE).exists():
             with suppress(HeldError), run.claim():
                 self._conclude(cell, spec, run)
         self.runs[cell] = run

@@ -36,7 +36,7 @@ UNPACKED = 2**30  # bytes that a zip may unpack to: DDTI as published has 40 MB
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".nii", ".nii.gz"
 )  # fmt: skip
-TURNED = "its header turns it (EXIF): it is shown turned to how it is stored"
+TURNED = "its header turns it (EXIF): it is shown turned, not as it is stored"
 LOSSY = ("JPEG", "MPO")  # their zero is not zero
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struct.error,
           OverflowError, Pil.DecompressionBombError)  # fmt: skip
@@ -265,8 +265,8 @@ def _unturned(path: Path, image: Path, mask: Mask) -> list[str]:
     if turned >= _SWAPPED and mask.shape[0] != mask.shape[1]:
         return []
     return [
-        "its image is turned by its header (EXIF), and it has none: it must have been drawn on the "
-        "image as that is shown, and not as it is stored"
+        "the header (EXIF) of its image turns the image, and the mask has no such header: check "
+        "that it was drawn on the image as shown, not as stored"
     ]
 
 
