@@ -316,21 +316,26 @@ def test_a_method_that_crashes_fails_alone(
     assert [record["crashes"] for record in records] == [2, 2]
 
 
-def test_figures_that_fail_are_reported_and_drawn_again(
-    mtbench: Mtbench, tiny: Path, tmp_path: Path
-) -> None:
-    """The cell is finished all the same."""
-    flag = tmp_path / "mended"
+def without_figures(tiny: Path, folder: Path) -> tuple[Path, Path]:
+    """Return a task whose figures fail, and the file that mends it."""
+    mended = folder / "mended"
     fails = f"""
     def figures(self, predictor, splits, folder):
-        if not Path({str(flag)!r}).exists():
+        if not Path({str(mended)!r}).exists():
             raise ZeroDivisionError("no picture")
         (folder / "a.png").write_bytes(b"")
 
     def setup(self,"""
-    (plugin := tmp_path / "tiny.py").write_text(
-        tiny.read_text().replace("\n    def setup(self,", fails, 1)
-    )
+    plugin = folder / "tiny.py"
+    plugin.write_text(tiny.read_text().replace("\n    def setup(self,", fails, 1))
+    return plugin, mended
+
+
+def test_figures_that_fail_are_reported_and_drawn_again(
+    mtbench: Mtbench, tiny: Path, tmp_path: Path
+) -> None:
+    """The cell is finished all the same."""
+    plugin, mended = without_figures(tiny, tmp_path)
     file, out = suite(tmp_path, "ew", trials=0), tmp_path / "out"
     line = ("sweep", file, "--plugin", plugin, "--jobs", 1, "--out", out)
     code, said, err = mtbench(*line)
@@ -338,7 +343,7 @@ def test_figures_that_fail_are_reported_and_drawn_again(
     assert "2 cells: 2 finished, 0 diverged, 0 failed" in said
     [told] = [text for text in said.splitlines() if text.startswith("without figures: ")]
     assert "seed 0: ZeroDivisionError: no picture (tiny.py, line " in told
-    flag.touch()
+    mended.touch()
     code, said, err = mtbench(*line)
     assert (code, err) == (0, "")
     assert "without figures" not in said

@@ -20,7 +20,7 @@ from mtbench.comparing.running.executors import Dask, Executor, Local, Slurm
 from mtbench.comparing.running.worker import Assignment, Report, Worker
 from mtbench.errors import RunError, UsageError
 from mtbench.plugins import extras
-from tests.cli.test_sweep import BROKEN, ended, outcome, suite, wait_for
+from tests.cli.test_sweep import BROKEN, ended, outcome, suite, wait_for, without_figures
 from tests.processes import Command
 from tests.refusals import refused
 
@@ -104,6 +104,18 @@ def test_jobs_find_what_processes_find(mtbench: Mtbench, tiny: Path, tmp_path: P
     code, said, err = mtbench(*line, tmp_path / "debug", *more)
     assert (code, err) == (0, "")
     assert outcome(tmp_path / "jobs") == outcome(tmp_path / "debug")
+
+
+@debug
+def test_jobs_draw_figures_that_are_missing(tiny: Path, tmp_path: Path) -> None:
+    plugin, mended = without_figures(tiny, tmp_path)
+    own, out = order(tmp_path, "ew", plugins=(plugin,), trials=0), tmp_path / "out"
+    for drawn in (False, False, True):
+        if drawn:
+            mended.touch()
+        assert run(own, out, lambda: Slurm(out, 2, [("cluster", "debug")])) == ["finished"] * 2
+        assert len(list(out.rglob("incomplete.json"))) == (not drawn)
+    assert len(list(out.rglob("a.png"))) == 1
 
 
 @debug

@@ -115,7 +115,10 @@ class _Drive:
         return number in self.closed or self.states[self.grid.cells[number]].closed
 
     def _open(self) -> list[int]:
-        """Return the cells that nobody works on or is to, and whose parameters are known."""
+        """Return the cells that nobody works on or is to, and whose parameters are known.
+
+        Finished ones that lack figures are among them.
+        """
         cells = self.grid.cells
         given = {i for assignment in self.under_way.values() for i in assignment.cells or ()}
         closed = {cell for i, cell in enumerate(cells) if self._is_closed(i)}
@@ -124,7 +127,7 @@ class _Drive:
             for i, cell in enumerate(cells)
             if i not in given
             and i not in self.closed
-            and self.states[cell].status == "open"
+            and (self.states[cell].status == "open" or self.states[cell].incomplete)
             and closed.issuperset(self.grid.needs(cell))
         ]
 
