@@ -32,7 +32,7 @@ from mtbench.balancing.engine import Engine, largest, without_autocast
 from mtbench.balancing.signatures import must_take, name_of
 from mtbench.balancing.step import Again, Space, Step
 from mtbench.balancing.told import Residuals, Shared, scalars
-from mtbench.balancing.watch import HOOKS, Watch, noted
+from mtbench.balancing.watch import HOOKS, NOTED, Watch, noted
 from mtbench.errors import StepError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class Balancer(nn.Module, ABC):
             setattr(cls, "after_step", _asked(vars(cls)["after_step"]))  # noqa: B010 - a method
         if "view" in vars(cls):
             setattr(cls, "view", _several(vars(cls)["view"]))  # noqa: B010 - a method
-        for hook in HOOKS:
+        for hook in NOTED:
             if hook in vars(cls):
                 setattr(cls, hook, noted(vars(cls)[hook]))
 
@@ -446,7 +446,7 @@ class Balancer(nn.Module, ABC):
         return getattr(cls, hook) is not getattr(Balancer, hook)
 
     def _hooks(self) -> set[str]:
-        """Return the hooks that do anything in this method."""
+        """Return what is to be called beside `backward`: the hooks that do anything here."""
         return {name for name in HOOKS if self._does(name)}
 
     @property

@@ -208,11 +208,11 @@ class Engine:
             None measures both at the first Jacobian and takes the loop unless the other wins by
             15 %, or cannot run (norms under autocast, compiled encoders).
         parts: 1 holds all gradients at once: the (K, d) Jacobian, or less for methods on the
-            Gramian where `mtbench.layers` finds layers. With P > 1 the shared parameters are
-            visited in P groups, whose gradients are dropped once they are multiplied: memory falls
-            to K d / P, and a step costs one encoder backward more, and for each objective up to P
-            times the part of an encoder backward that leads to the parameters. Only for methods on
-            the Gramian; those that need the Jacobian get it whole.
+            Gramian where `mtbench.balancing.layers` finds layers. With P > 1 the shared parameters
+            are visited in P groups, whose gradients are dropped once they are multiplied: memory
+            falls to K d / P, and a step costs one encoder backward more, and for each objective up
+            to P times the part of an encoder backward that leads to the parameters. Only for
+            methods on the Gramian; those that need the Jacobian get it whole.
         notebook: a folder where choices are kept, so that the next loop of the same sizes on this
             machine makes the same one.
 

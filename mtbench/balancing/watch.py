@@ -12,6 +12,9 @@ from torch import Tensor
 HOOKS = ("after_step", "after_epoch", "view")
 """What a loop calls beside `backward`."""
 
+NOTED = (*HOOKS, "wrap")
+"""What a method may need to have been called."""
+
 _PATIENCE = 10
 """Steps after which what was not done is taken for forgotten."""
 
@@ -63,7 +66,7 @@ class Watch:
             name: the method's.
             own: the balancer's own parameters.
             trained: says what the losses reach.
-            hooks: those that do anything in this method.
+            hooks: those that the method needs.
             epochs_matter: whether to ask for `after_epoch`: not where a trainer sees to it.
         """
         forgotten = hooks - self.heard
@@ -90,6 +93,12 @@ class Watch:
                 self._warn(
                     f"{name}: view was not called in {_PATIENCE} steps",
                     "hand head k balancer.view((z,), k)[0] in the place of z",
+                )
+            if "wrap" in forgotten:
+                self._warn(
+                    f"{name}: wrap was not called in {_PATIENCE} steps",
+                    "train balancer.wrap(model), where the model is a mtbench.MultitaskModel (all "
+                    "is well if each loss has a model of its own)",
                 )
         elif self.calls == _EPOCH and epochs_matter and "after_epoch" in forgotten:
             self._warn(

@@ -63,7 +63,7 @@ def reproduce(
     threads: Threads = None,
     plugin: Plugins = None,
 ) -> None:
-    """Train a method as papers did, and put it beside their row.
+    """Train a method by the task's recipe, and put it beside papers' rows.
 
     A method that no paper reports, such as your own, becomes a row of their tables. The single-task
     reference is trained too. Without a method, the published tables are printed as Markdown.

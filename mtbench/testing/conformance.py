@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mtbench.errors import UsageError
 from mtbench.plugins.method import Method
 from mtbench.testing import BalancerContract, Make, MakeTask, TaskContract
 from mtbench.testing.promises import Promises
@@ -109,7 +110,7 @@ class _Recorder:
         verdict = self.verdicts.setdefault(name, Verdict(rule))
         setattr(verdict, report.outcome, getattr(verdict, report.outcome) + 1)
         if report.failed and name in vars(self._first):
-            self._session.shouldstop = f"{name} failed, and others build on it"
+            self._session.shouldfail = f"{name} failed, and others build on it"
         cause = "" if report.passed else _why(report)
         if cause and cause not in self._told:
             self._told.add(cause)
@@ -128,12 +129,20 @@ def _why(report: Any) -> str:
 
 
 def of_method(method: Method) -> Sequence[Verdict]:
-    """Run the suite of methods and return how each rule went, in the suite's order."""
+    """Run the suite of methods and return how each rule went, in the suite's order.
+
+    Raises:
+        UsageError: pytest did not run it.
+    """
     return _verdicts(TestMethod, method, Promises)
 
 
 def of_task(make: MakeTask) -> Sequence[Verdict]:
-    """Run the suite of tasks and return how each rule went, in the suite's order."""
+    """Run the suite of tasks and return how each rule went, in the suite's order.
+
+    Raises:
+        UsageError: pytest did not run it.
+    """
     return _verdicts(TestTask, make, object)
 
 
@@ -147,12 +156,23 @@ def _classes(subject: object) -> Sequence[type]:
 
 def _verdicts(suite: type, subject: object, first: type) -> Sequence[Verdict]:
     recorder = _Recorder(suite, subject, first)
-    pytest.main(
-        [
-            f"{Path(__file__)}::{suite.__name__}", "-p", "no:cacheprovider", "-p", "no:terminal",
-            "--noconftest", "-c", os.devnull, "--rootdir", str(Path(__file__).parent),
-            "--import-mode=importlib",
-        ],
-        plugins=[recorder],
-    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        # They are of the user's own tests, and might leave out rules of ours.
+        for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
+            patch.delenv(name, raising=False)
+        ended = pytest.main(
+            [
+                f"{Path(__file__)}::{suite.__name__}", "-p", "no:cacheprovider",
+                "-p", "no:terminal", "--noconftest", "-c", os.devnull,
+                "--rootdir", str(Path(__file__).parent), "--import-mode=importlib",
+            ],
+            plugins=[recorder],
+        )  # fmt: skip
+    if ended == pytest.ExitCode.INTERRUPTED:
+        raise KeyboardInterrupt
+    if ended not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise UsageError(
+            f"the rules could not be tried: pytest ends with {ended!r}; does a plugin of pytest's "
+            "that is installed here prevent it?"
+        )
     return list(recorder.verdicts.values())

@@ -3,7 +3,6 @@
 import copy
 import inspect
 import io
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -118,18 +117,6 @@ class TaskContract:
 
     # The data
 
-    def test_splits(self, splits: Splits) -> None:
-        """Training, validation and test have samples; the notes can be recorded."""
-        for name in PARTS:
-            assert len(getattr(splits, name)) > 0, (
-                f"split {name} is empty: `setup` raises mtbench.errors.DataError, saying what of "
-                "the data is too little"
-            )
-        try:
-            json.dumps(dict(splits.notes))
-        except TypeError as error:
-            pytest.fail(f"`Splits.notes` goes into result.json: {error}")
-
     def test_own_inputs(self, task: Task, splits: Splits) -> None:
         """Whether every objective has inputs of its own is as declared."""
         found = isinstance(_batch(task, splits.train)["inputs"], PerObjective)
@@ -152,8 +139,7 @@ class TaskContract:
             )
 
     def test_fingerprint(self, task: Task, splits: Splits) -> None:
-        """The fingerprint identifies the content: it is a text, and the same at every seed."""
-        assert isinstance(splits.fingerprint, str), "`Splits.fingerprint` is a text"
+        """The fingerprint identifies the content, the same at every seed."""
         assert splits.fingerprint, "`Splits.fingerprint` is empty: see mtbench.data.fingerprint"
         for seed in (0, 1):
             assert task.setup(seed, _silent).fingerprint == splits.fingerprint, (

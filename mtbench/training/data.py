@@ -137,9 +137,13 @@ class PerObjectiveSplit(Split):
 
     Raises:
         DataError: a split has no sample.
+        UsageError: there is no such rule.
+        PluginError: a batch lacks an objective's labels.
     """
 
     def __init__(self, splits: Mapping[str, Split], rule: Literal["cycle", "once"]) -> None:
+        if rule not in ("cycle", "once"):
+            raise UsageError(f"rule must be 'cycle' or 'once', found {rule!r}")
         if empty := [name for name, split in splits.items() if not len(split)]:
             raise DataError(f"every objective needs a sample of its own, {empty[0]!r} has none")
         self.by_objective: Mapping[str, Split] = splits
@@ -158,7 +162,7 @@ class PerObjectiveSplit(Split):
             for name, split in self.by_objective.items()
         }
         inputs = PerObjective(batch["inputs"] for batch in own.values())
-        return {"inputs": inputs} | {name: batch[name] for name, batch in own.items()}
+        return {"inputs": inputs} | {name: _labels(batch, name) for name, batch in own.items()}
 
 
 def fingerprint(*tensors: Tensor) -> str:
@@ -201,12 +205,17 @@ def known(labels: Tensor) -> Tensor:
     Args:
         labels: (B, ...).
     """
-    missing = labels.isnan() if labels.is_floating_point() else labels < 0
-    return ~missing[:, None].flatten(1).all(1)
+    return ~_missing(labels)[:, None].flatten(1).all(1)
+
+
+def _missing(labels: Tensor) -> Tensor:
+    return labels.isnan() if labels.is_floating_point() or labels.is_complex() else labels < 0
 
 
 def labelled_loss(loss: Callable[..., Tensor], output: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean loss of the samples that have a label; zero, but on the graph, without any.
+    """Return the mean loss of the labels that there are; zero, but on the graph, without any.
+
+    A sample may lack some of its labels. Where it has one loss for several, it needs them all.
 
     >>> output, labels = torch.tensor([[9.0, 0.0], [0.0, 0.0]]), torch.tensor([-1, 1])
     >>> labelled_loss(torch.nn.functional.cross_entropy, output, labels)
@@ -218,16 +227,15 @@ def labelled_loss(loss: Callable[..., Tensor], output: Tensor, labels: Tensor) -
         output: (B, ...); it is taken in float32 at any precision of the forward pass.
         labels: (B, ...).
     """
-    here = known(labels)
-    given = torch.where(_beside(labels, here), labels, 0)
-    values = loss(output.float(), given, reduction="none")
+    missing = _missing(labels)
+    values = loss(output.float(), labels.masked_fill(missing, 0), reduction="none")
     if values.shape != labels.shape[: values.ndim]:  # as (B, 1) beside (B,) makes it (B, B)
         raise UsageError(
             f"labelled_loss: an output of {tuple(output.shape)} and labels of "
             f"{tuple(labels.shape)} give losses of {tuple(values.shape)}: flatten the head's "
             "output, or give the labels its shape"
         )
-    return mean_where(here, values)
+    return mean_where(~missing[..., None].flatten(values.dim()).any(-1), values)
 
 
 def mean_where(here: Tensor, values: Tensor) -> Tensor:
@@ -259,12 +267,17 @@ class TorchmetricsMeter(Meter):
         metrics: those of torchmetrics by the same names, new ones.
 
     Raises:
-        UsageError: the names differ, or a metric judges no objective.
+        UsageError: the names differ, a metric judges no objective, or has been used.
+        PluginError: a batch lacks labels, or a metric is no single number.
     """
 
     def __init__(self, task: Task, metrics: "Mapping[str, torchmetrics.Metric]") -> None:
         if differ := sorted(task.metrics.keys() ^ metrics.keys()):
             raise UsageError(f"a meter has the metrics that its task declares, found {differ}")
+        if used := [name for name, metric in metrics.items() if metric.update_called]:
+            raise UsageError(
+                f"metrics {used} hold samples already: make new ones whenever `meter` is called"
+            )
         judged = {name: metric.objective for name, metric in task.metrics.items()}
         if None in judged.values():
             raise UsageError(
@@ -278,7 +291,7 @@ class TorchmetricsMeter(Meter):
         """Take in one batch."""
         for name, metric in self._metrics.items():
             k = self._objectives[name]
-            labels = batch[self._names[k]]
+            labels = _labels(batch, self._names[k])
             here = known(labels)
             if here.any():
                 given = outputs[k][here].detach().float().cpu(), labels[here].cpu()
@@ -293,15 +306,31 @@ class TorchmetricsMeter(Meter):
 
     def compute(self) -> dict[str, float]:
         """Return every metric."""
-        return {name: _value(metric) for name, metric in self._metrics.items()}
+        return {name: _value(name, metric) for name, metric in self._metrics.items()}
 
 
-def _value(metric: "torchmetrics.Metric") -> float:
+def _labels(batch: Batch, objective: str) -> Any:
+    """Return an objective's labels."""
+    if objective not in batch:
+        raise PluginError(
+            f"a batch has the labels of {objective!r} under this name, found {sorted(batch)}"
+        )
+    return batch[objective]
+
+
+def _value(name: str, metric: "torchmetrics.Metric") -> float:
     if not metric.update_called:
         return math.nan
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         try:
-            return float(metric.compute())
+            value = metric.compute()
         except (UserWarning, ValueError):
             return math.nan
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise PluginError(
+            f"metric {name!r} must compute one number, found {found}: give it an average, or write "
+            "a Meter"
+        )
+    return value.item()

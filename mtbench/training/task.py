@@ -501,7 +501,8 @@ class Task(ABC):
     def verify(cls, source: str, data: Path | None) -> Verdict:
         """Read all of a data source; return what of it is broken, and what looks odd.
 
-        Further keyword-only parameters of this, and of `inspect`, become options of their commands.
+        Further keyword-only parameters of this, of `inspect` and of `export` become options of
+        their commands.
         """
         raise UsageError(f"task {name_of(cls)} has no data to verify")
 
@@ -547,7 +548,7 @@ def _of_splits(setup: Any) -> Callable[..., Splits]:
 
 
 def _must_be_usable(split: Split, what: str, objectives: Sequence[str]) -> None:
-    """Refuse a split without a sample, or with objectives' own samples in another order."""
+    """Refuse a split without a sample, with objectives' own in another order, or odd groups."""
     if not len(split):
         raise PluginError(f"{what} is empty: give it a sample, or raise mtbench.DataError")
     if split.by_objective is not None and tuple(split.by_objective) != tuple(objectives):
@@ -555,6 +556,9 @@ def _must_be_usable(split: Split, what: str, objectives: Sequence[str]) -> None:
             f"{what} has samples of {', '.join(split.by_objective)}: give those of "
             f"{', '.join(objectives)}, in this order"
         )
+    for own in (split.by_objective or {"all": split}).values():
+        if (groups := own.groups()) is not None and len(groups) != len(own):
+            raise PluginError(f"{what} has {len(groups)} groups of {len(own)} samples: one each")
 
 
 def must_declare(task: Task) -> None:

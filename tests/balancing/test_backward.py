@@ -1450,6 +1450,16 @@ def test_view_forgotten(name: str, seen: bool) -> None:
     assert len(told) == 1
 
 
+@pytest.mark.parametrize("name", ["stl", "norm_matched+stl"])
+def test_single_task_learning_shares_an_encoder(name: str) -> None:
+    with pytest.warns(UserWarning, match="wrap was not called in 10 steps") as told:
+        list(loop(mtbench.balancer(name, num_objectives=2), 30, Net()))
+    assert len(told) == 1
+    balancer = mtbench.balancer(name, num_objectives=2)
+    balancer.wrap(mtbench.MultitaskModel.single_feature(nn.Linear(2, 2), [nn.Linear(2, 1)] * 2))
+    list(loop(balancer, 30, Net()))
+
+
 @pytest.mark.parametrize("name", ["cagrad", "graddrop"])
 def test_nothing_in_common(name: str) -> None:
     net, balancer = Net(), mtbench.balancer(name, num_objectives=2)

@@ -884,6 +884,22 @@ ODD_TASKS = {
     "primary": (", primary=True)", ")", "odd: none of its metrics has primary=True"),
     "metrics": ("    metrics = {", "    others = {", "metrics must be mtbench.Metric by name"),
     "objectives": ('("sum", "difference")', '"sum"', "objectives must be a tuple", "found 'sum'"),
+    "dependent": (
+        "self.activation =", "self.dependent = {'mising': 1}\n        self.activation =",
+        "odd: its dependent names 'mising', which is no parameter of it: did you mean 'missing'?",
+    ),
+    "groups": (
+        "    def __len__", "    def groups(self): return [0]\n\n    def __len__",
+        "odd: setup's split train has 1 groups of 48 samples",
+    ),
+    "fit": (
+        "    def model(self)", "    def fit(self, *_): return {'t': torch}\n\n    def model(self)",
+        "odd: what fit returns goes into fitted.json: Object",
+    ),
+    "one": (
+        "found = []\n", "found = [nn.BatchNorm1d(4)(batch['inputs'][:1])]\n",
+        "batch norm takes no batch of one sample", "choose another --batch-size",
+    ),
     "recipe": ("Recipe(epochs=4, batch_size=8, lr=1e-2)", "dict(epochs=4)", "an mtbench.Recipe("),
 }  # fmt: skip
 

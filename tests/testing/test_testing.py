@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mtbench.balancing.balancer import Aggregator, Balancer, Scalarizer, Weighting
-from mtbench.errors import PluginError
+from mtbench.errors import PluginError, UsageError
 from mtbench.plugins.method import Method
 from mtbench.testing import BalancerContract
 from mtbench.testing.conformance import of_method
@@ -723,6 +723,21 @@ def test_check_tells_a_cause_once(tmp_path: Path) -> None:
     reasons = [reason for rule in broken for reason in rule.reasons]
     assert len(reasons) == 1
     assert reasons[0].endswith("list index out of range (mine.py:8)")
+
+
+def test_check_tries_all_rules_whatever_is_said_to_pytest(
+    mtbench: Mtbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = plugin(tmp_path, "return losses + []")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-k declares_paper")
+    code, out, _ = mtbench("check", "mine", "--plugin", file)
+    assert code == 1, out
+    (tmp_path / "other").mkdir()
+    file = plugin(tmp_path / "other", "raise KeyboardInterrupt")
+    assert mtbench("check", "mine", "--plugin", file)[0] == 130
+    monkeypatch.setattr("pytest.main", lambda *_, **__: pytest.ExitCode.USAGE_ERROR)
+    with pytest.raises(UsageError, match="rules could not be tried: pytest ends with"):
+        of_method(Method.find("ew"))
 
 
 def test_check_tells_what_we_refuse_in_our_words(tmp_path: Path) -> None:

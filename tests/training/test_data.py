@@ -150,6 +150,29 @@ def test_an_objective_without_samples_is_refused_by_name():
         PerObjectiveSplit(splits, "cycle")
 
 
+def test_objectives_samples_have_rule_and_labels():
+    parts = {name: TensorSplit(torch.zeros(2), a=torch.ones(2)) for name in "ab"}
+    with pytest.raises(UsageError, match="'cycle' or 'once', found 'Cycle'"):
+        PerObjectiveSplit(parts, "Cycle")  # type: ignore[arg-type]
+    with pytest.raises(
+        PluginError, match=r"labels of 'b' under this name, found \['a', 'inputs'\]"
+    ):
+        PerObjectiveSplit(parts, "once").batch(torch.tensor([0]))
+
+
+def test_a_sample_may_lack_some_of_its_labels():
+    nan = torch.nan
+    sizes = torch.tensor([[nan, 0.0], [3.0, nan], [nan, nan]])
+    assert labelled_loss(mse_loss, torch.ones(3, 2), sizes).item() == (1 + 4) / 2
+    output = torch.randn(2, 3, 4)
+    kinds = torch.tensor([[1, -1, 0, 2], [-1, -1, -1, -1]])
+    found = labelled_loss(cross_entropy, output, kinds)
+    torch.testing.assert_close(found, cross_entropy(output, kinds, ignore_index=-1))
+    shares = torch.tensor([[0.5, 0.5, 0.0, 0.0], [nan, 1.0, 0.0, 0.0]])  # one loss for all of them
+    found = labelled_loss(cross_entropy, output[:, 0], shares)
+    torch.testing.assert_close(found, cross_entropy(output[:1, 0], shares[:1]))
+
+
 def test_a_meter_of_torchmetrics():
     def meter():
         metrics = {"mse": MeanSquaredError(), "auroc": BinaryAUROC(), "r2": R2Score()}
@@ -179,6 +202,21 @@ def test_a_metric_that_does_not_take_what_it_is_fed_is_named():
     kind, size = torch.ones(4), torch.ones(4)
     with pytest.raises(PluginError, match=r"^metric 'auroc' does not take .* \(4, 2\) .* \(4,\)"):
         own.update([torch.ones(4, 2), torch.ones(4)], {"kind": kind, "size": size})
+
+
+def test_a_metric_of_several_numbers_is_refused():
+    class Several(MeanSquaredError):  # noqa: N818 - its base is an error of another kind
+        def compute(self):
+            return torch.zeros(3)
+
+    metrics = {"mse": Several(), "auroc": BinaryAUROC(), "r2": R2Score()}
+    meter = TorchmetricsMeter(Judged(), metrics)
+    batch = {"kind": torch.tensor([0, 1]), "size": torch.ones(2)}
+    meter.update([torch.tensor([0.1, 0.9]), torch.ones(2)], batch)
+    with pytest.raises(PluginError, match=r"'mse' must compute one number, found \[3\]"):
+        meter.compute()
+    with pytest.raises(UsageError, match=r"\['mse', 'auroc', 'r2'\] hold samples already"):
+        TorchmetricsMeter(Judged(), metrics)
 
 
 def test_a_meter_of_metrics_that_the_task_does_not_declare():

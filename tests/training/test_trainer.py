@@ -5,17 +5,23 @@ import shutil
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from mtbench.balancing.distributed import Ranks
 from mtbench.errors import RunError, StepError, UsageError
 from mtbench.plugins.code import core_digest
 from mtbench.training.cell.request import Request, initial_weights, reload
 from mtbench.training.cell.rundir import RunDirectory
+from mtbench.training.data import TensorSplit, labelled_loss
+from mtbench.training.task import Batch, Metric
 from mtbench.training.trained.model import load_trained
+from mtbench.training.trainer.evaluation import evaluate
 from mtbench.training.trainer.learner import Learner, build
 from mtbench.training.trainer.loop import Loop
 from mtbench.training.trainer.record import CHECKPOINT_VERSION, Progress, Recorder
@@ -260,6 +266,24 @@ def test_missing_labels_train_the_other_objective(tiny: Path, tmp_path: Path, me
     history = [json.loads(line) for line in (run.path / "epochs.jsonl").read_text().splitlines()]
     for objective in ("sum", "difference"):
         assert history[-1]["val_loss"][objective] < 0.7 * history[0]["val_loss"][objective]
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_a_splits_loss_is_that_of_its_labels(size: int) -> None:
+    y = torch.tensor([2.0, 2.0, *[torch.nan] * 6])
+
+    class Told:
+        objectives = ("y",)
+        metrics: ClassVar[dict[str, Metric]] = {}
+        meter = staticmethod(lambda: SimpleNamespace(update=lambda *_: None, compute=dict))
+
+    def forward(batch: Batch, _: object) -> Any:
+        loss = labelled_loss(F.mse_loss, torch.zeros(len(batch["y"])), batch["y"])
+        return SimpleNamespace(losses=[loss], outputs=[])
+
+    learner: Any = SimpleNamespace(device="cpu", model=nn.Linear(1, 1), task=Told, forward=forward)
+    losses, _ = evaluate(learner, TensorSplit(torch.zeros(8, 1), y=y), size)
+    assert losses == {"y": 4.0}
 
 
 def test_single_task_models_do_not_touch_each_other(tiny: Path, tmp_path: Path) -> None:

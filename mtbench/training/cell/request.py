@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mtbench import seeding
-from mtbench.errors import UsageError
+from mtbench.errors import PluginError, UsageError, did_you_mean
 from mtbench.plugins import overrides, params
 from mtbench.plugins.method import Method
 from mtbench.plugins.registry import Entry, find
@@ -103,6 +103,11 @@ class Request:
                     f"{task}.{key} changes nothing, given the other parameters: leave it out, or "
                     f"give its default, {params.text(filled[key])}"
                 )
+        if unknown := instance.dependent.keys() - usual.keys():
+            raise PluginError(
+                f"{task}: its dependent names {min(unknown)!r}, which is no parameter of it: "
+                f"{did_you_mean(min(unknown), usual)}"
+            )
         if taken := [name for name in instance.metrics if shadows(name, instance.metrics)]:
             raise UsageError(
                 f"{task}: its metric {taken[0]!r} is called like a column of leaderboards: rename "

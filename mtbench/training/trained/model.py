@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from mtbench import seeding
-from mtbench.errors import RunError
+from mtbench.balancing.signatures import name_of
+from mtbench.errors import PluginError, RunError
 from mtbench.plugins.method import Method
 from mtbench.training.cell.rundir import SEALED, RunDirectory, Spec
 from mtbench.training.task import Splits, Task
@@ -78,7 +79,13 @@ def conclude(
         return run.pictures()
     predictor = load_trained(run, task, method).predict
     if run.fitted() is None and (fitted := task.fit(predictor, splits)):
-        run.write_text("fitted.json", json.dumps(fitted, indent=2))
+        try:
+            text = json.dumps(fitted, indent=2)
+        except (TypeError, ValueError) as error:
+            raise PluginError(
+                f"{name_of(type(task))}: what fit returns goes into fitted.json: {error}"
+            ) from error
+        run.write_text("fitted.json", text)
     drawing = run.path / ".figures"  # while it is there, the figures are not all drawn
     place = run.path / SEALED if sealed else run.path
     if drawing.exists() or not (run.pictures() or (run.path / SEALED).exists()):

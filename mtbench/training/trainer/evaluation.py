@@ -1,6 +1,7 @@
 """How good a model is on a split."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from mtbench.balancing.distributed import ALONE, Ranks
 from mtbench.balancing.model import PerObjective
 from mtbench.balancing.signatures import name_of
 from mtbench.errors import PluginError
+from mtbench.training.data import known
 from mtbench.training.machine.device import to_device
 from mtbench.training.task import Batch, Metric, Split, Task
 from mtbench.training.trainer.learner import Learner
@@ -29,7 +31,7 @@ def evaluate(
         batch = to_device(split.batch(indices), learner.device)
         done = learner.forward(batch, ranks.of(len(indices)))
         losses = torch.stack([x.detach().double().cpu() for x in done.losses])
-        samples = _samples(batch, len(indices), losses)
+        samples = _samples(batch, len(indices), task.objectives).to(losses)
         sums += torch.where(samples > 0, samples * losses, 0)
         counts += samples
         meter.update(done.outputs, batch)
@@ -51,11 +53,17 @@ def _numbers(found: Mapping[str, float], task: Task) -> dict[str, float]:
     return numbers
 
 
-def _samples(batch: Batch, count: int, like: Tensor) -> Tensor:
-    """Return how many samples each objective has in a batch, (K,)."""
-    if isinstance(inputs := batch["inputs"], PerObjective):
-        return like.new_tensor([len(own) for own in inputs])
-    return torch.full_like(like, count)
+def _samples(batch: Batch, count: int, objectives: Sequence[str]) -> Tensor:
+    """Return how many samples of a batch each objective has, (K,): those with a label, if told."""
+    inputs = batch["inputs"]
+    own = map(len, inputs) if isinstance(inputs, PerObjective) else repeat(count)
+    found = []
+    for name, samples in zip(objectives, own, strict=False):
+        labels = batch.get(name)
+        if isinstance(labels, Tensor) and labels.shape[:1] == (samples,):
+            samples = int(known(labels).sum())
+        found.append(samples)
+    return torch.tensor(found)
 
 
 def judged(values: Mapping[str, float], task: Task) -> list[Judged]:

@@ -114,6 +114,11 @@ class Learner:
         except (MtbenchError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, TypeError, ValueError) as error:
+            if str(error).startswith("Expected more than 1 value per channel"):
+                raise UsageError(
+                    "batch norm takes no batch of one sample, as an epoch may end with: choose "
+                    "another --batch-size"
+                ) from error
             if place_of(error) or not is_foreign(type(self.task).__module__):
                 raise
             kinds: list[str] = []
