@@ -357,6 +357,18 @@ def test_settings_of_the_recipe_and_the_device_tell_rows_apart(tmp_path: Path) -
     assert names == {"ew lr=0.1", "ew lr=0.2", "uw device=cpu", "uw device=cuda"}
 
 
+def test_a_parameter_may_be_called_as_what_else_a_cell_has(tmp_path: Path) -> None:
+    for value in (0.1, 1.0):
+        for key in ("init", "lr"):
+            cell(tmp_path, f"mine_{key}", 0, method_params={key: value})
+    cell(tmp_path, "mine_init", 0, method_params={"init": 1.0}, init="0" * 64)
+    names = set(board(tmp_path).rows["method"])
+    assert names == {
+        "mine_init init=0.1 cell.init=none", "mine_init init=1.0 cell.init=none",
+        "mine_init init=1.0 cell.init=00000000", "mine_lr lr=0.1", "mine_lr lr=1.0",
+    }  # fmt: skip
+
+
 def test_copies_that_contradict_each_other_are_told(tmp_path: Path) -> None:
     for name, dice in (("a", 0.5), ("b", 0.9)):
         cell(tmp_path / name, "ew", 0, dice=dice)

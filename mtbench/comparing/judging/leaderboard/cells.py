@@ -242,11 +242,15 @@ def labels(cells: Sequence[Recorded]) -> list[str]:
 
 
 def _settings(spec: Spec) -> dict[str, Any]:
+    own = spec.method_params
     recipe = {k: v for k, v in spec.recipe.items() if k not in BUDGET}
-    return {
-        **{f"recipe.{k}" if k in spec.method_params else k: v for k, v in recipe.items()},
-        **spec.method_params,
+    others = {
         "device": spec.device,
         "init": spec.init and spec.init[:8],
         **{f"{name}.py": digest[:8] for name, digest in spec.plugins.items()},
+    }
+    return {
+        **{f"recipe.{k}" if k in own else k: v for k, v in recipe.items()},
+        **own,
+        **{f"cell.{k}" if k in own else k: v for k, v in others.items()},
     }
