@@ -30,6 +30,7 @@ class Thing:
         ("some", str | None, "some"),
         ("1, 2", tuple[float, ...], (1.0, 2.0)),
         ([1, 2], tuple[float, ...], (1.0, 2.0)),
+        ("", tuple[str, ...], ()),
     ],
 )
 def test_text_becomes_a_value(text: Any, annotation: Any, value: Any) -> None:
