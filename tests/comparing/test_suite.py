@@ -232,6 +232,21 @@ def test_a_row_of_equal_hours_trains_so_many_times_each_tasks_epochs(tiny: Path)
     assert asked == 2 * [("ls", 4), ("ls x3", 12)] + 2 * [("ls", 7), ("ls x3", 21)]
 
 
+def test_what_a_row_says_of_the_recipe_is_not_searched(tiny: Path) -> None:
+    slow = {"name": "ls", "recipe": {"lr": 0.05}, "label": "slow"}
+    content = {
+        "version": 1, "name": "mine", "title": "t", "methods": ["ls", slow],
+        "budget": {"trials": 3, "seeds": 1},
+        "tasks": [{"name": "tiny", "search": {"lr": [1e-3, 2e-3], "weight_decay": [1e-5, 1e-4]}}],
+    }  # fmt: skip
+    grid = Grid(Order(Suite.model_validate(content), None, (tiny,)))
+    usual, own = (
+        [entry.setting(0, trial)[0].recipe for trial in (1, 2)] for entry in grid.entries
+    )
+    assert [recipe.lr for recipe in own] == [0.05, 0.05] != [recipe.lr for recipe in usual]
+    assert [recipe.weight_decay for recipe in own] == [recipe.weight_decay for recipe in usual]
+
+
 def test_a_row_is_left_out_where_its_method_cannot_be_trained() -> None:
     """It is told once, beforehand, and claims count the rows that a task has."""
     frozen = {"name": "ls", "weights_from": "encodec", "label": "frozen"}

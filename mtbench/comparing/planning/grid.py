@@ -352,6 +352,8 @@ class Grid:
         refuse_unfit(row.row, balancer, request.task, request.recipe.optimizer)
         request.recipe.refuse_precision(self.suite.precision)
         search = _search(setting.search or self.suite.search, request.recipe)
+        own_value = dict.fromkeys(search.ranges.keys() & row.recipe.keys())  # which is not searched
+        search = dataclasses.replace(search, **own_value)
         trials = 0 if row.weights_from else budget.trials
         draws = [
             draw(method, K, search, trials, budget.tuning_seed + repetition)
