@@ -302,6 +302,15 @@ def test_a_reference_that_is_no_better_than_a_guess_is_told(
     assert any("the single-task dice" in n and "from a guess, 0.5" in n for n in notes) is told
 
 
+def test_a_reference_that_diverged_in_every_cell_is_no_unit(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        cell(tmp_path, "stl", seed, status="diverged")
+        cell(tmp_path, "ew", seed, dice=0.5 + seed / 100)
+    found = board(tmp_path)
+    assert found.rows["delta_m"].isna().all()
+    assert "no Δm: every single-task cell diverged" in found.remarks
+
+
 def test_two_references_are_none(tmp_path: Path) -> None:
     cell(tmp_path, "ew", 0)
     cell(tmp_path, "stl", 0, recipe={"epochs": 2, "batch_size": 4, "lr": 0.1})
