@@ -267,6 +267,7 @@ def test_all_diverged_is_a_table_all_the_same(tmp_path: Path) -> None:
     found = board(tmp_path)
     assert leaderboard.readable(found)["seeds"].tolist() == ["0 (+1 diverged)"]
     assert "0 (+1 diverged)" in leaderboard.to_markdown(found)
+    assert not any("one seed" in note for note in leaderboard.notes(found))
 
 
 def test_no_reference_no_delta_m(tmp_path: Path) -> None:

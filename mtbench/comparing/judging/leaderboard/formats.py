@@ -132,7 +132,7 @@ def notes(board: Board) -> list[str]:
         return lines
     if board.verdict:
         lines.append(board.verdict)
-    if (board.rows["seeds"].max()) < 2:
+    if board.rows["seeds"].max() == 1:
         lines.append("one seed: no spread, and no order can be concluded from it")
     left_out = board.rows[~board.rows["complete"]]
     if len(left_out):
