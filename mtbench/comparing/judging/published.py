@@ -227,6 +227,9 @@ def compare(
         board: the cells, which all have the same recipe.
         reference: the single-task method.
         method: the method, with one row on the board.
+
+    Raises:
+        UsageError: one of them has several rows.
     """
     settings = board.cells[_only(board, method)][0].spec.method_params
     labels = [paper.label(method, settings) for paper in published.boards]
@@ -304,7 +307,13 @@ def _rows_of(board: leaderboard.Board, methods: Sequence[str]) -> list[Any]:
 
 
 def _only(board: leaderboard.Board, method: str) -> str:
-    return next(name for name, cells in board.cells.items() if cells[0].spec.method == method)
+    found = [name for name, cells in board.cells.items() if cells[0].spec.method == method]
+    if len(found) != 1:
+        raise UsageError(
+            f"{method} must have one row here, found {', '.join(found)}, as where a suite has some "
+            "of its cells: choose another --out"
+        )
+    return found[0]
 
 
 def _differences(paper: PaperBoard, board: leaderboard.Board, method: str) -> list[str]:
