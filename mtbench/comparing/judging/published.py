@@ -80,7 +80,10 @@ class PaperBoard(_Strict):
         return self
 
     def label(self, method: str, settings: Mapping[str, Any]) -> str | None:
-        """Return the row of a method whose settings fit best, None if none fits."""
+        """Return the row of a method whose settings fit best, None if none fits.
+
+        A row that names no settings fits whatever the method's are.
+        """
         fitting = []
         for label in self.rows:
             name, *named = label.split()
@@ -220,7 +223,8 @@ def compare(
 ) -> list[Comparison]:
     """Return finished cells of a method and the reference beside every row that papers have of it.
 
-    A method that no paper reports with these settings becomes a row of each paper's table.
+    A paper's row that names no settings is the method's at any, and notes say what they are here.
+    A method without such a row becomes a row of each paper's table.
 
     Args:
         published: what papers report of the task.
