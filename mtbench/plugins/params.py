@@ -6,6 +6,7 @@ constructor that ends in ``**name`` hands on to its base's, whose parameters are
 """
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -147,16 +148,21 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
     >>> convert("none", float | None, "x")
 
     Raises:
-        UsageError: the value has no reading of that type.
+        UsageError: the value has no reading of that type, or is not finite.
     """
     if isinstance(value, Bare) and bool not in _options(annotation):
         raise UsageError(f"{where} must be {describe(annotation)}: its value is missing")
     # None first: a text reads anything.
     for option in sorted(_options(annotation), key=lambda option: option is not type(None)):
         try:
-            return _read(value, option)
+            found = _read(value, option)
         except (ValueError, TypeError, OverflowError):
             continue
+        numbers = found if isinstance(found, tuple) else (found,)
+        if any(isinstance(one, float) and not math.isfinite(one) for one in numbers):
+            # A spec is JSON, which has none: all of them would be one cell.
+            raise UsageError(f"{where} must be finite, found {value!r}")
+        return found
     raise UsageError(f"{where} must be {describe(annotation)}, found {value!r}")
 
 

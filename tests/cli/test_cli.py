@@ -732,7 +732,7 @@ def test_a_new_method_where_nothing_can_be_written(mtbench: Mtbench, tmp_path: P
         (["stray"], ["'stray'"]),
         (["--set", "lr=fast"], ["recipe.lr", "float", "'fast'"]),
         (["--lr", "-1"], ["lr must be positive", "-1"]),
-        (["--lr", "nan"], ["lr must be positive", "nan"]),
+        (["--lr", "nan"], ["lr must be finite", "nan"]),
         (["--set", "clip=nan"], ["clip"]),
         (["--set", "batch_size=2.5"], ["batch_size", "int", "'2.5'"]),
         (["--set", "batch_size=0"], ["batch_size", "at least 1"]),

@@ -83,6 +83,14 @@ def test_a_wrong_value_is_explained(text: str, annotation: Any) -> None:
         convert(text, annotation, "thing.x")
 
 
+@pytest.mark.parametrize(
+    ("value", "annotation"), [("inf", float), ("1e999", float | None), ([1, float("nan")], tuple[float, ...])]
+)
+def test_a_number_that_no_record_holds_is_refused(value: Any, annotation: Any) -> None:
+    with pytest.raises(UsageError, match=r"thing\.x must be finite, found"):
+        convert(value, annotation, "thing.x")
+
+
 def test_resolve_fills_in_defaults_and_refuses_unknown_names() -> None:
     assert resolve(Thing, {"c": "0.1"}, "thing") == {"c": 0.1, "mode": "a"}
     with pytest.raises(UsageError, match=r"thing has no parameter 'moda': did you mean 'mode'\?"):
