@@ -251,6 +251,17 @@ def test_the_mean_of_what_did_not_diverge_is_not_best(tmp_path: Path) -> None:
     assert best == {"stl": "", "ew": "best", "uw": ""}
 
 
+@pytest.mark.parametrize("seeds", [range(1, 4), range(1, 5)])  # fewer, and as many others
+def test_means_over_other_seeds_are_not_marked(tmp_path: Path, seeds: range) -> None:
+    for method, own in (("ew", range(4)), ("uw", seeds)):
+        for seed in own:
+            cell(tmp_path, method, seed, dice=0.5 + seed / 10)
+    found = board(tmp_path)
+    assert found.rows["complete"].all()
+    assert marks(found, "dice ↑") == ["", ""]
+    assert "best" in marks(found, "rank ↓")
+
+
 def test_what_is_printed_alike_is_best_alike(tmp_path: Path) -> None:
     """0.7125, a share of 80, is printed as 0.713; numpy rounds it to 0.712."""
     for method, dice in (("stl", 0.5), ("ew", 0.7125), ("uw", 0.713), ("mgda", 0.7)):
