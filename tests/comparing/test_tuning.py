@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
+from sqlalchemy.engine import make_url
 
 from mtbench.comparing.tuning import figures as tuning_figures
 from mtbench.comparing.tuning.draws import Draw, Search, draw
@@ -173,6 +174,13 @@ def test_official_trials_are_the_draws_and_sealed(make, tmp_path: Path) -> None:
     assert {run.spec().stage for run in runs} == {"trial"}
     assert {run.spec().seed for run in runs} == {7}
     assert not list(tmp_path.rglob("test.*"))
+
+
+@pytest.mark.parametrize("name", ["runs", "study?1", "of 100%25"])
+def test_a_study_lies_in_its_folder_whatever_that_is_called(make, name: str) -> None:
+    pytest.importorskip("sqlalchemy", "2.1", reason="earlier ones have no sign for ? in a path")
+    study = make(out=Path(name), storage=None)
+    assert make_url(study.storage).database == f"{name}/tune.db"
 
 
 def test_a_study_grows_and_its_first_trials_stay(make) -> None:
