@@ -8,7 +8,7 @@ constructor that ends in ``**name`` hands on to its base's, whose parameters are
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import UnionType
@@ -258,3 +258,13 @@ def own_keys(parameters: Mapping[str, Any]) -> str:
     'c=0.5 w=1,2 strict=true'
     """
     return " ".join(f"{key}={text(value)}" for key, value in parameters.items())
+
+
+def plain(keys: Collection[str]) -> dict[str, str]:
+    """Return what each key is called for short: ``recipe.`` is left out where no other is so.
+
+    >>> plain(["recipe.lr", "recipe.weight_decay", "lr"])
+    {'recipe.lr': 'recipe.lr', 'recipe.weight_decay': 'weight_decay', 'lr': 'lr'}
+    """
+    short = {key: key.removeprefix("recipe.") for key in keys}
+    return {key: key if name in keys else name for key, name in short.items()}
