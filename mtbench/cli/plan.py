@@ -182,6 +182,8 @@ def _power(
                 f"many repetitions it takes, is not known; {unknown}"
             )
             continue
+        # A sweep looks after whole repetitions, and not at all where there is one.
+        looks = [n * units // budget.repetitions for n in looks_of(budget.repetitions)]
         own = _seconds(grid, [cost for cost in costs if cost.entry.task == task]) / units
         lines.append(
             f"{_BELOW}paired standard deviation {deviation:.2f} points of delta-m, {origin}"
@@ -195,7 +197,7 @@ def _power(
                 prospect, effect, deviation, margin=margin, comparisons=comparisons,
                 test_train_ratio=resplit,
             )  # fmt: skip
-            now = ending(units, looks=looks_of(units))
+            now = ending(units, looks=looks)
             needed = next(
                 (n for n in REPETITIONS if ending(n, studies=1_000).told(words) >= POWER), None
             )
