@@ -1,8 +1,8 @@
 """Suites, and published results, that installed packages bring."""
 
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
+
+from mtbench.plugins.registry import announced
 
 
 def shipped(below: str = "") -> dict[str, Path]:
@@ -10,10 +10,11 @@ def shipped(below: str = "") -> dict[str, Path]:
 
     Args:
         below: the folder of each package that is looked into, by default the package itself.
+
+    Raises:
+        PluginError: a package is announced that is not there.
     """
     found: dict[str, Path] = {}
-    for point in entry_points(group="mtbench.suites"):
-        spec = find_spec(point.value)
-        for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
-            found |= {file.stem: file for file in sorted((folder / below).glob("*.toml"))}
+    for _, _, folder in announced("suite", "TOML files"):
+        found |= {file.stem: file for file in sorted((folder / below).glob("*.toml"))}
     return found

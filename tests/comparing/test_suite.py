@@ -2,6 +2,7 @@
 
 import os
 import re
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from mtbench.balancing.wrapper import Wrapper
 from mtbench.comparing.planning.grid import Grid, Order, needs_data
 from mtbench.comparing.planning.suite import Suite, load
 from mtbench.comparing.shipped import shipped
-from mtbench.errors import UsageError
+from mtbench.errors import PluginError, UsageError
 from mtbench.plugins.registry import entries
 
 GOOD = """
@@ -33,6 +34,17 @@ def test_those_shipped_are_found_by_name() -> None:
     assert set(shipped()) >= {"quick", "thyroid", "ddti", "toys", "methods", "field"}
     for name in shipped():
         assert load(name).name == name
+
+
+def announce(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    points = [(EntryPoint("suites", name, "mtbench.suites"), f"of {name}") for name in packages]
+    monkeypatch.setattr("mtbench.plugins.registry._points", lambda *_: points)
+
+
+def test_a_package_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    announce(monkeypatch, "gone.suites")
+    with pytest.raises(PluginError, match=r"of gone.suites: announces suites in .* else uninstall"):
+        shipped()
 
 
 @pytest.mark.parametrize(
