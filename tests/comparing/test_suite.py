@@ -47,6 +47,21 @@ def test_a_package_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None
         shipped()
 
 
+@pytest.mark.parametrize("below", ["", "published"])
+def test_two_files_of_one_name_are_refused(
+    below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("one_suites", "other_suites"):
+        (tmp_path / package / below).mkdir(parents=True)
+        (tmp_path / package / "__init__.py").touch()
+        (tmp_path / package / below / "same.toml").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    announce(monkeypatch, "one_suites", "other_suites", "one_suites")
+    said = r"two files are called 'same.toml': .*one_suites.* and .*other_suites.*; rename one"
+    with pytest.raises(PluginError, match=said):
+        shipped(below)
+
+
 @pytest.mark.parametrize(
     "name",
     [
