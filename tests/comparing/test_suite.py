@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mtbench.balancing.wrapper import Wrapper
-from mtbench.comparing.planning.grid import Grid, Order, needs_data
+from mtbench.comparing.planning.grid import Cell, Grid, Order, needs_data
 from mtbench.comparing.planning.suite import Suite, load
 from mtbench.comparing.shipped import shipped
 from mtbench.errors import PluginError, UsageError
@@ -272,6 +272,8 @@ def test_what_a_row_says_of_the_recipe_is_not_searched(tiny: Path) -> None:
     )
     assert [recipe.lr for recipe in own] == [0.05, 0.05] != [recipe.lr for recipe in usual]
     assert [recipe.weight_decay for recipe in own] == [recipe.weight_decay for recipe in usual]
+    fixed = [grid.claim(Cell(entry, 0), None).fixed for entry in grid.entries]
+    assert fixed == [{}, {"recipe.lr": 0.05}]
 
 
 def test_a_row_is_left_out_where_its_method_cannot_be_trained() -> None:
