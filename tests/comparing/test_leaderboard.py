@@ -715,7 +715,7 @@ def test_a_test_that_holds_no_numbers_is_explained(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["epochs", "batch_size"])
-@pytest.mark.parametrize("value", [None, "2", 0, 2.5, True, 10**200])
+@pytest.mark.parametrize("value", [None, "2", 0, 2.5, True, 10**30])
 def test_a_recipe_that_counts_nothing_is_explained(tmp_path: Path, key: str, value: Any) -> None:
     """What training costs is worked out of it."""
     cell(tmp_path, "ew", 0, recipe={"epochs": 2, "batch_size": 4, "lr": 0.1, key: value})
