@@ -127,6 +127,7 @@ def test_a_plan_looks_when_a_sweep_does(
         return deciding.Prospect({}, 0.0)
 
     monkeypatch.setattr(deciding, "prospect", ended)
+    monkeypatch.setattr(deciding, "smallest_effect", lambda *_, **__: 1.0)
     monkeypatch.setattr(deciding.Prospect, "told", lambda *_: 1.0)
     plan._power(planned(seeds, repetitions), [], {}, "", 1)
     assert [one for one in seen if one] == 4 * [looks]
