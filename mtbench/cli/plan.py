@@ -33,7 +33,9 @@ def plan(
     pilot: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUNS", help="Finished runs on the same tasks, to learn from how they scatter."
+            metavar="RUNS",
+            help="Finished runs on the same tasks, to learn from how they scatter: it opens their "
+            "tests, as a leaderboard does.",
         ),
     ] = None,
     plugin: Plugins = None,
