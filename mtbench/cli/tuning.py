@@ -73,12 +73,14 @@ def report(console: Console, study: Tuning) -> None:
     """Print the trials, best first; write best.toml and the figures.
 
     Raises:
-        UsageError: no trial has finished.
+        UsageError: no trial has finished, and none is under way.
     """
     outcomes = study.outcomes()
     console.print(_table(study, outcomes))
-    if study.elsewhere:
-        console.print(f"{study.elsewhere} trials are under way in other processes")
+    elsewhere = study.elsewhere
+    if elsewhere:
+        trials = "1 trial is" if elsewhere == 1 else f"{elsewhere} trials are"
+        console.print(f"{trials} under way in other processes")
     metrics = study.request.task.metrics
     folder, title = study.folder, study.name
     pictures = [
@@ -99,6 +101,8 @@ def report(console: Console, study: Tuning) -> None:
         console.print(f"figure: {picture}", soft_wrap=True)
     config = study.best(outcomes)
     if config is None:
+        if elsewhere:  # whose process writes the file
+            return
         raise UsageError(f"no trial has finished: all {len(outcomes)} diverged or were pruned")
     config.write(folder / "best.toml")
     console.print(f"best:   {folder / 'best.toml'}", soft_wrap=True)
