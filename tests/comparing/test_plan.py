@@ -138,7 +138,9 @@ def test_a_plan_counts_what_has_trials_and_what_runs() -> None:
     runs, *others = (cost.Cost(entry, 0.1, 10.0) for entry in grid.entries)
     broken = [replace(one, step=math.nan, cell=math.nan) for one in others]
     cells, time = plan._time(grid, [runs, *broken], 2)
-    assert cells.endswith("x methods 3 x repetitions 6 x (trials 3 + seeds 1) - trials of frozen = 54")
+    assert cells.endswith(
+        "x methods 3 x repetitions 6 x (trials 3 + seeds 1) - trials of frozen = 54"
+    )
     assert time.startswith("time: 4 min on one core, 2 min with --jobs 2")
     assert time.endswith("without 2 rows that do not run")
     assert plan._time(grid, broken, 2)[1] == "time: not known, for no row runs"

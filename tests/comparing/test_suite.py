@@ -267,9 +267,7 @@ def test_what_a_row_says_of_the_recipe_is_not_searched(tiny: Path) -> None:
         "tasks": [{"name": "tiny", "search": {"lr": [1e-3, 2e-3], "weight_decay": [1e-5, 1e-4]}}],
     }  # fmt: skip
     grid = Grid(Order(Suite.model_validate(content), None, (tiny,)))
-    usual, own = (
-        [entry.setting(0, trial)[0].recipe for trial in (1, 2)] for entry in grid.entries
-    )
+    usual, own = ([entry.setting(0, trial)[0].recipe for trial in (1, 2)] for entry in grid.entries)
     assert [recipe.lr for recipe in own] == [0.05, 0.05] != [recipe.lr for recipe in usual]
     assert [recipe.weight_decay for recipe in own] == [recipe.weight_decay for recipe in usual]
     fixed = [grid.claim(Cell(entry, 0), None).fixed for entry in grid.entries]

@@ -84,7 +84,8 @@ def test_a_wrong_value_is_explained(text: str, annotation: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "annotation"), [("inf", float), ("1e999", float | None), ([1, float("nan")], tuple[float, ...])]
+    ("value", "annotation"),
+    [("inf", float), ("1e999", float | None), ([1, float("nan")], tuple[float, ...])],
 )
 def test_a_number_that_no_record_holds_is_refused(value: Any, annotation: Any) -> None:
     with pytest.raises(UsageError, match=r"thing\.x must be finite, found"):

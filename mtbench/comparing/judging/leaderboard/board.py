@@ -148,7 +148,9 @@ def _board(group: Group, baseline: str | None, plain: str | None) -> Board:
     shown = [place[name] for name in rows["method"] if name in place]
     n, why_not = int(ranking.common.sum()), pairs.no_comparison()
     note = statistics.interval_note(n, group.unit) if n > 1 else ""
-    own = [scores.known[i].tolist() for i in np.flatnonzero(ranking.ranked) if i != scores.reference]
+    own = [
+        scores.known[i].tolist() for i in np.flatnonzero(ranking.ranked) if i != scores.reference
+    ]
     return Board(
         title=group.title,
         primary=scores.primary,
