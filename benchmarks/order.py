@@ -25,12 +25,18 @@ HALVES = 1_000
 def scores(board: Board) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int_]]:
     """Return each row's primary test metrics, (seeds, metrics), and the seeds' units.
 
-    They are the seeds that all rows have.
+    They are the seeds that all ranked rows have, and in which all metrics are defined.
     """
-    usual = min(cell.spec.recipe["epochs"] for cells in board.cells.values() for cell in cells)
+    ranked = board.rows["method"][board.rows["complete"]]
+    cells_of = {row: board.cells[row] for row in ranked}
+    usual = min(cell.spec.recipe["epochs"] for cells in cells_of.values() for cell in cells)
     tested = {
-        row: {cell.spec.seed: cell.run.open_test() for cell in cells}
-        for row, cells in board.cells.items()
+        row: {
+            cell.spec.seed: cell.test
+            for cell in cells
+            if all(math.isfinite(cell.test.get(name, math.nan)) for name in board.primary)
+        }
+        for row, cells in cells_of.items()
         if all(cell.spec.recipe["epochs"] == usual for cell in cells)
     }
     seeds = sorted(set.intersection(*(set(found) for found in tested.values())))
@@ -90,6 +96,9 @@ def main(out: Path) -> None:
         if board.reference is None or not board.cells:
             continue
         study = Study(board, board.reference)
+        if len(study.units) < 2:
+            print(f"\n{board.title}: left out, for its rows share {len(study.units)} units")
+            continue
         whole = by_task[board.title] = study.changes(study.units)
         halves = study.halves()
         print(f"\n{board.title}: {len(study.units)} units")

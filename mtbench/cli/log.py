@@ -24,13 +24,16 @@ def log_(
     from rich.progress import track
 
     from mtbench.cli.terminal import terminal
-    from mtbench.errors import UsageError
+    from mtbench.errors import RunError, UsageError
     from mtbench.inert import without_password
     from mtbench.integrations import mlflow as to_mlflow
     from mtbench.integrations import tensorboard as to_tensorboard
     from mtbench.integrations.record import Record
     from mtbench.training.cell.rundir import find_runs
 
+    found = list(find_runs(runs))
+    if not found:
+        raise RunError("no runs found: `mtbench run` makes some")
     logs: dict[str, to_mlflow.Log | to_tensorboard.Log] = {}
     if mlflow is not None:
         logs[without_password(mlflow)] = to_mlflow.Log(mlflow)
@@ -39,7 +42,6 @@ def log_(
     if not logs:
         raise UsageError("log: say where to: --mlflow URI, --tensorboard FOLDER, or both")
     changed = dict.fromkeys(logs, 0)
-    found = list(find_runs(runs))
     console = terminal(stderr=True)
     for run in track(found, "logging", console=console, disable=not console.is_terminal):
         record = Record.of(run)

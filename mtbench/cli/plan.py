@@ -33,7 +33,9 @@ def plan(
     pilot: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUNS", help="Finished runs on the same tasks, to learn from how they scatter."
+            metavar="RUNS",
+            help="Finished runs on the same tasks, to learn from how they scatter: it opens their "
+            "tests, as a leaderboard does.",
         ),
     ] = None,
     plugin: Plugins = None,
@@ -115,18 +117,26 @@ def _seconds(grid: "Grid", costs: "list[Cost]") -> float:
 
 
 def _time(grid: "Grid", costs: "list[Cost]", workers: int) -> list[str]:
+    import math
+
     from mtbench.cli.status import duration
 
     budget, less = grid.suite.budget, len(grid.left_out)
     rows = f"tasks {len(grid.tasks)} x methods {(len(grid.entries) + less) // len(grid.tasks)}"
     if less:
         rows = f"({rows} - {less} left out)"
-    total = _seconds(grid, costs)
+    frozen = list(dict.fromkeys(entry.label for entry in grid.entries if entry.weights_from))
+    untried = f" - trials of {', '.join(frozen)}" if frozen and budget.trials else ""
+    total, missing = _seconds(grid, costs), sum(math.isnan(cost.cell) for cost in costs)
+    without = f"; without {missing} row{'s' * (missing > 1)} that do{'es' * (missing == 1)} not run"
+    time = (
+        f"{duration(total)} on one core, {duration(total / workers)} with --jobs {workers} and as "
+        f"many cores (ratio: to the fastest method){without * (missing > 0)}"
+    )
     return [
         f"cells: {rows} x repetitions {budget.repetitions} x (trials {budget.trials} + seeds "
-        f"{budget.seeds}) = {len(grid.cells)}",
-        f"time: {duration(total)} on one core, {duration(total / workers)} with --jobs {workers} "
-        "and as many cores (ratio: to the fastest method)",
+        f"{budget.seeds}){untried} = {len(grid.cells)}",
+        f"time: {time if missing < len(costs) else 'not known, for no row runs'}",
     ]
 
 
@@ -182,6 +192,8 @@ def _power(
                 f"many repetitions it takes, is not known; {unknown}"
             )
             continue
+        # A sweep looks after whole repetitions, and not at all where there is one.
+        looks = [n * units // budget.repetitions for n in looks_of(budget.repetitions)]
         own = _seconds(grid, [cost for cost in costs if cost.entry.task == task]) / units
         lines.append(
             f"{_BELOW}paired standard deviation {deviation:.2f} points of delta-m, {origin}"
@@ -195,7 +207,7 @@ def _power(
                 prospect, effect, deviation, margin=margin, comparisons=comparisons,
                 test_train_ratio=resplit,
             )  # fmt: skip
-            now = ending(units, looks=looks_of(units))
+            now = ending(units, looks=looks)
             needed = next(
                 (n for n in REPETITIONS if ending(n, studies=1_000).told(words) >= POWER), None
             )

@@ -27,11 +27,8 @@ class TrialDisplay(Display):
         """A trial begins or goes on."""
         if self.training is not None:
             self.bars.remove_task(self.training)
-        tried = spec.method_params | {k: spec.recipe[k] for k in ("lr", "weight_decay")}
-        self.console.print(
-            inert.plain(f"trial:  {params.own_keys(tried)}"),
-            soft_wrap=True,
-        )
+        common = {f"recipe.{k}": spec.recipe[k] for k in ("lr", "weight_decay")}
+        self.console.print(f"trial:  {_told(spec.method_params | common)}", soft_wrap=True)
         super().started(spec, epochs, steps, done)
 
 
@@ -76,12 +73,14 @@ def report(console: Console, study: Tuning) -> None:
     """Print the trials, best first; write best.toml and the figures.
 
     Raises:
-        UsageError: no trial has finished.
+        UsageError: no trial has finished, and none is under way.
     """
     outcomes = study.outcomes()
     console.print(_table(study, outcomes))
-    if study.elsewhere:
-        console.print(f"{study.elsewhere} trials are under way in other processes")
+    elsewhere = study.elsewhere
+    if elsewhere:
+        trials = "1 trial is" if elsewhere == 1 else f"{elsewhere} trials are"
+        console.print(f"{trials} under way in other processes")
     metrics = study.request.task.metrics
     folder, title = study.folder, study.name
     pictures = [
@@ -102,6 +101,8 @@ def report(console: Console, study: Tuning) -> None:
         console.print(f"figure: {picture}", soft_wrap=True)
     config = study.best(outcomes)
     if config is None:
+        if elsewhere:  # whose process writes the file
+            return
         raise UsageError(f"no trial has finished: all {len(outcomes)} diverged or were pruned")
     config.write(folder / "best.toml")
     console.print(f"best:   {folder / 'best.toml'}", soft_wrap=True)
@@ -116,16 +117,22 @@ def _table(study: Tuning, outcomes: list[Outcome]) -> Table:
     table.add_column("parameters")
     for outcome in outcomes:
         finished = outcome.status == "finished"
-        asked = {k.removeprefix("recipe."): _short(v) for k, v in outcome.asked.items()}
+        asked = {key: _short(value) for key, value in outcome.asked.items()}
         idle = " (acted in no step)" if outcome.acts == 0 else ""
         table.add_row(
             str(outcome.number),
             f"{outcome.score:.4f}" if finished else outcome.status,
             *(f"{outcome.val[name]:.4f}" if name in outcome.val else "" for name in study.primary),
-            Text((inert.plain(params.own_keys(asked)) or "the defaults") + idle),
+            Text((_told(asked) or "the defaults") + idle),
             style="" if finished else "dim",
         )
     return table
+
+
+def _told(tried: Mapping[str, Any]) -> str:
+    """Return what a trial tries, its parameters' names as short as they tell apart."""
+    short = params.plain(tried)
+    return inert.plain(params.own_keys({short[key]: value for key, value in tried.items()}))
 
 
 def _short(value: Any) -> str:

@@ -50,7 +50,7 @@ class Claim(BaseModel):
         resplit: the ratio of test to training samples where repetitions split one collection
             again, 0 where each has a population of its own, None where all have the same data.
         against: the rows that all others are compared with.
-        fixed: parameters that the suite gives the row.
+        fixed: parameters that the suite gives the row, those of the recipe as ``recipe.KEY``.
         weights_from: the row whose weights this final cell has as constants, empty for none.
     """
 

@@ -1,8 +1,9 @@
 """Suites, and published results, that installed packages bring."""
 
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
+
+from mtbench.errors import PluginError
+from mtbench.plugins.registry import announced
 
 
 def shipped(below: str = "") -> dict[str, Path]:
@@ -10,10 +11,15 @@ def shipped(below: str = "") -> dict[str, Path]:
 
     Args:
         below: the folder of each package that is looked into, by default the package itself.
+
+    Raises:
+        PluginError: a package is announced that is not there, or two files share a name.
     """
     found: dict[str, Path] = {}
-    for point in entry_points(group="mtbench.suites"):
-        spec = find_spec(point.value)
-        for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
-            found |= {file.stem: file for file in sorted((folder / below).glob("*.toml"))}
+    for _, _, folder in announced("suite", "TOML files"):
+        for file in sorted((folder / below).glob("*.toml")):
+            if (other := found.setdefault(file.stem, file)) != file:
+                raise PluginError(
+                    f"two files are called {file.name!r}: {other} and {file}; rename one"
+                )
     return found

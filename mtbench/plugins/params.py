@@ -6,8 +6,9 @@ constructor that ends in ``**name`` hands on to its base's, whose parameters are
 """
 
 import inspect
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import UnionType
@@ -147,16 +148,21 @@ def convert(value: Any, annotation: Any, where: str) -> Any:
     >>> convert("none", float | None, "x")
 
     Raises:
-        UsageError: the value has no reading of that type.
+        UsageError: the value has no reading of that type, or is not finite.
     """
     if isinstance(value, Bare) and bool not in _options(annotation):
         raise UsageError(f"{where} must be {describe(annotation)}: its value is missing")
     # None first: a text reads anything.
     for option in sorted(_options(annotation), key=lambda option: option is not type(None)):
         try:
-            return _read(value, option)
+            found = _read(value, option)
         except (ValueError, TypeError, OverflowError):
             continue
+        numbers = found if isinstance(found, tuple) else (found,)
+        if any(isinstance(one, float) and not math.isfinite(one) for one in numbers):
+            # A spec is JSON, which has none: all of them would be one cell.
+            raise UsageError(f"{where} must be finite, found {value!r}")
+        return found
     raise UsageError(f"{where} must be {describe(annotation)}, found {value!r}")
 
 
@@ -212,6 +218,7 @@ def _read(value: Any, option: Any) -> Any:
         inner = get_args(option)[0]
         several = isinstance(value, Iterable)  # one number is a tuple of one, as "1" is
         items = value.split(",") if isinstance(value, str) else value if several else (value,)
+        items = () if items == [""] else items  # `text` of none
         return tuple(
             _read(item.strip() if isinstance(item, str) else item, inner) for item in items
         )
@@ -251,3 +258,13 @@ def own_keys(parameters: Mapping[str, Any]) -> str:
     'c=0.5 w=1,2 strict=true'
     """
     return " ".join(f"{key}={text(value)}" for key, value in parameters.items())
+
+
+def plain(keys: Collection[str]) -> dict[str, str]:
+    """Return what each key is called for short: ``recipe.`` is left out where no other is so.
+
+    >>> plain(["recipe.lr", "recipe.weight_decay", "lr"])
+    {'recipe.lr': 'recipe.lr', 'recipe.weight_decay': 'weight_decay', 'lr': 'lr'}
+    """
+    short = {key: key.removeprefix("recipe.") for key in keys}
+    return {key: key if name in keys else name for key, name in short.items()}

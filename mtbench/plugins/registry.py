@@ -11,7 +11,7 @@ A plugin that needs an extra of its distribution says so by a line of its module
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -225,11 +225,19 @@ def _unknown(name: str, known: Iterable[str], listed: str) -> str:
     return f"to use this file, add --plugin {file} (in Python plugins=[{str(file)!r}]){called}"
 
 
-def _installed(kind: Kind) -> list[Entry]:
-    found = []
+def announced(kind: str, content: str) -> Iterator[tuple[str, str | None, Path]]:
+    """Yield the packages that are announced in the group of a kind: name, distribution, folder.
+
+    Args:
+        kind: the group's, without its plural.
+        content: what such a package holds, in words.
+
+    Raises:
+        PluginError: one is announced that is not there.
+    """
     for point, owner in _points(f"mtbench.{kind}s", tuple(sys.path)):
         told = f"{owner}: announces {kind}s in {point.value!r}, "
-        remedy = f"a package, each of whose modules is a {kind}; else uninstall {owner}"
+        remedy = f"a package, each of whose {content} is a {kind}; else uninstall {owner}"
         try:
             spec = find_spec(point.value)
         except ImportError as error:
@@ -237,12 +245,18 @@ def _installed(kind: Kind) -> list[Entry]:
         if spec is None or spec.submodule_search_locations is None:
             raise PluginError(f"{told}which is none that is there: it must be {remedy}")
         for folder in map(Path, spec.submodule_search_locations):
-            for path in sorted(folder.iterdir()):
-                if path.name.startswith(("_", ".")):
-                    continue
-                file = path if path.suffix == ".py" else path / "__init__.py"
-                if file is path or file.is_file():
-                    found.append(Entry(path.stem, file, f"{point.value}.{path.stem}", owner))
+            yield point.value, owner, folder
+
+
+def _installed(kind: Kind) -> list[Entry]:
+    found = []
+    for package, owner, folder in announced(kind, "modules"):
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(("_", ".")):
+                continue
+            file = path if path.suffix == ".py" else path / "__init__.py"
+            if file is path or file.is_file():
+                found.append(Entry(path.stem, file, f"{package}.{path.stem}", owner))
     return found
 
 

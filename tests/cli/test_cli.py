@@ -556,6 +556,7 @@ def test_a_run_counts_once_however_often_it_is_named(mtbench: Mtbench, finished:
 def test_the_leaderboard_refuses(mtbench: Mtbench, copied: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(mtbench("leaderboard", tmp_path / "empty"), "no runs found", "mtbench run")
+    refused(mtbench("log", tmp_path / "empty", "--tensorboard", tmp_path / "tb"), "no runs found")
     refused(mtbench("leaderboard", tmp_path / "absent"), str(tmp_path / "absent"), "no such folder")
     refused(mtbench("leaderboard", copied, "--format", "html"), "html", "markdown")
     refused(mtbench("leaderboard", copied, "--to", tmp_path / "x.md"), "--format")
@@ -732,7 +733,7 @@ def test_a_new_method_where_nothing_can_be_written(mtbench: Mtbench, tmp_path: P
         (["stray"], ["'stray'"]),
         (["--set", "lr=fast"], ["recipe.lr", "float", "'fast'"]),
         (["--lr", "-1"], ["lr must be positive", "-1"]),
-        (["--lr", "nan"], ["lr must be positive", "nan"]),
+        (["--lr", "nan"], ["lr must be finite", "nan"]),
         (["--set", "clip=nan"], ["clip"]),
         (["--set", "batch_size=2.5"], ["batch_size", "int", "'2.5'"]),
         (["--set", "batch_size=0"], ["batch_size", "at least 1"]),

@@ -76,6 +76,7 @@ def test_without_a_suite_all_parameters_are_fixed(tmp_path: Path) -> None:
         for c in (1, 2, 3):
             cell(tmp_path, "cagrad", seed, 0.5 + c / 10, method_params={"c": c, "rescale": True})
             cell(tmp_path, "uw", seed, method_params={"a": c, "b": -c})  # two differ
+            cell(tmp_path, "famo", seed, method_params={"a": c}, init=str(c) * 64)  # also two
     [one] = along(board(tmp_path))
     assert (one.method, one.parameter, one.values) == ("cagrad", "c", [1.0, 2.0, 3.0])
     assert not one.logarithmic

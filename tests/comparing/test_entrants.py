@@ -37,14 +37,14 @@ def claimed(run: RunDirectory, **changed: Any) -> RunDirectory:
 
 def study(
     out: Path, method: str, offset: float, repetitions: int = 8, *, places: float = 0.5,
-    score: float = 0.5, noise: float = 0.002, **changed: Any,
+    place_of: str = "recipe.lr", score: float = 0.5, noise: float = 0.002, **changed: Any,
 ) -> None:  # fmt: skip
     """A row: in each repetition two trials, and a final cell with the second's parameters."""
     rng = random.Random(method)
     changed = {"repetitions": max(8, repetitions)} | changed
     for r in range(repetitions):
         for t in (0, 1):
-            where = {"recipe.lr": places} if t else {}
+            where = {place_of: places} if t else {}
             trial = cell(
                 out, method, 1000 + r, stage="trial", method_params={"w": t}, score=score + t
             )
@@ -290,6 +290,10 @@ def test_a_search_at_the_edge_is_told(folder: Path) -> None:
     said = "\n".join(leaderboard.notes(board(folder, "ls")))
     assert "at the upper end of lr, so a wider range may do better: edgy (8 of 8 searches)" in said
     assert "good: the best trial" not in said
+    study(folder, "famo", 0.0, place_of="lr", places=0.97)  # which has an lr of its own
+    said = "\n".join(leaderboard.notes(board(folder, "ls")))
+    assert "upper end of recipe.lr, so a wider range may do better: edgy" in said
+    assert "upper end of lr, so a wider range may do better: famo" in said
 
 
 def test_an_edge_of_another_suites_range_is_not_told(folder: Path) -> None:

@@ -27,7 +27,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[Board]:
     paired(out, {"stl": 0, "ls": 0.1, "better": 0.2, "worse": -0.1, "same": 0.1}, 8)
     for seed in range(8):
         cell(out, "rlar", seed, dice=0.55, error=0.95, method_params={"mode": HOSTILE})
-        cell(out, "rlar", seed, dice=0.55, error=0.95, method_params={"mode": "b" * 80})
+        cell(out, "rlar", seed, dice=0.55, error=0.95, method_params={"mode": "b-2" * 27})
         for method in ("stl", "ls"):
             cell(out, method, seed, dice=0.5, error=1.0, data="e", task="other_task")
     cell(out, "late", 0, dice=0.99, error=0.01)
@@ -128,6 +128,12 @@ def test_tasks_stand_side_by_side(found: list[Board]) -> None:
     assert r"method & made\_up & other\_task \\" in first
     assert re.search(r"better & \\textbf\{\$-\$\d+\.\d\d\*\} & -- ", first)
     assert "late" not in first
+
+
+def test_a_hyphen_in_a_name_is_no_minus(found: list[Board]) -> None:
+    text = leaderboard.to_latex(found[:1])
+    assert "b-2b" in text.replace(r"\allowbreak{}", "")
+    assert "b$-$2" not in text
 
 
 def test_chosen_columns(found: list[Board]) -> None:

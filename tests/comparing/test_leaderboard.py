@@ -251,6 +251,17 @@ def test_the_mean_of_what_did_not_diverge_is_not_best(tmp_path: Path) -> None:
     assert best == {"stl": "", "ew": "best", "uw": ""}
 
 
+@pytest.mark.parametrize("seeds", [range(1, 4), range(1, 5)])  # fewer, and as many others
+def test_means_over_other_seeds_are_not_marked(tmp_path: Path, seeds: range) -> None:
+    for method, own in (("ew", range(4)), ("uw", seeds)):
+        for seed in own:
+            cell(tmp_path, method, seed, dice=0.5 + seed / 10)
+    found = board(tmp_path)
+    assert found.rows["complete"].all()
+    assert marks(found, "dice ↑") == ["", ""]
+    assert "best" in marks(found, "rank ↓")
+
+
 def test_what_is_printed_alike_is_best_alike(tmp_path: Path) -> None:
     """0.7125, a share of 80, is printed as 0.713; numpy rounds it to 0.712."""
     for method, dice in (("stl", 0.5), ("ew", 0.7125), ("uw", 0.713), ("mgda", 0.7)):
@@ -267,6 +278,7 @@ def test_all_diverged_is_a_table_all_the_same(tmp_path: Path) -> None:
     found = board(tmp_path)
     assert leaderboard.readable(found)["seeds"].tolist() == ["0 (+1 diverged)"]
     assert "0 (+1 diverged)" in leaderboard.to_markdown(found)
+    assert not any("one seed" in note for note in leaderboard.notes(found))
 
 
 def test_no_reference_no_delta_m(tmp_path: Path) -> None:
@@ -300,6 +312,15 @@ def test_a_reference_that_is_no_better_than_a_guess_is_told(
             run.write_text("result.json", json.dumps(result))
     notes = leaderboard.notes(board(tmp_path))
     assert any("the single-task dice" in n and "from a guess, 0.5" in n for n in notes) is told
+
+
+def test_a_reference_that_diverged_in_every_cell_is_no_unit(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        cell(tmp_path, "stl", seed, status="diverged")
+        cell(tmp_path, "ew", seed, dice=0.5 + seed / 100)
+    found = board(tmp_path)
+    assert found.rows["delta_m"].isna().all()
+    assert "no Δm: every single-task cell diverged" in found.remarks
 
 
 def test_two_references_are_none(tmp_path: Path) -> None:
@@ -355,6 +376,18 @@ def test_settings_of_the_recipe_and_the_device_tell_rows_apart(tmp_path: Path) -
     cell(tmp_path, "uw", 0, device="cuda")
     names = set(board(tmp_path).rows["method"])
     assert names == {"ew lr=0.1", "ew lr=0.2", "uw device=cpu", "uw device=cuda"}
+
+
+def test_a_parameter_may_be_called_as_what_else_a_cell_has(tmp_path: Path) -> None:
+    for value in (0.1, 1.0):
+        for key in ("init", "lr"):
+            cell(tmp_path, f"mine_{key}", 0, method_params={key: value})
+    cell(tmp_path, "mine_init", 0, method_params={"init": 1.0}, init="0" * 64)
+    names = set(board(tmp_path).rows["method"])
+    assert names == {
+        "mine_init init=0.1 cell.init=none", "mine_init init=1.0 cell.init=none",
+        "mine_init init=1.0 cell.init=00000000", "mine_lr lr=0.1", "mine_lr lr=1.0",
+    }  # fmt: skip
 
 
 def test_copies_that_contradict_each_other_are_told(tmp_path: Path) -> None:
@@ -682,7 +715,7 @@ def test_a_test_that_holds_no_numbers_is_explained(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["epochs", "batch_size"])
-@pytest.mark.parametrize("value", [None, "2", 0, 2.5, True, 10**200])
+@pytest.mark.parametrize("value", [None, "2", 0, 2.5, True, 10**30])
 def test_a_recipe_that_counts_nothing_is_explained(tmp_path: Path, key: str, value: Any) -> None:
     """What training costs is worked out of it."""
     cell(tmp_path, "ew", 0, recipe={"epochs": 2, "batch_size": 4, "lr": 0.1, key: value})

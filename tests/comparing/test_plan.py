@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mtbench.cli import plan
 from mtbench.comparing.claim import Claim
-from mtbench.comparing.judging import leaderboard
+from mtbench.comparing.judging import deciding, leaderboard
 from mtbench.comparing.judging.deciding import prospect
 from mtbench.comparing.judging.leaderboard import Board, Recorded
 from mtbench.comparing.judging.leaderboard import board as boards
@@ -103,6 +104,46 @@ class Waits(mtbench.Scalarizer):
     )  # fmt: skip
     [found] = cost.probe(Grid(Order(suite, plugins=(TINY, plugin))), lambda *_: None)
     assert 0 < found.step < 0.05
+
+
+def planned(seeds: int, repetitions: int, trials: int = 0) -> Grid:
+    suite = {
+        "version": 1, "name": "s", "title": "t",
+        "methods": ["ew", "ls", {"name": "ls", "weights_from": "best", "label": "frozen"}],
+        "tasks": [{"name": "tiny", "measured": {"deviation": 1.0, "origin": "a pilot"}}],
+        "budget": {"trials": trials, "seeds": seeds, "repetitions": repetitions},
+    }  # fmt: skip
+    return Grid(Order(Suite.model_validate(suite), plugins=(TINY,)))
+
+
+@pytest.mark.parametrize(("seeds", "repetitions", "looks"), [(4, 6, [24]), (12, 1, [12])])
+def test_a_plan_looks_when_a_sweep_does(
+    monkeypatch: pytest.MonkeyPatch, seeds: int, repetitions: int, looks: list[int]
+) -> None:
+    seen = []
+
+    def ended(*_: Any, looks: list[int] | None = None, **__: Any) -> deciding.Prospect:
+        seen.append(looks)
+        return deciding.Prospect({}, 0.0)
+
+    monkeypatch.setattr(deciding, "prospect", ended)
+    monkeypatch.setattr(deciding, "smallest_effect", lambda *_, **__: 1.0)
+    monkeypatch.setattr(deciding.Prospect, "told", lambda *_: 1.0)
+    plan._power(planned(seeds, repetitions), [], {}, "", 1)
+    assert [one for one in seen if one] == 4 * [looks]
+
+
+def test_a_plan_counts_what_has_trials_and_what_runs() -> None:
+    grid = planned(1, 6, trials=3)
+    runs, *others = (cost.Cost(entry, 0.1, 10.0) for entry in grid.entries)
+    broken = [replace(one, step=math.nan, cell=math.nan) for one in others]
+    cells, time = plan._time(grid, [runs, *broken], 2)
+    assert cells.endswith(
+        "x methods 3 x repetitions 6 x (trials 3 + seeds 1) - trials of frozen = 54"
+    )
+    assert time.startswith("time: 4 min on one core, 2 min with --jobs 2")
+    assert time.endswith("without 2 rows that do not run")
+    assert plan._time(grid, broken, 2)[1] == "time: not known, for no row runs"
 
 
 def test_samples_that_are_held_out_make_no_steps(monkeypatch: pytest.MonkeyPatch) -> None:

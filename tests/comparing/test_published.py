@@ -14,6 +14,8 @@ from mtbench.plugins.method import Method
 from mtbench.plugins.registry import find
 from mtbench.training.cell.rundir import find_runs
 from mtbench.training.task import Task
+from tests.comparing.test_entrants import claimed
+from tests.comparing.test_leaderboard import cell
 from tests.refusals import refused
 
 TASKS = list(published.shipped())
@@ -190,6 +192,16 @@ def test_reproduce_puts_a_run_beside_the_paper(
         )  # fmt: skip
         (run.path / "suites.json").write_text(f"[{suite.model_dump_json()}]")
     refused(mtbench(*words), "its cells make 4 tables, as those of suites do")
+
+
+def test_a_method_with_several_rows_is_refused(paper: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        cell(tmp_path, "stl", seed)
+        run = cell(tmp_path, "ew", seed)
+    claimed(run)
+    [board] = leaderboard.boards([*find_runs([tmp_path])])
+    with pytest.raises(UsageError, match=r"ew must have one row here, found ew, ew \(not of the"):
+        published.compare(published.load("tiny", paper), board, "stl", "ew")
 
 
 def test_reproduce_says_when_the_settings_are_not_the_papers(

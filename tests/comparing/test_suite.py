@@ -2,16 +2,17 @@
 
 import os
 import re
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mtbench.balancing.wrapper import Wrapper
-from mtbench.comparing.planning.grid import Grid, Order, needs_data
+from mtbench.comparing.planning.grid import Cell, Grid, Order, needs_data
 from mtbench.comparing.planning.suite import Suite, load
 from mtbench.comparing.shipped import shipped
-from mtbench.errors import UsageError
+from mtbench.errors import PluginError, UsageError
 from mtbench.plugins.registry import entries
 
 GOOD = """
@@ -33,6 +34,32 @@ def test_those_shipped_are_found_by_name() -> None:
     assert set(shipped()) >= {"quick", "thyroid", "ddti", "toys", "methods", "field"}
     for name in shipped():
         assert load(name).name == name
+
+
+def announce(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    points = [(EntryPoint("suites", name, "mtbench.suites"), f"of {name}") for name in packages]
+    monkeypatch.setattr("mtbench.plugins.registry._points", lambda *_: points)
+
+
+def test_a_package_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    announce(monkeypatch, "gone.suites")
+    with pytest.raises(PluginError, match=r"of gone.suites: announces suites in .* else uninstall"):
+        shipped()
+
+
+@pytest.mark.parametrize("below", ["", "published"])
+def test_two_files_of_one_name_are_refused(
+    below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("one_suites", "other_suites"):
+        (tmp_path / package / below).mkdir(parents=True)
+        (tmp_path / package / "__init__.py").touch()
+        (tmp_path / package / below / "same.toml").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    announce(monkeypatch, "one_suites", "other_suites", "one_suites")
+    said = r"two files are called 'same.toml': .*one_suites.* and .*other_suites.*; rename one"
+    with pytest.raises(PluginError, match=said):
+        shipped(below)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +257,21 @@ def test_a_row_of_equal_hours_trains_so_many_times_each_tasks_epochs(tiny: Path)
         (cell.entry.label, grid.spec(cell, "", cell.trial).recipe["epochs"]) for cell in grid.cells
     ]
     assert asked == 2 * [("ls", 4), ("ls x3", 12)] + 2 * [("ls", 7), ("ls x3", 21)]
+
+
+def test_what_a_row_says_of_the_recipe_is_not_searched(tiny: Path) -> None:
+    slow = {"name": "ls", "recipe": {"lr": 0.05}, "label": "slow"}
+    content = {
+        "version": 1, "name": "mine", "title": "t", "methods": ["ls", slow],
+        "budget": {"trials": 3, "seeds": 1},
+        "tasks": [{"name": "tiny", "search": {"lr": [1e-3, 2e-3], "weight_decay": [1e-5, 1e-4]}}],
+    }  # fmt: skip
+    grid = Grid(Order(Suite.model_validate(content), None, (tiny,)))
+    usual, own = ([entry.setting(0, trial)[0].recipe for trial in (1, 2)] for entry in grid.entries)
+    assert [recipe.lr for recipe in own] == [0.05, 0.05] != [recipe.lr for recipe in usual]
+    assert [recipe.weight_decay for recipe in own] == [recipe.weight_decay for recipe in usual]
+    fixed = [grid.claim(Cell(entry, 0), None).fixed for entry in grid.entries]
+    assert fixed == [{}, {"recipe.lr": 0.05}]
 
 
 def test_a_row_is_left_out_where_its_method_cannot_be_trained() -> None:

@@ -1,5 +1,6 @@
 """Draws, studies and what is chosen, without the command line."""
 
+import io
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,10 @@ from typing import Any
 
 import optuna
 import pytest
+from rich.console import Console
+from sqlalchemy.engine import make_url
 
+from mtbench.cli.tuning import report
 from mtbench.comparing.tuning import figures as tuning_figures
 from mtbench.comparing.tuning.draws import Draw, Search, draw
 from mtbench.comparing.tuning.mode import Mode
@@ -175,6 +179,13 @@ def test_official_trials_are_the_draws_and_sealed(make, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("test.*"))
 
 
+@pytest.mark.parametrize("name", ["runs", "study?1", "of 100%25"])
+def test_a_study_lies_in_its_folder_whatever_that_is_called(make, name: str) -> None:
+    pytest.importorskip("sqlalchemy", "2.1", reason="earlier ones have no sign for ? in a path")
+    study = make(out=Path(name), storage=None)
+    assert make_url(study.storage).database == f"{name}/tune.db"
+
+
 def test_a_study_grows_and_its_first_trials_stay(make) -> None:
     with make() as study:
         study.run(2, Cutting())
@@ -286,6 +297,15 @@ def test_a_trial_that_is_ended_by_hand_is_tried_again(make, tmp_path: Path) -> N
         study.run(2, Meddler())
         assert sorted(o.number for o in study.outcomes()) == [0, 1]
     assert len(list(find_runs([tmp_path]))) == 2
+
+
+def test_who_ends_while_the_only_trial_runs_elsewhere_says_so(make) -> None:
+    with make() as other, make() as study:
+        with other.alone():
+            other.queue.next(1, other.draws(1))
+        report(console := Console(file=io.StringIO()), study)
+    assert "1 trial is under way in other processes" in console.file.getvalue()
+    assert not (study.folder / "best.toml").exists()
 
 
 def test_another_space_seed_or_recipe_is_another_study(make) -> None:

@@ -30,6 +30,7 @@ class Thing:
         ("some", str | None, "some"),
         ("1, 2", tuple[float, ...], (1.0, 2.0)),
         ([1, 2], tuple[float, ...], (1.0, 2.0)),
+        ("", tuple[str, ...], ()),
     ],
 )
 def test_text_becomes_a_value(text: Any, annotation: Any, value: Any) -> None:
@@ -80,6 +81,15 @@ def test_a_type_that_no_text_can_be_read_as_is_refused(annotation: Any) -> None:
 def test_a_wrong_value_is_explained(text: str, annotation: Any) -> None:
     with pytest.raises(UsageError, match=rf"thing\.x must be .*, found '{text}'"):
         convert(text, annotation, "thing.x")
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation"),
+    [("inf", float), ("1e999", float | None), ([1, float("nan")], tuple[float, ...])],
+)
+def test_a_number_that_no_record_holds_is_refused(value: Any, annotation: Any) -> None:
+    with pytest.raises(UsageError, match=r"thing\.x must be finite, found"):
+        convert(value, annotation, "thing.x")
 
 
 def test_resolve_fills_in_defaults_and_refuses_unknown_names() -> None:

@@ -946,7 +946,7 @@ def test_bad_words_to_predict(
         ([good, "--spacing", "wide"], ["--spacing", "float", "'wide'"]),
         ([good, "--spacing", "0"], ["spacing must be positive", "0"]),
         ([good, "--spacing", "-1"], ["spacing must be positive", "-1"]),
-        ([good, "--spacing", "nan"], ["spacing must be positive", "nan"]),
+        ([good, "--spacing", "nan"], ["spacing must be finite", "nan"]),
         ([good, "--spacing"], ["--spacing"]),
         ([good, "--spaceing", "1"], ["--spaceing", "did you mean '--spacing'?"]),
         ([], ["Missing argument"]),

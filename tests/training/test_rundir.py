@@ -326,6 +326,29 @@ def test_runs_are_found_in_a_stable_order(tmp_path: Path) -> None:
             list(find_runs([nothing]))
 
 
+def test_runs_behind_links_are_found_once(tmp_path: Path) -> None:
+    made = RunDirectory.at(tmp_path / "a", make()).path
+    other = RunDirectory.at(tmp_path / "b", make(method="uw")).path.parent
+    (made.parent.parent / "uw").symlink_to(other)
+    (made.parent.parent / "loop").symlink_to(tmp_path / "a")
+    assert [run.path.parent.name for run in find_runs([tmp_path / "a"])] == [made.parent.name, "uw"]
+
+
+def test_a_folder_that_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, scan = RunDirectory.at(tmp_path, make()).path, os.scandir
+
+    def denied(path: str) -> Any:
+        if Path(path) == made.parent:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(RunError, match=rf"{made.parent}: cannot be read \(Permission denied\)"):
+        list(find_runs([tmp_path]))
+
+
 @pytest.mark.parametrize("name", ["spec.json", "result.json", "fitted.json", "epochs.jsonl"])
 def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, name: str) -> None:
     run = RunDirectory(tmp_path)

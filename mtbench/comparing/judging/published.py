@@ -80,7 +80,10 @@ class PaperBoard(_Strict):
         return self
 
     def label(self, method: str, settings: Mapping[str, Any]) -> str | None:
-        """Return the row of a method whose settings fit best, None if none fits."""
+        """Return the row of a method whose settings fit best, None if none fits.
+
+        A row that names no settings fits whatever the method's are.
+        """
         fitting = []
         for label in self.rows:
             name, *named = label.split()
@@ -220,13 +223,17 @@ def compare(
 ) -> list[Comparison]:
     """Return finished cells of a method and the reference beside every row that papers have of it.
 
-    A method that no paper reports with these settings becomes a row of each paper's table.
+    A paper's row that names no settings is the method's at any, and notes say what they are here.
+    A method without such a row becomes a row of each paper's table.
 
     Args:
         published: what papers report of the task.
         board: the cells, which all have the same recipe.
         reference: the single-task method.
         method: the method, with one row on the board.
+
+    Raises:
+        UsageError: one of them has several rows.
     """
     settings = board.cells[_only(board, method)][0].spec.method_params
     labels = [paper.label(method, settings) for paper in published.boards]
@@ -304,7 +311,13 @@ def _rows_of(board: leaderboard.Board, methods: Sequence[str]) -> list[Any]:
 
 
 def _only(board: leaderboard.Board, method: str) -> str:
-    return next(name for name, cells in board.cells.items() if cells[0].spec.method == method)
+    found = [name for name, cells in board.cells.items() if cells[0].spec.method == method]
+    if len(found) != 1:
+        raise UsageError(
+            f"{method} must have one row here, found {', '.join(found)}, as where a suite has some "
+            "of its cells: choose another --out"
+        )
+    return found[0]
 
 
 def _differences(paper: PaperBoard, board: leaderboard.Board, method: str) -> list[str]:

@@ -67,6 +67,7 @@ class Entry:
         resplit: of the task's setting.
         weights_from: of the row's setting.
         weights_of: likewise.
+        recipe: what the suite changes of the recipe for the row.
     """
 
     task: str
@@ -78,6 +79,7 @@ class Entry:
     resplit: float | None = None
     weights_from: str = ""
     weights_of: Kind = "mean"
+    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def request(self) -> Request:
@@ -280,7 +282,7 @@ class Grid:
             margin=suite.margin,
             resplit=entry.resplit,
             against=suite.against,
-            fixed=entry.fixed,
+            fixed=entry.fixed | {f"recipe.{key}": value for key, value in entry.recipe.items()},
             weights_from=weights_from,
         )
 
@@ -352,6 +354,8 @@ class Grid:
         refuse_unfit(row.row, balancer, request.task, request.recipe.optimizer)
         request.recipe.refuse_precision(self.suite.precision)
         search = _search(setting.search or self.suite.search, request.recipe)
+        own_value = dict.fromkeys(search.ranges.keys() & row.recipe.keys())  # which is not searched
+        search = dataclasses.replace(search, **own_value)
         trials = 0 if row.weights_from else budget.trials
         draws = [
             draw(method, K, search, trials, budget.tuning_seed + repetition)
@@ -359,7 +363,7 @@ class Grid:
         ]
         return Entry(
             setting.title, row.row, requests, Choice(method, own), row.set, draws, setting.resplit,
-            row.weights_from, row.weights_of,
+            row.weights_from, row.weights_of, row.recipe,
         )  # fmt: skip
 
 

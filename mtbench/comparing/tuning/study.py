@@ -11,6 +11,7 @@ from typing import Literal
 
 import optuna
 from optuna.trial import TrialState
+from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from mtbench.comparing.tuning import outcome, trial
@@ -90,7 +91,8 @@ class Tuning:
         name = f"{mode.name}-{digest}"
         self.name = f"{request.entry.name}/{self.choice.method.name}/{name}"
         self.folder = out / request.entry.name / self.choice.method.name / f"tune-{name}"
-        self.storage = storage or f"sqlite:///{out / 'tune.db'}"
+        file = URL.create("sqlite", database=str(out / "tune.db"))  # a path may hold ? or %
+        self.storage = storage or file.render_as_string()
 
     @property
     def shown(self) -> str:

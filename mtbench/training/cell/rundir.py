@@ -412,16 +412,29 @@ def _whole(text: str) -> int:
 
 
 def find_runs(roots: list[Path]) -> Iterator[RunDirectory]:
-    """Yield every run directory at or below the roots, in a stable order.
+    """Yield every run directory at or below the roots, behind links too, in a stable order.
 
     Raises:
-        RunError: a root does not exist.
+        RunError: a root does not exist, or a folder cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # else somebody has just removed it
+            raise RunError(
+                f"{error.filename}: cannot be read ({error.strerror}), so cells may be missing: "
+                "make it readable, or move it away"
+            ) from error
+
     for root in roots:
         if not root.is_dir():
             raise RunError(f"{root}: no such folder; give the --out of earlier runs")
-        for folder, below, files in os.walk(root):
+        seen: set[str] = set()
+        for folder, below, files in os.walk(root, onerror=refuse, followlinks=True):
             # In hidden folders are cells that somebody is still bringing in.
             below[:] = sorted(name for name in below if not name.startswith("."))
+            if (real := os.path.realpath(folder)) in seen:  # a link may lead to where it lies
+                below.clear()
+                continue
+            seen.add(real)
             if "spec.json" in files:
                 yield RunDirectory(Path(folder))

@@ -101,6 +101,7 @@ def _cell(
     for epoch in range(epochs):
         rise = 1 - 0.6 * float(np.exp(-4 * epoch / epochs))
         jitter = float(rng.normal(0, 0.005))
+        length = 0.2 + m / 4 + jitter if m + epoch else 0.0  # a first step that moved nothing
         lines.append(
             json.dumps(
                 {
@@ -108,7 +109,7 @@ def _cell(
                     "train_loss": {"mask": 1.1 - rise * dice, "grade": 1.5 - rise * auroc},
                     "val_loss": {"mask": 1.2 - rise * dice + jitter, "grade": 1.6 - rise * auroc},
                     "val": {k: v * rise + jitter for k, v in metrics.items()},
-                    "update": {"length": 0.2 + m / 4 + jitter, "cosine": 1 - 0.03 * m + jitter},
+                    "update": {"length": length, "cosine": 1 - 0.03 * m + jitter},
                 }
             )
         )

@@ -61,6 +61,9 @@ def test_wins_are_of_the_units_that_both_have(tmp_path: Path) -> None:
     write(tmp_path, ("rlar", "ls", "stl", "ew"), seeds=10)
     for seed in range(6, 10):
         shutil.rmtree(next((tmp_path / "made_up0" / "ls").glob(f"seed{seed}-*")))
+    for file in tmp_path.rglob("*.json"):  # metrics may have the page's own words
+        text = file.read_text().replace('"dice"', '"both"').replace('"auroc"', '"bar"')
+        file.write_text(text)
     wins = re.findall(r'<td class="wins"[^>]*>([^<]*)<', report.render(boards(tmp_path)))
     assert sorted(text.rpartition(" / ")[2] for text in wins) == ["", "6", "6", "6"]
 

@@ -86,7 +86,9 @@ def _fixed(board: Board, name: str, cells: list[Recorded]) -> Mapping[str, Any]:
     """Return the parameters that a row has in all its cells, by what is on record."""
     if board.suite is None:
         spec = cells[0].spec
-        return spec.method_params | {f"recipe.{k}": v for k, v in spec.recipe.items()}
+        rest = spec.model_dump(include={"init", "device", "plugins"})
+        recipe = {f"recipe.{k}": v for k, v in spec.recipe.items()}
+        return spec.method_params | recipe | {"cell.": rest}
     claims = cells[0].claimed(board.suite, name)
     return claims[0].fixed if claims else {}
 

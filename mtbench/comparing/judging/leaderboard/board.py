@@ -48,6 +48,7 @@ class Board:
         suite: one of the claims of the suite that says who takes part, None without one.
         unit: what is compared: ``repetition`` or ``seed``.
         doubted: tuned rows that validate below the plain one: nothing is called better than they.
+        alike: whether the ranked rows have the same units, the single-task one apart.
     """
 
     title: str
@@ -66,6 +67,7 @@ class Board:
     suite: Claim | None = None
     unit: str = "seed"
     doubted: list[str] = field(default_factory=list)
+    alike: bool = True
 
     @property
     def heads(self) -> dict[str, str]:
@@ -146,6 +148,9 @@ def _board(group: Group, baseline: str | None, plain: str | None) -> Board:
     shown = [place[name] for name in rows["method"] if name in place]
     n, why_not = int(ranking.common.sum()), pairs.no_comparison()
     note = statistics.interval_note(n, group.unit) if n > 1 else ""
+    own = [
+        scores.known[i].tolist() for i in np.flatnonzero(ranking.ranked) if i != scores.reference
+    ]
     return Board(
         title=group.title,
         primary=scores.primary,
@@ -167,6 +172,7 @@ def _board(group: Group, baseline: str | None, plain: str | None) -> Board:
         suite=group.suite,
         unit=group.unit,
         doubted=pairs.doubted,
+        alike=all(units == own[0] for units in own),
     )  # fmt: skip
 
 

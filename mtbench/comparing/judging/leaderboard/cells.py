@@ -22,6 +22,9 @@ BUDGET = ("epochs", "batch_size")
 LARGEST = 1e100
 """A number of this size is undefined: no sum or picture holds it."""
 
+MOST = 10**12
+"""Epochs, or samples in a batch: more are no recipe, and no array's index."""
+
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
@@ -56,8 +59,8 @@ class Recorded:
         for key in BUDGET:
             if not _counts(found := cell.spec.recipe.get(key)):
                 raise RunError(
-                    f"{run.path / 'spec.json'}: its recipe's {key} must be a whole number of at "
-                    f"least 1, found {found!r}"
+                    f"{run.path / 'spec.json'}: its recipe's {key} must be a whole number from 1 "
+                    f"to {MOST}, found {found!r}"
                 )
         if cell.result is not None:
             if cell.result.seed != cell.spec.seed:
@@ -133,7 +136,7 @@ def _defined(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def _counts(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < LARGEST
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST
 
 
 def is_number(value: Any) -> bool:
@@ -242,11 +245,15 @@ def labels(cells: Sequence[Recorded]) -> list[str]:
 
 
 def _settings(spec: Spec) -> dict[str, Any]:
+    own = spec.method_params
     recipe = {k: v for k, v in spec.recipe.items() if k not in BUDGET}
-    return {
-        **{f"recipe.{k}" if k in spec.method_params else k: v for k, v in recipe.items()},
-        **spec.method_params,
+    others = {
         "device": spec.device,
         "init": spec.init and spec.init[:8],
         **{f"{name}.py": digest[:8] for name, digest in spec.plugins.items()},
+    }
+    return {
+        **{f"recipe.{k}" if k in own else k: v for k, v in recipe.items()},
+        **own,
+        **{f"cell.{k}" if k in own else k: v for k, v in others.items()},
     }

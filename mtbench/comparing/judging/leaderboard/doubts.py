@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from mtbench.comparing.claim import Claim
 from mtbench.comparing.judging.leaderboard.cells import budgets
 from mtbench.comparing.judging.leaderboard.entrants import Group, Row
+from mtbench.plugins import params
 from mtbench.training.trainer.selection import LEAST
 
 EDGE = 0.1
@@ -93,7 +94,10 @@ def _origins(rows: Rows, suite: Claim | None) -> list[str]:
 def _edges(rows: Rows, suite: Claim | None) -> list[str]:
     """Name rows whose best trials mostly lie at one end of a range: the space is too small."""
     found: dict[tuple[str, str], list[str]] = {}
+    known: set[str] = set()
     for name, row in rows.items():
+        claims = [c for trial in row.trials.values() for c in trial.claimed(suite, name)]
+        known.update(parameter for claim in claims for parameter in claim.places)
         taken = {
             (claim.repetition, claim.draw)
             for cell in row.finals
@@ -101,8 +105,7 @@ def _edges(rows: Rows, suite: Claim | None) -> list[str]:
         }
         ends = Counter(
             (parameter, "lower" if place < EDGE else "upper")
-            for trial in row.trials.values()
-            for claim in trial.claimed(suite, name)
+            for claim in claims
             if (claim.repetition, claim.draw) in taken
             for parameter, place in claim.places.items()
             if not EDGE <= place <= 1 - EDGE
@@ -111,9 +114,10 @@ def _edges(rows: Rows, suite: Claim | None) -> list[str]:
         for key, count in ends.items():
             if 2 * count >= len(studies):
                 found.setdefault(key, []).append(f"{name} ({count} of {len(studies)} searches)")
+    short = params.plain(known)
     return [
-        f"the best trial mostly lies at the {end} end of {parameter.rpartition('.')[2]}, so a "
-        f"wider range may do better: {some(names, 20)}"
+        f"the best trial mostly lies at the {end} end of {short[parameter]}, so a wider range may "
+        f"do better: {some(names, 20)}"
         for (parameter, end), names in found.items()
     ]
 

@@ -132,7 +132,7 @@ def notes(board: Board) -> list[str]:
         return lines
     if board.verdict:
         lines.append(board.verdict)
-    if (board.rows["seeds"].max()) < 2:
+    if board.rows["seeds"].max() == 1:
         lines.append("one seed: no spread, and no order can be concluded from it")
     left_out = board.rows[~board.rows["complete"]]
     if len(left_out):
@@ -171,7 +171,7 @@ def marks(board: Board, column: str) -> list[str]:
     """Return which rows of a readable column are ``best`` and ``second``, as printed.
 
     The single-task reference takes no part, nor does what is not ranked, nor the metrics of a row
-    of which some diverged. No metric is marked where rows have more units than others.
+    of which some diverged. No metric is marked where rows do not have the same units.
     """
     sources = {title: (name, board.primary[name], 3) for title, name in board.heads.items()}
     sources |= {"Δm % ↓": ("delta_m", False, 2), "rank ↓": ("mean_rank", False, 2)}
@@ -181,7 +181,7 @@ def marks(board: Board, column: str) -> list[str]:
     key, higher, digits = sources[column]
     taking_part = board.rows["complete"] & (board.rows["method"] != board.reference)
     if key in board.primary:  # a mean over other seeds is another quantity
-        if board.rows["units"][taking_part].nunique() > 1:
+        if not board.alike:
             return found
         taking_part &= board.rows["diverged"] == 0
     # Of 0.7125, which is printed as 0.713, `round` makes 0.712.

@@ -89,7 +89,7 @@ def _board(board: Board, number: int, columns: Sequence[str] | None, width: Widt
     apart = 1 if board.reference is not None else 0
     texts = {column: list(map(str, shown[column])) for column in shown.columns}
     rows = [[_cell(t[i], best[c][i], c == "method") for c, t in texts.items()] for i in order]
-    plain = [[_signed(t[i]) for t in texts.values()] for i in order]
+    plain = [[t[i] if c == "method" else _signed(t[i]) for c, t in texts.items()] for i in order]
     label = re.sub(r"\W+", "-", board.title.split(" ")[0])
     return _tables(
         list(map(str, shown.columns)), rows, plain, apart, _caption(board, base in shown),

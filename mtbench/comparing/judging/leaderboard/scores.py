@@ -153,6 +153,9 @@ class Scores:
             self.remarks.append(f"no Δm: it needs exactly one locally run single-task row{why}")
             return None
         reference = found[0]
+        if all(cell.diverged for cell in self.rows[reference].finals):
+            self.remarks.append("no Δm: every single-task cell diverged")
+            return None
         sizes = np.abs(mean_over_units(self.x))
         small = sizes[reference] < _VANISHING * np.fmax.reduce(sizes, axis=0)
         if names := [name for name, is_small in zip(self.primary, small, strict=True) if is_small]:

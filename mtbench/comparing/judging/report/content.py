@@ -38,6 +38,8 @@ class Section:
         summary: its size, in words.
         notes: what a reader must know.
         rows: the table's rows, with what is in their cells.
+        bars: where each row's interval of delta-m lies on the common scale, in percent.
+        both: how many units each row shares with the baseline.
         charts: what the script draws.
         pictures: of the cells: caption and data URI.
         cards: where each row comes from.
@@ -48,6 +50,8 @@ class Section:
     summary: str
     notes: list[str]
     rows: list[dict[str, Any]]
+    bars: dict[str, dict[str, float] | None]
+    both: dict[str, int]
     charts: dict[str, Any]
     pictures: list[tuple[str, str]]
     cards: list[dict[str, Any]]
@@ -69,14 +73,13 @@ def section(board: Board) -> Section:
         for pair in board.pairs.to_dict("records")
         if pair["against"] == board.baseline
     }
-    for row in rows:
-        row["bar"] = _bar(row, span)
-        row["both"] = both.get(row["method"])
     return Section(
         board=board,
         summary=summary,
         notes=[note for note in notes(board) if note != board.verdict],
         rows=rows,
+        bars={row["method"]: _bar(row, span) for row in rows},
+        both=both,
         charts=_charts(board, rows),
         pictures=pictures,
         cards=[_card(board, name) for name in board.cells],

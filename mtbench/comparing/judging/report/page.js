@@ -303,7 +303,9 @@ function lines(parent, height, title, series, state, names = {}) {
   if (!all.length) return;
   const many = all.filter(s => !s.dotted).length > 3;  // bands would hide each other
   const shown = s => many || s.dotted ? s.mean : [...s.mean, ...s.low, ...s.high];
-  const f = frame(parent, height, title, all.flatMap(s => s.x), known(all.flatMap(shown)), {
+  const values = known(all.flatMap(shown)).filter(v => !names.log || v > 0);  // 0 has no place on a logarithmic axis
+  if (!values.length) return;
+  const f = frame(parent, height, title, all.flatMap(s => s.x), values, {
     x: { pad: 0.02, whole: true }, y: { log: names.log, pad: 0.05 }, left: 48, ...names });
   if (many) f.svg.classList.add("many");
   const clip = `clip${++clips}`;
