@@ -204,6 +204,10 @@ def test_another_form_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none of its 3 rows can be used.*case001_tumor") as error:
         load(root)
     assert "\n" not in str(error.value)
+    (root / "thumbs").mkdir()
+    Pil.new("L", (8, 8)).save(root / "thumbs" / "case001.png")
+    with pytest.raises(DataError, match=r"images_and_masks/case001\.png and thumbs/case001\.png"):
+        load(root)
 
 
 def test_low_and_high_are_divided_at_the_biopsy() -> None:

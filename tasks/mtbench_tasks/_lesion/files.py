@@ -5,10 +5,10 @@ import json
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
 import numpy as np
@@ -180,6 +180,28 @@ def fingerprint(index: object, files: Sequence[Path], progress: Progress) -> str
             content.update(bytes(32))
         progress("reading files", done, len(files))
     return content.hexdigest()
+
+
+def by_name(root: Path, places: Iterable[str]) -> dict[str, str]:
+    """Return files' places by the files' names.
+
+    Args:
+        root: the folder or zip that they lie in.
+        places: within it, parted by slashes.
+
+    Raises:
+        DataError: two have one name, and which of them is meant nobody knows.
+    """
+    found: dict[str, str] = {}
+    for place in places:
+        name = PurePosixPath(place).name
+        if name in found:
+            raise DataError(
+                f"{root}: must hold a file of one name once, found {found[name]} and {place}: "
+                "remove one of them"
+            )
+        found[name] = place
+    return found
 
 
 def is_image(path: Path) -> bool:
