@@ -6,6 +6,7 @@ lesions, which are not used. The four normal images have no lesion and are left 
 """
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -160,3 +161,11 @@ class Breast(LesionTask):
         self, *, source: Literal["birads", "malignancy"] = "birads", **common: Any
     ) -> None:
         super().__init__(source=source, **common)
+
+    def collection(self, progress: Progress) -> Collection:
+        """Return the cases; where their words are learnt, the fingerprint is of these too."""
+        found = super().collection(progress)
+        if not self.lexicon:
+            return found
+        words = [sorted(case.descriptors.items()) for case in found.cases]
+        return replace(found, fingerprint=fingerprint([found.fingerprint, words], (), progress))

@@ -134,6 +134,17 @@ def test_the_fingerprint_is_of_the_content_not_the_place(tmp_path: Path) -> None
     assert load(root).fingerprint not in (first, second)
 
 
+def test_the_fingerprint_is_of_the_words_that_are_learnt(tmp_path: Path) -> None:
+    """And, where none are, what it was before they could be."""
+    root = write(tmp_path, 6)
+    plain, learnt = (breast.Breast(data=root, descriptors=weight) for weight in (0, 1))
+    before = [task.collection(silent).fingerprint for task in (plain, learnt)]
+    assert before[0] == load(root).fingerprint != before[1]
+    change(root, 0, "Margin", "circumscribed")
+    after = [task.collection(silent).fingerprint for task in (plain, learnt)]
+    assert (after[0] == before[0], after[1] == before[1]) == (True, False)
+
+
 def test_masks_are_read_from_their_files_once(tmp_path: Path) -> None:
     """Validation asks for them, at their image's own resolution, after each epoch."""
     root = write(tmp_path)
