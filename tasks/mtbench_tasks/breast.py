@@ -54,8 +54,8 @@ def load(path: Path, progress: Progress, column: str) -> Collection:
     """Read BrEaST-Lesions; its images are decoded when they are needed.
 
     Raises:
-        DataError: `path` has no such spreadsheet, a file is there twice, or none of the rows can be
-            used.
+        DataError: `path` has no such spreadsheet, a file or an image's row is there twice, or none
+            of the rows can be used.
     """
     import pandas as pd  # takes a second
 
@@ -78,7 +78,7 @@ def load(path: Path, progress: Progress, column: str) -> Collection:
     there = by_name(path, sorted(file.relative_to(path).as_posix() for file in found))
     grades, count = GRADES[column], Counter[str]()
     problems, doubts = list[str](), list[str]()
-    cases, files = list[Case](), list[Path]()
+    cases, files, lines = list[Case](), list[Path](), dict[Path, int]()
     for line, row in enumerate(table.to_dict("records"), 2):
         names = [row["Image_filename"], row["Mask_tumor_filename"]]
         if row["Classification"] == "normal":
@@ -87,6 +87,12 @@ def load(path: Path, progress: Progress, column: str) -> Collection:
             problems.append(f"{tables[0]} line {line}: there is no file {' and '.join(missing)!r}")
         else:
             image, mask = (path / there[name] for name in names)
+            if image in lines:
+                raise DataError(
+                    f"{tables[0]} line {line}: an image has one row, and {image.name} has line "
+                    f"{lines[image]} too; remove one"
+                )
+            lines[image] = line
             files += [image, mask]
             grade = row[column].strip().lower()
             count[grade if grade in grades else "ungraded"] += 1

@@ -209,6 +209,10 @@ def test_another_form_is_one_line(tmp_path: Path) -> None:
     (root / "clinical-data.xlsx").write_text("no spreadsheet")
     with pytest.raises(DataError, match="cannot be read as a spreadsheet"):
         load(root)
+    root = write(tmp_path / "d", 4)
+    change(root, 2, "Image_filename", "case002.png")
+    with pytest.raises(DataError, match=r"line 4: an image has one row, and case002.png has line 3"):
+        load(root)
     root = write(tmp_path / "c", 3)
     for image in (root / IMAGES).glob("*_tumor.png"):
         image.unlink()
