@@ -287,6 +287,8 @@ def test_what_spreadsheets_make_of_it_is_read(folder: Path) -> None:
         ("images/1.png,,3,,,0", "line 3: spacing: Input should be greater than 0, found '0'"),
         ("images/1.png,,3,,,wide", "found 'wide'"),
         ("images/1.png,,3,,,inf", "found 'inf'"),
+        ("images/1.png,,3,,,0_08", "spacing: must be a number without '_', found '0_08'"),
+        ("images/1.png,,3,p,a,,1_2", "mask_value: must be a number without '_', found '1_2'"),
         ("images/1.png,,3,,,1,1,1,9", "line 3: has 9 cells, the header 8"),
         ("images/1.png,,3,p,a\nimages/1.png,,3,q,b", "line 3 and 4: images/1.png has one patient"),
         ("images/1.png,,3,p,a\nimages/1.png,,4,p,a", "one row per reader, found 'a' twice"),

@@ -70,6 +70,13 @@ class Row(BaseModel):
     frame: int | None = Field(default=None, ge=1)
     split: Part | None = None
 
+    @field_validator("spacing", "mask_value", "frame", mode="before")
+    @classmethod
+    def _is_a_number(cls, value: object) -> object:
+        if isinstance(value, str) and "_" in value:  # pydantic takes 1_2 as 12, as Python does
+            raise ValueError("must be a number without '_'")
+        return value
+
     @field_validator("mask_value")
     @classmethod
     def _is_a_lesion(cls, value: int | None) -> int | None:
