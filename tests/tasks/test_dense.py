@@ -227,6 +227,24 @@ def test_files_are_checked_once(nyuv2: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert setup(nyuv2).fingerprint != before
 
 
+def test_a_file_that_could_not_be_read_once_is_not_broken_for_ever(
+    nyuv2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that a share did not hand over: neither size nor time has changed since."""
+    mapped = folder._mapped
+
+    def refusing(file: Path) -> NDArray[np.generic]:
+        if file.match("train/depth/1.npy"):
+            raise PermissionError("permission denied")
+        return mapped(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "_mapped", refusing)
+        for _ in range(2):
+            assert len(setup(nyuv2).notes["dropped"]) == 1
+    assert setup(nyuv2).notes["dropped"] == []
+
+
 def test_the_fingerprint_is_of_the_content(nyuv2: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(nyuv2, tmp_path / "copy")
     assert setup(copy).fingerprint == setup(nyuv2).fingerprint

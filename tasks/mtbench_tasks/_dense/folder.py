@@ -212,13 +212,18 @@ def _examined(
         )
     cache = cache_dir() / f"dense-{key.hexdigest()[:32]}.json"
     try:
-        rows = json.loads(cache.read_text(encoding="utf-8"))
+        known = json.loads(cache.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        rows = []
-        for done, (quantity, file) in enumerate(listed):
-            found = _examine(file, quantity, layout.classes)
-            rows.append([found.sha256, found.shape, found.problem, found.doubt])
-            progress("checking files", done + 1, len(listed))
+        known = [None] * len(listed)
+    # A file that a share did not hand over at that moment would else be broken for ever.
+    fresh = [i for i, row in enumerate(known) if row is None or not row[0]]
+    rows = [*known]
+    for done, i in enumerate(fresh, 1):
+        quantity, file = listed[i]
+        found = _examine(file, quantity, layout.classes)
+        rows[i] = [found.sha256, list(found.shape), found.problem, found.doubt]
+        progress("checking files", done, len(fresh))
+    if rows != known:
         with writing(cache) as temporary:
             temporary.write_text(json.dumps(rows), encoding="utf-8")
     return {
