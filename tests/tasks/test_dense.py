@@ -176,15 +176,23 @@ def test_a_depth_that_says_nothing_is_known_is_told(
     np.save(file, depth)
     for _ in range(2):  # read, and from the cache
         notes = TASKS[task](data=data, width=2).setup(0, silent).notes
-        said = (
-            f"1 depth maps; the first: val/depth/1.npy: {value} in 12 pixels lies outside of all "
-        )
+        said = f"1 files; the first: val/depth/1.npy: {value} in 12 pixels lies outside of all "
         assert notes["looks odd"].startswith(said)
         assert notes["looks odd"].endswith(why)
         assert notes["images"] == before.notes["images"]
     count, what, reason = TASKS[task].inspect(task, data)[-1]
-    assert (count, what) == ("1", "depth maps look odd")
+    assert (count, what) == ("1", "files look odd")
     assert reason.endswith(why)
+
+
+@pytest.mark.parametrize("made", [lambda x: 3 * x, lambda x: np.round(127.5 * x + 127.5)])
+def test_normals_that_are_no_unit_vectors_are_told(
+    nyuv2: Path, made: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> None:
+    file = nyuv2 / "val" / "normal" / "1.npy"
+    np.save(file, made(np.load(file)))
+    said = setup(nyuv2).notes["looks odd"]
+    assert said.startswith("1 files; the first: val/normal/1.npy: normals must be unit vectors")
 
 
 def test_an_image_of_val_is_not_trained_on(nyuv2: Path) -> None:
