@@ -4,14 +4,16 @@ import hashlib
 import io
 import json
 import shutil
+import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mtbench.errors import DataError
 from mtbench.training.machine.cache import cache_dir, writing
@@ -19,6 +21,8 @@ from mtbench.training.task import Progress
 
 LARGEST = 10_000_000  # pixels; a header may lie
 VERSION = 2  # part of the cache key: raise it when the same files give other pixels
+# What Pillow makes of an entry that is broken.
+_NO_EXIF = (SyntaxError, ValueError, TypeError, KeyError, OverflowError, struct.error)
 
 
 class Photos(NamedTuple):
@@ -143,7 +147,15 @@ def _read(file: Path, size: int) -> tuple[bytes, NDArray[np.uint8] | str]:
         with Image.open(io.BytesIO(content), formats=["JPEG", "PNG"]) as image:
             if image.width * image.height > LARGEST:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
-            small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+            image.load()
+            with suppress(*_NO_EXIF):
+                ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I"):  # of 16 bits, which `convert` clips to 8
+                values = np.asarray(image).astype(np.uint16) >> 8
+                shown: Image.Image = Image.fromarray(values.astype(np.uint8))
+            else:
+                shown = image
+            small = shown.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
         return hashlib.sha256(content).digest(), np.asarray(small)
     except (
         OSError, ValueError, SyntaxError, Image.DecompressionBombError,

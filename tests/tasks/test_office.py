@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -103,6 +104,17 @@ def test_threads_read_photos_in_their_order(
         monkeypatch.setenv("LOKY_MAX_CPU_COUNT", count)
         found.append(repr([(digest, pixels.tolist()) for digest, pixels in read_all(files, 8)]))
     assert found[0] == found[1]
+
+
+def test_photos_are_upright_and_of_16_bits_in_full_range(tmp_path: Path) -> None:
+    wide = np.tile(np.arange(0, 60_000, 2_000, dtype=np.uint16), (30, 1))
+    Image.fromarray(wide).save(tmp_path / "grey.png")
+    (exif := Image.Exif())[274] = 6  # turned by a quarter
+    colour = Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
+    colour.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    (_, grey), (_, turned) = read_all([tmp_path / "grey.png", tmp_path / "turned.jpg"], 30)
+    assert np.array_equal(grey[..., 0], wide >> 8)
+    assert np.abs(np.asarray(turned, int)[..., 0] - (wide >> 8).T).max() < 9  # JPEG
 
 
 def test_training_photos_are_mirrored_by_half(made: partial[Office]) -> None:
