@@ -32,12 +32,14 @@ class Photos(NamedTuple):
         pixels: (N, size, size, 3), mapped from a file: what is not used is not in memory.
         names: of their files, within the folder.
         broken: images that were dropped, a line each.
+        copies: of those that are byte-equal to another one, its name by theirs.
         sha256: of the files' contents.
     """
 
     pixels: NDArray[np.uint8]
     names: list[str]
     broken: tuple[str, ...]
+    copies: dict[str, str]
     sha256: str
 
 
@@ -79,6 +81,7 @@ def decode(
         pixels=pixels,
         names=[name for name in names if name not in made["broken"]],
         broken=broken,
+        copies=made["copies"],
         sha256=made["sha256"],
     )
 
@@ -108,6 +111,8 @@ def _write(folder: Path, names: Sequence[str], size: int, file: Path, progress: 
             "folder with more space"
         )
     broken: dict[str, str] = {}
+    first: dict[bytes, str] = {}
+    copies: dict[str, str] = {}
     digest = hashlib.sha256()
     used = 0
     with writing(file) as temporary:
@@ -120,6 +125,8 @@ def _write(folder: Path, names: Sequence[str], size: int, file: Path, progress: 
                 broken[name] = read
             else:
                 digest.update(sha256)
+                if (other := first.setdefault(sha256, name)) != name:
+                    copies[name] = other
                 pixels[used] = read
                 used += 1
             if done % 1_000 == 0:
@@ -127,7 +134,7 @@ def _write(folder: Path, names: Sequence[str], size: int, file: Path, progress: 
         pixels.flush()
         del pixels
         with temporary.open("ab") as stream:
-            made = {"sha256": digest.hexdigest(), "broken": broken}
+            made = {"sha256": digest.hexdigest(), "broken": broken, "copies": copies}
             stream.write(json.dumps(made).encode())
 
 

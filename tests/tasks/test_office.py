@@ -167,6 +167,20 @@ def test_a_broken_photo_is_dropped_or_refused(tmp_path: Path) -> None:
         setup(Office(data=folder, image_size=32, strict=True))
 
 
+def test_the_fingerprint_is_of_the_classes_and_copies_over_the_parts_are_told(
+    tmp_path: Path,
+) -> None:
+    folder = write(tmp_path, "office31") / "amazon/images"
+    before = setup(task := Office(data=tmp_path, image_size=32))
+    (folder / "class_03/4.png").rename(folder / "class_04/-.png")  # the order stays
+    assert setup(task).fingerprint != before.fingerprint
+    assert "looks odd" not in before.notes
+    photos = sorted(folder.rglob("*.png"))
+    for photo in photos:
+        photo.write_bytes(photos[0].read_bytes())
+    assert setup(task).notes["looks odd"].startswith("31 photos are tested that are byte-equal")
+
+
 def test_a_folder_is_inspected(tmp_path: Path, mtbench: Any) -> None:
     folder = write(tmp_path, "office_home")
     (folder / "Clipart/class_03/0.png").write_text("no image")
