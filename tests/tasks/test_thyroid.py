@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -243,6 +244,21 @@ def test_a_file_that_could_not_be_read_once_is_not_broken_for_ever(tmp_path: Pat
     assert prepare(some, 8, tmp_path).broken.keys() == {0}
     there = True
     assert not prepare(some, 8, tmp_path).broken
+
+
+def test_a_grid_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what a killed process left half-made goes a day later."""
+    flushed = list[str]()
+    monkeypatch.setattr(np.memmap, "flush", lambda self: flushed.append(self.filename.parts[-3]))
+    old, new = tmp_path / "grids" / "tmp_old", tmp_path / "grids" / "tmp_new"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    prepare(Collection((blank("a", 1),), GRADES, "made up"), 8, tmp_path)
+    assert [name[:3] for name in flushed] == ["tmp"]
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_threads_prepare_and_tell_what_one_does(
