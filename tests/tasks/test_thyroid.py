@@ -246,6 +246,18 @@ def test_a_file_that_could_not_be_read_once_is_not_broken_for_ever(tmp_path: Pat
     assert not prepare(some, 8, tmp_path).broken
 
 
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("inputs.npy", b""), ("index.json", b"[]"), ("index.json", b'{"broken": []}')],
+)
+def test_a_broken_grid_is_made_anew(tmp_path: Path, name: str, left: bytes) -> None:
+    some = Collection((blank("a", 1),), GRADES, "made up")
+    images = prepare(some, 8, tmp_path).images
+    [file] = tmp_path.glob(f"grids/*/{name}")
+    file.write_bytes(left)
+    assert prepare(some, 8, tmp_path).images == images
+
+
 def test_a_grid_is_on_the_disk_before_it_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -228,7 +228,7 @@ def _fetch(folder: Path) -> Prepared | None:
         )
         known = index["rows"], index["images"], index["contours"]
         return Prepared(inputs, masks, *known, broken, doubts, hashes)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError):
         return None
 
 
