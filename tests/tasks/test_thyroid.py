@@ -156,6 +156,16 @@ def test_where_the_source_says_who_is_tested_there_are_no_folds() -> None:
         assert thyroid.Thyroid(source="ddti", fold=fold).dependent["fold"] == "1/5"
 
 
+def test_what_the_test_source_takes_is_not_idle() -> None:
+    on_phantoms, on_clips = (
+        thyroid.Thyroid(source="ddti", target="low-high", encoder="unet", test_source=source)
+        for source in ("phantom", "aimi")
+    )
+    assert on_phantoms.idle == {"frames"}
+    assert "frames" not in on_clips.idle
+    assert {"cases", "test_cases"} < on_clips.idle
+
+
 def test_phantoms_are_tested_on_a_population_of_their_own(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MTBENCH_CACHE", str(tmp_path))
