@@ -25,7 +25,7 @@ from mtbench_tasks._lesion.agreement import MODEL, agreement
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.consensus import majority, staple, with_consensus
 from mtbench_tasks._lesion.doubts import halved, survey
-from mtbench_tasks._lesion.files import read_image, read_mask, read_picture
+from mtbench_tasks._lesion.files import read_mask, read_picture
 from mtbench_tasks._lesion.splits import (
     TRUTH,
     CaseSplit,
@@ -75,7 +75,7 @@ def save(file: Path, values: Any, spacing: float | tuple[float, float] = 1.0, **
 def test_every_format_gives_the_same_pixels_and_mask(tmp_path: Path, name: str) -> None:
     image, mask = picture()
     file = save(tmp_path / name.lower(), image).rename(tmp_path / name)
-    np.testing.assert_array_equal(read_image(file), image)
+    np.testing.assert_array_equal(read_picture(file).pixels, image)
     drawn = save(tmp_path / f"m{name.lower()}", mask.astype(np.uint8) * 3)
     np.testing.assert_array_equal(read_mask(drawn)[0], mask)
 
@@ -83,7 +83,7 @@ def test_every_format_gives_the_same_pixels_and_mask(tmp_path: Path, name: str) 
 def test_dicom_needs_no_suffix(tmp_path: Path) -> None:
     image, _ = picture()
     file = save(tmp_path / "a.dcm", image).rename(tmp_path / "IM0001")
-    np.testing.assert_array_equal(read_image(file), image)
+    np.testing.assert_array_equal(read_picture(file).pixels, image)
 
 
 def test_monochrome1_is_inverted(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_monochrome1_is_inverted(tmp_path: Path) -> None:
     for values in (image, deep):
         file = save(tmp_path / "a.dcm", values, **window if values is deep else {})
         file.write_bytes(file.read_bytes().replace(b"MONOCHROME2", b"MONOCHROME1"))
-        found = read_image(file).astype(float)
+        found = read_picture(file).pixels.astype(float)
         wanted = 255 - image.astype(float)
         if values is deep:
             wanted = 255 * ((13000 - deep.astype(float)) / 8000).clip(0, 1)
@@ -104,7 +104,7 @@ def test_colour_becomes_luma(tmp_path: Path) -> None:
     colour = np.zeros((20, 30, 3), np.uint8)
     colour[..., 1] = 200
     for name in ("a.png", "a.dcm"):
-        found = read_image(save(tmp_path / name, colour))
+        found = read_picture(save(tmp_path / name, colour)).pixels
         assert found.shape == (20, 30)
         assert set(found.ravel()) == {117}  # 0.587 * 200
 
@@ -112,16 +112,16 @@ def test_colour_becomes_luma(tmp_path: Path) -> None:
 def test_sixteen_bits_are_seen_through_the_window(tmp_path: Path) -> None:
     ramp = np.arange(4000, dtype=np.uint16).reshape(50, 80)
     window = {"0028|1050": "2000.5\\40", "0028|1051": "1001\\400"}  # black at 1500, white at 2500
-    found = read_image(save(tmp_path / "a.dcm", ramp, **window)).ravel()
+    found = read_picture(save(tmp_path / "a.dcm", ramp, **window)).pixels.ravel()
     assert (found[:1500] == 0).all()
     assert (found[2500:] == 255).all()
     assert found[2000] == 128
-    without = read_image(save(tmp_path / "b.dcm", ramp)).ravel()
+    without = read_picture(save(tmp_path / "b.dcm", ramp)).pixels.ravel()
     assert without[2000] == 128
     assert (without[:20] == 0).all()
     assert without[1000] == 63  # (1000 - 20) / 3960
     small = (ramp % 256).astype(np.int16)  # eight bits in sixteen stay as they are
-    np.testing.assert_array_equal(read_image(save(tmp_path / "c.nii", small)), ramp % 256)
+    np.testing.assert_array_equal(read_picture(save(tmp_path / "c.nii", small)).pixels, ramp % 256)
 
 
 def test_masks_in_colour_with_alpha_in_a_palette_and_lossy(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_what_is_not_one_image_is_refused_in_one_line(tmp_path: Path) -> None:
         "text.nii": "does not decode as NIfTI",
     }.items():
         with pytest.raises(DataError, match=f"{name}: .*{said}") as error:
-            read_image(tmp_path / name)
+            read_picture(tmp_path / name)
         assert "\n" not in str(error.value)
 
 
@@ -203,7 +203,7 @@ def test_damaged_files_raise_nothing_but_data_errors(
     for at, value in changes:
         content[at] = value
     file.write_bytes(content[: round(kept * len(content))])
-    for reads in (read_image, read_mask):
+    for reads in (read_picture, read_mask):
         with contextlib.suppress(DataError):
             reads(file)
 

@@ -102,11 +102,6 @@ def read_picture(path: Path, frame: int | None = None) -> Picture:
         return picture(_load(path, frame))
 
 
-def read_image(path: Path) -> Image:
-    """Return the grey values of a file of one image, (H, W), as `read_picture` does."""
-    return read_picture(path).pixels
-
-
 def read_mask(
     path: Path, image: Path | None = None, value: int | None = None
 ) -> tuple[Mask, list[str]]:
@@ -195,12 +190,12 @@ def by_name(root: Path, places: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for place in places:
         name = PurePosixPath(place).name
-        if name in found:
+        other = found.setdefault(name, place)
+        if other != place and (root / other).resolve() != (root / place).resolve():
             raise DataError(
-                f"{root}: must hold a file of one name once, found {found[name]} and {place}: "
-                "remove one of them"
+                f"{root}: must hold a file of one name once, found {other} and {place}: remove "
+                "one of them"
             )
-        found[name] = place
     return found
 
 
