@@ -283,6 +283,12 @@ def _patients(path: Path, table: Table, owners: Mapping[str, str]) -> Iterator[s
     unsaid = sum(not row.split for row in table.rows.values())
     if unsaid and any(row.split == "test" for row in table.rows.values()):
         yield f"{path}: {unsaid} of {len(table.rows)} rows say no split: they count as train"
+    said = {row.split for row in table.rows.values()}
+    if "train" in said and "test" not in said:
+        yield (
+            f"{path}: no row is of split test: who is tested is drawn from the patients of split "
+            "train, unless --test-source says otherwise"
+        )
     for name in owners:
         if re.fullmatch(r"\d([.,]\d+)?[eE]\+?\d+", name):
             yield (
