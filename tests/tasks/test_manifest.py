@@ -260,6 +260,23 @@ def test_rows_of_one_image_are_readings_of_one_case(folder: Path) -> None:
     np.testing.assert_array_equal(again.image, image)
 
 
+def test_an_image_is_one_however_its_place_is_spelt(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"image,category,reader\nimages/0.png,4,a\n{folder}/images/0.png,3,b\n"
+    found = load(folder, text)
+    monkeypatch.chdir(folder)
+    again = manifest.load(Path("cases.csv"), silent)
+    assert len(found.cases) == len(again.cases) == 1
+    assert again.fingerprint == found.fingerprint
+
+
+def test_an_image_with_a_frame_and_without_is_told(folder: Path) -> None:
+    found = load(folder, "image,category,frame\nimages/0.png,4,1\nimages/0.png,3,\n")
+    [told] = [doubt for doubt in found.doubts if "frame" in doubt]
+    assert "images/0.png has rows of frame 1 and rows of no frame" in told
+
+
 def test_what_spreadsheets_make_of_it_is_read(folder: Path) -> None:
     plain = load(folder, "image,mask,category,spacing\nimages/0.png,masks/0.png,4,0.25\n")
     (folder / "cases.csv").write_text(
@@ -327,6 +344,7 @@ def test_a_file_outside_is_reached_by_an_absolute_path_only(folder: Path, tmp_pa
         ("image,mask,grade\nimages/0.png,,3\n", "did you mean 'category'?"),
         ("image,category,raeder\nimages/0.png,3,a\n", "did you mean 'reader'?"),
         ("image,mask,image\na,b,c\n", "has column 'image' twice"),
+        ("image,category,sex,Sex\nimages/0.png,3,f,m\n", "has column 'sex' twice"),
         ('image,category\n"images/0.png,3\n', "is no CSV"),
     ],
 )

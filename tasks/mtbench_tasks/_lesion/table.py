@@ -210,7 +210,7 @@ def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    if twice := [name for name in COLUMNS if columns.count(name) > 1]:
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
         raise DataError(f"{path}: has column {twice[0]!r} twice")
     absent = COLUMNS.keys() - set(columns) - set(RARE)
     for name in (name for name in columns if name not in COLUMNS):
