@@ -211,7 +211,9 @@ def test_another_form_is_one_line(tmp_path: Path) -> None:
         load(root)
     root = write(tmp_path / "d", 4)
     change(root, 2, "Image_filename", "case002.png")
-    with pytest.raises(DataError, match=r"line 4: an image has one row, and case002.png has line 3"):
+    with pytest.raises(
+        DataError, match=r"line 4: an image has one row, and case002.png has line 3"
+    ):
         load(root)
     root = write(tmp_path / "c", 3)
     for image in (root / IMAGES).glob("*_tumor.png"):
