@@ -273,7 +273,7 @@ def test_an_image_is_one_however_its_place_is_spelt(
 
 def test_an_image_with_a_frame_and_without_is_told(folder: Path) -> None:
     found = load(folder, "image,category,frame\nimages/0.png,4,1\nimages/0.png,3,\n")
-    [told] = [doubt for doubt in found.doubts if "frame" in doubt]
+    [told] = [doubt for doubt in found.doubts if "frame 1" in doubt]
     assert "images/0.png has rows of frame 1 and rows of no frame" in told
 
 
