@@ -14,15 +14,19 @@ from PIL import Image as Pil
 
 from mtbench_tasks._lesion.cases import Image
 from mtbench_tasks._lesion.doubts import NEAR, perceptual
-from mtbench_tasks._lesion.files import read_image
+from mtbench_tasks._lesion.files import read_picture
 from mtbench_tasks.thyroid import ddti
 
 ddti_folder, breast_folder = map(Path, sys.argv[1:3])
 views = {case.patient: case.image for case in reversed(ddti.load(ddti_folder).cases)}
 groups = {
-    "DDTI, screens": [read_image(file) for file in sorted(ddti_folder.glob("*_1.jpg"))[::2]],
+    "DDTI, screens": [
+        read_picture(file).pixels for file in sorted(ddti_folder.glob("*_1.jpg"))[::2]
+    ],
     "DDTI, views": list(views.values())[::2],
-    "BrEaST": [read_image(f) for f in sorted(breast_folder.rglob("case[0-9][0-9][0-9].png"))],
+    "BrEaST": [
+        read_picture(f).pixels for f in sorted(breast_folder.rglob("case[0-9][0-9][0-9].png"))
+    ],
 }
 
 

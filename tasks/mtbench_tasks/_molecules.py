@@ -20,6 +20,8 @@ from mtbench.plugins import extras
 from mtbench.training.machine.cache import cache_dir, writing
 from mtbench.training.task import Progress
 
+VERSION = 2  # part of the cache key: raise it when the same files give other molecules
+
 ELEMENTS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
 
 RAW = ("gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt")
@@ -140,7 +142,7 @@ def load(data: Path | None, strict: bool, progress: Progress) -> Molecules:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     fingerprint = f"qm9-1-{digest.hexdigest()[:16]}"
-    cached = cache_dir() / f"{fingerprint}.npz"
+    cached = cache_dir() / f"{fingerprint}-{VERSION}.npz"
     if (found := _fetch(cached)) is None:
         found = read(files, progress)
         with writing(cached) as temporary:
@@ -216,6 +218,7 @@ def _packaged(files: list[Path], progress: Progress) -> dict[str, Any]:
             known = (targets[count] - free @ atoms) * factors
             if not (np.isfinite(known).all() and np.isfinite(positions).all()):
                 raise ValueError("a target or a position is not finite")
+            _must_lie_apart(positions)
             numbers = [ELEMENTS[symbol] for symbol in symbols]
             molecules.append((numbers, positions.tolist(), bonds, known.tolist()))
         except (AttributeError, IndexError, KeyError, ValueError) as error:
@@ -242,6 +245,20 @@ def _bonded(smiles: str, symbols: list[str], positions: NDArray[np.float64]) -> 
         if np.square(positions[first] - positions[second]).sum(1).max() > LONGEST**2:
             raise ValueError(f"atoms that {smiles} bonds are more than {LONGEST} angstrom apart")
     return bonds
+
+
+def _must_lie_apart(positions: Any) -> None:
+    """Refuse a molecule whose input would not be finite: it holds the inverse of distances.
+
+    Args:
+        positions: (A, 3), finite.
+
+    Raises:
+        ValueError: two atoms have one.
+    """
+    places = np.array(positions, np.float32).tolist()  # as they are kept
+    if len(set(map(tuple, places))) < len(places):
+        raise ValueError("two of its atoms lie in one place")
 
 
 def read_smiles(smiles: str) -> tuple[list[str], list[tuple[int, int, int]]]:
@@ -295,7 +312,11 @@ def _raw(files: list[Path], progress: Progress) -> dict[str, Any]:
         targets = read[columns].to_numpy(np.float64) * factors
     except ValueError as error:
         raise DataError(f"{table}: is not QM9's table: {_line(error)}") from error
+    if read.index.has_duplicates:
+        twice = read.index[read.index.duplicated()][0]
+        raise DataError(f"{table}: a molecule has one row, and {twice} has several; leave one")
     rows = {str(name): row for name, row in zip(read.index, targets, strict=True)}
+    used = set[str]()
     molecules: list[_Parsed] = []
     broken = []
     left_out = 0
@@ -307,7 +328,10 @@ def _raw(files: list[Path], progress: Progress) -> dict[str, Any]:
             left_out += 1
             continue
         try:
+            if name in used:
+                raise ValueError("is there twice: the first one is used")
             molecules.append((*_molecule(block), _known(rows, name)))
+            used.add(name)
         except (ValueError, IndexError, KeyError) as error:
             broken.append(f"{structures.name}, molecule {count} ({name[:40]!r}): {_line(error)}")
     return _pack(molecules, broken, left_out, structures)
@@ -320,7 +344,7 @@ def _line(error: Exception) -> str:
 def _excluded(file: Path) -> set[str]:
     """Return the names listed in ``uncharacterized.txt``, between a heading and a closing line."""
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")[9:-2]
+        lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")[9:-1]
         return {f"gdb_{int(line.split()[0])}" for line in lines}
     except (ValueError, IndexError) as error:
         raise DataError(f"{file}: is not QM9's list of excluded molecules: {error}") from error
@@ -359,6 +383,7 @@ def _molecule(block: list[str]) -> tuple[list[int], list[list[float]], list[list
         positions.append([float(line[start : start + 10]) for start in (0, 10, 20)])
     if not np.isfinite(np.array(positions, np.float32)).all():
         raise ValueError("a position is not finite")
+    _must_lie_apart(positions)
     for line in lines[atoms:]:
         first, second, kind = (int(line[start : start + 3]) for start in (0, 3, 6))
         if not (1 <= first <= atoms and 1 <= second <= atoms and 1 <= kind <= 4):
@@ -404,6 +429,7 @@ def _processed(files: list[Path], progress: Progress) -> dict[str, Any]:
                 and bool(((ends >= 0) & (ends < len(numbers))).all())
             ):
                 raise ValueError("its atoms, positions and bonds do not fit each other")
+            _must_lie_apart(positions)
             if not (
                 np.isfinite(targets).all()
                 and targets.shape == (len(TARGETS),)

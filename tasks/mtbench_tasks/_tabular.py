@@ -300,6 +300,17 @@ def fields(line: str, quote: str = '"') -> list[str]:
         raise ValueError(str(error)) from error
 
 
+def as_number(text: str) -> float:
+    """Return the number that a text is; Python takes 10_14 as 1014, a table means an age band.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if "_" in text:
+        raise ValueError(text)
+    return float(text)
+
+
 def _cell(text: str, name: str, values: Mapping[str, int] | None) -> float:
     if text in (NO_NUMBER if values is None else MISSING) and text not in (values or ()):
         return math.nan
@@ -308,7 +319,7 @@ def _cell(text: str, name: str, values: Mapping[str, int] | None) -> float:
             raise ValueError(f"{name}: {text!r} is none of its values")
         return values[text]
     try:
-        number = float(text)
+        number = as_number(text)
     except ValueError:
         raise ValueError(f"{name}: {text!r} is no number") from None
     if not math.isfinite(number):

@@ -6,6 +6,7 @@ lesions, which are not used. The four normal images have no lesion and are left 
 """
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from mtbench.errors import DataError
 from mtbench.training.task import Progress
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.descriptors import Descriptor, Lexicon
-from mtbench_tasks._lesion.files import ImageFile, MaskFile, fingerprint, must_unpack
+from mtbench_tasks._lesion.files import ImageFile, MaskFile, by_name, fingerprint, must_unpack
 from mtbench_tasks._lesion.pixels import implausible
 from mtbench_tasks._lesion.source import Source, held_back
 from mtbench_tasks._lesion.task import LesionTask
@@ -53,7 +54,8 @@ def load(path: Path, progress: Progress, column: str) -> Collection:
     """Read BrEaST-Lesions; its images are decoded when they are needed.
 
     Raises:
-        DataError: `path` has no such spreadsheet, or none of its rows can be used.
+        DataError: `path` has no such spreadsheet, a file or an image's row is there twice, or none
+            of the rows can be used.
     """
     import pandas as pd  # takes a second
 
@@ -72,10 +74,11 @@ def load(path: Path, progress: Progress, column: str) -> Collection:
         raise DataError(f"{tables[0]}: has more than {MOST} rows; BrEaST-Lesions has 256")
     if absent := [name for name in NEEDED if name not in table]:
         raise DataError(f"{tables[0]}: must have columns {', '.join(absent)}")
-    there = {file.name: file for file in (*path.glob("*.png"), *path.glob("*/*.png"))}
+    found = (*path.glob("*.png"), *path.glob("*/*.png"))
+    there = by_name(path, sorted(file.relative_to(path).as_posix() for file in found))
     grades, count = GRADES[column], Counter[str]()
     problems, doubts = list[str](), list[str]()
-    cases, files = list[Case](), list[Path]()
+    cases, files, lines = list[Case](), list[Path](), dict[Path, int]()
     for line, row in enumerate(table.to_dict("records"), 2):
         names = [row["Image_filename"], row["Mask_tumor_filename"]]
         if row["Classification"] == "normal":
@@ -83,7 +86,13 @@ def load(path: Path, progress: Progress, column: str) -> Collection:
         elif missing := [name for name in names if name not in there]:
             problems.append(f"{tables[0]} line {line}: there is no file {' and '.join(missing)!r}")
         else:
-            image, mask = (there[name] for name in names)
+            image, mask = (path / there[name] for name in names)
+            if image in lines:
+                raise DataError(
+                    f"{tables[0]} line {line}: an image has one row, and {image.name} has line "
+                    f"{lines[image]} too; remove one"
+                )
+            lines[image] = line
             files += [image, mask]
             grade = row[column].strip().lower()
             count[grade if grade in grades else "ungraded"] += 1
@@ -158,3 +167,11 @@ class Breast(LesionTask):
         self, *, source: Literal["birads", "malignancy"] = "birads", **common: Any
     ) -> None:
         super().__init__(source=source, **common)
+
+    def collection(self, progress: Progress) -> Collection:
+        """Return the cases; where their words are learnt, the fingerprint is of these too."""
+        found = super().collection(progress)
+        if not self.lexicon:
+            return found
+        words = [sorted(case.descriptors.items()) for case in found.cases]
+        return replace(found, fingerprint=fingerprint([found.fingerprint, words], (), progress))

@@ -260,7 +260,7 @@ def _nominal(
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        tabular.as_number(text)
     except ValueError:
         return False
     return True

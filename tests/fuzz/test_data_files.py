@@ -33,7 +33,7 @@ from mtbench_tasks.multitarget import Multitarget
 from mtbench_tasks.thyroid import aimi, ddti, thyroidxl, tn3k
 from tests.fuzz.fuzzing import budget, damaged, in_time, scribbled, told
 
-READERS = (files.read_image, files.read_mask, files.read_geometry, files.frames, files.is_image)
+READERS = (files.read_picture, files.read_mask, files.read_geometry, files.frames, files.is_image)
 
 
 def silent(what: str, done: int, total: int) -> None: ...
@@ -101,7 +101,7 @@ def cut_off_tiff() -> bytes:
 def test_a_tiff_whose_tags_are_cut_off_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(cut_off_tiff())
     with pytest.raises(DataError, match=r"a\.tif: does not decode"):
-        files.read_image(tmp_path / "a.tif")
+        files.read_picture(tmp_path / "a.tif")
 
 
 def test_threads_hear_each_its_own_warnings_and_leave_none(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_threads_hear_each_its_own_warnings_and_leave_none(tmp_path: Path) -> No
 
     def broken(name: str) -> bool:
         try:
-            files.read_image(tmp_path / name)
+            files.read_picture(tmp_path / name)
         except DataError:
             return True
         return False
@@ -134,7 +134,7 @@ def test_bombs_and_other_formats_are_no_images(tmp_path: Path) -> None:
     for name, raw in {"vast": bomb, "large": stream.getvalue(), "eps": EPS, "none": b""}.items():
         file = tmp_path / f"{name}.png"
         file.write_bytes(raw)
-        for read in (files.read_image, files.read_mask):
+        for read in (files.read_picture, files.read_mask):
             with pytest.raises(DataError, match=f"{name}.png: does not decode"):
                 read(file)
 
@@ -463,7 +463,7 @@ def test_data_executes_no_code(tmp_path: Path) -> None:
     assert dense._examine(tmp_path / "0.npy", "image", 5).problem
     (tmp_path / "a.png").write_bytes(pickle.dumps(Trap(sprung)))
     with pytest.raises(DataError):
-        files.read_image(tmp_path / "a.png")
+        files.read_picture(tmp_path / "a.png")
     assert not sprung.exists()
 
 
@@ -471,7 +471,7 @@ LOADS: dict[str, Callable[[Path], object]] = {
     "ddti": ddti.load,
     "manifest": lambda path: manifest.load(path, silent),
     "table": read_lines,
-    "image": files.read_image,
+    "image": files.read_picture,
     "thyroidxl": lambda path: thyroidxl.load(path, silent),
     "tn3k": lambda path: tn3k.load(path, silent),
     "aimi": lambda path: aimi.load(path, silent),

@@ -134,6 +134,17 @@ def test_the_fingerprint_is_of_the_content_not_the_place(tmp_path: Path) -> None
     assert load(root).fingerprint not in (first, second)
 
 
+def test_the_fingerprint_is_of_the_words_that_are_learnt(tmp_path: Path) -> None:
+    """And, where none are, what it was before they could be."""
+    root = write(tmp_path, 6)
+    plain, learnt = (breast.Breast(data=root, descriptors=weight) for weight in (0, 1))
+    before = [task.collection(silent).fingerprint for task in (plain, learnt)]
+    assert before[0] == load(root).fingerprint != before[1]
+    change(root, 0, "Margin", "circumscribed")
+    after = [task.collection(silent).fingerprint for task in (plain, learnt)]
+    assert (after[0] == before[0], after[1] == before[1]) == (True, False)
+
+
 def test_masks_are_read_from_their_files_once(tmp_path: Path) -> None:
     """Validation asks for them, at their image's own resolution, after each epoch."""
     root = write(tmp_path)
@@ -198,12 +209,22 @@ def test_another_form_is_one_line(tmp_path: Path) -> None:
     (root / "clinical-data.xlsx").write_text("no spreadsheet")
     with pytest.raises(DataError, match="cannot be read as a spreadsheet"):
         load(root)
+    root = write(tmp_path / "d", 4)
+    change(root, 2, "Image_filename", "case002.png")
+    with pytest.raises(
+        DataError, match=r"line 4: an image has one row, and case002.png has line 3"
+    ):
+        load(root)
     root = write(tmp_path / "c", 3)
     for image in (root / IMAGES).glob("*_tumor.png"):
         image.unlink()
     with pytest.raises(DataError, match=r"none of its 3 rows can be used.*case001_tumor") as error:
         load(root)
     assert "\n" not in str(error.value)
+    (root / "thumbs").mkdir()
+    Pil.new("L", (8, 8)).save(root / "thumbs" / "case001.png")
+    with pytest.raises(DataError, match=r"images_and_masks/case001\.png and thumbs/case001\.png"):
+        load(root)
 
 
 def test_low_and_high_are_divided_at_the_biopsy() -> None:

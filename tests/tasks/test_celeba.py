@@ -119,11 +119,29 @@ def test_a_broken_file_of_the_cache_is_made_anew(
 ) -> None:
     monkeypatch.setenv("MTBENCH_CACHE", str(tmp_path))
     first = np.array(loaded(whole).pixels)
-    for ending in (".npy", ".json"):
-        [file] = tmp_path.glob(f"*{ending}")
-        for left in (b"", file.read_bytes()[:-7], None):
-            file.unlink() if left is None else file.write_bytes(left)
-            assert np.array_equal(loaded(whole).pixels, first)
+    [file] = tmp_path.iterdir()
+    for left in (b"", file.read_bytes()[:-7], file.read_bytes()[:999], None):
+        file.unlink() if left is None else file.write_bytes(left)
+        assert np.array_equal(loaded(whole).pixels, first)
+
+
+def test_an_image_that_could_not_be_read_once_is_not_broken_for_ever(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that a share did not hand over: neither size nor time has changed since."""
+    monkeypatch.setenv("MTBENCH_CACHE", str(tmp_path))
+    read = Path.read_bytes
+
+    def refusing(self: Path) -> bytes:
+        if self.name == names()[3]:
+            raise OSError("input/output error")
+        return read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refusing)
+        for _ in range(2):
+            assert len(loaded(whole).broken) == 1
+    assert loaded(whole).broken == ()
 
 
 def test_two_processes_may_decode_the_same_images(tmp_path: Path) -> None:

@@ -45,7 +45,6 @@ from mtbench_tasks._lesion.files import (
     frames,
     is_image,
     read_geometry,
-    read_image,
     read_mask,
     read_picture,
 )
@@ -524,7 +523,7 @@ def test_every_orientation_is_shown_upright(tmp_path: Path, name: str, orientati
         exif = Pil.Exif()
         exif[274] = orientation
         how = {"exif": exif, "quality": 95} if name == "a.jpg" else {"exif": exif}
-    found = read_image(saved(tmp_path / name, stored, **how))
+    found = read_picture(saved(tmp_path / name, stored, **how)).pixels
     assert found.shape == (HEIGHT, WIDTH)
     assert np.abs(found.astype(int) - scan()).mean() < (4 if name == "a.jpg" else 0.1)
 
@@ -562,7 +561,7 @@ def test_a_tiff_whose_white_is_zero(tmp_path: Path, bits: int) -> None:
     entry = bytes((6, 1, 3, 0, 1, 0, 0, 0, 1, 0))
     assert raw.count(entry) == 1
     file.write_bytes(raw.replace(entry, entry[:-2] + bytes(2)))
-    found = read_image(file).astype(float)
+    found = read_picture(file).pixels.astype(float)
     assert np.corrcoef(found.ravel(), scan().ravel())[0, 1] > 0.99
 
 
@@ -581,7 +580,7 @@ def test_nifti_directions_place_the_mask_on_the_image(tmp_path: Path) -> None:
     half = nifti(tmp_path / "h.nii.gz", lesion().astype(np.uint8)[::-1, ::-1].copy(), NIBABEL,
                  (0.1 * (WIDTH - 1), bottom, 0))  # fmt: skip
     for image in (upright, flipped):
-        np.testing.assert_array_equal(read_image(image), scan())
+        np.testing.assert_array_equal(read_picture(image).pixels, scan())
         for drawn in (mask, turned, half):
             np.testing.assert_array_equal(read_mask(drawn, image)[0], lesion())
     assert "turns its rows" in read_picture(flipped).told[0]
@@ -590,7 +589,9 @@ def test_nifti_directions_place_the_mask_on_the_image(tmp_path: Path) -> None:
 
 
 def test_nifti_as_nibabel_writes_it_is_taken_as_stored(tmp_path: Path) -> None:
-    np.testing.assert_array_equal(read_image(nifti(tmp_path / "a.nii", scan(), NIBABEL)), scan())
+    np.testing.assert_array_equal(
+        read_picture(nifti(tmp_path / "a.nii", scan(), NIBABEL)).pixels, scan()
+    )
 
 
 def test_a_nifti_of_a_name_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
@@ -601,13 +602,13 @@ def test_a_nifti_of_a_name_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
 
 def test_nifti_that_is_not_packed_as_it_is_called(tmp_path: Path) -> None:
     file = nifti(tmp_path / "a.nii", scan(), NIBABEL).rename(tmp_path / "a.nii.gz")
-    np.testing.assert_array_equal(read_image(file), scan())
+    np.testing.assert_array_equal(read_picture(file).pixels, scan())
 
 
 def test_nifti_with_swapped_axes_is_turned(tmp_path: Path) -> None:
     swapped = (0, 1, 0, 1, 0, 0, 0, 0, 1)
     file = nifti(tmp_path / "a.nii", np.ascontiguousarray(scan().T), swapped)
-    np.testing.assert_array_equal(read_image(file), scan())
+    np.testing.assert_array_equal(read_picture(file).pixels, scan())
 
 
 def test_a_nifti_that_says_two_directions_is_told(tmp_path: Path) -> None:
@@ -788,15 +789,15 @@ def test_an_aspect_ratio_that_is_no_two_numbers_is_told(tmp_path: Path) -> None:
 
 
 def test_a_window_by_halves_or_with_commas(tmp_path: Path) -> None:
-    plain, shown = read_image(dicom(tmp_path / "a.dcm", scan())), {"WindowWidth": "99.5"}
+    plain, shown = read_picture(dicom(tmp_path / "a.dcm", scan())).pixels, {"WindowWidth": "99.5"}
     for name in ("WindowWidth", "WindowCenter"):
         np.testing.assert_array_equal(
-            read_image(dicom(tmp_path / "a.dcm", scan(), **{name: "99.5"})), plain
+            read_picture(dicom(tmp_path / "a.dcm", scan(), **{name: "99.5"})).pixels, plain
         )
     file = dicom(tmp_path / "a.dcm", scan(), **shown, WindowCenter="120.5")
-    wanted = read_image(file)
+    wanted = read_picture(file).pixels
     assert (wanted != plain).any()
-    np.testing.assert_array_equal(read_image(rewritten(file, b"120.5", b"120,5")), wanted)
+    np.testing.assert_array_equal(read_picture(rewritten(file, b"120.5", b"120,5")).pixels, wanted)
 
 
 def test_a_jpeg_that_says_rgb_and_holds_ycbcr(tmp_path: Path) -> None:
@@ -806,7 +807,7 @@ def test_a_jpeg_that_says_rgb_and_holds_ycbcr(tmp_path: Path) -> None:
     Pil.fromarray(colour).save(stream, "JPEG", quality=95)
     pixels = pydicom.encaps.encapsulate([stream.getvalue()])
     file = dicom(tmp_path / "a.dcm", colour, syntax=JPEGBaseline8Bit, pixels=pixels)
-    found = read_image(file).astype(int)
+    found = read_picture(file).pixels.astype(int)
     wanted = np.asarray(Pil.fromarray(colour).convert("L")).astype(int)
     assert np.abs(found - wanted).max() < 8
 
@@ -819,30 +820,30 @@ def test_lookup_tables_padding_and_polarity(tmp_path: Path) -> None:
     table.LUTData = values.tobytes()
     file = dicom(tmp_path / "a.dcm", ramp, VOILUTSequence=[table])
     step = np.where(ramp < 2400, 0, 255)
-    np.testing.assert_array_equal(read_image(file), step)
+    np.testing.assert_array_equal(read_picture(file).pixels, step)
     file = dicom(tmp_path / "b.dcm", ramp, VOILUTSequence=[table],
                  PhotometricInterpretation="MONOCHROME1")  # fmt: skip
-    np.testing.assert_array_equal(read_image(file), 255 - step)
+    np.testing.assert_array_equal(read_picture(file).pixels, 255 - step)
     small = Dataset()  # eight bits an entry, as PS3.3 C.11.2.1.1 stores them
     small.LUTDescriptor, small.LUTData = [256, 0, 8], bytes(range(255, -1, -1))
     file = dicom(tmp_path / "d.dcm", scan(), VOILUTSequence=[small])
-    np.testing.assert_array_equal(read_image(file), 255 - scan())
+    np.testing.assert_array_equal(read_picture(file).pixels, 255 - scan())
     table.LUTData = values.tobytes()[: ramp.size]  # cut off, and not of eight bits
     with pytest.raises(DataError, match="does not decode as DICOM"):
-        read_image(dicom(tmp_path / "e.dcm", ramp, VOILUTSequence=[table]))
+        read_picture(dicom(tmp_path / "e.dcm", ramp, VOILUTSequence=[table]))
     padded = ramp + 1000
     padded[:10] = 65535
     for polarity in ("MONOCHROME2", "MONOCHROME1"):
         file = dicom(tmp_path / "c.dcm", padded, PixelPaddingValue=65535,
                      PhotometricInterpretation=polarity)  # fmt: skip
-        found = read_image(file)
+        found = read_picture(file).pixels
         assert (found[:10] == 0).all()
         assert np.ptp(found[10:]) == 255  # the padding has no part in the range
         plain = np.clip(scan(), 40, 200)  # such numbers stay as they are
         plain[:10] = 255
         file = dicom(tmp_path / "f.dcm", plain, PixelPaddingValue=255,
                      PhotometricInterpretation=polarity)  # fmt: skip
-        found = read_image(file)
+        found = read_picture(file).pixels
         assert (found[:10] == 0).all()
         turned = polarity == "MONOCHROME1"
         np.testing.assert_array_equal(found[10:], 255 - plain[10:] if turned else plain[10:])
@@ -892,12 +893,12 @@ def test_a_dicom_without_preamble(tmp_path: Path) -> None:
         bare = tmp_path / name
         bare.write_bytes(file.read_bytes()[cut:])
         assert is_image(bare)
-        np.testing.assert_array_equal(read_image(bare), scan())
+        np.testing.assert_array_equal(read_picture(bare).pixels, scan())
     data = pydicom.dcmread(file)
     del data.file_meta
     data.save_as(tmp_path / "IM2", implicit_vr=True, little_endian=True, enforce_file_format=False)
     assert is_image(tmp_path / "IM2")
-    np.testing.assert_array_equal(read_image(tmp_path / "IM2"), scan())
+    np.testing.assert_array_equal(read_picture(tmp_path / "IM2").pixels, scan())
 
 
 def shipped(name: str) -> Path:
@@ -1279,7 +1280,7 @@ def test_a_file_that_was_cut_off_is_told(tmp_path: Path, name: str, left: float)
     content = file.read_bytes()
     file.write_bytes(content[: int(left * len(content))])
     with pytest.raises(DataError, match=name):
-        read_image(file)
+        read_picture(file)
 
 
 @pytest.mark.parametrize("name", ["16.png", "cmyk.jpg", "cmyk.tif", "big.dcm", "one.dcm"])
@@ -1517,11 +1518,11 @@ def test_handed_masks() -> None:
 
 @shared
 def test_handed_geometry() -> None:
-    image = read_image(SHARED / "jpeg/ref.png").astype(int)
+    image = read_picture(SHARED / "jpeg/ref.png").pixels.astype(int)
     mask = read_mask(SHARED / "jpeg/ref_mask.png")[0]
     for name in ("jpeg/05_exif3.jpg", "jpeg/05_exif6.jpg",
                  "nifti/10_array_flippedUD_affine_compensates.nii.gz"):  # fmt: skip
-        assert np.abs(read_image(SHARED / name) - image).mean() < 2
+        assert np.abs(read_picture(SHARED / name).pixels - image).mean() < 2
     lying = SHARED / "nifti/mask_same.nii.gz"
     for name in ("03_3d_1slice", "10_array_flippedUD_affine_compensates"):
         found = read_mask(lying, SHARED / f"nifti/{name}.nii.gz")[0]

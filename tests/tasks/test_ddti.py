@@ -409,6 +409,18 @@ def test_a_broken_file_is_named_and_the_rest_goes_on(
         load(folder)
 
 
+def test_a_name_that_is_there_twice_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Which of them is meant nobody knows."""
+    (folder / "edited").mkdir()
+    write_case(folder / "edited", 10, tirads="5")
+    with zipfile.ZipFile(tmp_path / "ddti.zip", "w") as archive:
+        for file in sorted(folder.rglob("*.*")):
+            archive.write(file, file.relative_to(folder))
+    for path in (folder, tmp_path / "ddti.zip"):
+        with pytest.raises(DataError, match=r"found 10\.xml and edited/10\.xml: remove one"):
+            load(path)
+
+
 def test_images_are_not_held(folder: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "ddti.zip", "w") as archive:
         for file in folder.iterdir():

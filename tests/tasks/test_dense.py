@@ -176,15 +176,23 @@ def test_a_depth_that_says_nothing_is_known_is_told(
     np.save(file, depth)
     for _ in range(2):  # read, and from the cache
         notes = TASKS[task](data=data, width=2).setup(0, silent).notes
-        said = (
-            f"1 depth maps; the first: val/depth/1.npy: {value} in 12 pixels lies outside of all "
-        )
+        said = f"1 files; the first: val/depth/1.npy: {value} in 12 pixels lies outside of all "
         assert notes["looks odd"].startswith(said)
         assert notes["looks odd"].endswith(why)
         assert notes["images"] == before.notes["images"]
     count, what, reason = TASKS[task].inspect(task, data)[-1]
-    assert (count, what) == ("1", "depth maps look odd")
+    assert (count, what) == ("1", "files look odd")
     assert reason.endswith(why)
+
+
+@pytest.mark.parametrize("made", [lambda x: 3 * x, lambda x: np.round(127.5 * x + 127.5)])
+def test_normals_that_are_no_unit_vectors_are_told(
+    nyuv2: Path, made: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> None:
+    file = nyuv2 / "val" / "normal" / "1.npy"
+    np.save(file, made(np.load(file)))
+    said = setup(nyuv2).notes["looks odd"]
+    assert said.startswith("1 files; the first: val/normal/1.npy: normals must be unit vectors")
 
 
 def test_an_image_of_val_is_not_trained_on(nyuv2: Path) -> None:
@@ -225,6 +233,24 @@ def test_files_are_checked_once(nyuv2: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert setup(nyuv2).fingerprint == before
     np.save(nyuv2 / "train" / "depth" / "0.npy", np.full((*SIZE, 1), 7.0))
     assert setup(nyuv2).fingerprint != before
+
+
+def test_a_file_that_could_not_be_read_once_is_not_broken_for_ever(
+    nyuv2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that a share did not hand over: neither size nor time has changed since."""
+    mapped = folder._mapped
+
+    def refusing(file: Path) -> NDArray[np.generic]:
+        if file.match("train/depth/1.npy"):
+            raise PermissionError("permission denied")
+        return mapped(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "_mapped", refusing)
+        for _ in range(2):
+            assert len(setup(nyuv2).notes["dropped"]) == 1
+    assert setup(nyuv2).notes["dropped"] == []
 
 
 def test_the_fingerprint_is_of_the_content(nyuv2: Path, tmp_path: Path) -> None:

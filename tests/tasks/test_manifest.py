@@ -25,7 +25,7 @@ from mtbench_tasks._lesion.agreement import MODEL, agreement
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.consensus import majority, staple, with_consensus
 from mtbench_tasks._lesion.doubts import halved, survey
-from mtbench_tasks._lesion.files import read_image, read_mask, read_picture
+from mtbench_tasks._lesion.files import read_mask, read_picture
 from mtbench_tasks._lesion.splits import (
     TRUTH,
     CaseSplit,
@@ -75,7 +75,7 @@ def save(file: Path, values: Any, spacing: float | tuple[float, float] = 1.0, **
 def test_every_format_gives_the_same_pixels_and_mask(tmp_path: Path, name: str) -> None:
     image, mask = picture()
     file = save(tmp_path / name.lower(), image).rename(tmp_path / name)
-    np.testing.assert_array_equal(read_image(file), image)
+    np.testing.assert_array_equal(read_picture(file).pixels, image)
     drawn = save(tmp_path / f"m{name.lower()}", mask.astype(np.uint8) * 3)
     np.testing.assert_array_equal(read_mask(drawn)[0], mask)
 
@@ -83,7 +83,7 @@ def test_every_format_gives_the_same_pixels_and_mask(tmp_path: Path, name: str) 
 def test_dicom_needs_no_suffix(tmp_path: Path) -> None:
     image, _ = picture()
     file = save(tmp_path / "a.dcm", image).rename(tmp_path / "IM0001")
-    np.testing.assert_array_equal(read_image(file), image)
+    np.testing.assert_array_equal(read_picture(file).pixels, image)
 
 
 def test_monochrome1_is_inverted(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_monochrome1_is_inverted(tmp_path: Path) -> None:
     for values in (image, deep):
         file = save(tmp_path / "a.dcm", values, **window if values is deep else {})
         file.write_bytes(file.read_bytes().replace(b"MONOCHROME2", b"MONOCHROME1"))
-        found = read_image(file).astype(float)
+        found = read_picture(file).pixels.astype(float)
         wanted = 255 - image.astype(float)
         if values is deep:
             wanted = 255 * ((13000 - deep.astype(float)) / 8000).clip(0, 1)
@@ -104,7 +104,7 @@ def test_colour_becomes_luma(tmp_path: Path) -> None:
     colour = np.zeros((20, 30, 3), np.uint8)
     colour[..., 1] = 200
     for name in ("a.png", "a.dcm"):
-        found = read_image(save(tmp_path / name, colour))
+        found = read_picture(save(tmp_path / name, colour)).pixels
         assert found.shape == (20, 30)
         assert set(found.ravel()) == {117}  # 0.587 * 200
 
@@ -112,16 +112,16 @@ def test_colour_becomes_luma(tmp_path: Path) -> None:
 def test_sixteen_bits_are_seen_through_the_window(tmp_path: Path) -> None:
     ramp = np.arange(4000, dtype=np.uint16).reshape(50, 80)
     window = {"0028|1050": "2000.5\\40", "0028|1051": "1001\\400"}  # black at 1500, white at 2500
-    found = read_image(save(tmp_path / "a.dcm", ramp, **window)).ravel()
+    found = read_picture(save(tmp_path / "a.dcm", ramp, **window)).pixels.ravel()
     assert (found[:1500] == 0).all()
     assert (found[2500:] == 255).all()
     assert found[2000] == 128
-    without = read_image(save(tmp_path / "b.dcm", ramp)).ravel()
+    without = read_picture(save(tmp_path / "b.dcm", ramp)).pixels.ravel()
     assert without[2000] == 128
     assert (without[:20] == 0).all()
     assert without[1000] == 63  # (1000 - 20) / 3960
     small = (ramp % 256).astype(np.int16)  # eight bits in sixteen stay as they are
-    np.testing.assert_array_equal(read_image(save(tmp_path / "c.nii", small)), ramp % 256)
+    np.testing.assert_array_equal(read_picture(save(tmp_path / "c.nii", small)).pixels, ramp % 256)
 
 
 def test_masks_in_colour_with_alpha_in_a_palette_and_lossy(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_what_is_not_one_image_is_refused_in_one_line(tmp_path: Path) -> None:
         "text.nii": "does not decode as NIfTI",
     }.items():
         with pytest.raises(DataError, match=f"{name}: .*{said}") as error:
-            read_image(tmp_path / name)
+            read_picture(tmp_path / name)
         assert "\n" not in str(error.value)
 
 
@@ -203,7 +203,7 @@ def test_damaged_files_raise_nothing_but_data_errors(
     for at, value in changes:
         content[at] = value
     file.write_bytes(content[: round(kept * len(content))])
-    for reads in (read_image, read_mask):
+    for reads in (read_picture, read_mask):
         with contextlib.suppress(DataError):
             reads(file)
 
@@ -260,6 +260,23 @@ def test_rows_of_one_image_are_readings_of_one_case(folder: Path) -> None:
     np.testing.assert_array_equal(again.image, image)
 
 
+def test_an_image_is_one_however_its_place_is_spelt(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"image,category,reader\nimages/0.png,4,a\n{folder}/images/0.png,3,b\n"
+    found = load(folder, text)
+    monkeypatch.chdir(folder)
+    again = manifest.load(Path("cases.csv"), silent)
+    assert len(found.cases) == len(again.cases) == 1
+    assert again.fingerprint == found.fingerprint
+
+
+def test_an_image_with_a_frame_and_without_is_told(folder: Path) -> None:
+    found = load(folder, "image,category,frame\nimages/0.png,4,1\nimages/0.png,3,\n")
+    [told] = [doubt for doubt in found.doubts if "frame 1" in doubt]
+    assert "images/0.png has rows of frame 1 and rows of no frame" in told
+
+
 def test_what_spreadsheets_make_of_it_is_read(folder: Path) -> None:
     plain = load(folder, "image,mask,category,spacing\nimages/0.png,masks/0.png,4,0.25\n")
     (folder / "cases.csv").write_text(
@@ -287,6 +304,8 @@ def test_what_spreadsheets_make_of_it_is_read(folder: Path) -> None:
         ("images/1.png,,3,,,0", "line 3: spacing: Input should be greater than 0, found '0'"),
         ("images/1.png,,3,,,wide", "found 'wide'"),
         ("images/1.png,,3,,,inf", "found 'inf'"),
+        ("images/1.png,,3,,,0_08", "spacing: must be a number without '_', found '0_08'"),
+        ("images/1.png,,3,p,a,,1_2", "mask_value: must be a number without '_', found '1_2'"),
         ("images/1.png,,3,,,1,1,1,9", "line 3: has 9 cells, the header 8"),
         ("images/1.png,,3,p,a\nimages/1.png,,3,q,b", "line 3 and 4: images/1.png has one patient"),
         ("images/1.png,,3,p,a\nimages/1.png,,4,p,a", "one row per reader, found 'a' twice"),
@@ -325,6 +344,7 @@ def test_a_file_outside_is_reached_by_an_absolute_path_only(folder: Path, tmp_pa
         ("image,mask,grade\nimages/0.png,,3\n", "did you mean 'category'?"),
         ("image,category,raeder\nimages/0.png,3,a\n", "did you mean 'reader'?"),
         ("image,mask,image\na,b,c\n", "has column 'image' twice"),
+        ("image,category,sex,Sex\nimages/0.png,3,f,m\n", "has column 'sex' twice"),
         ('image,category\n"images/0.png,3\n', "is no CSV"),
     ],
 )
@@ -837,6 +857,8 @@ def test_what_a_split_column_leaves_open_is_told(eight: Path) -> None:
     train, val, test = split_patients(collection.cases, np.random.default_rng(0))
     assert test == [2, 5]
     assert sorted(train + val) == [0, 1, 3, 4]
+    untested = held_out(eight, "train", "val", "train", "")
+    assert any("no row is of split test: who is tested is drawn" in d for d in untested.doubts)
     same = load(eight, "image,category,patient,split\nimages/0.png,3,p,train\n"
                         "images/1.png,4,p,test\n")  # fmt: skip
     assert any("patient 'p' (of 1 such) has rows of several splits" in d for d in same.doubts)

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -105,6 +106,17 @@ def test_threads_read_photos_in_their_order(
     assert found[0] == found[1]
 
 
+def test_photos_are_upright_and_of_16_bits_in_full_range(tmp_path: Path) -> None:
+    wide = np.tile(np.arange(0, 60_000, 2_000, dtype=np.uint16), (30, 1))
+    Image.fromarray(wide).save(tmp_path / "grey.png")
+    (exif := Image.Exif())[274] = 6  # turned by a quarter
+    colour = Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
+    colour.save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    (_, grey), (_, turned) = read_all([tmp_path / "grey.png", tmp_path / "turned.jpg"], 30)
+    assert np.array_equal(grey[..., 0], wide >> 8)
+    assert np.abs(np.asarray(turned, int)[..., 0] - (wide >> 8).T).max() < 9  # JPEG
+
+
 def test_training_photos_are_mirrored_by_half(made: partial[Office]) -> None:
     split = setup(made()).train
     split.by_objective["amazon" if "amazon" in split.by_objective else "art"].pixels = (
@@ -153,6 +165,20 @@ def test_a_broken_photo_is_dropped_or_refused(tmp_path: Path) -> None:
     assert setup(Office(data=folder, image_size=32)).notes["broken"] == 1
     with pytest.raises(DataError, match=r"1 images cannot be read \(strict\); .*class_03/0.png"):
         setup(Office(data=folder, image_size=32, strict=True))
+
+
+def test_the_fingerprint_is_of_the_classes_and_copies_over_the_parts_are_told(
+    tmp_path: Path,
+) -> None:
+    folder = write(tmp_path, "office31") / "amazon/images"
+    before = setup(task := Office(data=tmp_path, image_size=32))
+    (folder / "class_03/4.png").rename(folder / "class_04/-.png")  # the order stays
+    assert setup(task).fingerprint != before.fingerprint
+    assert "looks odd" not in before.notes
+    photos = sorted(folder.rglob("*.png"))
+    for photo in photos:
+        photo.write_bytes(photos[0].read_bytes())
+    assert setup(task).notes["looks odd"].startswith("31 photos are tested that are byte-equal")
 
 
 def test_a_folder_is_inspected(tmp_path: Path, mtbench: Any) -> None:

@@ -178,13 +178,17 @@ def test_a_pickle_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_broken_molecules_are_counted_and_the_rest_goes_on(tmp_path: Path) -> None:
-    good = [methane() for _ in range(7)]
+    good = [methane() for _ in range(9)]
     folder = write(tmp_path, good, [])
     blocks = (folder / "gdb9.sdf").read_text().split("$$$$\n")
     blocks[1] = blocks[1].replace(" C  ", " Xe ")
     blocks[2] = blocks[2].replace("  1  2  1  0", "  1  9  1  0")
     blocks[3] = blocks[3].replace("gdb_4", "gdb_99")
     blocks[4] = "\n".join(blocks[4].split("\n")[:6]) + "\n"
+    blocks[7] = blocks[7].replace("gdb_8", "gdb_1")
+    blocks[8] = blocks[8].replace(
+        "   -0.6000   -0.6000    0.6000", "    0.6000    0.6000    0.6000"
+    )
     (folder / "gdb9.sdf").write_text("$$$$\n".join(blocks))
     table = (folder / "gdb9.sdf.csv").read_text().replace("7.04", "")
     (folder / "gdb9.sdf.csv").write_text(table)
@@ -196,14 +200,23 @@ def test_broken_molecules_are_counted_and_the_rest_goes_on(tmp_path: Path) -> No
         "no row in the table",
         "announced",
         "lacks a target",
+        "is there twice",
+        "in one place",
     ]
     assert len(found.broken) == len(reasons)
     for line, reason in zip(found.broken, reasons, strict=True):
         assert reason in line
         assert "\n" not in line
-    with pytest.raises(DataError, match="5 molecules cannot be read"):
+    with pytest.raises(DataError, match="7 molecules cannot be read"):
         _molecules.load(folder, True, silent)
-    assert [row[0] for row in QM9.inspect("qm9", folder)] == ["2", "0", "5"]
+    assert [row[0] for row in QM9.inspect("qm9", folder)] == ["2", "0", "7"]
+
+
+def test_the_list_of_excluded_molecules_may_end_without_a_line_break(tmp_path: Path) -> None:
+    file = write(tmp_path, [methane()] * 3, [2, 3]) / "uncharacterized.txt"
+    assert loaded(tmp_path).excluded == 2
+    file.write_text(file.read_text().removesuffix("\n"))
+    assert loaded(tmp_path).excluded == 2
 
 
 @pytest.mark.parametrize(
@@ -211,6 +224,11 @@ def test_broken_molecules_are_counted_and_the_rest_goes_on(tmp_path: Path) -> No
     [
         ("gdb9.sdf", "", "no molecule can be read"),
         ("gdb9.sdf.csv", "a,b\n1,2\n", "is not QM9's table"),
+        (
+            "gdb9.sdf.csv",
+            "\n".join([",".join(COLUMNS), *[",".join(["gdb_1", *["1"] * 19])] * 2]),
+            "has one row, and gdb_1 has several",
+        ),
         ("gdb9.sdf.csv", "\x00\xff", "is not QM9's table"),
         ("uncharacterized.txt", "\n" * 9 + "what\n\n", "list of excluded molecules"),
     ],
@@ -293,17 +311,19 @@ def test_a_molecule_that_its_smiles_does_not_fit_is_dropped(
             (smiles, elements, positions, [*values[:-1], np.nan]),
             ("C=1N", elements, positions, values),
             (smiles, ["Xe", *elements[1:]], positions, values),
+            (smiles, elements, [*positions[:5], positions[4]], values),
         ]
     )
     found = _molecules.load(None, False, silent)
     reasons = [
         "in its order", "in its order", "in its order", "angstrom apart", "not finite", "'C=1N'",
+        "in one place",
     ]  # fmt: skip
     assert len(found) == 1
-    assert sorted(line.split()[2] for line in found.broken) == [f"{i}:" for i in range(1, 7)]
+    assert sorted(line.split()[2] for line in found.broken) == [f"{i}:" for i in range(1, 8)]
     for reason in reasons:
         assert any(reason in line for line in found.broken), found.broken
-    with pytest.raises(DataError, match=r"qm9pack: 6 molecules cannot be read \(strict\)"):
+    with pytest.raises(DataError, match=r"qm9pack: 7 molecules cannot be read \(strict\)"):
         _molecules.load(None, True, silent)
 
 

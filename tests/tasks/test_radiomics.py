@@ -314,6 +314,19 @@ def test_a_cache_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
         assert str(folder) in str(error.value)
 
 
+def test_a_cache_without_room_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    connect = radiomics._connect
+
+    def narrow(path: str) -> sqlite3.Connection:
+        store = connect(path)
+        store.execute("PRAGMA max_page_count = 3")
+        return store
+
+    monkeypatch.setattr(radiomics, "_connect", narrow)
+    with pytest.raises(DataError, match=r"radiomics.sqlite cannot be written \(.*is full\)"):
+        extract_all(*population(1), keys=["x" * 99_999], cache=tmp_path)
+
+
 def test_workers_give_what_one_process_gives(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ from mtbench_tasks._lesion import burnt, calipers, conformal, radiomics, reading
 from mtbench_tasks._lesion.calibration import calibration_error, likeliest, temperature
 from mtbench_tasks._lesion.conformal import LENGTHS
 from mtbench_tasks._lesion.ensemble import Ensemble
-from mtbench_tasks._lesion.files import is_image, read_image, read_picture
+from mtbench_tasks._lesion.files import is_image, read_picture
 from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks._lesion.network import Risk
 from mtbench_tasks._lesion.ood import KEY, OutOfDistribution, features
@@ -85,7 +85,7 @@ def test_eight_bit_images_are_read(tmp_path: Path, name: str, mode: str) -> None
     pixels = np.full((30, 40), 60, np.uint8)
     pixels[10:20] = 200
     Image.fromarray(pixels).convert(mode).save(tmp_path / name)
-    found = read_image(tmp_path / name)
+    found = read_picture(tmp_path / name).pixels
     assert found.dtype == np.uint8
     np.testing.assert_allclose(found.astype(int), pixels, atol=20 if name == "a.jpg" else 1)
 
@@ -95,7 +95,7 @@ def test_other_modes_are_read(tmp_path: Path, mode: str) -> None:
     pixels = np.zeros((30, 40), np.uint8)
     pixels[10:20] = 255
     Image.fromarray(pixels).convert(mode).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png").pixels, pixels)
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.float32])
@@ -103,7 +103,7 @@ def test_more_than_eight_bits_are_scaled_not_clipped(tmp_path: Path, kind: Any) 
     file = tmp_path / "a.tif"
     ramp = np.linspace(0, 60_000, 1000).reshape(20, 50).astype(kind)
     Image.fromarray(ramp).save(file)
-    found = read_image(file).astype(int)
+    found = read_picture(file).pixels.astype(int)
     assert (found.ravel()[:5] == 0).all()  # the lowest and the highest half per cent
     assert (found.ravel()[-5:] == 255).all()
     np.testing.assert_allclose(found, (ramp / 60_000 - 0.005) / 0.99 * 255, atol=2)
@@ -112,16 +112,16 @@ def test_more_than_eight_bits_are_scaled_not_clipped(tmp_path: Path, kind: Any) 
 def test_what_is_no_image_is_explained(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     with pytest.raises(DataError, match=r"a\.png: no such image"):
-        read_image(file)
+        read_picture(file)
     file.write_text("no picture at all")
     with pytest.raises(DataError, match=r"a\.png: does not decode as an image .* give PNG"):
-        read_image(file)
+        read_picture(file)
     Image.fromarray(tissue()).save(file)
     file.write_bytes(file.read_bytes()[:500])
     with pytest.raises(DataError, match="does not decode"):
-        read_image(file)
+        read_picture(file)
     with pytest.raises(DataError, match="does not decode"):
-        read_image(tmp_path)
+        read_picture(tmp_path)
 
 
 def test_the_record_and_the_pictures(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from mtbench_tasks import _tabular as tabular
 from mtbench_tasks._folds import FOLDS, divide
 from mtbench_tasks.adult import COLUMNS, Adult
 from mtbench_tasks.digits import Digits
-from mtbench_tasks.multitarget import KNOWN, Multitarget
+from mtbench_tasks.multitarget import KNOWN, Multitarget, load
 from mtbench_tasks.parkinsons import INPUTS, Parkinsons
 from tests.refusals import refused
 
@@ -348,6 +348,7 @@ def test_doubtful_numbers_are_told_and_used(tmp_path: Path, mtbench: Mtbench) ->
         ("1,a", "2 fields, expected 3"),
         ("1,a,2,3", "4 fields, expected 3"),
         ("one,a,2", "x: 'one' is no number"),
+        ("1_0,a,2", "x: '1_0' is no number"),
         ("1,c,2", "kind: 'c' is none of its values"),
         ("1,a,inf", "y: 'inf' is not finite"),
         ("1,a,1e999", "y: '1e999' is not finite"),
@@ -611,6 +612,12 @@ def test_csv_text_is_nominal_and_groups_stay_together(tmp_path: Path) -> None:
     groups = [set(split.groups() or ()) for split in (splits.train, splits.val, splits.test)]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 30
     assert splits.notes["groups"] == [19, 5, 6]
+
+
+def test_bands_are_no_numbers(tmp_path: Path) -> None:
+    """Python's float takes 10_14 as 1014."""
+    (file := tmp_path / "t.csv").write_text("age,x,y\n0_4,1,2\n5_9,2,3\n10_14,3,4\n")
+    assert load(file, group=None, strict=True).columns["age"] == ("0_4", "10_14", "5_9")
 
 
 def test_a_group_that_is_spelt_in_two_ways_is_one(tmp_path: Path) -> None:

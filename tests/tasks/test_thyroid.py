@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -155,6 +156,16 @@ def test_where_the_source_says_who_is_tested_there_are_no_folds() -> None:
         assert thyroid.Thyroid(source="ddti", fold=fold).dependent["fold"] == "1/5"
 
 
+def test_what_the_test_source_takes_is_not_idle() -> None:
+    on_phantoms, on_clips = (
+        thyroid.Thyroid(source="ddti", target="low-high", encoder="unet", test_source=source)
+        for source in ("phantom", "aimi")
+    )
+    assert on_phantoms.idle == {"frames"}
+    assert "frames" not in on_clips.idle
+    assert {"cases", "test_cases"} < on_clips.idle
+
+
 def test_phantoms_are_tested_on_a_population_of_their_own(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MTBENCH_CACHE", str(tmp_path))
@@ -243,6 +254,33 @@ def test_a_file_that_could_not_be_read_once_is_not_broken_for_ever(tmp_path: Pat
     assert prepare(some, 8, tmp_path).broken.keys() == {0}
     there = True
     assert not prepare(some, 8, tmp_path).broken
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [("inputs.npy", b""), ("index.json", b"[]"), ("index.json", b'{"broken": []}')],
+)
+def test_a_broken_grid_is_made_anew(tmp_path: Path, name: str, left: bytes) -> None:
+    some = Collection((blank("a", 1),), GRADES, "made up")
+    images = prepare(some, 8, tmp_path).images
+    [file] = tmp_path.glob(f"grids/*/{name}")
+    file.write_bytes(left)
+    assert prepare(some, 8, tmp_path).images == images
+
+
+def test_a_grid_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what a killed process left half-made goes a day later."""
+    flushed = list[str]()
+    monkeypatch.setattr(np.memmap, "flush", lambda self: flushed.append(self.filename.parts[-3]))
+    old, new = tmp_path / "grids" / "tmp_old", tmp_path / "grids" / "tmp_new"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    prepare(Collection((blank("a", 1),), GRADES, "made up"), 8, tmp_path)
+    assert [name[:3] for name in flushed] == ["tmp"]
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_threads_prepare_and_tell_what_one_does(

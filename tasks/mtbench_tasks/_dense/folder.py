@@ -29,8 +29,11 @@ from mtbench_tasks._tabular import stand_ins
 VERSION = 1
 """Part of the fingerprint and of the cache key: raise it when the same files give other samples."""
 
-FINDINGS = 3
+FINDINGS = 4
 """Part of the cache key: raise it when more is said of the same files."""
+
+UNIT = 0.05
+"""By how much the length of most normals may differ from 1."""
 
 PARTS = ("train", "val")
 
@@ -97,7 +100,7 @@ class Folder:
         size: (H, W) of all of them.
         dropped: (file, why) of every sample that is left out: its first problem, or that the image
             of train/ is in val/ as well.
-        doubts: (file, what) of every depth map that is used, but looks odd.
+        doubts: (file, what) of every file that is used, but looks odd.
         fingerprint: identifies the content that is used.
     """
 
@@ -212,13 +215,18 @@ def _examined(
         )
     cache = cache_dir() / f"dense-{key.hexdigest()[:32]}.json"
     try:
-        rows = json.loads(cache.read_text(encoding="utf-8"))
+        known = json.loads(cache.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        rows = []
-        for done, (quantity, file) in enumerate(listed):
-            found = _examine(file, quantity, layout.classes)
-            rows.append([found.sha256, found.shape, found.problem, found.doubt])
-            progress("checking files", done + 1, len(listed))
+        known = [None] * len(listed)
+    # A file that a share did not hand over at that moment would else be broken for ever.
+    fresh = [i for i, row in enumerate(known) if row is None or not row[0]]
+    rows = [*known]
+    for done, i in enumerate(fresh, 1):
+        quantity, file = listed[i]
+        found = _examine(file, quantity, layout.classes)
+        rows[i] = [found.sha256, list(found.shape), found.problem, found.doubt]
+        progress("checking files", done, len(fresh))
+    if rows != known:
         with writing(cache) as temporary:
             temporary.write_text(json.dumps(rows), encoding="utf-8")
     return {
@@ -246,6 +254,8 @@ def _examine(file: Path, quantity: str, classes: int) -> Finding:
                 problem = f"labels must be whole numbers from -1 to {classes - 1}"
         elif quantity == "depth":
             doubt = _doubt(np.asarray(array, np.float64))
+        elif quantity == "normals":
+            doubt = _not_unit(array)
     except _BROKEN as error:
         return Finding("", (), f"is no readable NumPy file ({_brief(error)})")
     return Finding(digest, array.shape, problem, doubt)
@@ -257,6 +267,18 @@ def _doubt(depth: NDArray[np.float64]) -> str:
         f"{value:g} in {count} pixels lies outside of all others, {low:g} to {high:g}: "
         + ("it counts as unknown, as 0 does" if value < 0 else "if nothing is known there, write 0")
         for value, count, low, high in stand_ins(depth)
+    )
+
+
+def _not_unit(normals: NDArray[np.generic]) -> str:
+    """Return what is odd about normals: an angle to those that are no unit vectors is none."""
+    lengths = np.sqrt(np.square(normals, dtype=np.float64).sum(axis=-1))
+    middle = float(np.median(lengths[lengths > 0])) if lengths.any() else 1.0
+    if abs(middle - 1) <= UNIT:
+        return ""
+    return (
+        "normals must be unit vectors, or 0 where nothing is known; their median length is "
+        f"{middle:.3g}: divide each by its length"
     )
 
 

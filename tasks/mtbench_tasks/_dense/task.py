@@ -97,7 +97,7 @@ class Dense(Task):
         }
         if found.doubts:
             said = ": ".join(found.doubts[0])
-            notes["looks odd"] = f"{len(found.doubts)} depth maps; the first: {said}"
+            notes["looks odd"] = f"{len(found.doubts)} files; the first: {said}"
         return Splits(
             DenseSplit(train, self.augmentation),
             DenseSplit(val, False),
@@ -158,7 +158,7 @@ class Dense(Task):
         rows += [("1", file, why) for file, why in found.dropped]
         if found.doubts:
             said = f"used; the first: {': '.join(found.doubts[0])}"
-            rows.append((str(len(found.doubts)), "depth maps look odd", said))
+            rows.append((str(len(found.doubts)), "files look odd", said))
         return rows
 
     @classmethod

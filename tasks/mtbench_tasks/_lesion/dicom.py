@@ -329,8 +329,15 @@ def _first(data: "Dataset", name: str) -> float:
 
 
 def _number(said: Any) -> float:
-    """Return a number; some writers put a comma for the point."""
-    return float(str(said).replace(",", "."))
+    """Return a number; some writers put a comma for the point.
+
+    Raises:
+        ValueError: it is none; Python would take 1_2 as 12.
+    """
+    text = str(said).replace(",", ".")
+    if "_" in text:
+        raise ValueError(text)
+    return float(text)
 
 
 def _text(data: "Dataset", name: str) -> str:

@@ -5,10 +5,10 @@ import json
 import re
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
 import numpy as np
@@ -102,11 +102,6 @@ def read_picture(path: Path, frame: int | None = None) -> Picture:
         return picture(_load(path, frame))
 
 
-def read_image(path: Path) -> Image:
-    """Return the grey values of a file of one image, (H, W), as `read_picture` does."""
-    return read_picture(path).pixels
-
-
 def read_mask(
     path: Path, image: Path | None = None, value: int | None = None
 ) -> tuple[Mask, list[str]]:
@@ -180,6 +175,28 @@ def fingerprint(index: object, files: Sequence[Path], progress: Progress) -> str
             content.update(bytes(32))
         progress("reading files", done, len(files))
     return content.hexdigest()
+
+
+def by_name(root: Path, places: Iterable[str]) -> dict[str, str]:
+    """Return files' places by the files' names.
+
+    Args:
+        root: the folder or zip that they lie in.
+        places: within it, parted by slashes.
+
+    Raises:
+        DataError: two have one name, and which of them is meant nobody knows.
+    """
+    found: dict[str, str] = {}
+    for place in places:
+        name = PurePosixPath(place).name
+        other = found.setdefault(name, place)
+        if other != place and (root / other).resolve() != (root / place).resolve():
+            raise DataError(
+                f"{root}: must hold a file of one name once, found {other} and {place}: remove "
+                "one of them"
+            )
+    return found
 
 
 def is_image(path: Path) -> bool:

@@ -5,8 +5,10 @@ import itertools
 import json
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import time
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,9 @@ from mtbench_tasks._lesion.cases import Collection, Image, digest
 from mtbench_tasks._lesion.doubts import examine
 
 VERSION = 6  # part of every cache key: raise it when the same cases give another grid or doubt
+
+ABANDONED = 24 * 3600.0
+"""Seconds since its last change after which nobody fills a temporary folder any more."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,10 @@ def prepare(
         try:
             shutil.rmtree(folder, ignore_errors=True)
             folder.parent.mkdir(parents=True, exist_ok=True)
+            for left in folder.parent.glob("tmp*"):  # of a process that was killed
+                with suppress(OSError):  # another one has removed it
+                    if time() - left.stat().st_mtime > ABANDONED:
+                        shutil.rmtree(left)
             with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
                 made = Path(temporary, key)
                 made.mkdir()
@@ -201,7 +210,9 @@ def _make(
                  "doubts": doubts, "hashes": hashes}  # fmt: skip
         (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
         for name, array in (("inputs.npy", inputs), ("masks.npy", masks)):
-            if not isinstance(array, np.memmap):
+            if isinstance(array, np.memmap):
+                array.flush()  # a power cut could leave the name with zeros behind it
+            else:
                 np.save(folder / name, array)
     return Prepared(inputs, masks, rows, images, contours, broken, doubts, hashes)
 
@@ -217,7 +228,7 @@ def _fetch(folder: Path) -> Prepared | None:
         )
         known = index["rows"], index["images"], index["contours"]
         return Prepared(inputs, masks, *known, broken, doubts, hashes)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError):
         return None
 
 

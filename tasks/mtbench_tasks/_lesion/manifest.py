@@ -191,7 +191,8 @@ def _by_image(
                 )
             row = row.model_copy(update={"category": None})
         if row.mask or row.category:
-            images.setdefault((locate(row.image), row.frame), {})[line] = row
+            # The CSV's own place may be relative, and a row's image absolute.
+            images.setdefault((locate(row.image).absolute(), row.frame), {})[line] = row
         else:
             bare += 1
     return images, bare, below
@@ -283,6 +284,12 @@ def _patients(path: Path, table: Table, owners: Mapping[str, str]) -> Iterator[s
     unsaid = sum(not row.split for row in table.rows.values())
     if unsaid and any(row.split == "test" for row in table.rows.values()):
         yield f"{path}: {unsaid} of {len(table.rows)} rows say no split: they count as train"
+    said = {row.split for row in table.rows.values()}
+    if "train" in said and "test" not in said:
+        yield (
+            f"{path}: no row is of split test: who is tested is drawn from the patients of split "
+            "train, unless --test-source says otherwise"
+        )
     for name in owners:
         if re.fullmatch(r"\d([.,]\d+)?[eE]\+?\d+", name):
             yield (
@@ -315,13 +322,19 @@ def _readers(path: Path, table: Table) -> Iterator[str]:
 
 
 def _shared(path: Path, images: Images) -> Iterator[str]:
-    """Yield the masks that are given of several images: seldom do two have one outline."""
+    """Yield masks of several images, which seldom look alike, and images that count as two."""
     uses = Counter(
         mask for rows in images.values() for mask in {row.mask for row in rows.values() if row.mask}
     )
     for mask, number in uses.items():
         if number > 1:
             yield f"{path}: {mask} is the mask of {number} images"
+    for file, frame in images:
+        if frame is None and (file, 1) in images:
+            yield (
+                f"{path}: {file} has rows of frame 1 and rows of no frame, which count as two "
+                "images: say the same in all"
+            )
 
 
 def _names(folder: Path) -> dict[str, str]:

@@ -12,7 +12,7 @@ import itertools
 import math
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -157,14 +157,14 @@ def extract_all(
         progress: called with (what, done, N) at the start and after each.
 
     Raises:
-        DataError: the cache folder cannot be written.
+        DataError: the cache folder cannot be written, or is full.
     """
     if keys is None:
         pairs = zip(images, masks, strict=True)
         keys = [f"{digest(read(image))} {digest(read(mask))}" for image, mask in pairs]
     spacings = spacings or [None] * len(keys)
     keys = [f"{VERSION} {s} {key}" for s, key in zip(spacings, keys, strict=True)]
-    with closing(_open(cache)) as store:
+    with _explained(cache), closing(_open(cache)) as store:
         select = "SELECT key, vector FROM features WHERE key = ? AND length(vector) = ?"
         rows = (store.execute(select, (key, 8 * len(FEATURES))).fetchone() for key in keys)
         known = {row[0]: np.frombuffer(row[1]) for row in rows if row}
@@ -280,18 +280,38 @@ def _numbered(
     return i, extract(read(image), read(mask), spacing)
 
 
+@contextmanager
+def _explained(folder: Path | None) -> Iterator[None]:
+    """Say of which store it is that it cannot be written.
+
+    Raises:
+        DataError: it is locked, full or not writable.
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise DataError(
+            f"the radiomics cache {folder}/radiomics.sqlite cannot be written ({error}); make room "
+            "or access for it"
+        ) from error
+
+
 def _open(folder: Path | None) -> sqlite3.Connection:
-    """Open the store, which processes may share; a broken one is made anew."""
+    """Open the store, which processes may share; a broken one is made anew.
+
+    Raises:
+        sqlite3.OperationalError: it cannot be written.
+    """
     if folder is None:
         return _connect(":memory:")
     path = folder / "radiomics.sqlite"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return _connect(str(path))
-    except (OSError, sqlite3.OperationalError) as error:  # locked, full, not writable
-        raise DataError(
-            f"the radiomics cache {path} cannot be written ({error}); make room or access for it"
-        ) from error
+    except OSError as error:
+        raise sqlite3.OperationalError(str(error)) from error
+    except sqlite3.OperationalError:  # nothing is wrong with what is in it
+        raise
     except sqlite3.DatabaseError:
         path.unlink(missing_ok=True)
         return _connect(str(path))

@@ -70,6 +70,13 @@ class Row(BaseModel):
     frame: int | None = Field(default=None, ge=1)
     split: Part | None = None
 
+    @field_validator("spacing", "mask_value", "frame", mode="before")
+    @classmethod
+    def _is_a_number(cls, value: object) -> object:
+        if isinstance(value, str) and "_" in value:  # pydantic takes 1_2 as 12, as Python does
+            raise ValueError("must be a number without '_'")
+        return value
+
     @field_validator("mask_value")
     @classmethod
     def _is_a_lesion(cls, value: int | None) -> int | None:
@@ -203,7 +210,7 @@ def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    if twice := [name for name in COLUMNS if columns.count(name) > 1]:
+    if twice := [name for name in columns if name and columns.count(name) > 1]:
         raise DataError(f"{path}: has column {twice[0]!r} twice")
     absent = COLUMNS.keys() - set(columns) - set(RARE)
     for name in (name for name in columns if name not in COLUMNS):

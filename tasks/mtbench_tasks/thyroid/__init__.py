@@ -131,8 +131,10 @@ class Thyroid(LesionTask):
         of = {"ddti": {"split"}, "aimi": {"frames"}}
         simulated = {"cases", "test_cases", "readers", "reader_noise", "phantom_seed"}
         own = {**of, "phantom": simulated}
-        self.idle = frozenset().union(*(names for s, names in own.items() if s != self.source))
-        if self.elsewhere:
+        tests = self.elsewhere[0] if self.elsewhere else self.source
+        used = {self.source, tests}
+        self.idle = frozenset().union(*(names for s, names in own.items() if s not in used))
+        if tests != "phantom":
             self.idle |= {"test_cases"}
         tested = usual if "test_cases" in self.idle else self.phantom["test_size"]
         self.dependent = {**self.dependent, "test_cases": tested}

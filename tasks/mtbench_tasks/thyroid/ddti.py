@@ -32,7 +32,7 @@ from PIL import ImageDraw
 
 from mtbench.errors import DataError
 from mtbench_tasks._lesion.cases import Case, Collection, Image, Mask, Part, Reading, View
-from mtbench_tasks._lesion.files import BROKEN, decoded, must_unpack
+from mtbench_tasks._lesion.files import BROKEN, by_name, decoded, must_unpack
 from mtbench_tasks._lesion.screen import crop_sector, split_views
 from mtbench_tasks.thyroid import ddti_public
 
@@ -104,7 +104,8 @@ def load(path: Path) -> Collection:
         problem, and left out.
 
     Raises:
-        DataError: nothing there, no DDTI files, a broken zip, or nothing that can be read.
+        DataError: nothing there, no DDTI files, one of them twice, a broken zip, or nothing that
+            can be read.
     """
     files, places = _read(path)
     digest = hashlib.sha256(f"ddti {VERSION}".encode())
@@ -194,13 +195,13 @@ def _read(path: Path) -> tuple[dict[str, bytes], dict[str, str]]:
         if path.is_dir():
             below = (*path.glob("*/*"), *path.iterdir())
             found = [p for p in below if _is_ddti(p.name) and p.is_file()]
-            places = {p.name: str(p.relative_to(path)) for p in found}
+            places = by_name(path, sorted(p.relative_to(path).as_posix() for p in found))
             files = {name: (path / place).read_bytes() for name, place in places.items()}
         else:
             must_unpack(path)
             with zipfile.ZipFile(path) as archive:
                 names = [n for n in archive.namelist() if _is_ddti(PurePosixPath(n).name)]
-                places = {PurePosixPath(n).name: n for n in names}
+                places = by_name(path, names)
                 files = {name: archive.read(place) for name, place in places.items()}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
         raise DataError(

@@ -79,10 +79,12 @@ def load(path: Path, progress: Progress) -> Collection:
     ]
     cases: list[Case] = []
     files: list[Path] = []
+    there = set[str]()
     for part in PARTS:
         images = sorted((root / part / "images").glob("*.png"))
         masks = {file.name: file for file in (root / part / "masks").glob("*.png")}
         count["images found"] += len(images)
+        there |= {image.name for image in images}
         for image in images:
             if image.name in disputed:
                 count["images of two patients"] += 1
@@ -107,7 +109,6 @@ def load(path: Path, progress: Progress) -> Collection:
                 count[GRADES[category]] += 1
     if not cases:
         raise DataError(f"{root}: has no PNG files in train/images or test/images")
-    there = {f"{case.name}.png" for case in cases}
     count["records of an image that is not there"] = len(record_of.keys() - there - disputed.keys())
     tested, learnt = ({c.patient for c in cases if c.part == part} for part in ("test", None))
     count["patients in both parts"] = len(tested & learnt)
