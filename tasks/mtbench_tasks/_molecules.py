@@ -256,7 +256,7 @@ def _must_lie_apart(positions: Any) -> None:
     Raises:
         ValueError: two atoms have one.
     """
-    places = np.array(positions, np.float32).tolist()  # as they are kept
+    places = np.asarray(positions, np.float32).tolist()  # as they are kept
     if len(set(map(tuple, places))) < len(places):
         raise ValueError("two of its atoms lie in one place")
 

@@ -427,10 +427,11 @@ def test_scribbled_npy_headers(tmp_path_factory: pytest.TempPathFactory, header:
 def test_molecules_whose_parts_do_not_fit_are_dropped(tmp_path: Path) -> None:
     good = {
         "edge_index": torch.tensor([[0, 1], [1, 0]]), "edge_attr": torch.eye(4)[:2],
-        "y": torch.zeros(1, 19), "x": torch.full((2, 11), 6.0), "pos": torch.zeros(2, 3),
+        "y": torch.zeros(1, 19), "x": torch.full((2, 11), 6.0), "pos": torch.eye(2, 3),
     }  # fmt: skip
     bad = (
-        {"pos": torch.zeros(1, 3)}, {"pos": torch.full((2, 3), torch.nan)},
+        {"pos": torch.zeros(1, 3)}, {"pos": torch.zeros(2, 3)},
+        {"pos": torch.full((2, 3), torch.nan)},
         {"pos": torch.full((2, 3), 1e300, dtype=torch.float64)},
         {"edge_index": torch.tensor([[0, 900], [7, 0]])}, {"edge_attr": torch.zeros(0)},
         {"x": torch.full((2, 11), torch.nan)},

@@ -428,13 +428,17 @@ def find_runs(roots: list[Path]) -> Iterator[RunDirectory]:
     for root in roots:
         if not root.is_dir():
             raise RunError(f"{root}: no such folder; give the --out of earlier runs")
-        seen: set[str] = set()
+        seen: set[tuple[int, int]] = set()
         for folder, below, files in os.walk(root, onerror=refuse, followlinks=True):
             # In hidden folders are cells that somebody is still bringing in.
             below[:] = sorted(name for name in below if not name.startswith("."))
-            if (real := os.path.realpath(folder)) in seen:  # a link may lead to where it lies
+            try:
+                place = Path(folder).stat()
+            except FileNotFoundError:  # somebody has just removed it
+                continue
+            if (own := (place.st_dev, place.st_ino)) in seen:  # a link may lead to where it lies
                 below.clear()
                 continue
-            seen.add(real)
+            seen.add(own)
             if "spec.json" in files:
                 yield RunDirectory(Path(folder))
