@@ -37,8 +37,8 @@ class SingleTask(Scalarizer):
     r"""Train one whole model per objective: the reference of every delta-m.
 
     In a loop of your own, train ``balancer.wrap(model)``, where `model` is a
-    `mtbench.MultitaskModel`, or a model of its own for each loss. On shared parameters this is
-    the plain sum, and a warning says so.
+    `mtbench.MultitaskModel`, or a model of its own for each loss. Where losses share parameters
+    this is the plain sum, and a warning says so.
 
     `wrap` puts K copies of the task's model side by side, equal at the start; head k reads the
     features of its own encoder. No parameter is shared, so minimising :math:`\sum_k L_k` minimises
@@ -51,7 +51,6 @@ class SingleTask(Scalarizer):
     checked_against = "K models trained one by one"
     passes = "K (F + H + E)"
     reference = True
-    finds_front = False  # there is none: the objectives have no parameter in common
 
     def objective(self, step: Step) -> tuple[Tensor, Tensor]:
         """Return the sum, and weights of one."""

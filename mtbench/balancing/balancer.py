@@ -32,7 +32,7 @@ from mtbench.balancing.engine import Engine, largest, without_autocast
 from mtbench.balancing.signatures import must_take, name_of
 from mtbench.balancing.step import Again, Space, Step
 from mtbench.balancing.told import Residuals, Shared, scalars
-from mtbench.balancing.watch import HOOKS, NOTED, Watch, noted
+from mtbench.balancing.watch import HOOKS, Watch, noted
 from mtbench.errors import StepError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class Balancer(nn.Module, ABC):
             setattr(cls, "after_step", _asked(vars(cls)["after_step"]))  # noqa: B010 - a method
         if "view" in vars(cls):
             setattr(cls, "view", _several(vars(cls)["view"]))  # noqa: B010 - a method
-        for hook in NOTED:
+        for hook in HOOKS:
             if hook in vars(cls):
                 setattr(cls, hook, noted(vars(cls)[hook]))
 
@@ -231,7 +231,14 @@ class Balancer(nn.Module, ABC):
         unspoken = among and not step.speaks_of_ranks
         if self.watch.begins():
             own, hooks = self.parameters(), self._hooks()
-            self.watch.look(self._called, own, lambda: step.trained, hooks, step.transient)
+            self.watch.look(
+                self._called,
+                own,
+                lambda: step.trained,
+                lambda: step.shared if step.transient else (),  # a trainer wraps
+                hooks,
+                step.transient,
+            )
         if held is not None:
             held.add(step)
             step = held.step(step)
@@ -446,7 +453,7 @@ class Balancer(nn.Module, ABC):
         return getattr(cls, hook) is not getattr(Balancer, hook)
 
     def _hooks(self) -> set[str]:
-        """Return what is to be called beside `backward`: the hooks that do anything here."""
+        """Return the hooks that do anything in this method."""
         return {name for name in HOOKS if self._does(name)}
 
     @property

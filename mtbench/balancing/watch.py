@@ -12,9 +12,6 @@ from torch import Tensor
 HOOKS = ("after_step", "after_epoch", "view")
 """What a loop calls beside `backward`."""
 
-NOTED = (*HOOKS, "wrap")
-"""What a method may need to have been called."""
-
 _PATIENCE = 10
 """Steps after which what was not done is taken for forgotten."""
 
@@ -57,6 +54,7 @@ class Watch:
         name: str,
         own: Iterable[Tensor],
         trained: Callable[[], Iterable[Tensor]],
+        shared: Callable[[], Sequence[Tensor]],
         hooks: set[str],
         epochs_matter: bool,
     ) -> None:
@@ -66,7 +64,8 @@ class Watch:
             name: the method's.
             own: the balancer's own parameters.
             trained: says what the losses reach.
-            hooks: those that the method needs.
+            shared: says what several of them reach.
+            hooks: those that the method needs, and ``wrap`` if a model for each loss.
             epochs_matter: whether to ask for `after_epoch`: not where a trainer sees to it.
         """
         forgotten = hooks - self.heard
@@ -94,11 +93,10 @@ class Watch:
                     f"{name}: view was not called in {_PATIENCE} steps",
                     "hand head k balancer.view((z,), k)[0] in the place of z",
                 )
-            if "wrap" in forgotten:
+            if "wrap" in hooks and shared():
                 self._warn(
-                    f"{name}: wrap was not called in {_PATIENCE} steps",
-                    "train balancer.wrap(model), where the model is a mtbench.MultitaskModel (all "
-                    "is well if each loss has a model of its own)",
+                    f"{name}: the losses have no model of their own each",
+                    "train balancer.wrap(model), where the model is a mtbench.MultitaskModel",
                 )
         elif self.calls == _EPOCH and epochs_matter and "after_epoch" in forgotten:
             self._warn(

@@ -30,7 +30,9 @@ def needs(method: type[Balancer]) -> list[str]:
     """Return what a loop does for a method beside ``balancer.backward(losses)``."""
     found = {
         "the latent representation: ``balancer.backward(losses, latent=z)``": method.needs_features,
-        "a model for each loss: train ``balancer.wrap(model)``": method.reference,
+        "a model for each loss: train ``balancer.wrap(model)``": (
+            method.reference and method._does("wrap")
+        ),
         "heads that see it by ``balancer.view((z,), k)``": method._does("view"),
         "to repeat the forward pass: ``balancer.backward(losses, again=...)``": method.needs_again,
         "a second batch: ``balancer.backward(losses, validation=...)``": method.needs_validation,

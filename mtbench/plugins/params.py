@@ -218,7 +218,7 @@ def _read(value: Any, option: Any) -> Any:
         inner = get_args(option)[0]
         several = isinstance(value, Iterable)  # one number is a tuple of one, as "1" is
         items = value.split(",") if isinstance(value, str) else value if several else (value,)
-        items = () if items == [""] else items  # `text` of none
+        items = () if value == "" else items  # `text` of none
         return tuple(
             _read(item.strip() if isinstance(item, str) else item, inner) for item in items
         )

@@ -327,6 +327,8 @@ def _value(name: str, metric: "torchmetrics.Metric") -> float:
             value = metric.compute()
         except (UserWarning, ValueError):
             return math.nan
+    if isinstance(value, int | float):
+        return float(value)
     if not isinstance(value, Tensor) or value.numel() != 1:
         found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise PluginError(

@@ -74,7 +74,8 @@ def load(path: Path, progress: Progress, column: str) -> Collection:
         raise DataError(f"{tables[0]}: has more than {MOST} rows; BrEaST-Lesions has 256")
     if absent := [name for name in NEEDED if name not in table]:
         raise DataError(f"{tables[0]}: must have columns {', '.join(absent)}")
-    found = (*path.glob("*.png"), *path.glob("*/*.png"))
+    wanted = {*table["Image_filename"], *table["Mask_tumor_filename"]}
+    found = [f for f in (*path.glob("*.png"), *path.glob("*/*.png")) if f.name in wanted]
     there = by_name(path, sorted(file.relative_to(path).as_posix() for file in found))
     grades, count = GRADES[column], Counter[str]()
     problems, doubts = list[str](), list[str]()

@@ -858,7 +858,7 @@ def test_what_a_split_column_leaves_open_is_told(eight: Path) -> None:
     assert test == [2, 5]
     assert sorted(train + val) == [0, 1, 3, 4]
     untested = held_out(eight, "train", "val", "train", "")
-    assert any("no row is of split test: who is tested is drawn" in d for d in untested.doubts)
+    assert any("no row is of split test: who is tested is drawn" in d for d in untested.remarks)
     same = load(eight, "image,category,patient,split\nimages/0.png,3,p,train\n"
                         "images/1.png,4,p,test\n")  # fmt: skip
     assert any("patient 'p' (of 1 such) has rows of several splits" in d for d in same.doubts)

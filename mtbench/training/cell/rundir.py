@@ -425,13 +425,14 @@ def find_runs(roots: list[Path]) -> Iterator[RunDirectory]:
                 "make it readable, or move it away"
             ) from error
 
+    seen: set[tuple[int, int]] = set()
     for root in roots:
         if not root.is_dir():
             raise RunError(f"{root}: no such folder; give the --out of earlier runs")
-        seen: set[tuple[int, int]] = set()
         for folder, below, files in os.walk(root, onerror=refuse, followlinks=True):
-            # In hidden folders are cells that somebody is still bringing in.
-            below[:] = sorted(name for name in below if not name.startswith("."))
+            # In hidden folders are cells that somebody is still bringing in. lost+found is root's,
+            # where the folder is a whole disk.
+            below[:] = sorted(n for n in below if not n.startswith(".") and n != "lost+found")
             try:
                 place = Path(folder).stat()
             except FileNotFoundError:  # somebody has just removed it

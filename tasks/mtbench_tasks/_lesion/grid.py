@@ -26,7 +26,7 @@ from mtbench_tasks._lesion.doubts import examine
 VERSION = 6  # part of every cache key: raise it when the same cases give another grid or doubt
 
 ABANDONED = 24 * 3600.0
-"""Seconds since its last change after which nobody fills a temporary folder any more."""
+"""Seconds after which nobody fills a temporary folder any more."""
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,12 @@ def load(
             f"spacing is known of {measured} of {len(cases)} images: their radiomics are taken at "
             f"{STEP:g} mm per pixel, the others' in their own pixels, and cannot be compared"
         )
+    said = {row.split for row in table.rows.values()}
+    if "train" in said and "test" not in said:
+        remarks.append(
+            "no row is of split test: who is tested is drawn from the patients of split train, "
+            "unless --test-source says otherwise"
+        )
     if others := [name for name in table.columns if name and name not in COLUMNS]:
         remarks.append(f"columns that `mtbench evaluate` alone looks at: {', '.join(others)}")
     return Collection(
@@ -284,12 +290,6 @@ def _patients(path: Path, table: Table, owners: Mapping[str, str]) -> Iterator[s
     unsaid = sum(not row.split for row in table.rows.values())
     if unsaid and any(row.split == "test" for row in table.rows.values()):
         yield f"{path}: {unsaid} of {len(table.rows)} rows say no split: they count as train"
-    said = {row.split for row in table.rows.values()}
-    if "train" in said and "test" not in said:
-        yield (
-            f"{path}: no row is of split test: who is tested is drawn from the patients of split "
-            "train, unless --test-source says otherwise"
-        )
     for name in owners:
         if re.fullmatch(r"\d([.,]\d+)?[eE]\+?\d+", name):
             yield (
