@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import ndimage
+from scipy.spatial import KDTree
 from torch import Tensor
 from torchmetrics.functional.classification import (
     binary_auroc,
@@ -126,8 +127,8 @@ def _apart(one: Tensor, other: Tensor) -> float:
     """
     masks = np.stack([one.numpy(), other.numpy()])
     (box,) = ndimage.find_objects(masks.any(0).astype(np.uint8))
-    edges = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in masks]
+    edges = [np.argwhere(mask[box] & ~ndimage.binary_erosion(mask[box])) for mask in masks]
     return max(
-        float(np.percentile(ndimage.distance_transform_edt(~there)[here], 95))
+        float(np.percentile(KDTree(there).query(here)[0], 95))
         for here, there in (edges, edges[::-1])
     )
