@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import ndimage
-from scipy.spatial import KDTree
 from torch import Tensor
 from torchmetrics.functional.classification import (
     binary_auroc,
@@ -125,10 +124,11 @@ def _apart(one: Tensor, other: Tensor) -> float:
 
     It is MONAI's number: MONAI takes 5 ms for it, half of the time that a small cell needs.
     """
+    # No k-d tree: scipy's dies at points on 0 where denormals are flushed, as they are here.
     masks = np.stack([one.numpy(), other.numpy()])
     (box,) = ndimage.find_objects(masks.any(0).astype(np.uint8))
-    edges = [np.argwhere(mask[box] & ~ndimage.binary_erosion(mask[box])) for mask in masks]
+    edges = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in masks]
     return max(
-        float(np.percentile(KDTree(there).query(here)[0], 95))
+        float(np.percentile(ndimage.distance_transform_edt(~there)[here], 95))
         for here, there in (edges, edges[::-1])
     )
