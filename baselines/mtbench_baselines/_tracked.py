@@ -71,18 +71,28 @@ class Remembering(Balancer):
         self._whose.look(shared)
 
     def memory(self, like: Tensor) -> Tensor:
-        """Return the remembered gradients, to be changed in place, where and as `like` is.
+        """Return the remembered gradients, to be changed in place, where `like` is.
 
         Args:
-            like: one of them, (d,), or all, (K, d).
+            like: one of them, (d,), or all, (K, d); what is added must be of the memory's dtype.
         """
         width = like.shape[-1]
         if begins_anew(self, self.tracked, width, self._whose):
-            self.tracked = like.new_zeros(self.num_objectives, width)
+            self.tracked = new_state(like, self.num_objectives, width)
             for name in self.ages:
                 self.get_buffer(name).zero_()
-        self.tracked = self.tracked.to(like)
+        self.tracked = self.tracked.to(like.device, kept_dtype(like))
         return self.tracked
+
+
+def kept_dtype(like: Tensor) -> torch.dtype:
+    """Return what a sum over steps is kept in: in 16 bits it would round small steps away."""
+    return torch.promote_types(like.dtype, torch.float32)
+
+
+def new_state(like: Tensor, *shape: int) -> Tensor:
+    """Return zeros of a shape, to sum gradients in over steps."""
+    return like.new_zeros(shape, dtype=kept_dtype(like))
 
 
 def begins_anew(method: Balancer, kept: Tensor, width: int, whose: Whose) -> bool:

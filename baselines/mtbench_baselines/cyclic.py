@@ -83,13 +83,13 @@ class Cyclic(Wrapper, Remembering):
 
     def balance(self, step: Step) -> Tensor:
         """Renew one average, and let the base balance them all."""
-        k = self._next(step.host_values)
+        k = self._next(step)
         step.release()
         self.compares(step.shared)
         gradient = vector(step.gradient(k), step.shared)
         tracked = self.memory(gradient)
         if gradient.isfinite().all():  # an overflow leaves no trace
-            tracked[k].lerp_(gradient, 1 - self.beta)
+            tracked[k].lerp_(gradient.to(tracked), 1 - self.beta)
             self.count[k] += 1
             self.turn.fill_((k + 1) % self.num_objectives)
             corrections = 1 - self.beta ** self.count.clamp(min=1)
@@ -103,8 +103,10 @@ class Cyclic(Wrapper, Remembering):
             step.assign(gradient)
         return weights
 
-    def _next(self, losses: Tensor) -> int:
+    def _next(self, step: Step) -> int:
         """Return whose turn it is, those without a label passed over."""
-        K, turn = self.num_objectives, int(self.turn)
-        order = [(turn + i) % K for i in range(K)]
-        return next((k for k in order if losses[k] != 0), turn)
+        K, turn, losses = self.num_objectives, int(self.turn), step.host_values
+        for k in ((turn + i) % K for i in range(K)):
+            if losses[k] != 0 or vector(step.gradient(k), step.shared).any():
+                return k
+        return turn

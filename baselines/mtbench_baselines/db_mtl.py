@@ -75,7 +75,7 @@ class DBMTL(Tracking):
         share = self.beta / self.count.item() ** self.decay
         tracked, seen = self.memory(jacobian), (largest(jacobian) > 0)[:, None]
         tracked.mul_(torch.where(seen, share, 1).to(tracked))
-        tracked.addcmul_(jacobian, (1 - share) / divisors(losses)[:, None])
+        tracked.addcmul_(jacobian.to(tracked), (1 - share) / divisors(losses.to(tracked))[:, None])
         norms = lengths(tracked)
         weights = torch.where(norms > 0, norms.max() / norms, 0)
         return weights.to(tracked) @ tracked
@@ -85,5 +85,5 @@ class DBMTL(Tracking):
         step.release()
         self.compares(step.shared)
         jacobian = step.jacobian()
-        losses = step.values.to(jacobian)
+        losses = step.values.to(jacobian.device)
         step.assign(self.direct(jacobian, losses), head_weights=1 / divisors(losses))

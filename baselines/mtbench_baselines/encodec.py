@@ -104,7 +104,7 @@ class EnCodec(Balancer):
 def _norms(step: Step) -> Tensor:
     """Return per objective the mean norm of the samples' gradients, over all ranks, (K,)."""
     rows = [
-        torch.stack([part.double().square().flatten(1).sum(1) for part in grads]).sum(0)
+        torch.stack([part.double().square()[:, None].flatten(1).sum(1) for part in grads]).sum(0)
         for grads in step.feature_grads()
     ]
     samples: Tensor = step.ranks.gather(torch.stack(rows, dim=1))

@@ -63,6 +63,7 @@ class EPO(Weighting):
     paper = "Mahapatra and Rajan, ICML 2020"
     checked_against = "cvxpy with Clarabel on the authors' programs"
     sees_zero_rows = True
+    needs_positive = True
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.engine import largest
 from mtbench.balancing.step import Step
 from mtbench_baselines._checks import positive
-from mtbench_baselines._tracked import Whose, begins_anew
+from mtbench_baselines._tracked import Whose, begins_anew, new_state
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -86,14 +86,15 @@ class ExcessMTL(Balancer):
         self._whose.look(step.shared)
         if begins_anew(self, self.roots, jacobian.shape[1], self._whose):
             self.initial.zero_()
-            self.roots = torch.zeros_like(jacobian)
+            self.roots = new_state(jacobian, *jacobian.shape)
         # The root of the sum of squares without squaring, which would leave float32's range.
-        for row, root in zip(jacobian, self.roots, strict=True):
+        rows = [row.to(self.roots) for row in jacobian]
+        for row, root in zip(rows, self.roots, strict=True):
             torch.hypot(root, torch.where(finite, row, 0), out=root)
         excess = torch.stack(
             [
                 (row / root).nan_to_num_(0) @ row  # 0 / 0: a parameter without a gradient
-                for row, root in zip(jacobian, self.roots, strict=True)
+                for row, root in zip(rows, self.roots, strict=True)
             ]
         ).to(self.initial)
         active = finite & (excess > 0)

@@ -2,7 +2,9 @@
 
 from torch import Tensor
 
+from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.wrapper import WeightingWrapper
+from mtbench.errors import UsageError
 from mtbench_baselines._norms import divisors
 
 
@@ -18,7 +20,8 @@ class Log(WeightingWrapper):
 
     A loss below 0 has no logarithm: its gradient is divided by :math:`|L_k|`, so that it keeps its
     direction, as if the objective were :math:`-\log |L_k|`. That of a loss of exactly 0 is divided
-    by 1. Both are our decisions; as such a loss nears 0, its gradient takes over.
+    by 1. Both are our decisions; as such a loss nears 0, its gradient takes over. A base
+    that leaves out losses that are not positive, as ``epo`` does, is refused.
 
     Example:
         Gradients (1, 0) and (0, 2) of the losses 1 and 4: those of the logs are (1, 0), (0, 1/2),
@@ -33,6 +36,14 @@ class Log(WeightingWrapper):
 
     paper = "the chain rule; its use for one method: DB-MTL, Lin et al., 2023, arXiv 2308.12029"
     checked_against = "the base on log losses by autograd"
+
+    def __init__(self, base: Balancer, seed: int = 0) -> None:
+        super().__init__(base, seed)
+        if base.needs_positive:
+            raise UsageError(
+                f"{self._called}: {base._called} leaves out objectives that are not positive, and "
+                "the logarithm of a loss below 1 is not: leave the wrapper out"
+            )
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:
         """Return the base's weights for the logarithms, as weights of the losses."""

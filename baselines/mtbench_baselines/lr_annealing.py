@@ -74,7 +74,8 @@ class LearningRateAnnealing(Balancer):
         step.release()
         jacobian = step.jacobian()
         peak = largest(jacobian[self.main, None])[0].to(self.factors)
-        sums = torch.linalg.vector_norm(jacobian, 1, dim=1).to(self.factors)
+        wide = torch.promote_types(jacobian.dtype, torch.float32)  # a sum may leave float16's range
+        sums = torch.linalg.vector_norm(jacobian, 1, dim=1, dtype=wide).to(self.factors)
         goal = peak / (self.factors * sums / jacobian.shape[1])
         known = self.others & (goal > 0) & goal.isfinite()
         moved = self.beta * self.factors + (1 - self.beta) * goal

@@ -76,8 +76,8 @@ class MoCo(Following):
 
     def direction(self, jacobian: Tensor, losses: Tensor) -> Tensor:
         """Track the gradients, move the weights, and return their combination."""
-        tracked = self.memory(jacobian)
-        tracked.lerp_(jacobian, self.beta * (largest(jacobian) > 0)[:, None].to(jacobian))
+        tracked, seen = self.memory(jacobian), (largest(jacobian) > 0)[:, None]
+        tracked.lerp_(jacobian.to(tracked), self.beta * seen.to(tracked))
         product = gramian([tracked])
         weights = self.follow(product, product.diagonal() > 0)
         return weights.to(tracked, non_blocking=True) @ tracked

@@ -67,7 +67,7 @@ class MoDo(Following):
         live, known = (torch.stack([largest(jacobian), largest(before)]) > 0).cpu()
         for k in (live & ~known).nonzero().flatten().tolist():
             before[k] = jacobian[k]
-        product = products(jacobian, before).cpu()
+        product = products(jacobian.to(before), before).cpu()
         for k in live.nonzero().flatten().tolist():
             before[k] = jacobian[k]
         weights = self.follow(product, live)

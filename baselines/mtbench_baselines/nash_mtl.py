@@ -32,7 +32,7 @@ class NashMTL(Weighting):
         seed: unused.
         max_norm: the longest step; 0 for no limit.
         update_weights_every: at how many steps the weights are solved for once; the others
-            cost one encoder backward, given features.
+            cost one encoder backward.
 
     Example:
         Orthogonal gradients of lengths 1 and 2 both count with length 1.

@@ -99,7 +99,7 @@ class NTKMTL(Weighting):
 
 def _squares(grad: Tensor) -> Tensor:
     """Return each sample's squared norm, (B,), of a gradient (B, ...)."""
-    return grad.double().square().flatten(1).sum(1)
+    return grad.double().square()[:, None].flatten(1).sum(1)
 
 
 def _top_eigenvalue(squares: Tensor, splits: int) -> Tensor:

@@ -19,7 +19,8 @@ class Only(WeightingWrapper):
     Args:
         base: a method on the Gramian.
         seed: unused.
-        objectives: S, by number, from 0; by default all but the last.
+        objectives: S, by number, from 0; by default all but the last. A base has nothing to balance
+            where S is one objective, as it is by default with K = 2.
 
     Example:
         MGDA of the gradients (1, 0) and (0, 2); the third has weight 1.

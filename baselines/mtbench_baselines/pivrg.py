@@ -85,6 +85,11 @@ class PIVRG(Weighting):
             raise UsageError(
                 f"{self._called}: single_task must be finite and not 0, found {single_task}"
             )
+        if single_task is not None and len(single_task) < num_objectives:
+            raise UsageError(
+                f"{self._called}: single_task must hold a number for each primary metric, at least "
+                f"one for each of {num_objectives} objectives, found {single_task}"
+            )
         if not 1 < bound < inf:
             raise UsageError(f"{self._called}: bound must be finite and above 1, found {bound}")
         positive(self, min_temperature=min_temperature)

@@ -24,7 +24,7 @@ class RandomGradientWeighting(Weighting):
     """
 
     paper = "Lin et al., TMLR 2022, arXiv 2111.10603, Algorithm 2"
-    passes = "F + H + E; without features, F + H + K E"
+    passes = "F + H + E"
     checked_against = "torchjd 0.18, from the same generator"
 
     def weights(self, gramian: Tensor, losses: Tensor) -> Tensor:

@@ -47,11 +47,12 @@ class RLAR(Scalarizer):
     below it (no label, or solved) there is no direction: the sample leaves the pairs of k, and R is
     the mean over those that remain, 0 if none does.
 
-    Where it looks is ours, too. ``where="bottleneck"`` takes z as it is. Of a z with positions, a
-    feature map, ``"pooled"`` takes the embedding that is its mean over positions: g_k is then the
-    sum of :math:`\partial L_k / \partial z` over positions, the gradient of a shift that is equal
-    at all of them. ``"both"`` is the mean of the two penalties. In the many dimensions of a
-    bottleneck cosines are small: a tau of some size lies above all of them.
+    Where it looks is ours, too. ``where="bottleneck"`` takes z as it is. Of a z with positions,
+    (B, C, ...) with the channels first, ``"pooled"`` takes the embedding that is its mean over
+    positions: g_k is then the sum of :math:`\partial L_k / \partial z` over positions, the gradient
+    of a shift that is equal at all of them. Tokens, (B, T, C), must be transposed for that.
+    ``"both"`` is the mean of the two penalties. In the many dimensions of a bottleneck cosines are
+    small: a tau of some size lies above all of them.
 
     Its notes (`Balancer.notes`): ``acts``, the share of pairs and samples beyond tau, and
     ``alignment``, their mean cosine; of ``"both"``, the means.

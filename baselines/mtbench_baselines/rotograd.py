@@ -10,6 +10,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.distributed import Ranks
 from mtbench.balancing.step import Step
+from mtbench.errors import StepError
 from mtbench_baselines._adam import descend
 from mtbench_baselines._checks import at_least, positive, share
 
@@ -153,6 +154,11 @@ class RotoGrad(Balancer):
         self._look_at(step.latent)
         step.release()
         grads = [grads[step.latent] for grads in step.feature_grads()]
+        if grads[0].dim() < 2:
+            raise StepError(
+                f"{self._called}: rotates the channels of z, and found z of shape "
+                f"{tuple(grads[0].shape)}: give it as (B, C)"
+            )
         squares = torch.stack([g.double().square().sum() for g in grads])
         norms = step.ranks.total(squares).sqrt()
         lengths = norms.tolist()

@@ -102,8 +102,10 @@ class SAMGS(Tracking):
         active = norms > 0
         similarity = _similarity(norms, active)
 
-        kept = 1 - (1 - self.beta1) * active.to(jacobian)
-        moments = self.memory(jacobian).mul_(kept[:, None]).add_(jacobian, alpha=1 - self.beta1)
+        moments = self.memory(jacobian)
+        jacobian = jacobian.to(moments)
+        kept = 1 - (1 - self.beta1) * active.to(moments)
+        moments.mul_(kept[:, None]).add_(jacobian, alpha=1 - self.beta1)
         self.steps += active
         self.count += 1
         self.dissimilarity.mul_(self.beta2).add_((1 - self.beta2) * (1 - similarity) ** 2 + _EPS)

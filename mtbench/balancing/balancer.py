@@ -120,6 +120,7 @@ class Balancer(nn.Module, ABC):
         holds_out: the share of the training samples that are kept for `Step.validation` and never
             trained on; 0 if validation batches are other batches of the training split.
         finds_front: whether it ends near the Pareto set where the objectives are convex.
+        needs_positive: whether it leaves out objectives whose loss is not above 0.
         is_symmetric: whether the order of the objectives makes no difference, draws aside.
         is_weighted_sum: whether the weights that `backward` returns say all: what it writes at the
             shared parameters is the gradient of the losses' sum with these. The contract checks it,
@@ -140,6 +141,7 @@ class Balancer(nn.Module, ABC):
     needs_residuals: bool = False
     holds_out: float = 0.0
     finds_front: bool = True
+    needs_positive: bool = False
     is_symmetric: bool = True
     is_weighted_sum: bool = True
     sized_later: ClassVar[tuple[str, ...]] = ()

@@ -38,6 +38,7 @@ class Wrapper(Balancer):
         self.needs_again = self.needs_again or base.needs_again
         self.needs_validation = self.needs_validation or base.needs_validation
         self.needs_residuals = self.needs_residuals or base.needs_residuals
+        self.needs_positive = self.needs_positive or base.needs_positive
         self.holds_out = max(self.holds_out, base.holds_out)
         self.finds_front = self.finds_front and base.finds_front
         self.is_symmetric = self.is_symmetric and base.is_symmetric

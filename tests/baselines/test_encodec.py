@@ -101,3 +101,12 @@ def test_a_missing_label_keeps_its_mean_and_gives_its_share_away():
 def test_refuses(parameters, words):
     with pytest.raises(UsageError, match=words):
         EnCodec(2, **parameters)
+
+
+def test_a_latent_of_one_number_a_sample():
+    def weights(shape):
+        z = torch.linspace(1, 2, 8, requires_grad=True) * 1.0
+        z = z.reshape(shape)
+        return EnCodec(2).backward(Step([z.sum(), 3 * z.square().mean()], features=z))
+
+    assert torch.equal(weights((8,)), weights((8, 1)))

@@ -280,3 +280,39 @@ def test_what_begins_anew_is_told_and_does(make):
         torch.testing.assert_close(found, step(fresh, 4))
     else:
         assert 0.2 < found.norm() / step(fresh, 4).norm() < 5
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MoCo(2, beta=0.003),
+        lambda: Cyclic(MGDA(2), beta=0.99),
+        lambda: SAMGS(2, beta1=0.997, gamma=0.0),
+        lambda: DBMTL(2, beta=0.997),
+        lambda: ExcessMTL(2, step_size=0.01),
+    ],
+    ids=["moco", "cyclic", "sam_gs", "db_mtl", "excess_mtl"],
+)
+def test_what_is_remembered_of_a_16_bit_model_is_kept_in_32(make):
+    """In 16 bits an average stops half a unit in the last place of its step away: far off."""
+
+    def kept(dtype):
+        method = make()
+        for _ in range(600):
+            x = torch.ones(2, dtype=dtype, requires_grad=True)
+            method.backward(Step([x[0], 2 * x[1]], shared=[x]))
+            assert x.grad.dtype == dtype
+        return method.roots if isinstance(method, ExcessMTL) else method.tracked
+
+    torch.testing.assert_close(kept(torch.bfloat16), kept(torch.float32))
+
+
+def test_db_mtl_of_a_16_bit_model_divides_by_losses_that_16_bits_do_not_hold():
+    """1e-5 is 1e5 upside down, and float16 ends at 65,504."""
+    x = torch.ones(2, dtype=torch.float16, requires_grad=True)
+    heads = [torch.ones((), requires_grad=True) for _ in range(2)]
+    losses = [(x[0] * heads[0]).float() * 1e-5, x[1].float() * heads[1]]
+    DBMTL(2, beta=0.0).backward(Step(losses, shared=[x]))
+    torch.testing.assert_close(x.grad, torch.ones(2).half(), rtol=1e-2, atol=0)
+    for head in heads:
+        torch.testing.assert_close(head.grad, torch.ones(()), rtol=1e-2, atol=0)

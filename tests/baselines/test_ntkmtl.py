@@ -133,3 +133,14 @@ def test_refuses(parameters, words):
 def test_a_batch_is_cut_into_as_many_parts_as_asked():
     """Nine samples into 3, 2, 2 and 2: the smallest parts have the largest kernels."""
     assert _top_eigenvalue(torch.ones(9), 4) == pytest.approx(2 * (9 / 2) ** 2)
+
+
+def test_a_latent_of_one_number_a_sample():
+    def weights(shape):
+        z = torch.linspace(1, 2, 8, requires_grad=True) * 1.0
+        z = z.reshape(shape)
+        return NTKMTL(2, space="features").backward(
+            Step([z.sum(), 3 * z.square().mean()], features=z)
+        )
+
+    assert torch.equal(weights((8,)), weights((8, 1)))

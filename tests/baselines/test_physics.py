@@ -149,6 +149,13 @@ def test_lr_annealing_has_nothing_to_measure_at_a_frozen_encoder():
     assert [float(head.grad) for head in heads] == [2.0, 2.0]
 
 
+def test_lr_annealing_sums_beyond_float16():
+    x = torch.ones(200_000, dtype=torch.float16, requires_grad=True)
+    losses = [(2 * x[:3]).sum(), x.float().sum()]
+    weights = LearningRateAnnealing(2).backward(Step(losses, shared=[x]))
+    torch.testing.assert_close(weights, torch.tensor([1.0, 1.1]).double())
+
+
 @pytest.mark.parametrize(
     ("method", "parameters", "words"),
     [

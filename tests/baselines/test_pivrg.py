@@ -86,13 +86,15 @@ def test_an_undefined_metric_is_left_out_and_the_last_one_changes_nothing():
 
 
 def test_wants_a_reference_for_each_metric():
-    with pytest.raises(UsageError, match=r"for each primary metric \(m1.0, m2.0\), found \(1.0,\)"):
-        after_an_epoch([1.0, 2.0], single_task=(1.0,))
+    with pytest.raises(
+        UsageError, match=r"each primary metric \(m1.0, m2.0\), found \(1.0, 1.0, 2"
+    ):
+        after_an_epoch([1.0, 2.0], single_task=(1.0, 1.0, 2.0))
 
 
 def test_wants_a_metric_of_each_objective():
     """Without one, its share would stand still, and with it all others."""
-    method = PIVRG(3, single_task=(1.0, 1.0))
+    method = PIVRG(3, single_task=(1.0, 1.0, 1.0))
     with pytest.raises(UsageError, match=r"pivrg: every objective .* these have none: 1; leave"):
         method.after_evaluation([judged(0, 2.0), judged(1, 3.0, primary=False), judged(2, 1.0)])
 
@@ -126,6 +128,7 @@ def test_metrics_reach_it_in_training(tiny, tmp_path):
     ("parameters", "words"),
     [
         ({"single_task": (1.0, 0.0)}, "single_task must be finite and not 0"),
+        ({"single_task": (1.0,)}, r"single_task must hold .* each of 2 objectives, found \(1.0,\)"),
         ({"bound": 1.0}, "bound must be finite and above 1, found 1.0"),
         ({"min_temperature": 0.0}, "min_temperature must be finite and above 0, found 0.0"),
         ({"max_norm": math.inf}, "max_norm must be finite and at least 0, found inf"),

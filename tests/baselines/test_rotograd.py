@@ -8,7 +8,7 @@ from torch import nn
 
 from mtbench.balancing.model import MultitaskModel
 from mtbench.balancing.step import Step
-from mtbench.errors import UsageError
+from mtbench.errors import StepError, UsageError
 from mtbench_baselines.rotograd import RotoGrad
 
 K = 3
@@ -224,3 +224,11 @@ def test_which_feature_is_z_is_in_the_state():
 def test_refuses(parameters, words):
     with pytest.raises(UsageError, match=f"rotograd: {words}"):
         RotoGrad(2, **parameters)
+
+
+def test_wants_channels():
+    z = torch.ones(4, requires_grad=True) * 1.0
+    with pytest.raises(
+        StepError, match=r"rotograd: .* found z of shape \(4,\): give it as \(B, C\)"
+    ):
+        RotoGrad(2).backward(Step([z.sum(), z.square().sum()], features=z))

@@ -14,6 +14,7 @@ from mtbench_baselines.cyclic import Cyclic
 from mtbench_baselines.damped import Damped
 from mtbench_baselines.db_mtl import DBMTL
 from mtbench_baselines.dibs_mtl import DiBSMTL
+from mtbench_baselines.epo import EPO
 from mtbench_baselines.every import Every
 from mtbench_baselines.ew import EqualWeights
 from mtbench_baselines.gradnorm import GradNorm
@@ -411,6 +412,21 @@ def test_cyclic_passes_over_a_missing_label_and_an_overflow():
     assert method.count.tolist() == [0, 1, 0]
     assert backward(1.0, 1.0, 1.0)[1] == [0, 0.5, 0.5]  # the third has its turn again
     assert method.count.tolist() == [0, 1, 1]
+
+
+def test_cyclic_gives_a_loss_of_zero_that_has_a_gradient_its_turn():
+    method = Cyclic(MGDA(2), beta=0.5)
+    for _ in range(2):
+        x = torch.ones(2, requires_grad=True)
+        method.backward(Step([x[0] - x[0].detach(), 2 * x[1]], shared=[x]))
+    assert method.count.tolist() == [1, 1]
+    torch.testing.assert_close(x.grad, torch.tensor([0.8, 0.4]))
+
+
+def test_log_goes_around_nothing_that_wants_positive_losses():
+    for base in (EPO(2), Damped(EPO(2))):
+        with pytest.raises(UsageError, match=r"log: (epo|damped) leaves out .*: leave the wrapper out$"):
+            Log(base)
 
 
 def test_every_resumes_where_it_was():
