@@ -1,5 +1,6 @@
 """The command line. Commands import what they need when they run: help must be instant."""
 
+import io
 import os
 import sys
 
@@ -86,6 +87,9 @@ def main() -> None:
     # numpy's threads are for matrices larger than K x K: at K = 200 two of them on a busy machine
     # took 400 ms where one takes 2.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # What a terminal's encoding lacks is a question mark there, as Python escapes it in stderr.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # typer's own handling, which says nothing

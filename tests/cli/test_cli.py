@@ -547,6 +547,17 @@ def test_the_leaderboard_in_every_format(mtbench: Mtbench, finished: Path, tmp_p
     assert len(body) == 2
 
 
+def test_what_a_terminals_encoding_lacks_is_a_question_mark(
+    mtbench: Mtbench, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    code, _, err = mtbench("leaderboard", finished)
+    assert (code, err) == (0, "")
+    sys.stdout.flush()
+    assert "?m % ?" in written.getvalue().decode("latin-1")
+
+
 def test_a_run_counts_once_however_often_it_is_named(mtbench: Mtbench, finished: Path) -> None:
     _, once, _ = mtbench("leaderboard", finished, "-f", "json")
     _, twice, _ = mtbench("leaderboard", finished, finished / "tiny" / "ew", "-f", "json")
