@@ -121,6 +121,9 @@ def test_a_sweep_ends_where_all_is_decided(mtbench: Mtbench, tiny: Path, tmp_pat
     )
     file.write_text(text)
     refused(mtbench("sweep", file, "--plugin", tiny, "--until", "decided"), "needs `against`")
+    assert f"run it: mtbench sweep {file} --plugin {tiny} --out runs\n" in mtbench(
+        "plan", file, "--plugin", tiny
+    )[1]
     file.write_text(text.replace("version = 1", 'version = 1\nagainst = ["ew"]\nmargin = 1000.0'))
     more = ("--plugin", tiny, "--jobs", 2)
     code, said, err = mtbench("sweep", file, *more, "--out", out, "--until", "decided")
@@ -147,7 +150,7 @@ def test_a_sweep_from_plan_to_leaderboard(mtbench: Mtbench, tiny: Path, tmp_path
     assert (code, err) == (0, "")
     assert "tasks 1 x methods 2 x repetitions 1 x (trials 2 + seeds 2) = 8" in said
     assert "no verdict will be given: tuning happens once" in said
-    assert f"run it: mtbench sweep {file} --plugin {tiny} --out runs\n" in said
+    assert f"run it: mtbench sweep {file} --plugin {tiny} --jobs 2 --out runs\n" in said
     assert not out.exists()
     code, said, err = mtbench("sweep", file, "--plugin", tiny, "--jobs", 2, "--out", out)
     assert (code, err) == (0, "")
