@@ -90,6 +90,8 @@ BASELINE = "ls"
 Out = Annotated[Path, typer.Option(help="Folder for run directories and report.")]
 RUNS = Path("runs")
 Threads = Annotated[int | None, typer.Option(help="CPU threads; measured at the start by default.")]
+MOST_THREADS = 4096
+"""More is a slip, and of far more the system says no in its own words."""
 
 
 def say_default() -> None:
@@ -210,6 +212,19 @@ def at_least(least: int, **numbers: int | None) -> None:
         if number is not None and number < least:
             option = name.replace("_", "-")
             raise UsageError(f"--{option} must be at least {least}, found {number}")
+
+
+def check_threads(given: int | None) -> None:
+    """Check a number of CPU threads.
+
+    Raises:
+        UsageError: it is below 1, or more than any machine has.
+    """
+    from mtbench.errors import UsageError
+
+    at_least(1, threads=given)
+    if given is not None and given > MOST_THREADS:
+        raise UsageError(f"--threads must be at most {MOST_THREADS}, found {given}")
 
 
 def number_of_jobs(given: int | None, device: str) -> int:

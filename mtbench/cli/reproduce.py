@@ -108,7 +108,8 @@ def reproduce(
 
     given = options.overrides(context, settings, data=data, epochs=epochs)
     options.at_least(0, seed=seed)
-    options.at_least(1, seeds=seeds, threads=threads)
+    options.at_least(1, seeds=seeds)
+    options.check_threads(threads)
     if not Method.find(reference, plugin or []).reference:
         raise UsageError(
             f"--reference {reference}: is no single-task method, which delta-m is measured against; "

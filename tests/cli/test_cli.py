@@ -142,9 +142,9 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     assert "goes on from the last checkpoint" in err
     assert "Traceback" not in out + err
     assert not list(tmp_path.rglob("result.json"))
-    code, out, _ = mtbench(*line)
+    code, out, _ = mtbench(*line, "--threads", 2)
     assert code == 0
-    assert "ew seed 0: resumed at step 6 of 18" in out
+    assert "ew seed 0: resumed at step 6 of 18, with 1 CPU threads as before\n" in out
     assert "epoch 1/3" not in out
     assert "epoch 3/3" in out
 
@@ -757,6 +757,7 @@ def test_a_new_method_where_nothing_can_be_written(mtbench: Mtbench, tmp_path: P
         (["--seed", "-1"], ["--seed must be at least 0", "-1"]),
         (["--precision", "fp8"], ["--precision", "fp32", "'fp8'"]),
         (["--threads", "0"], ["--threads must be at least 1"]),
+        (["--threads", "99999999999"], ["--threads must be at most 4096, found 99999999999"]),
         (["--device", "abacus"], ["device abacus: not available", "use cpu"]),
         (["--device", "meta"], ["device meta: not available", "use cpu"]),
         (["--plugin", "absent.py"], ["absent.py", "existing Python file"]),
@@ -769,6 +770,12 @@ def test_bad_words_are_refused(
     before = tree(finished)
     refused(mtbench(*words(tiny, finished, *more)), *said)
     assert tree(finished) == before
+
+
+@pytest.mark.parametrize("command", ["run", "tune"])
+def test_data_for_a_task_that_takes_none(mtbench: Mtbench, command: str) -> None:
+    answer = mtbench(command, "--task", "toy", "--method", "ls", "--data", ".")
+    refused(answer, "--data: task toy takes no data; leave it out")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
