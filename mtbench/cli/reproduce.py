@@ -112,7 +112,7 @@ def reproduce(
     options.check_threads(threads)
     if not Method.find(reference, plugin or []).reference:
         raise UsageError(
-            f"--reference {reference}: is no single-task method, which delta-m is measured against; "
+            f"--reference {reference}: is no single-task method, as delta-m is measured against; "
             f"leave it out, or say {_SINGLE_TASK}"
         )
     exact = precision or "fp32"

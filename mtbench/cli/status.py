@@ -115,9 +115,9 @@ def _grid(grid: "Grid", states: "Mapping[Cell, State]") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("method", title=Text(inert.plain(grid.suite.title)), title_justify="left")
-    for task in grid.tasks:
-        table.add_column(Text(inert.plain(task)))
+    table = Table(title=Text(inert.plain(grid.suite.title)), title_justify="left")
+    for head in ("method", *grid.tasks):
+        table.add_column(Text(inert.plain(head)), overflow="fold")  # cut, names become alike
     found: dict[tuple[str, str], list[tuple[Cell, State]]] = {}
     for cell, state in states.items():
         key = (cell.entry.label, cell.entry.task)

@@ -571,6 +571,9 @@ def test_the_leaderboard_refuses(mtbench: Mtbench, copied: Path, tmp_path: Path)
     refused(mtbench("leaderboard", tmp_path / "absent"), str(tmp_path / "absent"), "no such folder")
     refused(mtbench("leaderboard", copied, "--format", "html"), "html", "markdown")
     refused(mtbench("leaderboard", copied, "--to", tmp_path / "x.md"), "--format")
+    refused(mtbench("leaderboard", copied, "--columns", " , "), "--columns names no column, found")
+    again = ("--to", tmp_path / "x.md", "--raw", tmp_path / "empty" / ".." / "x.md")
+    refused(mtbench("leaderboard", copied, "-f", "markdown", *again), "--to and --raw are one file")
     refused(
         mtbench("leaderboard", copied, "-f", "csv", "--to", tmp_path / "no" / "x.csv"),
         "cannot be written",

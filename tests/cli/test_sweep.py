@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from mtbench.cli import status
 from mtbench.cli.status import Watch
 from mtbench.comparing.planning.grid import Grid, Order
 from mtbench.comparing.planning.suite import load
@@ -248,6 +249,13 @@ def test_a_terminal_shows_the_grid(tiny: Path, tmp_path: Path) -> None:
     assert "a [small] comparison" in text
     assert re.search(r"ew +│ trials 1/2  seeds 2/2  1 running  1 failed", text)
     assert re.search(r"ls +│ trials 2/2  seeds 1/2  1 diverged", text)
+
+
+def test_a_narrow_grid_cuts_no_name(tiny: Path, tmp_path: Path) -> None:
+    grid = Grid(Order(load(str(suite(tmp_path, "aligned_mtl", "imtl_g"))), None, (tiny,)))
+    console = Console(file=io.StringIO(), width=20)
+    console.print(status._grid(grid, dict.fromkeys(grid.cells, State("open"))))
+    assert "…" not in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_two_sweeps_on_one_folder_run_each_cell_once(tiny: Path, tmp_path: Path) -> None:
