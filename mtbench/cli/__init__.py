@@ -26,7 +26,7 @@ from mtbench.cli import (
     sweep,
     tune,
 )
-from mtbench.cli.options import EXTRA
+from mtbench.cli.options import Extra
 from mtbench.errors import MtbenchError
 
 # typer brings its own click: its base exception is reached through the class that typer exports.
@@ -43,22 +43,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 INTERRUPTED = 130
-app.command(context_settings=EXTRA)(run.run)
-app.command(context_settings=EXTRA)(tune.tune)
-app.command(context_settings=EXTRA)(reproduce.reproduce)
+app.command(cls=Extra)(run.run)
+app.command(cls=Extra)(tune.tune)
+app.command(cls=Extra)(reproduce.reproduce)
 app.command()(plan.plan)
 app.command()(sweep.sweep)
 app.command()(status.status)
 app.command("list")(listing.list_)
 app.command()(listing.info)
-app.command(context_settings=EXTRA)(check.check)
+app.command(cls=Extra)(check.check)
 app.command()(show.leaderboard)
 app.command()(exchange.export)
 app.command("import")(exchange.import_)
 app.command()(exchange.merge)
 app.command("log")(log.log_)
-app.command(context_settings=EXTRA)(predict.predict)
-app.command(context_settings=EXTRA)(evaluate.evaluate)
+app.command(cls=Extra)(predict.predict)
+app.command(cls=Extra)(evaluate.evaluate)
 app.command()(package.package)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")

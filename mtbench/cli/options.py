@@ -1,10 +1,13 @@
 """Options that several commands share."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from mtbench.comparing.planning.suite import Suite
@@ -32,8 +35,24 @@ def suites(incomplete: str) -> list[str]:
     return [name for name in shipped() if name.startswith(incomplete)]
 
 
-EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Of a command that has the options of plugins too."""
+class Extra(TyperCommand):
+    """A command that has the options of plugins too."""
+
+    allow_extra_args = True
+    ignore_unknown_options = True
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse a name behind one dash, whose letters would be options: -epochs has -h."""
+        from mtbench.errors import UsageError
+
+        known = {"-h", *(word for param in self.params for word in param.opts)}
+        for before, word in pairwise(["", *args]):
+            name = word.partition("=")[0]
+            is_value = before.startswith("-") or name[:2] in known  # -inf, or -mew
+            if re.fullmatch(r"-[a-zA-Z][\w.-]+", name) and (f"-{name}" in known or not is_value):
+                raise UsageError(f"{word}: a name has two dashes: -{word}")
+        return super().parse_args(ctx, args)
+
 
 Plugins = Annotated[
     list[Path] | None,

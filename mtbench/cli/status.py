@@ -238,8 +238,9 @@ def _content(out: Path) -> "Table":
     for run in find_runs([out]):
         spec = run.spec()
         own = counts.setdefault((spec.task, spec.method, spec.stage), Counter())
-        own[state_of(run).status] += 1
-    names: tuple[Status, ...] = ("finished", "diverged", "failed", "open")
+        state = state_of(run)
+        own["running" if not state.closed and run.holder() else state.status] += 1
+    names: tuple[Status, ...] = ("finished", "diverged", "failed", "running", "open")
     table = Table("task", "method", "stage", *names)
     for key, own in sorted(counts.items()):
         shown = (Text(inert.plain(word)) for word in key)

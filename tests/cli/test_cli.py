@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -745,6 +746,10 @@ def test_a_new_method_where_nothing_can_be_written(mtbench: Mtbench, tmp_path: P
         (["--epochs", "3", "--recipe.epochs", "4"], ["'epochs'", "given twice"]),
         (["--lr"], ["recipe.lr", "its value is missing"]),
         (["stray"], ["'stray'"]),
+        (["-epochs", "3"], ["-epochs: a name has two dashes: --epochs"]),
+        (["-method=ew"], ["-method=ew: a name has two dashes: --method=ew"]),
+        (["-alpha", "3"], ["-alpha: a name has two dashes: --alpha"]),
+        (["--lr", "-inf"], ["lr must be", "-inf"]),
         (["--set", "lr=fast"], ["recipe.lr", "float", "'fast'"]),
         (["--lr", "-1"], ["lr must be positive", "-1"]),
         (["--lr", "nan"], ["lr must be finite", "nan"]),
@@ -773,6 +778,17 @@ def test_bad_words_are_refused(
     before = tree(finished)
     refused(mtbench(*words(tiny, finished, *more)), *said)
     assert tree(finished) == before
+
+
+def test_what_new_writes_keeps_its_name_and_can_be_copied(mtbench: Mtbench, tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    code, out, _ = mtbench("new", "method", "KIND_a", "--folder", folder)
+    assert code == 0
+    assert "KIND_a: say in a sentence" in (folder / "KIND_a.py").read_text()
+    assert ["pytest", str(folder / "test_KIND_a.py")] == shlex.split(out.splitlines()[2])[2:]
+    assert str(folder / "KIND_a.py") in shlex.split(out.splitlines()[3])
+    code, out, _ = mtbench("new", "method", "KIND_b", "--package", "--folder", folder)
+    assert f"{folder}/mtbench-KIND-b[test]" in shlex.split(out)
 
 
 @pytest.mark.parametrize("command", ["run", "tune"])

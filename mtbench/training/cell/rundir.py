@@ -386,7 +386,6 @@ _EPOCH = {"epoch": int, "train_loss": dict, "val_loss": dict, "val": dict}
 """What every epoch's record has, and of which kind."""
 
 
-
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError("no JSON object")
