@@ -1,5 +1,6 @@
 """The command line. Commands import what they need when they run: help must be instant."""
 
+import io
 import os
 import sys
 
@@ -25,7 +26,7 @@ from mtbench.cli import (
     sweep,
     tune,
 )
-from mtbench.cli.options import EXTRA
+from mtbench.cli.options import Extra
 from mtbench.errors import MtbenchError
 
 # typer brings its own click: its base exception is reached through the class that typer exports.
@@ -42,22 +43,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 INTERRUPTED = 130
-app.command(context_settings=EXTRA)(run.run)
-app.command(context_settings=EXTRA)(tune.tune)
-app.command(context_settings=EXTRA)(reproduce.reproduce)
+app.command(cls=Extra)(run.run)
+app.command(cls=Extra)(tune.tune)
+app.command(cls=Extra)(reproduce.reproduce)
 app.command()(plan.plan)
 app.command()(sweep.sweep)
 app.command()(status.status)
 app.command("list")(listing.list_)
 app.command()(listing.info)
-app.command(context_settings=EXTRA)(check.check)
+app.command(cls=Extra)(check.check)
 app.command()(show.leaderboard)
 app.command()(exchange.export)
 app.command("import")(exchange.import_)
 app.command()(exchange.merge)
 app.command("log")(log.log_)
-app.command(context_settings=EXTRA)(predict.predict)
-app.command(context_settings=EXTRA)(evaluate.evaluate)
+app.command(cls=Extra)(predict.predict)
+app.command(cls=Extra)(evaluate.evaluate)
 app.command()(package.package)
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
@@ -86,6 +87,9 @@ def main() -> None:
     # numpy's threads are for matrices larger than K x K: at K = 200 two of them on a busy machine
     # took 400 ms where one takes 2.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # What a terminal's encoding lacks is a question mark there, as Python escapes it in stderr.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # typer's own handling, which says nothing

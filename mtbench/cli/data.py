@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mtbench import inert
-from mtbench.cli.options import EXTRA, REFERENCE, Plugins, own, tasks
+from mtbench.cli.options import REFERENCE, Extra, Plugins, own, tasks
 
 if TYPE_CHECKING:
     from mtbench.training.task import Task
@@ -40,7 +40,7 @@ def _of(task: str, source: str, plugins: Sequence[Path]) -> "Iterator[type[Task]
         ) from error
 
 
-@app.command(context_settings=EXTRA)
+@app.command(cls=Extra)
 def inspect(
     context: typer.Context,
     source: Source,
@@ -67,7 +67,7 @@ def inspect(
     terminal().print(table)
 
 
-@app.command(context_settings=EXTRA)
+@app.command(cls=Extra)
 def verify(
     context: typer.Context,
     source: Source,
@@ -91,7 +91,7 @@ def verify(
     typer.echo("; ".join(filter(None, (f"{found.cases} cases, all can be read", odd))))
 
 
-@app.command(context_settings=EXTRA)
+@app.command(cls=Extra)
 def export(
     context: typer.Context,
     source: Source,

@@ -4,6 +4,7 @@ import math
 import time
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -70,7 +71,11 @@ class Display:
             self.label, total=epochs * steps, completed=done, note=""
         )
         if done:
-            self.console.print(f"{self.label}: resumed at step {done} of {epochs * steps}")
+            # Whatever is asked for now: another number could add in another order.
+            self.console.print(
+                f"{self.label}: resumed at step {done} of {epochs * steps}, with "
+                f"{torch.get_num_threads()} CPU threads as before"
+            )
 
     def stepped(self, epoch: int, losses: dict[str, float]) -> None:
         """One step was made."""

@@ -4,6 +4,7 @@ import keyword
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -202,15 +203,14 @@ def _write(kind: "Kind", name: str, folder: Path, package: bool, plugin: str, te
     }
     with writable(str(place)):
         for file, text in files.items():
-            for word, value in words.items():
-                text = text.replace(word, value)
+            filled = re.sub("|".join(words), lambda found: words[found[0]], text)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
+            file.write_text(filled, encoding="utf-8")
             typer.echo(f"written: {file}")
     if package:
-        typer.echo(f"install: pip install --editable '{place}[test]'")
-    typer.echo(f"test it: pytest {tests / f'test_{name}.py'}")
-    given = "" if package else f" --plugin {folder / name}.py"
+        typer.echo(f"install: pip install --editable {quote(f'{place}[test]')}")
+    typer.echo(f"test it: pytest {quote(str(tests / f'test_{name}.py'))}")
+    given = "" if package else f" --plugin {quote(f'{folder / name}.py')}"
     wanted = f"--task {name}" if kind == "task" else f"--task TASK --method {name}"
     typer.echo(f"run it:  mtbench run{given} {wanted} --method {PLAIN}")
     if kind == "method":

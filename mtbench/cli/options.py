@@ -1,10 +1,13 @@
 """Options that several commands share."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from mtbench.comparing.planning.suite import Suite
@@ -32,8 +35,24 @@ def suites(incomplete: str) -> list[str]:
     return [name for name in shipped() if name.startswith(incomplete)]
 
 
-EXTRA = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Of a command that has the options of plugins too."""
+class Extra(TyperCommand):
+    """A command that has the options of plugins too."""
+
+    allow_extra_args = True
+    ignore_unknown_options = True
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse a name behind one dash, whose letters would be options: -epochs has -h."""
+        from mtbench.errors import UsageError
+
+        known = {"-h", *(word for param in self.params for word in param.opts)}
+        for before, word in pairwise(["", *args]):
+            name = word.partition("=")[0]
+            is_value = before.startswith("-") or name[:2] in known  # -inf, or -mew
+            if re.fullmatch(r"-[a-zA-Z][\w.-]+", name) and (f"-{name}" in known or not is_value):
+                raise UsageError(f"{word}: a name has two dashes: -{word}")
+        return super().parse_args(ctx, args)
+
 
 Plugins = Annotated[
     list[Path] | None,
@@ -90,6 +109,8 @@ BASELINE = "ls"
 Out = Annotated[Path, typer.Option(help="Folder for run directories and report.")]
 RUNS = Path("runs")
 Threads = Annotated[int | None, typer.Option(help="CPU threads; measured at the start by default.")]
+MOST_THREADS = 4096
+"""More is a slip, and of far more the system says no in its own words."""
 
 
 def say_default() -> None:
@@ -210,6 +231,19 @@ def at_least(least: int, **numbers: int | None) -> None:
         if number is not None and number < least:
             option = name.replace("_", "-")
             raise UsageError(f"--{option} must be at least {least}, found {number}")
+
+
+def check_threads(given: int | None) -> None:
+    """Check a number of CPU threads.
+
+    Raises:
+        UsageError: it is below 1, or more than any machine has.
+    """
+    from mtbench.errors import UsageError
+
+    at_least(1, threads=given)
+    if given is not None and given > MOST_THREADS:
+        raise UsageError(f"--threads must be at most {MOST_THREADS}, found {given}")
 
 
 def number_of_jobs(given: int | None, device: str) -> int:

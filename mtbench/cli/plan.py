@@ -71,7 +71,9 @@ def plan(
         console.print(f"{mark}{inert.plain(line)}", soft_wrap=True)
     files = [word for file in plugin or () for word in ("--plugin", str(file))]
     given = [] if data is None else ["--data", str(data)]
-    until = " --until decided" if order.suite.budget.repetitions > 1 else ""
+    given += [] if jobs is None else ["--jobs", str(jobs)]
+    can_decide = asked.against and asked.budget.repetitions > 1
+    until = " --until decided" if can_decide else ""
     words = shlex.join(["mtbench", "sweep", str(suite), *files, *given])
     console.print(f"run it: {words} --out runs{until}", soft_wrap=True)
 
@@ -116,6 +118,12 @@ def _seconds(grid: "Grid", costs: "list[Cost]") -> float:
     return sum(c.cell * _count(grid, c.entry) for c in costs if not math.isnan(c.cell))
 
 
+def _shared(seconds: float, costs: "list[Cost]", workers: int) -> float:
+    """Return what workers take together: no less than a row's cell, after one of its trials."""
+    rows = [c.cell * (1 + bool(c.entry.draws[0])) for c in costs if c.cell > 0]  # NaN is not
+    return max(seconds / workers, *rows, 0.0)
+
+
 def _time(grid: "Grid", costs: "list[Cost]", workers: int) -> list[str]:
     import math
 
@@ -130,8 +138,8 @@ def _time(grid: "Grid", costs: "list[Cost]", workers: int) -> list[str]:
     total, missing = _seconds(grid, costs), sum(math.isnan(cost.cell) for cost in costs)
     without = f"; without {missing} row{'s' * (missing > 1)} that do{'es' * (missing == 1)} not run"
     time = (
-        f"{duration(total)} on one core, {duration(total / workers)} with --jobs {workers} and as "
-        f"many cores (ratio: to the fastest method){without * (missing > 0)}"
+        f"{duration(total)} on one core, {duration(_shared(total, costs, workers))} with --jobs "
+        f"{workers} and as many cores (ratio: to the fastest method){without * (missing > 0)}"
     )
     return [
         f"cells: {rows} x repetitions {budget.repetitions} x (trials {budget.trials} + seeds "
@@ -194,7 +202,8 @@ def _power(
             continue
         # A sweep looks after whole repetitions, and not at all where there is one.
         looks = [n * units // budget.repetitions for n in looks_of(budget.repetitions)]
-        own = _seconds(grid, [cost for cost in costs if cost.entry.task == task]) / units
+        here = [cost for cost in costs if cost.entry.task == task]
+        own = _seconds(grid, here) / units
         lines.append(
             f"{_BELOW}paired standard deviation {deviation:.2f} points of delta-m, {origin}"
         )
@@ -211,7 +220,7 @@ def _power(
             needed = next(
                 (n for n in REPETITIONS if ending(n, studies=1_000).told(words) >= POWER), None
             )
-            time = own * (needed or 0) / workers
+            time = _shared(own * (needed or 0), here, workers)
             takes = f"{POWER:g} takes {needed}, {duration(time)}" if needed else "out of reach"
             lines.append(
                 f"{_BELOW}a difference of {effect:g} % is told {' or '.join(words)} with "

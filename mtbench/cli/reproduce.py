@@ -23,6 +23,8 @@ from mtbench.cli.options import (
 _FEWEST = 4
 """Columns that a table keeps, however narrow the terminal."""
 
+_SINGLE_TASK = "stl"
+
 _LAST = -3
 """The last metric before mean rank and delta-m: what is left out first."""
 
@@ -51,7 +53,7 @@ def reproduce(
     seeds: Annotated[int, typer.Option(help="How many seeds; papers mostly have 3.")] = 3,
     reference: Annotated[
         str, typer.Option(help="The single-task method that delta-m is measured against.")
-    ] = "stl",
+    ] = _SINGLE_TASK,
     published: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Published results to use instead of the shipped ones."),
@@ -71,13 +73,22 @@ def reproduce(
     """
     from mtbench.errors import UsageError
 
-    options.check_names(None, [reference, *(method or [])], plugin)
+    method = list(dict.fromkeys(method or []))
+    options.check_names(None, [reference, *method], plugin)
 
     from mtbench.comparing.judging import published as papers
 
     if task is None or not method:
-        if method or context.args:
+        if method:
             raise UsageError("say which task to reproduce: mtbench reproduce TASK --method NAME")
+        if task is None and published is not None:
+            raise UsageError("--published needs a task: mtbench reproduce TASK --published FILE")
+        idle = [*_for_training(context), *context.args]
+        if idle:
+            raise UsageError(
+                f"{' '.join(idle)}: nothing is trained without --method; leave that out, or say "
+                "mtbench reproduce TASK --method NAME"
+            )
         typer.echo(papers.page() if task is None else papers.load(task, published).markdown(task),
                    nl=False)  # fmt: skip
         return
@@ -91,12 +102,19 @@ def reproduce(
     from mtbench.cli.running import run_cells
     from mtbench.cli.terminal import terminal
     from mtbench.comparing.judging import leaderboard
+    from mtbench.plugins.method import Method
     from mtbench.training.cell.request import Request
     from mtbench.training.machine.cache import cache_dir
 
     given = options.overrides(context, settings, data=data, epochs=epochs)
     options.at_least(0, seed=seed)
-    options.at_least(1, seeds=seeds, threads=threads)
+    options.at_least(1, seeds=seeds)
+    options.check_threads(threads)
+    if not Method.find(reference, plugin or []).reference:
+        raise UsageError(
+            f"--reference {reference}: is no single-task method, as delta-m is measured against; "
+            f"leave it out, or say {_SINGLE_TASK}"
+        )
     exact = precision or "fp32"
     asked = [reference, *method]
     request = Request.of(task, asked, given, plugin or [], options.names(context))
@@ -152,3 +170,14 @@ def reproduce(
             text.append(found.markdown())
     file.write_text("\n".join(text), encoding="utf-8")
     console.print(f"beside the paper: {file}", soft_wrap=True)
+
+
+def _for_training(context: typer.Context) -> list[str]:
+    """Return the options given that only training reads."""
+    return [
+        option.opts[0]
+        for option in context.command.params
+        if option.name not in ("task", "published", "plugin")
+        and (source := context.get_parameter_source(option.name or ""))
+        and source.name == "COMMANDLINE"
+    ]

@@ -106,7 +106,8 @@ def run(
     known = options.names(context)
     given = options.overrides(context, settings, data=data, epochs=epochs)
     options.at_least(0, seed=seed)
-    options.at_least(1, seeds=seeds, threads=threads, nproc=nproc, jacobian_parts=jacobian_parts)
+    options.at_least(1, seeds=seeds, nproc=nproc, jacobian_parts=jacobian_parts)
+    options.check_threads(threads)
     options.check_names(task, method or [], plugin)
     if config is not None:
         from mtbench.training.cell.config import Config

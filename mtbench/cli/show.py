@@ -60,7 +60,7 @@ def leaderboard(
         raise UsageError("--width is for --format latex")
     if columns is not None and form in ("csv", "json"):
         raise UsageError(f"--columns is for tables; {form} has every column")
-    if to is not None and raw is not None and to.absolute() == raw.absolute():
+    if to is not None and raw is not None and to.resolve() == raw.resolve():
         raise UsageError(f"--to and --raw are one file, {to}: the second would replace the first")
     found = boards.boards(list(find_runs(runs)), baseline, plain)
     rows = {row: cells[0].spec.method for board in found for row, cells in board.cells.items()}
@@ -70,8 +70,10 @@ def leaderboard(
     check_row("--plain", plain, PLAIN, rows)
     wanted = None
     if columns is not None:
-        names = [name.strip() for name in columns.split(",")]
-        wanted = [re.sub("^- ", "− ", name) for name in names if name]  # keyboards have no minus
+        names = [name for part in columns.split(",") if (name := part.strip())]
+        if not names:
+            raise UsageError(f"--columns names no column, found {columns!r}")
+        wanted = [re.sub("^- ", "− ", name) for name in names]  # keyboards have no minus
         boards.check_columns(found, wanted)
     if raw is not None:
         _write(raw, boards.to_raw(found), "--raw")

@@ -115,9 +115,9 @@ def _grid(grid: "Grid", states: "Mapping[Cell, State]") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("method", title=Text(inert.plain(grid.suite.title)), title_justify="left")
-    for task in grid.tasks:
-        table.add_column(Text(inert.plain(task)))
+    table = Table(title=Text(inert.plain(grid.suite.title)), title_justify="left")
+    for head in ("method", *grid.tasks):
+        table.add_column(Text(inert.plain(head)), overflow="fold")  # cut, names become alike
     found: dict[tuple[str, str], list[tuple[Cell, State]]] = {}
     for cell, state in states.items():
         key = (cell.entry.label, cell.entry.task)
@@ -238,8 +238,9 @@ def _content(out: Path) -> "Table":
     for run in find_runs([out]):
         spec = run.spec()
         own = counts.setdefault((spec.task, spec.method, spec.stage), Counter())
-        own[state_of(run).status] += 1
-    names: tuple[Status, ...] = ("finished", "diverged", "failed", "open")
+        state = state_of(run)
+        own["running" if not state.closed and run.holder() else state.status] += 1
+    names: tuple[Status, ...] = ("finished", "diverged", "failed", "running", "open")
     table = Table("task", "method", "stage", *names)
     for key, own in sorted(counts.items()):
         shown = (Text(inert.plain(word)) for word in key)

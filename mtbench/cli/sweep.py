@@ -74,6 +74,8 @@ def sweep(
     """
     asked = load_suite(suite, plugin)
 
+    import shlex
+
     from mtbench.cli.display import Display
     from mtbench.cli.status import Watch, of_other_code
     from mtbench.cli.terminal import terminal
@@ -157,7 +159,8 @@ def sweep(
         if state.run is not None:
             said += f"; mend it and delete {state.run}/failed.json to try again"
         console.print(inert.plain(said), style="red", soft_wrap=True)
-    console.print(f"compare: mtbench leaderboard {out} --html {out}/site", soft_wrap=True)
+    words = shlex.join(["mtbench", "leaderboard", str(out), "--html", f"{out}/site"])
+    console.print(f"compare: {words}", soft_wrap=True)
     console.print(inert.plain(f"its boards: suite={order.suite.tag}"), soft_wrap=True)
     if failures or left:
         raise typer.Exit(1)

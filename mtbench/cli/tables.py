@@ -87,6 +87,8 @@ def _print_board(
             for column in _LATER:
                 if sum(_words(shown)) > room:
                     drop(column)
+        while len(shown.columns) > 1 and sum(_words(shown)) > room:  # no number may be cut
+            drop(shown.columns[-1])
         table = _table(title, shown, room)
         console.print(table)
         if left_out:
@@ -108,12 +110,12 @@ def _table(title: str, shown: pd.DataFrame, room: int) -> Table:
     for i, column in enumerate(shown.columns):
         # No word is cut where there is room for all: what is left goes where lines are longest.
         more = (most[i] - least[i]) * min(1, spare / wanted) if wanted else 0
-        widths.append(least[i] + int(more) - _BORDER)
+        widths.append(max(1, min(least[i] + int(more), room) - _BORDER))
         table.add_column(
-            Text(inert.plain(column), overflow="fold"),  # cut, accuracy_left is accuracy_right
+            Text(inert.plain(column)),
             justify="left" if i == 0 else "right",
-            no_wrap=i == 0,
-            width=widths[i] if spare >= 0 else None,
+            overflow="fold",  # cut, accuracy_left is accuracy_right
+            width=widths[i],
         )
     for row in zip(*_cells(shown, heads=False), strict=True):
         table.add_row(*(Text(_folded(text, w)) for text, w in zip(row, widths, strict=True)))

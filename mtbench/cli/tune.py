@@ -86,7 +86,8 @@ def tune(
     """
     given = options.overrides(context, settings, data=data, epochs=epochs)
     options.at_least(0, seed=seed)
-    options.at_least(1, trials=trials, threads=threads)
+    options.at_least(1, trials=trials)
+    options.check_threads(threads)
     exact = precision or "fp32"
     options.check_names(task, [method], plugin)
     if task is None:

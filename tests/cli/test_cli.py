@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -142,9 +143,9 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     assert "goes on from the last checkpoint" in err
     assert "Traceback" not in out + err
     assert not list(tmp_path.rglob("result.json"))
-    code, out, _ = mtbench(*line)
+    code, out, _ = mtbench(*line, "--threads", 2)
     assert code == 0
-    assert "ew seed 0: resumed at step 6 of 18" in out
+    assert "ew seed 0: resumed at step 6 of 18, with 1 CPU threads as before\n" in out
     assert "epoch 1/3" not in out
     assert "epoch 3/3" in out
 
@@ -547,6 +548,17 @@ def test_the_leaderboard_in_every_format(mtbench: Mtbench, finished: Path, tmp_p
     assert len(body) == 2
 
 
+def test_what_a_terminals_encoding_lacks_is_a_question_mark(
+    mtbench: Mtbench, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    code, _, err = mtbench("leaderboard", finished)
+    assert (code, err) == (0, "")
+    sys.stdout.flush()
+    assert "?m % ?" in written.getvalue().decode("latin-1")
+
+
 def test_a_run_counts_once_however_often_it_is_named(mtbench: Mtbench, finished: Path) -> None:
     _, once, _ = mtbench("leaderboard", finished, "-f", "json")
     _, twice, _ = mtbench("leaderboard", finished, finished / "tiny" / "ew", "-f", "json")
@@ -560,6 +572,9 @@ def test_the_leaderboard_refuses(mtbench: Mtbench, copied: Path, tmp_path: Path)
     refused(mtbench("leaderboard", tmp_path / "absent"), str(tmp_path / "absent"), "no such folder")
     refused(mtbench("leaderboard", copied, "--format", "html"), "html", "markdown")
     refused(mtbench("leaderboard", copied, "--to", tmp_path / "x.md"), "--format")
+    refused(mtbench("leaderboard", copied, "--columns", " , "), "--columns names no column, found")
+    again = ("--to", tmp_path / "x.md", "--raw", tmp_path / "empty" / ".." / "x.md")
+    refused(mtbench("leaderboard", copied, "-f", "markdown", *again), "--to and --raw are one file")
     refused(
         mtbench("leaderboard", copied, "-f", "csv", "--to", tmp_path / "no" / "x.csv"),
         "cannot be written",
@@ -731,6 +746,10 @@ def test_a_new_method_where_nothing_can_be_written(mtbench: Mtbench, tmp_path: P
         (["--epochs", "3", "--recipe.epochs", "4"], ["'epochs'", "given twice"]),
         (["--lr"], ["recipe.lr", "its value is missing"]),
         (["stray"], ["'stray'"]),
+        (["-epochs", "3"], ["-epochs: a name has two dashes: --epochs"]),
+        (["-method=ew"], ["-method=ew: a name has two dashes: --method=ew"]),
+        (["-alpha", "3"], ["-alpha: a name has two dashes: --alpha"]),
+        (["--lr", "-inf"], ["lr must be", "-inf"]),
         (["--set", "lr=fast"], ["recipe.lr", "float", "'fast'"]),
         (["--lr", "-1"], ["lr must be positive", "-1"]),
         (["--lr", "nan"], ["lr must be finite", "nan"]),
@@ -746,6 +765,7 @@ def test_a_new_method_where_nothing_can_be_written(mtbench: Mtbench, tmp_path: P
         (["--seed", "-1"], ["--seed must be at least 0", "-1"]),
         (["--precision", "fp8"], ["--precision", "fp32", "'fp8'"]),
         (["--threads", "0"], ["--threads must be at least 1"]),
+        (["--threads", "99999999999"], ["--threads must be at most 4096, found 99999999999"]),
         (["--device", "abacus"], ["device abacus: not available", "use cpu"]),
         (["--device", "meta"], ["device meta: not available", "use cpu"]),
         (["--plugin", "absent.py"], ["absent.py", "existing Python file"]),
@@ -758,6 +778,23 @@ def test_bad_words_are_refused(
     before = tree(finished)
     refused(mtbench(*words(tiny, finished, *more)), *said)
     assert tree(finished) == before
+
+
+def test_what_new_writes_keeps_its_name_and_can_be_copied(mtbench: Mtbench, tmp_path: Path) -> None:
+    folder = tmp_path / "a folder"
+    code, out, _ = mtbench("new", "method", "KIND_a", "--folder", folder)
+    assert code == 0
+    assert "KIND_a: say in a sentence" in (folder / "KIND_a.py").read_text()
+    assert ["pytest", str(folder / "test_KIND_a.py")] == shlex.split(out.splitlines()[2])[2:]
+    assert str(folder / "KIND_a.py") in shlex.split(out.splitlines()[3])
+    code, out, _ = mtbench("new", "method", "KIND_b", "--package", "--folder", folder)
+    assert f"{folder}/mtbench-KIND-b[test]" in shlex.split(out)
+
+
+@pytest.mark.parametrize("command", ["run", "tune"])
+def test_data_for_a_task_that_takes_none(mtbench: Mtbench, command: str) -> None:
+    answer = mtbench(command, "--task", "toy", "--method", "ls", "--data", ".")
+    refused(answer, "--data: task toy takes no data; leave it out")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from mtbench.cli import status
 from mtbench.cli.status import Watch
 from mtbench.comparing.planning.grid import Grid, Order
 from mtbench.comparing.planning.suite import load
 from mtbench.comparing.planning.survey import State
-from mtbench.training.cell.rundir import find_runs
+from mtbench.training.cell.rundir import RunDirectory, find_runs
+from tests.comparing.test_leaderboard import cell
 from tests.processes import Command
 from tests.refusals import refused
 
@@ -121,6 +123,10 @@ def test_a_sweep_ends_where_all_is_decided(mtbench: Mtbench, tiny: Path, tmp_pat
     )
     file.write_text(text)
     refused(mtbench("sweep", file, "--plugin", tiny, "--until", "decided"), "needs `against`")
+    assert (
+        f"run it: mtbench sweep {file} --plugin {tiny} --out runs\n"
+        in mtbench("plan", file, "--plugin", tiny)[1]
+    )
     file.write_text(text.replace("version = 1", 'version = 1\nagainst = ["ew"]\nmargin = 1000.0'))
     more = ("--plugin", tiny, "--jobs", 2)
     code, said, err = mtbench("sweep", file, *more, "--out", out, "--until", "decided")
@@ -142,17 +148,17 @@ def test_a_sweep_ends_where_all_is_decided(mtbench: Mtbench, tiny: Path, tmp_pat
 
 
 def test_a_sweep_from_plan_to_leaderboard(mtbench: Mtbench, tiny: Path, tmp_path: Path) -> None:
-    file, out = suite(tmp_path, "stl", "ew"), tmp_path / "out"
+    file, out = suite(tmp_path, "stl", "ew"), tmp_path / "my out"
     code, said, err = mtbench("plan", file, "--plugin", tiny, "--jobs", 2)
     assert (code, err) == (0, "")
     assert "tasks 1 x methods 2 x repetitions 1 x (trials 2 + seeds 2) = 8" in said
     assert "no verdict will be given: tuning happens once" in said
-    assert f"run it: mtbench sweep {file} --plugin {tiny} --out runs\n" in said
+    assert f"run it: mtbench sweep {file} --plugin {tiny} --jobs 2 --out runs\n" in said
     assert not out.exists()
     code, said, err = mtbench("sweep", file, "--plugin", tiny, "--jobs", 2, "--out", out)
     assert (code, err) == (0, "")
     assert "8 cells: 8 finished, 0 diverged, 0 failed" in said
-    assert f"compare: mtbench leaderboard {out} --html {out}/site" in said
+    assert f"compare: mtbench leaderboard '{out}' --html '{out}/site'" in said
     lines = [line for line in said.splitlines() if line.startswith("[")]
     assert len(lines) == 8
     assert lines[-1].startswith("[8/8 ")
@@ -245,6 +251,26 @@ def test_a_terminal_shows_the_grid(tiny: Path, tmp_path: Path) -> None:
     assert "a [small] comparison" in text
     assert re.search(r"ew +│ trials 1/2  seeds 2/2  1 running  1 failed", text)
     assert re.search(r"ls +│ trials 2/2  seeds 1/2  1 diverged", text)
+
+
+def test_a_narrow_grid_cuts_no_name(tiny: Path, tmp_path: Path) -> None:
+    grid = Grid(Order(load(str(suite(tmp_path, "aligned_mtl", "imtl_g"))), None, (tiny,)))
+    console = Console(file=io.StringIO(), width=20)
+    console.print(status._grid(grid, dict.fromkeys(grid.cells, State("open"))))
+    assert "…" not in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_what_is_being_trained_is_not_counted_as_open(
+    mtbench: Mtbench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = cell(tmp_path, "ew", 0, status="unfinished")
+    cell(tmp_path, "ew", 1, status="unfinished")
+    monkeypatch.setattr(
+        RunDirectory, "holder", lambda self: "process 7" if self.path == run.path else None
+    )
+    _, said, _ = mtbench("status", tmp_path)
+    assert re.search(r"running ┃ open ┃", said)
+    assert re.search(r"│ 1 +│ 1 +│\n", said)
 
 
 def test_two_sweeps_on_one_folder_run_each_cell_once(tiny: Path, tmp_path: Path) -> None:

@@ -549,9 +549,10 @@ CONTENT: dict[str, tuple[Callable[[Files], object], str]] = {
 }
 
 
-def test_a_pipe_is_refused(mtbench: Mtbench, tmp_path: Path) -> None:
+def test_a_pipe_and_a_folder_are_refused(mtbench: Mtbench, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.mtbench")
     refused(mtbench("import", tmp_path / "a.mtbench"), "is no regular file")
+    refused(mtbench("import", tmp_path), "is a folder", "`mtbench merge OUT FOLDER`")
 
 
 @pytest.mark.parametrize("kind", CONTENT)

@@ -142,6 +142,20 @@ def test_a_small_reference_that_decides_delta_m_is_told(tmp_path: Path) -> None:
     assert note.endswith("so Δm is mostly that: dice (0.01)")
 
 
+def test_what_one_row_of_two_does_and_what_another_seed_says_is_not_most(tmp_path: Path) -> None:
+    for seed, error in enumerate((-20.0, 8.0)):
+        for method in ("stl", "uw"):
+            cell(tmp_path, method, seed, error=error)
+    cell(tmp_path, "ew", 1, error=8.0)  # as stl at this seed, and 14 from its mean of -6
+    cell(tmp_path, "ls", 0, error=-20.0)
+    cell(tmp_path, "ls", 1, error=80.0)
+    cell(tmp_path, "mgda", 0, error=-20.0)
+    cell(tmp_path, "mgda", 1, error=80.0)
+    assert not any("by more than all" in note for note in leaderboard.notes(board(tmp_path)))
+    cell(tmp_path, "pcgrad", 1, error=80.0)
+    assert any("by more than all" in note for note in leaderboard.notes(board(tmp_path)))
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("error", [0.0, None])
 def test_a_metric_that_is_0_everywhere_or_that_others_lack_is_no_noise(

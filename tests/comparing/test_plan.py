@@ -143,7 +143,10 @@ def test_a_plan_counts_what_has_trials_and_what_runs() -> None:
     )
     assert time.startswith("time: 4 min on one core, 2 min with --jobs 2")
     assert time.endswith("without 2 rows that do not run")
+    assert "20 s with --jobs 64" in plan._time(grid, [runs], 64)[1]  # a trial, then a final cell
     assert plan._time(grid, broken, 2)[1] == "time: not known, for no row runs"
+    [untuned, *_] = planned(1, 6).entries
+    assert "10 s with --jobs 64" in plan._time(grid, [cost.Cost(untuned, 0.1, 10.0)], 64)[1]
 
 
 def test_samples_that_are_held_out_make_no_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,8 +150,9 @@ def test_reproduce_puts_a_run_beside_the_paper(
     out = tmp_path / "runs"
     words = ("reproduce", "tiny", "--plugin", tiny, "--published", paper, "--threads", 1)
     words = (*words, "--out", out, "--epochs", 1, "--seeds", 2, "--method", "ew")
-    code, said, err = mtbench(*words)
+    code, said, err = mtbench(*words, "--method", "ew")
     assert code == 0, err
+    assert said.count("ew beside the paper's: first") == 1
     assert len([*out.glob("tiny/*/*/result.json")]) == 4  # stl and ew at two seeds
     written = (out / "tiny" / "reproduce.md").read_text()
     [board] = leaderboard.boards([*find_runs([out])])
@@ -285,6 +286,12 @@ def test_foreign_text_is_inert(tiny: Path, paper: Path, tmp_path: Path, mtbench:
 def test_refusals(tiny: Path, paper: Path, tmp_path: Path, mtbench: Any) -> None:
     refused(mtbench("reproduce", "qm8"), "no published results", "qm9")
     refused(mtbench("reproduce", "--method", "ew"), "say which task")
+    refused(mtbench("reproduce", "--published", paper), "--published needs a task")
+    idle = ("--epochs", 3, "--set", "lr=4", "--seeds", 3, "--reference", "stl")
+    refused(mtbench("reproduce", *idle), "--epochs --seeds --reference --set: nothing is trained")
+    refused(mtbench("reproduce", "qm9", *idle, "--lr", 1), "--set --lr 1: nothing is trained")
+    refused(mtbench("reproduce", "qm9", "--method", "ls", "--reference", "ew"),
+            "--reference ew: is no single-task method", "say stl")  # fmt: skip
     refused(mtbench("reproduce", "qm9", "--method", "nashmtl"), "did you mean 'nash_mtl'")
     refused(mtbench("reproduce", "qm9", "--method", "ew", "--seeds", 0), "--seeds")
     refused(mtbench("reproduce", "qm9", "--method", "ew", "--epochs", 2, "--set", "epochs=3"),

@@ -358,6 +358,21 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, name: str) -> None
         getattr(run, read.get(name, "fitted"))()
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "epoch: None is no int"),
+        ('{"epoch": 0, "train_loss": {}, "val_loss": {}}', "val: None is no dict"),
+        ('{"epoch": 0, "train_loss": [1], "val_loss": {}}', r"train_loss: \[1\] is no dict"),
+    ],
+)
+def test_epochs_of_another_form_are_explained(tmp_path: Path, text: str, said: str) -> None:
+    run = RunDirectory(tmp_path)
+    run.write_text("epochs.jsonl", text)
+    with pytest.raises(RunError, match=rf"jsonl: does not parse \({said}\); delete result.json"):
+        run.history()
+
+
 def test_when_a_test_was_opened_survives_a_copy(tmp_path: Path) -> None:
     run, copy = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "copy")
     run.path.mkdir()

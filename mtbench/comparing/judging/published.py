@@ -250,7 +250,7 @@ def compare(
                 f"no paper reports {method} with these settings",
                 notes[0],
                 "theirs: as the paper prints it, by its protocol; ours: trained here. Each Δm is "
-                f"against its own {reference}",
+                "against its own single-task row",
                 *notes[1:],
             ]
         else:

@@ -79,6 +79,8 @@ class Request:
                 f"the task and a method are both called {task!r}: rename one of their files"
             )
         task_class = task_entry.load(Task)
+        if "data" in given and "data" not in params.declared(task_class):
+            raise UsageError(f"--data: task {task} takes no data; leave it out")
         share = overrides.route(
             given,
             {

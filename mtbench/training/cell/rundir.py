@@ -244,13 +244,18 @@ class RunDirectory:
         """Return the records of the epochs that have ended.
 
         Raises:
-            RunError: they do not parse.
+            RunError: they do not parse, or lack what each has.
         """
         file = self._file("epochs.jsonl")
         if file is None:
             return []
         try:
-            return [parse(line) for line in _text(file).splitlines()]
+            found = [parse(line) for line in _text(file).splitlines()]
+            for record in found:
+                for key, kind in _EPOCH.items():
+                    if not isinstance(record.get(key), kind):
+                        raise TypeError(f"{key}: {record.get(key)!r:.40} is no {kind.__name__}")
+            return found
         except _BROKEN as error:
             raise RunError(
                 f"{file}: does not parse ({error}); delete result.json and repeat the run, which "
@@ -377,6 +382,8 @@ def _text(file: str) -> str:
 
 
 _BROKEN = (ValueError, TypeError, RecursionError, OverflowError)
+_EPOCH = {"epoch": int, "train_loss": dict, "val_loss": dict, "val": dict}
+"""What every epoch's record has, and of which kind."""
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -101,8 +102,16 @@ def test_a_narrow_terminal_says_what_it_leaves_out(
     assert max(map(len, text.splitlines())) <= 90
     assert "-" in text
     monkeypatch.setenv("COLUMNS", "250")
-    _, text, _ = mtbench("leaderboard", runs)
-    assert "too wide" not in text
+    _, wide, _ = mtbench("leaderboard", runs)
+    assert "too wide" not in wide
+    numbers = set(re.findall(r"\d+\.\d+", wide))
+    for width in ("8", "20", "40", "60"):
+        monkeypatch.setenv("COLUMNS", width)
+        _, text, _ = mtbench("leaderboard", runs)
+        rows = "".join(line for line in text.splitlines() if line.startswith("│"))
+        assert "…" not in rows
+        assert set(re.findall(r"\d+\.\d+", rows)) <= numbers
+        assert "s/step" in text  # among what is left out
 
 
 def test_heads_that_begin_alike_are_not_cut() -> None:

@@ -66,6 +66,11 @@ def read(file: Path) -> Package:
     Raises:
         RunError: it is no such file, broken, or contradicts itself.
     """
+    if file.is_dir():
+        raise RunError(
+            f"{file}: is a folder, and no file of `mtbench export`; runs are copied from one by "
+            "`mtbench merge OUT FOLDER`"
+        )
     if file.exists() and not file.is_file():
         raise RunError(f"{file}: is no regular file: a pipe may never end")
     try:

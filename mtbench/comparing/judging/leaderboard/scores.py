@@ -189,14 +189,17 @@ class Scores:
 
     def _tell_small(self, reference: int) -> None:
         """Name metrics in which most rows differ from the reference by more than all it has."""
-        means = mean_over_units(self.x)
-        own = means[reference]
-        apart = np.abs(np.delete(means - own, reference, axis=0))
-        found = []
-        for m, name in enumerate(self.primary):
-            known = apart[np.isfinite(apart[:, m]), m]
-            if len(known) and np.median(known) > abs(own[m]):
-                found.append(f"{name} ({own[m]:.3g})")
+        common = (self.known & self.known[reference])[..., None]  # as delta-m is taken
+        own = mean_over_units(np.where(common, self.x[reference], np.nan))
+        apart = mean_over_units(np.where(common, self.x - self.x[reference], np.nan))
+        is_compared = common[:, :, 0].any(axis=1)
+        is_compared[reference] = False
+        n_apart = (np.abs(apart) > np.abs(own))[is_compared].sum(axis=0)
+        found = [
+            f"{name} ({own[reference, m]:.3g})"
+            for m, name in enumerate(self.primary)
+            if n_apart[m] > is_compared.sum() / 2
+        ]
         if found:
             self.remarks.append(
                 "most rows differ from the single-task row by more than all it has, so Δm is "
