@@ -425,7 +425,9 @@ def test_cyclic_gives_a_loss_of_zero_that_has_a_gradient_its_turn():
 
 def test_log_goes_around_nothing_that_wants_positive_losses():
     for base in (EPO(2), Damped(EPO(2))):
-        with pytest.raises(UsageError, match=r"log: (epo|damped) leaves out .*: leave the wrapper out$"):
+        with pytest.raises(
+            UsageError, match=r"log: (epo|damped) leaves out .*: leave the wrapper out$"
+        ):
             Log(base)
 
 
