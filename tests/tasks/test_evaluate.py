@@ -37,6 +37,7 @@ from mtbench_tasks._lesion.ensemble import Ensemble, together
 from mtbench_tasks._lesion.grid import prepare, to_input
 from mtbench_tasks._lesion.network import Described, Risk
 from mtbench_tasks._lesion.ood import KEY, OutOfDistribution, features
+from mtbench_tasks._lesion.scores import overlap
 from mtbench_tasks.thyroid import Thyroid, acr, phantom, ultrasound
 from tests.conftest import Mtbench
 from tests.refusals import refused
@@ -676,6 +677,32 @@ def test_what_is_evaluated_is_what_predict_says(
         row = frame.loc[Path(record["image"]).name]
         for grade, chance in view["probabilities"].items():
             assert row[f"p[{grade}]"] == pytest.approx(chance, abs=1e-4)
+
+
+@undrawn
+def test_the_mask_that_is_judged_is_the_one_that_predict_writes(
+    clinic: Path, tmp_path: Path
+) -> None:
+    """Without small regions, in the table of readers too."""
+
+    def specked(inputs: Tensor) -> list[Any]:
+        logits, risk = dark(inputs)
+        logits[:, 0, 10:15, 2:7] = 9
+        return [logits, risk]
+
+    task, records = Thyroid(image_size=64, width=2), []
+    for model in (dark, specked):
+        task.evaluate(Trained(model, "", FITTED), clinic, tmp_path, truth="pathology")
+        records.append(json.loads((tmp_path / "evaluation.json").read_text()))
+    assert records[0] == records[1]
+    [dice, *_] = pd.read_csv(tmp_path / "cases.csv")["dice"]
+    image = clinic.with_name("0.png")
+    task.predict(Trained(specked, "", {}), image, tmp_path / "0", report="none")
+    written, drawn = (
+        torch.from_numpy(np.array(Image.open(file)) > 0)
+        for file in (tmp_path / "0_mask.png", clinic.with_name("0_mask.png"))
+    )
+    assert overlap(written, drawn)[0] == pytest.approx(dice, abs=1e-5)
 
 
 def test_names_of_another_centre_cannot_act_on_a_terminal_or_a_spreadsheet(
