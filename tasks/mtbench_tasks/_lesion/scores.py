@@ -81,7 +81,8 @@ class LesionMeter(Meter):
         each = [_auroc(p[:, c], y == c) for c in range(count)]
         defined = [value for value in each if not math.isnan(value)]
         found["auroc"] = sum(defined) / len(defined) if defined else math.nan
-        found["auroc_high"] = _auroc(p[:, self.high :].sum(1), y >= self.high)
+        score = p[:, self.high :].double().sum(1).clamp(max=1)  # above 1 it is taken for logits
+        found["auroc_high"] = _auroc(score, y >= self.high)
         if count > 2:
             found.update({f"auroc[{g}]": v for g, v in zip(self.grades, each, strict=True)})
         present = y.unique()
