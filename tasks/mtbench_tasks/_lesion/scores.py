@@ -44,9 +44,9 @@ class LesionMeter(Meter):
     Mask metrics are means over images, at each one's own resolution, to which the logits are
     interpolated; the distance is in its pixels, and in millimetres over those images whose spacing
     is known. An empty prediction is as far away as the image's diagonal. These masks are those
-    before `ensemble.regions_of` leaves small regions out, as `predict` and `evaluate` do. AUROC is the mean, over
-    the grades that occur and are not all there is, of one grade against the rest; ``auroc_high`` is
-    that of the summed probability of the grades from `high` on.
+    before `ensemble.regions_of` leaves small regions out, as `predict` and `evaluate` do. AUROC is
+    the mean, over the grades that occur and are not all there is, of one grade against the rest;
+    ``auroc_high`` is that of the summed probability of the grades from `high` on.
     """
 
     def __init__(self, grades: Sequence[str], high: int) -> None:
