@@ -553,9 +553,14 @@ def test_the_page_stands_alone(clinic: Path, tmp_path: Path) -> None:
 
 def test_what_is_odd_or_absent_is_told(clinic: Path, tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
-    write(clinic.with_name("odd.csv"), [rows[0] | {"patient": "p0"}, *rows[1:]])
+    odd = [rows[0] | {"patient": "Jones, Ann"}, rows[1] | {"patient": "JONES ANN"}]
+    absent = rows[3] | {"image": "smith.png"}
+    write(clinic.with_name("odd.csv"), [*odd, absent, *rows[6:]])
     _, record = evaluated(clinic.with_name("odd.csv"), tmp_path)
-    assert any("looks odd is used" in note for note in record["notes"])
+    for what in ("looks odd is used", "1 cases or rows could not be used"):
+        assert any(what in note for note in record["notes"])
+    for name in ("index.html", "evaluation.json"):
+        assert not re.search("jones|smith", (tmp_path / name).read_text(), re.IGNORECASE)
     write(clinic.with_name("gone.csv"), [row | {"image": f"no{row['image']}"} for row in rows])
     with pytest.raises(DataError, match=r"the first problem: .*no0.png: there is no such file"):
         evaluated(clinic.with_name("gone.csv"), tmp_path)

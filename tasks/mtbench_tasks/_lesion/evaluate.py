@@ -1,6 +1,5 @@
 """A trained model on cases that it has not seen: which they are, what is asked, what is written."""
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,8 +97,8 @@ def evaluate(
             silent=(truth, silent),
             left_out=len(prepared.hashes) - len(chosen),
             merged=merged,
-            problems=problems,
-            doubts=[*collection.doubts, *itertools.chain(*prepared.doubts.values())],
+            problems=len(problems),
+            doubts=len(collection.doubts) + sum(map(len, prepared.doubts.values())),
             known=all(own is not None for own in seen),
             started=any(model.init for model in trained.members),
             unworded=evaluation_numbers.unworded(split.cases, lexicon),
