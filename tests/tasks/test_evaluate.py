@@ -142,6 +142,24 @@ def test_no_interval_where_no_draw_differs(same: float) -> None:
     assert np.isnan([found.low, found.high]).all()
 
 
+@pytest.mark.parametrize(("holders", "known"), [(1, False), (6, True)])
+def test_an_interval_over_grades_is_of_all_of_them(holders: int, known: bool) -> None:
+    """Of 60 patients, a draw holds none with a grade that one has in 36 %, that six have in 0.2 %.
+
+    Where draws had lacked it, the mean had been over the others.
+    """
+    truth = np.array([2] * holders + [i % 2 for i in range(60 - holders)])
+    said = np.where(np.arange(60) % 3 > 0, truth, 0)
+    w = bootstrap.weights([f"{i:02}" for i in range(60)])
+    for found in (
+        bootstrap.balanced_accuracy(bootstrap.confusion(truth, said, w, 4)),
+        bootstrap.macro_auroc(np.eye(4)[said], truth, w),
+    ):
+        assert np.isfinite(found[0])
+        np.testing.assert_array_equal(np.isnan(found), w[:, :holders].sum(1) == 0)
+        assert np.isfinite(bootstrap.interval(found).low) == known
+
+
 def test_operating_points() -> None:
     score = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
     positive = np.array([0, 0, 1, 0, 0, 1, 1, 1]) > 0
@@ -324,6 +342,9 @@ def test_a_model_is_judged_on_another_centres_data(clinic: Path, tmp_path: Path)
     assert metrics["dice"] == pytest.approx(frame["dice"].mean(), abs=1e-5)
     assert metrics["dice"] > 0.8
     assert all(m["low"] is None or m["low"] <= m["value"] <= m["high"] for m in record["metrics"])
+    lows = {m["name"]: m["low"] for m in record["metrics"]}
+    assert lows["brier"] is not None
+    assert lows["calibration_error_high"] is None  # a draw adds to its bias
     for point, known in zip(record["operating"], FITTED["operating"], strict=True):
         assert point["threshold"] == known["threshold"]  # fixed there, not here
         flagged = p >= known["threshold"]

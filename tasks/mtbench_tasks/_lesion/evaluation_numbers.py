@@ -367,7 +367,7 @@ def _metrics(judged: Judged, of: Of, w: Floats) -> Iterator[dict[str, Any]]:
         "balanced_accuracy": bootstrap.balanced_accuracy(table),
         "kappa": bootstrap.kappa(table),
         "brier": bootstrap.mean((of.score - of.positive) ** 2, of.w),
-        "calibration_error_high": bootstrap.calibration_error(*of),
+        "calibration_error_high": bootstrap.calibration_error(of.score, of.positive, of.w[:1]),
         "observed / expected": bootstrap.ratio(of.w @ of.positive, of.w @ of.score),
     }
     for name, values in found.items():

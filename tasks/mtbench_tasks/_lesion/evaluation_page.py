@@ -25,7 +25,8 @@ from mtbench_tasks._lesion.reading import USE
 TITLE = "Evaluation of a trained model"
 INTERVALS = (
     f"Intervals are of 95 %: percentiles over {RESAMPLES:,} draws of as many patients as there "
-    "are, with replacement. Where there is none, the images are too few or too much alike."
+    "are, with replacement. Where there is none, the images are too few or too much alike. The "
+    "calibration error has none: on few images it is too large, and draws make it larger still."
 )
 NAMES = {
     "dice": "Dice", "iou": "IoU", "hd95": "95 % Hausdorff distance, pixels",
