@@ -183,6 +183,7 @@ def _tables(record: Record) -> Iterator[Table]:
                 *(
                     (f"{rate} on validation", *(_plain(p[rate]) for p in points))
                     for rate in RATES[:2]
+                    if rate in points[0]  # of one model
                 ),
             ],
         )
