@@ -356,6 +356,17 @@ def test_a_model_is_judged_on_another_centres_data(clinic: Path, tmp_path: Path)
 
 
 @undrawn
+def test_rates_on_validation_are_of_one_model(clinic: Path, tmp_path: Path) -> None:
+    """Of several that are asked together, nobody has measured them."""
+    task, one = Thyroid(image_size=64, width=2), Trained(dark, "dark", FITTED)
+    for trained, count in ((one, 2), (replace(one, others=(one,)), 0)):
+        found = task.evaluate(trained, clinic, tmp_path, truth="pathology")
+        rows = [row[0] for row in found.tables[1].rows]
+        assert rows[:4] == list(evaluation_page.RATES)
+        assert len(rows[4:]) == count
+
+
+@undrawn
 def test_what_a_model_was_trained_with_changes_no_truth(clinic: Path, tmp_path: Path) -> None:
     """Grids are kept, and those of cases with a consensus are others."""
     found = []
