@@ -448,10 +448,10 @@ def test_another_scale_in_the_same_numbers_is_told(clinic: Path, tmp_path: Path,
     frame["category"] = [max(1, int(grade[2]) - least) for grade in frame["category"]]
     data = clinic.with_name("numbers.csv")
     frame.to_csv(data, index=False)
-    _, record = evaluated(data, tmp_path, truth="pathology")
-    assert sum(told in note for note in record["notes"]) == 1
-    _, record = evaluated(data, tmp_path, truth="pathology", grades=ultrasound.GRADES)
-    assert not any(told in note for note in record["notes"])
+    found, _ = evaluated(data, tmp_path, truth="pathology")
+    assert sum(told in note for note in found.notes) == 1
+    found, _ = evaluated(data, tmp_path, truth="pathology", grades=ultrasound.GRADES)
+    assert not any(told in note for note in found.notes)
 
 
 @undrawn
@@ -589,9 +589,11 @@ def test_what_is_odd_or_absent_is_told(clinic: Path, tmp_path: Path) -> None:
     odd = [rows[0] | {"patient": "Jones, Ann"}, rows[1] | {"patient": "JONES ANN"}]
     absent = rows[3] | {"image": "smith.png"}
     write(clinic.with_name("odd.csv"), [*odd, absent, *rows[6:]])
-    _, record = evaluated(clinic.with_name("odd.csv"), tmp_path)
+    found, record = evaluated(clinic.with_name("odd.csv"), tmp_path)
     for what in ("looks odd is used", "1 cases or rows could not be used"):
         assert any(what in note for note in record["notes"])
+    for what in ("the first problem: .*smith", "the first that looks odd: .*Jones"):
+        assert any(re.match(what, note) for note in found.notes)  # on the terminal alone
     for name in ("index.html", "evaluation.json"):
         assert not re.search("jones|smith", (tmp_path / name).read_text(), re.IGNORECASE)
     write(clinic.with_name("gone.csv"), [row | {"image": f"no{row['image']}"} for row in rows])
