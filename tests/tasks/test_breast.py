@@ -170,6 +170,7 @@ def test_what_is_told_of_a_model_reads_no_mask_of_training(tmp_path: Path) -> No
     with torch.inference_mode():
         fitted = task.fit(task.model().eval(), splits)
     assert fitted["seen"]
+    assert fitted["spread"]["patients"] == len({case.patient for case in splits.val.cases})
     assert 0 < fitted["radiomics"]["outlines"] == fitted["radiomics"]["of known spacing"]
 
 

@@ -104,6 +104,13 @@ def test_end_points_are_those_of_the_stored_image() -> None:
     }
 
 
+@pytest.mark.parametrize(("size", "found"), [(9.9961, 9.99), (10.0, 10.0), (1.15, 1.15)])
+def test_a_length_is_never_more_than_measured(size: float, found: float) -> None:
+    """9.9961 mm had been 10.0, where ACR TI-RADS advises biopsy; 1.15 is 114.99... hundredths."""
+    one = dict.fromkeys(("long_axis", "short_axis", "height", "width"), Caliper((0, 0), (size, 0)))
+    assert record(one, (0, 0, 90, 90), (1.0, 1.0), 1.0)["long_axis_mm"] == found
+
+
 def view(plane: str | None, **axes: float) -> dict[str, Any]:
     return {"plane": plane, **axes}
 

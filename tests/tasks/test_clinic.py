@@ -103,11 +103,14 @@ def dicom(path: Path, values: Any, **said: Any) -> Path:
     return path
 
 
-def nifti(path: Path, values: Any, directions: tuple[int, ...], origin: Any = (0, 0, 0)) -> Path:
+def nifti(
+    path: Path, values: Any, directions: tuple[int, ...], origin: Any = (0, 0, 0),
+    spacing: tuple[float, float] = (0.1, 0.1),
+) -> Path:  # fmt: skip
     image = sitk.GetImageFromArray(values[None])
-    image.SetSpacing((0.1, 0.1, 1.0))
+    image.SetSpacing((*spacing, 1.0))
     image.SetDirection([float(d) for d in directions])
-    image.SetOrigin([float(o) for o in origin])
+    image.SetOrigin([*map(float, origin), 0.0][:3])
     sitk.WriteImage(image, str(path))
     return path
 
@@ -635,6 +638,23 @@ def test_a_mask_that_lies_elsewhere_or_askew_is_refused(tmp_path: Path) -> None:
     askew = nifti(tmp_path / "m.nii.gz", lesion().astype(np.uint8), (0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1))  # fmt: skip  # noqa: E501
     with pytest.raises(DataError, match="lies at an angle"):
         read_mask(askew, image)
+
+
+@pytest.mark.parametrize("spacing", [(0.2, 0.2), (0.1, 0.102), (0.098, 0.1)])
+def test_a_mask_of_other_pixels_is_refused(tmp_path: Path, spacing: tuple[float, float]) -> None:
+    """Its middle is the image's, and it has as many."""
+    image = nifti(tmp_path / "a.nii.gz", scan(), SAME)
+    origin = [(0.1 - s) * (n - 1) / 2 for s, n in zip(spacing, (WIDTH, HEIGHT), strict=True)]
+    mask = nifti(tmp_path / "m.nii.gz", lesion().astype(np.uint8), SAME, origin, spacing)
+    with pytest.raises(DataError, match=r"m\.nii\.gz: its header makes it .* and its image is"):
+        read_mask(mask, image)
+
+
+def test_a_mask_on_the_grid_that_is_shown_is_taken(tmp_path: Path) -> None:
+    """Of an image whose pixels are made square."""
+    image = nifti(tmp_path / "a.nii.gz", scan()[:, ::2].copy(), SAME, spacing=(0.2, 0.1))
+    mask = nifti(tmp_path / "m.nii.gz", lesion().astype(np.uint8), SAME, (-0.05, 0))
+    np.testing.assert_array_equal(read_mask(mask, image)[0], lesion())
 
 
 @pytest.mark.parametrize("kind", ["spacing", "aspect", "nifti"])

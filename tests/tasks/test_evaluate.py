@@ -37,6 +37,7 @@ from mtbench_tasks._lesion.ensemble import Ensemble, together
 from mtbench_tasks._lesion.grid import prepare, to_input
 from mtbench_tasks._lesion.network import Described, Risk
 from mtbench_tasks._lesion.ood import KEY, OutOfDistribution, features
+from mtbench_tasks._lesion.scores import overlap
 from mtbench_tasks.thyroid import Thyroid, acr, phantom, ultrasound
 from tests.conftest import Mtbench
 from tests.refusals import refused
@@ -141,6 +142,24 @@ def test_no_interval_where_no_draw_differs(same: float) -> None:
     assert np.isnan([found.low, found.high]).all()
 
 
+@pytest.mark.parametrize(("holders", "known"), [(1, False), (6, True)])
+def test_an_interval_over_grades_is_of_all_of_them(holders: int, known: bool) -> None:
+    """Of 60 patients, a draw holds none with a grade that one has in 36 %, that six have in 0.2 %.
+
+    Where draws had lacked it, the mean had been over the others.
+    """
+    truth = np.array([2] * holders + [i % 2 for i in range(60 - holders)])
+    said = np.where(np.arange(60) % 3 > 0, truth, 0)
+    w = bootstrap.weights([f"{i:02}" for i in range(60)])
+    for found in (
+        bootstrap.balanced_accuracy(bootstrap.confusion(truth, said, w, 4)),
+        bootstrap.macro_auroc(np.eye(4)[said], truth, w),
+    ):
+        assert np.isfinite(found[0])
+        np.testing.assert_array_equal(np.isnan(found), w[:, :holders].sum(1) == 0)
+        assert np.isfinite(bootstrap.interval(found).low) == known
+
+
 def test_operating_points() -> None:
     score = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
     positive = np.array([0, 0, 1, 0, 0, 1, 1, 1]) > 0
@@ -149,8 +168,9 @@ def test_operating_points() -> None:
     assert (kept["threshold"], kept["sensitivity"], kept["specificity"]) == (0.3, 1, 0.5)
     assert operating.points(score, np.ones(8) > 0) == []
     [mean, _] = operating.shared([{"operating": [youden, kept]}, {"operating": [kept, kept]}])
-    assert mean["threshold"] == pytest.approx(0.45)
-    assert mean["rule"] == operating.YOUDEN
+    # What the mean threshold gives on validation, nobody has measured.
+    assert mean == {"rule": operating.YOUDEN, "threshold": pytest.approx(0.45)}
+    assert operating.shared([{"operating": [youden, kept]}]) == [youden, kept]
     assert operating.shared([{"operating": [youden, kept]}, {}]) == []
 
 
@@ -323,6 +343,9 @@ def test_a_model_is_judged_on_another_centres_data(clinic: Path, tmp_path: Path)
     assert metrics["dice"] == pytest.approx(frame["dice"].mean(), abs=1e-5)
     assert metrics["dice"] > 0.8
     assert all(m["low"] is None or m["low"] <= m["value"] <= m["high"] for m in record["metrics"])
+    lows = {m["name"]: m["low"] for m in record["metrics"]}
+    assert lows["brier"] is not None
+    assert lows["calibration_error_high"] is None  # a draw adds to its bias
     for point, known in zip(record["operating"], FITTED["operating"], strict=True):
         assert point["threshold"] == known["threshold"]  # fixed there, not here
         flagged = p >= known["threshold"]
@@ -330,6 +353,17 @@ def test_a_model_is_judged_on_another_centres_data(clinic: Path, tmp_path: Path)
         assert point["here"]["specificity"]["value"] == pytest.approx(1 - flagged[y == 0].mean())
     tidy = pd.read_csv(tmp_path / "metrics.csv").set_index(["group", "metric"])["value"]
     assert tidy["all", "auroc_high"] == pytest.approx(metrics["auroc_high"], abs=1e-5)
+
+
+@undrawn
+def test_rates_on_validation_are_of_one_model(clinic: Path, tmp_path: Path) -> None:
+    """Of several that are asked together, nobody has measured them."""
+    task, one = Thyroid(image_size=64, width=2), Trained(dark, "dark", FITTED)
+    for trained, count in ((one, 2), (replace(one, others=(one,)), 0)):
+        found = task.evaluate(trained, clinic, tmp_path, truth="pathology")
+        rows = [row[0] for row in found.tables[1].rows]
+        assert rows[:4] == list(evaluation_page.RATES)
+        assert len(rows[4:]) == count
 
 
 @undrawn
@@ -414,10 +448,10 @@ def test_another_scale_in_the_same_numbers_is_told(clinic: Path, tmp_path: Path,
     frame["category"] = [max(1, int(grade[2]) - least) for grade in frame["category"]]
     data = clinic.with_name("numbers.csv")
     frame.to_csv(data, index=False)
-    _, record = evaluated(data, tmp_path, truth="pathology")
-    assert sum(told in note for note in record["notes"]) == 1
-    _, record = evaluated(data, tmp_path, truth="pathology", grades=ultrasound.GRADES)
-    assert not any(told in note for note in record["notes"])
+    found, _ = evaluated(data, tmp_path, truth="pathology")
+    assert sum(told in note for note in found.notes) == 1
+    found, _ = evaluated(data, tmp_path, truth="pathology", grades=ultrasound.GRADES)
+    assert not any(told in note for note in found.notes)
 
 
 @undrawn
@@ -552,9 +586,16 @@ def test_the_page_stands_alone(clinic: Path, tmp_path: Path) -> None:
 
 def test_what_is_odd_or_absent_is_told(clinic: Path, tmp_path: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(clinic.read_text())))
-    write(clinic.with_name("odd.csv"), [rows[0] | {"patient": "p0"}, *rows[1:]])
-    _, record = evaluated(clinic.with_name("odd.csv"), tmp_path)
-    assert any("looks odd is used" in note for note in record["notes"])
+    odd = [rows[0] | {"patient": "Jones, Ann"}, rows[1] | {"patient": "JONES ANN"}]
+    absent = rows[3] | {"image": "smith.png"}
+    write(clinic.with_name("odd.csv"), [*odd, absent, *rows[6:]])
+    found, record = evaluated(clinic.with_name("odd.csv"), tmp_path)
+    for what in ("looks odd is used", "1 cases or rows could not be used"):
+        assert any(what in note for note in record["notes"])
+    for what in ("the first problem: .*smith", "the first that looks odd: .*Jones"):
+        assert any(re.match(what, note) for note in found.notes)  # on the terminal alone
+    for name in ("index.html", "evaluation.json"):
+        assert not re.search("jones|smith", (tmp_path / name).read_text(), re.IGNORECASE)
     write(clinic.with_name("gone.csv"), [row | {"image": f"no{row['image']}"} for row in rows])
     with pytest.raises(DataError, match=r"the first problem: .*no0.png: there is no such file"):
         evaluated(clinic.with_name("gone.csv"), tmp_path)
@@ -676,6 +717,32 @@ def test_what_is_evaluated_is_what_predict_says(
         row = frame.loc[Path(record["image"]).name]
         for grade, chance in view["probabilities"].items():
             assert row[f"p[{grade}]"] == pytest.approx(chance, abs=1e-4)
+
+
+@undrawn
+def test_the_mask_that_is_judged_is_the_one_that_predict_writes(
+    clinic: Path, tmp_path: Path
+) -> None:
+    """Without small regions, in the table of readers too."""
+
+    def specked(inputs: Tensor) -> list[Any]:
+        logits, risk = dark(inputs)
+        logits[:, 0, 10:15, 2:7] = 9
+        return [logits, risk]
+
+    task, records = Thyroid(image_size=64, width=2), []
+    for model in (dark, specked):
+        task.evaluate(Trained(model, "", FITTED), clinic, tmp_path, truth="pathology")
+        records.append(json.loads((tmp_path / "evaluation.json").read_text()))
+    assert records[0] == records[1]
+    [dice, *_] = pd.read_csv(tmp_path / "cases.csv")["dice"]
+    image = clinic.with_name("0.png")
+    task.predict(Trained(specked, "", {}), image, tmp_path / "0", report="none")
+    written, drawn = (
+        torch.from_numpy(np.array(Image.open(file)) > 0)
+        for file in (tmp_path / "0_mask.png", clinic.with_name("0_mask.png"))
+    )
+    assert overlap(written, drawn)[0] == pytest.approx(dice, abs=1e-5)
 
 
 def test_names_of_another_centre_cannot_act_on_a_terminal_or_a_spreadsheet(

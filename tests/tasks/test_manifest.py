@@ -21,11 +21,12 @@ from PIL import Image as Pil
 import mtbench_tasks.thyroid as thyroid
 from mtbench.errors import DataError, UsageError
 from mtbench_tasks._lesion import manifest, pictures
-from mtbench_tasks._lesion.agreement import MODEL, agreement
+from mtbench_tasks._lesion.agreement import MODEL, agreement, opinions
 from mtbench_tasks._lesion.cases import Case, Collection, Reading
 from mtbench_tasks._lesion.consensus import majority, staple, with_consensus
 from mtbench_tasks._lesion.doubts import halved, survey
 from mtbench_tasks._lesion.files import read_mask, read_picture
+from mtbench_tasks._lesion.network import Risk
 from mtbench_tasks._lesion.splits import (
     TRUTH,
     CaseSplit,
@@ -678,6 +679,20 @@ def test_opinions_are_those_of_the_readers_and_the_truth(phantom_splits: dict[st
             *test.cases[0].readings, test.cases[0].truth]]  # fmt: skip
         batch = test.batch(torch.tensor([0]))
         assert torch.equal(batch["mask"][0] > 0, said[TRUTH].mask)
+
+
+def test_a_case_counts_once_whatever_it_is_learnt_from(phantom_splits: dict[str, Any]) -> None:
+    """With all labels, a split holds a case once for each of its readings."""
+
+    def model(inputs: torch.Tensor) -> list[Any]:
+        logits = torch.zeros(len(inputs), 5)
+        return [inputs, Risk(logits, torch.zeros(len(inputs), 1), torch.zeros(len(inputs), 0))]
+
+    by_reader, every = (
+        agreement(opinions(model, phantom_splits[labels].val), 5) for labels in ("reader", "all")
+    )
+    assert by_reader.equals(every)
+    assert every["graded"][0] == len(phantom_splits["reader"].val)
 
 
 # All of it

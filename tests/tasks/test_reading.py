@@ -352,22 +352,29 @@ def test_a_temperature_mends_what_it_should() -> None:
     honest = 2 * torch.randn(4000, 5, generator=generator)
     category = torch.multinomial(honest.softmax(1), 1, generator=generator)[:, 0]
     sure = 3 * honest
-    found = temperature(sure, category)
+    alone = [str(i) for i in range(4000)]
+    found = temperature(sure, category, alone)
     assert found == pytest.approx(3, rel=0.1)
     assert (
         calibration_error(sure / found, category) < 0.03 < 0.1 < calibration_error(sure, category)
     )
-    assert temperature(honest[:0], category[:0]) == 1
-    assert temperature(sure[:4], category[:4]) == 1  # four readings cannot tell
-    assert temperature(honest, category) == 1  # nothing to mend
+    assert temperature(honest[:0], category[:0], []) == 1
+    assert temperature(sure[:4], category[:4], alone[:4]) == 1  # four readings cannot tell
+    assert temperature(honest, category, alone) == 1  # nothing to mend
     assert math.isnan(calibration_error(honest[:0], category[:0]))
     with_end = torch.tensor([[1.0, 0.0]] * 50), torch.zeros(50, dtype=torch.long)  # all right
     assert likeliest(*with_end) == pytest.approx(1 / 20, rel=0.01)
-    assert temperature(*with_end) == 1  # 73 % sure, and not 100 %
+    assert temperature(*with_end, alone[:50]) == 1  # 73 % sure, and not 100 %
     noise = 0.2 * torch.randn(30, 2, generator=generator)
     mostly = with_end[0][:30] + noise, (torch.arange(30) % 10 == 0).long()
-    assert temperature(*mostly) < 1
-    assert temperature(mostly[0][:19], mostly[1][:19]) == 1
+    assert temperature(*mostly, alone[:30]) < 1
+    assert temperature(*mostly, [*alone[:19], *alone[8:19]]) == 1  # of 19 patients
+    # Thirty patients tell nothing, nor do nine images of each that are alike.
+    few = 1.4 * honest[120:150], category[120:150]
+    assert temperature(*few, alone[:30]) == 1
+    many = few[0].repeat(9, 1), few[1].repeat(9)
+    assert temperature(*many, alone[:30] * 9) == 1
+    assert temperature(*many, alone[:270]) > 1.5
 
 
 # Not this kind of image
@@ -557,11 +564,12 @@ def test_an_interval_holds_as_often_as_it_promises() -> None:
         return true, said, chances, grade
 
     held = {"length": 0, "category": 0}
+    patients = [str(i) for i in range(60)]
     for _ in range(100):
         true, said, chances, grade = drawn(60)
-        pairs = [(dict.fromkeys(LENGTHS, a), dict.fromkeys(LENGTHS, b))
-                 for a, b in zip(said, true, strict=True)]  # fmt: skip
-        known = conformal.fit(pairs, chances, grade)
+        pairs = [(patient, dict.fromkeys(LENGTHS, a), dict.fromkeys(LENGTHS, b))
+                 for patient, a, b in zip(patients, said, true, strict=True)]  # fmt: skip
+        known = conformal.fit(pairs, chances, grade, patients)
         for t, s, p, g in zip(*drawn(20), strict=True):
             found = conformal.interval([(known, dict.fromkeys(LENGTHS, s), p)], grades, 0.1)
             assert found is not None
@@ -570,6 +578,18 @@ def test_an_interval_holds_as_often_as_it_promises() -> None:
             held["category"] += grades[g] in found["categories"]
     assert 0.87 < held["length"] / 2000 < 0.95
     assert held["category"] / 2000 > 0.87
+
+
+def test_an_interval_holds_on_all_images_of_a_patient() -> None:
+    """Each of 19 patients has five images, on which the model errs alike."""
+    rng = np.random.default_rng(0)
+    patients = [str(i // 5) for i in range(95)]
+    held = 0
+    for _ in range(2000):
+        off = rng.exponential(size=(20, 1)) * rng.uniform(0.1, 1, (20, 5))
+        q = conformal.quantile(off[:19].ravel().tolist(), patients)
+        held += q is not None and off[19].max() <= q
+    assert 0.88 < held / 2000 < 0.92
 
 
 def test_several_looks_are_told_by_their_hull() -> None:

@@ -750,10 +750,21 @@ def test_auroc_by_counting_pairs() -> None:
     assert [found[f"auroc[{g}]"] for g in GRADES] == pytest.approx(each)
     assert found["auroc"] == pytest.approx(np.mean(each))
     assert found["auroc_high"] == pytest.approx(each[3])
-    upper = rounded[:, 2:].sum(1).numpy()
+    upper = rounded[:, 2:].double().sum(1).numpy()
     assert measure(p, y, high=2)["auroc_high"] == pytest.approx(auroc(upper, y >= 2))
     for batches in (3, 60):
         assert measure(p, y, batches=batches) == pytest.approx(found, nan_ok=True)
+
+
+def test_a_sum_above_one_is_no_logit() -> None:
+    """torchmetrics takes a sigmoid of scores above 1, which made the scores near 0 one."""
+    p = np.random.default_rng(0).dirichlet(np.full(4, 0.02), 300)
+    p = np.maximum(p, 1e-12) / np.maximum(p, 1e-12).sum(1, keepdims=True)
+    y = np.random.default_rng(1).integers(0, 4, 300)
+    said = torch.tensor(p).log().float().softmax(1)[:, 1:]
+    assert said.sum(1).max() > 1
+    wanted = auroc(said.double().sum(1).clamp(max=1).numpy(), y >= 1)
+    assert measure(p, y, high=1)["auroc_high"] == pytest.approx(wanted, abs=1e-6)
 
 
 def test_a_grade_that_does_not_occur_is_left_out() -> None:

@@ -18,8 +18,14 @@ BATCH = 32
 
 
 def opinions(predictor: Predictor, split: CaseSplit) -> Iterator[dict[str, Opinion]]:
-    """Yield what readers, model and truth say of each case of a split, by name."""
-    for positions in torch.split(torch.arange(len(split)), BATCH):
+    """Yield what readers, model and truth say of each case of a split, by name.
+
+    Once, also where the split holds a case for each of its readings.
+    """
+    first: dict[int, int] = {}
+    for position, case in enumerate(split.cases):
+        first.setdefault(id(case), position)
+    for positions in torch.split(torch.tensor(list(first.values())), BATCH):
         logits, risk = predictor(split.images(positions))
         found = zip((logits > 0).cpu(), risk.logits.argmax(1).tolist(), strict=True)
         for position, (mask, category) in zip(positions.tolist(), found, strict=True):

@@ -6,7 +6,6 @@ replacement (the cluster bootstrap; Field and Welsh 2007, "Bootstrapping cluster
 function of weights returns (R,) values, the first of which is the estimate.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -49,7 +48,7 @@ def interval(values: Floats) -> Interval:
     draw has a wrong one, which is no certainty.
     """
     drawn = values[1:][np.isfinite(values[1:])]
-    if not np.isfinite(values[0]) or len(drawn) < DEFINED * (len(values) - 1):
+    if not np.isfinite(values[0]) or len(drawn) < max(1, DEFINED * (len(values) - 1)):
         return Interval(float(values[0]), np.nan, np.nan)
     low, high = np.percentile(drawn, LEVEL)
     if np.isclose(low, high, rtol=1e-9, atol=0):  # the order of summing tells them apart
@@ -105,13 +104,18 @@ def kappa(table: Floats, *, ordered: bool = True) -> Floats:
 
 
 def balanced_accuracy(table: Floats) -> Floats:
-    """Return the mean recall of the grades that occur, of confusion matrices (R, G, G)."""
+    """Return the mean recall of the grades that occur, of confusion matrices (R, G, G).
+
+    NaN where a draw lacks one of them: without it, it would be another quantity.
+    """
     recall = ratio(np.diagonal(table, axis1=1, axis2=2), table.sum(2))
     return _over_known(recall)
 
 
 def macro_auroc(chances: Floats, truth: NDArray[np.int64], w: Floats) -> Floats:
     """Return the mean of each grade's AUROC against the rest, over those where it is defined.
+
+    NaN where a draw lacks one of them, as in `balanced_accuracy`.
 
     Args:
         chances: (N, G) probabilities.
@@ -135,7 +139,11 @@ def rates(positive: Flags, flagged: Flags, w: Floats) -> dict[str, Floats]:
 
 
 def calibration_error(score: Floats, positive: Flags, w: Floats) -> Floats:
-    """Return the mean distance of probability and frequency over `BINS` bins of equal width."""
+    """Return the mean distance of probability and frequency over `BINS` bins of equal width.
+
+    It is too large on few images: chance parts the two in each bin. A draw adds that once more, so
+    that its percentiles are no interval.
+    """
     at = np.minimum((score * BINS).astype(int), BINS - 1)
     cells = np.zeros((len(score), BINS))
     cells[np.arange(len(score)), at] = score - positive
@@ -165,7 +173,6 @@ def agreement(difference: Floats, w: Floats) -> dict[str, Floats]:
 
 
 def _over_known(values: Floats) -> Floats:
-    """Return the mean over the columns that are defined, (R,)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of rows without any
-        return np.asarray(np.nanmean(values, axis=1))
+    """Return the mean over the columns that are defined of all images, which are the first row."""
+    known = values[:, np.isfinite(values[0])]
+    return ratio(known.sum(1), np.array(known.shape[1]))

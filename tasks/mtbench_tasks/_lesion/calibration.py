@@ -1,7 +1,9 @@
 """Probabilities that mean what they say."""
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,17 +12,20 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 LARGEST = 20.0
 """Of a temperature, and of its inverse: on what a model gets all right or all wrong it has no
 end."""
-FEWEST = 20  # readings: of fewer a standard error says nothing
+FEWEST = 20  # patients: of fewer a standard error says nothing
 
 
-def temperature(logits: Tensor, category: Tensor) -> float:
-    """Return `likeliest`, or 1 where it gains no more than its standard error.
+def temperature(logits: Tensor, category: Tensor, patients: Sequence[str]) -> float:
+    r"""Return `likeliest`, or 1 where it gains no more than its standard error.
 
     With g_n what T takes off the negative log-likelihood of reading n, T is used if the mean of g
-    exceeds std(g) / sqrt(N). Few readings cannot tell a temperature, nor can any that are all right
-    or all wrong: they are likeliest at an end, where a model says 0 or 100 %.
+    exceeds its standard error, the readings of one of the P patients being no independent ones:
+    :math:`\frac{1}{N} \sqrt{\frac{P}{P - 1} \sum_p (\sum_{n \in p} (g_n - \bar{g}))^2}`. Few
+    patients cannot tell a temperature, nor can readings that are all right or all wrong: they are
+    likeliest at an end, where a model says 0 or 100 %.
     """
-    if len(category) < FEWEST:
+    names, owner = np.unique(np.array(patients, dtype=str), return_inverse=True)
+    if len(names) < FEWEST:
         return 1.0
     found = likeliest(logits, category)
     if abs(math.log(found)) > 0.99 * math.log(LARGEST):
@@ -28,7 +33,9 @@ def temperature(logits: Tensor, category: Tensor) -> float:
     z = logits.double()
     before, after = (F.cross_entropy(z / t, category, reduction="none") for t in (1.0, found))
     gain = before - after
-    return found if gain.mean() > gain.std() / math.sqrt(len(gain)) else 1.0
+    sums = np.bincount(owner, gain - gain.mean())
+    error = math.sqrt(len(names) / (len(names) - 1)) * np.linalg.norm(sums) / len(gain)
+    return found if gain.mean() > error else 1.0
 
 
 def likeliest(logits: Tensor, category: Tensor) -> float:

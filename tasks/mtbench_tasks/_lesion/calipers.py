@@ -101,7 +101,9 @@ def _across(hull: NDArray[np.float64], a: int, b: int) -> Caliper:
 def record(
     found: Mapping[str, Caliper], box: Sequence[int], pixel: Point, spacing: float | None
 ) -> dict[str, Any]:
-    """Return lengths, and calipers by their end points in the image as it is stored.
+    """Return lengths, to 0.01 and never more than measured, and calipers by their end points.
+
+    These are in the image as it is shown, before its pixels were made square.
 
     Args:
         found: of `calipers`, in the square pixels of a view.
@@ -111,8 +113,12 @@ def record(
     """
     unit, scale = ("px", 1.0) if spacing is None else ("mm", spacing)
     names = ("long_axis", "short_axis", "height", "width")
+    # Rounded up, 9.996 mm would reach a guideline's 10; 1.15 mm are 114.99999999999999 hundredths.
     lengths = {
-        f"{name}_{unit}": round(found[name].length * scale, 2) if found else 0.0 for name in names
+        f"{name}_{unit}": math.floor(round(100 * found[name].length * scale, 6)) / 100
+        if found
+        else 0.0
+        for name in names
     }
     ends = {}
     for name, caliper in found.items():

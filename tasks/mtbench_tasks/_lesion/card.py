@@ -9,7 +9,8 @@ from mtbench_tasks._lesion import screen
 from mtbench_tasks._lesion.cases import Image, View
 from mtbench_tasks._lesion.categories import and_above
 from mtbench_tasks._lesion.descriptors import Lexicon
-from mtbench_tasks._lesion.reading import LESSER, USE
+from mtbench_tasks._lesion.ensemble import LESSER
+from mtbench_tasks._lesion.reading import USE
 
 
 def card(

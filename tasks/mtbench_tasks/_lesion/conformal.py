@@ -1,8 +1,9 @@
 r"""How sure a reading is: intervals that held on validation as often as they promise.
 
 Split conformal prediction (Vovk et al. 2005; Lei et al. 2018): with s_1, ..., s_n how far the model
-was off on validation, and q the :math:`\lceil 0.9 (n + 1) \rceil`-th smallest of them, a new image
-of the same kind is off by at most q in 90 % of cases, whatever the model. Of a length
+was off on the n patients of validation, each by the worst of their images, and q the
+:math:`\lceil 0.9 (n + 1) \rceil`-th smallest of them, in 90 % of cases no image of a new patient of
+the same kind is off by more than q, whatever the model. Of a length
 :math:`s = |\log(\hat{l} / l)|`, so the interval is :math:`\hat{l} e^{\pm q}`; of a category
 :math:`s = 1 - \hat{p}_y`, so it holds the categories of probability 1 - q or more (Sadinle et al.
 2019), and those between. Images that are asked about in several ways, by several models, have an
@@ -10,7 +11,7 @@ interval each; what is told is their hull, which holds at least as often.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,17 @@ LEVEL = 0.9
 LENGTHS = ("long_axis", "short_axis")
 
 
-def quantile(scores: Sequence[float]) -> float | None:
-    """Return q of scores; None where they are too few to promise `LEVEL`.
+def quantile(scores: Iterable[float], patients: Iterable[str]) -> float | None:
+    """Return q of images' scores; None where the patients are too few to promise `LEVEL`.
 
-    >>> quantile(range(1, 20)), quantile(range(1, 9))
-    (18.0, None)
+    >>> quantile(range(1, 10), "abcdefghi"), quantile(range(1, 10), "abcdefghh")
+    (9.0, None)
     """
-    at = math.ceil(LEVEL * (len(scores) + 1))
-    return None if at > len(scores) else float(sorted(scores)[at - 1])
+    worst: dict[str, float] = {}
+    for score, patient in zip(scores, patients, strict=True):
+        worst[patient] = max(score, worst.get(patient, 0.0))
+    at = math.ceil(LEVEL * (len(worst) + 1))
+    return None if at > len(worst) else float(sorted(worst.values())[at - 1])
 
 
 def lengths(mask: Mask) -> dict[str, float] | None:
@@ -44,24 +48,29 @@ def lengths(mask: Mask) -> dict[str, float] | None:
 
 
 def fit(
-    pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]],
+    pairs: Sequence[tuple[str, Mapping[str, float], Mapping[str, float]]],
     chances: NDArray[np.float64],
     category: NDArray[np.int64],
+    patients: Sequence[str],
 ) -> dict[str, Any]:
     """Return the quantiles, JSON-able, with how many validation readings each is of.
 
     Args:
-        pairs: the model's lengths and the reader's, where both outline something.
+        pairs: the patient, the model's lengths and the reader's, where both outline something.
         chances: (N, G) calibrated probabilities.
         category: (N,) what the reader said.
+        patients: (N,) of whom.
     """
+    drawn = [patient for patient, _, _ in pairs]
+    missing = 1 - chances[np.arange(len(category)), category]
     return {
         "level": LEVEL,
         "outlined": len(pairs),
         "graded": len(category),
-        "category": quantile((1 - chances[np.arange(len(category)), category]).tolist()),
+        "patients": len({*drawn, *patients}),
+        "category": quantile(missing.tolist(), patients),
         **{
-            name: quantile([abs(math.log(said[name] / known[name])) for said, known in pairs])
+            name: quantile((abs(math.log(a[name] / b[name])) for _, a, b in pairs), drawn)
             for name in LENGTHS
         },
     }

@@ -4,10 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mtbench.training.task import Trained
+from mtbench_tasks._lesion.cases import Mask
+from mtbench_tasks._lesion.doubts import parts
+from mtbench_tasks._lesion.grid import Placement
+
+LESSER = 0.25  # of the largest region: a smaller one is taken for noise
 
 
 class Answer(NamedTuple):
@@ -77,3 +83,18 @@ def together(answers: Sequence[Answer]) -> Answer:
         torch.stack([answer.terms for answer in answers]).mean(0),
         answers[0].texture,
     )
+
+
+def regions_of(logits: Tensor, shape: tuple[int, ...]) -> list[Mask]:
+    """Return what an image's logits, (S, S), segment of it, (H, W), largest first."""
+    plane = Placement((shape[0], shape[1]), logits.shape[-1]).from_grid(logits)
+    drawn = plane.numpy() > 0
+    del plane  # of a large image, most of the memory
+    regions = parts(drawn)
+    return [region for region in regions if region.sum() >= LESSER * regions[0].sum()]
+
+
+def united(regions: Sequence[Mask], shape: tuple[int, ...]) -> Mask:
+    """Return the mask, (H, W), that is handed out: all regions of `regions_of`."""
+    mask: Mask = np.logical_or.reduce([np.zeros(shape, dtype=bool), *regions])
+    return mask

@@ -52,6 +52,7 @@ def evaluate(
     prepared = prepare(collection, task.image_size, cache_dir())
     cases, merged = evaluation_numbers.joined(collection.cases, prepared.images, prepared.hashes)
     problems = [*collection.problems, *prepared.broken.values()]
+    doubts = [*collection.doubts, *itertools.chain(*prepared.doubts.values())]
     fitted = [model.fitted for model in trained.members]
     seen = [known.get("seen") for known in fitted]
     chosen = evaluation_numbers.unseen(
@@ -98,8 +99,8 @@ def evaluate(
             silent=(truth, silent),
             left_out=len(prepared.hashes) - len(chosen),
             merged=merged,
-            problems=problems,
-            doubts=[*collection.doubts, *itertools.chain(*prepared.doubts.values())],
+            problems=len(problems),
+            doubts=len(doubts),
             known=all(own is not None for own in seen),
             started=any(model.init for model in trained.members),
             unworded=evaluation_numbers.unworded(split.cases, lexicon),
@@ -109,7 +110,10 @@ def evaluate(
             reduced=None if same else (origin.grades, limit, task.grades, task.high),
         )
     )
-    return evaluation_page.write(record, judged, to)
+    found = evaluation_page.write(record, judged, to)
+    both = ("the first problem", problems), ("the first that looks odd", doubts)
+    first = [f"{what}: {lines[0]}" for what, lines in both if lines]  # they name patients and files
+    return found._replace(notes=[*found.notes, *first])
 
 
 def _origin(

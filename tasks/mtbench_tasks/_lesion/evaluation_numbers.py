@@ -21,8 +21,7 @@ from mtbench_tasks._lesion.conformal import LENGTHS, lengths
 from mtbench_tasks._lesion.consensus import with_consensus
 from mtbench_tasks._lesion.descriptors import Lexicon, by_descriptor
 from mtbench_tasks._lesion.doubts import NEAR, copies
-from mtbench_tasks._lesion.ensemble import Answer, Ask, together
-from mtbench_tasks._lesion.grid import Placement
+from mtbench_tasks._lesion.ensemble import Answer, Ask, regions_of, together, united
 from mtbench_tasks._lesion.ood import OutOfDistribution, features
 from mtbench_tasks._lesion.scores import overlap
 from mtbench_tasks._lesion.splits import TRUTH, CaseSplit, Opinion, join_patients
@@ -215,7 +214,8 @@ def ask_all(
                     **_outlines(logits, drawn, case.spacing),
                 }
             )
-            opinions.append(split.opinions(at) | {MODEL: Opinion(said, (logits > 0)[None])})
+            on_grid = torch.from_numpy(united(regions_of(logits, logits.shape), logits.shape))
+            opinions.append(split.opinions(at) | {MODEL: Opinion(said, on_grid[None])})
     raters = sorted({name for case in opinions for name in case} - {MODEL, TRUTH})
     several = any(len(case) > 2 for case in opinions)
     return Judged(
@@ -251,11 +251,10 @@ def _terms(logits: Tensor, case: Case, lexicon: Lexicon) -> dict[str, str | None
 
 
 def _outlines(logits: Tensor, drawn: Tensor | None, spacing: float | None) -> dict[str, float]:
-    """Return how a mask on the grid and the reference's outline agree, and both their axes."""
+    """Return how the mask that is handed out and the reference agree, and both their axes."""
     if drawn is None:
         return {}
-    shape = (drawn.shape[0], drawn.shape[1])
-    found = Placement(shape, logits.shape[-1]).from_grid(logits) > 0
+    found = torch.from_numpy(united(regions_of(logits, drawn.shape), drawn.shape))
     dice, iou, distance = overlap(found, drawn)
     said, known = (lengths(mask.numpy()) for mask in (found, drawn))
     scale = spacing or math.nan
@@ -368,7 +367,7 @@ def _metrics(judged: Judged, of: Of, w: Floats) -> Iterator[dict[str, Any]]:
         "balanced_accuracy": bootstrap.balanced_accuracy(table),
         "kappa": bootstrap.kappa(table),
         "brier": bootstrap.mean((of.score - of.positive) ** 2, of.w),
-        "calibration_error_high": bootstrap.calibration_error(*of),
+        "calibration_error_high": bootstrap.calibration_error(of.score, of.positive, of.w[:1]),
         "observed / expected": bootstrap.ratio(of.w @ of.positive, of.w @ of.score),
     }
     for name, values in found.items():

@@ -25,7 +25,8 @@ from mtbench_tasks._lesion.reading import USE
 TITLE = "Evaluation of a trained model"
 INTERVALS = (
     f"Intervals are of 95 %: percentiles over {RESAMPLES:,} draws of as many patients as there "
-    "are, with replacement. Where there is none, the images are too few or too much alike."
+    "are, with replacement. Where there is none, the images are too few or too much alike. The "
+    "calibration error has none: on few images it is too large, and draws make it larger still."
 )
 NAMES = {
     "dice": "Dice", "iou": "IoU", "hd95": "95 % Hausdorff distance, pixels",
@@ -64,8 +65,8 @@ def notes(
     silent: tuple[str | None, int],
     left_out: int,
     merged: int,
-    problems: Sequence[str],
-    doubts: Sequence[str],
+    problems: int,
+    doubts: int,
     known: bool,
     started: bool,
     unworded: Sequence[str],
@@ -81,8 +82,8 @@ def notes(
         silent: the reader whose word is the truth, and of how many images they said nothing.
         left_out: how many images are of patients whom the model has seen.
         merged: how many patients fewer there are, as some share an image.
-        problems: what could not be read.
-        doubts: what looks odd and was used.
+        problems: how much could not be read.
+        doubts: how much looks odd and was used.
         known: whether the model knows its training's images.
         started: whether it started from another model's weights.
         unworded: the data's words for descriptors that are no terms.
@@ -148,10 +149,11 @@ def notes(
             f"{unlike} of {record['images']} images do not look like the training's: are they of "
             "the same organ, the right way up?"
         )
+    # A page goes to others, and these lines name patients and files.
     if problems:
-        yield f"{len(problems)} cases or rows could not be used; the first: {problems[0]}"
+        yield f"{problems} cases or rows could not be used: `mtbench data verify` names them"
     if doubts:
-        yield f"what looks odd is used (found {len(doubts)}); the first: {doubts[0]}"
+        yield f"what looks odd is used (found {doubts}): `mtbench data verify` names it"
     if record["patients"] < FEW:
         few = f"patients: {record['patients']}, which is few"
         yield f"{few}: intervals are too narrow, or cannot be given"
@@ -181,6 +183,7 @@ def _tables(record: Record) -> Iterator[Table]:
                 *(
                     (f"{rate} on validation", *(_plain(p[rate]) for p in points))
                     for rate in RATES[:2]
+                    if rate in points[0]  # of one model
                 ),
             ],
         )

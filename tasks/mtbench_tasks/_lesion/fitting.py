@@ -1,7 +1,7 @@
 """What is told of a trained model once, on the images that it was trained and chosen on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,20 +49,23 @@ def fit(
         inputs = train.images(positions)
         seen += map(features, inputs[:, 0], predictor(inputs)[1].texture)
     others, outputs, terms = list[NDArray[np.float64]](), [], []
-    pairs: list[tuple[dict[str, float], dict[str, float]]] = []
+    patients = np.array([case.patient for case in val.cases])
+    pairs: list[tuple[str, dict[str, float], dict[str, float]]] = []
     for positions in torch.split(torch.arange(len(val)), BATCH):
         batch = val.batch(positions)
         found = predictor(batch["inputs"])
         others += map(features, batch["inputs"][:, 0], found[1].texture)
         meter.update(found, batch)
-        pairs += _lengths(found[0][:, 0].float().cpu(), batch["masks"], size)
+        planes = found[0][:, 0].float().cpu()
+        pairs += _lengths(patients[positions.numpy()], planes, batch["masks"], size)
         outputs.append(found[1].logits.float().cpu())
         if lexicon:
             terms.append(found[1].descriptors.float().cpu())
     measured = {k: None if math.isnan(v) else v for k, v in meter.compute().items()}
     graded = val.category >= 0
     logits, category = torch.cat(outputs)[graded], val.category[graded]
-    scale = temperature(logits, category)
+    owners = patients[graded.numpy()].tolist()
+    scale = temperature(logits, category, owners)
     chances = (logits / scale).softmax(1).double().numpy()
     errors = [calibration_error(z, category) for z in (logits, logits / scale)]
     before, after = (None if math.isnan(error) else error for error in errors)
@@ -85,7 +88,7 @@ def fit(
             "outlined": int(val.has_mask.sum()),
         },
         "operating": points(chances[:, high:].sum(1), (category >= high).numpy()),
-        "spread": conformal.fit(pairs, chances, category.numpy()),
+        "spread": conformal.fit(pairs, chances, category.numpy(), owners),
         "seen": train.hashes() + val.hashes(),
         ood.KEY: OutOfDistribution.fit(np.array(seen), np.array(others)).to_json(),
         "radiomics": {
@@ -99,14 +102,14 @@ def fit(
 
 
 def _lengths(
-    logits: torch.Tensor, masks: Sequence[torch.Tensor], size: int
-) -> list[tuple[dict[str, float], dict[str, float]]]:
-    """Return a lesion's lengths as said and as drawn, where both have an outline."""
+    patients: Iterable[str], logits: torch.Tensor, masks: Sequence[torch.Tensor], size: int
+) -> list[tuple[str, dict[str, float], dict[str, float]]]:
+    """Return whose a lesion is, its lengths as said and as drawn, where both have an outline."""
     pairs = []
-    for plane, drawn in zip(logits, masks, strict=True):
+    for patient, plane, drawn in zip(patients, logits, masks, strict=True):
         if (known := conformal.lengths(drawn.numpy())) is None:
             continue
         shown = Placement((drawn.shape[0], drawn.shape[1]), size)
         if said := conformal.lengths(shown.from_grid(plane).numpy() > 0):
-            pairs.append((said, known))
+            pairs.append((patient, said, known))
     return pairs

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STRAIGHT = 0.02  # of a direction's cosines: what is further off an axis is oblique
 NEAR = 0.6  # pixels: so far two centres may lie apart
+SAME = 0.01  # of a picture's height and width in millimetres: what differs by more is another
 
 
 def inspect(path: Path) -> Geometry:
@@ -66,13 +67,19 @@ def aligned(mask: NDArray[Any], mine: Pose, image: Pose) -> NDArray[Any]:
     """Return a mask's values as they lie on the image, by what both headers say.
 
     Raises:
-        DataError: the two lie in different places, or at an angle.
+        DataError: the two lie in different places, at an angle, or are not of one size.
     """
     turn = np.array([[a @ b for b in (mine.down, mine.right)] for a in (image.down, image.right)])
     if not np.allclose(np.abs(turn), np.round(np.abs(turn)), atol=STRAIGHT) or not np.allclose(
         np.abs(np.linalg.det(turn)), 1, atol=0.1
     ):
         raise DataError("lies at an angle to its image; resample it to the image's grid")
+    size = np.abs(turn) @ mine.size
+    if not np.allclose(size, image.size, rtol=SAME, atol=0):
+        own, its = (" x ".join(f"{side:.4g}" for side in each) for each in (size, image.size))
+        raise DataError(
+            f"its header makes it {own} mm, and its image is {its} mm; write both with one affine"
+        )
     apart = float(np.linalg.norm(mine.centre - image.centre))
     if apart > NEAR * image.step:
         raise DataError(
@@ -177,7 +184,8 @@ def _geometry(header: "sitk.ImageFileReader") -> Geometry:
     ) if is_so]  # fmt: skip
     if _disagree(header):
         told.append("its header says two directions (qform and sform): look at it as it is shown")
-    pose = Pose(first, -second if upwards else second, centre, min(across, down))
+    size = np.array([height * down, width * across])
+    pose = Pose(first, -second if upwards else second, centre, min(across, down), size)
     # 1 x 1 mm is what writers put who do not know.
     spacing = None if across == down == 1 else (float(down), float(across))
     return geometry((height, width), spacing, pose=pose, told=tuple(told))

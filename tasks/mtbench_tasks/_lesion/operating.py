@@ -45,14 +45,16 @@ def points(score: NDArray[np.float64], positive: NDArray[np.bool_]) -> list[dict
 
 
 def shared(fitted: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the operating points of models that are asked together: their mean."""
+    """Return a model's operating points; of several that are asked together the mean thresholds.
+
+    What these give on validation, nobody has measured.
+    """
     each = [known.get("operating") for known in fitted]
     if not all(each):
         return []
+    if len(each) == 1:
+        return [dict(point) for point in each[0] or ()]
     return [
-        {
-            key: value if isinstance(value, str) else float(np.mean([p[key] for p in same]))
-            for key, value in same[0].items()
-        }
+        {"rule": same[0]["rule"], "threshold": float(np.mean([p["threshold"] for p in same]))}
         for same in zip(*(found or [] for found in each), strict=True)
     ]

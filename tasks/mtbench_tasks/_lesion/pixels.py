@@ -29,12 +29,14 @@ class Pose:
         down: (3,) the direction in which rows are counted.
         centre: (3,) the middle of the picture.
         step: the finer side of a pixel.
+        size: (2,) the picture's height and width.
     """
 
     right: NDArray[np.float64]
     down: NDArray[np.float64]
     centre: NDArray[np.float64]
     step: float
+    size: NDArray[np.float64]
 
 
 @dataclass(frozen=True)

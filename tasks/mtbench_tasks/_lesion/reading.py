@@ -19,9 +19,9 @@ from mtbench.errors import DataError
 from mtbench_tasks._lesion import burnt, calipers, descriptors
 from mtbench_tasks._lesion.cases import Image, Mask, View
 from mtbench_tasks._lesion.conformal import interval, lengths
-from mtbench_tasks._lesion.doubts import of_image, parts
-from mtbench_tasks._lesion.ensemble import Answer, Ask, together
-from mtbench_tasks._lesion.grid import Placement, to_input
+from mtbench_tasks._lesion.doubts import of_image
+from mtbench_tasks._lesion.ensemble import Answer, Ask, regions_of, together, united
+from mtbench_tasks._lesion.grid import to_input
 from mtbench_tasks._lesion.ood import OutOfDistribution, Vector, features
 from mtbench_tasks._lesion.pixels import Picture, implausible
 from mtbench_tasks._lesion.radiomics import CLIP, FEATURES, Standardiser, extract, usable
@@ -33,7 +33,6 @@ ODD = 3  # features outside the training's range: one or two are chance
 CLEAR = 0.5  # of the probability: a category that has less is no headline
 UNCLEAR, NOTHING = "No clear category", "No lesion found"
 BESIDE = 0.25  # of the smallest view: on DDTI's screens at most 0.09 beside the views is lit
-LESSER = 0.25  # of the largest region: a smaller one is taken for noise
 WRITTEN = (
     "_mask.png", "_overlay.png", "_report.html", "_report.pdf", "_seg.dcm", "_sr.dcm"
 )  # fmt: skip
@@ -183,11 +182,11 @@ def read(
         grid = to_input(image[box], size)
         answers = ask(grid[None])
         answer, shape = together(answers), image[box].shape
-        regions, probabilities = _regions(answer, shape), answer.chances[0].numpy()
+        regions, probabilities = regions_of(answer.logits[0], shape), answer.chances[0].numpy()
         terms = answer.terms[0]
         described.append(features(grid[0], answer.texture[0]))
-        whole[box] = np.logical_or.reduce([np.zeros(whole[box].shape, dtype=bool), *regions])
-        largest = regions[0] if regions else np.zeros(whole[box].shape, dtype=bool)
+        whole[box] = united(regions, shape)
+        largest = regions[0] if regions else whole[box]
         rows, columns = box
         place = [columns.start, rows.start, columns.stop, rows.stop]
         views.append(
@@ -342,15 +341,6 @@ def outlined(image: Image, mask: Mask) -> tuple[Pil.Image, int]:
     return picture, fewer
 
 
-def _regions(answer: Answer, shape: tuple[int, ...]) -> list[Mask]:
-    """Return what is segmented, at a view's resolution, largest first."""
-    plane = Placement((shape[0], shape[1]), answer.logits.shape[-1]).from_grid(answer.logits[0])
-    drawn = plane.numpy() > 0
-    del plane  # of a large image, most of the memory
-    regions = parts(drawn)
-    return [region for region in regions if region.sum() >= LESSER * regions[0].sum()]
-
-
 def _interval(
     answers: Sequence[Answer],
     shape: tuple[int, ...],
@@ -363,7 +353,7 @@ def _interval(
         return None
     looks = []
     for answer in answers:
-        own = regions if len(answers) == 1 else _regions(answer, shape)
+        own = regions if len(answers) == 1 else regions_of(answer.logits[0], shape)
         found = lengths(own[0]) if own else None
         looks.append((answer.spread, found, answer.chances[0].tolist()))
     return interval(looks, grades, spacing)

@@ -43,9 +43,10 @@ class LesionMeter(Meter):
 
     Mask metrics are means over images, at each one's own resolution, to which the logits are
     interpolated; the distance is in its pixels, and in millimetres over those images whose spacing
-    is known. An empty prediction is as far away as the image's diagonal. AUROC is the mean, over
-    the grades that occur and are not all there is, of one grade against the rest; ``auroc_high`` is
-    that of the summed probability of the grades from `high` on.
+    is known. An empty prediction is as far away as the image's diagonal. These masks are those
+    before `ensemble.regions_of` leaves small regions out, as `predict` and `evaluate` do. AUROC is
+    the mean, over the grades that occur and are not all there is, of one grade against the rest;
+    ``auroc_high`` is that of the summed probability of the grades from `high` on.
     """
 
     def __init__(self, grades: Sequence[str], high: int) -> None:
@@ -80,7 +81,8 @@ class LesionMeter(Meter):
         each = [_auroc(p[:, c], y == c) for c in range(count)]
         defined = [value for value in each if not math.isnan(value)]
         found["auroc"] = sum(defined) / len(defined) if defined else math.nan
-        found["auroc_high"] = _auroc(p[:, self.high :].sum(1), y >= self.high)
+        score = p[:, self.high :].double().sum(1).clamp(max=1)  # above 1 it is taken for logits
+        found["auroc_high"] = _auroc(score, y >= self.high)
         if count > 2:
             found.update({f"auroc[{g}]": v for g, v in zip(self.grades, each, strict=True)})
         present = y.unique()
