@@ -14,6 +14,11 @@ def norm(parts: Iterable[Tensor | None]) -> Tensor:
     return torch.stack(squares).sum().sqrt() if squares else torch.zeros((), dtype=torch.float64)
 
 
+def sample_squares(grad: Tensor) -> Tensor:
+    """Return each sample's squared norm, (B,), float64, of a gradient (B, ...) or (B,)."""
+    return grad.double().square()[:, None].flatten(1).sum(1)
+
+
 def divisors(losses: Tensor) -> Tensor:
     """Return what turns gradients of losses into those of their logarithms: |L_k|, 1 for 0."""
     return losses.abs().masked_fill(losses == 0, 1)

@@ -8,6 +8,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Balancer
 from mtbench.balancing.step import Step
 from mtbench_baselines._checks import positive, unit_interval
+from mtbench_baselines._norms import sample_squares
 from mtbench_baselines._preference import drawn, ray
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class EnCodec(Balancer):
 def _norms(step: Step) -> Tensor:
     """Return per objective the mean norm of the samples' gradients, over all ranks, (K,)."""
     rows = [
-        torch.stack([part.double().square()[:, None].flatten(1).sum(1) for part in grads]).sum(0)
+        torch.stack([sample_squares(part) for part in grads]).sum(0)
         for grads in step.feature_grads()
     ]
     samples: Tensor = step.ranks.gather(torch.stack(rows, dim=1))

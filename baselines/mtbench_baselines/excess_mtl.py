@@ -88,15 +88,12 @@ class ExcessMTL(Balancer):
             self.initial.zero_()
             self.roots = new_state(jacobian, *jacobian.shape)
         # The root of the sum of squares without squaring, which would leave float32's range.
-        rows = [row.to(self.roots) for row in jacobian]
-        for row, root in zip(rows, self.roots, strict=True):
+        excesses = []
+        for gradient, root in zip(jacobian, self.roots, strict=True):
+            row = gradient.to(root)
             torch.hypot(root, torch.where(finite, row, 0), out=root)
-        excess = torch.stack(
-            [
-                (row / root).nan_to_num_(0) @ row  # 0 / 0: a parameter without a gradient
-                for row, root in zip(rows, self.roots, strict=True)
-            ]
-        ).to(self.initial)
+            excesses.append((row / root).nan_to_num_(0) @ row)  # 0 / 0: a parameter without one
+        excess = torch.stack(excesses).to(self.initial)
         active = finite & (excess > 0)
         known = active & (self.initial > 0)
         risk = torch.where(known, excess / self.initial.masked_fill(~known, 1), 0)

@@ -9,6 +9,7 @@ from torch import Tensor
 from mtbench.balancing.balancer import Weighting
 from mtbench.balancing.step import Space, Step
 from mtbench_baselines._checks import at_least, nonnegative, one_of
+from mtbench_baselines._norms import sample_squares
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -89,17 +90,12 @@ class NTKMTL(Weighting):
         if self.space == "shared":
             return super().balance(step)
         step.release()
-        rows = [_squares(grads[step.latent]) for grads in step.feature_grads()]
+        rows = [sample_squares(grads[step.latent]) for grads in step.feature_grads()]
         samples = step.ranks.gather(torch.stack(rows, dim=1))
         eigenvalues = torch.stack([_top_eigenvalue(row, self.splits) for row in samples.T])
         weights = self.weigh(torch.diag(eigenvalues.cpu()), step.host_values)
         step.backward(weights, self.space, head_weights=weights)
         return weights
-
-
-def _squares(grad: Tensor) -> Tensor:
-    """Return each sample's squared norm, (B,), of a gradient (B, ...)."""
-    return grad.double().square()[:, None].flatten(1).sum(1)
 
 
 def _top_eigenvalue(squares: Tensor, splits: int) -> Tensor:

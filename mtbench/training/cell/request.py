@@ -79,19 +79,17 @@ class Request:
                 f"the task and a method are both called {task!r}: rename one of their files"
             )
         task_class = task_entry.load(Task)
-        if "data" in given and "data" not in params.declared(task_class):
-            raise UsageError(f"--data: task {task} takes no data; leave it out")
-        share = overrides.route(
-            given,
-            {
-                "task": {task: list(params.declared(task_class))},
-                "recipe": {"recipe": list(params.declared(Recipe))},
-                "method": {
-                    part: list(known) for method in found for part, known in method.declared.items()
-                },
+        owners = {
+            "task": {task: list(params.declared(task_class))},
+            "recipe": {"recipe": list(params.declared(Recipe))},
+            "method": {
+                part: list(known) for method in found for part, known in method.declared.items()
             },
-            options,
-        )
+        }
+        keys = {key for group in owners.values() for own in group.values() for key in own}
+        if "data" in given and "data" not in keys:
+            raise UsageError(f"--data: task {task} takes no data; leave it out")
+        share = overrides.route(given, owners, options)
         task_params = params.resolve(task_class, share[task], task)
         instance = task_class(**task_params)
         must_declare(instance)
